@@ -1,0 +1,20 @@
+"""Letters of residues and nucleotides, and what to do with the others."""
+
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+NUCLEOTIDES = "ACGT"
+IUPAC_NUCLEOTIDES = "ACGTURYSWKMBDHVN"
+
+
+def strangers(sequence: bytes, alphabet: str) -> bytes:
+    """The bytes of `sequence` that are not in `alphabet`, in order."""
+    return sequence.translate(None, alphabet.encode())
+
+
+def looks_like_nucleotides(sequence: bytes) -> bool:
+    """More than 90 % of the letters are A C G T U N, and there are enough of them to tell."""
+    return len(sequence) >= 20 and len(strangers(sequence.upper(), "ACGTUN")) < 0.1 * len(sequence)
+
+
+def looks_like_protein(sequence: bytes) -> bool:
+    """Holds letters that are residues but no nucleotide code of IUPAC."""
+    return bool(strangers(strangers(sequence.upper(), "ACGTUN"), IUPAC_NUCLEOTIDES))

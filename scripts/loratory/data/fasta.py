@@ -1,0 +1,55 @@
+"""Streaming FASTA reader on bytes (plain or gzip)."""
+
+from collections.abc import Iterator
+
+from loratory.data.files import decoded, read_blocks
+from loratory.data.ledger import Ledger
+from loratory.errors import InputError
+
+
+def read_fasta(path, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[str, str, str, bytes]]:
+    """Yields `(file:record number, id, whole header, sequence without line ends)`.
+
+    The id is the header up to its first blank. Sequences are handed on as they stand (case, any letters): alphabets
+    are the caller's business. Records without id or sequence, and repeated ids, go to `ledger.error`.
+
+    Raises:
+        InputError: the file is empty, is not FASTA, is a damaged gzip file, or a header is not UTF-8.
+    """
+    first_seen: dict[str, int] = {}
+    for number, raw in enumerate(split_records(path), start=1):
+        ledger.seen()
+        where = f"{path}:{number}"
+        line, _, body = raw.partition(b"\n")
+        header = decoded(line, path, number, encoding).strip()
+        id, sequence = header.split(None, 1)[0] if header else "", body.translate(None, b"\r\n")
+        if not id:
+            ledger.error(InputError(where, "header without an id", ">", "`>id description`", reason="no_id"))
+        elif not sequence:
+            error = InputError(where, "record without a sequence", id, "at least one letter", reason="no_sequence")
+            ledger.error(error, id)
+        elif id in first_seen:
+            what = f"duplicate id, first seen at record {first_seen[id]}"
+            ledger.error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
+        else:
+            first_seen[id] = number
+            yield where, id, header, sequence
+
+
+def split_records(path) -> Iterator[bytes]:
+    """Yields each record's bytes without its leading `>`."""
+    rest = None
+    for block in read_blocks(path):
+        if rest is None:
+            block = block.lstrip()
+            if not block:
+                continue
+            if not block.startswith(b">"):
+                start = block[:20].decode("utf-8", "replace")
+                raise InputError(f"{path}:1", "not FASTA", start, "a first character `>`", reason="not_fasta")
+            rest, block = b"", block[1:]
+        *records, rest = (rest + block).split(b"\n>")
+        yield from records
+    if rest is None:
+        raise InputError(path, "the file holds no records", expected="FASTA records", reason="empty")
+    yield rest

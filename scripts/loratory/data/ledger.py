@@ -1,0 +1,71 @@
+"""The account of every raw record: kept, or rejected with a reason."""
+
+from collections import Counter
+
+from loratory.data.files import whole
+from loratory.errors import InputError, shown
+
+HEADER = ("file", "record", "id", "reason", "detail")
+
+
+class Ledger:
+    """Counts what was read and notes what was not kept.
+
+    A reader calls `seen()` once for each raw record and then either yields it, calls `error` (malformed) or calls
+    `drop` (sound but outside the policy, such as too short).
+
+    Args:
+        on_error: `fail` raises the first malformed record; `skip` notes it.
+    """
+
+    def __init__(self, on_error: str = "fail"):
+        self.on_error = on_error
+        self.n_in = 0
+        self.n_malformed = 0
+        self.rows: list[tuple] = []
+
+    def seen(self):
+        self.n_in += 1
+
+    def error(self, error: InputError, id: str = ""):
+        """A malformed record.
+
+        Raises:
+            InputError: with `on_error: fail`.
+        """
+        if self.on_error == "fail":
+            raise error
+        self.n_malformed += 1
+        file, _, record = error.where.rpartition(":")
+        self.rows.append((file, record, id, error.reason, shown_detail(error.detail)))
+
+    def drop(self, file, record, id: str, reason: str, detail=""):
+        """A sound record that the dataset's policy leaves out."""
+        self.rows.append((str(file), str(record), id, reason, shown_detail(detail)))
+
+    def reasons(self) -> dict[str, int]:
+        return dict(sorted(Counter(row[3] for row in self.rows).items()))
+
+    def check(self, where, n_kept: int, max_reject_fraction: float):
+        """Raises:
+        InputError: too many malformed records, or records that are neither kept nor rejected.
+        """
+        if self.n_malformed > max_reject_fraction * self.n_in:
+            raise InputError(
+                where,
+                f"{self.n_malformed} of {self.n_in} records are malformed",
+                expected=f"at most {max_reject_fraction:.1%} of them (`max_reject_fraction`)",
+                fix=f"mend the input; the first is {self.rows[0][0]}:{self.rows[0][1]}: {self.rows[0][4]}",
+            )
+        if self.n_in != n_kept + len(self.rows):
+            raise AssertionError(f"{where}: {self.n_in} read, {n_kept} kept, {len(self.rows)} rejected: lost records")
+
+    def write(self, path):
+        """One tab-separated row for each rejected record, sorted."""
+        with whole(path) as aside:
+            rows = sorted(tuple(str(cell).replace("\t", " ") for cell in row) for row in self.rows)
+            aside.write_text("".join("\t".join(row) + "\n" for row in [HEADER, *rows]))
+
+
+def shown_detail(detail) -> str:
+    return " ".join(str(detail).split())[:200] if detail != "" else shown("-")

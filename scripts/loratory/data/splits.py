@@ -1,0 +1,92 @@
+"""Which split a group belongs to, and whether two splits share anything."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from itertools import pairwise
+
+from loratory.errors import InputError
+
+SPLITS = ("train", "gate", "valid", "test")
+PROTECTED = ("test", "valid", "gate", "train")  # a record that leaks is dropped from the later of two splits
+
+
+def position(key: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but `key` and `seed`; equal on every machine."""
+    digest = blake2b(key.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def assign(groups: Sequence[str], fractions: Mapping[str, float], seed: int, where) -> list[str]:
+    """The split of each record, decided by its group alone.
+
+    Groups are ordered by `position` and cut where the running count of *records* reaches each fraction, so that
+    file order is irrelevant and splits keep their share even when groups are few and unequal.
+
+    Raises:
+        InputError: there are too few groups to fill every split.
+    """
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    wanted = [split for split in PROTECTED if fractions[split] > 0]
+    if len(sizes) < len(wanted):
+        largest = max(sizes.values(), default=0) / max(1, len(groups))
+        raise InputError(
+            where,
+            f"{len(sizes)} groups cannot fill {len(wanted)} splits; the largest holds {largest:.0%} of the records",
+            expected="at least one group a split",
+            fix="give more data, or loosen what makes a group",
+            reason="degenerate_split",
+        )
+    order = sorted(sizes, key=lambda group: (position(group, seed), group))
+    home, done, at = {}, 0, 0
+    bounds = [sum(fractions[s] for s in wanted[: i + 1]) * len(groups) for i in range(len(wanted))]
+    for index, group in enumerate(order):
+        left_groups = len(order) - index
+        home[group] = wanted[at]
+        done += sizes[group]
+        full = done >= bounds[at]
+        needed = len(wanted) - 1 - at == left_groups - 1  # the splits after this one need every group left
+        if at < len(wanted) - 1 and (full or needed):
+            at += 1
+    return [home[group] for group in groups]
+
+
+def components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
+    """Connected components of `n` items: the smallest member's index stands for each item's component."""
+    parent = list(range(n))
+
+    def root(i):
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for a, b in links:
+        a, b = root(a), root(b)
+        parent[max(a, b)] = min(a, b)
+    return [root(i) for i in range(n)]
+
+
+def linked_by(*keys: Sequence[str]) -> list[tuple[int, int]]:
+    """Links between items that share a value of any of the key columns; empty values link nothing."""
+    links = []
+    for column in keys:
+        members: dict[str, list[int]] = {}
+        for i, key in enumerate(column):
+            if key:
+                members.setdefault(key, []).append(i)
+        for group in members.values():
+            links += pairwise(group)
+    return links
+
+
+def shared(splits: Mapping[str, Sequence[Mapping]], column: str) -> int:
+    """How many values of `column` occur in more than one split."""
+    home: dict = {}
+    twice = set()
+    for split, records in splits.items():
+        for record in records:
+            if home.setdefault(record[column], split) != split:
+                twice.add(record[column])
+    return len(twice)

@@ -1,0 +1,28 @@
+"""One package per domain. A domain is these five modules; nothing else names it.
+
+`sources.py`  (imported while the config is read: pydantic only, nothing heavy)
+    Files        subclass of `contract.FilesOptions`: paths of raw public files and how to read them
+    Simulation   subclass of `contract.Options` with `kind: Literal["simulate"]`: size and traits of the simulator
+    Dataset      subclass of `contract.DatasetOptions`: what is kept, how records are grouped
+    Task         subclass of `contract.TaskOptions`: how a record is put to a model
+    FAMILIES     {base family: outputs that are predicted there}; outputs are "nll", "choice", "text", "sample"
+`build.py`
+    COLUMNS      {column: Arrow type} of a record beside `id` and `group`
+    read(files, dataset, ledger) -> iterator of records (dicts with `id` and COLUMNS), validated; see `data.ledger`
+    group(records, dataset) -> group of each record: what must not stand in two splits
+    split(records, groups, dataset, seed) -> split of each record; optional, by default groups are hashed
+    leaks(held_out, others, dataset) -> {id among others: id of the held-out record it resembles}; optional
+    proof(splits, dataset) -> {name of a count that must be 0: count}
+    summary(records) -> facts for the dataset card; optional
+`task.py`
+    examples(records, task, family) -> list of `contract.Example`, one or more for a record, in the records' order
+    samples(n, task, family) -> n Examples with an empty target, to be continued; only with the output "sample"
+    baselines(train, test, task) -> {system: prediction rows}; optional, controls that need no language model
+`metrics.py`
+    METRICS      tuple of `contract.Metric`
+    columns(rows, records, task) -> {column: array}, aligned with `rows`: what the metrics look at
+`simulate.py`
+    simulate(simulation, population, seed, out) -> dict of `Files` fields with paths relative to `out`;
+                 writes raw files in the public formats. `population` is "general" (what bases are pretrained on) or
+                 "domain" (what adapters learn): the two differ in distribution and share no record.
+"""

@@ -1,0 +1,127 @@
+"""Raw files → records in leak-proof splits, with an account of every record; and the proof, made anew from the files."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loratory import registry
+from loratory.data import splits
+from loratory.data.files import sha256, whole, write_json
+from loratory.data.ledger import Ledger
+from loratory.errors import InputError
+
+CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
+
+
+def build_dataset(domain: str, files, dataset, seed: int, out) -> None:
+    """Writes `{train,gate,valid,test}.parquet`, `card.json` and `rejects.tsv` into the folder `out`, all or nothing.
+
+    Args:
+        files, dataset: the domain's `Files` and `Dataset` options.
+
+    Raises:
+        InputError: malformed input, nothing left after filtering, or splits that cannot be kept apart.
+    """
+    build = registry.load("domain", domain, "build")
+    ledger = Ledger(dataset.on_error)
+    records = sorted(build.read(files, dataset, ledger), key=lambda record: record["id"])
+    records = keep_sample(records, dataset.max_records, seed, ledger, domain)
+    if not records:
+        what = f"no record is left of {ledger.n_in}; rejected: {ledger.reasons()}"
+        raise InputError(domain, what, expected="records that pass the filters", fix="loosen `dataset:`")
+    for record, group in zip(records, build.group(records, dataset)):
+        record["group"] = group
+    parts = split_records(domain, build, records, dataset, seed, ledger)
+    ledger.check(domain, sum(map(len, parts.values())), dataset.max_reject_fraction)
+    with whole(out) as folder:
+        folder.mkdir(parents=True)
+        for split, part in parts.items():
+            write_records(folder / f"{split}.parquet", build, part)
+        ledger.write(folder / REJECTS)
+        write_json(folder / CARD, card(domain, build, files, dataset, seed, parts, ledger))
+
+
+def keep_sample(records: list[dict], limit: int | None, seed: int, ledger: Ledger, domain: str) -> list[dict]:
+    """The `limit` records with the smallest hashes: the same ones in whatever order they came."""
+    if limit is None or len(records) <= limit:
+        return records
+    order = sorted(records, key=lambda record: (splits.position(record["id"], seed), record["id"]))
+    for record in order[limit:]:
+        ledger.drop(domain, "-", record["id"], "not_sampled")
+    return sorted(order[:limit], key=lambda record: record["id"])
+
+
+def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledger) -> dict[str, list[dict]]:
+    """Splits by group, then drops from the less protected splits whatever resembles a more protected one."""
+    groups = [record["group"] for record in records]
+    if hasattr(build, "split"):
+        homes = build.split(records, groups, dataset, seed)
+    else:
+        homes = splits.assign(groups, dataset.split.model_dump(), seed, domain)
+    parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
+    if hasattr(build, "leaks"):
+        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
+            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
+            found = build.leaks(parts[held_out], others, dataset)
+            for id, source in sorted(found.items()):
+                ledger.drop(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
+            parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
+    for split, part in parts.items():
+        if not part:
+            what = f"split `{split}` is empty; {({s: len(p) for s, p in parts.items()})}"
+            raise InputError(domain, what, expected="records in every split", fix="give more data or other fractions")
+    return parts
+
+
+def schema(build) -> pa.Schema:
+    columns = {"id": "string", "group": "string", **build.COLUMNS}
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+
+
+def write_records(path: Path, build, records: list[dict]):
+    pq.write_table(pa.Table.from_pylist(records, schema=schema(build)), path, compression="zstd")
+
+
+def read_split(folder, split: str) -> list[dict]:
+    """The records of one split, as dicts, in id order."""
+    return pq.read_table(Path(folder) / f"{split}.parquet").to_pylist()
+
+
+def card(domain: str, build, files, dataset, seed: int, parts, ledger: Ledger) -> dict:
+    """Counts that add up, and where everything came from; the same input gives the same bytes."""
+    kept = sum(map(len, parts.values()))
+    facts = build.summary([r for part in parts.values() for r in part]) if hasattr(build, "summary") else {}
+    return {
+        "domain": domain,
+        "n_in": ledger.n_in,
+        "n_kept": kept,
+        "n_rejected": ledger.reasons(),
+        "records": {split: len(part) for split, part in parts.items()},
+        "groups": {split: len({r["group"] for r in part}) for split, part in parts.items()},
+        "summary": facts,
+        "source": files.model_dump(mode="json"),
+        "options": dataset.model_dump(mode="json"),
+        "seed": seed,
+    }
+
+
+def audit_split(domain: str, folder, dataset, out) -> None:
+    """Proves from the written files alone that nothing of the held-out splits is in a less protected one.
+
+    Raises:
+        InputError: a count that must be 0 is not.
+    """
+    build = registry.load("domain", domain, "build")
+    parts = {split: read_split(folder, split) for split in splits.SPLITS}
+    counts = build.proof(parts, dataset)
+    counts["ids_in_two_splits"] = splits.shared(parts, "id")
+    if hasattr(build, "leaks"):
+        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
+            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
+            counts[f"resembles_{held_out}"] = len(build.leaks(parts[held_out], others, dataset))
+    broken = {name: count for name, count in counts.items() if count}
+    if broken:
+        raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
+    files = {split: sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
+    write_json(out, {"domain": domain, "counts": counts, "sha256": files})

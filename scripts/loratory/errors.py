@@ -1,0 +1,37 @@
+"""The one exception that tells a user what is wrong with what they gave."""
+
+SHOWN = 40  # longest piece of a user's value that an error line repeats
+
+
+class InputError(Exception):
+    """Bad input, told in one line.
+
+    `{where}: {what} ({value}); expected {expected}; fix: {fix}`
+
+    Args:
+        where: `file:record`, `file:line` or the config key.
+        what: what is wrong.
+        value: the offending value; cut to 40 characters.
+        expected: what would have been right.
+        fix: what the user can do.
+        reason: short slug for `rejects.tsv`, such as `residue`; words joined by `_`.
+    """
+
+    def __init__(self, where, what, value=None, expected=None, fix=None, reason="malformed"):
+        self.where, self.reason = str(where), reason
+        line = what
+        if value is not None:
+            line += f" ({shown(value)})"
+        if expected:
+            line += f"; expected {expected}"
+        if fix:
+            line += f"; fix: {fix}"
+        self.detail = line
+        super().__init__(f"{where}: {line}")
+
+
+def shown(value) -> str:
+    """`value` on one line, cut to 40 characters."""
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text.split()) or repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

@@ -1,0 +1,38 @@
+"""Finding what is registered: a kind is a module of a package, named as in the config.
+
+Nothing is imported to list names, so that reading a config stays light.
+"""
+
+import difflib
+import importlib
+import pkgutil
+
+from loratory.errors import InputError
+
+PACKAGES = {"domain": "loratory.domains", "method": "loratory.adapters.methods", "mixer": "loratory.mixers.kinds"}
+
+
+def names(noun: str) -> list[str]:
+    """The registered names of `noun` (`domain`, `method` or `mixer`), sorted."""
+    package = importlib.import_module(PACKAGES[noun])
+    modules = pkgutil.iter_modules(package.__path__)
+    return sorted(m.name for m in modules if m.ispkg or noun != "domain")
+
+
+def load(noun: str, name: str, part: str = ""):
+    """The module of a registered name, or one `part` (submodule) of it.
+
+    Raises:
+        InputError: no such name.
+    """
+    if name not in names(noun):
+        raise unknown("config", noun, name, names(noun))
+    return importlib.import_module(".".join(filter(None, [PACKAGES[noun], name, part])))
+
+
+def unknown(where, noun: str, name, allowed) -> InputError:
+    """The error for a name that is not among `allowed`, with the nearest one."""
+    allowed = sorted(map(str, allowed))
+    near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    fix = f"did you mean `{near[0]}`?" if near else None
+    return InputError(where, f"unknown {noun}", name, f"one of {', '.join(allowed) or 'none'}", fix)
