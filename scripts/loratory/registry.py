@@ -36,3 +36,8 @@ def unknown(where, noun: str, name, allowed) -> InputError:
     near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
     fix = f"did you mean `{near[0]}`?" if near else None
     return InputError(where, f"unknown {noun}", name, f"one of {', '.join(allowed) or 'none'}", fix)
+
+
+def outputs(domain: str, family: str) -> tuple[str, ...]:
+    """What is predicted for a domain by a base of a family."""
+    return load("domain", domain, "sources").FAMILIES[family]

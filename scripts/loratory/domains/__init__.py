@@ -5,6 +5,7 @@
     Simulation   subclass of `contract.Options` with `kind: Literal["simulate"]`: size and traits of the simulator
     Dataset      subclass of `contract.DatasetOptions`: what is kept, how records are grouped
     Task         subclass of `contract.TaskOptions`: how a record is put to a model
+    AUDIO        True if examples carry audio; optional
     FAMILIES     {base family: outputs that are predicted there}; outputs are "nll", "choice", "text", "sample"
 `build.py`
     COLUMNS      {column: Arrow type} of a record beside `id` and `group`
@@ -13,7 +14,7 @@
     split(records, groups, dataset, seed) -> split of each record; optional, by default groups are hashed
     leaks(held_out, others, dataset) -> {id among others: id of the held-out record it resembles}; optional
     proof(splits, dataset) -> {name of a count that must be 0: count}
-    summary(records) -> facts for the dataset card; optional
+    summary(records) -> facts for the dataset card, from records that know their `split`; optional
 `task.py`
     examples(records, task, family) -> list of `contract.Example`, one or more for a record, in the records' order
     samples(n, task, family) -> n Examples with an empty target, to be continued; only with the output "sample"

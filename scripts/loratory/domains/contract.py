@@ -71,6 +71,8 @@ class FilesOptions(Options):
 class TaskOptions(Options):
     """What every domain's task can be told."""
 
+    max_new_tokens: int = Field(64, ge=1, description="longest continuation, where a model writes")
+
 
 @dataclass(frozen=True)
 class Example:

@@ -1,4 +1,4 @@
-"""Raw files → records in leak-proof splits, with an account of every record; and the proof, made anew from the files."""
+"""Raw files → records in leak-proof splits, an account of every record, and the proof made anew from the files."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledge
             parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
     for split, part in parts.items():
         if not part:
-            what = f"split `{split}` is empty; {({s: len(p) for s, p in parts.items()})}"
+            what = f"split `{split}` is empty; { ({s: len(p) for s, p in parts.items()}) }"
             raise InputError(domain, what, expected="records in every split", fix="give more data or other fractions")
     return parts
 
@@ -91,7 +91,8 @@ def read_split(folder, split: str) -> list[dict]:
 def card(domain: str, build, files, dataset, seed: int, parts, ledger: Ledger) -> dict:
     """Counts that add up, and where everything came from; the same input gives the same bytes."""
     kept = sum(map(len, parts.values()))
-    facts = build.summary([r for part in parts.values() for r in part]) if hasattr(build, "summary") else {}
+    placed = [{**r, "split": split} for split, part in parts.items() for r in part]
+    facts = build.summary(placed) if hasattr(build, "summary") else {}
     return {
         "domain": domain,
         "n_in": ledger.n_in,

@@ -1,0 +1,1 @@
+"""What systems say (`predict`), what it is worth (`score`), how sure that is (`bootstrap`)."""

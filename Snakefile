@@ -1,0 +1,39 @@
+"""Loratory: from raw domain data to adapters, mixtures of adapters, and tables that can be trusted.
+
+`snakemake` makes everything in the config; `snakemake tables` only what people read, from the metrics alone.
+"""
+
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.12")
+sys.path.insert(0, f"{workflow.basedir}/scripts")  # the library is importable uninstalled
+
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+pathvars:
+    logs="<results>/logs",
+    benchmarks="<results>/benchmarks",
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/bases.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/mix.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tables.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.input,
+        rules.figures.input,

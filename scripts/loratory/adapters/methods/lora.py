@@ -1,0 +1,39 @@
+"""LoRA: a trained low-rank product beside each frozen weight (Hu et al. 2021, arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from pydantic import Field
+
+from loratory.adapters import contract
+
+
+class Method(contract.Method):
+    """y = W x + s · B A x with A `[rank, in]` ~ U(±1/√in), B `[out, rank]` = 0 and s = alpha / rank."""
+
+    rank: int = Field(8, ge=1, description="rank of the update")
+    alpha: float = Field(16.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def start(self, weight, generator):
+        import torch
+
+        out, inner = weight.shape
+        a = torch.empty(self.rank, inner).uniform_(-1 / sqrt(inner), 1 / sqrt(inner), generator=generator)
+        return {"A": a, "B": torch.zeros(out, self.rank)}
+
+    def forward(self, x, tensors, training):
+        from torch.nn.functional import dropout, linear
+
+        x = dropout(x, self.dropout, training)
+        return linear(linear(x, tensors["A"]), tensors["B"]) * self.scale
+
+    def delta(self, tensors):
+        from loratory.adapters.deltas import LowRank
+
+        return LowRank(tensors["A"], tensors["B"], self.scale)

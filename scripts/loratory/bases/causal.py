@@ -1,0 +1,150 @@
+"""Decoder-only language models (Llama, Qwen, GPT-2, Phi, …), with an optional audio prefix."""
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loratory.bases.audio import FRAMES_PER_SECOND, AudioPrefix
+from loratory.bases.core import IGNORED, Base, Encoded, pad, too_long
+from loratory.data.audio import read_audio
+from loratory.errors import InputError
+
+
+class Causal(Base):
+    """Sequence = [begin] [audio] prompt | target [end]; only what stands behind the bar is scored."""
+
+    family = "causal"
+
+    def __init__(self, folder, manifest, model, tokenizer, audio: AudioPrefix | None = None):
+        super().__init__(folder, manifest, model, tokenizer)
+        self.audio = audio
+        self.context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+
+    @classmethod
+    def open(cls, folder, manifest, dtype):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ears = folder / "audio"
+        audio = AudioPrefix.load(ears).requires_grad_(False).eval() if ears.is_dir() else None
+        return cls(folder, manifest, model, tokenizer, audio)
+
+    @property
+    def end(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def filler(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode(self, example) -> Encoded:
+        begin = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        heard = self.audio_tokens(example) if example.audio else 0
+        prompt = begin + [self.filler] * heard + self.tokens(example.prompt)
+        target = [*self.tokens(example.target), self.end] if example.target else []
+        if len(prompt) + len(target) > self.context:
+            raise too_long(self.folder, example.id, len(prompt) + len(target), self.context)
+        label = example.choices.index(example.target) if example.choices and example.target else -1
+        labels = [IGNORED] * len(prompt) + target
+        return Encoded(prompt + target, labels, len(labels), example.audio, heard, label)
+
+    def audio_tokens(self, example) -> int:
+        """Raises:
+        InputError: the base has no audio prefix, or the clip is longer than its window.
+        """
+        where = f"{self.folder}:{example.id}"
+        if self.audio is None:
+            raise InputError(where, "this base cannot hear", example.audio, "a causal base with `audio:`")
+        samples = len(read_audio(example.audio))
+        limit = self.audio.frames / FRAMES_PER_SECOND
+        if samples > limit * 16000:
+            what, fix = "the clip is longer than the base's audio window", "lower `dataset.max_seconds`"
+            raise InputError(where, what, f"{samples / 16000:.2f} s", f"at most {limit:g} s", fix, "too_long")
+        return self.audio.tokens(samples)
+
+    def collate(self, items):
+        return self.assemble(items, [item.ids for item in items], [item.labels for item in items])
+
+    def collate_prompts(self, items, left: bool = False):
+        """The prompts alone: to be continued (padded on the left) or answered by a choice."""
+        prompts = [[id for id, label in zip(item.ids, item.labels) if label == IGNORED] for item in items]
+        return self.assemble(items, prompts, None, left)
+
+    def assemble(self, items, rows, labels, left: bool = False) -> dict:
+        lengths = [len(row) for row in rows]
+        batch = {
+            "ids": pad(rows, self.filler, self.device, left),
+            "mask": pad([[1] * n for n in lengths], 0, self.device, left),
+        }
+        if labels is not None:
+            batch["labels"] = pad(labels, IGNORED, self.device, left)
+        heard = [item for item in items if item.audio]
+        if heard:
+            begin = int(self.tokenizer.bos_token_id is not None)
+            is_audio = [
+                [begin <= at < begin + item.audio_tokens for at in range(n)] for item, n in zip(items, lengths)
+            ]
+            batch["is_audio"] = pad(is_audio, False, self.device, left)
+            batch["features"] = self.features(heard, self.audio.config.num_mel_bins, self.audio.frames)
+            batch["audio_tokens"] = [item.audio_tokens for item in heard]
+        return batch
+
+    def inputs(self, batch) -> dict:
+        """Model inputs; embeddings in place of ids where a clip is heard."""
+        mask = batch["mask"]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        inputs = {"attention_mask": mask, "position_ids": positions}
+        if "features" not in batch:
+            return inputs | {"input_ids": batch["ids"]}
+        embeddings = self.model.get_input_embeddings()(batch["ids"])
+        heard = self.audio(batch["features"])
+        prefix = torch.cat([clip[:n] for clip, n in zip(heard, batch["audio_tokens"])]).to(embeddings.dtype)
+        return inputs | {"inputs_embeds": embeddings.masked_scatter(batch["is_audio"][..., None], prefix)}
+
+    def token_nll(self, model, batch) -> torch.Tensor:
+        """`[batch, length - 1]` nats, 0 where nothing is scored."""
+        logits = model(**self.inputs(batch), use_cache=False).logits[:, :-1]
+        labels = batch["labels"][:, 1:]
+        nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return nll.view(labels.shape)
+
+    def loss(self, model, batch):
+        return self.token_nll(model, batch).sum(), int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def nll(self, model, items) -> list[tuple[float, int]]:
+        """Summed nats and number of scored tokens of each item."""
+        batch = self.collate(items)
+        counts = (batch["labels"][:, 1:] != IGNORED).sum(1)
+        return list(zip(self.token_nll(model, batch).double().sum(1).tolist(), counts.tolist()))
+
+    def choice(self, model, items, choices: tuple[str, ...]) -> torch.Tensor:
+        """Log probability of each choice `[items, choices]`, renormalised over the choices' first tokens.
+
+        Raises:
+            InputError: the tokenizer gives two choices the same first token.
+        """
+        first = [self.tokens(choice)[0] for choice in choices]
+        if len(set(first)) < len(first):
+            raise InputError(self.folder, "choices share their first token", str(choices), "distinct first tokens")
+        batch = self.collate_prompts(items)
+        logits = model(**self.inputs(batch), use_cache=False).logits
+        last = batch["mask"].sum(1) - 1
+        return logits[torch.arange(len(items)), last][:, first].float().log_softmax(-1)
+
+    def text(self, model, items, limit: int, sampling=None) -> list[str]:
+        """Continuations of the prompts without end-of-sequence; greedy unless `sampling` is given."""
+        from loratory.bases.decoding import decode, new_cache
+
+        batch = self.collate_prompts(items, left=True)
+        inputs = self.inputs(batch)
+        written = decode(
+            lambda inputs, cache: model(**inputs, past_key_values=cache, use_cache=True),
+            inputs,
+            new_cache(model),
+            self.end,
+            limit,
+            sampling,
+        )
+        return [self.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]

@@ -1,0 +1,137 @@
+"""What every base family offers, and opening a prepared base folder."""
+
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from loratory.data import files
+from loratory.data.audio import log_mel, read_audio
+from loratory.domains.contract import Example
+from loratory.errors import InputError
+
+MODELS = {"causal": "Causal", "encoder": "Encoder", "whisper": "Whisper"}
+IGNORED = -100  # the label that every loss of this field leaves out
+MANIFEST = "base.json"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as numbers.
+
+    Attributes:
+        ids: token ids read by the (decoder of the) model; labels: the same length, IGNORED where nothing is scored.
+        audio: path of the audio file, or ""; audio_tokens: how many positions of `ids` it fills.
+        label: index of the target among the choices, or -1.
+        length: what the example costs a batch, in positions.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    length: int
+    audio: str = ""
+    audio_tokens: int = 0
+    label: int = -1
+
+
+class Base(ABC):
+    """A loaded base. `model` is the Hugging Face model; adapters and mixtures are handed in as `model` arguments.
+
+    Attributes:
+        fingerprint: sha256 over the weight files; adapters remember it.
+        heads: names of modules that are trained along with every adapter (a classifier that pretraining lacks).
+    """
+
+    family: str
+    heads: tuple[str, ...] = ()
+
+    def __init__(self, folder, manifest: dict, model, tokenizer):
+        self.folder, self.manifest, self.model, self.tokenizer = Path(folder), manifest, model, tokenizer
+        self.fingerprint = manifest["weights_sha256"]
+
+    @property
+    def device(self):
+        return self.model.device
+
+    @abstractmethod
+    def encode(self, example: Example) -> Encoded:
+        """Raises:
+        InputError: the example does not fit into the model's context.
+        """
+
+    @abstractmethod
+    def collate(self, items: list[Encoded]) -> dict:
+        """A batch of tensors on the model's device, padded on the right."""
+
+    @abstractmethod
+    def loss(self, model, batch: dict) -> tuple[torch.Tensor, int]:
+        """Summed negative log-likelihood in nats, and over how many targets."""
+
+    def features(self, items: list[Encoded], n_mels: int, frames: int) -> torch.Tensor:
+        """Log-mel features `[batch, n_mels, frames]`, each clip computed alone."""
+        return torch.from_numpy(np.stack([clip_features(item.audio, n_mels, frames) for item in items])).to(
+            self.device
+        )
+
+
+@lru_cache(maxsize=1024)
+def clip_features(path: str, n_mels: int, frames: int) -> np.ndarray:
+    return log_mel(read_audio(path), n_mels=n_mels, frames=frames)
+
+
+def pad(rows: list[list[int]], value: int, device, left: bool = False) -> torch.Tensor:
+    """`[len(rows), longest]`, padded with `value`."""
+    width = max(map(len, rows))
+    fill = [[value] * (width - len(row)) for row in rows]
+    return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill)], device=device)
+
+
+def too_long(folder, example_id: str, length: int, limit: int) -> InputError:
+    return InputError(
+        f"{folder}:{example_id}",
+        "the example does not fit into the base's context",
+        f"{length} tokens",
+        f"at most {limit}",
+        "shorten the records (`dataset:` or `task:` of the domain) or take a base with a longer context",
+        "too_long",
+    )
+
+
+def weights_digest(folder) -> str:
+    """One sha256 over all safetensors files of a folder, by sorted relative path.
+
+    Raises:
+        InputError: no safetensors file is there.
+    """
+    paths = sorted(Path(folder).rglob("*.safetensors"))
+    if not paths:
+        raise InputError(folder, "no *.safetensors file", expected="weights as safetensors (pickles are refused)")
+    lines = [f"{files.sha256(path)}  {path.relative_to(folder)}" for path in paths]
+    return sha256("\n".join(lines).encode()).hexdigest()
+
+
+def load_base(folder, device="cpu", dtype=torch.float32) -> Base:
+    """Opens a folder made by `prepare_base`. Parameters are frozen and the model is in eval mode.
+
+    Raises:
+        InputError: the folder was not prepared, or its weights are not those it was prepared with.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise InputError(path, "not a prepared base", expected="a folder made by the rule `prepare_base`")
+    manifest = files.read_json(path)
+    if weights_digest(folder) != manifest["weights_sha256"]:
+        raise InputError(folder, "weights differ from those the base was prepared with", fix="prepare the base again")
+    family = family_class(manifest["family"])
+    base = family.open(Path(folder), manifest, dtype)
+    base.model.requires_grad_(False).eval().to(device)
+    return base
+
+
+def family_class(family: str) -> type[Base]:
+    return getattr(importlib.import_module(f"loratory.bases.{family}"), MODELS[family])

@@ -1,0 +1,137 @@
+"""From sequence to structure with the folder of an `EsmForProteinFolding`.
+
+Source: ESMFold, Lin et al. 2023, doi:10.1126/science.ade2574.
+One chain at a time: padding costs memory that grows with the cube of the length, and saves nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loratory.data.alphabets import RESIDUES, strangers
+from loratory.data.files import read_json
+from loratory.errors import InputError
+
+CA = 1  # place of Cα among the 37 atoms of a residue
+# absent from the public checkpoint: the first is not used for folding, the second is a constant of the code
+NOT_STORED = ("esm.contact_head.", "af2_to_esm")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A predicted chain of L residues.
+
+    Attributes:
+        sequence: L letters.
+        coordinates: (L, 37, 3) in Å, atoms in AlphaFold's order; NaN where a residue has no such atom.
+        plddt: (L,) confidence at Cα, 0–100.
+    """
+
+    sequence: str
+    coordinates: np.ndarray
+    plddt: np.ndarray
+
+
+def load_folding_model(folder, device: str = "cpu", allow_random: bool = False):
+    """The model of a local folder (`config.json`, safetensors), ready to `fold`.
+
+    On a GPU the language model runs in half precision, as it was published; everything else is single precision.
+
+    Args:
+        allow_random: accept a folder whose `base.json` declares random weights; only tests want that.
+
+    Raises:
+        InputError: not such a folder, weights missing from it, or random weights.
+    """
+    import torch
+    from transformers import EsmForProteinFolding
+
+    check_folder(Path(folder), allow_random)
+    model, found = EsmForProteinFolding.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(NOT_STORED))
+    if missing:
+        what = f"{len(missing)} weights are missing, such as `{missing[0]}`"
+        raise InputError(folder, what, expected="every weight of the config's model", reason="weights")
+    model.esm.to(torch.float16 if torch.device(device).type == "cuda" else torch.float32)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def check_folder(folder: Path, allow_random: bool):
+    """Raises: InputError as `load_folding_model`, from the small files alone."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError(config, "no such file", expected="a model folder", reason="missing")
+    if not read_json(config).get("is_folding_model"):
+        expected = "the folder of an EsmForProteinFolding, such as facebook/esmfold_v1"
+        raise InputError(config, "not a folding model", expected=expected, reason="family")
+    if not any(folder.glob("*.safetensors")):
+        fix = "load the checkpoint once and `save_pretrained` it"
+        raise InputError(folder, "no safetensors weights", None, "*.safetensors", fix, "weights")
+    card = folder / "base.json"
+    if card.is_file() and read_json(card).get("weights") == "random" and not allow_random:
+        what = "the weights are random: pLDDT and TM-scores of its structures would mean nothing"
+        raise InputError(card, what, expected="trained weights", fix="name another folding base", reason="random")
+
+
+def check_sequence(where, sequence: str, max_length: int | None = None):
+    """Raises: InputError for what the model would refuse obscurely, run out of memory on, or fold as unknown (X)."""
+    if not sequence:
+        raise InputError(where, "empty sequence", expected="at least one residue", reason="no_sequence")
+    odd = strangers(sequence.encode(), RESIDUES).decode()
+    if odd:
+        what = f"not one of the 20 residues at position {sequence.index(odd[0]) + 1}"
+        raise InputError(where, what, odd[0], RESIDUES, "fold only valid sequences", "residue")
+    if max_length is not None and len(sequence) > max_length:
+        what, expected = "the sequence is too long to fold", f"at most {max_length} residues"
+        raise InputError(where, what, len(sequence), expected, "raise the limit or leave it out", "length")
+
+
+def fold(model, sequence: str, chunk_size: int = 64) -> Structure:
+    """Predicts the structure of one chain.
+
+    Args:
+        chunk_size: rows of the pair representation attended to at once; smaller takes less memory and more time. The
+            result does not depend on it, but without chunks long chains were seen to come out wrong.
+
+    Raises:
+        InputError: a sequence of other letters than the 20 residues, or coordinates that are not numbers.
+    """
+    from transformers.models.esm.openfold_utils import atom14_to_atom37
+
+    check_sequence("sequence", sequence)
+    model.trunk.set_chunk_size(chunk_size)
+    out = model.infer([sequence])
+    parts = {key: out[key].cpu().numpy() for key in ("residx_atom37_to_atom14", "atom37_atom_exists")}
+    coordinates = atom14_to_atom37(out["positions"][-1].float().cpu().numpy(), parts)[0]
+    exists = parts["atom37_atom_exists"][0] > 0.5
+    if not np.all(np.abs(coordinates[exists]) < 9999):  # also false for NaN; the PDB format holds four digits
+        raise InputError("folding", "the model's coordinates are not finite", sequence, reason="diverged")
+    plddt = percent(out["plddt"][0, :, CA].float().cpu().numpy())
+    return Structure(sequence, np.where(exists[..., None], coordinates, np.nan), plddt)
+
+
+def percent(plddt: np.ndarray) -> np.ndarray:
+    """The model's pLDDT (0–1) on the scale that everyone quotes (0–100); nothing else in the project rescales it."""
+    scaled = 100 * plddt.astype(float)
+    assert np.all((scaled >= 0) & (scaled <= 100)) and scaled.max() > 1, "pLDDT is not on the scale 0–1"
+    return scaled
+
+
+def pdb_text(structure: Structure) -> str:
+    """PDB text, chain A, residues from 1; the B-factor of every atom is its residue's pLDDT (0–100, two decimals)."""
+    from transformers.models.esm.openfold_utils import OFProtein, residue_constants, to_pdb
+
+    length = len(structure.sequence)
+    exists = np.isfinite(structure.coordinates).all(axis=-1)
+    return to_pdb(
+        OFProtein(
+            atom_positions=structure.coordinates,
+            aatype=np.array([residue_constants.restype_order[letter] for letter in structure.sequence]),
+            atom_mask=exists.astype(float),
+            residue_index=np.arange(1, length + 1),
+            b_factors=np.repeat(structure.plddt[:, None], exists.shape[1], axis=1),
+        )
+    )

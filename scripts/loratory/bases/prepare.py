@@ -1,0 +1,67 @@
+"""Bringing a base from a folder or the hub into the workflow's own folder, with a manifest of what it is."""
+
+from pathlib import Path
+from shutil import copy2
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from loratory.bases.core import MANIFEST, weights_digest
+from loratory.data.files import whole, write_json
+from loratory.errors import InputError
+
+KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "LICENSE*")  # no pickles, no code
+
+
+def prepare_folder(source, name: str, entry, out) -> None:
+    """Copies weights, config and tokenizer of a local model folder.
+
+    Raises:
+        InputError: no folder, no safetensors, or no config.
+    """
+    source = Path(source)
+    if not (source / "config.json").is_file():
+        raise InputError(source, "no config.json", expected="a Hugging Face model folder")
+    weights_digest(source)
+    with whole(out) as aside:
+        aside.mkdir(parents=True)
+        for path in sorted({path for pattern in KEPT for path in source.rglob(pattern)}):
+            target = aside / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy2(path, target)
+        if entry.family == "encoder":
+            add_head(aside)
+        write_manifest(aside, name, entry, origin=entry.hub or str(source))
+
+
+def prepare_hub(name: str, entry, out) -> None:
+    """Downloads one commit of a hub repository (safetensors, config, tokenizer) and prepares it."""
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(entry.hub, revision=entry.revision, allow_patterns=list(KEPT))
+    prepare_folder(folder, name, entry, out)
+
+
+def add_head(folder) -> None:
+    """Stores the encoder with its (untrained) pooler and classifier, so that every reader starts from the same."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, use_safetensors=True)
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+
+
+def write_manifest(folder, name: str, entry, origin: str, **facts) -> None:
+    """`base.json`: where the base comes from and the digest that adapters will remember."""
+    manifest = {
+        "name": name,
+        "family": entry.family,
+        "origin": origin,
+        "revision": entry.revision,
+        "licence": entry.licence,
+        "note": entry.note,
+        "weights": "trained",
+        "weights_sha256": weights_digest(folder),
+    }
+    write_json(folder / MANIFEST, manifest | facts)

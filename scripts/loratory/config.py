@@ -1,0 +1,398 @@
+"""The config file as typed models: the one source of keys, defaults, checks and the JSON schema.
+
+The models are put together from what is registered: each domain, method and mixer brings its own options, so adding
+one adds its keys here without an edit. Reading a config imports neither torch nor pandas.
+"""
+
+import difflib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from loratory import registry
+from loratory.domains.contract import Options
+from loratory.errors import InputError
+
+NAME = "[a-z][a-z0-9_]*"
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+Family = Literal["causal", "encoder", "whisper", "folding"]
+
+
+class Training(Options):
+    """How long and how fast something is trained."""
+
+    steps: int = Field(200, ge=1, description="optimizer steps")
+    learning_rates: tuple[float, ...] = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
+    batch_tokens: int = Field(4096, ge=1, description="most positions of a batch, padding included")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
+    decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass")
+    save_every: int = Field(200, ge=0, description="steps between checkpoints")
+
+
+class Corpus(Options):
+    """General data that bases are pretrained on: the entry of one domain under `general`."""
+
+
+class Pretrain(Options):
+    """Train a small base of the family from nothing, on the general data."""
+
+    domains: tuple[Name, ...] = Field(min_length=1, description="which corpora of `general` it reads")
+    architecture: dict[str, Any] = Field(description="fields of the Hugging Face config of the family")
+    vocabulary: int = Field(1024, ge=64, description="tokens of the tokenizer that is trained first")
+    training: Training = Training()
+    seed: int = Field(0, ge=0)
+
+
+class Audio(Options):
+    """Ears for a causal base: frozen Whisper encoder, stacked frames, trained projector."""
+
+    encoder: Name = Field(description="a base of family whisper")
+    stack: int = Field(5, ge=1, description="encoder frames that make one prefix embedding")
+    hidden: int = Field(256, ge=1, description="width of the projector's hidden layer")
+    training: Training | None = Field(None, description="projector training on general speech, for a given base")
+
+
+class BaseEntry(Options):
+    """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
+
+    family: Family
+    path: str | None = Field(None, description="local folder with safetensors, config and tokenizer")
+    hub: str | None = Field(None, description="Hugging Face hub id, with `revision`")
+    revision: str | None = Field(None, description="commit of the hub repository")
+    pretrain: Pretrain | None = Field(None, description="train it in the workflow")
+    audio: Audio | None = Field(None, description="audio prefix of a causal base")
+    licence: str | None = Field(None, description="licence of the weights")
+    note: str = Field("", description="one line for the tables: what this base is and is not")
+
+    @model_validator(mode="after")
+    def one_origin(self):
+        if sum(origin is not None for origin in (self.path, self.hub, self.pretrain)) != 1:
+            raise ValueError("a base comes from exactly one of `path`, `hub` and `pretrain`")
+        if self.hub and not self.revision:
+            raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
+        if self.pretrain and self.family == "folding":
+            raise ValueError("a folding base cannot be pretrained here: give `path` or `hub`")
+        if self.audio and self.family != "causal":
+            raise ValueError("only a causal base takes `audio`")
+        return self
+
+
+class Evaluation(Options):
+    """What is scored and how."""
+
+    max_records: int | None = Field(200, ge=1, description="test records a domain, by id hash; none means all")
+    max_valid: int = Field(100, ge=1, description="valid records a domain for choices made on `valid`")
+    samples: int = Field(32, ge=0, description="sequences written by each system where a domain generates")
+    temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus of sampled sequences")
+    batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
+    resamples: int = Field(1000, ge=100, description="bootstrap resamples behind each 95 % interval")
+
+
+class Resources(Options):
+    """What jobs ask for; a profile may set more per rule."""
+
+    device: Literal["cpu", "cuda", "auto"] = Field("cpu", description="where models run")
+    threads: int = Field(1, ge=1, description="CPU threads of a training or prediction job; part of the result on CPU")
+    mem_mb: int = Field(2500, ge=500, description="memory of such a job; doubled at a second attempt")
+    runtime: int = Field(240, ge=1, description="minutes a job may take")
+    gpu: int = Field(0, ge=0, description="GPUs such a job asks the scheduler for")
+
+
+TRAINED = {"training": (Training, Training())}
+EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
+MIXED = {"base": (Name, ...), "experts": (dict[Name, Name], EXPERTS), **TRAINED}
+
+
+def entry(noun: str, name: str, module, extra: dict) -> type[BaseModel]:
+    """The config entry of one registered kind: its own options, its name, and what every such entry has."""
+    own = getattr(module, noun.capitalize())
+    return create_model(f"{name}_{noun}", __base__=own, __doc__=own.__doc__, **{noun: (Literal[name], ...)}, **extra)
+
+
+def one_of(noun: str, extra: dict):
+    """The type of an entry that names its kind under the key `noun`."""
+    kinds = [entry(noun, name, registry.load(noun, name), extra) for name in registry.names(noun)]
+    return Annotated[Union[tuple(kinds)], Field(discriminator=noun)] if len(kinds) > 1 else kinds[0]  # noqa: UP007
+
+
+def domain_models(name: str) -> tuple[type[BaseModel], type[BaseModel]]:
+    """The models of a domain's entries under `domains` and under `general`."""
+    own = registry.load("domain", name, "sources")
+    source = Annotated[own.Files | own.Simulation, Field(discriminator="kind")]
+    corpus = {"source": (source, ...), "dataset": (own.Dataset, own.Dataset()), "task": (own.Task, own.Task())}
+    trained = dict[Name, tuple[Name, ...]]
+    adapters = (trained, Field({}, description="{base: adapters trained on this domain}"))
+    return (
+        create_model(f"{name}_domain", __base__=Options, **corpus, adapters=adapters),
+        create_model(f"{name}_corpus", __base__=Corpus, **corpus),
+    )
+
+
+@lru_cache(maxsize=1)
+def model() -> type[BaseModel]:
+    """The model of the whole config."""
+    names = registry.names("domain")
+    pairs = {name: domain_models(name) for name in names}
+    domains = create_model("domains", __base__=Options, **{n: (pairs[n][0] | None, None) for n in names})
+    general = create_model("general", __base__=Options, **{n: (pairs[n][1] | None, None) for n in names})
+    return create_model(
+        "config",
+        __base__=Options,
+        __doc__="One study: domains, bases, adapters, mixtures, and how they are compared.",
+        title=(str, Field("Loratory", description="heading of the report")),
+        pathvars=(dict[str, str], Field({}, description="Snakemake's path variables, such as `results`")),
+        data_root=(str, Field("data", description="replaces `{data_root}` in locations")),
+        seeds=(tuple[int, ...], Field((0,), min_length=1, description="one training of everything for each")),
+        split_seed=(int, Field(0, ge=0, description="decides which group is in which split")),
+        domains=(domains, ...),
+        general=(general, general()),
+        bases=(Annotated[dict[Name, BaseEntry], AfterValidator(not_empty)], ...),
+        adapters=(dict[Name, one_of("method", TRAINED)], {}),
+        mixtures=(dict[Name, one_of("mixer", MIXED)], {}),
+        folding=(Name | None, Field(None, description="a base of family folding: gives pLDDT and TM-score")),
+        structures=(str | None, Field(None, description="folder of reference structures for the TM-score")),
+        evaluation=(Evaluation, Evaluation()),
+        resources=(Resources, Resources()),
+    )
+
+
+def not_empty(value):
+    if not value:
+        raise ValueError("at least one entry is needed")
+    return value
+
+
+def read_config(raw: dict, where: str) -> BaseModel:
+    """Checks a config dict (as Snakemake merged it) and fills in `{data_root}`.
+
+    Raises:
+        InputError: the first thing that is wrong, with file, key, value, what is allowed and the nearest name.
+    """
+    try:
+        config = model().model_validate(raw)
+    except ValidationError as error:
+        raise first_problem(error, raw, where) from None
+    check_names(config, where)
+    return located(config)
+
+
+def load_config(path) -> BaseModel:
+    """Reads a YAML config file.
+
+    Raises:
+        InputError: as `read_config`, or the file is not YAML.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise InputError(path, "not YAML", str(error).splitlines()[0], fix="mend the file") from None
+    return read_config(raw or {}, str(path))
+
+
+def first_problem(error: ValidationError, raw: dict, where: str) -> InputError:
+    """The most telling of pydantic's complaints as one line of ours."""
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    path = readable(problem["loc"], raw)
+    at = f"{where}: {'.'.join(map(str, path))}"
+    value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        allowed = allowed_keys(path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), allowed, n=1, cutoff=0.5)
+        fix = f"did you mean `{near[0]}`?" if near else None
+        return InputError(at, "unknown key", value, f"one of {', '.join(allowed)}", fix)
+    if kind == "missing":
+        return InputError(at, "the key is missing", expected="a value for it")
+    if kind in ("literal_error", "union_tag_invalid"):
+        text = context.get("expected") or context.get("expected_tags", "")
+        allowed = [word.strip(" '`") for word in text.replace(" or ", ", ").split(",")]
+        given = context.get("tag", value)
+        near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
+        fix = f"did you mean `{near[0]}`?" if near else None
+        return InputError(at, "not allowed here", given, f"one of {', '.join(allowed)}", fix)
+    if kind == "union_tag_not_found":
+        return InputError(at, f"the key {context.get('discriminator')} is missing", expected="the kind of this entry")
+    return InputError(at, problem["msg"].removeprefix("Value error, "), value if path else None)
+
+
+def readable(loc: tuple, raw: dict) -> list:
+    """pydantic's location without the tags that it puts in for unions."""
+    path, here = [], raw
+    for part in loc:
+        if part == "[key]":
+            continue
+        if isinstance(here, dict) and part not in here and part != loc[-1]:
+            continue
+        path.append(part)
+        here = here.get(part) if isinstance(here, dict) else here[part] if isinstance(here, list) else None
+    return path
+
+
+def allowed_keys(path: list) -> list[str]:
+    """The keys allowed at a place of the config, from the JSON schema (all alternatives of a union together)."""
+    schema = model().model_json_schema()
+    places = [schema]
+    for part in path:
+        places = [below for place in flat(places, schema) for below in children(place, part)]
+    return sorted({key for place in flat(places, schema) for key in place.get("properties", {})})
+
+
+def flat(places: list[dict], schema: dict) -> list[dict]:
+    """Follows references and unions."""
+    found = []
+    for place in places:
+        if "$ref" in place:
+            found += flat([schema["$defs"][place["$ref"].rpartition("/")[2]]], schema)
+        elif "anyOf" in place or "oneOf" in place:
+            found += flat(place.get("anyOf", []) + place.get("oneOf", []), schema)
+        else:
+            found.append(place)
+    return found
+
+
+def children(place: dict, part) -> list[dict]:
+    if part in place.get("properties", {}):
+        return [place["properties"][part]]
+    extra = place.get("additionalProperties")
+    return [extra] if isinstance(extra, dict) else []
+
+
+def entries(group: BaseModel) -> dict[str, BaseModel]:
+    """The entries that the config gives, by name, in the config's order of registration."""
+    return {name: value for name in type(group).model_fields if (value := getattr(group, name)) is not None}
+
+
+def check_names(config: BaseModel, where: str) -> None:
+    """Everything that is named exists and fits. Raises:
+    InputError: the first thing that does not.
+    """
+    domains, bases = entries(config.domains), config.bases
+    if not domains:
+        raise InputError(f"{where}: domains", "no domain is configured", expected=", ".join(registry.names("domain")))
+    for name, base in bases.items():
+        check_base(f"{where}: bases.{name}", base, config)
+    for domain, given in domains.items():
+        for base, adapters in given.adapters.items():
+            at = f"{where}: domains.{domain}.adapters"
+            known(at, "base", base, bases)
+            check_family(f"{at}.{base}", domain, bases[base].family)
+            spoken = getattr(registry.load("domain", domain, "sources"), "AUDIO", False)
+            if spoken and bases[base].family == "causal" and bases[base].audio is None:
+                raise InputError(f"{at}.{base}", "this base cannot hear", base, "a causal base with `audio:`")
+            for adapter in adapters:
+                known(f"{at}.{base}", "adapter", adapter, config.adapters)
+    for name, mixture in config.mixtures.items():
+        check_mixture(f"{where}: mixtures.{name}", mixture, domains, bases)
+    if config.folding is not None:
+        known(f"{where}: folding", "base", config.folding, bases)
+        if bases[config.folding].family != "folding":
+            at = f"{where}: folding"
+            raise InputError(at, "not a folding base", bases[config.folding].family, "a base of family folding")
+
+
+def check_base(at: str, base: BaseEntry, config) -> None:
+    if base.pretrain:
+        corpora = entries(config.general)
+        for domain in base.pretrain.domains:
+            known(f"{at}.pretrain.domains", "corpus of `general`", domain, corpora)
+            check_family(f"{at}.pretrain.domains", domain, base.family)
+    if base.audio:
+        known(f"{at}.audio.encoder", "base", base.audio.encoder, config.bases)
+        family = config.bases[base.audio.encoder].family
+        if family != "whisper":
+            raise InputError(f"{at}.audio.encoder", "not a Whisper base", family, "a base of family whisper")
+        if not base.pretrain and base.audio.training is None:
+            raise InputError(f"{at}.audio", "the projector needs `training`", expected="how to train it")
+
+
+def check_family(at: str, domain: str, family: str) -> None:
+    families = registry.load("domain", domain, "sources").FAMILIES
+    if family not in families:
+        what = f"the domain {domain} has no task for a base of family {family}"
+        raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
+
+
+def check_mixture(at: str, mixture, domains: dict, bases: dict) -> None:
+    known(f"{at}.base", "base", mixture.base, bases)
+    family = bases[mixture.base].family
+    if family != "causal":
+        raise InputError(f"{at}.base", "mixtures need a causal base", f"{mixture.base} is of family {family}")
+    if len(mixture.experts) < 2:
+        raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
+    for domain, adapter in mixture.experts.items():
+        known(f"{at}.experts", "domain", domain, domains)
+        trained = domains[domain].adapters.get(mixture.base, ())
+        if adapter not in trained:
+            what = f"{domain} trains no such adapter on {mixture.base}"
+            others = {base for base, names in domains[domain].adapters.items() if adapter in names}
+            fix = f"{adapter} is trained there on {', '.join(sorted(others))}: an expert needs the mixture's base"
+            expected = f"one of domains.{domain}.adapters.{mixture.base}: {', '.join(trained) or 'none'}"
+            raise InputError(f"{at}.experts.{domain}", what, adapter, expected, fix if others else None)
+
+
+def known(at: str, noun: str, name: str, allowed) -> None:
+    if name not in allowed:
+        raise registry.unknown(at, noun, name, allowed)
+
+
+def located(config: BaseModel) -> BaseModel:
+    """A copy with `{data_root}` filled in, everywhere a location is given."""
+
+    def move(location: str) -> str:
+        return location.replace("{data_root}", config.data_root.rstrip("/"))
+
+    def moved(group):
+        placed = {
+            name: given.model_copy(update={"source": given.source.moved(move)})
+            for name, given in entries(group).items()
+            if given.source.kind == "files"
+        }
+        return group.model_copy(update=placed)
+
+    bases = {
+        name: base.model_copy(update={"path": move(base.path)}) if base.path else base
+        for name, base in config.bases.items()
+    }
+    structures = move(config.structures) if config.structures else None
+    placed = {"domains": moved(config.domains), "general": moved(config.general), "bases": bases}
+    return config.model_copy(update=placed | {"structures": structures})
+
+
+def options(domain: str, part: str, values: dict):
+    """A domain's `Files`, `Dataset` or `Task` from plain values, as rules pass them."""
+    return getattr(registry.load("domain", domain, "sources"), part)(**values)
+
+
+def source(domain: str, values: dict):
+    """A domain's source (`Files` or `Simulation`) from plain values."""
+    return options(domain, {"files": "Files", "simulate": "Simulation"}[values["kind"]], values)
+
+
+def adapter(values: dict):
+    """An entry of `adapters` from plain values."""
+    return TypeAdapter(one_of("method", TRAINED)).validate_python(values)
+
+
+def mixture(values: dict):
+    """An entry of `mixtures` from plain values."""
+    return TypeAdapter(one_of("mixer", MIXED)).validate_python(values)
+
+
+def is_simulated(config: BaseModel) -> bool:
+    """Whether any domain that is reported on comes from a simulator."""
+    return any(given.source.kind == "simulate" for given in entries(config.domains).values())

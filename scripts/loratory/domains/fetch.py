@@ -1,0 +1,63 @@
+"""Where raw files come from: the user's own, a checksummed download, or the shipped simulator."""
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+from loratory import registry
+from loratory.data.files import BLOCK, read_json, sha256, whole, write_json
+from loratory.errors import InputError
+
+MANIFEST = "files.json"
+
+
+def fetch_source(domain: str, source, population: str, seed: int, out) -> None:
+    """Makes the folder `out` with `files.json` (the `Files` options to read) and whatever had to be made or fetched.
+
+    A user's own files stay where they are; their digests are noted.
+
+    Args:
+        population: "domain" or "general": which the simulator plays.
+
+    Raises:
+        InputError: a file is missing, or a download differs from its digest.
+    """
+    with whole(out) as aside:
+        aside.mkdir(parents=True)
+        if source.kind == "simulate":
+            module = registry.load("domain", domain, "simulate")
+            files = module.simulate(source, population, seed, aside)
+            placed = (
+                registry.load("domain", domain, "sources").Files(**files).moved(lambda path: str(Path(out) / path))
+            )
+        else:
+            placed = source.moved(lambda location: fetched(location, source.sha256, aside, Path(out)))
+        digests = {path: sha256(path) for path in sorted(placed.paths()) if Path(path).is_file()}
+        write_json(aside / MANIFEST, {"files": placed.model_dump(mode="json"), "sha256": digests})
+
+
+def open_source(domain: str, folder):
+    """The `Files` options that `fetch_source` noted."""
+    return registry.load("domain", domain, "sources").Files(**read_json(Path(folder) / MANIFEST)["files"])
+
+
+def fetched(location: str, digests: dict[str, str], aside: Path, out: Path) -> str:
+    """A location as a local path: unchanged, or downloaded into `aside` and named as it will be under `out`."""
+    address = urlparse(location)
+    if not address.scheme:
+        return location
+    if address.scheme != "https":
+        raise InputError(location, "unsupported address", address.scheme, "https, or a local path")
+    if location not in digests:
+        raise InputError(location, "a download without a digest", expected="its hex digest under `sha256:`")
+    name = PurePosixPath(address.path).name
+    digest = hashlib.sha256()
+    with urlopen(location) as stream, open(aside / name, "wb") as target:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+            target.write(block)
+    if digest.hexdigest() != digests[location]:
+        what = "the download differs from its digest"
+        raise InputError(location, what, digest.hexdigest(), digests[location], "check the release, then the digest")
+    return str(out / name)

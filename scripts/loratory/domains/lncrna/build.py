@@ -1,0 +1,217 @@
+"""Transcripts of two FASTA roles → records whose label is the role, never the header."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from loratory.data import mmseqs, splits
+from loratory.data.alphabets import IUPAC_NUCLEOTIDES, RESIDUES, strangers
+from loratory.data.fasta import read_fasta
+from loratory.errors import InputError
+
+COLUMNS = {"sequence": "string", "length": "int32", "label": "int8", "gene": "string"}
+LABELS = {"coding": 0, "noncoding": 1}  # field of `Files` → label: lncRNA is the positive class
+
+ENSEMBL_GENE = re.compile(r"\sgene:(\S+)")
+VERSION = re.compile(r"(\.\d+)?(_PAR_Y)?$")  # X and Y copies of a pseudoautosomal gene are one gene
+CANONICAL = bytes.maketrans(b"URYSWKMBDHV", b"TNNNNNNNNNN")
+
+
+def read(files, dataset, ledger) -> Iterator[dict]:
+    """Yields validated records; sequences are DNA letters in upper case, every ambiguity code written as N.
+
+    Raises:
+        InputError: a malformed record (with `on_error: fail`), or no record left of a class.
+    """
+    found = [
+        item
+        for role, label in LABELS.items()
+        for path in getattr(files, role)
+        for item in read_transcripts(path, label, files.header, dataset, ledger)
+    ]
+    kept = list(one_label_each(found, ledger))
+    for role, label in LABELS.items():
+        if all(record["label"] != label for record in kept):
+            what = f"only one class: no {role} transcript is left; rejected: {ledger.reasons()}"
+            where = ", ".join(getattr(files, role))
+            raise InputError(where, what, expected="transcripts of both classes", reason="one_class")
+    yield from kept
+
+
+def read_transcripts(path, label: int, dialect: str, dataset, ledger) -> Iterator[tuple[str, dict]]:
+    """Yields `(file:record, record)` of what is well formed and within the dataset's policy."""
+    for where, name, header, raw in read_fasta(path, ledger):
+        try:
+            id, gene = identify(where, header, len(raw), dialect)
+            sequence = canonical(where, raw)
+        except InputError as error:
+            ledger.error(error, name)
+            continue
+        refused = refusal(sequence, dataset)
+        if refused:
+            ledger.drop(*where.rsplit(":", 1), id, *refused)
+        else:
+            yield where, {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
+
+
+def identify(where: str, header: str, length: int, dialect: str) -> tuple[str, str]:
+    """`(transcript id, gene id without its version)` of a FASTA header; the gene is empty where none is given.
+
+    Raises:
+        InputError: the header is not of the `dialect`, or states another length than the sequence has.
+    """
+    name = header.split(None, 1)[0]
+    fields = name.removesuffix("|").split("|")
+    gene = ENSEMBL_GENE.search(header)
+    if dialect == "auto":
+        dialect = "gencode" if len(fields) >= 7 else "ensembl" if gene else "plain"
+    if dialect == "plain":
+        return name, ""
+    if dialect == "ensembl":
+        if not gene:
+            raise InputError(
+                where, "no gene in the header", header, "`id … gene:ID …`", "set `header: plain`", "ensembl_header"
+            )
+        return name, VERSION.sub("", gene[1])
+    if len(fields) < 7 or not fields[0] or not fields[6].isdecimal():
+        raise InputError(
+            where,
+            f"not a GENCODE header: {len(fields)} fields",
+            header,
+            "at least 7 fields parted by `|`, the 7th the length",
+            "set `header: plain`",
+            "gencode_header",
+        )
+    if int(fields[6]) != length:
+        raise InputError(
+            where,
+            f"the header says {fields[6]} nucleotides, the sequence has {length}",
+            fields[0],
+            "equal lengths",
+            "fetch the file again: it may be truncated",
+            "gencode_length",
+        )
+    return fields[0], "" if fields[1] == "-" else VERSION.sub("", fields[1])
+
+
+def canonical(where: str, raw: bytes) -> str:
+    """The sequence in upper-case DNA letters, with N for every code that stands for several nucleotides.
+
+    Raises:
+        InputError: a letter that is no nucleotide code, or both U and T.
+    """
+    letters = raw.upper()
+    strange = strangers(letters, IUPAC_NUCLEOTIDES)[:1]
+    if strange:
+        letter, position = strange.decode("latin-1"), letters.index(strange) + 1
+        what = "looks like protein" if letter in RESIDUES else "not a nucleotide"
+        fix = "give transcripts as nucleotides"
+        raise InputError(where, f"{what}, position {position}", letter, "A C G T U N", fix, "alphabet")
+    if b"U" in letters and b"T" in letters:
+        u, t = letters.index(b"U") + 1, letters.index(b"T") + 1
+        what = f"both U and T, at positions {u} and {t}"
+        raise InputError(
+            where, what, expected="RNA or DNA letters, not both", fix="mend the record", reason="mixed_ut"
+        )
+    return letters.translate(CANONICAL).decode("ascii")
+
+
+def refusal(sequence: str, dataset) -> tuple[str, str] | None:
+    """`(reason, detail)` where the dataset's policy leaves the sequence out."""
+    length, ambiguous = len(sequence), sequence.count("N") / len(sequence)
+    if length < dataset.min_length:
+        return "too_short", f"{length} < {dataset.min_length} nt"
+    if length > dataset.max_length:
+        return "too_long", f"{length} > {dataset.max_length} nt"
+    if ambiguous > dataset.max_ambiguous:
+        return "ambiguous", f"{ambiguous:.1%} > {dataset.max_ambiguous:.1%}"
+    return None
+
+
+def one_label_each(found: list[tuple[str, dict]], ledger) -> Iterator[dict]:
+    """Yields each sequence once, under its smallest id, if all its copies have one label.
+
+    An id in both classes, or with two sequences, is malformed; a sequence with both labels is dropped, all copies.
+    """
+    homes, labels = defaultdict(dict), defaultdict(set)
+    for where, record in found:
+        homes[record["id"]].setdefault(record["label"], where)
+        labels[record["sequence"]].add(record["label"])
+    first: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    for where, record in sorted(found, key=lambda item: item[1]["id"]):
+        id, sequence = record["id"], record["sequence"]
+        if len(homes[id]) > 1:
+            what = f"one id in both classes, also at {homes[id][1 - record['label']]}"
+            fix = "remove it from one class"
+            ledger.error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
+        elif len(labels[sequence]) > 1:
+            ledger.drop(*where.rsplit(":", 1), id, "label_conflict", "the same sequence stands in the other class")
+        elif sequence in kept:
+            ledger.drop(*where.rsplit(":", 1), id, "duplicate", f"the sequence of {kept[sequence]}")
+        elif id in first:
+            what = f"one id, two sequences, first seen at {first[id]}"
+            ledger.error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
+        else:
+            first[id], kept[sequence] = where, id
+            yield record
+
+
+def group(records: list[dict], dataset) -> list[str]:
+    """Connected components of `same gene` and `same cluster`, named after their smallest id."""
+    cluster = mmseqs.cluster(sequences(records), nucleotide=True, **likeness(dataset))
+    links = splits.linked_by([r["gene"] for r in records], [cluster[r["id"]] for r in records])
+    return [records[root]["id"] for root in splits.components(len(records), links)]
+
+
+def split(records: list[dict], groups: list[str], dataset, seed: int) -> list[str]:
+    """Splits the groups of each class apart, so that every split has both classes in about the same share.
+
+    A group that holds both classes counts as the class of the record it is named after.
+    """
+    label = {record["id"]: record["label"] for record in records}
+    home: dict[str, str] = {}
+    for role, wanted in LABELS.items():
+        of_class = [name for name in groups if label[name] == wanted]
+        home |= zip(of_class, splits.assign(of_class, dataset.split.model_dump(), seed, f"lncrna, {role}"))
+    return [home[name] for name in groups]
+
+
+def leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
+    """The records among `others` that are similar to a held-out one."""
+    hits = mmseqs.search(sequences(others), sequences(held_out), nucleotide=True, **likeness(dataset))
+    return {other: source for other, source, _ in hits}
+
+
+def sequences(records: list[dict]) -> dict[str, str]:
+    return {record["id"]: record["sequence"] for record in records}
+
+
+def likeness(dataset) -> dict[str, float]:
+    return {"identity": dataset.identity, "coverage": dataset.coverage}
+
+
+def proof(parts: dict[str, list[dict]], dataset) -> dict[str, int]:
+    """Counts that are 0 in a sound dataset."""
+    with_gene = {split: [record for record in part if record["gene"]] for split, part in parts.items()}
+    return {
+        "groups_in_two_splits": splits.shared(parts, "group"),
+        "genes_in_two_splits": splits.shared(with_gene, "gene"),
+        "sequences_in_two_splits": splits.shared(parts, "sequence"),
+        "splits_without_both_classes": sum(len({r["label"] for r in part}) < 2 for part in parts.values()),
+    }
+
+
+def summary(records: list[dict]) -> dict:
+    """Of each class: records in each split, genes named, and the lengths' minimum, quartiles and maximum (nt)."""
+    return {
+        role: {
+            "records": dict(sorted(Counter(r["split"] for r in part).items())),
+            "genes": len({r["gene"] for r in part if r["gene"]}),
+            "lengths": np.quantile([r["length"] for r in part], [0, 0.25, 0.5, 0.75, 1]).tolist(),
+        }
+        for role, label in LABELS.items()
+        if (part := [r for r in records if r["label"] == label])
+    }

@@ -1,0 +1,98 @@
+"""How well P(lncRNA) tells lncRNA (label 1, the positive class) from mRNA (label 0)."""
+
+import math
+
+import numpy as np
+
+from loratory.data.splits import position
+from loratory.domains.contract import Metric
+from loratory.domains.scores import auc
+
+BIN = 1.2  # ratio of the longest to the shortest transcript of a length bin
+
+
+def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray]:
+    """`label` and `p` of each row, and `matched`: whether the record is in the length-matched subset."""
+    by_id = {record["id"]: record for record in records}
+    found = [by_id[row["id"]] for row in rows]
+    label = np.array([record["label"] for record in found], int)
+    length = np.array([record["length"] for record in found], float)
+    return {
+        "label": label,
+        "p": np.array([row["p"] for row in rows], float),
+        "matched": length_matched([record["id"] for record in found], length, label),
+    }
+
+
+def length_matched(ids: list[str], length: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(n,) bool: as many records of both classes in each length bin, those with the smallest id hashes."""
+    bins = np.floor(np.log(length) / math.log(BIN))
+    order = np.array(sorted(range(len(ids)), key=lambda i: (position(ids[i], 0), ids[i])), int)
+    chosen = np.zeros(len(ids), bool)
+    for each in np.unique(bins):
+        members = order[bins[order] == each]
+        classes = [members[label[members] == value] for value in (0, 1)]
+        few = min(map(len, classes))
+        for members in classes:
+            chosen[members[:few]] = True
+    return chosen
+
+
+def area(columns) -> float:
+    return auc(columns["label"], columns["p"])
+
+
+def area_length_matched(columns) -> float:
+    matched = columns["matched"]
+    return auc(columns["label"][matched], columns["p"][matched])
+
+
+def confusion(columns) -> tuple[float, float, float, float]:
+    """`(true positives, false positives, true negatives, false negatives)` at p ≥ 0.5; all NaN where a p is NaN."""
+    truth, p = columns["label"] == 1, columns["p"]
+    if np.isnan(p).any():
+        return (math.nan,) * 4
+    said = p >= 0.5
+    return tuple(float(np.sum(both)) for both in (truth & said, ~truth & said, ~truth & ~said, truth & ~said))
+
+
+def matthews(columns) -> float:
+    """Matthews 1975, doi:10.1016/0005-2795(75)90109-9; 0 by convention where only one class is predicted."""
+    tp, fp, tn, fn = confusion(columns)
+    if not (tp + fn and tn + fp):
+        return math.nan
+    scale = math.sqrt(tp + fp) * math.sqrt(tp + fn) * math.sqrt(tn + fp) * math.sqrt(tn + fn)
+    return (tp * tn - fp * fn) / scale if scale else 0.0
+
+
+def f1(columns) -> float:
+    tp, fp, tn, fn = confusion(columns)
+    return 2 * tp / (2 * tp + fp + fn) if tp + fn and tn + fp else math.nan
+
+
+def accuracy(columns) -> float:
+    tp, fp, tn, fn = confusion(columns)
+    n = tp + fp + tn + fn
+    return (tp + tn) / n if n else math.nan
+
+
+def brier(columns) -> float:
+    p = columns["p"]
+    return float(np.mean((p - columns["label"]) ** 2)) if p.size else math.nan
+
+
+METRICS = (
+    Metric("auc", "", "up", "choice", area, primary=True, note="ranks by P(lncRNA), ties count one half"),
+    Metric(
+        "auc_length_matched",
+        "",
+        "up",
+        "choice",
+        area_length_matched,
+        note="AUC of equally many records of both classes in length bins of ratio 1.2: length itself scores 0.5",
+    ),
+    Metric("mcc", "", "up", "choice", matthews, note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted"),
+    Metric("f1", "", "up", "choice", f1, note="of lncRNA, at P(lncRNA) ≥ 0.5"),
+    Metric("accuracy", "", "up", "choice", accuracy, note="at P(lncRNA) ≥ 0.5"),
+    Metric("brier", "", "down", "choice", brier, note="mean squared error of P(lncRNA)"),
+)

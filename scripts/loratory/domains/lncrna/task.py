@@ -1,0 +1,115 @@
+"""Transcripts as questions to a model, and what length, reading frames and composition answer without one."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from loratory.domains.contract import Example
+
+CHOICES = (" coding", " noncoding")
+PREFIX, SUFFIX = {"causal": "[Classify RNA] ", "encoder": ""}, {"causal": "\n", "encoder": ""}
+
+
+def examples(records: list[dict], task, family: str) -> list[Example]:
+    """One Example for each window of each record; only the sequence reaches the prompt."""
+    return [
+        Example(
+            id=record["id"],
+            group=record["group"],
+            prompt=PREFIX[family] + kmers(record["sequence"][start : start + task.window]) + SUFFIX[family],
+            target=CHOICES[record["label"]],
+            choices=CHOICES,
+        )
+        for record in records
+        for start in window_starts(record["length"], task.window, task.stride, task.max_windows)
+    ]
+
+
+def kmers(sequence: str) -> str:
+    """Non-overlapping 3-mers, lower case, parted by blanks; one or two letters left over at the end are kept.
+
+    They are kept because a transcript's 3′ end would otherwise go unread.
+    """
+    letters = sequence.lower()
+    return " ".join(letters[at : at + 3] for at in range(0, len(letters), 3))
+
+
+def window_starts(length: int, window: int, stride: int | None = None, limit: int | None = None) -> list[int]:
+    """Where windows start (nucleotides from 0), so that every nucleotide is in one.
+
+    The last window is aligned to the 3′ end. If more than `limit` would be needed, `limit` are spread evenly from
+    the 5′ to the 3′ end (a single one lies at the 5′ end) and nucleotides between them go unread.
+    """
+    stride = stride or max(1, window // 2)
+    last = max(0, length - window)
+    count = 1 + -(-last // stride)
+    if limit and count > limit:
+        return [index * last // max(1, limit - 1) for index in range(limit)]
+    return [min(index * stride, last) for index in range(count)]
+
+
+def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
+    """Prediction rows of logistic regressions on what a language model has to beat; `p` is P(lncRNA)."""
+    label = [record["label"] for record in train]
+    rows = {}
+    for system, features in FEATURES.items():
+        x_train, x_test = (np.array([features(record["sequence"]) for record in part]) for part in (train, test))
+        probabilities = logistic_regression(x_train, label, x_test)
+        rows[system] = [prediction(record, p) for record, p in zip(test, probabilities.tolist())]
+    return rows
+
+
+def logistic_regression(x_train: np.ndarray, label: list[int], x_test: np.ndarray) -> np.ndarray:
+    """P(label 1) of each test row, after standardising the features on the training rows."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return model.fit(x_train, label).predict_proba(x_test)[:, 1]
+
+
+def prediction(record: dict, p: float) -> dict:
+    reference = CHOICES[record["label"]]
+    nothing = {"nll": None, "tokens": None, "text": None}
+    return {"id": record["id"], "group": record["group"], "reference": reference, "p": p, **nothing}
+
+
+def longest_orf(sequence: str) -> int:
+    """Nucleotides of the longest open reading frame of the sense strand, its stop codon not counted.
+
+    It starts with ATG and runs to a stop codon or, open-ended, to the last whole codon. Transcripts are stranded:
+    frames of the reverse complement would only blur the feature.
+    """
+    marks = codon_marks(sequence)
+    stretches = (s for frame in range(3) for s in marks[frame::3].split(b"*"))
+    return 3 * max((len(s) - s.index(b"M") for s in stretches if b"M" in s), default=0)
+
+
+def codon_marks(sequence: str) -> bytes:
+    """One byte for the codon at each position: `M` starts, `*` stops, `.` is any other."""
+    letters = np.frombuffer(sequence.encode("ascii"), np.uint8)
+    first, second, third = letters[:-2], letters[1:-1], letters[2:]
+    a, g, t = b"AGT"
+    stops = (first == t) & (((second == a) & ((third == a) | (third == g))) | ((second == g) & (third == a)))
+    starts = (first == a) & (second == t) & (third == g)
+    return np.select([stops, starts], [np.uint8(b"*"[0]), np.uint8(b"M"[0])], np.uint8(b"."[0])).tobytes()
+
+
+def kmer_shares(sequence: str) -> np.ndarray:
+    """(64,) shares of the overlapping 3-mers; those with an N count nowhere."""
+    code = DIGITS[np.frombuffer(sequence.encode("ascii"), np.uint8)]
+    first, second, third = code[:-2], code[1:-1], code[2:]
+    known = (first < 4) & (second < 4) & (third < 4)
+    counts = np.bincount((16 * first + 4 * second + third)[known], minlength=64)
+    return counts / max(1, counts.sum())
+
+
+DIGITS = np.full(256, 4)
+DIGITS[np.frombuffer(b"ACGT", np.uint8)] = range(4)
+
+FEATURES: dict[str, Callable[[str], np.ndarray]] = {
+    "length_only": lambda sequence: np.log([len(sequence)]),
+    "orf_only": lambda sequence: np.log1p([longest_orf(sequence)]),
+    "kmer_frequency": kmer_shares,
+}

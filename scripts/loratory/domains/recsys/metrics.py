@@ -1,0 +1,91 @@
+"""How well the probability of yes ranks, and whether it can be believed."""
+
+import numpy as np
+
+from loratory.domains.contract import Metric
+from loratory.domains.scores import auc
+
+CLIP = 1e-6
+BINS = 10
+
+
+def columns(rows, records, task) -> dict[str, np.ndarray]:
+    """`label` (1 for yes), `p` and `user` (numbered from 0) of each row."""
+    labels = {record["id"]: record["label"] for record in records}
+    _, users = np.unique([row["group"] for row in rows], return_inverse=True)
+    return {
+        "label": np.array([labels[row["id"]] for row in rows], int),
+        "p": np.array([row["p"] for row in rows], float),
+        "user": users,
+    }
+
+
+def area(columns) -> float:
+    return auc(columns["label"], columns["p"])
+
+
+def log_loss(columns) -> float:
+    label, p = columns["label"], np.clip(columns["p"], CLIP, 1 - CLIP)
+    return float(-np.mean(np.where(label == 1, np.log(p), np.log1p(-p)))) if label.size else np.nan
+
+
+def accuracy(columns) -> float:
+    label, p = columns["label"], columns["p"]
+    if not label.size or np.isnan(p).any():
+        return np.nan
+    return float(np.mean((p >= 0.5) == (label == 1)))
+
+
+def gauc(columns) -> float:
+    """Source: Zhou et al. 2018, arXiv 1706.06978. NaN where no user has both classes."""
+    label, p, user = columns["label"], columns["p"], columns["user"]
+    if np.isnan(p).any():
+        return np.nan
+    order = np.lexsort((p, user))
+    label, p, user = label[order], p[order], user[order]
+    rows, positive = np.bincount(user), np.bincount(user, label)
+    negative, before = rows - positive, np.cumsum(rows) - rows
+    wins = np.bincount(user, label * tied_ranks(user, p)) - positive * (before + (positive + 1) / 2)
+    both = (positive > 0) & (negative > 0)
+    if not both.any():
+        return np.nan
+    return float(np.average(wins[both] / (positive * negative)[both], weights=rows[both]))
+
+
+def tied_ranks(user: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Ranks from 1 of rows sorted by user and p; rows equal in both share the mean of their ranks."""
+    new = np.flatnonzero(np.r_[True, (np.diff(user) != 0) | (np.diff(p) != 0)][: len(p)])
+    sizes = np.diff(np.r_[new, len(p)])
+    return np.repeat(new + (sizes + 1) / 2, sizes)
+
+
+def ece(columns) -> float:
+    """Expected calibration error, Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602."""
+    label, p = columns["label"], columns["p"]
+    if not label.size or np.isnan(p).any():
+        return np.nan
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)
+    return float(np.abs(np.bincount(bins, weights=p - label)).sum() / label.size)
+
+
+METRICS = (
+    Metric("auc", "", "up", "choice", area, primary=True, note="over all records; a tie counts one half"),
+    Metric("log_loss", "nats", "down", "choice", log_loss, note=f"p clipped to [{CLIP:g}, 1 - {CLIP:g}]"),
+    Metric("accuracy", "", "up", "choice", accuracy, note="yes if p is at least 0.5"),
+    Metric(
+        "gauc",
+        "",
+        "up",
+        "choice",
+        gauc,
+        note="mean AUC within the users that have both classes, weighted by their records",
+    ),
+    Metric(
+        "ece",
+        "",
+        "down",
+        "choice",
+        ece,
+        note=f"mean gap between p and the share of yes in {BINS} bins of equal width, weighted by their records",
+    ),
+)

@@ -1,0 +1,24 @@
+"""Scores of a yes-or-no prediction that more than one domain reports."""
+
+import numpy as np
+
+
+def auc(labels, scores) -> float:
+    """Probability that a random positive scores above a random negative, a tie counting one half.
+
+    Args:
+        labels: (n,) truth, 0 or 1.
+        scores: (n,) any monotone score.
+
+    Returns:
+        A number in [0, 1]; NaN where a class is missing or a score is NaN.
+
+    Source: Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747 (the Mann-Whitney statistic).
+    """
+    labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
+    positive, negative = np.sort(scores[labels]), np.sort(scores[~labels])
+    if not positive.size or not negative.size or np.isnan(scores).any():
+        return float("nan")
+    below = np.searchsorted(negative, positive, "left").sum()
+    not_above = np.searchsorted(negative, positive, "right").sum()
+    return float((below + not_above) / (2 * positive.size * negative.size))

@@ -1,0 +1,1 @@
+"""Child speech: what did the child say?"""

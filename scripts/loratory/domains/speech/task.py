@@ -1,0 +1,42 @@
+"""Transcription as a question: the audio, a line that says what is wanted, and the words as the answer."""
+
+import unicodedata
+
+from loratory.data.splits import position
+from loratory.domains.contract import ROW, Example
+
+
+def examples(records: list[dict], task, family: str) -> list[Example]:
+    """One Example a record. A `whisper` base has its own prompt tokens, so its text prompt is empty."""
+    prompt = task.prompt if family == "causal" else ""
+    return [Example(r["id"], r["group"], prompt, plain(r["text"]), audio=r["audio"]) for r in records]
+
+
+def plain(text: str) -> str:
+    """NFKC, lower case, one blank between words; punctuation only inside a word (it's, 3.5, 20%)."""
+    text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+    letters = zip(f" {text}", text, f"{text[1:]} ")
+    kept = "".join(mark if belongs(before, mark, after) else " " for before, mark, after in letters)
+    return " ".join(kept.split())
+
+
+def belongs(before: str, letter: str, after: str) -> bool:
+    if not unicodedata.category(letter).startswith("P"):
+        return True
+    if letter == "'":
+        return before.isalnum() and after.isalnum()
+    if letter in ".,:":
+        return before.isdigit() and after.isdigit()
+    return letter == "%" and before.isdigit()
+
+
+def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
+    """`deaf` answers with some transcript of train: the error rate of knowing the language without listening."""
+    texts = [plain(record["text"]) for record in sorted(train, key=lambda record: record["id"])]
+    guesses = [texts[int(position(record["id"], 0) * len(texts))] for record in test]
+    return {
+        "deaf": [
+            dict.fromkeys(ROW) | {"id": r["id"], "group": r["group"], "reference": plain(r["text"]), "text": guess}
+            for r, guess in zip(test, guesses)
+        ]
+    }

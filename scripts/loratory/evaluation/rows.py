@@ -1,0 +1,23 @@
+"""The long table of predictions: one row for each (split, system, record)."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loratory.data.files import whole
+
+SCHEMA = pa.schema(
+    [
+        *[(name, pa.string()) for name in ("split", "system", "kind", "id", "group", "reference")],
+        ("nll", pa.float64()),
+        ("tokens", pa.int64()),
+        ("p", pa.float64()),
+        ("text", pa.string()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+def write_rows(path, rows: list[dict]) -> None:
+    """Writes rows as parquet; a column that a row lacks is null."""
+    with whole(path) as aside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")

@@ -1,0 +1,233 @@
+"""Reading Cα traces from PDB and mmCIF files, and what is measured on them: pLDDT, TM-score, RMSD."""
+
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loratory.data.files import open_bytes
+from loratory.errors import InputError
+
+SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", "")  # SCOPe's domain files have none; each may be gzipped
+SHORTEST = 20  # residues; TM-align scores 3 residues 1.0, so shorter chains say nothing
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Cα atoms of the standard residues (and MSE, as methionine), in file order.
+
+    Attributes:
+        sequence: n letters.
+        coordinates: (n, 3) in Å.
+        b_factors: (n,) as written; pLDDT in the files of structure predictors.
+        chains: (n,) chain ids.
+    """
+
+    sequence: str
+    coordinates: np.ndarray
+    b_factors: np.ndarray
+    chains: np.ndarray
+
+
+@dataclass(frozen=True)
+class TmScore:
+    """Similarity of two folds.
+
+    Attributes:
+        norm_reference, norm_model: TM-score in (0, 1], normalised by the length of the reference and of the model.
+        rmsd: in Å over the aligned Cα pairs; says nothing without their number.
+        aligned_length: number of aligned Cα pairs.
+    """
+
+    norm_reference: float
+    norm_model: float
+    rmsd: float
+    aligned_length: int
+
+
+def read_trace(path) -> Trace:
+    """The Cα atoms of the first model of a PDB or mmCIF file, plain or gzipped; which of both is told by its content.
+
+    HETATM other than MSE and alternative locations other than A are skipped. Several models draw a warning.
+
+    Raises:
+        InputError: missing, empty or malformed file, no Cα atom, or a coordinate that is not a number.
+    """
+    from Bio.PDB import MMCIFParser, PDBParser
+    from Bio.PDB.PDBExceptions import PDBConstructionException
+
+    with open_bytes(path) as stream:
+        text = stream.read().decode("utf-8", "replace")
+    cif = text.lstrip().startswith("data_")
+    parser = MMCIFParser(QUIET=True) if cif else PDBParser(QUIET=True, PERMISSIVE=False)
+    try:
+        models = parser.get_structure("", io.StringIO(text)).child_list
+    except (PDBConstructionException, ValueError, KeyError) as error:
+        what = f"malformed {'mmCIF' if cif else 'PDB'} file: {error}"
+        raise InputError(path, what, fix="fetch or write it again", reason="structure") from error
+    if len(models) > 1:
+        warnings.warn(f"{path}: {len(models)} models; the first is used", stacklevel=2)
+    atoms = [found for residue in residues(models) if (found := alpha(residue))]
+    if not atoms:
+        raise InputError(path, "no Cα atom", expected="a PDB or mmCIF file of a protein", reason="no_atoms")
+    letters, atoms = zip(*atoms)
+    coordinates = np.array([atom.coord for atom in atoms], float)
+    check_finite(coordinates, path)
+    return Trace(
+        "".join(letters),
+        coordinates,
+        np.array([atom.bfactor for atom in atoms], float),
+        np.array([atom.get_full_id()[2] for atom in atoms]),
+    )
+
+
+def residues(models):
+    """Every residue of the first model, both of a point mutation."""
+    return [residue for chain in (models[0] if models else []) for residue in chain.get_unpacked_list()]
+
+
+def alpha(residue):
+    """`(letter, Cα atom)` of a residue that counts, else None."""
+    from Bio.Data.PDBData import protein_letters_3to1
+
+    name = residue.resname.strip().upper()
+    if residue.id[0] != " " and name != "MSE":
+        return None
+    letter = "M" if name == "MSE" else protein_letters_3to1.get(name)
+    atoms = [atom for atom in residue.get_unpacked_list() if atom.name == "CA" and atom.altloc in " A"]
+    return (letter, atoms[0]) if letter and atoms else None
+
+
+def mean_plddt(path) -> float:
+    """Mean of the Cα B-factors of all chains, 0–100.
+
+    B-factors of an experiment cannot be told from pLDDT by their values: only give files of a structure predictor.
+
+    Raises:
+        InputError: as `read_trace`; also B-factors that cannot be pLDDT: all zero, outside 0–100, or scaled 0–1.
+    """
+    values = read_trace(path).b_factors
+    expected, reason = "pLDDT between 0 and 100 in the B-factors", "not_plddt"
+    if not values.any():
+        raise InputError(path, "every Cα B-factor is 0: no pLDDT was written", None, expected, reason=reason)
+    if not np.all((values >= 0) & (values <= 100)):
+        worst = values[np.argmax(np.abs(values - 50))]
+        raise InputError(path, "a Cα B-factor is no pLDDT", f"{worst:g}", expected, reason=reason)
+    if values.max() <= 1:
+        fix = "multiply the B-factors by 100"
+        raise InputError(path, "pLDDT on the scale 0–1", f"{values.max():g} at most", expected, fix, reason)
+    return float(values.mean())
+
+
+def tm_score(model, reference, tool: str = "search") -> TmScore:
+    """TM-score after a structural alignment that ignores sequence and residue numbers, as TM-align does.
+
+    Args:
+        model, reference: path of a PDB or mmCIF file (its first chain is used, as TM-align does), or Cα coordinates
+            (n, 3) in Å.
+        tool: "search" (`loratory.evaluation.superposition`) or "tmtools" (TM-align's own code, GPL, an extra).
+
+    Raises:
+        InputError: as `read_trace`; also a chain of fewer than 20 residues, or tmtools is wanted but not installed.
+    """
+    a, b = first_chain(model), first_chain(reference)
+    check_chain(a, label(model, "model"))
+    check_chain(b, label(reference, "reference"))
+    return {"search": by_search, "tmtools": by_tmtools}[tool](a, b)
+
+
+def by_search(model: np.ndarray, reference: np.ndarray) -> TmScore:
+    from loratory.evaluation.superposition import best_pairs, rmsd, tm_of_pairs
+
+    i, j = best_pairs(model, reference)
+    a, b = model[i], reference[j]
+    scores = (tm_of_pairs(a, b, len(chain)) for chain in (reference, model))
+    return TmScore(*scores, rmsd(a, b), len(i))
+
+
+def by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
+    try:
+        from tmtools import tm_align
+    except ModuleNotFoundError as error:
+        fix = "install the extra `structure` or use the tool `search`"
+        raise InputError("tmtools", "not installed", fix=fix, reason="missing") from error
+    # the letters only label TM-align's output; they do not influence the alignment
+    found = tm_align(model, reference, "A" * len(model), "A" * len(reference))
+    pairs = sum(x != "-" != y for x, y in zip(found.seqxA, found.seqyA))
+    return TmScore(found.tm_norm_chain2, found.tm_norm_chain1, found.rmsd, pairs)
+
+
+def nearest_reference(model, references: Mapping[str, np.ndarray], tool: str = "search") -> tuple[str, TmScore]:
+    """The reference with the largest TM-score, each normalised by its own length; the first name of equals.
+
+    Args:
+        model: path or Cα coordinates, as for `tm_score`.
+        references: {name: path or Cα coordinates}, at least one.
+    """
+    chains = {name: first_chain(references[name]) for name in sorted(references)}
+    chain, best = first_chain(model), None
+    # a model can cover no more of a reference than its own length: most promising references first
+    bounds = {name: min(1.0, len(chain) / len(other)) for name, other in chains.items()}
+    for name in sorted(chains, key=lambda name: (-bounds[name], name)):
+        if best and bounds[name] < best[1].norm_reference:
+            break
+        score = tm_score(chain, chains[name], tool)
+        if best is None or (-score.norm_reference, name) < (-best[1].norm_reference, best[0]):
+            best = name, score
+    return best
+
+
+def read_references(folder) -> dict[str, np.ndarray]:
+    """{file name without its endings: Cα coordinates of the first chain} of the structure files in a folder.
+
+    Raises:
+        InputError: as `tm_score`; also a folder without structures, or two files of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(Path(folder).glob("*")):
+        bare = path.with_suffix("") if path.suffix == ".gz" else path
+        if path.is_file() and not path.name.startswith(".") and bare.suffix.lower() in SUFFIXES:
+            first = found.setdefault(bare.stem, path)
+            if first != path:
+                raise InputError(path, "the reference occurs twice", first.name, "one file a reference")
+    if not found:
+        raise InputError(folder, "no reference structure", expected="PDB or mmCIF files", reason="missing")
+    chains = {name: first_chain(path) for name, path in found.items()}
+    for name, chain in chains.items():
+        check_chain(chain, found[name])
+    return chains
+
+
+def first_chain(source) -> np.ndarray:
+    """Cα coordinates (n, 3) of a file's first chain; coordinates are handed back."""
+    if isinstance(source, np.ndarray):
+        return source.astype(float)
+    trace = read_trace(source)
+    chains = list(dict.fromkeys(trace.chains.tolist()))
+    if len(chains) > 1:
+        warnings.warn(f"{source}: chains {', '.join(chains)}; the first is used", stacklevel=2)
+    return trace.coordinates[trace.chains == chains[0]]
+
+
+def label(source, role: str):
+    return role if isinstance(source, np.ndarray) else source
+
+
+def check_chain(coordinates: np.ndarray, where):
+    """Raises: InputError for what makes TM-align hang (NaN) or flatter (short chains)."""
+    if coordinates.ndim != 2 or coordinates.shape[1] != 3:
+        raise InputError(where, "not Cα coordinates", f"shape {coordinates.shape}", "shape (residues, 3)")
+    check_finite(coordinates, where)
+    if len(coordinates) < SHORTEST:
+        expected = f"at least {SHORTEST} for a TM-score"
+        raise InputError(where, "too few residues", f"{len(coordinates)} Cα atoms", expected, reason="short")
+
+
+def check_finite(coordinates: np.ndarray, where):
+    broken = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
+    if broken.size:
+        value = " ".join(f"{x:g}" for x in coordinates[broken[0]])
+        raise InputError(f"{where}:{broken[0] + 1}", "a Cα coordinate is not a number", value, reason="nan")

@@ -1,0 +1,29 @@
+"""What every rule's script does around its one call: a log, fixed threads, and errors that people can read."""
+
+import contextlib
+import os
+import sys
+
+
+@contextlib.contextmanager
+def logged(path, threads: int = 1):
+    """Sends output to the rule's log; bad input ends the job with one line and exit code 1, no traceback.
+
+    Args:
+        threads: for numerical libraries. Sums depend on it in the last digits, so it comes from the config and not
+            from how many cores happen to be free.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from loratory.errors import InputError
+
+    with open(path, "w", buffering=1) as log:
+        sys.stdout = sys.stderr = log
+        try:
+            yield
+        except InputError as error:
+            print(f"error: {error}", flush=True)
+            raise SystemExit(1) from None
+        finally:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__

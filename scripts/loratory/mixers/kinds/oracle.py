@@ -1,0 +1,19 @@
+"""The expert of the domain that the input is from: what a perfect router would choose. A control, not a system."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from loratory.mixers import contract
+
+
+class Mixer(contract.Mixer):
+    """λ = one-hot at the domain's own expert."""
+
+    trained: ClassVar[bool] = False
+    reads_hidden: ClassVar[bool] = False
+
+    def weights(self, gate, hidden, sizes, domain):
+        import torch
+
+        return torch.nn.functional.one_hot(torch.tensor([[[domain]]]), sizes.experts).float()

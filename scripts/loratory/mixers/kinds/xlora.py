@@ -1,0 +1,36 @@
+"""X-LoRA: a gate on the base's last hidden state weighs the experts of every token and layer.
+
+Buehler & Buehler 2024, arXiv:2402.07148, APL Machine Learning 2, 026119.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from pydantic import Field
+
+from loratory.mixers import contract
+
+
+class Mixer(contract.Mixer):
+    """Λ = softmax(gate(h) / temperature) over experts; h comes from a first pass without experts."""
+
+    depth: int = Field(1, ge=1, description="linear layers of the gate")
+    width: int = Field(256, ge=1, description="hidden width of a gate deeper than 1")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout between the gate's layers")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature")
+    layerwise: bool = Field(True, description="own weights for each adapted layer, or one set for all")
+
+    def gate(self, sizes):
+        from torch import nn
+
+        out = sizes.experts * (sizes.modules if self.layerwise else 1)
+        widths = [sizes.hidden] + [self.width] * (self.depth - 1)
+        layers = []
+        for inner, outer in pairwise(widths):
+            layers += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(self.dropout)]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], out))
+
+    def weights(self, gate, hidden, sizes, domain):
+        logits = gate(hidden.float()).unflatten(-1, (-1, sizes.experts))  # module-major, expert-minor
+        return (logits / self.temperature).softmax(-1)

@@ -1,0 +1,59 @@
+"""Saving a mixture whole (gate, order of experts, the experts themselves) and opening it again on its base."""
+
+from pathlib import Path
+from shutil import copytree
+
+from safetensors.torch import load_file, save_file
+
+from loratory import registry
+from loratory.adapters.deltas import load_peft, stored
+from loratory.data.files import read_json, whole, write_json
+from loratory.errors import InputError
+from loratory.mixers.core import Mixture
+
+MANIFEST, GATE, EXPERTS = "mixture.json", "gate.safetensors", "experts"
+
+
+def open_experts(folders: dict[str, str], fingerprint: str) -> dict:
+    """Loads adapters of one base.
+
+    Raises:
+        InputError: an adapter was trained on another base.
+    """
+    experts = {name: load_peft(folder) for name, folder in folders.items()}
+    for name, adapter in experts.items():
+        trained_on = adapter.run.get("base_sha256", fingerprint)
+        if trained_on != fingerprint:
+            what = "the expert was trained on another base"
+            raise InputError(folders[name], what, trained_on[:12], f"base {fingerprint[:12]}", "train it on this base")
+    return experts
+
+
+def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, str], run: dict) -> None:
+    """Everything that is needed besides the base: gate, experts in order, and what they were trained on."""
+    with whole(folder) as aside:
+        aside.mkdir(parents=True)
+        gate = {} if mixture.gate is None else mixture.gate.state_dict()
+        save_file({name: stored(tensor) for name, tensor in gate.items()}, aside / GATE, metadata={"format": "pt"})
+        for name in mixture.names:
+            copytree(expert_folders[name], aside / EXPERTS / name)
+        manifest = {"mixer": kind, "options": mixture.mixer.model_dump(mode="json"), "experts": mixture.names}
+        write_json(aside / MANIFEST, manifest | run)
+
+
+def open_mixture(folder, base) -> Mixture:
+    """Puts a saved mixture on a loaded base (see `bases.core.load_base`); the experts' order is the saved one.
+
+    Raises:
+        InputError: the mixture belongs to another base.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / MANIFEST)
+    if manifest["base_sha256"] != base.fingerprint:
+        raise InputError(folder, "the mixture belongs to another base", manifest["base_sha256"][:12])
+    folders = {name: folder / EXPERTS / name for name in manifest["experts"]}
+    mixer = registry.load("mixer", manifest["mixer"]).Mixer(**manifest["options"])
+    mixture = Mixture(base.model, open_experts(folders, base.fingerprint), mixer, folder)
+    if mixture.gate is not None:
+        mixture.gate.load_state_dict(load_file(folder / GATE))
+    return mixture.eval()

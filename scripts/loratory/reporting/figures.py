@@ -1,0 +1,141 @@
+"""Figures as SVG whose bytes depend on the data alone. Colours are told apart with any colour vision."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from math import isnan
+
+import matplotlib
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from loratory.data.files import read_json, whole
+from loratory.errors import InputError
+
+STYLE = {
+    "svg.hashsalt": "loratory",  # else element ids are random
+    "svg.fonttype": "none",  # text stays text: searchable, and no glyph depends on a font version
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "figure.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
+SHARES = matplotlib.colormaps["cividis"]
+CHANGES = matplotlib.colormaps["PuOr"]  # orange: worse than the base, purple: better
+UNDEFINED = "0.85"
+PANEL = (3.4, 2.6)  # inches
+COLUMNS = 3  # panels side by side
+
+
+def routing(weights, out, banner: str = "") -> None:
+    """Which expert each domain's tokens are sent to.
+
+    Args:
+        weights: JSON file with `experts`, `domains`, `weights` (mean gate weight, a row for each domain, a column for
+            each expert), `entropy` and `top1` (for each domain: entropy / log(number of experts), and the share of
+            records whose strongest expert is the domain's own).
+    """
+    found = read_json(weights)
+    names = [f"{d}\nentropy {found['entropy'][d]:.2f}, top-1 {found['top1'][d]:.0%}" for d in found["domains"]]
+    shown = [[f"{weight:.2f}" for weight in row] for row in found["weights"]]
+    with drawn(out, (2.6 + 0.9 * len(found["experts"]), 1.5 + 0.55 * len(names)), banner) as figure:
+        heat(figure, found["weights"], shown, names, found["experts"], SHARES, (0, 1), "mean gate weight (share)")
+        figure.axes[0].set(xlabel="expert", ylabel="domain of the input")
+
+
+def transfer(summary, out, banner: str = "") -> None:
+    """How much of the oracle's gain each adapter recovers on each domain; cells without one are grey.
+
+    Args:
+        summary: tab-separated file of `tables.summary`.
+
+    Raises:
+        InputError: the summary holds no adapter.
+    """
+    with open(summary, newline="") as stream:
+        rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["label"] == row["system"]]
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    adapters = list(dict.fromkeys(row["system"] for row in rows if row["kind"] == "adapter"))
+    if not adapters:
+        raise InputError(summary, "no adapter to draw", expected="rows of kind `adapter`")
+    shares = {(row["system"], row["domain"]): float(row["recovery"] or "nan") for row in rows}
+    grid = [[shares.get((adapter, domain), float("nan")) for domain in domains] for adapter in adapters]
+    shown = [["–" if isnan(value) else f"{value:.0%}".replace("-", "−") for value in row] for row in grid]
+    with drawn(out, (3 + 0.9 * len(domains), 1.6 + 0.4 * len(adapters)), banner) as figure:
+        percent = [[100 * value for value in row] for row in grid]
+        heat(figure, percent, shown, adapters, domains, CHANGES, (-100, 100), "recovery (%)")
+        figure.axes[0].set(xlabel="domain of the test records", ylabel="adapter @ domain it learnt")
+
+
+def curves(runs: Mapping[str, object], out, banner: str = "") -> None:
+    """Training loss (thin) and validation loss (dots) by step: a panel for each adapter, every rate and seed.
+
+    Args:
+        runs: {adapter: its `runs.parquet` with `run`, `seed`, `learning_rate`, `step`, `loss`, `valid_loss`}.
+
+    Raises:
+        InputError: there is nothing to draw.
+    """
+    tables = {name: pq.read_table(path).to_pylist() for name, path in runs.items()}
+    rates = sorted({row["learning_rate"] for rows in tables.values() for row in rows})
+    if not rates:
+        raise InputError(next(iter(runs.values()), "runs"), "no run to draw", expected="rows with a step and a loss")
+    colours = {rate: SHARES(0.9 * index / max(1, len(rates) - 1)) for index, rate in enumerate(rates)}
+    wide = min(COLUMNS, len(tables))
+    high = -(-len(tables) // wide)
+    with drawn(out, (PANEL[0] * wide + 1.2, PANEL[1] * high), banner) as figure:
+        axes = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
+        for axis, (name, rows) in zip(axes.flat, tables.items()):
+            for run in dict.fromkeys(row["run"] for row in rows):
+                draw_run(axis, sorted((r for r in rows if r["run"] == run), key=lambda r: r["step"]), colours)
+            axis.set(title=name)
+            axis.tick_params(labelbottom=True, labelleft=True)
+        for axis in axes.flat[len(tables) :]:
+            axis.set_visible(False)
+        figure.supxlabel("optimiser step")
+        figure.supylabel("loss (nats per target token)")
+        keys = [Line2D([], [], color=colours[rate], label=f"{rate:g}") for rate in rates]
+        keys += [
+            Line2D([], [], color="0.3", lw=0.8, label="train"),
+            Line2D([], [], color="0.3", ls="", marker="o", ms=3),
+        ]
+        keys[-1].set_label("validation")
+        figure.legend(handles=keys, title="learning rate", loc="outside right upper", frameon=False)
+
+
+def draw_run(axis, rows: Sequence[Mapping], colours: Mapping):
+    colour = colours[rows[0]["learning_rate"]]
+    axis.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=colour, lw=0.8, alpha=0.7)
+    checked = [row for row in rows if row["valid_loss"] is not None]
+    axis.plot([r["step"] for r in checked], [r["valid_loss"] for r in checked], "o", color=colour, ms=3)
+
+
+def heat(figure, values, shown, rows, columns, colours, limits, label: str):
+    """A matrix of coloured cells with their values written on them; NaN is grey."""
+    axis = figure.subplots()
+    image = axis.imshow(
+        values, cmap=colours.with_extremes(bad=UNDEFINED), vmin=limits[0], vmax=limits[1], aspect="auto"
+    )
+    axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.spines[:].set_visible(False)
+    for i, row in enumerate(shown):
+        for j, text in enumerate(row):
+            red, green, blue, _ = image.to_rgba(values[i][j])
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            axis.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+    figure.colorbar(image, label=label)
+
+
+@contextmanager
+def drawn(out, size: tuple[float, float], banner: str):
+    """Yields a figure; writes it as SVG, under its banner, when the block ends."""
+    with matplotlib.rc_context(STYLE), whole(out) as aside:
+        figure = Figure(figsize=size)
+        yield figure
+        if banner:
+            figure.suptitle(banner, fontsize=8, color="#a04000")
+        figure.savefig(aside, format="svg", metadata={"Date": None})

@@ -1,0 +1,221 @@
+"""Metrics → tables for reading: one for each domain and base, and a summary of a mixture over its domains.
+
+No cell is emphasised as the winner: whether two systems differ is what intervals and the marks ▲ ▼ say.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from loratory.data.files import read_json
+from loratory.errors import InputError
+from loratory.reporting import formats
+from loratory.reporting.formats import Layout
+
+PRINTED = {"ratio": (100, "%")}  # unit: factor and unit in print
+DECIMALS = {"%": 1, "0–100": 1, "Å": 2}  # of a printed unit; else 3
+ARROWS = {"up": "↑", "down": "↓"}
+KINDS = ("base", "baseline", "adapter", "control", "mixture")
+CONTROLS = ("uniform", "oracle", "shuffled")
+BASE = "base"
+ABSENT = "–"
+FEW_SEEDS = 3  # with fewer, a method cannot be told from its seed
+MARKS = (
+    "▲ better, ▼ worse than the base: the 95 % interval of the paired difference excludes 0; "
+    "not corrected for the number of comparisons."
+)
+RECOVERY = (
+    "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; "
+    f"{ABSENT} where the interval of the oracle's gain is not above 0."
+)
+
+
+def table(metrics, out, *, audit=None, about: str = "", banner: str = "") -> None:
+    """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: every system of one domain and base, on test and on samples.
+
+    The tab-separated file holds all digits, and the validation split too.
+
+    Args:
+        metrics: JSON file of `evaluation.score`.
+        audit: `audit.json` of the domain's dataset, whose counts are printed.
+        about: what the base is, in a sentence.
+        banner: a warning above the table.
+    """
+    report = read_json(metrics)
+    foot = [f"Base: {about}"] if about else []
+    foot += [audited(read_json(audit))] if audit else []
+    formats.write(domain_layout(report, foot, banner), out)
+
+
+def summary(metrics: Sequence, out, *, mixture: str, banner: str = "") -> None:
+    """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: a mixture, its controls and every adapter on all its domains.
+
+    Args:
+        metrics: JSON files of `evaluation.score`, one for each domain, all of one base; columns keep their order.
+
+    Raises:
+        InputError: the files are of several bases, or a file has no primary metric on the test split.
+    """
+    reports = [read_json(path) for path in metrics]
+    for path, report in zip(metrics, reports):
+        if report["base"] != reports[0]["base"]:
+            raise InputError(path, "systems of another base cannot be compared", report["base"], reports[0]["base"])
+        if not primary(report, "test"):
+            raise InputError(path, "no primary metric on the test split", expected="one row for each system")
+    formats.write(summary_layout(reports, mixture, banner), out)
+
+
+def show(metrics: Iterable, stream=None) -> None:
+    """Prints a compact table for each JSON file of `evaluation.score`: values and marks without intervals."""
+    for path in metrics:
+        print(formats.text(domain_layout(read_json(path), compact=True)), file=stream or sys.stdout)
+
+
+def domain_layout(report: Mapping, foot: Sequence[str] = (), banner: str = "", compact: bool = False) -> Layout:
+    domain, base = report["domain"], report["base"]
+    shown = [row for row in report["rows"] if row["split"] != "valid"]
+    cells = {(row["system"], row["metric"]): row for row in shown}
+    metrics = {row["metric"]: row for row in shown}
+    systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: position(*item, domain))
+    rows = [[system, *(cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
+    notes = [] if compact else [*sizes(shown), seeded(report), *explained(metrics.values(), shown), *foot]
+    records = [{"domain": domain, "base": base, **row} for row in report["rows"]]
+    header = ["system", *map(heading, metrics.values())]
+    return Layout(f"{domain} on {base}", banner, header, rows, [*notes, MARKS], records)
+
+
+def summary_layout(reports: Sequence[Mapping], mixture: str, banner: str) -> Layout:
+    test, valid = ({report["domain"]: primary(report, split) for report in reports} for split in ("test", "valid"))
+    oracle = f"{mixture}:oracle"
+    best = best_single(valid, oracle)
+    rows, records = [], []
+    for label, system in summary_order(test, mixture, best):
+        found = {domain: of.get(system) for domain, of in test.items()}
+        shares = {domain: recovery(of, system, oracle) for domain, of in test.items()}
+        mean = mean_recovery(test, system, oracle)
+        rows.append([label, *map(cell, found.values()), *map(share, shares.values()), share(mean)])
+        for domain, row in found.items():
+            extra = {"recovery": shares[domain], "mean_recovery": mean}
+            records += [{"mixture": mixture, "label": label, "domain": domain, **row, **extra}] if row else []
+    heads = {domain: next(iter(of.values())) for domain, of in test.items()}
+    header = ["system", *(f"{domain}: {heading(row)}" for domain, row in heads.items())]
+    header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)"]
+    foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
+    foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS]
+    return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
+
+
+def primary(report: Mapping, split: str) -> dict[str, Mapping]:
+    """The row of the domain's primary metric for each system."""
+    return {row["system"]: row for row in report["rows"] if row["primary"] and row["split"] == split}
+
+
+def position(system: str, kind: str, domain: str) -> tuple:
+    """Base, baselines, adapters (of this domain, then of others), controls, mixtures; then by name."""
+    return KINDS.index(kind), kind == "adapter" and not system.endswith(f"@{domain}"), system
+
+
+def summary_order(test: Mapping[str, Mapping], mixture: str, best: str | None) -> list[tuple[str, str | None]]:
+    """(label, system) of each line: base, adapters by the domain they learnt, best of them, controls, mixture."""
+    kinds = {system: row["kind"] for rows in test.values() for system, row in rows.items()}
+    domains = {domain: rank for rank, domain in enumerate(test)}
+    adapters = [system for system, kind in kinds.items() if kind == "adapter"]
+    adapters.sort(key=lambda system: (domains.get(system.rpartition("@")[2], len(domains)), system))
+    ranks = {f"{mixture}:{control}": rank for rank, control in enumerate(CONTROLS)}
+    controls = [s for s, kind in kinds.items() if kind == "control" and (s in ranks or ":" not in s)]
+    controls.sort(key=lambda system: (ranks.get(system, len(ranks)), system))
+    label = f"best single ({best})" if best else "best single"
+    return [(BASE, BASE), *zip(adapters, adapters), (label, best), *zip(controls, controls), (mixture, mixture)]
+
+
+def best_single(valid: Mapping[str, Mapping], oracle: str) -> str | None:
+    """The adapter with the best mean recovery on the validation split; None if none was scored on every domain."""
+    adapters = {system for rows in valid.values() for system, row in rows.items() if row["kind"] == "adapter"}
+    means = {system: mean_recovery(valid, system, oracle) for system in sorted(adapters)}
+    defined = {system: mean for system, mean in means.items() if mean is not None}
+    return max(defined, key=defined.get) if defined else None
+
+
+def mean_recovery(domains: Mapping[str, Mapping], system: str | None, oracle: str) -> float | None:
+    """Mean over the domains where it is defined; None if the system lacks a value in any domain."""
+    if any(system not in rows or rows[system]["value"] is None for rows in domains.values()):
+        return None
+    shares = [recovery(rows, system, oracle) for rows in domains.values()]
+    defined = [value for value in shares if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def recovery(rows: Mapping[str, Mapping], system: str | None, oracle: str) -> float | None:
+    """Share of the oracle's gain over the base; None unless that gain is above 0 beyond its interval."""
+    gap, row = rows.get(oracle), rows.get(system)
+    if not gap or not row or gap["gain_low"] is None or gap["gain_low"] <= 0:
+        return None
+    if system == BASE:
+        return 0.0
+    return None if row["gain"] is None else row["gain"] / gap["gain"]
+
+
+def heading(row: Mapping) -> str:
+    _, unit = PRINTED.get(row["unit"], (1, row["unit"]))
+    return " ".join(filter(None, [row["metric"], unit and f"({unit})", ARROWS[row["direction"]]]))
+
+
+def cell(row: Mapping | None, compact: bool = False) -> str:
+    """`value [low, high] mark` in the unit of print, or why there is no value."""
+    if row is None:
+        return ABSENT
+    if row["value"] is None:
+        return row["status"].partition(":")[0]
+    value, low, high = (number(row[name], row["unit"]) for name in ("value", "low", "high"))
+    return " ".join(filter(None, [value, "" if compact else f"[{low}, {high}]", mark(row)]))
+
+
+def number(value: float | None, unit: str) -> str:
+    if value is None:
+        return ABSENT
+    factor, unit = PRINTED.get(unit, (1, unit))
+    return f"{value * factor:.{DECIMALS.get(unit, 3)}f}".replace("-", "−")
+
+
+def share(value: float | None) -> str:
+    return number(value, "ratio")
+
+
+def mark(row: Mapping) -> str:
+    """▲ or ▼ where the interval of the gain over the base excludes 0."""
+    low, high = row["gain_low"], row["gain_high"]
+    if low is None or low <= 0 <= high:
+        return ""
+    return "▲" if low > 0 else "▼"
+
+
+def sizes(rows: Iterable[Mapping]) -> list[str]:
+    found = {row["split"]: (row["n"], row["n_groups"]) for row in rows}
+    return [f"n = {n} ({split}) in {groups} groups." for split, (n, groups) in sorted(found.items(), reverse=True)]
+
+
+def seeded(report: Mapping) -> str:
+    seeds = report["seeds"]
+    names = ", ".join(map(str, seeds))
+    line = f"Means over seeds {names}" if len(seeds) > 1 else f"Seed {names} only"
+    line += f"; [95 % interval] from {report['resamples']} bootstrap draws of whole groups."
+    return line + (f" Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds." * (len(seeds) < FEW_SEEDS))
+
+
+def explained(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:
+    """Which metric is primary, how each is computed, and why numbers are missing."""
+    metrics = list(metrics)
+    first = [f"Primary metric: {row['metric']}." for row in metrics if row["primary"]]
+    notes = [f"{row['metric']}: {row['note']}" for row in metrics if row["note"]]
+    missing = {f"{row['metric']}: {row['status']}." for row in rows if row["value"] is None and ":" in row["status"]}
+    return [*first, *notes, *sorted(missing)]
+
+
+def audited(audit: Mapping) -> str:
+    counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(audit["counts"].items()))
+    return f"Leak audit, counted again in the written splits: {counts}."
+
+
+def chosen(best: str | None) -> str:
+    if best is None:
+        return "Best single: undefined, as no adapter has a mean recovery on the validation split of every domain."
+    return f"Best single: {best}, by mean recovery on the validation splits."

@@ -1,0 +1,44 @@
+"""Exact resume: everything a run needs to go on, in one safetensors file that is replaced whole."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from loratory.data.files import whole
+
+NAME = "checkpoint.safetensors"
+
+
+def fingerprint(**facts) -> str:
+    """A short digest of everything that a run's outcome depends on."""
+    return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def save(folder, step: int, curve: list[dict], parameters: dict, optimizer: torch.optim.Optimizer) -> None:
+    """`step` steps are done. Stores parameters, AdamW moments and the learning curve so far."""
+    tensors = {f"parameter/{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
+    for name, p in parameters.items():
+        for key, value in optimizer.state.get(p, {}).items():
+            tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    with whole(Path(folder) / NAME) as aside:
+        save_file(tensors, aside, metadata={"step": str(step), "curve": json.dumps(curve)})
+
+
+def load(folder, parameters: dict, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+    """Puts a saved run back in place; returns (steps done, curve). (0, []) where nothing was saved."""
+    path = Path(folder) / NAME
+    if not path.is_file():
+        return 0, []
+    with safe_open(path, framework="pt") as file:
+        metadata, keys = file.metadata(), set(file.keys())
+        for name, p in parameters.items():
+            p.data.copy_(file.get_tensor(f"parameter/{name}"))
+            prefix = f"state/{name}/"
+            state = {key.removeprefix(prefix): file.get_tensor(key) for key in keys if key.startswith(prefix)}
+            if state:
+                optimizer.state[p] = {k: v.to(p.device) if v.dim() else v for k, v in state.items()}
+    return int(metadata["step"]), json.loads(metadata["curve"])

@@ -1,0 +1,170 @@
+"""The training loop: one flat recipe for bases, adapters and gates.
+
+Features: AdamW; warm-up and cosine decay as functions of the step; micro-batches normalised by the real targets of the
+whole step; gradient clipping; bf16 autocast through accelerate; exact resume; SIGTERM finishes the step and saves.
+"""
+
+import math
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from loratory.errors import InputError
+from loratory.training import checkpoint
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass takes. Losses of one `task` are pooled over a step; tasks weigh alike."""
+
+    task: str
+    batch: dict
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to learn.
+
+    Attributes:
+        steps: optimizer steps. warmup: share of them with a rising rate. decay: "cosine" to 0, or "constant".
+        save_every: steps between checkpoints; 0 saves only on SIGTERM.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    decay: str = "cosine"
+    precision: str = "no"
+    save_every: int = 100
+
+    def rate(self, step: int) -> float:
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        if self.decay == "constant":
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+
+
+class Stopped(SystemExit):
+    """SIGTERM came: the step was finished and saved."""
+
+
+def fit(
+    parameters: dict[str, torch.nn.Parameter],
+    micro_batches: Callable[[int], list[MicroBatch]],
+    loss: Callable[[MicroBatch], tuple[torch.Tensor, int]],
+    recipe: Recipe,
+    seed: int,
+    folder,
+    title: str,
+    validate: Callable[[], float] | None = None,
+) -> list[dict]:
+    """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
+
+    Args:
+        micro_batches: step -> the step's micro-batches; a pure function.
+        loss: micro-batch -> (summed loss, number of targets).
+        validate: called after the last step; its value ends the curve.
+        folder: of the checkpoints; the caller removes it once the outcome is stored.
+
+    Returns:
+        The learning curve: one dict a step with step, loss, learning_rate, targets, seconds; the last has valid_loss.
+
+    Raises:
+        InputError: the loss is not finite.
+        Stopped: SIGTERM was received; call again to go on.
+    """
+    accelerator = Accelerator(
+        mixed_precision=recipe.precision, cpu=next(iter(parameters.values())).device.type == "cpu"
+    )
+    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    done, curve = checkpoint.load(folder, parameters, optimizer)
+    with Terminating() as asked:
+        for step in progress(range(done, recipe.steps), title):
+            started = perf_counter()
+            torch.manual_seed(seed * 1_000_003 + step)  # dropout is a function of (seed, step), so resume is exact
+            value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator)
+            if not math.isfinite(value):
+                raise InputError(title, f"the loss is {value} at step {step}", fix="lower the learning rate")
+            seconds = perf_counter() - started
+            rate = recipe.rate(step)
+            point = {"step": step, "loss": value, "learning_rate": rate, "targets": targets, "seconds": seconds}
+            curve.append(point)
+            due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
+            if due or asked:
+                checkpoint.save(folder, step + 1, curve, parameters, optimizer)
+            if asked:
+                raise Stopped(143)
+    if validate and curve:
+        curve[-1]["valid_loss"] = validate()
+    return curve
+
+
+def update(parameters, batches, loss, optimizer, recipe, step, accelerator) -> tuple[float, int]:
+    """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.rate(step)
+    counts: dict[str, int] = {}
+    results = []
+    tasks = {micro.task for micro in batches}
+    if len(batches) > len(tasks):  # a task's targets must be known before its first backward pass
+        for micro in batches:
+            counts[micro.task] = counts.get(micro.task, 0) + count_targets(micro.batch)
+    for micro in batches:
+        with accelerator.autocast():
+            total, n = loss(micro)
+        share = total / (counts.get(micro.task, n) * len(tasks))
+        accelerator.backward(share)
+        results.append((share.detach(), n))
+    accelerator.clip_grad_norm_(parameters.values(), recipe.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(sum(value for value, _ in results)), sum(n for _, n in results)
+
+
+def count_targets(batch: dict) -> int:
+    labels = batch["labels"]
+    return int((labels[:, 1:] != -100).sum()) if labels.dim() == 2 else len(labels)
+
+
+def progress(steps: range, title: str):
+    """A bar on a terminal, a plain line every tenth of the way elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(steps, desc=title, unit="step", initial=steps.start, total=steps.stop)
+        return
+    every = max(1, steps.stop // 10)
+    for step in steps:
+        yield step
+        if (step + 1) % every == 0 or step + 1 == steps.stop:
+            print(f"{title}: step {step + 1} of {steps.stop}", flush=True)
+
+
+class Terminating:
+    """Notes SIGTERM instead of dying from it; true once it came."""
+
+    def __enter__(self):
+        self.asked = False
+        try:
+            self.before = signal.signal(signal.SIGTERM, self.note)
+        except ValueError:  # not the main thread
+            self.before = None
+        return self
+
+    def note(self, *_):
+        self.asked = True
+
+    def __bool__(self):
+        return self.asked
+
+    def __exit__(self, *_):
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)

@@ -1,0 +1,30 @@
+"""What the config's `training` means to the loop, and where a job keeps its checkpoints."""
+
+from pathlib import Path
+from shutil import rmtree
+
+from loratory.training.checkpoint import fingerprint
+from loratory.training.fit import Recipe
+
+
+def recipe(training, rate: float | None = None) -> Recipe:
+    """The loop's recipe from the config's `training`, at one learning rate of its grid (by default the first)."""
+    fields = ("steps", "warmup", "weight_decay", "clip", "decay", "precision", "save_every")
+    rate = training.learning_rates[0] if rate is None else rate
+    return Recipe(learning_rate=rate, **{name: getattr(training, name) for name in fields})
+
+
+class Job:
+    """Where a training runs and keeps its checkpoints."""
+
+    def __init__(self, device: str, checkpoints, title: str, **facts):
+        self.device, self.title = device, title
+        self.folder = Path(checkpoints) / fingerprint(title=title, **facts)
+
+    @property
+    def place(self) -> tuple[Path, str]:
+        return self.folder, self.title
+
+    def done(self) -> None:
+        """The outcome is stored: its checkpoints may go."""
+        rmtree(self.folder, ignore_errors=True)

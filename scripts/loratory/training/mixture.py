@@ -1,0 +1,82 @@
+"""Training a gate on the `gate` split: base and experts stay as they are, bit for bit."""
+
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from loratory.adapters.core import generator_for
+from loratory.bases.core import load_base
+from loratory.data import batching
+from loratory.mixers.core import Mixture
+from loratory.mixers.store import open_experts, save_mixture
+from loratory.training.fit import MicroBatch, fit
+from loratory.training.job import Job, recipe
+from loratory.training.sweep import data_digest, encoded
+
+
+def train_mixture(name, entry, base_folder, experts, data, tasks, seed, device, checkpoints, out) -> None:
+    """Writes the mixture's folder, whole.
+
+    Args:
+        entry: config entry: the mixer with its options, `experts`, `training`.
+        experts: {domain: adapter folder}, in the order of the gate's outputs. data: {domain: dataset folder}.
+        tasks: {domain: task options}.
+    """
+    started = perf_counter()
+    base = load_base(base_folder, device)
+    mixture = Mixture(base.model, open_experts(experts, base.fingerprint), entry, name)
+    curve, job = [], None
+    if mixture.gate is not None:
+        start_gate(mixture.gate, seed)
+        sets = {domain: encoded(base, domain, data[domain], tasks[domain], "gate") for domain in experts}
+        facts = {"base": base.fingerprint, "data": {d: data_digest(data[d]) for d in experts}}
+        facts |= {"experts": {d: expert_digest(folder) for d, folder in experts.items()}}
+        job = Job(device, checkpoints, f"{name} seed {seed}", entry=entry.model_dump(mode="json"), seed=seed, **facts)
+        curve = train_gate(base, mixture, sets, entry.training, seed, job)
+    run = {
+        "name": name,
+        "base": base.manifest["name"],
+        "base_sha256": base.fingerprint,
+        "expert_sha256": {domain: expert_digest(folder) for domain, folder in experts.items()},
+        "adapters": dict(entry.experts),
+        "seed": seed,
+        "trainable_parameters": sum(p.numel() for p in mixture.gate.parameters()) if mixture.gate is not None else 0,
+        "curve": curve,
+        "seconds": round(perf_counter() - started, 3),
+    }
+    save_mixture(out, mixture, entry.mixer, experts, run)
+    if job:
+        job.done()
+
+
+def start_gate(gate: torch.nn.Module, seed: int) -> None:
+    """Draws the gate's weights from (seed, name) alone; small, so that it starts near uniform weights."""
+    for name, parameter in gate.named_parameters():
+        if parameter.dim() > 1:
+            fresh = torch.empty(parameter.shape).normal_(0, 0.02, generator=generator_for(seed, f"gate.{name}"))
+            parameter.data.copy_(fresh)
+        else:
+            parameter.data.zero_()
+
+
+def train_gate(base, mixture: Mixture, sets: dict, training, seed: int, job: Job) -> list[dict]:
+    """Every step takes one batch of each domain, and each domain's loss weighs alike."""
+    plans = {d: batching.Batches([i.length for i in items], training.batch_tokens, seed) for d, items in sets.items()}
+
+    def micro_batches(step):
+        return [MicroBatch(d, base.collate([items[i] for i in plans[d](step)])) for d, items in sets.items()]
+
+    mixture.train()
+    parameters = dict(mixture.gate.named_parameters())
+    loss = lambda micro: base.loss(mixture, micro.batch)  # noqa: E731
+    curve = fit(parameters, micro_batches, loss, recipe(training), seed, *job.place)
+    mixture.eval()
+    return curve
+
+
+def expert_digest(folder) -> str:
+    from loratory.adapters.deltas import WEIGHTS
+    from loratory.data.files import sha256
+
+    return sha256(Path(folder) / WEIGHTS)

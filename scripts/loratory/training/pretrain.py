@@ -1,0 +1,215 @@
+"""Training a small base from nothing on general data, so that a study needs no download.
+
+Such a base shows that the pipeline works; it makes no scientific claim.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+from loratory.bases.audio import AudioPrefix
+from loratory.bases.causal import Causal
+from loratory.bases.core import IGNORED, load_base
+from loratory.bases.prepare import add_head, write_manifest
+from loratory.bases.whisper import PROMPT, Whisper
+from loratory.data.batching import Batches
+from loratory.data.files import whole, write_json
+from loratory.domains.contract import Example
+from loratory.training.fit import MicroBatch, fit
+from loratory.training.job import Job, recipe
+
+UNTRAINED = {"weights_sha256": "", "family": None}
+MASKED = 0.15  # share of tokens that the masked language model guesses
+
+
+def byte_pairs(texts: Iterable[str], vocabulary: int, special: list[str], letters: bool) -> Tokenizer:
+    """Byte-level BPE.
+
+    Args:
+        letters: capital letters and digits are tokens of their own, so that a residue is always one token and text
+            still merges.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    split = [pre_tokenizers.Split(Regex("[A-Z0-9]"), "isolated")] if letters else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def words(texts: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:
+    """One token a blank-separated word (a k-mer)."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tuple[Causal, list[dict]]:
+    """A Llama-style decoder; with `ears` (a Whisper base's folder) its audio prefix learns along.
+
+    Args:
+        corpora: {domain: examples}. Every step takes one batch of each, so domains weigh alike.
+    """
+    texts = (example.prompt + example.target for examples in corpora.values() for example in examples)
+    special = ["<|pad|>", "<|begin|>", "<|end|>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_pairs(texts, entry.pretrain.vocabulary, special, letters=True),
+        pad_token=special[0],
+        bos_token=special[1],
+        eos_token=special[2],
+    )
+    torch.manual_seed(entry.pretrain.seed)
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = LlamaConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
+    model = LlamaForCausalLM(config)
+    audio = None
+    if ears is not None:
+        whisper = load_base(ears).model
+        audio = AudioPrefix(whisper.config, entry.audio.stack, config.hidden_size, entry.audio.hidden)
+        audio.encoder.load_state_dict(whisper.model.encoder.state_dict())
+        audio.encoder.requires_grad_(False).eval()
+    base = Causal("pretrain", UNTRAINED, model.to(job.device), tokenizer, audio.to(job.device) if audio else None)
+    parameters = named(model, "model") | (named(audio.projector, "projector") if audio else {})
+    return base, learn(base, parameters, corpora, entry, job)
+
+
+def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tuple[Whisper, list[dict]]:
+    """A model of Whisper's class with its decoder prompt and a small vocabulary."""
+    texts = (example.target for examples in corpora.values() for example in examples)
+    special = ["<|endoftext|>", *PROMPT]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_pairs(texts, entry.pretrain.vocabulary, special, letters=False),
+        eos_token=special[0],
+        bos_token=special[0],
+        pad_token=special[0],
+        additional_special_tokens=list(PROMPT),
+    )
+    torch.manual_seed(entry.pretrain.seed)
+    ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    config = WhisperConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
+    config.suppress_tokens = config.begin_suppress_tokens = None
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config.forced_decoder_ids = None
+    base = Whisper("pretrain", UNTRAINED, model.to(job.device), tokenizer)
+    return base, learn(base, named(model, "model"), corpora, entry, job)
+
+
+def learn(base, parameters, corpora, entry, job) -> list[dict]:
+    """Trains on every corpus's targets."""
+    training, seed = entry.pretrain.training, entry.pretrain.seed
+    encoded = {name: [base.encode(example) for example in examples] for name, examples in corpora.items()}
+    plans = {
+        name: Batches([item.length for item in items], training.batch_tokens, seed) for name, items in encoded.items()
+    }
+
+    def micro_batches(step):
+        return [MicroBatch(n, base.collate([items[i] for i in plans[n](step)])) for n, items in encoded.items()]
+
+    base.model.train()
+    curve = fit(
+        parameters, micro_batches, lambda m: base.loss(base.model, m.batch), recipe(training), seed, *job.place
+    )
+    base.model.eval()
+    return curve
+
+
+def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
+    """A BERT-like masked language model over k-mers (Devlin et al. 2018, arXiv:1810.04805)."""
+    texts = [example.prompt for examples in corpora.values() for example in examples]
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words(texts, entry.pretrain.vocabulary, special),
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        unk_token="[UNK]",
+    )
+    from tokenizers.processors import TemplateProcessing
+
+    template = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer.backend_tokenizer.post_processor = template
+    training, seed = entry.pretrain.training, entry.pretrain.seed
+    torch.manual_seed(seed)
+    config = BertConfig(**{**entry.pretrain.architecture, "vocab_size": len(tokenizer), "pad_token_id": 0})
+    model = BertForMaskedLM(config).to(job.device)
+    ids = [tokenizer(text, truncation=True, max_length=config.max_position_embeddings)["input_ids"] for text in texts]
+    plan = Batches([len(row) for row in ids], training.batch_tokens, seed)
+
+    def micro_batches(step):
+        rows = [ids[i] for i in plan(step)]
+        return [MicroBatch("masked", masked(rows, tokenizer, len(special), seed, step, job.device))]
+
+    def loss(micro):
+        batch = micro.batch
+        logits = model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+        return nll, max(1, int((batch["labels"] != IGNORED).sum()))
+
+    model.train()
+    curve = fit(named(model, "model"), micro_batches, loss, recipe(training), seed, *job.place)
+    return Pretrained(model.eval(), tokenizer), curve
+
+
+class Pretrained:
+    """A model and its tokenizer, before it is a base."""
+
+    audio = None
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+
+
+def masked(rows, tokenizer, n_special: int, seed: int, step: int, device) -> dict:
+    """A batch with 15 % of the k-mers hidden: 80 % as the mask token, 10 % as another k-mer, 10 % as they are."""
+    from loratory.bases.core import pad
+
+    random = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    ids, mask = pad(rows, 0, "cpu"), pad([[1] * len(row) for row in rows], 0, "cpu")
+    chosen = (torch.rand(ids.shape, generator=random) < MASKED) & (ids >= n_special)
+    labels = ids.masked_fill(~chosen, IGNORED)
+    fate = torch.rand(ids.shape, generator=random)
+    other = torch.randint(n_special, len(tokenizer), ids.shape, generator=random)
+    ids = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, ids)
+    ids = torch.where(chosen & (fate >= 0.9), other, ids)
+    return {"ids": ids.to(device), "mask": mask.to(device), "labels": labels.to(device)}
+
+
+def named(module, prefix: str) -> dict:
+    return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
+
+
+PRETRAIN = {"causal": pretrain_causal, "whisper": pretrain_whisper, "encoder": pretrain_encoder}
+
+
+def pretrain(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job, out, **facts) -> None:
+    """Trains a base and writes its folder, whole: safetensors, config, tokenizer, manifest, learning curve."""
+    base, curve = PRETRAIN[entry.family](corpora, entry, ears, job)
+    with whole(out) as aside:
+        aside.mkdir(parents=True)
+        base.model.save_pretrained(aside)
+        base.tokenizer.save_pretrained(aside)
+        if base.audio is not None:
+            base.audio.cpu().save(aside / "audio")
+        if entry.family == "encoder":
+            add_head(aside)
+        write_json(aside / "curve.json", curve)
+        size = sum(p.numel() for p in base.model.parameters())
+        write_manifest(aside, name, entry, origin="pretrain", parameters=size, **facts)
+    job.done()

@@ -1,0 +1,14 @@
+from loratory.job import logged
+
+with logged(snakemake.log[0], snakemake.threads):
+    from pathlib import Path
+
+    from loratory.config import BaseEntry, options
+    from loratory.training.prepare import prepare_base
+
+    name, params, out = snakemake.wildcards.base, snakemake.params, Path(snakemake.output[0]).parent
+    results, entry = out.parent.parent, BaseEntry(**params.entry)
+    general = {domain: results / "general" / domain for domain in params.tasks}
+    tasks = {domain: options(domain, "Task", task) for domain, task in params.tasks.items()}
+    ears = out.parent / entry.audio.encoder if entry.audio else None
+    prepare_base(name, entry, general, tasks, ears, params.device, results / "checkpoints", out)

@@ -1,0 +1,21 @@
+from loratory.job import logged
+
+with logged(snakemake.log[0], snakemake.threads):
+    from pathlib import Path
+
+    from loratory.config import adapter, options
+    from loratory.training.sweep import train_sweep
+
+    domain, params, out = snakemake.wildcards.domain, snakemake.params, Path(snakemake.output.runs).parent
+    train_sweep(
+        domain,
+        Path(snakemake.input.data[0]).parent,
+        options(domain, "Task", params.task),
+        Path(snakemake.input.base).parent,
+        adapter(params.adapter),
+        params.seeds,
+        params.device,
+        out.parents[3] / "checkpoints",
+        params.max_valid,
+        out,
+    )

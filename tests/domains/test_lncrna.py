@@ -1,0 +1,574 @@
+import ast
+import gzip
+import random
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sklearn import metrics as reference
+
+from loratory.data.files import read_json
+from loratory.data.ledger import Ledger
+from loratory.data.splits import SPLITS
+from loratory.domains.dataset import audit_split, build_dataset, read_split
+from loratory.domains.lncrna import build, metrics, simulate, sources, task
+from loratory.errors import InputError
+
+GENCODE = "ENST{0}.1|ENSG{1}.{2}|OTTHUMG1.1|-|NAME-201|NAME|{3}|"
+VALUES = {metric.name: metric.value for metric in metrics.METRICS}
+
+
+def letters(n: int, seed=0) -> str:
+    return "".join(random.Random(seed).choices("ACGT", k=n))
+
+
+def mutated(sequence: str, share: float, seed=0) -> str:
+    draw = random.Random(seed)
+    return "".join(draw.choice("ACGT") if draw.random() < share else letter for letter in sequence)
+
+
+def fasta(path, records) -> str:
+    path.write_text("".join(f">{header}\n{sequence}\n" for header, sequence in records))
+    return str(path)
+
+
+def transcripts(tmp_path, coding=None, noncoding=None, header="auto") -> sources.Files:
+    """Files with the given (header, sequence) records; a class not given holds one sound transcript."""
+    coding = [("sound1", letters(300, 901))] if coding is None else coding
+    noncoding = [("sound2", letters(300, 902))] if noncoding is None else noncoding
+    paths = {"coding": [fasta(tmp_path / "c.fa", coding)], "noncoding": [fasta(tmp_path / "n.fa", noncoding)]}
+    return sources.Files(**paths, header=header)
+
+
+def read(files, ledger=None, **options) -> list[dict]:
+    return list(build.read(files, sources.Dataset(**options), ledger or Ledger()))
+
+
+def table(sequences, label=0, gene="") -> list[dict]:
+    """Records of {id: sequence} as they come out of `read` and `group`."""
+    return [
+        {"id": id, "group": id, "sequence": s, "length": len(s), "label": label, "gene": gene}
+        for id, s in sequences.items()
+    ]
+
+
+# --- bad input: one line that names file, record and what to do ------------------------------------------------------
+
+SOUND = letters(300)
+BAD_RECORDS = {
+    "protein": (("p", "MLSPADKTNVKAAWGKVGAHAGEYGAEALERMFLSFPTTK" * 6), "plain", "looks like protein, position 2 (L)"),
+    "digit": (("d", SOUND[:30] + "7" + SOUND), "plain", "not a nucleotide, position 31 (7)"),
+    "gap": (("g", SOUND + "-"), "plain", "not a nucleotide, position 301 (-)"),
+    "u_and_t": (("m", "ACGU" + "T" * 300), "plain", "both U and T, at positions 4 and 5"),
+    "no_pipes": (("ENST1.1 lncRNA", SOUND), "gencode", "not a GENCODE header: 1 fields"),
+    "no_length": ((GENCODE.format(1, 1, 1, "long"), SOUND), "auto", "the 7th the length"),
+    "truncated": (
+        (GENCODE.format(1, 1, 1, 712), SOUND),
+        "auto",
+        "says 712 nucleotides, the sequence has 300 (ENST1.1)",
+    ),
+    "no_gene": (("ENST1.1 cdna", SOUND), "ensembl", "no gene in the header"),
+    "no_id": (("", SOUND), "plain", "header without an id"),
+    "no_sequence": (("x", ""), "plain", "record without a sequence (x)"),
+    "repeated": (("before", SOUND), "plain", "duplicate id, first seen at record 1 (before)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_a_malformed_record_stops_the_build_and_names_its_place(tmp_path, name):
+    record, header, words = BAD_RECORDS[name]
+    before = {"gencode": GENCODE.format(9, 9, 1, 300), "ensembl": "before cdna gene:G1.1"}.get(header, "before")
+    files = transcripts(tmp_path, coding=[(before, letters(300, 5)), record], header=header)
+    with pytest.raises(InputError) as caught:
+        read(files)
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / 'c.fa'}:2: ") and words in line and "\n" not in line
+
+
+def test_header_dialect_that_does_not_fit_says_how_to_mend_it(tmp_path):
+    with pytest.raises(InputError, match="at least 7 fields .* fix: set `header: plain`"):
+        read(transcripts(tmp_path, header="gencode"))
+    assert [r["gene"] for r in read(transcripts(tmp_path, header="plain"))] == ["", ""]
+
+
+def latin(path):
+    path.write_bytes(">caf\xe9\nACGT\n".encode("latin-1"))
+
+
+BAD_FILES = {
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "blank": (lambda path: path.write_bytes(b"\n\n"), "holds no records"),
+    "html": (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not FASTA (<!DOCTYPE html>"),
+    "utf16": (lambda path: path.write_text(">a\nACGT\n", encoding="utf-16"), "wrong text encoding (UTF-16)"),
+    "latin1": (latin, "not utf-8 at byte 3 of the line"),
+    "cut_gz": (lambda path: path.write_bytes(gzip.compress(b">a\n" + SOUND.encode() * 99)[:-20]), "ends early"),
+    "missing": (lambda path: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_an_unreadable_file_is_named_and_nothing_is_written(tmp_path, name):
+    make, words = BAD_FILES[name]
+    make(tmp_path / "bad.fa")
+    files = sources.Files(coding=[str(tmp_path / "bad.fa")], noncoding=[fasta(tmp_path / "n.fa", [("a", SOUND)])])
+    with pytest.raises(InputError) as caught:
+        build_dataset("lncrna", files, sources.Dataset(), 0, tmp_path / "out")
+    assert str(tmp_path / "bad.fa") in str(caught.value) and words in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_id_in_both_classes_is_an_error_that_names_both_places(tmp_path):
+    files = transcripts(
+        tmp_path, [("a", SOUND), ("x", letters(300, 1))], [("x", letters(300, 2)), ("b", letters(300, 3))]
+    )
+    with pytest.raises(InputError) as caught:
+        read(files)
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'c.fa'}:2: one id in both classes, also at {tmp_path / 'n.fa'}:1 (x)"
+    )
+    ledger = Ledger("skip")
+    assert [r["id"] for r in read(files, ledger)] == ["a", "b"]
+    assert ledger.n_in == 4 and ledger.n_malformed == 2 and ledger.reasons() == {"label_conflict": 2}
+
+
+def test_one_id_with_two_sequences_in_two_files_of_a_class_is_an_error(tmp_path):
+    one, two = fasta(tmp_path / "1.fa", [("x", SOUND)]), fasta(tmp_path / "2.fa", [("x", letters(300, 1))])
+    other = fasta(tmp_path / "n.fa", [("b", letters(300, 3))])
+    with pytest.raises(InputError, match=r"2\.fa:1: one id, two sequences, first seen at .*1\.fa:1 \(x\)"):
+        read(sources.Files(coding=[one, two], noncoding=[other]))
+    same = sources.Files(coding=[one, fasta(tmp_path / "3.fa", [("x", SOUND)])], noncoding=[other])
+    ledger = Ledger()
+    assert len(read(same, ledger)) == 2 and ledger.reasons() == {"duplicate": 1}
+
+
+def test_a_class_that_is_filtered_away_is_an_error_that_counts_why(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read(transcripts(tmp_path, noncoding=[("a", SOUND[:50]), ("b", SOUND[:60])]))
+    assert str(caught.value).startswith(f"{tmp_path / 'n.fa'}: only one class: no noncoding transcript is left")
+    assert "{'too_short': 2}" in str(caught.value) and caught.value.reason == "one_class"
+
+
+def test_one_gene_cannot_fill_four_splits(tmp_path):
+    isoforms = [(f"{i} cdna gene:G.1", letters(300, i)) for i in range(9)]
+    others = [(f"n{i}", letters(300, 100 + i)) for i in range(9)]
+    with pytest.raises(InputError, match="lncrna, coding: 1 groups cannot fill 4 splits; the largest holds 100%"):
+        build_dataset("lncrna", transcripts(tmp_path, isoforms, others), sources.Dataset(), 0, tmp_path / "out")
+
+
+def test_options_that_contradict_each_other_are_refused():
+    for model, options in [
+        (sources.Dataset, {"min_length": 300, "max_length": 200}),
+        (sources.Task, {"window": 100, "stride": 101}),
+        (sources.Simulation, {"shortest": 500, "longest": 400}),
+        (sources.Files, {"coding": [], "noncoding": ["n.fa"]}),
+        (sources.Files, {"coding": ["c.fa"], "noncoding": ["n.fa"], "header": "refseq"}),
+    ]:
+        with pytest.raises(ValidationError):
+            model(**options)
+
+
+# --- policy: what is left out is counted -----------------------------------------------------------------------------
+
+
+def test_every_record_is_kept_or_accounted_for(tmp_path):
+    coding = [
+        ("keep1", letters(300, 1)),
+        ("short", letters(199, 2)),
+        ("long", letters(501, 3)),
+        ("unsure", "NNRY" + letters(296, 4)),
+        ("surer", "NNR" + letters(297, 5)),
+        ("ENST1.2_PAR_Y|ENSG1.1_PAR_Y|-|-|N|N|300|", letters(300, 6)),
+        ("ENST1.2|ENSG1.1|-|-|N|N|300|", letters(300, 6)),
+        ("both1", letters(300, 7)),
+    ]
+    noncoding = [
+        ("both2", letters(300, 7).lower().replace("t", "u")),
+        ("keep2", letters(200, 8)),
+        ("bad", "ACGJ" * 60),
+    ]
+    ledger = Ledger("skip")
+    kept = read(transcripts(tmp_path, coding, noncoding), ledger, max_length=500)
+    assert [r["id"] for r in kept] == ["ENST1.2", "keep1", "keep2", "surer"]
+    assert ledger.reasons() == {
+        "alphabet": 1, "ambiguous": 1, "duplicate": 1, "label_conflict": 2, "too_long": 1, "too_short": 1,
+    }  # fmt: skip
+    assert ledger.n_in == len(kept) + len(ledger.rows) == 11 and ledger.n_malformed == 1
+    details = {row[2]: row[4] for row in ledger.rows}
+    assert details["unsure"] == "1.3% > 1.0%" and details["short"] == "199 < 200 nt"
+    assert details["ENST1.2_PAR_Y"] == "the sequence of ENST1.2"
+
+
+def test_ambiguous_letters_within_the_limit_are_kept_as_n(tmp_path):
+    record, _ = read(transcripts(tmp_path, [("a", "ry" + SOUND.lower())]))
+    assert record["sequence"] == "NN" + SOUND and record["length"] == 302
+
+
+@given(st.text("ACGT", min_size=1))
+def test_rna_dna_and_lower_case_are_one_sequence(sequence):
+    forms = sequence, sequence.replace("T", "U"), sequence.lower(), sequence.replace("T", "U").lower()
+    assert {build.canonical("f:1", form.encode()) for form in forms} == {sequence}
+
+
+@pytest.mark.parametrize(
+    "header, id, gene",
+    [
+        (GENCODE.format(641515, "00000186092", 7, 4).replace("NAME|4|", "OR4F5|4|UTR5:1-1|CDS:2-4|"), "ENST641515.1", "ENSG00000186092"),
+        ("ENST7.5|ENSG8.2_PAR_Y|-|-|N-201|N|4|", "ENST7.5", "ENSG8"),
+        ("ENST7.5|-|-|-|N-201|N|4", "ENST7.5", ""),
+        ("ENSMUST2.7 ncrna chromosome:GRCm38:3:1:4:-1 gene:ENSMUSG3.7 gene_biotype:lncRNA", "ENSMUST2.7", "ENSMUSG3"),
+        ("ENST2.7 cdna gene_biotype:lncRNA description:x", "ENST2.7", ""),
+        ("hg19_ct_UserTrack_3545_NM_017856 range=chrX:1-9 strand=-", "hg19_ct_UserTrack_3545_NM_017856", ""),
+        ("gi|53292629|ref|NM_001005405.2| keratin", "gi|53292629|ref|NM_001005405.2|", ""),
+    ],
+)  # fmt: skip
+def test_header_dialects_are_told_apart(header, id, gene):
+    assert build.identify("f:1", header, 4, "auto") == (id, gene)
+
+
+def test_labels_follow_the_role_and_never_the_name(tmp_path):
+    one, two = fasta(tmp_path / "mRNA_coding.fa", [("a", SOUND)]), fasta(tmp_path / "lncRNA.fa", [("b", SOUND[::-1])])
+    straight = read(sources.Files(coding=[one], noncoding=[two]))
+    swapped = read(sources.Files(coding=[two], noncoding=[one]))
+    assert {r["id"]: r["label"] for r in straight} == {"a": 0, "b": 1}
+    assert {r["id"]: r["label"] for r in swapped} == {"a": 1, "b": 0}
+
+
+# --- groups and splits -----------------------------------------------------------------------------------------------
+
+
+def test_groups_join_isoforms_and_similar_transcripts_of_other_genes():
+    first, second, third = letters(400, 1), letters(400, 2), letters(400, 3)
+    records = table({"a": first}, gene="G1") + table({"b": second}, gene="G1")
+    records += table({"c": mutated(second, 0.1)}, gene="G2") + table({"d": third}) + table({"e": letters(400, 4)})
+    assert build.group(records, sources.Dataset()) == ["a", "a", "a", "d", "e"]
+
+
+def test_leaks_finds_what_resembles_a_held_out_record():
+    near, far = mutated(SOUND, 0.1), mutated(SOUND, 0.9)
+    found = build.leaks(
+        table({"held": SOUND}), table({"near": near, "far": far, "part": SOUND[:100]}), sources.Dataset()
+    )
+    assert found == {"near": "held"}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Files and dataset folder of the simulator's two populations."""
+    out = {}
+    for population in simulate.SPECIES:
+        folder = tmp_path_factory.mktemp(population)
+        named = simulate.simulate(sources.Simulation(genes=120), population, 7, folder)
+        files = sources.Files(**named).moved(lambda name, folder=folder: str(folder / name))
+        build_dataset("lncrna", files, sources.Dataset(), 7, folder / "data")
+        out[population] = files, folder / "data"
+    return out
+
+
+def test_a_dataset_passes_its_audit_and_its_account_adds_up(simulated, tmp_path):
+    _, folder = simulated["domain"]
+    audit_split("lncrna", folder, sources.Dataset(), tmp_path / "audit.json")
+    assert set(read_json(tmp_path / "audit.json")["counts"].values()) == {0}
+    card = read_json(folder / "card.json")
+    assert card["n_in"] == card["n_kept"] + sum(card["n_rejected"].values())
+    assert set(card["summary"]["noncoding"]["records"]) == set(SPLITS)
+    genes = {}
+    for split in SPLITS:
+        for record in read_split(folder, split):
+            assert genes.setdefault(record["gene"], split) == split
+    assert len(genes) == 240
+
+
+def test_every_split_has_both_classes_in_about_the_same_share(simulated):
+    shares = [np.mean([r["label"] for r in read_split(simulated["domain"][1], split)]) for split in SPLITS]
+    assert max(shares) - min(shares) < 0.15
+
+
+def test_a_planted_isoform_joins_its_gene_and_file_order_is_irrelevant(simulated, tmp_path):
+    files, folder = simulated["domain"]
+    victim = read_split(folder, "test")[0]
+    role = list(build.LABELS)[victim["label"]]
+    texts = {r: gzip.open(getattr(files, r)[0], "rt").read() for r in build.LABELS}
+    isoform = letters(300, 77)  # unlike its gene: only the header tells
+    texts[role] += f">0NEW.1|{victim['gene']}.9|-|-|N-209|N|300|\n{isoform}\n"
+    for r, text in texts.items():
+        (tmp_path / f"{r}.fa").write_text("".join(">" + record for record in reversed(text.split(">")[1:])))
+    planted = sources.Files(coding=[str(tmp_path / "coding.fa")], noncoding=[str(tmp_path / "noncoding.fa")])
+    build_dataset("lncrna", planted, sources.Dataset(), 7, tmp_path / "planted")
+    home = {r["id"]: split for split in SPLITS for r in read_split(tmp_path / "planted", split)}
+    assert home["0NEW.1"] == home[victim["id"]]
+
+    texts[role] = texts[role].rsplit(">", 1)[0]
+    for r, text in texts.items():
+        (tmp_path / f"{r}.fa").write_text("".join(">" + record for record in reversed(text.split(">")[1:])))
+    build_dataset("lncrna", planted, sources.Dataset(), 7, tmp_path / "reversed")
+    for split in SPLITS:
+        name = f"{split}.parquet"
+        assert (tmp_path / "reversed" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_proof_counts_every_kind_of_planted_leak():
+    def part(id, group, gene, sequence):
+        return [
+            {"id": f"{id}{label}", "group": group, "gene": gene, "sequence": sequence + "A" * label, "label": label}
+            for label in (0, 1)
+        ]
+
+    sound = {split: part(split, split, "", split) for split in SPLITS}
+    assert not any(build.proof(sound, None).values())
+    for count, leak in {
+        "groups_in_two_splits": part("x", "test", "", "x"),
+        "genes_in_two_splits": part("x", "x", "gene", "x"),
+        "sequences_in_two_splits": part("x", "x", "", "test")[:1] + part("y", "y", "", "y"),
+    }.items():
+        others = {**sound, "test": sound["test"] + part("t", "t", "gene", "t"), "train": leak}
+        assert [name for name, n in build.proof(others, None).items() if n] == [count]
+    assert build.proof({**sound, "gate": sound["gate"][:1]}, None)["splits_without_both_classes"] == 1
+
+
+# --- task ------------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_three_letter_words_with_the_positive_choice_second():
+    (record,) = table({"a": "ACGTTNAC"}, label=1)
+    (causal,) = task.examples([record], sources.Task(), "causal")
+    assert causal.prompt == "[Classify RNA] acg ttn ac\n" and causal.target == " noncoding"
+    (encoder,) = task.examples([record], sources.Task(), "encoder")
+    assert encoder.prompt == "acg ttn ac" and encoder.choices == causal.choices == (" coding", " noncoding")
+    assert task.examples(table({"a": "ACG"}), sources.Task(), "causal")[0].target == " coding"
+
+
+@given(st.integers(1, 3000), st.integers(3, 500), st.none() | st.integers(1, 500), st.none() | st.integers(1, 9))
+def test_windows_cover_every_nucleotide_unless_limited(length, window, stride, limit):
+    stride = stride and min(stride, window)
+    starts = task.window_starts(length, window, stride)
+    read = {position for start in starts for position in range(start, min(start + window, length))}
+    assert read == set(range(length)) and all(a < b for a, b in pairwise(starts))
+    limited = task.window_starts(length, window, stride, limit)
+    assert len(limited) == min(len(starts), limit or len(starts))
+    assert limited[0] == 0 and (len(limited) == 1 or limited[-1] == max(0, length - window))
+
+
+def test_limited_windows_are_evenly_spread():
+    assert task.window_starts(1000, 100, None, 4) == [0, 300, 600, 900]
+    assert task.window_starts(1000, 400) == [0, 200, 400, 600] and task.window_starts(900, 400) == [0, 200, 400, 500]
+
+
+@given(st.text("ACGTN", min_size=1, max_size=900), st.integers(3, 90))
+def test_nothing_of_a_window_is_lost_in_its_words(sequence, window):
+    questions = task.examples(table({"a": sequence}), sources.Task(window=window), "encoder")
+    starts = task.window_starts(len(sequence), window)
+    assert [q.prompt.replace(" ", "").upper() for q in questions] == [sequence[s : s + window] for s in starts]
+    assert {q.id for q in questions} == {"a"}
+    if len(sequence) <= window:
+        assert len(questions) == 1
+
+
+def test_a_motif_at_the_very_end_reaches_the_model():
+    plain, marked = (
+        [q.prompt for q in task.examples(table({"a": s}), sources.Task(), "causal")]
+        for s in (SOUND * 5, SOUND * 5 + "A")
+    )
+    assert plain[-1] != marked[-1] and plain[0] == marked[0]
+
+
+def test_only_the_sequence_reaches_prompts_and_baselines(simulated):
+    train, test = (read_split(simulated["domain"][1], split) for split in ("train", "test"))
+    blind = [{**r, "id": f"r{i}", "gene": "", "group": f"g{i}"} for i, r in enumerate(test)]
+    seen, unseen = ([q.prompt for q in task.examples(part, sources.Task(), "causal")] for part in (test, blind))
+    assert seen == unseen
+    rows, blind_rows = (task.baselines(train, part, sources.Task()) for part in (test, blind))
+    for system in rows:
+        assert [r["p"] for r in rows[system]] == [r["p"] for r in blind_rows[system]]
+        assert [r["id"] for r in rows[system]] == [r["id"] for r in test]
+
+
+def slow_orf(sequence: str) -> int:
+    """Every ATG, read codon by codon."""
+    best = 0
+    for start in range(len(sequence) - 2):
+        if sequence[start : start + 3] == "ATG":
+            codons = re.findall("...", sequence[start:])
+            stops = [i for i, codon in enumerate(codons) if codon in ("TAA", "TAG", "TGA")]
+            best = max(best, 3 * (stops[0] if stops else len(codons)))
+    return best
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(["ATG", "TAA", "TAG", "TGA", "A", "C", "G", "T", "N", "GCC"]), min_size=1).map("".join)
+)
+def test_longest_orf_is_that_of_a_slow_search(sequence):
+    assert task.longest_orf(sequence) == slow_orf(sequence)
+
+
+@pytest.mark.parametrize(
+    "sequence, nt", [("CATGAAATAAC", 6), ("ATGAAACC", 6), ("ATG", 3), ("TTT", 0), ("AT", 0), ("CAT", 0)]
+)
+def test_longest_orf_is_on_the_sense_strand_and_may_be_open(sequence, nt):
+    assert task.longest_orf(sequence) == nt
+
+
+@given(st.text("ACGTN", min_size=1, max_size=60))
+def test_kmer_shares_are_counts_of_overlapping_words(sequence):
+    words = [sequence[i : i + 3] for i in range(len(sequence) - 2) if "N" not in sequence[i : i + 3]]
+    order = [a + b + c for a in "ACGT" for b in "ACGT" for c in "ACGT"]
+    expected = [words.count(word) / max(1, len(words)) for word in order]
+    np.testing.assert_allclose(task.kmer_shares(sequence), expected)
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def columns(label, p, length=None):
+    length = length or [300] * len(label)
+    records = [{"id": f"r{i:04d}", "label": x, "length": n} for i, (x, n) in enumerate(zip(label, length))]
+    return metrics.columns([{"id": r["id"], "p": q} for r, q in zip(records, p)], records, sources.Task())
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0, 0.1, 0.4, 0.5, 0.7, 1])), min_size=2, max_size=40))
+def test_metrics_agree_with_scikit_learn(pairs):
+    label, p = [int(x) for x, _ in pairs], [q for _, q in pairs]
+    found, said = columns(label, p), [q >= 0.5 for q in p]
+    assert VALUES["accuracy"](found) == pytest.approx(reference.accuracy_score(label, said))
+    assert VALUES["brier"](found) == pytest.approx(np.mean((np.array(p) - label) ** 2))
+    if len(set(label)) == 2:
+        assert VALUES["auc"](found) == pytest.approx(reference.roc_auc_score(label, p))
+        assert VALUES["mcc"](found) == pytest.approx(reference.matthews_corrcoef(label, said))
+        assert VALUES["f1"](found) == pytest.approx(reference.f1_score(label, said))
+    else:
+        assert all(np.isnan(VALUES[name](found)) for name in ("auc", "auc_length_matched", "mcc", "f1"))
+
+
+def test_constant_predictors_and_undefined_values():
+    constant = columns([0, 1, 1, 0], [0.9] * 4)
+    assert VALUES["mcc"](constant) == 0 and VALUES["auc"](constant) == 0.5
+    for nothing in (columns([], []), columns([0, 1], [np.nan, 0.5])):
+        assert all(np.isnan(value(nothing)) for value in VALUES.values())
+
+
+def test_length_matching_takes_equally_many_of_each_class_whatever_the_order():
+    draw = np.random.default_rng(1)
+    label = np.repeat([0, 1], [600, 300])
+    length = np.exp(draw.normal(np.where(label, 6.3, 7.5), 0.7)).astype(int) + 1
+    found = columns(label.tolist(), (1 / length).tolist(), length.tolist())
+    matched = found["matched"]
+    assert VALUES["auc"](found) > 0.8 and 0.45 < VALUES["auc_length_matched"](found) < 0.55
+    assert matched[label == 0].sum() == matched[label == 1].sum() > 50
+    order = draw.permutation(len(label))
+    ids = [f"r{i:04d}" for i in order]
+    assert (metrics.length_matched(ids, length[order].astype(float), label[order]) == matched[order]).all()
+
+
+def test_metrics_name_one_primary_that_is_better_when_higher():
+    assert [(m.name, m.direction) for m in metrics.METRICS if m.primary] == [("auc", "up")]
+    assert {m.name: m.direction for m in metrics.METRICS}["brier"] == "down"
+
+
+# --- simulator -------------------------------------------------------------------------------------------------------
+
+
+def test_the_simulator_writes_the_same_bytes_again(simulated, tmp_path):
+    simulate.simulate(sources.Simulation(genes=120), "domain", 7, tmp_path / "again")
+    for location in simulated["domain"][0].locations():
+        name = location.rsplit("/", 1)[1]
+        assert (tmp_path / "again" / name).read_bytes() == open(location, "rb").read()
+    simulate.simulate(sources.Simulation(genes=120), "domain", 8, tmp_path / "other")
+    assert (tmp_path / "other" / "coding.fa.gz").read_bytes() != (tmp_path / "again" / "coding.fa.gz").read_bytes()
+
+
+def test_simulated_mrnas_hold_the_reading_frame_that_their_header_states(simulated):
+    text = gzip.open(simulated["domain"][0].coding[0], "rt").read()
+    for header, body in (record.split("\n", 1) for record in text.split(">")[1:]):
+        sequence = body.replace("\n", "")
+        start, end = map(int, re.search(r"\|CDS:(\d+)-(\d+)\|", header).groups())
+        codons = re.findall("...", sequence[start - 1 : end])
+        assert codons[0] == "ATG" and codons[-1] in ("TAA", "TAG", "TGA") and (end - start + 1) % 3 == 0
+        assert not {"TAA", "TAG", "TGA"} & set(codons[:-1]) and 200 <= len(sequence) <= 900
+    isoforms = [header.split("|")[1] for header in text.split(">")[1:]]
+    assert 120 < len(isoforms) and len(set(isoforms)) == 120
+
+
+def test_populations_share_nothing_and_composition_carries_over_only_in_part(simulated):
+    parts = {p: [r for s in SPLITS for r in read_split(folder, s)] for p, (_, folder) in simulated.items()}
+    for column in ("id", "gene", "sequence"):
+        assert not {r[column] for r in parts["general"]} & {r[column] for r in parts["domain"]}
+    train, test = ([r for r in parts["domain"] if r["length"] and (hash_half(r["gene"]) == half)] for half in (0, 1))
+    within = scores(train, test)
+    across = scores(parts["general"], test)
+    assert 0.7 < within["kmer_frequency"] < 0.95 and across["kmer_frequency"] < within["kmer_frequency"] - 0.05
+    assert 0.9 < within["orf_only"] < 1 and 0.65 < within["length_only"] < 0.95
+
+
+def hash_half(gene: str) -> int:
+    return int(gene[-1]) % 2
+
+
+def scores(train, test) -> dict[str, float]:
+    rows = task.baselines(train, test, sources.Task())
+    return {system: VALUES["auc"](metrics.columns(found, test, None)) for system, found in rows.items()}
+
+
+def test_shuffled_labels_teach_nothing(simulated):
+    _, folder = simulated["domain"]
+    records = [r for split in SPLITS for r in read_split(folder, split)]
+    train, test = ([r for r in records if hash_half(r["gene"]) == half] for half in (0, 1))
+    genes = sorted({r["gene"] for r in train})  # isoforms keep one label, or the gene would be learnt through them
+    given_label = dict(zip(genes, np.random.default_rng(3).permutation([i % 2 for i in range(len(genes))]).tolist()))
+    shuffled = [{**r, "label": given_label[r["gene"]]} for r in train]
+    assert 0.35 < scores(shuffled, test)["kmer_frequency"] < 0.65
+
+
+# --- real transcripts ------------------------------------------------------------------------------------------------
+
+
+def test_real_transcripts_repeat_the_known_shortcuts(shared_data, tmp_path):
+    human = shared_data / "lncrna" / "human"
+    files = sources.Files(
+        coding=[str(human / "cpat_coding_mRNA.fa.gz")], noncoding=[str(human / "cpat_noncoding_RNA.fa.gz")]
+    )
+    dataset = sources.Dataset(max_records=600)
+    build_dataset("lncrna", files, dataset, 0, tmp_path / "data")
+    audit_split("lncrna", tmp_path / "data", dataset, tmp_path / "audit.json")
+    card = read_json(tmp_path / "data" / "card.json")
+    assert card["n_in"] == 4500 == card["n_kept"] + sum(card["n_rejected"].values())
+    parts = {split: read_split(tmp_path / "data", split) for split in SPLITS}
+    test = parts["train"]  # the larger part is scored: the shortcuts need few records to be learnt
+    found = scores([r for split in ("gate", "valid", "test") for r in parts[split]], test)
+    assert found["orf_only"] > 0.95 and 0.8 < found["length_only"] < 0.95
+    rows = task.baselines(test, test, None)["length_only"]
+    assert 0.45 < VALUES["auc_length_matched"](metrics.columns(rows, test, None)) < 0.55
+
+
+@pytest.mark.parametrize(
+    "path, records, genes",
+    [
+        ("human/gencode_lncRNA_transcripts.fa.gz", 1979, "ENSG"),
+        ("human/ensembl_ncrna_lncRNA.fa.gz", 1200, "ENSG"),
+        ("mouse/ensembl_protein_coding.fa.gz", 1200, "ENSMUSG"),
+        ("fixtures/gencode_pc_transcripts_header_fixture.fa", 10, "ENSG"),
+    ],
+)
+def test_real_header_dialects_are_read(shared_data, path, records, genes):
+    ledger = Ledger()
+    file, kind = shared_data / "lncrna" / path, "gencode" if "gencode" in path else "ensembl"
+    options = sources.Dataset(min_length=1, max_length=10**6, max_ambiguous=0.99)
+    for dialect in ("auto", kind):
+        found = [record for _, record in build.read_transcripts(file, 1, dialect, options, ledger)]
+        assert len(found) == records
+        assert all(re.fullmatch(genes + r"\d{11}", r["gene"]) and r["id"].startswith("ENS") for r in found)
+        assert all(set(r["sequence"]) <= set("ACGTN") for r in found)
+
+
+def test_sources_import_nothing_heavy():
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else name.name)
+        for node in ast.walk(ast.parse(open(sources.__file__).read()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    assert imported == {"typing", "pydantic", "loratory.domains.contract"}

@@ -1,0 +1,597 @@
+"""Speech: what is read, refused and kept; that no voice is in two splits; how errors are counted."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from loratory.data.audio import RATE, read_audio
+from loratory.data.ledger import Ledger
+from loratory.domains.dataset import audit_split, build_dataset, read_split
+from loratory.domains.speech import build, metrics, simulate
+from loratory.domains.speech.espeak import Synthesiser
+from loratory.domains.speech.sources import Dataset, Files, Simulation, Task
+from loratory.domains.speech.task import baselines, examples, plain
+from loratory.errors import InputError
+
+TEXTS = ("red ball", "BLUE cat", "it's a dog", "go home")
+
+
+def noise(seed, seconds=0.5):
+    return np.random.default_rng(seed).normal(0, 0.1, int(seconds * RATE)).astype(np.float32)
+
+
+def write_table(folder, name, rows, blank="\t"):
+    Path(folder, name).write_text("".join(f"{key}{blank}{value}\n" for key, value in rows.items()))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Twelve speakers with four utterances each: `s03-2` is the third one of speaker s03, who is eight."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    tables = {name: {} for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")}
+    for speaker in range(12):
+        who = f"s{speaker:02d}"
+        tables["spk2age"][who], tables["spk2gender"][who] = 5 + speaker, "MF"[speaker % 2]
+        for i, text in enumerate(TEXTS):
+            id = f"{who}-{i}"
+            soundfile.write(folder / f"{id}.flac", noise(10 * speaker + i), RATE)
+            tables["wav.scp"][id], tables["text"][id], tables["utt2spk"][id] = f"{id}.flac", text, who
+    for name, rows in tables.items():
+        write_table(folder, name, rows)
+    return folder
+
+
+def change(folder, table, key, value=None):
+    """Rewrites one row of a table, or removes it."""
+    rows = dict(line.split("\t", 1) for line in Path(folder, table).read_text().splitlines())
+    rows.pop(key) if value is None else rows.update({key: value})
+    write_table(folder, table, rows)
+
+
+def files(*folders) -> Files:
+    return Files(folders=[str(folder) for folder in folders], audio_root=str(folders[0]))
+
+
+def records(folder, **options):
+    ledger = Ledger(options.get("on_error", "fail"))
+    found = list(build.read(files(folder), Dataset(**options), ledger))
+    assert ledger.n_in == len(found) + len(ledger.rows)
+    return found, ledger
+
+
+def refusal(folder, **options) -> InputError:
+    with pytest.raises(InputError) as caught:
+        records(folder, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# what is read
+
+
+def test_records_carry_what_the_tables_say(corpus):
+    found, _ = records(corpus)
+    assert [record["id"] for record in found] == sorted(record["id"] for record in found)
+    assert len(found) == 48
+    record = found[14]
+    assert record | {"sha256": ""} == {
+        "id": "s03-2",
+        "audio": str(corpus / "s03-2.flac"),
+        "text": "it's a dog",
+        "speaker": "s03",
+        "age": 8,
+        "gender": "f",
+        "seconds": 0.5,
+        "sha256": "",
+    }
+    assert build.group(found, Dataset())[14] == "s03"
+
+
+def test_blank_separated_tables_read_as_tab_separated_ones(corpus):
+    expected, _ = records(corpus)
+    for table in corpus.glob("*[!c]"):
+        if table.suffix != ".flac":
+            table.write_text(table.read_text().replace("\t", "  "))
+    assert records(corpus)[0] == expected
+
+
+def test_row_order_is_irrelevant(corpus):
+    expected, _ = records(corpus)
+    for name in ("wav.scp", "text", "utt2spk"):
+        Path(corpus, name).write_text("\n".join(sorted(Path(corpus, name).read_text().split("\n"), reverse=True)))
+    assert records(corpus)[0] == expected
+
+
+def test_speaker_tables_are_optional_and_unknown_is_unknown(corpus):
+    (corpus / "spk2gender").unlink()
+    change(corpus, "spk2age", "s03")
+    found, _ = records(corpus)
+    assert {record["gender"] for record in found} == {""}
+    assert {record["age"] for record in found if record["speaker"] == "s03"} == {-1}
+    assert files(corpus).paths() == [str(corpus / name) for name in ("wav.scp", "text", "utt2spk", "spk2age")]
+
+
+def test_wav_and_flac_of_the_same_samples_have_one_digest(corpus):
+    samples, _ = soundfile.read(corpus / "s00-0.flac")
+    soundfile.write(corpus / "s00-0.wav", samples, RATE, subtype="FLOAT")
+    before = records(corpus)[0][0]["sha256"]
+    change(corpus, "wav.scp", "s00-0", "s00-0.wav")
+    assert records(corpus)[0][0]["sha256"] == before
+
+
+def test_absolute_paths_ignore_the_audio_root(corpus):
+    change(corpus, "wav.scp", "s00-0", str(corpus / "s00-0.flac"))
+    found = list(build.read(Files(folders=[str(corpus)], audio_root=str(corpus)), Dataset(), Ledger()))
+    assert found[0]["audio"] == str(corpus / "s00-0.flac")
+
+
+def test_several_folders_are_pooled(corpus, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    soundfile.write(corpus / "x.flac", noise(999), RATE)
+    for name, value in (("wav.scp", "x.flac"), ("text", "hello"), ("utt2spk", "new")):
+        write_table(other, name, {"z-1": value})
+    found = list(build.read(files(corpus, other), Dataset(), Ledger()))
+    assert len(found) == 49 and found[-1]["speaker"] == "new" and found[-1]["age"] == -1
+
+
+def test_text_in_another_encoding_is_read_when_named(corpus):
+    table = corpus / "text"
+    table.write_bytes(table.read_text().replace("go home", "été").encode("latin-1"))
+    assert "not utf-8" in str(refusal(corpus)) and refusal(corpus).where == f"{table}:4"
+    named = Files(folders=[str(corpus)], audio_root=str(corpus), encoding="latin-1")
+    assert "été" in {record["text"] for record in build.read(named, Dataset(), Ledger())}
+
+
+# what is refused, each time naming file and record
+
+
+def stop_audio(folder):
+    (folder / "s03-2.flac").unlink()
+
+
+def corrupt_audio(folder):
+    (folder / "s03-2.flac").write_text("not audio " * 100)
+
+
+def cut_audio(folder):
+    content = (folder / "s03-2.flac").read_bytes()
+    (folder / "s03-2.flac").write_bytes(content[: len(content) // 2])
+
+
+def silence_audio(folder):
+    soundfile.write(folder / "s03-2.flac", np.zeros(RATE), RATE)
+
+
+def repeat_row(folder):
+    with open(folder / "text", "a") as table:
+        table.write("s03-2\tagain\n")
+
+
+BAD = {
+    "orphan transcript": (lambda f: change(f, "wav.scp", "s03-2"), "wav.scp:s03-2", "no_audio"),
+    "audio without transcript": (lambda f: change(f, "text", "s03-2"), "text:s03-2", "no_transcript"),
+    "empty transcript": (lambda f: change(f, "text", "s03-2", ""), "text:s03-2", "empty_text"),
+    "transcript of marks": (lambda f: change(f, "text", "s03-2", "?!"), "text:s03-2", "empty_text"),
+    "unknown tag": (lambda f: change(f, "text", "s03-2", "a <NOISE> dog"), "text:s03-2", "tag"),
+    "unknown filler mark": (lambda f: change(f, "text", "s03-2", "a +um+ dog"), "text:s03-2", "tag"),
+    "unknown gap mark": (lambda f: change(f, "text", "s03-2", "a (()) dog"), "text:s03-2", "tag"),
+    "no speaker": (lambda f: change(f, "utt2spk", "s03-2"), "utt2spk:s03-2", "no_speaker"),
+    "age 0": (lambda f: change(f, "spk2age", "s03", "0"), "spk2age:s03", "age"),
+    "age 120": (lambda f: change(f, "spk2age", "s03", "120"), "spk2age:s03", "age"),
+    "age in words": (lambda f: change(f, "spk2age", "s03", "eight"), "spk2age:s03", "age"),
+    "shell pipe": (lambda f: change(f, "wav.scp", "s03-2", "sph2pipe a.sph |"), "wav.scp:s03-2", "shell_pipe"),
+    "missing audio": (stop_audio, "s03-2.flac:s03-2", "audio_missing"),
+    "text named flac": (corrupt_audio, "s03-2.flac:s03-2", "audio_format"),
+    "truncated audio": (cut_audio, "s03-2.flac:s03-2", "audio_format"),
+    "silent audio": (silence_audio, "s03-2.flac:s03-2", "audio_silent"),
+    "duplicate id": (repeat_row, "text:49", "duplicate_id"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_utterance_is_named(corpus, name):
+    spoil, where, reason = BAD[name]
+    spoil(corpus)
+    error = refusal(corpus)
+    assert (error.where, error.reason) == (str(corpus / where), reason)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_utterance_is_skipped_and_counted(corpus, name):
+    spoil, _, reason = BAD[name]
+    spoil(corpus)
+    found, ledger = records(corpus, on_error="skip")
+    assert set(ledger.reasons()) == {reason} and ledger.n_malformed == len(ledger.rows)
+    assert len(found) == 44 if reason == "age" else len(found) >= 47
+
+
+def test_utterance_in_two_folders(corpus, tmp_path):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    with pytest.raises(InputError, match="duplicate id") as caught:
+        list(build.read(files(corpus, copy), Dataset(), Ledger()))
+    assert caught.value.where == f"{copy / 'wav.scp'}:s00-0"
+
+
+@pytest.mark.parametrize("table", ["wav.scp", "text", "utt2spk"])
+def test_missing_and_empty_tables(corpus, table):
+    (corpus / table).write_text("")
+    assert str(refusal(corpus)).startswith(f"{corpus / table}: the file is empty")
+    (corpus / table).unlink()
+    assert str(refusal(corpus)).startswith(f"{corpus / table}: no such file")
+
+
+def test_segments_are_refused_by_name(corpus):
+    (corpus / "segments").write_text("s00-0 rec 0.0 1.0\n")
+    assert refusal(corpus).where == str(corpus / "segments")
+
+
+@pytest.mark.parametrize("options", [{"min_age": 9, "max_age": 8}, {"min_seconds": 3, "max_seconds": 2}, {"old": 1}])
+def test_impossible_options(options):
+    with pytest.raises(ValidationError):
+        Dataset(**options)
+
+
+def test_unknown_encoding_is_refused_with_the_config():
+    with pytest.raises(ValidationError, match="utf9"):
+        Files(folders=["corpus"], encoding="utf9")
+
+
+# what is left out on purpose
+
+
+def test_policies_drop_with_a_reason(corpus):
+    change(corpus, "spk2age", "s00")
+    change(corpus, "text", "s01-0")
+    change(corpus, "text", "s01-1", "<NOISE>")
+    change(corpus, "text", "s01-2", "a <NOISE> dog")
+    soundfile.write(corpus / "s01-3.flac", noise(7, 3), RATE)
+    soundfile.write(corpus / "s02-0.flac", noise(8, 0.15), RATE)
+    found, ledger = records(
+        corpus, max_age=15, untranscribed="drop", tags=("<NOISE>",), max_seconds=2, min_seconds=0.2
+    )
+    reasons = ["age_unknown", "only_tags", "other_age", "too_long", "too_short", "untranscribed"]
+    assert ledger.reasons() == dict(zip(reasons, [4, 1, 4, 1, 1, 1]))
+    assert ledger.n_malformed == 0
+    assert next(record for record in found if record["id"] == "s01-2")["text"] == "a dog"
+
+
+def test_planted_copy_of_a_clip_is_dropped(corpus):
+    shutil.copy(corpus / "s03-2.flac", corpus / "s09-1.flac")
+    found, ledger = records(corpus)
+    assert ledger.reasons() == {"duplicate_audio": 1} and "s09-1" not in {record["id"] for record in found}
+    assert ledger.rows[0][2:] == ("s09-1", "duplicate_audio", "same samples as s03-2")
+
+
+# datasets
+
+
+@pytest.fixture
+def dataset(corpus, tmp_path):
+    shutil.copy(corpus / "s03-2.flac", corpus / "s09-1.flac")
+    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_dataset_is_speaker_disjoint_and_adds_up(dataset, tmp_path):
+    card = json.loads((dataset / "card.json").read_text())
+    assert card["n_in"] == 48 == card["n_kept"] + sum(card["n_rejected"].values())
+    assert card["summary"]["test_texts_also_in_train"] == card["summary"]["test_texts"] == 4
+    assert sum(card["summary"]["speakers_by_age"].values()) == 12
+    audit_split("speech", dataset, Dataset(), tmp_path / "audit.json")
+    assert set(json.loads((tmp_path / "audit.json").read_text())["counts"].values()) == {0}
+
+
+def test_same_input_gives_the_same_bytes(dataset, corpus, tmp_path):
+    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "again")
+    for path in dataset.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("stolen, count", [("speaker", "speakers_in_two_splits"), ("sha256", "audio_in_two_splits")])
+def test_audit_finds_what_is_planted_in_test(dataset, tmp_path, stolen, count):
+    test = read_split(dataset, "test")
+    test[0][stolen] = read_split(dataset, "train")[0][stolen]
+    schema = pq.read_schema(dataset / "test.parquet")
+    pq.write_table(pa.Table.from_pylist(test, schema=schema), dataset / "test.parquet")
+    with pytest.raises(InputError, match=f"{count}.: 1"):
+        audit_split("speech", dataset, Dataset(), tmp_path / "audit.json")
+
+
+# task
+
+
+def test_examples_follow_the_family(corpus):
+    found, _ = records(corpus)
+    for record in found:
+        record["group"] = record["speaker"]
+    heard = examples(found, Task(), "causal")
+    assert heard[1].prompt == "Transcribe speech to text.\n" and heard[1].target == "blue cat"
+    assert heard[1].audio == str(corpus / "s00-1.flac") and heard[1].group == "s00"
+    assert {example.prompt for example in examples(found, Task(), "whisper")} == {""}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("LOOK AT ANN'S PANTS.", "look at ann's pants"),
+        ("“It’s 3.5%,” she said", "it's 3.5% she said"),
+        ("twenty-one dogs' bones", "twenty one dogs bones"),
+        ("at 10:30, $5.", "at 10:30 $5"),
+        ("今天，天气。", "今天 天气"),
+        ("ＡＢＣ", "abc"),
+    ],
+)
+def test_targets_are_plain_lower_case(text, expected):
+    assert plain(text) == expected
+
+
+@given(st.text(max_size=30))
+def test_plain_text_stays_plain(text):
+    assert plain(plain(text)) == plain(text) == " ".join(plain(text).split())
+
+
+def test_deaf_baseline_hears_nothing(corpus):
+    found, _ = records(corpus)
+    for record in found:
+        record["group"] = record["speaker"]
+    train, test = found[:40], found[40:]
+    rows = baselines(train, test, Task())["deaf"]
+    assert rows == baselines(train[::-1], test, Task())["deaf"]
+    assert [row["id"] for row in rows] == [record["id"] for record in test]
+    assert {row["text"] for row in rows} <= {plain(text) for text in TEXTS}
+
+
+# metrics
+
+VALUE = {metric.name: metric.value for metric in metrics.METRICS}
+LINES = st.lists(st.sampled_from(["cat", "dog", "red", "blue", "house", "jump"]), max_size=6).map(" ".join)
+
+
+def counted(pairs, ages=None, normaliser="english"):
+    rows = [{"id": str(i), "reference": reference, "text": text} for i, (reference, text) in enumerate(pairs)]
+    people = [{"id": str(i), "age": age} for i, age in enumerate(ages or [-1] * len(pairs))]
+    return metrics.columns(rows, people, Task(normaliser=normaliser))
+
+
+def edit_distance(reference, text) -> int:
+    row = list(range(len(text) + 1))
+    for i, wanted in enumerate(reference, 1):
+        before, row[0] = row[0], i
+        for j, found in enumerate(text, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (wanted != found))
+    return row[-1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(LINES.filter(bool), LINES), min_size=1, max_size=6))
+def test_pooled_rates_equal_an_independent_alignment(pairs):
+    columns = counted(pairs)
+    words = sum(len(reference.split()) for reference, _ in pairs)
+    letters = sum(len(reference) for reference, _ in pairs)
+    errors = sum(edit_distance(reference.split(), text.split()) for reference, text in pairs)
+    char_errors = sum(edit_distance(reference, text) for reference, text in pairs)
+    assert VALUE["wer"](columns) == pytest.approx(errors / words)
+    assert VALUE["wer_verbatim"](columns) == pytest.approx(errors / words)
+    assert VALUE["cer"](columns) == pytest.approx(char_errors / letters)
+    parts = [VALUE[name](columns) for name in ("substitutions", "deletions", "insertions")]
+    assert sum(parts) == pytest.approx(VALUE["wer"](columns))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(LINES, LINES), min_size=1, max_size=6))
+def test_swapping_reference_and_text_swaps_insertions_and_deletions(pairs):
+    kept = [pair for pair in pairs if all(pair)]
+    ahead, back = counted(kept), counted([pair[::-1] for pair in kept])
+    for a, b in zip(*(zip(columns["S"], columns["D"], columns["I"]) for columns in (ahead, back))):
+        assert sum(a) == sum(b) and a[2] - a[1] == b[1] - b[2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(LINES.filter(bool), LINES, st.integers(-1, 100).filter(bool)), min_size=1, max_size=8))
+def test_age_bins_sum_to_the_whole(rows):
+    columns = counted([row[:2] for row in rows], [row[2] for row in rows])
+    hits = [
+        (youngest <= columns["age"]) & (columns["age"] <= oldest) for youngest, oldest in metrics.AGE_BINS.values()
+    ]
+    assert (np.sum(hits, axis=0) == 1).all()
+    weights = [columns["N"][hit].sum() for hit in hits]
+    errors = sum(VALUE[name](columns) * n for name, n in zip(metrics.AGE_BINS, weights) if n)
+    assert errors / columns["N"].sum() == pytest.approx(VALUE["wer"](columns))
+
+
+def test_rates_are_pooled_and_never_clipped():
+    assert VALUE["wer"](counted([("a b c d e f g h", "a b c d e f g h"), ("i j", "x y")])) == 0.2
+    assert VALUE["wer"](counted([("cat", "dog dog dog")])) == 3.0
+    assert VALUE["wer"](counted([("red cat", "red cat")])) == 0.0
+    silent = counted([("red cat", ""), ("dog", " ")])
+    assert VALUE["deletions"](silent) == VALUE["wer"](silent) == 1.0
+
+
+def test_both_sides_are_normalised():
+    columns = counted([("twenty-one dollars it's the colour", "$21 it is the color")])
+    assert VALUE["wer"](columns) == 0.0 < VALUE["wer_verbatim"](columns)
+
+
+def test_emptied_references_are_counted_and_left_out():
+    columns = counted([("um", "house house"), ("red cat", "red dog")])
+    assert VALUE["references_emptied"](columns) == 1
+    assert VALUE["wer"](columns) == VALUE["substitutions"](columns) == 0.5
+    assert VALUE["wer_verbatim"](columns) == 1.0
+    assert np.isnan(VALUE["wer"](counted([("um", "uh")])))
+
+
+def test_letters_as_words_give_the_character_error_rate_of_chinese():
+    columns = counted([("今天 天气", "今天天汽")], normaliser="letters")
+    assert VALUE["wer"](columns) == 0.25
+
+
+def test_resampled_rows_need_no_new_alignment():
+    columns = counted([("a b", "a"), ("c", "c d"), ("e f g", "e")])
+    drawn = {name: column[[2, 2, 0]] for name, column in columns.items()}
+    assert VALUE["wer"](drawn) == (2 + 2 + 1) / 8
+
+
+def test_shuffled_transcripts_are_found_out(shared_data):
+    root = shared_data / "child_speech" / "speechocean762"
+    lines = (root / "train" / "text").read_text().splitlines()
+    texts = list(dict.fromkeys(plain(line.split("\t")[1]) for line in lines))
+    assert VALUE["wer"](counted(list(zip(texts, texts[1:] + texts[:1])))) > 0.9
+
+
+def test_only_one_metric_is_primary_and_options_import_nothing_heavy():
+    assert [metric.name for metric in metrics.METRICS if metric.primary] == ["wer"]
+    code = (
+        "import sys, loratory.domains.speech.sources; light = set(sys.modules);"
+        "import loratory.domains.speech.build, loratory.domains.speech.metrics, loratory.domains.speech.task;"
+        "assert not {'numpy', 'librosa', 'soundfile'} & light; assert 'torch' not in sys.modules"
+    )
+    path = str(Path(build.__file__).parents[3])
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": path})
+
+
+# simulator
+
+SMALL = Simulation(speakers=4, utterances_per_speaker=5, disfluency=0.5)
+
+
+def simulated(population, seed, out, simulation=SMALL) -> Files:
+    fields = simulate.simulate(simulation, population, seed, out)
+    return Files(**fields).moved(lambda location: str(Path(out, location)))
+
+
+def digest(folder) -> str:
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    """{population: its records}."""
+    found = {}
+    for population in simulate.POPULATIONS:
+        source = simulated(population, 1, tmp_path_factory.mktemp(population))
+        found[population] = list(build.read(source, Dataset(), Ledger()))
+    return found
+
+
+@pytest.mark.parametrize("population", simulate.POPULATIONS)
+def test_a_seed_gives_the_same_bytes_here_and_in_another_process(population, tmp_path):
+    simulated(population, 1, tmp_path / "a")
+    simulated(population, 1, tmp_path / "b")
+    simulated(population, 2, tmp_path / "other")
+    code = (
+        "import sys; from loratory.domains.speech import simulate, sources;"
+        "simulate.simulate(sources.Simulation.model_validate_json(sys.argv[1]), sys.argv[2], 1, sys.argv[3])"
+    )
+    path = str(Path(build.__file__).parents[3])
+    command = [sys.executable, "-c", code, SMALL.model_dump_json(), population, str(tmp_path / "c")]
+    subprocess.run(command, check=True, env={"PYTHONPATH": path})
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") == digest(tmp_path / "c") != digest(tmp_path / "other")
+
+
+def test_simulated_corpora_are_read_without_complaint(voices):
+    for found in voices.values():
+        assert len(found) == SMALL.speakers * SMALL.utterances_per_speaker
+        assert all(0.3 < record["seconds"] <= simulate.LONGEST for record in found)
+        assert {soundfile.info(record["audio"]).samplerate for record in found} == {RATE}
+    vocabulary = {word for words in simulate.WORDS.values() for word in words} | {"the", "i", "see", "a", "can", "to"}
+    spoken = {word for record in voices["general"] for word in record["text"].split()}
+    assert spoken <= vocabulary | {"go", "is"} and 60 <= len(vocabulary) <= 100
+
+
+def test_populations_share_no_record(voices):
+    for column in ("id", "speaker", "sha256"):
+        general, domain = ({record[column] for record in voices[population]} for population in simulate.POPULATIONS)
+        assert not general & domain
+    assert min(r["age"] for r in voices["general"]) >= 18 and max(r["age"] for r in voices["domain"]) <= 13
+
+
+def pitch(record) -> float:
+    """Hz of the strongest self-similarity between 60 and 500 Hz."""
+    samples, rate = soundfile.read(record["audio"])
+    power = np.abs(np.fft.rfft(samples, 2 * len(samples))) ** 2
+    similarity = np.fft.irfft(power)
+    lags = np.arange(rate // 500, rate // 60)
+    return rate / lags[similarity[lags].argmax()]
+
+
+def test_children_speak_higher_and_slower(voices):
+    of_each = [voices[population] for population in simulate.POPULATIONS]
+    adult, child = (np.median([pitch(record) for record in records]) for records in of_each)
+    assert child > 1.4 * adult
+    adult, child = (np.median([len(r["text"].split()) / r["seconds"] for r in records]) for records in of_each)
+    assert child < 0.85 * adult
+
+
+def envelope(samples) -> np.ndarray:
+    """Smoothed mean log spectrum from 250 to 4000 Hz, 100 points an octave, without its mean."""
+    hertz = 250 * 2 ** (np.arange(400) / 100)
+    power = np.abs(np.fft.rfft(samples)) ** 2
+    bins = (hertz[:, None] * 2 ** np.linspace(-0.2, 0.2, 41) * len(samples) / RATE).astype(int)
+    level = np.log(power[bins].mean(axis=1))
+    return level - level.mean()
+
+
+@pytest.mark.parametrize("stretch", [1.15, 1.4])
+def test_stretch_scales_the_formants_and_keeps_the_tempo(stretch):
+    voice = simulate.adult(0, np.random.default_rng(0), SMALL)
+    traits = {"voice": "en-us+m3", "unevenness": 0.0, "pitch": 50, "range": 0}
+
+    def said(stretch):
+        speaker = dataclasses.replace(voice, stretch=stretch, **traits)
+        rng, synthesiser = np.random.default_rng(0), Synthesiser(0)
+        return simulate.uttered("they want to sing, go to the garden, open the yellow box", speaker, rng, synthesiser)
+
+    short, long = said(1.0), said(stretch)
+    assert len(long) == pytest.approx(len(short), rel=0.15)
+    before, after = envelope(short), envelope(long)
+    shifts = range(1, 100)
+    likeness = [np.corrcoef(before[:-shift], after[shift:])[0, 1] for shift in shifts]
+    assert 2 ** (shifts[int(np.argmax(likeness))] / 100) == pytest.approx(stretch, rel=0.06)
+
+
+def test_slips_are_in_sound_and_transcript():
+    rng = np.random.default_rng(0)
+    slips = {" ".join(simulate.slip("find the red ball", rng)) for _ in range(200)}
+    assert {"find the the red ball", "find the re red ball", "find the red um ball"} <= slips
+    assert all(len(slip.split()) == 5 for slip in slips)
+
+
+# real children
+
+
+def test_untouched_wav_equals_the_flac_of_the_corpus(shared_data):
+    speech = shared_data / "child_speech"
+    for path in sorted((speech / "original_wav").glob("*.WAV")):
+        flac = next(speech.glob(f"speechocean762/WAVE/*/{path.stem}.flac"))
+        assert np.array_equal(read_audio(path), read_audio(flac))
+
+
+def test_speechocean_children(shared_data, tmp_path):
+    root = shared_data / "child_speech" / "speechocean762"
+    source = Files(folders=[str(root / "train"), str(root / "test")], audio_root=str(root))
+    build_dataset("speech", source, Dataset(max_age=15), 0, tmp_path / "data")
+    card = json.loads((tmp_path / "data" / "card.json").read_text())
+    assert card["n_in"] == 320 and card["n_kept"] == 240 and card["n_rejected"] == {"other_age": 80}
+    assert sum(card["groups"].values()) == 60
+    assert set(card["summary"]["speakers_by_age"]) <= {str(age) for age in range(6, 13)}
+    audit_split("speech", tmp_path / "data", Dataset(max_age=15), tmp_path / "audit.json")
+    record = read_split(tmp_path / "data", "test")[0]
+    assert Path(record["audio"]).is_file()
+    assert record["seconds"] == pytest.approx(soundfile.info(record["audio"]).duration, abs=0.01)

@@ -1,0 +1,137 @@
+"""Folding samples: files that survive an interruption, scores that are those of the files."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from folding_model import save_folding_model
+
+from loratory.bases import folding
+from loratory.errors import InputError
+from loratory.evaluation.fold import SCHEMA, fold_samples
+from loratory.evaluation.structure import read_references, read_trace, tm_score
+
+SAMPLES = [("sample-0002", "ACDEFGHIKLMNPQRSTVWYACDEF"), ("sample-0001", "MKV" * 9), ("sample-0003", "ACDEF")]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_folding_model(tmp_path_factory.mktemp("mini-fold"), weights="random")
+
+
+@pytest.fixture(scope="module")
+def references(model_folder, tmp_path_factory):
+    """Two structures of the same model: of the first sample's sequence, and of another one."""
+    folder = tmp_path_factory.mktemp("references")
+    model = folding.load_folding_model(model_folder, allow_random=True)
+    for name, sequence in (("same", SAMPLES[0][1]), ("other", "GWLPE" * 8)):
+        (folder / f"{name}.pdb").write_text(folding.pdb_text(folding.fold(model, sequence)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(model_folder, references, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return fold_samples(SAMPLES, references, model_folder, out, allow_random=True)
+
+
+def count_folds(monkeypatch) -> list:
+    folded, fold = [], folding.fold
+    monkeypatch.setattr(
+        folding, "fold", lambda model, sequence, chunk: folded.append(sequence) or fold(model, sequence)
+    )
+    return folded
+
+
+def test_scores_are_those_of_the_written_files(done, references):
+    table = pq.read_table(done)
+    assert table.schema.equals(SCHEMA)
+    rows = table.to_pylist()
+    assert [row["id"] for row in rows] == ["sample-0001", "sample-0002", "sample-0003"]
+    sequences, chains = dict(SAMPLES), read_references(references)
+    for row in rows:
+        trace = read_trace(done.parent / f"{row['id']}.pdb")
+        assert trace.sequence == sequences[row["id"]]
+        assert row["length"] == len(trace.sequence)
+        assert row["plddt"] == pytest.approx(np.mean(trace.b_factors), abs=0.005)
+        assert 1 < row["plddt"] <= 100
+        assert (row["plddt_atoms"], row["tm_normalised_by"]) == ("ca", "reference")
+        if len(trace.sequence) >= 20:
+            scores = {name: tm_score(trace.coordinates, other) for name, other in chains.items()}
+            best = scores[row["tm_reference"]]
+            assert row["tm"] == best.norm_reference == max(score.norm_reference for score in scores.values())
+            assert (row["rmsd"], row["aligned_length"]) == (best.rmsd, best.aligned_length)
+    assert rows[1]["tm_reference"] == "same"
+    assert rows[1]["tm"] >= 0.9999
+
+
+def test_a_sample_too_short_for_a_tm_score_has_none(done):
+    row = pq.read_table(done).to_pylist()[2]
+    assert row["plddt"] is not None
+    assert row["tm"] is row["tm_reference"] is row["rmsd"] is row["aligned_length"] is None
+
+
+def test_without_references_there_is_no_tm_score(model_folder, done, tmp_path):
+    rows = pq.read_table(fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)).to_pylist()
+    assert all(row["tm"] is None for row in rows)
+    assert [row["plddt"] for row in rows] == pq.read_table(done)["plddt"].to_pylist()
+
+
+def test_order_of_samples_and_repetition_change_no_byte(model_folder, references, done, tmp_path):
+    again = fold_samples(SAMPLES[::-1], references, model_folder, tmp_path, allow_random=True)
+    for path in done.parent.iterdir():
+        assert (again.parent / path.name).read_bytes() == path.read_bytes()
+
+
+def test_only_what_is_missing_is_folded(model_folder, done, tmp_path, monkeypatch):
+    for path in done.parent.glob("*.pdb"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "sample-0003.pdb").unlink()
+    folded = count_folds(monkeypatch)
+    fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)
+    assert folded == ["ACDEF"]
+    fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)
+    assert folded == ["ACDEF"]
+    # the same id with another sequence is another structure
+    fold_samples([("sample-0003", "ACDEG")], None, model_folder, tmp_path, allow_random=True)
+    assert folded == ["ACDEF", "ACDEG"]
+    assert read_trace(tmp_path / "sample-0003.pdb").sequence == "ACDEG"
+    # and so is the same sequence by another model
+    other = save_folding_model(tmp_path / "other", seed=1)
+    fold_samples([("sample-0003", "ACDEG")], None, other, tmp_path)
+    assert folded == ["ACDEF", "ACDEG", "ACDEG"]
+
+
+def test_an_interruption_leaves_whole_files_only(model_folder, tmp_path, monkeypatch):
+    text = folding.pdb_text
+    monkeypatch.setattr(
+        folding, "pdb_text", lambda structure: text(structure) if len(structure.sequence) == 5 else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["sample-0003.pdb"]
+
+
+def test_no_samples_give_an_empty_table(model_folder, tmp_path):
+    table = pq.read_table(fold_samples([], None, model_folder, tmp_path, allow_random=True))
+    assert (table.num_rows, table.schema) == (0, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([("a", "ACD"), ("b", "AC7")], r"samples:b: not one of the 20 residues at position 3 \(7\)"),
+        ([("a", "ACD"), ("b", "")], "samples:b: empty sequence"),
+        ([("a", "ACD"), ("b", "ACDEF")], r"samples:b: the sequence is too long to fold \(5\); expected at most 4"),
+        ([("a", "ACD"), ("a", "ACE")], "samples:a: duplicate id"),
+        ([("../a", "ACD")], r"samples: an id that cannot name a file \(\.\./a\)"),
+    ],
+)
+def test_bad_samples_stop_before_anything_is_folded(model_folder, tmp_path, samples, message):
+    with pytest.raises(InputError, match=message):
+        fold_samples(samples, None, model_folder, tmp_path, max_length=4, allow_random=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_weights_are_refused_even_when_nothing_is_left_to_fold(model_folder, done):
+    with pytest.raises(InputError, match="the weights are random"):
+        fold_samples(SAMPLES, None, model_folder, done.parent)

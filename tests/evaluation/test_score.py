@@ -1,0 +1,264 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loratory import registry
+from loratory.domains.contract import Metric
+from loratory.domains.scores import auc
+from loratory.errors import InputError
+from loratory.evaluation.score import NOT_FOLDED, score
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("split", "system", "kind", "id", "group", "reference")]
+    + [("nll", pa.float64()), ("tokens", pa.int64()), ("p", pa.float64()), ("text", pa.string())]
+    + [("seconds", pa.float64())]
+)
+N, GROUPS = 40, 20
+
+
+def columns(rows, records, task):
+    truth = {record["id"]: record["label"] for record in records}
+    return {
+        "label": np.array([truth.get(row["id"], 0) for row in rows]),
+        "p": np.array([row["p"] for row in rows], dtype=float),
+        "nll": np.array([row["nll"] for row in rows], dtype=float),
+        "tokens": np.array([row["tokens"] or 0 for row in rows], dtype=float),
+        "letters": np.array([len(row["text"] or "") for row in rows], dtype=float),
+        "new": np.array([row["text"] not in {record["text"] for record in records} for row in rows], dtype=float),
+        "plddt": np.array([row.get("plddt") or np.nan for row in rows], dtype=float),
+    }
+
+
+METRICS = (
+    Metric("AUC", "0–1", "up", "choice", lambda c: auc(c["label"], c["p"]), primary=True, note="ties count half"),
+    Metric("NLL", "nats/token", "down", "nll", lambda c: float(c["nll"].sum() / c["tokens"].sum())),
+    Metric("novelty", "0–1", "up", "sample", lambda c: float(c["new"].mean())),
+    Metric("pLDDT", "0–100", "up", "structure", lambda c: float(np.nanmean(c["plddt"]))),
+)
+
+
+@pytest.fixture(autouse=True)
+def domain(monkeypatch):
+    def load(noun, name, part=""):
+        assert (noun, name, part) == ("domain", "toy", "metrics")
+        return SimpleNamespace(METRICS=METRICS, columns=columns)
+
+    monkeypatch.setattr(registry, "load", load)
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        records = [
+            {"id": f"{split}-{i:03}", "group": f"{split}-g{i % GROUPS}", "label": i % 2, "text": "MKV"}
+            for i in range(N)
+        ]
+        pq.write_table(pa.Table.from_pylist(records), folder / f"{split}.parquet")
+    return folder
+
+
+def row(system, kind, split, i, **values):
+    return {
+        "split": split,
+        "system": system,
+        "kind": kind,
+        "id": f"{split}-{i:03}",
+        "group": f"{split}-g{i % GROUPS}",
+    } | values
+
+
+def answers(system, kind, split, quality, seed=0):
+    """Probabilities that lean `quality` towards the truth, in shuffled order."""
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(size=N)
+    made = [
+        row(system, kind, split, i, reference=str(i % 2), p=float(1 / (1 + np.exp(-(noise[i] + quality * (i % 2))))))
+        | {"nll": 30.0 - quality, "tokens": 10, "seconds": 0.1}
+        for i in range(N)
+    ]
+    return [made[i] for i in generator.permutation(N)]
+
+
+def samples(system, kind, n=6):
+    return [
+        row(system, kind, "sample", i, text="MKV" if i < 2 else f"MKV{i}", reference="") | {"group": f"sample-{i}"}
+        for i in range(n)
+    ]
+
+
+def write(path, rows, schema=SCHEMA):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    return path
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    files = []
+    for seed in (1, 0):
+        rows = []
+        for split in ("valid", "test"):
+            rows += answers("base", "base", split, 0.2)
+            rows += answers("lora@toy", "adapter", split, 2.0, seed)
+        rows += samples("base", "base") + samples("lora@toy", "adapter")
+        files.append((seed, write(tmp_path / "predictions" / f"seed{seed}.parquet", rows)))
+    return files
+
+
+@pytest.fixture
+def run(tmp_path, data, predictions):
+    def run(predictions=predictions, baselines=None, structures=None, resamples=200, seed=0, out="metrics.json"):
+        score("toy", "mini", predictions, baselines, data, None, structures, resamples, seed, tmp_path / out)
+        return json.loads((tmp_path / out).read_text())
+
+    return run
+
+
+def pick(report, system, metric, split="test"):
+    found = [r for r in report["rows"] if (r["system"], r["metric"], r["split"]) == (system, metric, split)]
+    return found[0] if found else None
+
+
+def test_values_are_the_metric_of_the_whole_split_averaged_over_seeds(run, predictions):
+    report = run()
+    found = pick(report, "lora@toy", "AUC")
+    expected = []
+    for _, path in sorted(predictions):
+        rows = [r for r in pq.read_table(path).to_pylist() if (r["system"], r["split"]) == ("lora@toy", "test")]
+        expected.append(auc([int(r["reference"]) for r in rows], [r["p"] for r in rows]))
+    assert found["per_seed"] == expected and report["seeds"] == [0, 1]
+    assert found["value"] == pytest.approx(np.mean(expected))
+    assert found["low"] < found["value"] < found["high"]
+    assert (found["n"], found["n_groups"], found["status"]) == (N, GROUPS, "ok")
+    assert (found["unit"], found["direction"], found["primary"], found["note"]) == (
+        "0–1",
+        "up",
+        True,
+        "ties count half",
+    )
+
+
+def test_gain_is_positive_where_the_system_is_better_whichever_way_the_metric_points(run):
+    report = run()
+    up, down = pick(report, "lora@toy", "AUC"), pick(report, "lora@toy", "NLL")
+    assert up["gain"] == pytest.approx(up["value"] - pick(report, "base", "AUC")["value"]) and up["gain_low"] > 0
+    assert down["value"] == pytest.approx(2.8) and down["gain"] == pytest.approx(0.18)
+    assert down["gain_low"] == pytest.approx(0.18) and down["gain_high"] == pytest.approx(0.18), "a paired interval"
+    assert pick(report, "base", "AUC")["gain"] is None
+
+
+def test_a_copy_of_the_base_gains_exactly_nothing(run, tmp_path):
+    rows = answers("base", "base", "test", 1.0) + answers("twin@toy", "adapter", "test", 1.0)
+    found = pick(run([(0, write(tmp_path / "p.parquet", rows))]), "twin@toy", "AUC")
+    assert (found["gain"], found["gain_low"], found["gain_high"]) == (0, 0, 0)
+
+
+def test_without_a_base_there_is_no_gain(run, tmp_path):
+    report = run([(0, write(tmp_path / "p.parquet", answers("lora@toy", "adapter", "test", 1.0)))])
+    assert {r["gain"] for r in report["rows"]} == {None}
+
+
+def test_baselines_join_with_one_value_and_only_the_outputs_they_fill(run, tmp_path):
+    rows = [r | {"nll": None, "tokens": None} for r in answers("length_only", "baseline", "test", 0.0)]
+    report = run(baselines=write(tmp_path / "baselines.parquet", rows))
+    found = pick(report, "length_only", "AUC")
+    assert found["kind"] == "baseline" and found["per_seed"] == [] and found["gain"] < 0
+    assert pick(report, "length_only", "NLL") is None
+    assert "baselines" in report["inputs"]
+
+
+def test_structure_without_a_folding_base_is_said_to_be_missing_never_replaced(run):
+    report = run()
+    missing = pick(report, "lora@toy", "pLDDT", "sample")
+    assert missing["value"] is missing["low"] is missing["gain"] is None
+    assert missing["status"] == NOT_FOLDED and missing["n"] == 6
+    assert pick(report, "lora@toy", "pLDDT") is None, "only samples are folded"
+    assert pick(report, "lora@toy", "novelty", "sample")["value"] == pytest.approx(4 / 6), "compared with train"
+
+
+def test_folded_samples_are_scored(run, tmp_path):
+    keys = [(seed, system, i) for seed in (0, 1) for system in ("base", "lora@toy") for i in range(6)]
+    rows = [
+        {"seed": seed, "system": system, "id": f"sample-{i:03}", "plddt": 50.0 + 10 * seed + i}
+        for seed, system, i in keys
+    ]
+    path = tmp_path / "structures.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    report = run(structures=path)
+    found = pick(report, "lora@toy", "pLDDT", "sample")
+    assert (found["per_seed"], found["value"], found["status"]) == ([52.5, 62.5], 57.5, "ok")
+
+
+def test_undefined_values_are_null_and_said_so(run, tmp_path):
+    rows = [r for r in answers("base", "base", "test", 1.0) if r["reference"] == "0"]
+    found = pick(run([(0, write(tmp_path / "p.parquet", rows))]), "base", "AUC")
+    assert (found["value"], found["low"], found["high"], found["status"]) == (None, None, None, "undefined")
+    assert found["per_seed"] == [None]
+
+
+def test_one_group_gives_a_value_but_no_interval(run, tmp_path):
+    rows = [r | {"group": "same"} for r in answers("base", "base", "test", 1.0)]
+    found = pick(run([(0, write(tmp_path / "p.parquet", rows))]), "base", "AUC")
+    assert found["value"] is not None and found["low"] is None and found["status"] == "no interval"
+
+
+def test_same_input_gives_the_same_bytes_whatever_the_row_order(run, tmp_path, predictions):
+    run(out="one.json")
+    shuffled = []
+    for seed, path in reversed(predictions):
+        rows = pq.read_table(path).to_pylist()
+        shuffled.append((seed, write(tmp_path / "shuffled" / path.name, rows[::-1])))
+    run(shuffled, out="two.json")
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert one.pop("inputs") != two.pop("inputs") and one == two
+    run(out="again.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "again.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "says"),
+    [
+        (lambda rows: [*rows, rows[0]], "duplicate_id", "twice"),
+        (lambda rows: rows[1:], "records", "do not fit"),
+        (lambda rows: [rows[0] | {"id": "test-999"}, *rows[1:]], "records", "do not fit"),
+        (lambda rows: [rows[0] | {"p": None}, *rows[1:]], "partial", "has no `p` for 1 of 40"),
+    ],
+)
+def test_incomplete_predictions_are_refused_by_file_and_record(run, tmp_path, spoil, reason, says):
+    rows = answers("base", "base", "test", 1.0) + spoil(answers("lora@toy", "adapter", "test", 1.0))
+    path = write(tmp_path / "bad.parquet", rows)
+    with pytest.raises(InputError, match=says) as caught:
+        run([(0, path)])
+    assert caught.value.reason == reason
+    assert caught.value.where.startswith(f"{path}:test-") and "fix:" in str(caught.value)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_records_unknown_to_the_dataset_are_refused(run, tmp_path):
+    rows = [r | {"id": "x" + r["id"]} for r in answers("base", "base", "test", 1.0)]
+    with pytest.raises(InputError, match="records of the dataset") as caught:
+        run([(0, write(tmp_path / "bad.parquet", rows))])
+    assert caught.value.where.endswith("bad.parquet:xtest-000")
+
+
+def test_a_missing_column_is_named(run, tmp_path):
+    path = tmp_path / "bad.parquet"
+    pq.write_table(pa.Table.from_pylist([{"id": "a", "split": "test"}]), path)
+    with pytest.raises(InputError, match="columns are missing") as caught:
+        run([(0, path)])
+    assert caught.value.reason == "columns" and "system" in str(caught.value)
+
+
+def test_scoring_imports_no_torch():
+    code = "import sys, loratory.evaluation.score; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    scripts = Path(__file__).parents[2] / "scripts"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(scripts)})

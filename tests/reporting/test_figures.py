@@ -1,0 +1,141 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loratory.errors import InputError
+from loratory.reporting.figures import CHANGES, curves, routing, transfer
+from loratory.reporting.tables import summary
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+BANNER = "simulated data"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(path) -> list[str]:
+    return ["".join(node.itertext()).strip() for node in ElementTree.parse(path).iter(f"{SVG}text")]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "routing.json"
+    made = {
+        "experts": ["lora@protein", "lora@speech"],
+        "domains": ["protein", "speech"],
+        "weights": [[0.875, 0.125], [0.25, 0.75]],
+        "entropy": {"protein": 0.54, "speech": 0.81},
+        "top1": {"protein": 0.96, "speech": 0.8},
+    }
+    path.write_text(json.dumps(made))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    paths = {}
+    for name in ("lora", "dylora"):
+        rows = [
+            {"run": f"{rate}-{seed}", "seed": seed, "learning_rate": rate, "step": step, "loss": 3 / (step + 1)}
+            | {"valid_loss": 3.1 / (step + 1) if step % 5 == 0 else None, "tokens": 64 * step, "seconds": 0.5}
+            for rate in (1e-4, 1e-3)
+            for seed in (0, 1)
+            for step in range(11)
+        ]
+        paths[name] = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), paths[name])
+    return paths
+
+
+@pytest.fixture
+def summary_file(tmp_path, reports):
+    summary(reports, tmp_path / "summary", mixture="mix")
+    return tmp_path / "summary.tsv"
+
+
+def test_figures_are_byte_equal_and_carry_no_date(tmp_path, weights, runs, summary_file):
+    for name in ("a", "b"):
+        routing(weights, tmp_path / f"{name}-routing.svg", BANNER)
+        curves(runs, tmp_path / f"{name}-curves.svg", BANNER)
+        transfer(summary_file, tmp_path / f"{name}-transfer.svg", BANNER)
+    for first in sorted(tmp_path.glob("a-*.svg")):
+        assert first.read_bytes() == (tmp_path / first.name.replace("a-", "b-")).read_bytes()
+        assert "dc:date" not in first.read_text() and BANNER in texts(first)
+    assert len(list(tmp_path.glob("a-*.svg"))) == 3
+
+
+def test_figures_are_the_same_in_another_process(tmp_path, weights):
+    routing(weights, tmp_path / "here.svg")
+    code = (
+        f"from loratory.reporting.figures import routing; routing({str(weights)!r}, {str(tmp_path / 'there.svg')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SCRIPTS), "PYTHONHASHSEED": "7"})
+    assert (tmp_path / "here.svg").read_bytes() == (tmp_path / "there.svg").read_bytes()
+
+
+def test_routing_shows_weights_entropy_and_routing_accuracy(tmp_path, weights):
+    routing(weights, tmp_path / "r.svg")
+    found = texts(tmp_path / "r.svg")
+    assert [t for t in found if re.fullmatch(r"0\.\d\d", t)][:4] == ["0.88", "0.12", "0.25", "0.75"]
+    joined = " ".join(found)
+    assert "entropy 0.54, top-1 96%" in joined and "entropy 0.81, top-1 80%" in joined
+    assert {"expert", "domain of the input", "mean gate weight (share)"} <= set(found)
+
+
+def test_transfer_shows_every_adapter_on_every_domain_once(tmp_path, summary_file):
+    transfer(summary_file, tmp_path / "t.svg")
+    found = texts(tmp_path / "t.svg")
+    assert [t for t in found if t.endswith("%")] == ["100%", "−17%", "−50%", "100%"]
+    assert {"lora@speech", "lora@protein", "speech", "protein", "recovery (%)"} <= set(found)
+    assert not any(t.startswith("best single") for t in found)
+
+
+def test_transfer_greys_what_has_no_recovery(tmp_path, summary_file):
+    lines = summary_file.read_text().splitlines()
+    at = lines[0].split("\t").index("recovery")
+    blank = [line.split("\t") for line in lines]
+    for row in blank[1:]:
+        row[at] = ""
+    summary_file.write_text("\n".join("\t".join(row) for row in blank) + "\n")
+    transfer(summary_file, tmp_path / "t.svg")
+    assert texts(tmp_path / "t.svg").count("–") == 4
+
+
+def test_transfer_colours_do_not_hide_the_sign():
+    worse, none, better = (CHANGES(x)[:3] for x in (0.15, 0.5, 0.85))
+    assert worse[0] > worse[2] and better[2] > better[0] and min(none) > 0.9
+
+
+def test_curves_show_every_rate_and_label_their_axes(tmp_path, runs):
+    curves(runs, tmp_path / "c.svg")
+    found = texts(tmp_path / "c.svg")
+    wanted = {"lora", "dylora", "0.0001", "0.001", "learning rate", "train", "validation"}
+    assert wanted | {"optimiser step", "loss (nats per target token)"} <= set(found)
+
+
+def test_curves_of_one_adapter_without_validation(tmp_path, runs):
+    rows = [row | {"valid_loss": None} for row in pq.read_table(runs["lora"]).to_pylist()]
+    schema = pa.schema([*pq.read_schema(runs["lora"])])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), runs["lora"])
+    curves({"lora": runs["lora"]}, tmp_path / "c.svg")
+    assert "lora" in texts(tmp_path / "c.svg")
+
+
+def test_nothing_to_draw_is_said_and_leaves_no_file(tmp_path, runs, summary_file):
+    pq.write_table(pq.read_table(runs["lora"]).slice(0, 0), runs["lora"])
+    with pytest.raises(InputError, match=r"lora\.parquet: no run to draw"):
+        curves({"lora": runs["lora"]}, tmp_path / "c.svg")
+    summary_file.write_text(summary_file.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match=r"summary\.tsv: no adapter to draw"):
+        transfer(summary_file, tmp_path / "t.svg")
+    assert not list(tmp_path.glob("*.svg"))
+
+
+def test_figures_need_no_torch():
+    code = "import sys, loratory.reporting.figures; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SCRIPTS)})

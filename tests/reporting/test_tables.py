@@ -1,0 +1,306 @@
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from metric_files import DOMAINS, metric_row, rows_of, write_report
+
+from loratory.errors import InputError
+from loratory.reporting import formats
+from loratory.reporting.formats import Layout
+from loratory.reporting.tables import number, show, summary, table
+
+BANNER = "simulated data: shows the pipeline, not science"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+class Cells(HTMLParser):
+    """Rows of cell texts of an HTML page; notes open tags that do not match."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows, self.open, self.inside = [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "meta":
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def split_markdown(text):
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def split_latex(text):
+    body = text.split(r"\hline", 1)[1].split(r"\end{tabular}")[0]
+    lines = [line.removesuffix(r" \\") for line in body.splitlines() if line.endswith(r"\\")]
+    return [re.split(r"(?<!\\)&", line) for line in lines]
+
+
+@pytest.fixture
+def written(tmp_path, reports, audit):
+    out = tmp_path / "tables" / "protein"
+    table(reports[1], out, audit=audit, about="mini-lm_1 <2 M parameters>", banner=BANNER)
+    return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
+
+
+@pytest.fixture
+def summed(tmp_path, reports):
+    out = tmp_path / "tables" / "summary"
+    summary(reports, out, mixture="mix", banner=BANNER)
+    return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
+
+
+def lines(text):
+    header, _, *rows = split_markdown(text)
+    return {row[0]: dict(zip(header, row)) for row in rows}
+
+
+def test_every_format_parses_and_tells_the_same_rows(written, summed):
+    for texts in (written, summed):
+        markdown, page, latex = split_markdown(texts["md"]), Cells(texts["html"]), split_latex(texts["tex"])
+        assert page.open == []
+        assert page.rows == [markdown[0], *markdown[2:]]
+        assert len(latex) == len(page.rows)
+        assert {len(row) for row in (*markdown, *page.rows, *latex)} == {len(page.rows[0])}
+
+
+def test_systems_stand_in_order_own_domain_before_transfer(written):
+    assert list(lines(written["md"])) == [
+        *("base", "length_only", "lora@protein", "lora@speech"),
+        *("mix:oracle", "mix:shuffled", "mix:uniform", "other:oracle", "pooled", "mix", "other"),
+    ]
+
+
+def test_cells_hold_value_interval_unit_direction_and_the_sign_of_a_clear_gain(written):
+    found = lines(written["md"])
+    assert found["lora@protein"]["AUC (0–1) ↑"] == "0.800 [0.750, 0.850] ▲"
+    assert found["lora@speech"]["AUC (0–1) ↑"] == "0.450 [0.400, 0.500] ▼"
+    assert found["length_only"]["AUC (0–1) ↑"] == "0.520 [0.470, 0.570]", "its gain's interval covers 0"
+    assert found["lora@protein"]["WER (%) ↓"] == "20.0 [15.0, 25.0]"
+    assert "▲ better, ▼ worse than the base" in written["md"]
+
+
+def test_not_run_is_said_in_the_cell_and_explained_below(written):
+    found = lines(written["md"])
+    assert found["mix"]["pLDDT (0–100) ↑"] == "not run" and found["base"]["pLDDT (0–100) ↑"] == "–"
+    assert "pLDDT: not run: no trained folding base." in written["md"]
+
+
+def test_undefined_values_and_missing_intervals_show_no_number(tmp_path):
+    rows = [metric_row("base", None, status="undefined"), metric_row("lora@toy", 0.7, low=None, high=None)]
+    table(write_report(tmp_path / "m.json", "toy", rows), tmp_path / "t")
+    found = lines((tmp_path / "t.md").read_text())
+    assert [row["AUC (0–1) ↑"] for row in found.values()] == ["undefined", "0.700 [–, –] ▲"]
+
+
+def test_foot_tells_what_the_numbers_rest_on(written):
+    for line in (
+        "n = 40 (test) in 20 groups.",
+        "n = 8 (sample) in 8 groups.",
+        "Means over seeds 0, 1, 2; [95 % interval] from 1000 bootstrap draws of whole groups.",
+        "Primary metric: AUC.",
+        "AUC: ties count half",
+        "Leak audit, counted again in the written splits: ids in two splits 0, resembles test 0.",
+    ):
+        assert f"- {line}" in written["md"].splitlines()
+        assert f"<li>{line}</li>" in written["html"]
+    assert all(BANNER in written[kind] for kind in ("md", "tex", "html"))
+
+
+def test_few_seeds_are_warned_of(tmp_path, reports):
+    made = json.loads(reports[0].read_text()) | {"seeds": [7]}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(made))
+    table(path, tmp_path / "one")
+    text = (tmp_path / "one.md").read_text()
+    assert "Seed 7 only" in text and "Fewer than 3 seeds" in text
+    table(reports[0], tmp_path / "three")
+    assert "Fewer than" not in (tmp_path / "three.md").read_text()
+
+
+def test_no_winner_is_emphasised(written, summed):
+    for texts in (written, summed):
+        assert not re.search(r"\\(textbf|bfseries|emph)", texts["tex"])
+        assert not re.search(r"<(b|strong|em)>", texts["html"])
+        assert not any("*" in cell for row in split_markdown(texts["md"]) for cell in row)
+
+
+def test_special_characters_are_escaped(written):
+    assert (
+        r"length\_only" in written["tex"]
+        and r"pooled over words, 100 \% \& more \textbar{} possible" in written["tex"]
+    )
+    assert r"\textless{}2 M parameters\textgreater{}" in written["tex"]
+    assert "&lt;2 M parameters&gt;" in written["html"]
+    assert r"100 % & more \| possible" in written["md"]
+    assert re.search(r"(?<!\\)[%#]", written["tex"]) is None
+    for mathematics in re.findall(r"\$[^$]*\$", written["tex"]):
+        assert re.fullmatch(r"\$(-|\^\{[+-]\}|\\[a-z]+)\$", mathematics)
+    needed = {r"\begin{table}", r"\end{table}", r"\hline"}
+    assert all(word in written["tex"] for word in needed) and "usepackage" not in written["tex"]
+
+
+def test_tsv_has_every_digit_of_every_split(tmp_path):
+    third = metric_row("base", 1 / 3, per_seed=[1 / 3, None, 0.1], note="a\ttab and\na line")
+    table(write_report(tmp_path / "m.json", "toy", [third, third | {"split": "valid"}]), tmp_path / "t")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "t.tsv").read_text()), delimiter="\t"))
+    assert [row["split"] for row in rows] == ["test", "valid"]
+    assert float(rows[0]["value"]) == 1 / 3 and rows[0]["gain"] == "" and rows[0]["base"] == "mini-lm"
+    assert rows[0]["per_seed"] == f"{1 / 3};;0.1" and rows[0]["note"] == "a tab and a line"
+    assert set(third) <= set(rows[0])
+
+
+def test_summary_compares_the_mixture_with_its_own_controls_only(summed):
+    assert list(lines(summed["md"])) == [
+        *("base", "lora@speech", "lora@protein", "best single (lora@speech)"),
+        *("mix:uniform", "mix:oracle", "mix:shuffled", "pooled", "mix"),
+    ]
+
+
+def test_summary_keeps_the_order_of_its_domains_and_recovers_the_oracle(summed):
+    found = lines(summed["md"])
+    header = list(found["mix"])
+    assert header[1:] == [
+        *(f"{domain}: AUC (0–1) ↑" for domain in DOMAINS),
+        *(f"{domain}: recovery (%)" for domain in DOMAINS),
+        "mean recovery (%)",
+    ]
+    assert [found["mix:oracle"][name] for name in header[3:]] == ["100.0"] * 3
+    assert [found["base"][name] for name in header[3:]] == ["0.0"] * 3
+    assert [found["mix"][name] for name in header[3:]] == ["62.5", "83.3", "72.9"]
+    assert found["lora@protein"]["speech: recovery (%)"] == "−50.0"
+
+
+def test_recovery_is_left_out_where_the_oracle_does_not_clearly_gain(tmp_path, reports):
+    for gap in ({"gain_low": -0.01}, {"gain": -0.4, "gain_low": -0.5, "gain_high": -0.3}, {"gain_low": None}):
+        rows = [row | gap if row["system"] == "mix:oracle" else row for row in rows_of("speech")]
+        speech = write_report(tmp_path / "speech.json", "speech", rows)
+        summary([speech, reports[1]], tmp_path / "s", mixture="mix")
+        found = lines((tmp_path / "s.md").read_text())
+        assert {row["speech: recovery (%)"] for row in found.values()} == {"–"}
+        assert found["mix"]["mean recovery (%)"] == found["mix"]["protein: recovery (%)"] == "83.3"
+
+
+def test_best_single_is_chosen_on_valid_not_on_test(tmp_path):
+    paths = []
+    for domain in DOMAINS:
+        rows = rows_of(domain)
+        for row in rows:
+            if row["split"] == "valid" and row["system"] == "lora@protein":
+                row |= {"value": 0.95, "gain": 0.45}
+        paths.append(write_report(tmp_path / f"{domain}.json", domain, rows))
+    summary(paths, tmp_path / "s", mixture="mix")
+    text = (tmp_path / "s.md").read_text()
+    assert lines(text)["best single (lora@protein)"]["speech: AUC (0–1) ↑"].startswith("0.300")
+    assert "Best single: lora@protein, by mean recovery on the validation splits." in text
+
+
+def test_an_adapter_scored_on_one_domain_only_is_no_candidate(tmp_path, reports):
+    alone = [metric_row("dylora@speech", 0.99, split) for split in ("test", "valid")]
+    speech = write_report(tmp_path / "speech.json", "speech", rows_of("speech") + alone)
+    summary([speech, reports[1]], tmp_path / "s", mixture="mix")
+    found = lines((tmp_path / "s.md").read_text())
+    assert "best single (lora@speech)" in found
+    assert found["dylora@speech"]["protein: AUC (0–1) ↑"] == found["dylora@speech"]["mean recovery (%)"] == "–"
+
+
+def test_without_valid_scores_no_best_single_is_named(tmp_path):
+    paths = [
+        write_report(tmp_path / f"{d}.json", d, [row for row in rows_of(d) if row["split"] != "valid"])
+        for d in DOMAINS
+    ]
+    summary(paths, tmp_path / "s", mixture="mix")
+    text = (tmp_path / "s.md").read_text()
+    assert set(list(lines(text)["best single"].values())[1:]) == {"–"} and "Best single: undefined" in text
+
+
+def test_summary_refuses_another_base_and_a_domain_without_a_primary_metric(tmp_path, reports):
+    other = write_report(tmp_path / "other.json", "lncrna", rows_of("protein"), base="mini-bert")
+    with pytest.raises(InputError, match=r"other\.json: systems of another base .*mini-bert"):
+        summary([*reports, other], tmp_path / "s", mixture="mix")
+    rows = [row | {"primary": False} for row in rows_of("protein")]
+    bare = write_report(tmp_path / "bare.json", "lncrna", rows)
+    with pytest.raises(InputError, match=r"bare\.json: no primary metric on the test split"):
+        summary([*reports, bare], tmp_path / "s", mixture="mix")
+    assert not list(tmp_path.glob("s.*"))
+
+
+def test_numbers_are_printed_in_the_unit_that_readers_expect():
+    assert number(1.234, "ratio") == "123.4", "a word error rate above 1 is not cut"
+    assert number(87.654, "0–100") == "87.7" and number(1.257, "Å") == "1.26" and number(0.12345, "nats") == "0.123"
+    assert number(-0.5, "MCC") == "−0.500" and number(None, "ratio") == "–"
+
+
+def test_terminal_table_is_compact_and_aligned(reports):
+    stream = io.StringIO()
+    show(reports, stream)
+    text = stream.getvalue()
+    assert "speech on mini-lm" in text and "protein on mini-lm" in text and "[" not in text
+    block = [line for line in text.splitlines() if line.startswith(("system ", "base ", "lora@speech "))]
+    assert len(block) == 6 and "0.900 ▲" in block[2]
+    assert len({line.index("AUC") + len("AUC (0–1) ↑") for line in block if "AUC" in line}) == 1
+
+
+def test_same_metrics_give_the_same_bytes(tmp_path, reports, audit):
+    for name in ("a", "b"):
+        table(reports[0], tmp_path / f"{name}-t", audit=audit, banner=BANNER)
+        summary(reports, tmp_path / f"{name}-s", mixture="mix")
+    for first in tmp_path.glob("a-*"):
+        assert first.read_bytes() == (tmp_path / first.name.replace("a-", "b-")).read_bytes()
+    assert len(list(tmp_path.glob("a-*"))) == 8
+
+
+@given(st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=4))
+def test_any_text_keeps_its_column(cells):
+    layout = Layout("t", "", ["system"] * len(cells), [cells, cells], ["foot"], [])
+    clean = [" ".join(cell.split()) for cell in cells]
+    found = Cells(formats.page(layout)).rows[1:]
+    assert [len(row) for row in found] == [len(cells)] * 2
+    escaped = formats.latex(Layout("t", "", ["s"] * len(cells), [clean], [], []))
+    assert len(split_latex(escaped)[1]) == len(cells)
+    assert escaped.count("{") == escaped.count("}")
+
+
+def test_a_thousand_records_take_less_than_two_seconds_from_a_cold_start_without_torch(tmp_path):
+    paths = []
+    for d in range(4):
+        rows = []
+        for i in range(25):
+            for m in range(10):
+                rows.append(metric_row(f"a{i}@d{d}" if i else "base", 0.5 + i / 100, metric=f"m{m}" if m else "AUC"))
+        paths.append(str(write_report(tmp_path / f"d{d}.json", f"d{d}", rows)))
+    code = (
+        "import sys; from loratory.reporting.tables import summary, table\n"
+        f"paths, out = {paths!r}, {str(tmp_path / 'out')!r}\n"
+        "for i, path in enumerate(paths): table(path, f'{out}/{i}')\n"
+        "summary(paths, f'{out}/s', mixture='mix')\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'matplotlib', 'snakemake'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SCRIPTS)})
+    assert time.perf_counter() - start < 2
+    assert len(list((tmp_path / "out").iterdir())) == 20

@@ -1,0 +1,38 @@
+"""Frozen bases.
+
+Inputs: a local folder, a hub id, or general data to pretrain on. Outputs: `<results>/bases/{base}/`, a model folder in
+its native format with `base.json`.
+"""
+
+
+def pretraining_data(wildcards):
+    pretrain = STUDY.bases[wildcards.base].pretrain
+    domains = pretrain.domains if pretrain else ()
+    data = collect("<results>/general/{domain}/{file}", domain=domains, file=("train.parquet", "audit.json"))
+    audio = STUDY.bases[wildcards.base].audio
+    return data + ([f"<results>/bases/{audio.encoder}/base.json"] if audio else [])
+
+
+rule prepare_base:
+    input:
+        pretraining_data,
+    output:
+        "<results>/bases/{base}/base.json",
+    log:
+        "<logs>/prepare_base/{base}.log",
+    benchmark:
+        "<benchmarks>/prepare_base/{base}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: STUDY.resources.threads
+    resources:
+        mem_mb=memory,
+        runtime=STUDY.resources.runtime,
+        gpu=STUDY.resources.gpu,
+    params:
+        entry=lambda wc: plain(STUDY.bases[wc.base]),
+        tasks=lambda wc: {domain: plain(given.task) for domain, given in GENERAL.items()},
+        device=STUDY.resources.device,
+        code=code_digest("bases", "training/fit.py", "training/pretrain.py", "training/prepare.py"),
+    script:
+        "../../scripts/prepare_base.py"

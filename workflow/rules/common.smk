@@ -1,0 +1,69 @@
+"""Names and slices of the config that rules are made of; nothing here knows a domain, a method or a mixer."""
+
+from os.path import exists
+
+from loratory import config as loratory_config
+from loratory.registry import outputs
+from loratory.config import entries
+from loratory.data.splits import SPLITS
+from loratory.errors import InputError
+from loratory.provenance import code_digest
+
+try:
+    STUDY = loratory_config.read_config(config, str((workflow.config_settings.configfiles or ["config/config.yaml"])[-1]))
+except InputError as error:
+    raise WorkflowError(str(error))
+
+DOMAINS = entries(STUDY.domains)
+GENERAL = entries(STUDY.general)
+CORPORA = {"data": DOMAINS, "general": GENERAL}
+POPULATION = {"data": "domain", "general": "general"}
+SEEDS = STUDY.seeds
+BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
+TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
+
+
+wildcard_constraints:
+    corpus="|".join(CORPORA),
+    domain="|".join(sorted({*DOMAINS, *GENERAL})),
+    base="|".join(STUDY.bases),
+    adapter="|".join(STUDY.adapters) or "none",
+    mixture="|".join(STUDY.mixtures) or "none",
+    seed="[0-9]+",
+
+
+def plain(model):
+    """A slice of the config as plain values: comparable between runs, so that only its users run again."""
+    return model.model_dump(mode="json")
+
+
+def local_files(source):
+    """A source's own files. A missing one is left to the job, which says more clearly what is missing."""
+    return [] if source.kind == "simulate" else [path for path in source.paths() if exists(path)]
+
+
+def memory(wildcards, attempt):
+    return STUDY.resources.mem_mb * attempt
+
+
+def systems_on(domain, base):
+    """{system: (domain trained on, adapter)}: a domain's own adapters, then experts of other domains (transfer)."""
+    found = {f"{adapter}@{domain}": (domain, adapter) for adapter in DOMAINS[domain].adapters[base]}
+    for name in mixtures_on(base):
+        for other, adapter in STUDY.mixtures[name].experts.items():
+            found.setdefault(f"{adapter}@{other}", (other, adapter))
+    return found
+
+
+def mixtures_on(base):
+    return [name for name, mixture in STUDY.mixtures.items() if mixture.base == base]
+
+
+def trained_on(base):
+    """(domain, adapter) of everything trained on a base."""
+    return [(domain, adapter) for domain, given in DOMAINS.items() for adapter in given.adapters.get(base, ())]
+
+
+def is_folded(domain, base):
+    """Whether a domain's samples on a base are folded: there are samples, and a folding base is configured."""
+    return STUDY.folding is not None and "sample" in outputs(domain, STUDY.bases[base].family)

@@ -1,0 +1,74 @@
+"""Raw files to leak-proof datasets.
+
+Inputs: the config's sources. Outputs: `<results>/{data,general}/{domain}/` with four splits, card, rejects and audit;
+`data` holds what is studied, `general` what bases are pretrained on.
+"""
+
+
+rule fetch_source:
+    input:
+        lambda wc: local_files(CORPORA[wc.corpus][wc.domain].source),
+    output:
+        "<results>/raw/{corpus}/{domain}/files.json",
+    log:
+        "<logs>/fetch_source/{corpus}/{domain}.log",
+    benchmark:
+        "<benchmarks>/fetch_source/{corpus}/{domain}.tsv"
+    retries: 2
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=STUDY.resources.runtime,
+    params:
+        source=lambda wc: plain(CORPORA[wc.corpus][wc.domain].source),
+        population=lambda wc: POPULATION[wc.corpus],
+        seed=STUDY.split_seed,
+        code=lambda wc: code_digest(f"domains/{wc.domain}/simulate.py", "domains/fetch.py"),
+    script:
+        "../../scripts/fetch_source.py"
+
+
+rule build_dataset:
+    input:
+        "<results>/raw/{corpus}/{domain}/files.json",
+    output:
+        expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),
+        "<results>/{corpus}/{domain}/card.json",
+        "<results>/{corpus}/{domain}/rejects.tsv",
+    log:
+        "<logs>/build_dataset/{corpus}/{domain}.log",
+    benchmark:
+        "<benchmarks>/build_dataset/{corpus}/{domain}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=STUDY.resources.runtime,
+    params:
+        dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
+        seed=STUDY.split_seed,
+        code=lambda wc: code_digest("data", "domains/dataset.py", f"domains/{wc.domain}/build.py"),
+    script:
+        "../../scripts/build_dataset.py"
+
+
+rule audit_split:
+    input:
+        expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),
+    output:
+        "<results>/{corpus}/{domain}/audit.json",
+    log:
+        "<logs>/audit_split/{corpus}/{domain}.log",
+    benchmark:
+        "<benchmarks>/audit_split/{corpus}/{domain}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=STUDY.resources.runtime,
+    params:
+        dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
+        code=lambda wc: code_digest("data", "domains/dataset.py", f"domains/{wc.domain}/build.py"),
+    script:
+        "../../scripts/audit_split.py"

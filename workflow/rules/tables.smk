@@ -1,0 +1,163 @@
+"""What people read.
+
+Inputs: metrics, routing, learning curves; no model. Outputs: `<results>/tables/` as TSV, Markdown, LaTeX and HTML, and
+`<results>/figures/`.
+"""
+
+rule tables:
+    input:
+        [f"<results>/tables/{domain}.{base}.html" for domain, base in TRACKS],
+        collect("<results>/tables/{mixture}.summary.html", mixture=STUDY.mixtures),
+
+
+rule figures:
+    input:
+        collect("<results>/figures/{mixture}.{figure}.svg", mixture=STUDY.mixtures, figure=("routing", "transfer")),
+        collect("<results>/figures/{base}.curves.svg", base=sorted({base for _, base in TRACKS})),
+
+
+rule tabulate:
+    input:
+        metrics="<results>/metrics/{domain}/{base}.json",
+        audit="<results>/data/{domain}/audit.json",
+        base="<results>/bases/{base}/base.json",
+    output:
+        report(
+            "<results>/tables/{domain}.{base}.html",
+            caption="../report/domain_table.rst",
+            category="Domains",
+            subcategory="{domain}",
+            labels={"base": "{base}", "kind": "table"},
+        ),
+        multiext("<results>/tables/{domain}.{base}", ".tsv", ".md", ".tex"),
+    log:
+        "<logs>/tabulate/{domain}.{base}.log",
+    benchmark:
+        "<benchmarks>/tabulate/{domain}.{base}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        banner=BANNER,
+        code=code_digest("reporting"),
+    script:
+        "../../scripts/tabulate.py"
+
+
+rule summarise:
+    input:
+        lambda wc: collect(
+            "<results>/metrics/{domain}/{base}.json",
+            domain=STUDY.mixtures[wc.mixture].experts,
+            base=STUDY.mixtures[wc.mixture].base,
+        ),
+    output:
+        report(
+            "<results>/tables/{mixture}.summary.html",
+            caption="../report/summary.rst",
+            category="Summary",
+            labels={"mixture": "{mixture}", "kind": "table"},
+        ),
+        multiext("<results>/tables/{mixture}.summary", ".tsv", ".md", ".tex"),
+    log:
+        "<logs>/summarise/{mixture}.log",
+    benchmark:
+        "<benchmarks>/summarise/{mixture}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        banner=BANNER,
+        code=code_digest("reporting"),
+    script:
+        "../../scripts/summarise.py"
+
+
+rule draw_routing:
+    input:
+        lambda wc: collect(
+            "<results>/predictions/{domain}/{base}/seed{seed}.routing.json",
+            domain=STUDY.mixtures[wc.mixture].experts,
+            base=STUDY.mixtures[wc.mixture].base,
+            seed=SEEDS,
+        ),
+    output:
+        report(
+            "<results>/figures/{mixture}.routing.svg",
+            caption="../report/routing.rst",
+            category="Summary",
+            labels={"mixture": "{mixture}", "kind": "routing"},
+        ),
+        "<results>/figures/{mixture}.routing.json",
+    log:
+        "<logs>/draw_routing/{mixture}.log",
+    benchmark:
+        "<benchmarks>/draw_routing/{mixture}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        domains=lambda wc: [d for d in STUDY.mixtures[wc.mixture].experts for _ in SEEDS],
+        banner=BANNER,
+        code=code_digest("reporting"),
+    script:
+        "../../scripts/draw_routing.py"
+
+
+rule draw_transfer:
+    input:
+        "<results>/tables/{mixture}.summary.tsv",
+    output:
+        report(
+            "<results>/figures/{mixture}.transfer.svg",
+            caption="../report/transfer.rst",
+            category="Summary",
+            labels={"mixture": "{mixture}", "kind": "transfer"},
+        ),
+    log:
+        "<logs>/draw_transfer/{mixture}.log",
+    benchmark:
+        "<benchmarks>/draw_transfer/{mixture}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        banner=BANNER,
+        code=code_digest("reporting"),
+    script:
+        "../../scripts/draw_transfer.py"
+
+
+rule draw_curves:
+    input:
+        lambda wc: [f"<results>/adapters/{d}/{wc.base}/{a}/runs.parquet" for d, a in trained_on(wc.base)],
+    output:
+        report(
+            "<results>/figures/{base}.curves.svg",
+            caption="../report/curves.rst",
+            category="Training",
+            labels={"base": "{base}", "kind": "learning curves"},
+        ),
+    log:
+        "<logs>/draw_curves/{base}.log",
+    benchmark:
+        "<benchmarks>/draw_curves/{base}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        names=lambda wc: [f"{adapter}@{domain}" for domain, adapter in trained_on(wc.base)],
+        banner=BANNER,
+        code=code_digest("reporting"),
+    script:
+        "../../scripts/draw_curves.py"

@@ -1,0 +1,39 @@
+"""Adapters.
+
+Inputs: a dataset (train and valid, never test) and a base. Outputs: `<results>/adapters/{domain}/{base}/{adapter}/` with
+every learning curve and one PEFT folder for each seed.
+"""
+
+
+rule train_sweep:
+    input:
+        base="<results>/bases/{base}/base.json",
+        data=expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid")),
+        audit=ancient("<results>/data/{domain}/audit.json"),
+    output:
+        runs="<results>/adapters/{domain}/{base}/{adapter}/runs.parquet",
+        adapters=expand(
+            "<results>/adapters/{{domain}}/{{base}}/{{adapter}}/seed{seed}/{file}",
+            seed=SEEDS,
+            file=("adapter_model.safetensors", "adapter_config.json", "run.json"),
+        ),
+    log:
+        "<logs>/train_sweep/{domain}/{base}/{adapter}.log",
+    benchmark:
+        "<benchmarks>/train_sweep/{domain}/{base}/{adapter}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: STUDY.resources.threads
+    resources:
+        mem_mb=memory,
+        runtime=STUDY.resources.runtime,
+        gpu=STUDY.resources.gpu,
+    params:
+        adapter=lambda wc: plain(STUDY.adapters[wc.adapter]),
+        task=lambda wc: plain(DOMAINS[wc.domain].task),
+        seeds=SEEDS,
+        max_valid=STUDY.evaluation.max_valid,
+        device=STUDY.resources.device,
+        code=lambda wc: code_digest("bases", "adapters", "training", f"domains/{wc.domain}/task.py"),
+    script:
+        "../../scripts/train_sweep.py"
