@@ -77,6 +77,8 @@ def test_records_carry_the_strictly_earlier_ratings_in_time_order(tmp_path):
         "2:10:60": (TITLES["10"], 1, [[50, TITLES["12"], 3.0]]),
     }
     assert ledger.reasons() == {"short_history": 3} and ledger.n_in == 6
+    latest, _ = read(place(tmp_path, LOG), Dataset(k_core=1, min_history=1, max_history=2))
+    assert json.loads(latest[1]["history"]) == [dolly, amelie]
 
 
 def test_one_log_reads_alike_in_every_layout(tmp_path):
@@ -305,10 +307,14 @@ def test_broken_containers_are_told_apart(tmp_path):
 
 # --- invariants of the records
 
-LOGS = st.lists(
-    st.tuples(st.integers(0, 5), st.integers(0, 6), st.integers(1, 10), st.integers(0, 12)),
-    max_size=60,
-    unique_by=lambda row: (row[0], row[1]),
+LOGS = st.one_of(  # user, item, half stars, time: any, and dense enough that much is left
+    st.lists(
+        st.tuples(st.integers(0, users), st.integers(0, 6), st.sampled_from([1, 7, 8, 10]), st.integers(0, 12)),
+        min_size=least,
+        max_size=40,
+        unique_by=lambda row: (row[0], row[1]),
+    )
+    for users, least in ((5, 0), (3, 20))
 )
 
 
@@ -323,6 +329,7 @@ def naive_core(rows, k):
         rows.remove(weak)
 
 
+@settings(deadline=None)
 @given(LOGS, st.integers(1, 4), st.randoms(use_true_random=False))
 def test_the_core_is_the_fix_point_whatever_the_order_of_rows(rows, k, random):
     def core(rows):
@@ -370,6 +377,7 @@ def test_a_title_rated_again_counts_once_even_under_another_item(tmp_path):
     assert not any(event[1] == r["title"] for r in records for event in json.loads(r["history"]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=4, max_size=80), st.integers(1, 80))
 def test_no_tie_straddles_two_splits_also_after_sampling(times, limit):
     records = [{"id": str(i), "timestamp": time} for i, time in enumerate(times)]
@@ -440,6 +448,7 @@ def test_oldest_ratings_are_left_out_of_long_prompts_and_never_the_question():
     assert prompt.endswith("***Ronin (1998)***.\n" + "\n".join(task.QUESTION.splitlines()[1:]))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_titles_stay_one_line_of_data(title):
     plain = task.plain(title, 40)
@@ -468,7 +477,7 @@ def test_baselines_know_nothing_but_train():
 # --- metrics
 
 VALUE = {metric.name: metric.value for metric in metrics.METRICS}
-PREDICTIONS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8), st.integers(0, 3)), min_size=1, max_size=40)
+PREDICTIONS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 16), st.integers(0, 3)), min_size=1, max_size=40)
 
 
 def pair_count(label, p):
@@ -484,23 +493,24 @@ def test_there_is_one_primary_metric_and_it_is_auc():
     }
 
 
+@settings(deadline=None)
 @given(PREDICTIONS)
 def test_metrics_equal_brute_force_and_scikit_learn(drawn):
-    label, eighths, user = (np.array(column) for column in zip(*drawn))
-    columns = {"label": label, "p": eighths / 8, "user": user}
+    label, sixteenths, user = (np.array(column) for column in zip(*drawn))
+    columns = {"label": label, "p": sixteenths / 16, "user": user}
     value = {name: metric(columns) for name, metric in VALUE.items()}
-    assert value["auc"] == pytest.approx(pair_count(label, eighths), nan_ok=True)
+    assert value["auc"] == pytest.approx(pair_count(label, sixteenths), nan_ok=True)
     if 0 < label.sum() < len(label):
-        assert value["auc"] == pytest.approx(roc_auc_score(label, eighths))
-        assert auc(label, np.exp(eighths) - 7) == value["auc"]
+        assert value["auc"] == pytest.approx(roc_auc_score(label, sixteenths))
+        assert auc(label, np.exp(sixteenths) - 7) == value["auc"]
     clipped = np.clip(columns["p"], 1e-6, 1 - 1e-6)
     assert value["log_loss"] == pytest.approx(log_loss(label, clipped, labels=[0, 1]))
-    assert value["accuracy"] == np.mean((eighths >= 4) == label)
-    areas = [(pair_count(label[user == u], eighths[user == u]), sum(user == u)) for u in set(user.tolist())]
+    assert value["accuracy"] == np.mean((sixteenths >= 8) == label)
+    areas = [(pair_count(label[user == u], sixteenths[user == u]), sum(user == u)) for u in set(user.tolist())]
     areas = [(area, n) for area, n in areas if not math.isnan(area)]
     expected = sum(area * n for area, n in areas) / sum(n for _, n in areas) if areas else math.nan
     assert value["gauc"] == pytest.approx(expected, nan_ok=True)
-    bins = [np.clip(eighths * 10 // 8, 0, 9) == b for b in range(10)]
+    bins = [np.clip(sixteenths * 10 // 16, 0, 9) == b for b in range(10)]
     gaps = [abs(np.sum(columns["p"][b]) - np.sum(label[b])) for b in bins]
     assert value["ece"] == pytest.approx(sum(gaps) / len(label))
 

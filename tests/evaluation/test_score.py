@@ -21,9 +21,11 @@ SCHEMA = pa.schema(
     + [("seconds", pa.float64())]
 )
 N, GROUPS = 40, 20
+LOOKED_AT = set()
 
 
 def columns(rows, records, task):
+    LOOKED_AT.update(row["system"] for row in rows)
     truth = {record["id"]: record["label"] for record in records}
     return {
         "label": np.array([truth.get(row["id"], 0) for row in rows]),
@@ -59,7 +61,12 @@ def data(tmp_path):
     folder.mkdir()
     for split in ("train", "valid", "test"):
         records = [
-            {"id": f"{split}-{i:03}", "group": f"{split}-g{i % GROUPS}", "label": i % 2, "text": "MKV"}
+            {
+                "id": f"{split}-{i:03}",
+                "group": f"{split}-g{i % GROUPS}",
+                "label": i % 2,
+                "text": "MKV" if split == "train" else "ACD",
+            }
             for i in range(N)
         ]
         pq.write_table(pa.Table.from_pylist(records), folder / f"{split}.parquet")
@@ -174,6 +181,12 @@ def test_baselines_join_with_one_value_and_only_the_outputs_they_fill(run, tmp_p
     assert found["kind"] == "baseline" and found["per_seed"] == [] and found["gain"] < 0
     assert pick(report, "length_only", "NLL") is None
     assert "baselines" in report["inputs"]
+
+
+def test_columns_are_not_asked_of_rows_that_no_metric_looks_at(run, tmp_path):
+    mute = [r | {"p": None, "nll": None, "tokens": None} for r in answers("mute", "baseline", "test", 0.0)]
+    report = run(baselines=write(tmp_path / "baselines.parquet", mute))
+    assert "mute" not in {r["system"] for r in report["rows"]} and "mute" not in LOOKED_AT
 
 
 def test_structure_without_a_folding_base_is_said_to_be_missing_never_replaced(run):

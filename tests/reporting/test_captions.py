@@ -9,7 +9,7 @@ CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 WILDCARDS = {
     "workflow": {},
     "domain_table": {"domain": "protein", "base": "mini-lm"},
-    "curves": {"domain": "protein", "base": "mini-lm"},
+    "curves": {"base": "mini-lm"},
     "summary": {"mixture": "xlora_all"},
     "routing": {"mixture": "xlora_all"},
     "transfer": {"mixture": "xlora_all"},
@@ -24,7 +24,5 @@ def test_every_caption_is_tested():
 def test_caption_renders_with_its_wildcards_and_is_sound_markup(name, wildcards):
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string((CAPTIONS / f"{name}.rst").read_text())
     text = template.render(snakemake=SimpleNamespace(wildcards=SimpleNamespace(**wildcards), config={}))
-    body = publish_parts(text, writer_name="html", settings_overrides={"halt_level": 2, "report_level": 2})[
-        "html_body"
-    ]
+    body = publish_parts(text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})["html_body"]
     assert all(f"<strong>{value}</strong>" in body for value in wildcards.values())

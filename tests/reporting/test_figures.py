@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from metric_files import EXPERTS
 
 from loratory.errors import InputError
 from loratory.reporting.figures import CHANGES, curves, routing, transfer
@@ -54,7 +55,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def summary_file(tmp_path, reports):
-    summary(reports, tmp_path / "summary", mixture="mix")
+    summary(reports, tmp_path / "summary", mixture="mix", experts=EXPERTS)
     return tmp_path / "summary.tsv"
 
 

@@ -71,6 +71,7 @@ rule summarise:
         mem_mb=500,
         runtime=10,
     params:
+        experts=lambda wc: [f"{adapter}@{domain}" for domain, adapter in STUDY.mixtures[wc.mixture].experts.items()],
         banner=BANNER,
         code=code_digest("reporting"),
     script:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import librosa
 import numpy as np
+import scipy.fft
+import scipy.sparse
 import soundfile
 
 from loratory.errors import InputError
@@ -66,9 +68,12 @@ def is_cut_short(path: Path) -> bool:
 
 
 @cache
-def mel_filters(n_mels: int) -> np.ndarray:
-    """Slaney's mel filters, shape (WINDOW // 2 + 1, n_mels)."""
-    return np.ascontiguousarray(librosa.filters.mel(sr=RATE, n_fft=WINDOW, n_mels=n_mels).T)
+def mel_filters(n_mels: int) -> scipy.sparse.csr_array:
+    """Slaney's mel filters, shape (n_mels, WINDOW // 2 + 1).
+
+    Sparse: 98 % are zeros, and a dense product would wait for the threads of a busy machine.
+    """
+    return scipy.sparse.csr_array(librosa.filters.mel(sr=RATE, n_fft=WINDOW, n_mels=n_mels))
 
 
 def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) -> np.ndarray:
@@ -88,8 +93,8 @@ def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) ->
     heard[: len(samples)] = samples[:reached]
     centred = np.pad(heard, WINDOW // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(centred, WINDOW)[: reached // HOP * HOP : HOP]
-    spectrum = np.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32))
-    power = (spectrum.real**2 + spectrum.imag**2) @ mel_filters(n_mels)
+    spectrum = scipy.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32))  # numpy's takes 7 times longer
+    power = mel_filters(n_mels) @ (spectrum.real**2 + spectrum.imag**2).T
     features = np.full((n_mels, length // HOP), np.log10(FLOOR), np.float32)
-    features[:, : len(power)] = np.log10(np.maximum(power, FLOOR)).T
+    features[:, : power.shape[1]] = np.log10(np.maximum(power, FLOOR))
     return (np.maximum(features, features.max(initial=np.log10(FLOOR)) - RANGE) + 4) / 4

@@ -147,11 +147,11 @@ def score_split(
     """One row for each system and metric of a split; see `score`."""
     values, statistics = {}, {}
     for system, runs in systems.items():
-        columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()}
-        for metric in metrics.METRICS:
-            if offers(metric, split, runs) and (folded or metric.output != "structure"):
-                values[system, metric.name] = {run: float(metric.value(columns[run])) for run in runs}
-                statistics[system, metric.name] = statistic(metric.value, list(columns.values()))
+        asked = [m for m in metrics.METRICS if offers(m, split, runs) and (folded or m.output != "structure")]
+        columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
+        for metric in asked:
+            values[system, metric.name] = {run: float(metric.value(columns[run])) for run in runs}
+            statistics[system, metric.name] = statistic(metric.value, list(columns.values()))
     some_rows = next(iter(next(iter(systems.values())).values()))
     groups = [row["group"] for row in some_rows]
     spreads = resample(statistics, groups)

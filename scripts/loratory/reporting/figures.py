@@ -36,7 +36,7 @@ def routing(weights, out, banner: str = "") -> None:
     Args:
         weights: JSON file with `experts`, `domains`, `weights` (mean gate weight, a row for each domain, a column for
             each expert), `entropy` and `top1` (for each domain: entropy / log(number of experts), and the share of
-            records whose strongest expert is the domain's own).
+            tokens whose heaviest expert is the domain's own).
     """
     found = read_json(weights)
     names = [f"{d}\nentropy {found['entropy'][d]:.2f}, top-1 {found['top1'][d]:.0%}" for d in found["domains"]]
@@ -100,17 +100,16 @@ def curves(runs: Mapping[str, object], out, banner: str = "") -> None:
         keys = [Line2D([], [], color=colours[rate], label=f"{rate:g}") for rate in rates]
         keys += [
             Line2D([], [], color="0.3", lw=0.8, label="train"),
-            Line2D([], [], color="0.3", ls="", marker="o", ms=3),
+            Line2D([], [], color="0.3", ls="", marker="o", ms=3, label="validation"),
         ]
-        keys[-1].set_label("validation")
         figure.legend(handles=keys, title="learning rate", loc="outside right upper", frameon=False)
 
 
 def draw_run(axis, rows: Sequence[Mapping], colours: Mapping):
     colour = colours[rows[0]["learning_rate"]]
-    axis.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=colour, lw=0.8, alpha=0.7)
-    checked = [row for row in rows if row["valid_loss"] is not None]
-    axis.plot([r["step"] for r in checked], [r["valid_loss"] for r in checked], "o", color=colour, ms=3)
+    for name, look in {"loss": {"lw": 0.8, "alpha": 0.7}, "valid_loss": {"ls": "", "marker": "o", "ms": 3}}.items():
+        points = [(row["step"], row[name]) for row in rows if row[name] is not None]
+        axis.plot(*zip(*points), color=colour, **look) if points else None
 
 
 def heat(figure, values, shown, rows, columns, colours, limits, label: str):

@@ -12,7 +12,7 @@ from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 
 PRINTED = {"ratio": (100, "%")}  # unit: factor and unit in print
-DECIMALS = {"%": 1, "0–100": 1, "Å": 2}  # of a printed unit; else 3
+DECIMALS = {"%": 1, "0–100": 1, "Å": 2, "utterances": 0}  # of a printed unit; else 3
 ARROWS = {"up": "↑", "down": "↓"}
 KINDS = ("base", "baseline", "adapter", "control", "mixture")
 CONTROLS = ("uniform", "oracle", "shuffled")
@@ -46,11 +46,12 @@ def table(metrics, out, *, audit=None, about: str = "", banner: str = "") -> Non
     formats.write(domain_layout(report, foot, banner), out)
 
 
-def summary(metrics: Sequence, out, *, mixture: str, banner: str = "") -> None:
-    """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: a mixture, its controls and every adapter on all its domains.
+def summary(metrics: Sequence, out, *, mixture: str, experts: Sequence[str], banner: str = "") -> None:
+    """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: a mixture, its controls and its experts on all its domains.
 
     Args:
         metrics: JSON files of `evaluation.score`, one for each domain, all of one base; columns keep their order.
+        experts: the mixture's experts as systems, such as `lora@protein`; lines keep their order.
 
     Raises:
         InputError: the files are of several bases, or a file has no primary metric on the test split.
@@ -61,7 +62,7 @@ def summary(metrics: Sequence, out, *, mixture: str, banner: str = "") -> None:
             raise InputError(path, "systems of another base cannot be compared", report["base"], reports[0]["base"])
         if not primary(report, "test"):
             raise InputError(path, "no primary metric on the test split", expected="one row for each system")
-    formats.write(summary_layout(reports, mixture, banner), out)
+    formats.write(summary_layout(reports, mixture, experts, banner), out)
 
 
 def show(metrics: Iterable, stream=None) -> None:
@@ -80,18 +81,19 @@ def domain_layout(report: Mapping, foot: Sequence[str] = (), banner: str = "", c
     notes = [] if compact else [*sizes(shown), seeded(report), *explained(metrics.values(), shown), *foot]
     records = [{"domain": domain, "base": base, **row} for row in report["rows"]]
     header = ["system", *map(heading, metrics.values())]
-    return Layout(f"{domain} on {base}", banner, header, rows, [*notes, MARKS], records)
+    notes.append(MARKS if (BASE, BASE) in systems else "The base alone was not scored, so gains are undefined.")
+    return Layout(f"{domain} on {base}", banner, header, rows, notes, records)
 
 
-def summary_layout(reports: Sequence[Mapping], mixture: str, banner: str) -> Layout:
+def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence[str], banner: str) -> Layout:
     test, valid = ({report["domain"]: primary(report, split) for report in reports} for split in ("test", "valid"))
-    oracle = f"{mixture}:oracle"
-    best = best_single(valid, oracle)
+    oracles = dict.fromkeys(test, f"{mixture}:oracle")
+    best = best_single(valid, experts)
     rows, records = [], []
-    for label, system in summary_order(test, mixture, best):
+    for label, system in summary_order(test, mixture, experts, best):
         found = {domain: of.get(system) for domain, of in test.items()}
-        shares = {domain: recovery(of, system, oracle) for domain, of in test.items()}
-        mean = mean_recovery(test, system, oracle)
+        shares = {domain: recovery(of, system, oracles[domain]) for domain, of in test.items()}
+        mean = mean_recovery(test, system, oracles)
         rows.append([label, *map(cell, found.values()), *map(share, shares.values()), share(mean)])
         for domain, row in found.items():
             extra = {"recovery": shares[domain], "mean_recovery": mean}
@@ -114,37 +116,37 @@ def position(system: str, kind: str, domain: str) -> tuple:
     return KINDS.index(kind), kind == "adapter" and not system.endswith(f"@{domain}"), system
 
 
-def summary_order(test: Mapping[str, Mapping], mixture: str, best: str | None) -> list[tuple[str, str | None]]:
-    """(label, system) of each line: base, adapters by the domain they learnt, best of them, controls, mixture."""
+def summary_order(test: Mapping, mixture: str, experts: Sequence[str], best: str | None) -> list[tuple]:
+    """(label, system) of each line: base, experts, the best of them, controls, mixture."""
     kinds = {system: row["kind"] for rows in test.values() for system, row in rows.items()}
-    domains = {domain: rank for rank, domain in enumerate(test)}
-    adapters = [system for system, kind in kinds.items() if kind == "adapter"]
-    adapters.sort(key=lambda system: (domains.get(system.rpartition("@")[2], len(domains)), system))
     ranks = {f"{mixture}:{control}": rank for rank, control in enumerate(CONTROLS)}
     controls = [s for s, kind in kinds.items() if kind == "control" and (s in ranks or ":" not in s)]
     controls.sort(key=lambda system: (ranks.get(system, len(ranks)), system))
     label = f"best single ({best})" if best else "best single"
-    return [(BASE, BASE), *zip(adapters, adapters), (label, best), *zip(controls, controls), (mixture, mixture)]
+    return [(BASE, BASE), *zip(experts, experts), (label, best), *zip(controls, controls), (mixture, mixture)]
 
 
-def best_single(valid: Mapping[str, Mapping], oracle: str) -> str | None:
-    """The adapter with the best mean recovery on the validation split; None if none was scored on every domain."""
-    adapters = {system for rows in valid.values() for system, row in rows.items() if row["kind"] == "adapter"}
-    means = {system: mean_recovery(valid, system, oracle) for system in sorted(adapters)}
+def best_single(valid: Mapping[str, Mapping], experts: Sequence[str]) -> str | None:
+    """The expert with the best mean recovery on the validation split; None where that is undefined for all.
+
+    Mixtures and their controls are not run on that split: the oracle there is the expert that learnt the domain.
+    """
+    oracles = {domain: next((e for e in experts if e.endswith(f"@{domain}")), None) for domain in valid}
+    means = {system: mean_recovery(valid, system, oracles) for system in experts}
     defined = {system: mean for system, mean in means.items() if mean is not None}
     return max(defined, key=defined.get) if defined else None
 
 
-def mean_recovery(domains: Mapping[str, Mapping], system: str | None, oracle: str) -> float | None:
+def mean_recovery(domains: Mapping[str, Mapping], system: str | None, oracles: Mapping[str, str]) -> float | None:
     """Mean over the domains where it is defined; None if the system lacks a value in any domain."""
     if any(system not in rows or rows[system]["value"] is None for rows in domains.values()):
         return None
-    shares = [recovery(rows, system, oracle) for rows in domains.values()]
+    shares = [recovery(rows, system, oracles[domain]) for domain, rows in domains.items()]
     defined = [value for value in shares if value is not None]
     return sum(defined) / len(defined) if defined else None
 
 
-def recovery(rows: Mapping[str, Mapping], system: str | None, oracle: str) -> float | None:
+def recovery(rows: Mapping[str, Mapping], system: str | None, oracle: str | None) -> float | None:
     """Share of the oracle's gain over the base; None unless that gain is above 0 beyond its interval."""
     gap, row = rows.get(oracle), rows.get(system)
     if not gap or not row or gap["gain_low"] is None or gap["gain_low"] <= 0:
@@ -217,5 +219,5 @@ def audited(audit: Mapping) -> str:
 
 def chosen(best: str | None) -> str:
     if best is None:
-        return "Best single: undefined, as no adapter has a mean recovery on the validation split of every domain."
+        return "Best single: undefined, as no expert has a mean recovery on the validation splits."
     return f"Best single: {best}, by mean recovery on the validation splits."

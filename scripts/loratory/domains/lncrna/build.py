@@ -78,7 +78,7 @@ def identify(where: str, header: str, length: int, dialect: str) -> tuple[str, s
     if len(fields) < 7 or not fields[0] or not fields[6].isdecimal():
         raise InputError(
             where,
-            f"not a GENCODE header: {len(fields)} fields",
+            f"not a GENCODE header, fields: {len(fields)}",
             header,
             "at least 7 fields parted by `|`, the 7th the length",
             "set `header: plain`",

@@ -202,7 +202,7 @@ def group(records: list[dict], dataset) -> list[str]:
 def proof(splits: dict[str, list[dict]], dataset) -> dict[str, int]:
     return {
         "speakers_in_two_splits": shared(splits, "speaker"),
-        "audio_in_two_splits": 0,
+        "audio_in_two_splits": shared(splits, "sha256"),
     }
 
 

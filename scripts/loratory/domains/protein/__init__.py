@@ -1,0 +1,1 @@
+"""Protein sequences: causal language models write them residue by residue; folding judges what they wrote."""

@@ -1,0 +1,128 @@
+"""FASTA → records of the twenty standard residues, grouped by homology."""
+
+import re
+from collections.abc import Iterator
+
+from loratory.data import mmseqs, splits
+from loratory.data.alphabets import RESIDUES, looks_like_nucleotides, strangers
+from loratory.data.fasta import read_fasta
+from loratory.errors import InputError
+
+COLUMNS = {"sequence": "string", "length": "int32", "tax_id": "string", "name": "string"}
+
+# https://www.uniprot.org/help/fasta-headers; a cluster's name may be empty and may hold `n=` and `Tax=` itself.
+UNIREF = re.compile(r"\S+(?:\s+(?P<name>.*))?\s+n=\d+\s+Tax=.*?(?:\s+TaxID=(?P<tax_id>\d+))?\s+RepID=\S+")
+UNIREF_REDUCED = re.compile(r"\S+(?:\s+(?P<name>.*?))?\s+TaxID=(?:(?P<tax_id>\d+)(?:\.0)?|\S*)\s+RepID=\S+")
+UNIPROT = re.compile(r"(?:sp|tr)\|\S+\s+(?P<name>.*?)\s+OS=.*?(?:\s+OX=(?P<tax_id>\d+).*)?")
+BARE = re.compile(r"\S+(?:\s+(?P<name>.*))?(?P<tax_id>)")
+
+RARE, AMBIGUOUS = b"UO", b"BZJX"
+MAPPED = bytes.maketrans(RARE, b"CK")  # selenocysteine and pyrrolysine by their nearest standard residues
+
+
+def read(files, dataset, ledger) -> Iterator[dict]:
+    """Records whose sequences are distinct and within the policy.
+
+    Raises:
+        InputError: as `read_fasta`; with `on_error: fail` also for letters that are no residues, and for nucleotides.
+    """
+    first: dict[str, tuple[str, str, str]] = {}
+    for where, id, header, raw in read_fasta(files.fasta, ledger, files.encoding):
+        sequence = accepted(where, id, raw, dataset, ledger)
+        if sequence is None:
+            continue
+        name, tax_id = described(header)
+        new = (id, where, name, tax_id)
+        kept, copy = sorted((first[sequence], new)) if sequence in first else (new, None)
+        first[sequence] = kept
+        if copy:
+            ledger.drop(*place(copy[1]), copy[0], "duplicate_sequence", f"same as {kept[0]}")
+    for sequence, (id, _, name, tax_id) in first.items():
+        yield {"id": id, "sequence": sequence, "length": len(sequence), "tax_id": tax_id, "name": name}
+
+
+def accepted(where: str, id: str, raw: bytes, dataset, ledger) -> str | None:
+    """The sequence in capitals of the twenty residues; None if it went to the ledger."""
+    sequence = raw.upper().removesuffix(b"*")
+    error = fault(where, sequence)
+    if error:
+        ledger.error(error, id)
+        return None
+    ambiguous, rare = count(AMBIGUOUS, sequence), count(RARE, sequence)
+    if ambiguous:
+        ledger.drop(*place(where), id, "ambiguous_residue", f"{ambiguous} of {len(sequence)}")
+    elif rare and dataset.rare_residues == "drop":
+        ledger.drop(*place(where), id, "rare_residue", f"{rare} of {len(sequence)}")
+    elif len(sequence) < dataset.min_length:
+        ledger.drop(*place(where), id, "too_short", f"{len(sequence)} < {dataset.min_length}")
+    elif len(sequence) > dataset.max_length:
+        ledger.drop(*place(where), id, "too_long", f"{len(sequence)} > {dataset.max_length}")
+    else:
+        return sequence.translate(MAPPED).decode()
+    return None
+
+
+def fault(where: str, sequence: bytes) -> InputError | None:
+    """What makes it no protein sequence at all."""
+    strange = strangers(sequence, RESIDUES + (RARE + AMBIGUOUS).decode())
+    if strange:
+        letter = strange[:1]
+        what = f"{letter.decode('latin-1')!r} at position {sequence.index(letter) + 1} of the sequence is no residue"
+        if letter in b"-.":
+            return InputError(where, what, None, "unaligned sequences", "remove the gaps of the alignment", "gap")
+        fix = "remove it; only one `*` at the very end is understood"
+        return InputError(where, what, None, "one-letter residue codes", fix, "residue")
+    if looks_like_nucleotides(sequence):
+        what, value = "looks like nucleotides", sequence[:30].decode()
+        fix = "translate it; if it is a protein all the same, set `on_error: skip`"
+        return InputError(where, what, value, "residues of a protein", fix, "nucleotides")
+    return None
+
+
+def count(letters: bytes, sequence: bytes) -> int:
+    return sum(map(sequence.count, letters))
+
+
+def place(where: str) -> tuple[str, str]:
+    file, _, record = where.rpartition(":")
+    return file, record
+
+
+def described(header: str) -> tuple[str, str]:
+    """Name and taxon identifier; "" where the header does not tell."""
+    patterns = (UNIREF, UNIREF_REDUCED, UNIPROT, BARE)
+    found = next(match for pattern in patterns if (match := pattern.fullmatch(header)))
+    return found["name"] or "", found["tax_id"] or ""
+
+
+def sequences_of(records) -> dict[str, str]:
+    return {record["id"]: record["sequence"] for record in records}
+
+
+def group(records, dataset) -> list[str]:
+    """The representative of each record's cluster."""
+    home = mmseqs.cluster(sequences_of(records), identity=dataset.identity, coverage=dataset.coverage)
+    return [home[record["id"]] for record in records]
+
+
+def leaks(held_out, others, dataset) -> dict[str, str]:
+    """Others that a search with the held-out sequences finds: clustering compares with representatives only."""
+    options = {"identity": dataset.identity, "coverage": dataset.coverage}
+    hits = mmseqs.search(sequences_of(held_out), sequences_of(others), **options)
+    return {target: query for query, target, _ in reversed(hits)}
+
+
+def proof(parts, dataset) -> dict[str, int]:
+    return {
+        "clusters_in_two_splits": splits.shared(parts, "group"),
+        "sequences_in_two_splits": splits.shared(parts, "sequence"),
+    }
+
+
+def summary(records) -> dict:
+    lengths = sorted(record["length"] for record in records)
+    return {
+        "residues": sum(lengths),
+        "length": {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]},
+        "taxa": len({record["tax_id"] for record in records} - {""}),
+    }

@@ -1,0 +1,108 @@
+"""How well proteins are predicted, and what generated ones are worth."""
+
+from collections import Counter
+
+import numpy as np
+
+from loratory.data.alphabets import RESIDUES, strangers
+from loratory.domains.contract import Metric
+from loratory.domains.protein.task import CLOSE
+
+COLUMNS = ("nll", "residues", "valid", "truncated", "distinct", "plddt", "tm")
+LONGEST_RUN = 10  # of one residue
+LONGEST_PERIOD = 6  # of a repeat that may not fill more than half of the sequence
+
+
+def columns(rows, records, task) -> dict[str, np.ndarray]:
+    """One value for each row and column; NaN where the row has no such output.
+
+    `nll` in nats with the closing bracket, over `residues` without it. Of a sample: `valid` and `truncated` are 0 or
+    1, `distinct` is 1 over the number of samples with the same sequence, so that its mean is the distinct share of
+    all samples. `plddt` 0–100 and `tm` 0–1 come with folded samples.
+    """
+    copies = Counter(row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
+    judged = [{**row, **scored(row), **sampled(row, copies, task)} for row in rows]
+    return {name: np.array([each.get(name) for each in judged], dtype=float) for name in COLUMNS}
+
+
+def scored(row) -> dict:
+    return {} if row["nll"] is None else {"residues": len(row["reference"].removesuffix(CLOSE))}
+
+
+def sampled(row, copies: Counter, task) -> dict:
+    if row["text"] is None:
+        return {}
+    sequence, closed, _ = row["text"].partition(CLOSE)
+    valid = bool(closed) and is_valid(sequence, task.min_length, task.max_length)
+    return {"valid": valid, "truncated": not closed, "distinct": 1 / copies[sequence]}
+
+
+def is_valid(sequence: str, min_length: int, max_length: int) -> bool:
+    """Only the twenty residues, a sensible length, and no loop that a generator fell into."""
+    if strangers(sequence.encode(), RESIDUES) or not min_length <= len(sequence) <= max_length:
+        return False
+    return tandem(sequence, 1) <= LONGEST_RUN and all(
+        tandem(sequence, period) <= len(sequence) / 2 for period in range(1, LONGEST_PERIOD + 1)
+    )
+
+
+def tandem(sequence: str, period: int) -> int:
+    """Residues in the longest stretch that repeats itself with `period`; 0 if nothing stands there twice."""
+    letters = np.frombuffer(sequence.encode(), np.uint8)
+    breaks = np.flatnonzero(letters[period:] != letters[:-period])
+    longest = int(np.diff(breaks, prepend=-1, append=max(0, len(letters) - period)).max()) - 1
+    return longest + period if longest >= period else 0
+
+
+def nll_per_residue(columns) -> float:
+    scored = ~np.isnan(columns["nll"])
+    residues = columns["residues"][scored].sum()
+    return float(columns["nll"][scored].sum() / residues) if residues else float("nan")
+
+
+def mean_of(column: str):
+    def value(columns) -> float:
+        known = columns[column][~np.isnan(columns[column])]
+        return float(known.mean()) if len(known) else float("nan")
+
+    return value
+
+
+METRICS = (
+    Metric(
+        "nll_per_residue",
+        "nats/residue",
+        "down",
+        "nll",
+        nll_per_residue,
+        primary=True,
+        note="summed over all sequences with their ends, over all residues",
+    ),
+    Metric(
+        "perplexity",
+        "per residue",
+        "down",
+        "nll",
+        lambda c: float(np.exp(nll_per_residue(c))),
+        note="exp of the above",
+    ),
+    Metric(
+        "validity",
+        "share",
+        "up",
+        "sample",
+        mean_of("valid"),
+        note="closed, twenty residues only, length in bounds, no run > 10, no repeat of period ≤ 6 over half of it",
+    ),
+    Metric("uniqueness", "share", "up", "sample", mean_of("distinct"), note="distinct sequences over samples"),
+    Metric("truncated", "share", "down", "sample", mean_of("truncated"), note="samples that never close"),
+    Metric("plddt", "0–100", "up", "structure", mean_of("plddt"), note="mean of Cα pLDDT, averaged over samples"),
+    Metric(
+        "tm_score",
+        "0–1",
+        "up",
+        "structure",
+        mean_of("tm"),
+        note="to the nearest reference structure, normalised by its length",
+    ),
+)

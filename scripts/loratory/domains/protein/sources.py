@@ -1,0 +1,65 @@
+"""What the config can say about proteins."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from loratory.domains.contract import DatasetOptions, FilesOptions, Options, TaskOptions
+
+FAMILIES = {"causal": ("nll", "sample")}
+
+
+class Files(FilesOptions):
+    """A FASTA file with UniRef, UniProt or bare headers."""
+
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("fasta",)
+
+    fasta: str = Field(min_length=1, description="protein sequences, plain or gzip")
+    encoding: str = Field("utf-8", description="text encoding of the headers")
+
+
+class Simulation(Options):
+    """Simulated protein families in UniRef50's format."""
+
+    kind: Literal["simulate"] = "simulate"
+    n: int = Field(800, ge=1, description="sequences in all")
+    families: int = Field(200, ge=1, description="ancestors that the sequences descend from")
+    min_length: int = Field(50, ge=20, description="shortest sequence, residues")
+    max_length: int = Field(160, ge=20, description="longest sequence, residues")
+
+    @model_validator(mode="after")
+    def possible(self):
+        if self.families > self.n:
+            raise ValueError(f"families {self.families} > n {self.n}: every family needs a sequence")
+        return ordered(self)
+
+
+class Dataset(DatasetOptions):
+    """Which sequences are kept, and which of them count as related."""
+
+    min_length: int = Field(50, ge=1, description="shortest sequence kept, residues")
+    max_length: int = Field(512, ge=1, description="longest sequence kept, residues")
+    rare_residues: Literal["map", "drop"] = Field("map", description="U and O: read as C and K, or drop the record")
+    identity: float = Field(0.3, gt=0, le=1, description="share of identical residues from which two are related")
+    coverage: float = Field(0.8, gt=0, le=1, description="share of both sequences that this must hold for")
+
+    @model_validator(mode="after")
+    def possible(self):
+        return ordered(self)
+
+
+class Task(TaskOptions):
+    """What a generated sequence must be to count as valid."""
+
+    min_length: int = Field(30, ge=1, description="shortest valid sample, residues")
+    max_length: int = Field(1022, ge=1, description="longest valid sample, residues")
+
+    @model_validator(mode="after")
+    def possible(self):
+        return ordered(self)
+
+
+def ordered(options):
+    if options.min_length > options.max_length:
+        raise ValueError(f"min_length {options.min_length} > max_length {options.max_length}")
+    return options
