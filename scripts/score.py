@@ -8,7 +8,18 @@ with logged(snakemake.log[0]):
 
     domain, files, params = snakemake.wildcards.domain, snakemake.input, snakemake.params
     predictions = list(zip(params.seeds, files.predictions))
-    structures = files.get("structures") or None
+    structures = next(iter(files.get("structures", [])), None)
     task, data = options(domain, "Task", params.task), Path(files.data[0]).parent
     out = snakemake.output[0]
-    score(domain, snakemake.wildcards.base, predictions, files.baselines, data, task, structures, params.resamples, 0, out)
+    score(
+        domain,
+        snakemake.wildcards.base,
+        predictions,
+        files.baselines,
+        data,
+        task,
+        structures,
+        params.resamples,
+        0,
+        out,
+    )

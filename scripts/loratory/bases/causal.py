@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loratory.bases.audio import FRAMES_PER_SECOND, AudioPrefix
-from loratory.bases.core import IGNORED, Base, Encoded, pad, too_long
+from loratory.bases.core import IGNORED, Base, Encoded, open_model, pad, too_long
 from loratory.data.audio import read_audio
 from loratory.errors import InputError
 
@@ -22,7 +22,7 @@ class Causal(Base):
 
     @classmethod
     def open(cls, folder, manifest, dtype):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        model = open_model(AutoModelForCausalLM, folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ears = folder / "audio"
         audio = AudioPrefix.load(ears).requires_grad_(False).eval() if ears.is_dir() else None

@@ -102,6 +102,23 @@ def too_long(folder, example_id: str, length: int, limit: int) -> InputError:
     )
 
 
+def open_model(kind, folder, new: tuple[str, ...] = (), **options):
+    """Loads a Hugging Face model of class `kind` from safetensors.
+
+    Args:
+        new: modules that the weights may lack (a head that is to be trained).
+
+    Raises:
+        InputError: weights are missing: the library would fill them with random numbers without a word.
+    """
+    model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    missing = sorted(key for key in report["missing_keys"] if not any(f".{n}." in f".{key}" for n in new))
+    if missing:
+        what = f"{len(missing)} weights are missing, such as {missing[0]}"
+        raise InputError(folder, what, type(model).__name__, "the whole model", "give a complete folder")
+    return model
+
+
 def weights_digest(folder) -> str:
     """One sha256 over all safetensors files of a folder, by sorted relative path.
 

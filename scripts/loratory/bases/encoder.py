@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from loratory.bases.core import Base, Encoded, pad, too_long
+from loratory.bases.core import Base, Encoded, open_model, pad, too_long
 from loratory.errors import InputError
 
 
@@ -20,9 +20,7 @@ class Encoder(Base):
 
     @classmethod
     def open(cls, folder, manifest, dtype):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, num_labels=2
-        )
+        model = open_model(AutoModelForSequenceClassification, folder, dtype=dtype, num_labels=2)
         if not hasattr(model, "classifier"):
             raise InputError(folder, "no `classifier` head", type(model).__name__, "a BERT-like encoder")
         return cls(folder, manifest, model, AutoTokenizer.from_pretrained(folder))

@@ -6,7 +6,7 @@ from shutil import copy2
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from loratory.bases.core import MANIFEST, weights_digest
+from loratory.bases.core import MANIFEST, open_model, weights_digest
 from loratory.data.files import whole, write_json
 from loratory.errors import InputError
 
@@ -45,7 +45,7 @@ def prepare_hub(name: str, entry, out) -> None:
 def add_head(folder) -> None:
     """Stores the encoder with its (untrained) pooler and classifier, so that every reader starts from the same."""
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, use_safetensors=True)
+    model = open_model(AutoModelForSequenceClassification, folder, new=("pooler", "classifier"), num_labels=2)
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     model.save_pretrained(folder)

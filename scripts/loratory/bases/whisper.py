@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, EncoderDecoderCache, WhisperForConditionalGeneration
 
 from loratory.bases.audio import FRAMES_PER_SECOND
-from loratory.bases.core import IGNORED, Base, Encoded, pad, too_long
+from loratory.bases.core import IGNORED, Base, Encoded, open_model, pad, too_long
 from loratory.bases.decoding import decode
 from loratory.data.audio import read_audio
 from loratory.errors import InputError
@@ -20,7 +20,7 @@ class Whisper(Base):
 
     @classmethod
     def open(cls, folder, manifest, dtype):
-        model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        model = open_model(WhisperForConditionalGeneration, folder, dtype=dtype)
         return cls(folder, manifest, model, AutoTokenizer.from_pretrained(folder))
 
     @property

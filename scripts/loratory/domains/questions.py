@@ -18,5 +18,3 @@ def read_records(folder, split: str, limit: int | None = None, seed: int = 0) ->
 def examples(domain: str, records: list[dict], task, family: str) -> list[Example]:
     """How a domain puts records to a base of a family."""
     return registry.load("domain", domain, "task").examples(records, task, family)
-
-

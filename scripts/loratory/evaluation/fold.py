@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loratory.bases import folding
+from loratory.data.alphabets import RESIDUES
 from loratory.data.files import sha256, whole
 from loratory.errors import InputError
 from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference, read_references
@@ -75,6 +76,28 @@ def fold_samples(
     with whole(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
     return out / SCORES
+
+
+def fold_predictions(predictions, references, model_folder, out, device: str = "cpu") -> None:
+    """Folds every closed sequence that any system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
+
+    Args:
+        predictions: (training seed, parquet file of `evaluation.predict`) pairs.
+    """
+    out, rows = Path(out), []
+    for seed, path in predictions:
+        table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
+        systems: dict[str, list[tuple[str, str]]] = {}
+        for row in table.to_pylist():
+            if closed := re.match(rf"([{RESIDUES}]+)>", row["text"] or ""):
+                systems.setdefault(row["system"], []).append((row["id"], closed[1]))
+        for system, samples in sorted(systems.items()):
+            folder = out / f"seed{seed}" / re.sub(r"\W+", "_", system)
+            scores = pq.read_table(fold_samples(samples, references, model_folder, folder, device)).to_pylist()
+            rows += [{"seed": seed, "system": system} | row for row in scores]
+    schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
+    with whole(out / SCORES) as aside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
 
 
 def check_samples(samples: list[tuple[str, str]], max_length: int | None):

@@ -19,6 +19,7 @@ from loratory.evaluation.rows import write_rows
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_experts, open_mixture
 
+
 @dataclass(frozen=True)
 class System:
     """Something that answers: a name, its kind, and the model to call."""

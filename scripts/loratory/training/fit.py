@@ -88,8 +88,9 @@ def fit(
     )
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     done, curve = checkpoint.load(folder, parameters, optimizer)
+    tell = Progress(title, done, recipe.steps)
     with Terminating() as asked:
-        for step in progress(range(done, recipe.steps), title):
+        for step in range(done, recipe.steps):
             started = perf_counter()
             torch.manual_seed(seed * 1_000_003 + step)  # dropout is a function of (seed, step), so resume is exact
             value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator)
@@ -99,6 +100,7 @@ def fit(
             rate = recipe.rate(step)
             point = {"step": step, "loss": value, "learning_rate": rate, "targets": targets, "seconds": seconds}
             curve.append(point)
+            tell(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
             if due or asked:
                 checkpoint.save(folder, step + 1, curve, parameters, optimizer)
@@ -136,16 +138,19 @@ def count_targets(batch: dict) -> int:
     return int((labels[:, 1:] != -100).sum()) if labels.dim() == 2 else len(labels)
 
 
-def progress(steps: range, title: str):
+class Progress:
     """A bar on a terminal, a plain line every tenth of the way elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm(steps, desc=title, unit="step", initial=steps.start, total=steps.stop)
-        return
-    every = max(1, steps.stop // 10)
-    for step in steps:
-        yield step
-        if (step + 1) % every == 0 or step + 1 == steps.stop:
-            print(f"{title}: step {step + 1} of {steps.stop}", flush=True)
+
+    def __init__(self, title: str, done: int, steps: int):
+        self.title, self.steps, self.every = title, steps, max(1, steps // 10)
+        self.bar = tqdm(desc=title, unit="step", initial=done, total=steps) if sys.stderr.isatty() else None
+
+    def __call__(self, step: int, loss: float):
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.bar.update()
+        elif (step + 1) % self.every == 0 or step + 1 == self.steps:
+            print(f"{self.title}: step {step + 1} of {self.steps}, loss {loss:.4f}", flush=True)
 
 
 class Terminating:
