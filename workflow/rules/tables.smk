@@ -16,7 +16,7 @@ rule figures:
         collect("<results>/figures/{base}.curves.svg", base=sorted({base for _, base in TRACKS})),
 
 
-rule tabulate:
+rule tabulate_domain:
     input:
         metrics="<results>/metrics/{domain}/{base}.json",
         audit="<results>/data/{domain}/audit.json",
@@ -31,9 +31,9 @@ rule tabulate:
         ),
         multiext("<results>/tables/{domain}.{base}", ".tsv", ".md", ".tex"),
     log:
-        "<logs>/tabulate/{domain}.{base}.log",
+        "<logs>/tabulate_domain/{domain}.{base}.log",
     benchmark:
-        "<benchmarks>/tabulate/{domain}.{base}.tsv"
+        "<benchmarks>/tabulate_domain/{domain}.{base}.tsv"
     conda:
         "../../envs/data.yaml"
     resources:
@@ -43,10 +43,10 @@ rule tabulate:
         banner=BANNER,
         code=code_digest("reporting"),
     script:
-        "../../scripts/tabulate.py"
+        "../../scripts/tabulate_domain.py"
 
 
-rule summarise:
+rule summarise_mixture:
     input:
         lambda wc: collect(
             "<results>/metrics/{domain}/{base}.json",
@@ -62,9 +62,9 @@ rule summarise:
         ),
         multiext("<results>/tables/{mixture}.summary", ".tsv", ".md", ".tex"),
     log:
-        "<logs>/summarise/{mixture}.log",
+        "<logs>/summarise_mixture/{mixture}.log",
     benchmark:
-        "<benchmarks>/summarise/{mixture}.tsv"
+        "<benchmarks>/summarise_mixture/{mixture}.tsv"
     conda:
         "../../envs/data.yaml"
     resources:
@@ -75,7 +75,7 @@ rule summarise:
         banner=BANNER,
         code=code_digest("reporting"),
     script:
-        "../../scripts/summarise.py"
+        "../../scripts/summarise_mixture.py"
 
 
 rule draw_routing:
