@@ -45,10 +45,12 @@ class Base(ABC):
     Attributes:
         fingerprint: sha256 over the weight files; adapters remember it.
         heads: names of modules that are trained along with every adapter (a classifier that pretraining lacks).
+        audio: the audio prefix of a causal base that hears, else None.
     """
 
     family: str
     heads: tuple[str, ...] = ()
+    audio = None
 
     def __init__(self, folder, manifest: dict, model, tokenizer):
         self.folder, self.manifest, self.model, self.tokenizer = Path(folder), manifest, model, tokenizer
