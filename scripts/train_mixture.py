@@ -1,6 +1,6 @@
 from loratory.job import logged
 
-with logged(snakemake.log[0], snakemake.threads):
+with logged(snakemake.log[0], snakemake.params.entry["training"]["threads"]):
     from pathlib import Path
 
     from loratory.config import mixture, options

@@ -4,8 +4,7 @@ The models are put together from what is registered: each domain, method and mix
 one adds its keys here without an edit. Reading a config imports neither torch nor pandas.
 """
 
-import difflib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -15,6 +14,7 @@ from pydantic import (
     BaseModel,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
@@ -23,24 +23,39 @@ from pydantic import (
 from loratory import registry
 from loratory.domains.contract import Options
 from loratory.errors import InputError
+from loratory.problems import first_problem
 
 NAME = "[a-z][a-z0-9_]*"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 Family = Literal["causal", "encoder", "whisper", "folding"]
 
 
+def distinct(values: tuple) -> tuple:
+    """`values`, which must differ: each of them names something that is made."""
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice")
+    return values
+
+
+Names = Annotated[tuple[Name, ...], AfterValidator(distinct)]
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(distinct)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(distinct)]
+
+
 class Training(Options):
     """How long and how fast something is trained."""
 
     steps: int = Field(200, ge=1, description="optimizer steps")
-    learning_rates: tuple[float, ...] = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
+    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
     batch_tokens: int = Field(4096, ge=1, description="most positions of a batch, padding included")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
-    precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 is autocast")
     save_every: int = Field(200, ge=0, description="steps between checkpoints")
+    threads: int = Field(1, ge=1, description="CPU threads; sums depend on it in the last digits, so it is set here")
 
 
 class Corpus(Options):
@@ -50,7 +65,7 @@ class Corpus(Options):
 class Pretrain(Options):
     """Train a small base of the family from nothing, on the general data."""
 
-    domains: tuple[Name, ...] = Field(min_length=1, description="which corpora of `general` it reads")
+    domains: Names = Field(min_length=1, description="which corpora of `general` it reads")
     architecture: dict[str, Any] = Field(description="fields of the Hugging Face config of the family")
     vocabulary: int = Field(1024, ge=64, description="tokens of the tokenizer that is trained first")
     training: Training = Training()
@@ -80,8 +95,9 @@ class BaseEntry(Options):
 
     @model_validator(mode="after")
     def one_origin(self):
-        if sum(origin is not None for origin in (self.path, self.hub, self.pretrain)) != 1:
-            raise ValueError("a base comes from exactly one of `path`, `hub` and `pretrain`")
+        given = [origin for origin in ("path", "hub", "pretrain") if getattr(self, origin) is not None]
+        if len(given) != 1:
+            raise ValueError(f"given: {', '.join(given) or 'none'}; expected one of `path`, `hub` and `pretrain`")
         if self.hub and not self.revision:
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
         if self.pretrain and self.family == "folding":
@@ -107,7 +123,7 @@ class Resources(Options):
     """What jobs ask for; a profile may set more per rule."""
 
     device: Literal["cpu", "cuda", "auto"] = Field("cpu", description="where models run")
-    threads: int = Field(1, ge=1, description="CPU threads of a training or prediction job; part of the result on CPU")
+    threads: int = Field(1, ge=1, description="CPU threads of a prediction job")
     mem_mb: int = Field(2500, ge=500, description="memory of such a job; doubled at a second attempt")
     runtime: int = Field(240, ge=1, description="minutes a job may take")
     gpu: int = Field(0, ge=0, description="GPUs such a job asks the scheduler for")
@@ -135,21 +151,20 @@ def domain_models(name: str) -> tuple[type[BaseModel], type[BaseModel]]:
     own = registry.load("domain", name, "sources")
     source = Annotated[own.Files | own.Simulation, Field(discriminator="kind")]
     corpus = {"source": (source, ...), "dataset": (own.Dataset, own.Dataset()), "task": (own.Task, own.Task())}
-    trained = dict[Name, tuple[Name, ...]]
-    adapters = (trained, Field({}, description="{base: adapters trained on this domain}"))
+    adapters = (dict[Name, Names], Field({}, description="{base: adapters trained on this domain}"))
     return (
         create_model(f"{name}_domain", __base__=Options, **corpus, adapters=adapters),
         create_model(f"{name}_corpus", __base__=Corpus, **corpus),
     )
 
 
-@lru_cache(maxsize=1)
+@cache
 def model() -> type[BaseModel]:
     """The model of the whole config."""
-    names = registry.names("domain")
-    pairs = {name: domain_models(name) for name in names}
-    domains = create_model("domains", __base__=Options, **{n: (pairs[n][0] | None, None) for n in names})
-    general = create_model("general", __base__=Options, **{n: (pairs[n][1] | None, None) for n in names})
+    pairs = {name: domain_models(name) for name in registry.names("domain")}
+    absent = Field(None, validate_default=False)  # a domain may be left out, yet not be left empty
+    domains = create_model("domains", __base__=Options, **{n: (pair[0], absent) for n, pair in pairs.items()})
+    general = create_model("general", __base__=Options, **{n: (pair[1], absent) for n, pair in pairs.items()})
     return create_model(
         "config",
         __base__=Options,
@@ -157,11 +172,11 @@ def model() -> type[BaseModel]:
         title=(str, Field("Loratory", description="heading of the report")),
         pathvars=(dict[str, str], Field({}, description="Snakemake's path variables, such as `results`")),
         data_root=(str, Field("data", description="replaces `{data_root}` in locations")),
-        seeds=(tuple[int, ...], Field((0,), min_length=1, description="one training of everything for each")),
+        seeds=(Seeds, Field((0,), min_length=1, description="one training of everything for each")),
         split_seed=(int, Field(0, ge=0, description="decides which group is in which split")),
         domains=(domains, ...),
         general=(general, general()),
-        bases=(Annotated[dict[Name, BaseEntry], AfterValidator(not_empty)], ...),
+        bases=(dict[Name, BaseEntry], Field(min_length=1)),
         adapters=(dict[Name, one_of("method", TRAINED)], {}),
         mixtures=(dict[Name, one_of("mixer", MIXED)], {}),
         folding=(Name | None, Field(None, description="a base of family folding: gives pLDDT and TM-score")),
@@ -171,10 +186,10 @@ def model() -> type[BaseModel]:
     )
 
 
-def not_empty(value):
-    if not value:
-        raise ValueError("at least one entry is needed")
-    return value
+@cache
+def schema() -> dict:
+    """The JSON schema of the whole config."""
+    return model().model_json_schema()
 
 
 def read_config(raw: dict, where: str) -> BaseModel:
@@ -186,7 +201,7 @@ def read_config(raw: dict, where: str) -> BaseModel:
     try:
         config = model().model_validate(raw)
     except ValidationError as error:
-        raise first_problem(error, raw, where) from None
+        raise first_problem(error, raw, where, schema()) from None
     check_names(config, where)
     return located(config)
 
@@ -199,77 +214,9 @@ def load_config(path) -> BaseModel:
     """
     try:
         raw = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise InputError(path, "not YAML", str(error).splitlines()[0], fix="mend the file") from None
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{path}:{error.problem_mark.line + 1}", "not YAML", error.problem) from None
     return read_config(raw or {}, str(path))
-
-
-def first_problem(error: ValidationError, raw: dict, where: str) -> InputError:
-    """The most telling of pydantic's complaints as one line of ours."""
-    problems = error.errors(include_url=False)
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = readable(problem["loc"], raw)
-    at = f"{where}: {'.'.join(map(str, path))}"
-    value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        allowed = allowed_keys(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), allowed, n=1, cutoff=0.5)
-        fix = f"did you mean `{near[0]}`?" if near else None
-        return InputError(at, "unknown key", value, f"one of {', '.join(allowed)}", fix)
-    if kind == "missing":
-        return InputError(at, "the key is missing", expected="a value for it")
-    if kind in ("literal_error", "union_tag_invalid"):
-        text = context.get("expected") or context.get("expected_tags", "")
-        allowed = [word.strip(" '`") for word in text.replace(" or ", ", ").split(",")]
-        given = context.get("tag", value)
-        near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
-        fix = f"did you mean `{near[0]}`?" if near else None
-        return InputError(at, "not allowed here", given, f"one of {', '.join(allowed)}", fix)
-    if kind == "union_tag_not_found":
-        return InputError(at, f"the key {context.get('discriminator')} is missing", expected="the kind of this entry")
-    return InputError(at, problem["msg"].removeprefix("Value error, "), value if path else None)
-
-
-def readable(loc: tuple, raw: dict) -> list:
-    """pydantic's location without the tags that it puts in for unions."""
-    path, here = [], raw
-    for part in loc:
-        if part == "[key]":
-            continue
-        if isinstance(here, dict) and part not in here and part != loc[-1]:
-            continue
-        path.append(part)
-        here = here.get(part) if isinstance(here, dict) else here[part] if isinstance(here, list) else None
-    return path
-
-
-def allowed_keys(path: list) -> list[str]:
-    """The keys allowed at a place of the config, from the JSON schema (all alternatives of a union together)."""
-    schema = model().model_json_schema()
-    places = [schema]
-    for part in path:
-        places = [below for place in flat(places, schema) for below in children(place, part)]
-    return sorted({key for place in flat(places, schema) for key in place.get("properties", {})})
-
-
-def flat(places: list[dict], schema: dict) -> list[dict]:
-    """Follows references and unions."""
-    found = []
-    for place in places:
-        if "$ref" in place:
-            found += flat([schema["$defs"][place["$ref"].rpartition("/")[2]]], schema)
-        elif "anyOf" in place or "oneOf" in place:
-            found += flat(place.get("anyOf", []) + place.get("oneOf", []), schema)
-        else:
-            found.append(place)
-    return found
-
-
-def children(place: dict, part) -> list[dict]:
-    if part in place.get("properties", {}):
-        return [place["properties"][part]]
-    extra = place.get("additionalProperties")
-    return [extra] if isinstance(extra, dict) else []
 
 
 def entries(group: BaseModel) -> dict[str, BaseModel]:
@@ -278,8 +225,10 @@ def entries(group: BaseModel) -> dict[str, BaseModel]:
 
 
 def check_names(config: BaseModel, where: str) -> None:
-    """Everything that is named exists and fits. Raises:
-    InputError: the first thing that does not.
+    """Everything that is named exists and fits.
+
+    Raises:
+        InputError: the first thing that does not.
     """
     domains, bases = entries(config.domains), config.bases
     if not domains:
@@ -297,7 +246,7 @@ def check_names(config: BaseModel, where: str) -> None:
             for adapter in adapters:
                 known(f"{at}.{base}", "adapter", adapter, config.adapters)
     for name, mixture in config.mixtures.items():
-        check_mixture(f"{where}: mixtures.{name}", mixture, domains, bases)
+        check_mixture(f"{where}: mixtures.{name}", mixture, config)
     if config.folding is not None:
         known(f"{where}: folding", "base", config.folding, bases)
         if bases[config.folding].family != "folding":
@@ -327,22 +276,23 @@ def check_family(at: str, domain: str, family: str) -> None:
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
 
 
-def check_mixture(at: str, mixture, domains: dict, bases: dict) -> None:
-    known(f"{at}.base", "base", mixture.base, bases)
-    family = bases[mixture.base].family
+def check_mixture(at: str, mixture, config) -> None:
+    known(f"{at}.base", "base", mixture.base, config.bases)
+    family = config.bases[mixture.base].family
     if family != "causal":
-        raise InputError(f"{at}.base", "mixtures need a causal base", f"{mixture.base} is of family {family}")
+        raise InputError(f"{at}.base", f"{mixture.base} cannot be mixed on", family, "a base of family causal")
     if len(mixture.experts) < 2:
         raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
+    domains = entries(config.domains)
     for domain, adapter in mixture.experts.items():
         known(f"{at}.experts", "domain", domain, domains)
-        trained = domains[domain].adapters.get(mixture.base, ())
-        if adapter not in trained:
-            what = f"{domain} trains no such adapter on {mixture.base}"
-            others = {base for base, names in domains[domain].adapters.items() if adapter in names}
-            fix = f"{adapter} is trained there on {', '.join(sorted(others))}: an expert needs the mixture's base"
-            expected = f"one of domains.{domain}.adapters.{mixture.base}: {', '.join(trained) or 'none'}"
-            raise InputError(f"{at}.experts.{domain}", what, adapter, expected, fix if others else None)
+        known(f"{at}.experts.{domain}", "adapter", adapter, config.adapters)
+        trained = domains[domain].adapters
+        if adapter not in trained.get(mixture.base, ()):
+            on = [base for base, adapters in trained.items() if adapter in adapters]
+            what = f"{domain} trains {adapter} on {' and '.join(on) or 'no base'}"
+            fix = f"name it under domains.{domain}.adapters.{mixture.base}"
+            raise InputError(f"{at}.experts.{domain}", what, adapter, f"an adapter of base {mixture.base}", fix)
 
 
 def known(at: str, noun: str, name: str, allowed) -> None:

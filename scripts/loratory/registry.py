@@ -35,7 +35,8 @@ def unknown(where, noun: str, name, allowed) -> InputError:
     allowed = sorted(map(str, allowed))
     near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
     fix = f"did you mean `{near[0]}`?" if near else None
-    return InputError(where, f"unknown {noun}", name, f"one of {', '.join(allowed) or 'none'}", fix)
+    expected = f"one of {', '.join(allowed)}" if allowed else "one that is configured; there is none"
+    return InputError(where, f"unknown {noun}", name, expected, fix)
 
 
 def outputs(domain: str, family: str) -> tuple[str, ...]:

@@ -5,14 +5,6 @@ its native format with `base.json`.
 """
 
 
-def pretraining_data(wildcards):
-    pretrain = STUDY.bases[wildcards.base].pretrain
-    domains = pretrain.domains if pretrain else ()
-    data = collect("<results>/general/{domain}/{file}", domain=domains, file=("train.parquet", "audit.json"))
-    audio = STUDY.bases[wildcards.base].audio
-    return data + ([f"<results>/bases/{audio.encoder}/base.json"] if audio else [])
-
-
 rule prepare_base:
     input:
         pretraining_data,
@@ -24,7 +16,7 @@ rule prepare_base:
         "<benchmarks>/prepare_base/{base}.tsv"
     conda:
         "../../envs/train.yaml"
-    threads: STUDY.resources.threads
+    threads: lambda wc: base_threads(wc.base)
     resources:
         mem_mb=memory,
         runtime=STUDY.resources.runtime,
@@ -32,6 +24,7 @@ rule prepare_base:
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base]),
         tasks=lambda wc: {domain: plain(given.task) for domain, given in GENERAL.items()},
+        threads=lambda wc: base_threads(wc.base),
         device=STUDY.resources.device,
         code=code_digest("bases", "training/fit.py", "training/pretrain.py", "training/prepare.py"),
     script:

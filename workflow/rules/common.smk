@@ -9,8 +9,9 @@ from loratory.data.splits import SPLITS
 from loratory.errors import InputError
 from loratory.provenance import code_digest
 
+CONFIG_FILE = (workflow.config_settings.configfiles or ["config/config.yaml"])[-1]
 try:
-    STUDY = loratory_config.read_config(config, str((workflow.config_settings.configfiles or ["config/config.yaml"])[-1]))
+    STUDY = loratory_config.read_config(config, str(CONFIG_FILE))
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -67,3 +68,31 @@ def trained_on(base):
 def is_folded(domain, base):
     """Whether a domain's samples on a base are folded: there are samples, and a folding base is configured."""
     return STUDY.folding is not None and "sample" in outputs(domain, STUDY.bases[base].family)
+
+
+def pretraining_data(wildcards):
+    pretrain = STUDY.bases[wildcards.base].pretrain
+    domains = pretrain.domains if pretrain else ()
+    data = collect("<results>/general/{domain}/{file}", domain=domains, file=("train.parquet", "audit.json"))
+    audio = STUDY.bases[wildcards.base].audio
+    return data + ([f"<results>/bases/{audio.encoder}/base.json"] if audio else [])
+
+
+def base_threads(base):
+    pretrain = STUDY.bases[base].pretrain
+    return pretrain.training.threads if pretrain else 1
+
+
+def experts_of(wildcards):
+    mixture = STUDY.mixtures[wildcards.mixture]
+    return [
+        f"<results>/adapters/{domain}/{mixture.base}/{adapter}/seed{wildcards.seed}/adapter_model.safetensors"
+        for domain, adapter in mixture.experts.items()
+    ]
+
+
+def adapters_for(wildcards):
+    return [
+        f"<results>/adapters/{home}/{wildcards.base}/{adapter}/seed{wildcards.seed}/adapter_model.safetensors"
+        for home, adapter in systems_on(wildcards.domain, wildcards.base).values()
+    ]

@@ -4,13 +4,6 @@ Inputs: datasets, bases, adapters, mixtures. Outputs: `<results>/predictions/` (
 """
 
 
-def adapters_for(wildcards):
-    return [
-        f"<results>/adapters/{trained_on}/{wildcards.base}/{adapter}/seed{wildcards.seed}/adapter_model.safetensors"
-        for trained_on, adapter in systems_on(wildcards.domain, wildcards.base).values()
-    ]
-
-
 rule predict:
     input:
         base="<results>/bases/{base}/base.json",
@@ -38,6 +31,7 @@ rule predict:
         mixtures=lambda wc: mixtures_on(wc.base),
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         evaluation=plain(STUDY.evaluation),
+        threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=lambda wc: code_digest(
             "bases", "adapters", "mixers", "evaluation/predict.py", f"domains/{wc.domain}/task.py"
@@ -88,6 +82,7 @@ rule fold:
     params:
         seeds=SEEDS,
         references=STUDY.structures,
+        threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=code_digest("bases/folding.py", "evaluation/fold.py", "evaluation/structure.py"),
     script:

@@ -5,14 +5,6 @@ whole: gate, order of the experts, and the experts themselves.
 """
 
 
-def experts_of(wildcards):
-    mixture = STUDY.mixtures[wildcards.mixture]
-    return [
-        f"<results>/adapters/{domain}/{mixture.base}/{adapter}/seed{wildcards.seed}/adapter_model.safetensors"
-        for domain, adapter in mixture.experts.items()
-    ]
-
-
 rule train_mixture:
     input:
         base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
@@ -27,7 +19,7 @@ rule train_mixture:
         "<benchmarks>/train_mixture/{mixture}/seed{seed}.tsv"
     conda:
         "../../envs/train.yaml"
-    threads: STUDY.resources.threads
+    threads: lambda wc: STUDY.mixtures[wc.mixture].training.threads
     resources:
         mem_mb=memory,
         runtime=STUDY.resources.runtime,

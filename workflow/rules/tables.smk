@@ -4,6 +4,7 @@ Inputs: metrics, routing, learning curves; no model. Outputs: `<results>/tables/
 `<results>/figures/`.
 """
 
+
 rule tables:
     input:
         [f"<results>/tables/{domain}.{base}.html" for domain, base in TRACKS],

@@ -23,7 +23,7 @@ rule train_sweep:
         "<benchmarks>/train_sweep/{domain}/{base}/{adapter}.tsv"
     conda:
         "../../envs/train.yaml"
-    threads: STUDY.resources.threads
+    threads: lambda wc: STUDY.adapters[wc.adapter].training.threads
     resources:
         mem_mb=memory,
         runtime=STUDY.resources.runtime,

@@ -42,7 +42,7 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float = 1.0
     decay: str = "cosine"
-    precision: str = "no"
+    precision: str = "fp32"
     save_every: int = 100
 
     def rate(self, step: int) -> float:
@@ -83,9 +83,8 @@ def fit(
         InputError: the loss is not finite.
         Stopped: SIGTERM was received; call again to go on.
     """
-    accelerator = Accelerator(
-        mixed_precision=recipe.precision, cpu=next(iter(parameters.values())).device.type == "cpu"
-    )
+    autocast = "no" if recipe.precision == "fp32" else recipe.precision
+    accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     done, curve = checkpoint.load(folder, parameters, optimizer)
     tell = Progress(title, done, recipe.steps)

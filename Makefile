@@ -1,0 +1,18 @@
+# `make` sets up and runs the demo; `make test` sets up and tests. Setting up happens once for each requirements.lock.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/requirements.lock
+
+.PHONY: demo test
+demo: $(READY)
+	@$(BIN)/snakemake --cores all
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'
+	@echo "installing requirements.lock into .venv (once)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@cp $< $@

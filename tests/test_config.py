@@ -1,0 +1,205 @@
+"""Every wrong config is told in one line: file, key, value, what is allowed, and the nearest name."""
+
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from studies import ABSENT, ROOT, changed, shipped
+
+from loratory import config as loratory_config
+from loratory.errors import InputError
+
+FILE = "study.yaml"
+DEMO = shipped("config")
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+
+
+def complaint(changes: dict) -> str:
+    with pytest.raises(InputError) as caught:
+        loratory_config.read_config(changed(DEMO, changes), FILE)
+    return str(caught.value)
+
+
+TYPOS = [
+    ({"adaptors": {}}, "", "key (adaptors)", "adapters"),
+    ({"domains.protein.dataset.min_lenght": 40}, "domains.protein.dataset", "key (min_lenght)", "min_length"),
+    ({"domains.protein.dataset.split": {"trian": 0.7}}, "domains.protein.dataset.split", "key (trian)", "train"),
+    ({"domains.protein.source.familes": 9}, "domains.protein.source", "key (familes)", "families"),
+    ({"adapters.lora.rnak": 8}, "adapters.lora", "key (rnak)", "rank"),
+    ({"adapters.lora.training.step": 8}, "adapters.lora.training", "key (step)", "steps"),
+    ({"mixtures.xlora.layer_wise": True}, "mixtures.xlora", "key (layer_wise)", "layerwise"),
+    ({"bases.mini_lm.pretrian": {}}, "bases.mini_lm", "key (pretrian)", "pretrain"),
+    ({"domains.protien": {}}, "domains", "domain (protien)", "protein"),
+    ({"general.speach": {}}, "general", "domain (speach)", "speech"),
+    ({"adapters.lora.method": "loar"}, "adapters.lora.method", "method (loar)", "lora"),
+    ({"mixtures.xlora.mixer": "x-lora"}, "mixtures.xlora.mixer", "mixer (x-lora)", "xlora"),
+    ({"bases.mini_lm.family": "casual"}, "bases.mini_lm.family", "family (casual)", "causal"),
+    ({"domains.protein.source.kind": "file"}, "domains.protein.source.kind", "kind (file)", "files"),
+    ({"domains.protein.dataset.on_error": "skp"}, "domains.protein.dataset.on_error", "on_error (skp)", "skip"),
+    ({"domains.protein.adapters": {"mini": ["lora"]}}, "domains.protein.adapters", "base (mini)", "mini_lm"),
+    ({"domains.protein.adapters.mini_lm": ["lara"]}, "domains.protein.adapters.mini_lm", "adapter (lara)", "lora"),
+    ({"mixtures.xlora.base": "mini_ml"}, "mixtures.xlora.base", "base (mini_ml)", "mini_lm"),
+    ({"mixtures.xlora.experts.protien": "lora"}, "mixtures.xlora.experts", "domain (protien)", "protein"),
+    ({"mixtures.xlora.experts.protein": "lara"}, "mixtures.xlora.experts.protein", "adapter (lara)", "lora"),
+    (
+        {"bases.mini_lm.audio.encoder": "mini_wisper"},
+        "bases.mini_lm.audio.encoder",
+        "base (mini_wisper)",
+        "mini_whisper",
+    ),
+    ({"folding": "mini_bart"}, "folding", "base (mini_bart)", "mini_bert"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "unknown", "meant"), TYPOS, ids=[t[2] for t in TYPOS])
+def test_an_unknown_name_is_told_with_what_is_allowed_and_what_was_meant(changes, key, unknown, meant):
+    line = complaint(changes)
+    place = f"{FILE}: {key}" if key else FILE
+    assert line.startswith(f"{place}: unknown {unknown}; expected one of ")
+    allowed = line.partition("expected one of ")[2].partition(";")[0].split(", ")
+    assert meant in allowed
+    assert line.endswith(f"; fix: did you mean `{meant}`?")
+
+
+def test_only_the_keys_of_the_chosen_kind_are_allowed():
+    line = complaint({"domains.protein.source": {"kind": "files", "fasta": "a.fasta", "n": 3}})
+    expected = "encoding, fasta, kind, licence, sha256"
+    assert line == f"{FILE}: domains.protein.source: unknown key (n); expected one of {expected}"
+
+
+HUB = {"family": "causal", "hub": "someone/something"}
+NO_TASK = "the domain protein has no task for a base of family encoder; expected a base of family causal"
+MISFITS = {  # how the line begins: the change that causes it
+    "adapters.lora.rank: wrong value (eight); expected a valid integer": {"adapters.lora.rank": "eight"},
+    "adapters.lora.rank: wrong value (2.5); expected a valid integer": {"adapters.lora.rank": 2.5},
+    "adapters.lora.rank: wrong value (0); expected greater than or equal to 1": {"adapters.lora.rank": 0},
+    "seeds: wrong value (0); expected a list": {"seeds": 0},
+    "seeds: wrong value ([]); expected at least one entry": {"seeds": []},
+    "seeds.1: wrong value (-1); expected greater than or equal to 0": {"seeds": [0, -1]},
+    "seeds: 0 is given twice": {"seeds": [0, 1, 0]},
+    "domains.recsys.adapters.mini_lm: lora is given twice": {"domains.recsys.adapters.mini_lm": ["lora", "lora"]},
+    "mixtures: wrong value (nothing); expected keys with values": {"mixtures": None},
+    "domains.protein: wrong value (nothing); expected keys with values": {"domains.protein": None},
+    "domains: no domain is configured; expected lncrna, protein, recsys, speech": {"domains": {}},
+    "bases: wrong value ({}); expected at least one entry": {"bases": {}},
+    "domains: the key is missing": {"domains": ABSENT},
+    "bases.mini_lm.family: the key is missing": {"bases.mini_lm.family": ABSENT},
+    "adapters.lora.method: the key is missing": {"adapters.lora.method": ABSENT},
+    "domains.protein.source.kind: the key is missing": {"domains.protein.source": {"n": 9}},
+    "domains.protein.source.fasta: the key is missing": {"domains.protein.source": {"kind": "files"}},
+    "adapters.LoRA-8: wrong value (LoRA-8); expected small letters, digits and _": {"adapters.LoRA-8": {}},
+    "domains.protein.dataset.split: split fractions sum to 1.2": {"domains.protein.dataset.split": {"train": 0.9}},
+    "domains.protein.source: families 999 > n 600": {"domains.protein.source.families": 999},
+    "bases.mini_bert: given: none; expected one of `path`, `hub` and": {"bases.mini_bert.pretrain": ABSENT},
+    "bases.mini_bert: given: path, pretrain; expected one of": {"bases.mini_bert.path": "models/bert"},
+    "bases.big: `hub` needs `revision`": {"bases.big": HUB},
+    "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
+    "bases.mini_bert: a folding base cannot be pretrained here": {"bases.mini_bert.family": "folding"},
+    "bases.mini_lm.audio.encoder: not a Whisper base (encoder)": {"bases.mini_lm.audio.encoder": "mini_bert"},
+    "bases.mini_bert.pretrain.domains: " + NO_TASK: {"bases.mini_bert.pretrain.domains": ["protein"]},
+    "bases.mini_lm.pretrain.domains: unknown corpus of `general` (lncrna)": {"general.lncrna": ABSENT},
+    "bases.mini_lm.pretrain.domains: unknown corpus of `general` (protein)": {"general": ABSENT},
+    "domains.protein.adapters.mini_bert: " + NO_TASK: {"domains.protein.adapters.mini_bert": ["lora"]},
+    "domains.speech.adapters.mini_lm: this base cannot hear (mini_lm)": {"bases.mini_lm.audio": ABSENT},
+    "mixtures.xlora.experts: too few experts (1); expected at least 2": {"mixtures.xlora.experts": {"speech": "lora"}},
+    "mixtures.xlora.base: mini_whisper cannot be mixed on (whisper)": {"mixtures.xlora.base": "mini_whisper"},
+    "mixtures.xlora.experts.lncrna: lncrna trains lora on mini_bert (lora); expected an adapter of base mini_lm": {
+        "domains.lncrna.adapters": {"mini_bert": ["lora"]}
+    },
+    "folding: not a folding base (causal); expected a base of family folding": {"folding": "mini_lm"},
+}
+
+
+@pytest.mark.parametrize("told", MISFITS)
+def test_what_does_not_fit_is_told_with_its_key(told):
+    assert complaint(MISFITS[told]).startswith(f"{FILE}: {told}")
+
+
+def test_a_file_that_is_not_yaml_is_told_with_its_line(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("title: demo\nseeds: [0\ndomains: {}\n")
+    with pytest.raises(InputError, match=r"study\.yaml:3: not YAML"):
+        loratory_config.load_config(path)
+
+
+JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+JUNK = st.one_of(JUNK, st.lists(JUNK, max_size=2), st.dictionaries(st.text(max_size=5), JUNK, max_size=2))
+
+
+@st.composite
+def spoilt(draw):
+    """The demo's config with one value, anywhere, replaced by junk, taken out, or put under another key."""
+    raw = deepcopy(DEMO)
+    place = raw
+    while True:
+        key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if isinstance(place[key], dict | list) and place[key] and draw(st.booleans()):
+            place = place[key]
+            continue
+        if isinstance(place, dict) and draw(st.booleans()):
+            place[draw(st.text(max_size=8))] = place.pop(key)
+        else:
+            place[key] = draw(JUNK)
+        return raw
+
+
+@settings(max_examples=300, deadline=None)
+@given(spoilt())
+def test_a_spoilt_config_is_read_or_refused_in_one_line(raw):
+    try:
+        loratory_config.read_config(raw, FILE)
+    except InputError as error:
+        assert str(error).startswith(f"{FILE}: ")
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    loratory_config.load_config(path)
+
+
+def test_the_root_of_the_data_is_filled_in_everywhere():
+    files = {"kind": "files", "fasta": "{data_root}/uniref.fasta.gz"}
+    fold = {"bases.esm": {"family": "folding", "path": "{data_root}/esm"}, "folding": "esm"}
+    raw = changed(
+        DEMO, {"domains.protein.source": files, "structures": "{data_root}/pdb", "data_root": "/x/", **fold}
+    )
+    study = loratory_config.read_config(raw, FILE)
+    assert study.domains.protein.source.fasta == "/x/uniref.fasta.gz"
+    assert study.bases["esm"].path == "/x/esm"
+    assert study.structures == "/x/pdb"
+
+
+def test_entries_come_back_from_the_plain_values_that_rules_pass():
+    study = loratory_config.read_config(DEMO, FILE)
+    plain = {
+        "adapter": study.adapters["lora"],
+        "mixture": study.mixtures["xlora"],
+    }
+    for read, entry in plain.items():
+        again = getattr(loratory_config, read)(entry.model_dump(mode="json"))
+        assert again.model_dump() == entry.model_dump()
+    for domain, given_there in loratory_config.entries(study.domains).items():
+        source = loratory_config.source(domain, given_there.source.model_dump(mode="json"))
+        assert source == given_there.source
+
+
+LIGHT = """
+import sys, time
+started = time.process_time()
+from loratory.config import load_config
+load_config(sys.argv[1])
+print(time.process_time() - started, *{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def test_reading_a_config_is_light():
+    """Snakemake reads it at every start, once more in every job."""
+    command = [sys.executable, "-c", LIGHT, str(ROOT / "config" / "config.yaml")]
+    env = {"PYTHONPATH": str(ROOT / "scripts")}
+    seconds, *modules = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pandas", "pyarrow", "transformers", "numpy", "scipy", "peft"} & set(modules)
+    assert float(seconds) < 1

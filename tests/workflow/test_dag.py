@@ -1,0 +1,216 @@
+"""The graph of jobs that a config makes, asked of Snakemake in this process; nothing is run."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from snakemake.api import SnakemakeApi
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import (
+    ConfigSettings,
+    DAGSettings,
+    OutputSettings,
+    Quietness,
+    ResourceSettings,
+)
+from studies import ABSENT, ROOT, changed, shipped, written
+
+DEMO = shipped("config")
+JOBS = {
+    "fetch_source": 8,  # four domains, each once to study and once to pretrain on
+    "build_dataset": 8,
+    "audit_split": 8,
+    "prepare_base": 3,
+    "train_sweep": 6,  # four domains on the shared base, lncrna and speech on their own as well
+    "train_mixture": 1,
+    "predict_baselines": 4,
+    "predict": 6,
+    "score": 6,
+    "tabulate_domain": 6,
+    "summarise_mixture": 1,
+    "draw_routing": 1,
+    "draw_transfer": 1,
+    "draw_curves": 3,
+    "all": 1,
+}
+NEEDS = {  # rule: the rules whose outputs it reads
+    "fetch_source": set(),
+    "build_dataset": {"fetch_source"},
+    "audit_split": {"build_dataset"},
+    "prepare_base": {"build_dataset", "audit_split", "prepare_base"},
+    "train_sweep": {"build_dataset", "audit_split", "prepare_base"},
+    "train_mixture": {"build_dataset", "prepare_base", "train_sweep"},
+    "predict_baselines": {"build_dataset"},
+    "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
+    "score": {"build_dataset", "predict", "predict_baselines"},
+    "tabulate_domain": {"audit_split", "prepare_base", "score"},
+    "summarise_mixture": {"score"},
+    "draw_routing": {"predict"},
+    "draw_transfer": {"summarise_mixture"},
+    "draw_curves": {"train_sweep"},
+    "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
+}
+TRAINING = {"prepare_base", "train_sweep", "train_mixture"}
+
+
+class Plan:
+    """The jobs of a config, and which of them would run."""
+
+    def __init__(self, config: dict, folder: Path, executor: str = "dryrun", force: bool = False):
+        quiet = OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False, dryrun=executor == "dryrun")
+        settings = ConfigSettings(configfiles=[written(config, folder)])
+        with SnakemakeApi(quiet) as api:
+            flow = api.workflow(ResourceSettings(cores=2), settings, snakefile=ROOT / "Snakefile", workdir=folder)
+            flow.dag(DAGSettings(forceall=force)).execute_workflow(executor=executor)
+            dag = flow._workflow.dag
+            self.rules = [rule for rule in flow._workflow.rules if rule.script]
+            self.jobs = list(dag.jobs)
+            self.edges = {(job.rule.name, needed.rule.name) for job in dag.jobs for needed in dag.dependencies[job]}
+            self.due = Counter(told(job) for job in dag.jobs if dag.needrun(job))
+        self.counts = Counter(job.rule.name for job in self.jobs)
+
+
+def told(job) -> str:
+    return " ".join([job.rule.name, *map(str, job.wildcards_dict.values())])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return Plan(DEMO, tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return lambda changes: Plan(changed(DEMO, changes), tmp_path)
+
+
+def test_the_demo_makes_these_jobs(demo):
+    assert demo.counts == JOBS
+
+
+def test_the_graph_of_rules_is_this_one(demo):
+    assert demo.edges == {(rule, needed) for rule, all_needed in NEEDS.items() for needed in all_needed}
+
+
+def test_nothing_learns_from_test_records(demo):
+    learners = [job for job in demo.jobs if job.rule.name in TRAINING]
+    assert len(learners) == 10
+    assert not [path for job in learners for path in job.input if Path(path).name == "test.parquet"]
+    gates = [path for job in learners for path in job.input if job.rule.name == "train_mixture"]
+    assert {Path(path).name for path in gates if path.endswith(".parquet")} == {"gate.parquet"}
+
+
+def test_every_rule_says_what_it_needs(demo):
+    assert {rule.name for rule in demo.rules} >= {*JOBS} - {"all"}
+    for rule in demo.rules:
+        assert rule.log, rule.name
+        assert rule.benchmark, rule.name
+        assert rule.conda_env, rule.name
+        assert {"mem_mb", "runtime"} <= {*rule.resources}, rule.name
+        assert rule.params.code, rule.name
+
+
+def test_an_adapter_more_is_a_training_more(demo, plan):
+    wide = {"adapters.wide": {"method": "lora", "rank": 32}, "domains.recsys.adapters.mini_lm": ["lora", "wide"]}
+    assert plan(wide).counts - demo.counts == {"train_sweep": 1}
+
+
+def test_a_seed_more_is_a_mixture_and_a_prediction_of_each_track_more(demo, plan):
+    assert plan({"seeds": [0, 1]}).counts - demo.counts == {"train_mixture": 1, "predict": 6}
+
+
+def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
+    pair = {"mixer": "xlora", "base": "mini_lm", "experts": {"protein": "lora", "lncrna": "lora"}}
+    shown = {"summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    assert plan({"mixtures.pair": pair}).counts - demo.counts == {"train_mixture": 1, **shown}
+
+
+def test_a_domain_less_takes_its_jobs_along(demo, plan):
+    less = {"domains.recsys": ABSENT, "mixtures.xlora.experts.recsys": ABSENT}
+    gone = {"fetch_source": 1, "build_dataset": 1, "audit_split": 1, "train_sweep": 1, "predict_baselines": 1}
+    gone |= {"predict": 1, "score": 1, "tabulate_domain": 1}
+    assert demo.counts - plan(less).counts == gone
+
+
+def test_without_mixtures_only_what_domains_show_is_left(demo, plan):
+    gone = {"train_mixture": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    assert demo.counts - plan({"mixtures": {}}).counts == gone
+
+
+def test_a_folding_base_folds_what_generates(demo, plan):
+    added = plan({"bases.esm": {"family": "folding", "path": "models/esmfold"}, "folding": "esm"}).counts - demo.counts
+    assert added == {"prepare_base": 1, "fold": 1}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder in which everything seems made: files stand where outputs would, and Snakemake believes in them."""
+    wide = {"adapters.wide": {"method": "lora", "rank": 4}, "domains.lncrna.adapters.mini_bert": ["lora", "wide"]}
+    config = changed(DEMO, wide)
+    for path in {str(path) for job in Plan(config, tmp_path).jobs for path in job.output}:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(path)
+    Plan(config, tmp_path, "touch", force=True)
+    assert not Plan(config, tmp_path).due
+    return lambda changes: Plan(changed(config, changes), tmp_path).due
+
+
+def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
+    due = finished({"adapters.wide.rank": 64})
+    shown = {"tabulate_domain lncrna mini_bert", "draw_curves mini_bert", "all"}
+    assert {*due} == {
+        "train_sweep lncrna mini_bert wide",
+        "predict lncrna mini_bert 0",
+        "score lncrna mini_bert",
+        *shown,
+    }
+
+
+def test_other_bootstrap_resamples_only_score_again(finished):
+    rules = {job.partition(" ")[0] for job in finished({"evaluation.resamples": 500})}
+    assert rules == {"score", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
+
+
+def test_more_memory_runs_nothing_again(finished):
+    assert not finished({"resources.mem_mb": 9000, "resources.runtime": 30})
+
+
+def test_another_dataset_option_leaves_the_other_domains_alone(finished):
+    due = finished({"domains.recsys.dataset.k_core": 3, "mixtures": {}})
+    assert "build_dataset data recsys" in due
+    assert not [job for job in due if {"protein", "lncrna", "speech", "general"} & {*job.split()}]
+
+
+def test_a_wrong_config_stops_a_plan(plan):
+    with pytest.raises(WorkflowError, match=r"study\.yaml: adapters\.lora: unknown key \(rnak\); .*mean `rank`\?"):
+        plan({"adapters.lora.rnak": 8})
+
+
+def run(*command: str, **options):
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_a_wrong_config_stops_snakemake_with_one_line(tmp_path):
+    path = written(changed(DEMO, {"adapters.lora.rnak": 8}), tmp_path)
+    done = run("snakemake", "-n", "--configfile", str(path), "-d", str(tmp_path))
+    assert done.returncode == 1
+    allowed = "alpha, dropout, method, rank, target_modules, training"
+    line = f"{path}: adapters.lora: unknown key (rnak); expected one of {allowed}; fix: did you mean `rank`?"
+    assert line in done.stderr.splitlines()
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+CHECKS = {
+    "snakemake --lint": ["snakemake", "--lint"],
+    "snakefmt": ["snakefmt", "--check", "Snakefile", "workflow"],
+    "ruff check": ["ruff", "check"],
+    "ruff format": ["ruff", "format", "--check"],
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_style(check):
+    done = run(*CHECKS[check])
+    assert done.returncode == 0, done.stdout + done.stderr
