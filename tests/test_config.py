@@ -164,9 +164,7 @@ def test_every_shipped_config_is_valid(path):
 def test_the_root_of_the_data_is_filled_in_everywhere():
     files = {"kind": "files", "fasta": "{data_root}/uniref.fasta.gz"}
     fold = {"bases.esm": {"family": "folding", "path": "{data_root}/esm"}, "folding": "esm"}
-    raw = changed(
-        DEMO, {"domains.protein.source": files, "structures": "{data_root}/pdb", "data_root": "/x/", **fold}
-    )
+    raw = changed(DEMO, {"domains.protein.source": files, "structures": "{data_root}/pdb", "data_root": "/x/", **fold})
     study = loratory_config.read_config(raw, FILE)
     assert study.domains.protein.source.fasta == "/x/uniref.fasta.gz"
     assert study.bases["esm"].path == "/x/esm"

@@ -43,7 +43,7 @@ def test_every_linear_layer_but_the_output_head_is_adapted(family):
 
 @torch.no_grad()
 def test_a_fresh_adapter_changes_nothing(family):
-    model, heads, run, _ = family
+    model, _, run, _ = family
     before = run(model)
     core.attach(model, Method(rank=2), 0)
     assert torch.equal(run(model), before)

@@ -144,17 +144,17 @@ def test_a_folding_base_folds_what_generates(demo, plan):
     assert added == {"prepare_base": 1, "fold": 1}
 
 
-@pytest.fixture
-def finished(tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
     """A folder in which everything seems made: files stand where outputs would, and Snakemake believes in them."""
     wide = {"adapters.wide": {"method": "lora", "rank": 4}, "domains.lncrna.adapters.mini_bert": ["lora", "wide"]}
-    config = changed(DEMO, wide)
-    for path in {str(path) for job in Plan(config, tmp_path).jobs for path in job.output}:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(path)
-    Plan(config, tmp_path, "touch", force=True)
-    assert not Plan(config, tmp_path).due
-    return lambda changes: Plan(changed(config, changes), tmp_path).due
+    config, folder = changed(DEMO, wide), tmp_path_factory.mktemp("finished")
+    for path in {str(path) for job in Plan(config, folder).jobs for path in job.output}:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(path)
+    Plan(config, folder, "touch", force=True)
+    assert not Plan(config, folder).due
+    return lambda changes: Plan(changed(config, changes), folder).due
 
 
 def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
@@ -177,10 +177,18 @@ def test_more_memory_runs_nothing_again(finished):
     assert not finished({"resources.mem_mb": 9000, "resources.runtime": 30})
 
 
-def test_another_dataset_option_leaves_the_other_domains_alone(finished):
-    due = finished({"domains.recsys.dataset.k_core": 3, "mixtures": {}})
-    assert "build_dataset data recsys" in due
-    assert not [job for job in due if {"protein", "lncrna", "speech", "general"} & {*job.split()}]
+def test_another_dataset_option_rebuilds_one_dataset_and_retrains_on_it(finished):
+    due = finished({"domains.recsys.dataset.k_core": 3})
+    remade = {job for job in due if job.split()[0] in {"fetch_source", "build_dataset", "audit_split", "train_sweep"}}
+    assert remade == {"build_dataset data recsys", "audit_split data recsys", "train_sweep recsys mini_lm lora"}
+    assert "predict recsys mini_lm 0" in due
+    assert "train_mixture xlora 0" in due
+    assert not [job for job in due if "mini_bert" in job or "mini_whisper" in job or "prepare_base" in job]
+
+
+def test_another_general_task_retrains_the_bases_that_read_it(finished):
+    due = finished({"general.lncrna.task.window": 150})
+    assert {job for job in due if job.startswith("prepare_base")} == {"prepare_base mini_lm", "prepare_base mini_bert"}
 
 
 def test_a_wrong_config_stops_a_plan(plan):
@@ -198,7 +206,7 @@ def test_a_wrong_config_stops_snakemake_with_one_line(tmp_path):
     assert done.returncode == 1
     allowed = "alpha, dropout, method, rank, target_modules, training"
     line = f"{path}: adapters.lora: unknown key (rnak); expected one of {allowed}; fix: did you mean `rank`?"
-    assert line in done.stderr.splitlines()
+    assert line in done.stdout.splitlines()
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -23,7 +23,7 @@ rule prepare_base:
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base]),
-        tasks=lambda wc: {domain: plain(given.task) for domain, given in GENERAL.items()},
+        tasks=lambda wc: {domain: plain(GENERAL[domain].task) for domain in corpora_of(wc.base)},
         threads=lambda wc: base_threads(wc.base),
         device=STUDY.resources.device,
         code=code_digest("bases", "training/fit.py", "training/pretrain.py", "training/prepare.py"),

@@ -33,9 +33,9 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
-def plain(model):
+def plain(model, without=()):
     """A slice of the config as plain values: comparable between runs, so that only its users run again."""
-    return model.model_dump(mode="json")
+    return model.model_dump(mode="json", exclude={*without})
 
 
 def local_files(source):
@@ -70,10 +70,15 @@ def is_folded(domain, base):
     return STUDY.folding is not None and "sample" in outputs(domain, STUDY.bases[base].family)
 
 
+def corpora_of(base):
+    """Domains whose general data a base is pretrained on."""
+    pretrain = STUDY.bases[base].pretrain
+    return pretrain.domains if pretrain else ()
+
+
 def pretraining_data(wildcards):
-    pretrain = STUDY.bases[wildcards.base].pretrain
-    domains = pretrain.domains if pretrain else ()
-    data = collect("<results>/general/{domain}/{file}", domain=domains, file=("train.parquet", "audit.json"))
+    files = ("train.parquet", "audit.json")
+    data = collect("<results>/general/{domain}/{file}", domain=corpora_of(wildcards.base), file=files)
     audio = STUDY.bases[wildcards.base].audio
     return data + ([f"<results>/bases/{audio.encoder}/base.json"] if audio else [])
 

@@ -30,7 +30,7 @@ rule predict:
         systems=lambda wc: list(systems_on(wc.domain, wc.base)),
         mixtures=lambda wc: mixtures_on(wc.base),
         task=lambda wc: plain(DOMAINS[wc.domain].task),
-        evaluation=plain(STUDY.evaluation),
+        evaluation=plain(STUDY.evaluation, without=["resamples"]),
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=lambda wc: code_digest(

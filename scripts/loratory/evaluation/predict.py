@@ -50,6 +50,8 @@ def predict(domain, data, task, base_folder, adapters, mixtures, evaluation, see
         for split, questions in sets.items():
             if split == "valid" and system.kind not in ("base", "adapter"):
                 continue  # choices made on valid are between single experts
+            if split == "sample" and system.kind == "adapter" and not system.name.endswith(f"@{domain}"):
+                continue  # what another domain's adapter writes tells nobody anything
             wanted = ("sample",) if split == "sample" else tuple(o for o in asked if o != "sample")
             started = perf_counter()
             found = answer(base, system.model, questions, wanted, task, evaluation, seed)

@@ -37,7 +37,9 @@ def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, 
         save_file({name: stored(tensor) for name, tensor in gate.items()}, aside / GATE, metadata={"format": "pt"})
         for name in mixture.names:
             copytree(expert_folders[name], aside / EXPERTS / name)
-        manifest = {"mixer": kind, "options": mixture.mixer.model_dump(mode="json"), "experts": mixture.names}
+        own = set(registry.load("mixer", kind).Mixer.model_fields)
+        options = mixture.mixer.model_dump(mode="json", include=own)
+        manifest = {"mixer": kind, "options": options, "experts": mixture.names}
         write_json(aside / MANIFEST, manifest | run)
 
 

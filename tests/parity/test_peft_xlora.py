@@ -1,0 +1,57 @@
+"""Our X-LoRA against PEFT's, where PEFT can run it: same experts, same gate, equal logits."""
+
+import peft
+import pytest
+import torch
+from models import llama, trained_adapter
+
+from loratory.adapters import deltas
+from loratory.adapters.methods.lora import Method
+from loratory.mixers.core import Mixture
+from loratory.mixers.kinds.xlora import Mixer
+
+IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_logits_equal_peft(tmp_path, layerwise, depth):
+    experts, folders = {}, {}
+    for index, rank in enumerate((2, 4)):
+        experts[str(index)] = trained_adapter(llama(), Method(rank=rank, alpha=5.0), index)
+        folders[str(index)] = str(tmp_path / str(index))
+        deltas.save_peft(folders[str(index)], experts[str(index)], causal=True)
+    config = peft.XLoraConfig(
+        task_type="CAUSAL_LM",
+        hidden_size=32,
+        adapters=folders,
+        xlora_depth=depth,
+        xlora_size=16,
+        layerwise_scalings=layerwise,
+        softmax_temperature=0.7,
+    )
+    model = llama()
+    model.config.use_cache = False
+    theirs = peft.get_peft_model(model, config).eval()
+    mixer = Mixer(depth=depth, width=16, layerwise=layerwise, temperature=0.7)
+    ours = Mixture(llama(), experts, mixer).eval()
+    classifier = theirs.base_model.internal_xlora_classifier
+    torch.manual_seed(0)
+    for parameter in classifier.parameters():
+        parameter.normal_(0, 0.3)
+    order = peft_module_order(theirs, ours)
+    for mine, its in zip(ours.gate.parameters(), classifier.parameters()):
+        last = its.shape[0] == 2 * (len(order) if layerwise else 1) and layerwise
+        value = its.data.unflatten(0, (-1, 2))[order].flatten(0, 1) if last else its.data
+        mine.copy_(value)
+    torch.testing.assert_close(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits, rtol=0, atol=1e-5)
+
+
+def peft_module_order(theirs, ours) -> list[int]:
+    """For each of our slots, the place that PEFT gives the same module: it counts in the order of the model."""
+    from loratory.mixers.core import MixedLinear
+
+    walked = [n for n, m in ours.model.named_modules() if isinstance(m, MixedLinear)]
+    slots = sorted(walked)
+    return [walked.index(name) for name in slots]

@@ -1,0 +1,96 @@
+"""What is shipped fits together: versions, environments, rules and their scripts; it names no place of its making."""
+
+import re
+import subprocess
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEPENDENCIES = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
+CONDA_NAMES = {"matplotlib-base": "matplotlib"}
+RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+FOREIGN = r"\.\./shared|(?<!\w)/work\b|pypi\.org|pythonhosted|anaconda\.org|index-url|find-links"
+
+
+def locked() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+LOCK = locked()
+
+
+def project_files() -> list[Path]:
+    """What a clone would hold: tracked files, and new ones that git does not ignore."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("text", DEPENDENCIES)
+def test_the_lock_holds_every_dependency_within_its_range(text):
+    wanted = Requirement(text)
+    assert wanted.specifier.contains(LOCK[canonicalize_name(wanted.name)])
+
+
+def test_the_lock_is_exact_sorted_and_free_of_builds_for_one_machine():
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert [canonicalize_name(line.partition("==")[0]) for line in lines] == sorted(LOCK)
+    assert [name for name in LOCK if name.startswith(("nvidia", "cuda"))] == []
+    assert [version for version in LOCK.values() if Version(version).local] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
+def test_conda_environments_hold_the_versions_of_the_lock(path):
+    parts = yaml.safe_load(path.read_text())["dependencies"]
+    from_pip = [text.split("==") for part in parts if isinstance(part, dict) for text in part["pip"]]
+    from_conda = [part.split("=") for part in parts if isinstance(part, str) and part != "pip"]
+    pins = {CONDA_NAMES.get(name, name): version for name, version in from_conda + from_pip}
+    assert pins.pop("python") == "3.11"
+    assert pins == {name: LOCK[canonicalize_name(name)] for name in pins}
+
+
+def test_no_file_names_the_place_it_was_written_at():
+    found = []
+    for path in project_files():
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in re.finditer(FOREIGN, text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "Snakefile", *RULES], ids=lambda path: path.name)
+def test_every_rule_file_opens_by_saying_what_it_is_for(path):
+    assert re.match(r'"""[A-Z].|# [A-Z]', path.read_text())
+
+
+def test_every_script_is_a_rules_and_every_rule_has_its_own():
+    text = "\n".join(path.read_text() for path in RULES)
+    used = re.findall(r'rule (\w+):(?:(?!\nrule ).)*?script:\s+"\.\./\.\./scripts/(\w+)\.py"', text, re.DOTALL)
+    assert used
+    assert [(rule, script) for rule, script in used if rule != script] == []
+    assert sorted(script for _, script in used) == [path.stem for path in SCRIPTS]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_doors_and_no_rooms(path):
+    assert len(path.read_text().splitlines()) <= 30
+
+
+def test_real_data_meets_the_bases_of_the_demo():
+    demo, real = (yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", "real.yaml"))
+    assert {key: real[key] for key in ("general", "bases")} == {key: demo[key] for key in ("general", "bases")}
