@@ -1,0 +1,216 @@
+"""Every family: what is scored, that padding and batch mates are irrelevant, that audio and text meet."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from models import causal_base, encoder_base, entry, llama, save, text_tokenizer, whisper_base
+from safetensors.torch import load_file, save_file
+
+from loratory.bases.core import IGNORED, load_base
+from loratory.bases.decoding import Sampling
+from loratory.bases.prepare import prepare_folder
+from loratory.domains.contract import Example
+from loratory.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    paths = []
+    for i, seconds in enumerate((0.7, 1.3, 1.9)):
+        tone = np.sin(np.arange(int(16000 * seconds)) * (0.05 + 0.02 * i)) * 0.3
+        soundfile.write(folder / f"{i}.flac", tone, 16000)
+        paths.append(str(folder / f"{i}.flac"))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    return causal_base(tmp_path_factory.mktemp("bases") / "causal")
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory):
+    return whisper_base(tmp_path_factory.mktemp("bases") / "whisper")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return encoder_base(tmp_path_factory.mktemp("bases") / "encoder")
+
+
+def question(prompt="will the user like it", target=" yes", id="r", **more):
+    return Example(id=id, group="g", prompt=prompt, target=target, **more)
+
+
+def test_only_the_target_and_its_end_are_scored(causal):
+    item = causal.encode(question())
+    scored = [id for id in item.labels if id != IGNORED]
+    assert scored == [*causal.tokens(" yes"), causal.end]
+    assert item.ids[0] == causal.tokenizer.bos_token_id
+
+
+@torch.no_grad()
+def test_other_prompt_labels_leave_the_loss_alone(causal):
+    item = causal.encode(question())
+    loss, n = causal.loss(causal.model, causal.collate([item]))
+    assert n == len(causal.tokens(" yes")) + 1
+    logits = causal.model(torch.tensor([item.ids])).logits[0].log_softmax(-1)
+    expected = -sum(logits[i - 1, id] for i, id in enumerate(item.ids) if item.labels[i] != IGNORED)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_nll_and_choice_do_not_depend_on_batch_mates(causal, clips):
+    items = [
+        causal.encode(question()),
+        causal.encode(question("coding noncoding yes no " * 3, " no")),
+        causal.encode(question("transcribe", " yes no", audio=clips[1])),
+    ]
+    together = causal.nll(causal.model, items)
+    for item, (nll, tokens) in zip(items, together):
+        alone, count = causal.nll(causal.model, [item])[0]
+        assert nll == pytest.approx(alone, abs=1e-4)
+        assert tokens == count
+    choices = causal.choice(causal.model, items[:2], (" no", " yes"))
+    torch.testing.assert_close(choices[:1], causal.choice(causal.model, items[:1], (" no", " yes")), rtol=0, atol=1e-5)
+    torch.testing.assert_close(choices.exp().sum(1), torch.ones(2))
+
+
+@torch.no_grad()
+def test_what_is_written_does_not_depend_on_batch_mates(causal, clips):
+    items = [causal.encode(question(t, "", audio=a)) for t, a in (("transcribe", clips[0]), ("to text", clips[2]))]
+    together = causal.text(causal.model, items, 8)
+    assert together == [causal.text(causal.model, [item], 8)[0] for item in items]
+
+
+@torch.no_grad()
+def test_embeddings_in_place_of_ids_change_nothing(causal):
+    batch = causal.collate([causal.encode(question())])
+    inputs = causal.inputs(batch)
+    embedded = {k: v for k, v in inputs.items() if k != "input_ids"}
+    embedded["inputs_embeds"] = causal.model.get_input_embeddings()(batch["ids"])
+    assert torch.equal(causal.model(**inputs).logits, causal.model(**embedded).logits)
+
+
+@torch.no_grad()
+def test_audio_takes_a_place_for_every_five_positions_and_reaches_the_model(causal, clips):
+    items = [causal.encode(question("transcribe", " yes", audio=clip)) for clip in clips[:2]]
+    assert [item.audio_tokens for item in items] == [-(-(-(-11200 // 320)) // 5), -(-(-(-20800 // 320)) // 5)]
+    batch = causal.collate(items)
+    assert batch["is_audio"].sum(1).tolist() == [item.audio_tokens for item in items]
+    embeddings = causal.inputs(batch)["inputs_embeds"]
+    heard = causal.audio(batch["features"])
+    for row, item in enumerate(items):
+        assert torch.equal(embeddings[row, 1 : 1 + item.audio_tokens], heard[row, : item.audio_tokens])
+
+
+def test_samples_depend_on_the_seed_alone(causal):
+    items = [causal.encode(question("MKT", ""))] * 3
+    first = causal.text(causal.model, items, 10, Sampling(1))
+    assert first == causal.text(causal.model, items, 10, Sampling(1))
+    assert first != causal.text(causal.model, items, 10, Sampling(2))
+
+
+def test_a_nucleus_of_one_token_is_greedy(causal):
+    items = [causal.encode(question("MKT", ""))]
+    assert causal.text(causal.model, items, 10, Sampling(1, top_p=1e-9)) == causal.text(causal.model, items, 10)
+
+
+@torch.no_grad()
+def test_whisper_scores_its_target_and_writes_alike_in_any_batch(whisper, clips):
+    items = [whisper.encode(question("", t, audio=a)) for t, a in (("yes no", clips[0]), ("the user", clips[2]))]
+    loss, n = whisper.loss(whisper.model, whisper.collate(items))
+    single = [whisper.loss(whisper.model, whisper.collate([item])) for item in items]
+    torch.testing.assert_close(loss, single[0][0] + single[1][0], rtol=1e-4, atol=1e-4)
+    assert n == single[0][1] + single[1][1]
+    together = whisper.text(whisper.model, items, 6)
+    assert together == [whisper.text(whisper.model, [item], 6)[0] for item in items]
+
+
+@torch.no_grad()
+def test_whisper_decodes_with_a_cache_what_it_decodes_without(whisper, clips):
+    item = whisper.encode(question("", "yes", audio=clips[0]))
+    batch = whisper.collate([item])
+    ids = whisper.prompt()
+    for _ in range(6):
+        logits = whisper.model(input_features=batch["features"], decoder_input_ids=torch.tensor([ids])).logits
+        ids.append(int(logits[0, -1].argmax()))
+    end = whisper.tokenizer.eos_token_id
+    written = ids[len(whisper.prompt()) :]
+    written = written[: written.index(end)] if end in written else written
+    expected = whisper.tokenizer.decode(written, skip_special_tokens=True).strip()
+    assert whisper.text(whisper.model, [item], 6) == [expected]
+
+
+@torch.no_grad()
+def test_the_encoder_ignores_padding(encoder):
+    choices = (" coding", " noncoding")
+    items = [encoder.encode(question(p, " coding", choices=choices)) for p in ("acg tta", "acg tta gca cgt acg")]
+    together = encoder.choice(encoder.model, items, choices)
+    torch.testing.assert_close(together[:1], encoder.choice(encoder.model, items[:1], choices), rtol=0, atol=1e-5)
+
+
+def test_an_example_longer_than_the_context_is_refused(causal):
+    with pytest.raises(InputError, match=r":long: the example does not fit into the base's context .* at most 256"):
+        causal.encode(question("yes no " * 400, id="long"))
+
+
+def test_a_clip_longer_than_the_window_is_refused(causal, whisper, tmp_path):
+    soundfile.write(tmp_path / "long.flac", np.sin(np.arange(48000) * 0.05) * 0.3, 16000)
+    for base in (causal, whisper):
+        with pytest.raises(InputError, match=r"longer than the base's audio window \(3\.00 s\); expected at most 2 s"):
+            base.encode(question("", "yes", audio=str(tmp_path / "long.flac")))
+
+
+def test_choices_with_a_common_first_token_are_refused(causal):
+    item = causal.encode(question())
+    with pytest.raises(InputError, match="choices share their first token"):
+        causal.choice(causal.model, [item], ("Yes", "Yes."))
+
+
+def test_a_deaf_base_is_refused_for_audio(tmp_path, clips):
+    base = causal_base(tmp_path / "deaf", ears=False)
+    with pytest.raises(InputError, match="this base cannot hear"):
+        base.encode(question(audio=clips[0]))
+
+
+def test_changed_weights_are_noticed(tmp_path):
+    causal_base(tmp_path / "b", ears=False)
+    weights = load_file(tmp_path / "b" / "model.safetensors")
+    save_file({**weights, "model.norm.weight": weights["model.norm.weight"] + 1}, tmp_path / "b" / "model.safetensors")
+    with pytest.raises(InputError, match="weights differ"):
+        load_base(tmp_path / "b")
+
+
+def test_missing_weights_are_not_filled_with_random_numbers(tmp_path):
+    tokenizer = text_tokenizer()
+    model = llama(len(tokenizer))
+    folder = tmp_path / "b"
+    folder.mkdir()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    prepare_folder(folder, "b", entry("causal"), tmp_path / "prepared")
+    with pytest.raises(InputError, match=r"1 weights are missing, such as model\.norm\.weight"):
+        load_base(tmp_path / "prepared")
+
+
+def test_a_local_folder_is_prepared_without_pickles_or_code(tmp_path):
+    save(tmp_path / "source", "causal", llama(300), text_tokenizer())
+    for name in ("pytorch_model.bin", "modeling_evil.py"):
+        (tmp_path / "source" / name).write_text("x")
+    prepare_folder(tmp_path / "source", "b", entry("causal"), tmp_path / "b")
+    assert {p.suffix for p in (tmp_path / "b").iterdir()} <= {".json", ".safetensors", ".txt", ".md"}
+    load_base(tmp_path / "b")
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_text("x")
+    with pytest.raises(InputError, match=r"no \*\.safetensors file"):
+        prepare_folder(tmp_path, "b", entry("causal"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,97 @@
+"""The examples of docs/extend.md do what the page says."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from loratory import registry
+from loratory.adapters.deltas import LowRank
+from loratory.domains.dataset import audit_split, build_dataset, read_split
+from loratory.domains.fetch import fetch_source, open_source
+from loratory.errors import InputError
+from loratory.mixers.contract import Sizes
+
+PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """The page's files where the registry looks, for the time of these tests."""
+    root = tmp_path_factory.mktemp("examples")
+    for name, code in BLOCKS.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code, encoding="utf-8")
+    (root / "domains" / "promoter" / "__init__.py").touch()
+    packages = {name: importlib.import_module(name) for name in registry.PACKAGES.values()}
+    for name, package in packages.items():
+        package.__path__.append(str(root.joinpath(*name.split(".")[1:])))
+    yield
+    for package in packages.values():
+        package.__path__.pop()
+
+
+def test_the_page_has_all_parts_of_a_domain_a_method_and_a_mixer():
+    parts = ("sources", "build", "task", "metrics", "simulate")
+    domain = [f"domains/promoter/{part}.py" for part in parts]
+    assert list(BLOCKS) == [*domain, "adapters/methods/rslora.py", "mixers/kinds/fixed.py"]
+
+
+def dataset(folder: Path, population: str = "domain"):
+    part = registry.load("domain", "promoter", "sources")
+    fetch_source("promoter", part.Simulation(), population, 0, folder / "raw")
+    build_dataset("promoter", open_source("promoter", folder / "raw"), part.Dataset(), 0, folder / "data")
+    audit_split("promoter", folder / "data", part.Dataset(), folder / "audit.json")
+    return folder / "data"
+
+
+def test_the_domain_goes_from_simulation_to_a_metric(examples, tmp_path):
+    sources, task, metrics = (registry.load("domain", "promoter", part) for part in ("sources", "task", "metrics"))
+    records = read_split(dataset(tmp_path), "test")
+    asked = task.examples(records, sources.Task(), "causal")
+    assert {example.target for example in asked} == {" no", " yes"}
+    knowing = [{"id": e.id, "group": e.group, "p": float("tataaa" in e.prompt)} for e in asked]
+    (metric,) = metrics.METRICS
+    assert metric.value(metrics.columns(knowing, records, sources.Task())) > 0.95
+    guessing = [row | {"p": 0.5} for row in knowing]
+    assert metric.value(metrics.columns(guessing, records, sources.Task())) == 0.5
+
+
+def test_the_domains_populations_share_no_record(examples, tmp_path):
+    ids = [
+        {record["id"] for split in ("train", "gate", "valid", "test") for record in read_split(folder, split)}
+        for folder in (dataset(tmp_path / population, population) for population in ("domain", "general"))
+    ]
+    assert len(ids[0]) == len(ids[1]) == 80
+    assert not ids[0] & ids[1]
+
+
+@pytest.mark.parametrize("line", ["a\tg\t2\tACGT", "a\tg\t1", "a\tg\t1\tACXT", "b\tg\t1\tACGT"])
+def test_the_domain_names_file_and_line_of_what_is_wrong(examples, line, tmp_path):
+    part = registry.load("domain", "promoter", "sources")
+    table = tmp_path / "bad.tsv"
+    table.write_text(f"b\tg\t0\tACGT\n{line}\n")
+    with pytest.raises(InputError, match=rf"^{re.escape(str(table))}:2: "):
+        build_dataset("promoter", part.Files(table=str(table)), part.Dataset(), 0, tmp_path / "out")
+
+
+def test_the_methods_forward_is_its_delta(examples):
+    method = registry.load("method", "rslora").Method(rank=4, alpha=8.0)
+    random = torch.Generator().manual_seed(0)
+    tensors = method.start(torch.zeros(6, 5), random)
+    tensors["B"].normal_(generator=random)
+    delta = method.delta(tensors)
+    assert isinstance(delta, LowRank)
+    assert delta.scale == 4.0
+    x = torch.randn(3, 5, generator=random)
+    torch.testing.assert_close(method.forward(x, tensors, training=False), x @ delta.dense().T)
+
+
+def test_the_mixers_weights_are_its_shares(examples):
+    mixer = registry.load("mixer", "fixed").Mixer(shares=(0.7, 0.3))
+    weights = mixer.weights(None, None, Sizes(experts=2, modules=3, hidden=4), None)
+    torch.testing.assert_close(weights.expand(2, 5, 3, 2)[1, 4, 2], torch.tensor([0.7, 0.3]))

@@ -1,0 +1,132 @@
+"""The loop: exact resume, losses normalised over the whole step, clean stops."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from loratory.errors import InputError
+from loratory.training import checkpoint
+from loratory.training.fit import MicroBatch, Recipe, Stopped, fit
+
+RECIPE = Recipe(steps=12, learning_rate=0.05, weight_decay=0.1, save_every=5)
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1)).train()
+
+
+def batch(step, rows=6):
+    x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(step))
+    return {"x": x, "labels": torch.zeros(rows)}
+
+
+def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", batch(step))], stop_at=None):
+    net = net or model()
+
+    def loss(m):
+        return (net(m.batch["x"]).squeeze(1) - m.batch["x"].sum(1)).square().sum(), len(m.batch["x"])
+
+    def micro_batches(step):
+        if stop_at is not None and step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return micro(step)
+
+    curve = fit(dict(net.named_parameters()), micro_batches, loss, recipe, 3, folder, "test")
+    return net, curve
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def losses(curve):
+    return [(point["step"], point["loss"], point["targets"]) for point in curve]
+
+
+def test_training_goes_on_bit_for_bit_after_sigterm(tmp_path):
+    whole, curve = run(tmp_path / "whole")
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path / "parts", stop_at=7)
+    assert stopped.value.code == 143
+    resumed, again = run(tmp_path / "parts")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert losses(again) == losses(curve)
+
+
+def test_training_goes_on_bit_for_bit_after_kill(tmp_path):
+    whole, curve = run(tmp_path / "whole")
+    script = textwrap.dedent(f"""
+        import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+        import os, signal, test_fit as t
+        def micro(step):
+            if step == 8: os.kill(os.getpid(), signal.SIGKILL)
+            return [t.MicroBatch("t", t.batch(step))]
+        t.run({str(tmp_path / "parts")!r}, micro=micro)
+    """)
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert checkpoint.load(tmp_path / "parts", dict(model().named_parameters()), optimizer())[0] == 5
+    resumed, again = run(tmp_path / "parts")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert losses(again) == losses(curve)
+
+
+def optimizer():
+    return torch.optim.AdamW(model().parameters())
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first, _ = run(tmp_path / "a")
+    again, _ = run(tmp_path / "a", micro=lambda step: pytest.fail("trained again"))
+    assert torch.equal(weights(first), weights(again))
+
+
+def test_one_batch_equals_its_parts(tmp_path):
+    """Unequal micro-batches of one task are normalised by the targets of the whole step."""
+
+    def parts(step):
+        whole = batch(step)
+        return [
+            MicroBatch("t", {"x": whole["x"][:1], "labels": whole["labels"][:1]}),
+            MicroBatch("t", {"x": whole["x"][1:], "labels": whole["labels"][1:]}),
+        ]
+
+    together, _ = run(tmp_path / "a", net=model().eval())
+    apart, _ = run(tmp_path / "b", net=model().eval(), micro=parts)
+    torch.testing.assert_close(weights(apart), weights(together), rtol=1e-4, atol=1e-6)
+
+
+def test_tasks_weigh_alike_whatever_their_sizes(tmp_path):
+    def both(step):
+        return [MicroBatch("small", batch(step, 2)), MicroBatch("large", batch(step, 50))]
+
+    _, mixed = run(tmp_path / "m", net=model().eval(), micro=both)
+    _, small = run(tmp_path / "s", net=model().eval(), micro=lambda step: both(step)[:1])
+    _, large = run(tmp_path / "l", net=model().eval(), micro=lambda step: both(step)[1:])
+    assert mixed[0]["loss"] == pytest.approx((small[0]["loss"] + large[0]["loss"]) / 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(InputError, match="the loss is nan at step 0; fix: lower the learning rate"):
+        run(tmp_path, micro=lambda step: [MicroBatch("t", {"x": torch.full((2, 4), torch.nan), "labels": []})])
+
+
+def test_the_rate_rises_then_falls_to_nothing():
+    recipe = Recipe(steps=100, learning_rate=1.0, warmup=0.1)
+    rates = [recipe.rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_a_run_with_other_facts_has_another_place():
+    assert checkpoint.fingerprint(a=1, b=2) == checkpoint.fingerprint(b=2, a=1)
+    assert checkpoint.fingerprint(a=1) != checkpoint.fingerprint(a=2)
