@@ -37,3 +37,9 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+
+
+onsuccess:
+    from loratory.reporting.tables import show
+
+    show([path for path in METRICS if exists(path)], BANNER)

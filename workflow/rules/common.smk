@@ -22,6 +22,7 @@ POPULATION = {"data": "domain", "general": "general"}
 SEEDS = STUDY.seeds
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
+METRICS = [f"{STUDY.pathvars.get('results', 'results')}/metrics/{domain}/{base}.json" for domain, base in TRACKS]
 
 
 wildcard_constraints:

@@ -18,6 +18,7 @@ KINDS = ("base", "baseline", "adapter", "control", "mixture")
 CONTROLS = ("uniform", "oracle", "shuffled")
 BASE = "base"
 ABSENT = "–"
+UNDEFINED = "undefined"  # the status of a metric whose value does not exist, such as that of an empty age group
 FEW_SEEDS = 3  # with fewer, a method cannot be told from its seed
 MARKS = (
     "▲ better, ▼ worse than the base: the 95 % interval of the paired difference excludes 0; "
@@ -65,15 +66,17 @@ def summary(metrics: Sequence, out, *, mixture: str, experts: Sequence[str], ban
     formats.write(summary_layout(reports, mixture, experts, banner), out)
 
 
-def show(metrics: Iterable, stream=None) -> None:
+def show(metrics: Iterable, banner: str = "", stream=None) -> None:
     """Prints a compact table for each JSON file of `evaluation.score`: values and marks without intervals."""
     for path in metrics:
-        print(formats.text(domain_layout(read_json(path), compact=True)), file=stream or sys.stdout)
+        print(formats.text(domain_layout(read_json(path), banner=banner, compact=True)), file=stream or sys.stdout)
 
 
 def domain_layout(report: Mapping, foot: Sequence[str] = (), banner: str = "", compact: bool = False) -> Layout:
     domain, base = report["domain"], report["base"]
-    shown = [row for row in report["rows"] if row["split"] != "valid"]
+    tested = [row for row in report["rows"] if row["split"] != "valid"]
+    defined = {row["metric"] for row in tested if row["status"] != UNDEFINED}
+    shown = [row for row in sorted(tested, key=prominence) if row["metric"] in defined]
     cells = {(row["system"], row["metric"]): row for row in shown}
     metrics = {row["metric"]: row for row in shown}
     systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: position(*item, domain))
@@ -109,6 +112,11 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence[s
 def primary(report: Mapping, split: str) -> dict[str, Mapping]:
     """The row of the domain's primary metric for each system."""
     return {row["system"]: row for row in report["rows"] if row["primary"] and row["split"] == split}
+
+
+def prominence(row: Mapping) -> tuple:
+    """The primary metric first, then the other metrics of test records, then those of samples."""
+    return not row["primary"], row["split"] != "test"
 
 
 def position(system: str, kind: str, domain: str) -> tuple:
