@@ -78,7 +78,8 @@ class Audio(Options):
     encoder: Name = Field(description="a base of family whisper")
     stack: int = Field(5, ge=1, description="encoder frames that make one prefix embedding")
     hidden: int = Field(256, ge=1, description="width of the projector's hidden layer")
-    training: Training | None = Field(None, description="projector training on general speech, for a given base")
+    corpus: Name | None = Field(None, description="corpus of `general` that a given base's projector learns from")
+    training: Training = Field(Training(), description="of the projector of a given base, which itself stays frozen")
 
 
 class BaseEntry(Options):
@@ -265,8 +266,8 @@ def check_base(at: str, base: BaseEntry, config) -> None:
         family = config.bases[base.audio.encoder].family
         if family != "whisper":
             raise InputError(f"{at}.audio.encoder", "not a Whisper base", family, "a base of family whisper")
-        if not base.pretrain and base.audio.training is None:
-            raise InputError(f"{at}.audio", "the projector needs `training`", expected="how to train it")
+        if not base.pretrain:
+            known(f"{at}.audio.corpus", "corpus of `general`", str(base.audio.corpus), entries(config.general))
 
 
 def check_family(at: str, domain: str, family: str) -> None:

@@ -3,11 +3,12 @@
 import contextlib
 import os
 import sys
+import traceback
 
 
 @contextlib.contextmanager
 def logged(path, threads: int = 1):
-    """Sends output to the rule's log; bad input ends the job with one line and exit code 1, no traceback.
+    """Sends output to the rule's log. Bad input ends the job with one line there, a fault of ours with a traceback.
 
     Args:
         threads: for numerical libraries. Sums depend on it in the last digits, so it comes from the config and not
@@ -25,6 +26,9 @@ def logged(path, threads: int = 1):
             yield
         except InputError as error:
             print(f"error: {error}", flush=True)
+            raise SystemExit(1) from None
+        except Exception:
+            traceback.print_exc()  # into the log, which Snakemake shows
             raise SystemExit(1) from None
         finally:
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__

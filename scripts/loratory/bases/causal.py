@@ -25,7 +25,7 @@ class Causal(Base):
         model = open_model(AutoModelForCausalLM, folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ears = folder / "audio"
-        audio = AudioPrefix.load(ears).requires_grad_(False).eval() if ears.is_dir() else None
+        audio = AudioPrefix.load(ears) if ears.is_dir() else None
         return cls(folder, manifest, model, tokenizer, audio)
 
     @property

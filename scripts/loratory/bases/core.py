@@ -148,7 +148,8 @@ def load_base(folder, device="cpu", dtype=torch.float32) -> Base:
         raise InputError(folder, "weights differ from those the base was prepared with", fix="prepare the base again")
     family = family_class(manifest["family"])
     base = family.open(Path(folder), manifest, dtype)
-    base.model.requires_grad_(False).eval().to(device)
+    for part in filter(None, (base.model, base.audio)):
+        part.requires_grad_(False).eval().to(device)
     return base
 
 

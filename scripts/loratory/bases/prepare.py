@@ -34,11 +34,11 @@ def prepare_folder(source, name: str, entry, out) -> None:
         write_manifest(aside, name, entry, origin=entry.hub or str(source))
 
 
-def prepare_hub(name: str, entry, out) -> None:
+def prepare_hub(repository: str, name: str, entry, out) -> None:
     """Downloads one commit of a hub repository (safetensors, config, tokenizer) and prepares it."""
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(entry.hub, revision=entry.revision, allow_patterns=list(KEPT))
+    folder = snapshot_download(repository, revision=entry.revision, allow_patterns=list(KEPT))
     prepare_folder(folder, name, entry, out)
 
 

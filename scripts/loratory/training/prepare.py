@@ -2,11 +2,12 @@
 
 from importlib.metadata import version
 
-from loratory.bases.prepare import prepare_folder, prepare_hub
-from loratory.data.files import sha256
+from loratory.bases.core import weights_digest
+from loratory.bases.prepare import prepare_folder, prepare_hub, write_manifest
+from loratory.data.files import sha256, whole
 from loratory.domains.questions import examples, read_records
 from loratory.training.job import Job
-from loratory.training.pretrain import pretrain
+from loratory.training.pretrain import pretrain, train_ears
 
 
 def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) -> None:
@@ -16,16 +17,18 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) ->
         entry: config entry. general: {domain: folder of general data}; tasks: {domain: its task options}.
         ears: folder of the Whisper base that a causal base hears with, or None.
     """
-    if entry.path:
-        prepare_folder(entry.path, name, entry, out)
-    elif entry.hub:
-        prepare_hub(name, entry, out)
-    else:
-        corpora, digests = {}, {}
-        for domain in entry.pretrain.domains:
-            records = read_records(general[domain], "train")
-            corpora[domain] = examples(domain, records, tasks[domain], entry.family)
-            digests[domain] = sha256(f"{general[domain]}/train.parquet")
-        facts = {"data_sha256": digests, "torch": version("torch")}
-        job = Job(device, checkpoints, f"base {name}", entry=entry.model_dump(mode="json"), ears=str(ears), **facts)
+    domains = entry.pretrain.domains if entry.pretrain else [entry.audio.corpus] if entry.audio else []
+    corpora = {d: examples(d, read_records(general[d], "train"), tasks[d], entry.family) for d in domains}
+    facts = {"data_sha256": {d: sha256(f"{general[d]}/train.parquet") for d in domains}, "torch": version("torch")}
+    facts["ears_sha256"] = weights_digest(ears) if ears else None
+    job = Job(device, checkpoints, f"base {name}", entry=entry.model_dump(mode="json"), **facts)
+    if entry.pretrain:
         pretrain(name, entry, corpora, ears, job, out, **facts)
+        return
+    with whole(out) as aside:
+        prepare = prepare_hub if entry.hub else prepare_folder
+        prepare(entry.hub or entry.path, name, entry, aside)
+        if ears:
+            train_ears(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
+            write_manifest(aside, name, entry, origin=entry.hub or entry.path, **facts)
+    job.done()

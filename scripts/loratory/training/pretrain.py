@@ -78,15 +78,33 @@ def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tupl
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
     model = LlamaForCausalLM(config)
-    audio = None
-    if ears is not None:
-        whisper = load_base(ears).model
-        audio = AudioPrefix(whisper.config, entry.audio.stack, config.hidden_size, entry.audio.hidden)
-        audio.encoder.load_state_dict(whisper.model.encoder.state_dict())
-        audio.encoder.requires_grad_(False).eval()
-    base = Causal("pretrain", UNTRAINED, model.to(job.device), tokenizer, audio.to(job.device) if audio else None)
+    audio = new_ears(ears, entry.audio, config.hidden_size, job.device) if ears is not None else None
+    base = Causal("pretrain", UNTRAINED, model.to(job.device), tokenizer, audio)
     parameters = named(model, "model") | (named(audio.projector, "projector") if audio else {})
-    return base, learn(base, parameters, corpora, entry, job)
+    return base, learn(base, parameters, corpora, entry.pretrain.training, entry.pretrain.seed, job)
+
+
+def new_ears(whisper_folder, options, width: int, device: str) -> AudioPrefix:
+    """A Whisper base's encoder, frozen, with an untrained projector to embeddings of `width`."""
+    whisper = load_base(whisper_folder).model
+    audio = AudioPrefix(whisper.config, options.stack, width, options.hidden)
+    audio.encoder.load_state_dict(whisper.model.encoder.state_dict())
+    audio.encoder.requires_grad_(False).eval()
+    return audio.to(device)
+
+
+def train_ears(folder, corpus: list[Example], options, ears, job: Job) -> None:
+    """Gives a prepared causal base (changed in place) ears: its projector learns to transcribe, the rest is frozen.
+
+    Stage one of SLAM-ASR (Ma et al. 2024, arXiv:2402.08846).
+    """
+    base = load_base(folder, job.device)
+    torch.manual_seed(0)
+    base.audio = new_ears(ears, options, base.model.config.hidden_size, job.device)
+    parameters = named(base.audio.projector, "projector")
+    curve = learn(base, parameters, {"speech": corpus}, options.training, 0, job)
+    base.audio.cpu().save(folder / "audio")
+    write_json(folder / "audio" / "curve.json", curve)
 
 
 def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tuple[Whisper, list[dict]]:
@@ -107,12 +125,11 @@ def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tup
     model = WhisperForConditionalGeneration(config)
     model.generation_config.forced_decoder_ids = None
     base = Whisper("pretrain", UNTRAINED, model.to(job.device), tokenizer)
-    return base, learn(base, named(model, "model"), corpora, entry, job)
+    return base, learn(base, named(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job)
 
 
-def learn(base, parameters, corpora, entry, job) -> list[dict]:
+def learn(base, parameters, corpora, training, seed: int, job: Job) -> list[dict]:
     """Trains on every corpus's targets."""
-    training, seed = entry.pretrain.training, entry.pretrain.seed
     encoded = {name: [base.encode(example) for example in examples] for name, examples in corpora.items()}
     plans = {
         name: Batches([item.length for item in items], training.batch_tokens, seed) for name, items in encoded.items()

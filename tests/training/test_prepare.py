@@ -1,0 +1,59 @@
+"""A given base can be taught to hear: only its projector learns."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+from models import causal_base, whisper_base
+
+from loratory.bases.core import load_base
+from loratory.config import Audio, Training
+from loratory.domains.speech.sources import Task
+from loratory.training.prepare import prepare_base
+
+
+def general_speech(folder):
+    """A dataset folder with a few tones and words."""
+    folder.mkdir()
+    rows = []
+    for i in range(6):
+        path = folder / f"{i}.flac"
+        soundfile.write(path, np.sin(np.arange(12000 + 800 * i) * (0.04 + 0.02 * i)) * 0.3, 16000)
+        rows.append(
+            {"id": f"u{i}", "group": f"s{i}", "audio": str(path), "text": ["yes", "no"][i % 2], "speaker": "s"}
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+    return folder
+
+
+def test_a_given_base_learns_to_hear_and_nothing_else(tmp_path):
+    source = causal_base(tmp_path / "source", ears=False)
+    whisper_base(tmp_path / "ears")
+    training = Training(steps=3, learning_rates=(0.01,), batch_tokens=200)
+    entry = SimpleNamespace(
+        family="causal",
+        path=str(tmp_path / "source"),
+        hub=None,
+        revision=None,
+        licence=None,
+        note="",
+        pretrain=None,
+        audio=Audio(encoder="ears", stack=5, hidden=16, corpus="speech", training=training),
+        model_dump=lambda mode: {"entry": 1},
+    )
+    general, tasks = {"speech": general_speech(tmp_path / "speech")}, {"speech": Task()}
+    places = (general, tasks, tmp_path / "ears", "cpu", tmp_path / "checkpoints")
+    prepare_base("heard", entry, *places, tmp_path / "heard")
+    base = load_base(tmp_path / "heard")
+    encoder = load_base(tmp_path / "ears").model.model.encoder.state_dict()
+    assert all(torch.equal(base.audio.encoder.state_dict()[name], tensor) for name, tensor in encoder.items())
+    before = source.model.state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
+    assert base.fingerprint != source.fingerprint
+    prepare_base("heard", entry, *places, tmp_path / "again")
+    again = load_base(tmp_path / "again").audio.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in base.audio.state_dict().items())
+    assert not list((tmp_path / "checkpoints").iterdir())

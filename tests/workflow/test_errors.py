@@ -1,0 +1,79 @@
+"""Bad raw files, given to the workflow as users give them: one line that says what is wrong, and nothing half made."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from studies import ABSENT, ROOT, changed, shipped, written
+
+
+def snakemake(folder: Path, config: dict, *arguments: str):
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", str(written(config, folder))]
+    return subprocess.run(
+        [*command, "-d", str(folder), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def proteins(folder: Path, data: bytes) -> dict:
+    (folder / "raw.fasta").write_bytes(data)
+    return {"kind": "files", "fasta": "raw.fasta"}
+
+
+def empty(folder):
+    return proteins(folder, b"")
+
+
+def truncated(folder):
+    return proteins(folder, gzip.compress(b">a\n" + b"MKVLA" * 4000 + b"\n")[:60])
+
+
+def nucleotides(folder):
+    return proteins(folder, b">good\n" + b"MKVLAW" * 10 + b"\n>bad\n" + b"ACGT" * 30 + b"\n")
+
+
+def not_there(folder):
+    return {"kind": "files", "fasta": "raw.fasta"}
+
+
+def silent(folder):
+    rows = {"wav.scp": "a1 a1.flac", "text": "a1 hello", "utt2spk": "a1 a"}
+    for name, row in rows.items():
+        (folder / name).write_text(row + "\n")
+    return {"kind": "files", "folders": ["."]}
+
+
+def rated_by_words(folder):
+    (folder / "movies.csv").write_text("movieId,title,genres\n7,Heat (1995),Crime\n")
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,7,4.0,100\n1,7,great,200\n")
+    return {"kind": "files", "ratings": "ratings.csv", "items": "movies.csv"}
+
+
+BAD = {  # the line told: (domain, what makes the files)
+    "raw.fasta: the file is empty": ("protein", empty),
+    "raw.fasta: the gzip file ends early or is damaged": ("protein", truncated),
+    "raw.fasta:bad: nucleotides": ("protein", nucleotides),
+    "raw.fasta: no such file": ("protein", not_there),
+    "wav.scp:a1: ": ("speech", silent),
+    "ratings.csv:3: ": ("recsys", rated_by_words),
+}
+
+
+@pytest.mark.parametrize("told", BAD, ids=lambda told: BAD[told][1].__name__)
+def test_a_bad_file_is_told_in_one_line_and_leaves_nothing_behind(told, tmp_path):
+    domain, make = BAD[told]
+    config = changed(shipped("test"), {"pathvars": ABSENT, f"domains.{domain}.source": make(tmp_path)})
+    done = snakemake(tmp_path, config, f"results/data/{domain}/card.json")
+    assert done.returncode == 1
+    log = (tmp_path / f"results/logs/build_dataset/data/{domain}.log").read_text()
+    assert log.startswith(f"error: {told}")
+    assert log.count("\n") == 1
+    assert log in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / f"results/data/{domain}").exists()
+    assert not [*tmp_path.rglob("*.part")]
