@@ -8,4 +8,4 @@ with logged(snakemake.log[0], snakemake.params.threads):
     files, params = snakemake.input, snakemake.params
     predictions = list(zip(params.seeds, files.predictions))
     folder, out = Path(files.folding).parent, Path(snakemake.output[0]).parent
-    fold_predictions(predictions, params.references, folder, out, params.device)
+    fold_predictions(snakemake.wildcards.domain, predictions, params.references, folder, out, params.device)

@@ -1,5 +1,7 @@
-"""Configs to test with: the shipped ones, changed."""
+"""Configs to test with (the shipped ones, changed), and runs of the workflow on them."""
 
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -33,3 +35,15 @@ def written(config: dict, folder: Path) -> Path:
     path = Path(folder) / "study.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def command(folder: Path, config: dict, *arguments: str) -> list[str]:
+    """Snakemake as users call it, working in `folder`."""
+    file = written(config, folder)
+    return [sys.executable, "-m", "snakemake", "--configfile", str(file), "-d", str(folder), *arguments]
+
+
+def snakemake(folder: Path, config: dict, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """Runs the workflow in `folder`; `stdout` of the result is all that was said."""
+    asked = command(folder, config, *arguments)
+    return subprocess.run(asked, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)

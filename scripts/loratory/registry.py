@@ -42,3 +42,8 @@ def unknown(where, noun: str, name, allowed) -> InputError:
 def outputs(domain: str, family: str) -> tuple[str, ...]:
     """What is predicted for a domain by a base of a family."""
     return load("domain", domain, "sources").FAMILIES[family]
+
+
+def is_folded(domain: str) -> bool:
+    """Whether a domain's samples are proteins to be folded."""
+    return getattr(load("domain", domain, "sources"), "FOLDED", False)

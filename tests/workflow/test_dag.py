@@ -15,7 +15,7 @@ from snakemake.settings.types import (
     Quietness,
     ResourceSettings,
 )
-from studies import ABSENT, ROOT, changed, shipped, written
+from studies import ABSENT, ROOT, changed, shipped, snakemake, written
 
 DEMO = shipped("config")
 JOBS = {
@@ -196,18 +196,13 @@ def test_a_wrong_config_stops_a_plan(plan):
         plan({"adapters.lora.rnak": 8})
 
 
-def run(*command: str, **options):
-    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, **options)
-
-
 def test_a_wrong_config_stops_snakemake_with_one_line(tmp_path):
-    path = written(changed(DEMO, {"adapters.lora.rnak": 8}), tmp_path)
-    done = run("snakemake", "-n", "--configfile", str(path), "-d", str(tmp_path))
+    done = snakemake(tmp_path, changed(DEMO, {"adapters.lora.rnak": 8}), "-n")
     assert done.returncode == 1
     allowed = "alpha, dropout, method, rank, target_modules, training"
-    line = f"{path}: adapters.lora: unknown key (rnak); expected one of {allowed}; fix: did you mean `rank`?"
-    assert line in done.stdout.splitlines()
-    assert "Traceback" not in done.stdout + done.stderr
+    told = f"adapters.lora: unknown key (rnak); expected one of {allowed}; fix: did you mean `rank`?"
+    assert f"{tmp_path}/study.yaml: {told}" in done.stdout.splitlines()
+    assert "Traceback" not in done.stdout
 
 
 CHECKS = {
@@ -220,5 +215,5 @@ CHECKS = {
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_style(check):
-    done = run(*CHECKS[check])
+    done = subprocess.run([sys.executable, "-m", *CHECKS[check]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,7 @@
 from os.path import exists
 
 from loratory import config as loratory_config
-from loratory.registry import outputs
+from loratory.registry import is_folded, outputs
 from loratory.config import entries
 from loratory.data.splits import SPLITS
 from loratory.errors import InputError
@@ -66,9 +66,9 @@ def trained_on(base):
     return [(domain, adapter) for domain, given in DOMAINS.items() for adapter in given.adapters.get(base, ())]
 
 
-def is_folded(domain, base):
-    """Whether a domain's samples on a base are folded: there are samples, and a folding base is configured."""
-    return STUDY.folding is not None and "sample" in outputs(domain, STUDY.bases[base].family)
+def is_structured(domain, base):
+    """Whether structures are made of a domain's samples on a base."""
+    return STUDY.folding is not None and is_folded(domain) and "sample" in outputs(domain, STUDY.bases[base].family)
 
 
 def corpora_of(base):

@@ -95,7 +95,7 @@ rule score:
         baselines="<results>/predictions/{domain}/baselines.parquet",
         data=expand("<results>/data/{{domain}}/{split}.parquet", split=SPLITS),
         structures=lambda wc: (
-            ["<results>/structures/{domain}/{base}/scores.parquet"] if is_folded(wc.domain, wc.base) else []
+            ["<results>/structures/{domain}/{base}/scores.parquet"] if is_structured(wc.domain, wc.base) else []
         ),
     output:
         "<results>/metrics/{domain}/{base}.json",

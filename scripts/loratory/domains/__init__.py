@@ -6,6 +6,7 @@
     Dataset      subclass of `contract.DatasetOptions`: what is kept, how records are grouped
     Task         subclass of `contract.TaskOptions`: how a record is put to a model
     AUDIO        True if examples carry audio; optional
+    FOLDED       True if samples are proteins to be folded; optional
     FAMILIES     {base family: outputs that are predicted there}; outputs are "nll", "choice", "text", "sample"
 `build.py`
     COLUMNS      {column: Arrow type} of a record beside `id` and `group`
@@ -18,6 +19,7 @@
 `task.py`
     examples(records, task, family) -> list of `contract.Example`, one or more for a record, in the records' order
     samples(n, task, family) -> n Examples with an empty target, to be continued; only with the output "sample"
+    chain(text) -> residues of a sample, or None; only if FOLDED
     baselines(train, test, task) -> {system: prediction rows}; optional, controls that need no language model
 `metrics.py`
     METRICS      tuple of `contract.Metric`

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loratory import registry
 from loratory.bases import folding
-from loratory.data.alphabets import RESIDUES
 from loratory.data.files import sha256, whole
 from loratory.errors import InputError
 from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference, read_references
@@ -78,19 +78,19 @@ def fold_samples(
     return out / SCORES
 
 
-def fold_predictions(predictions, references, model_folder, out, device: str = "cpu") -> None:
-    """Folds every closed sequence that any system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
+def fold_predictions(domain, predictions, references, model_folder, out, device: str = "cpu") -> None:
+    """Folds every chain that any system finished; all rows in `{out}/scores.parquet`, with `seed` and `system`.
 
     Args:
         predictions: (training seed, parquet file of `evaluation.predict`) pairs.
     """
-    out, rows = Path(out), []
+    out, rows, chain = Path(out), [], registry.load("domain", domain, "task").chain
     for seed, path in predictions:
         table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
         systems: dict[str, list[tuple[str, str]]] = {}
         for row in table.to_pylist():
-            if closed := re.match(rf"([{RESIDUES}]+)>", row["text"] or ""):
-                systems.setdefault(row["system"], []).append((row["id"], closed[1]))
+            if sequence := chain(row["text"] or ""):
+                systems.setdefault(row["system"], []).append((row["id"], sequence))
         for system, samples in sorted(systems.items()):
             folder = out / f"seed{seed}" / re.sub(r"\W+", "_", system)
             scores = pq.read_table(fold_samples(samples, references, model_folder, folder, device)).to_pylist()

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from loratory.domains.contract import DatasetOptions, FilesOptions, Options, TaskOptions
 
 FAMILIES = {"causal": ("nll", "sample")}
+FOLDED = True
 
 
 class Files(FilesOptions):

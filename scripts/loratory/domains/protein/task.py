@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from loratory.data.alphabets import RESIDUES
+from loratory.data.alphabets import RESIDUES, strangers
 from loratory.domains.contract import Example
 
 PROMPT, CLOSE = "Seq=<", ">"
@@ -17,6 +17,12 @@ def examples(records, task, family: str) -> list[Example]:
 def samples(n: int, task, family: str) -> list[Example]:
     names = [f"sample-{number:04d}" for number in range(1, n + 1)]
     return [Example(name, name, PROMPT, "") for name in names]
+
+
+def chain(text: str) -> str | None:
+    """The residues of a finished sample; None if it is not closed or holds anything else."""
+    sequence, closed, _ = text.partition(CLOSE)
+    return sequence if closed and sequence and not strangers(sequence.encode(), RESIDUES) else None
 
 
 def baselines(train, test, task) -> dict[str, list[dict]]:
