@@ -43,11 +43,10 @@ Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(dist
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(distinct)]
 
 
-class Training(Options):
-    """How long and how fast something is trained."""
+class Schedule(Options):
+    """How long something is trained, and with what."""
 
     steps: int = Field(200, ge=1, description="optimizer steps")
-    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
     batch_tokens: int = Field(4096, ge=1, description="most positions of a batch, padding included")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
@@ -56,6 +55,18 @@ class Training(Options):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 is autocast")
     save_every: int = Field(200, ge=0, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads; sums depend on it in the last digits, so it is set here")
+
+
+class Training(Schedule):
+    """One training of something."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="highest learning rate")
+
+
+class Sweep(Schedule):
+    """A training for each learning rate."""
+
+    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
 
 
 class Corpus(Options):
@@ -68,8 +79,8 @@ class Pretrain(Options):
     domains: Names = Field(min_length=1, description="which corpora of `general` it reads")
     architecture: dict[str, Any] = Field(description="fields of the Hugging Face config of the family")
     vocabulary: int = Field(1024, ge=64, description="tokens of the tokenizer that is trained first")
-    training: Training = Training()
-    seed: int = Field(0, ge=0)
+    training: Training = Field(Training(), description="of all its weights")
+    seed: int = Field(0, ge=0, description="of its initial weights and of its batches")
 
 
 class Audio(Options):
@@ -85,7 +96,7 @@ class Audio(Options):
 class BaseEntry(Options):
     """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
 
-    family: Family
+    family: Family = Field(description="how it reads and what it can be asked")
     path: str | None = Field(None, description="local folder with safetensors, config and tokenizer")
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`")
     revision: str | None = Field(None, description="commit of the hub repository")
@@ -130,9 +141,13 @@ class Resources(Options):
     gpu: int = Field(0, ge=0, description="GPUs such a job asks the scheduler for")
 
 
-TRAINED = {"training": (Training, Training())}
+SWEPT = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
 EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
-MIXED = {"base": (Name, ...), "experts": (dict[Name, Name], EXPERTS), **TRAINED}
+MIXED = {
+    "base": (Name, Field(description="the base that all experts were trained on")),
+    "experts": (dict[Name, Name], EXPERTS),
+    "training": (Training, Field(Training(), description="of the gate")),
+}
 
 
 def entry(noun: str, name: str, module, extra: dict) -> type[BaseModel]:
@@ -151,7 +166,11 @@ def domain_models(name: str) -> tuple[type[BaseModel], type[BaseModel]]:
     """The models of a domain's entries under `domains` and under `general`."""
     own = registry.load("domain", name, "sources")
     source = Annotated[own.Files | own.Simulation, Field(discriminator="kind")]
-    corpus = {"source": (source, ...), "dataset": (own.Dataset, own.Dataset()), "task": (own.Task, own.Task())}
+    corpus = {
+        "source": (source, Field(description="raw files, or the simulator that writes such files")),
+        "dataset": (own.Dataset, Field(own.Dataset(), description="what is kept of them and how it is split")),
+        "task": (own.Task, Field(own.Task(), description="how a record is put to a model")),
+    }
     adapters = (dict[Name, Names], Field({}, description="{base: adapters trained on this domain}"))
     return (
         create_model(f"{name}_domain", __base__=Options, **corpus, adapters=adapters),
@@ -175,15 +194,15 @@ def model() -> type[BaseModel]:
         data_root=(str, Field("data", description="replaces `{data_root}` in locations")),
         seeds=(Seeds, Field((0,), min_length=1, description="one training of everything for each")),
         split_seed=(int, Field(0, ge=0, description="decides which group is in which split")),
-        domains=(domains, ...),
-        general=(general, general()),
-        bases=(dict[Name, BaseEntry], Field(min_length=1)),
-        adapters=(dict[Name, one_of("method", TRAINED)], {}),
-        mixtures=(dict[Name, one_of("mixer", MIXED)], {}),
+        domains=(domains, Field(description="what adapters learn and what is reported")),
+        general=(general, Field(general(), description="what bases are pretrained on")),
+        bases=(dict[Name, BaseEntry], Field(min_length=1, description="frozen pretrained models by name")),
+        adapters=(dict[Name, one_of("method", SWEPT)], Field({}, description="methods with their settings by name")),
+        mixtures=(dict[Name, one_of("mixer", MIXED)], Field({}, description="mixers over adapters by name")),
         folding=(Name | None, Field(None, description="a base of family folding: gives pLDDT and TM-score")),
         structures=(str | None, Field(None, description="folder of reference structures for the TM-score")),
-        evaluation=(Evaluation, Evaluation()),
-        resources=(Resources, Resources()),
+        evaluation=(Evaluation, Field(Evaluation(), description="what is scored and how")),
+        resources=(Resources, Field(Resources(), description="what jobs ask for")),
     )
 
 
@@ -336,7 +355,7 @@ def source(domain: str, values: dict):
 
 def adapter(values: dict):
     """An entry of `adapters` from plain values."""
-    return TypeAdapter(one_of("method", TRAINED)).validate_python(values)
+    return TypeAdapter(one_of("method", SWEPT)).validate_python(values)
 
 
 def mixture(values: dict):

@@ -32,7 +32,7 @@ def general_speech(folder):
 def test_a_given_base_learns_to_hear_and_nothing_else(tmp_path):
     source = causal_base(tmp_path / "source", ears=False)
     whisper_base(tmp_path / "ears")
-    training = Training(steps=3, learning_rates=(0.01,), batch_tokens=200)
+    training = Training(steps=3, learning_rate=0.01, batch_tokens=200)
     entry = SimpleNamespace(
         family="causal",
         path=str(tmp_path / "source"),

@@ -33,7 +33,7 @@ class DatasetOptions(Options):
     on_error: Literal["fail", "skip"] = Field("fail", description="stop at a malformed record, or note and skip it")
     max_reject_fraction: float = Field(0.01, ge=0, le=1, description="most malformed records that `skip` tolerates")
     max_records: int | None = Field(None, ge=1, description="keep the records with the smallest id hashes")
-    split: SplitFractions = SplitFractions()
+    split: SplitFractions = Field(SplitFractions(), description="shares of the splits")
 
 
 class FilesOptions(Options):

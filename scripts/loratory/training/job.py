@@ -7,11 +7,10 @@ from loratory.training.checkpoint import fingerprint
 from loratory.training.fit import Recipe
 
 
-def recipe(training, rate: float | None = None) -> Recipe:
-    """The loop's recipe from the config's `training`, at one learning rate of its grid (by default the first)."""
+def recipe(schedule, rate: float) -> Recipe:
+    """The loop's recipe from the config's `training` at one learning rate."""
     fields = ("steps", "warmup", "weight_decay", "clip", "decay", "precision", "save_every")
-    rate = training.learning_rates[0] if rate is None else rate
-    return Recipe(learning_rate=rate, **{name: getattr(training, name) for name in fields})
+    return Recipe(learning_rate=rate, **{name: getattr(schedule, name) for name in fields})
 
 
 class Job:

@@ -70,7 +70,7 @@ def train_gate(base, mixture: Mixture, sets: dict, training, seed: int, job: Job
     mixture.train()
     parameters = dict(mixture.gate.named_parameters())
     loss = lambda micro: base.loss(mixture, micro.batch)  # noqa: E731
-    curve = fit(parameters, micro_batches, loss, recipe(training), seed, *job.place)
+    curve = fit(parameters, micro_batches, loss, recipe(training, training.learning_rate), seed, *job.place)
     mixture.eval()
     return curve
 

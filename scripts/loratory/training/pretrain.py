@@ -140,7 +140,12 @@ def learn(base, parameters, corpora, training, seed: int, job: Job) -> list[dict
 
     base.model.train()
     curve = fit(
-        parameters, micro_batches, lambda m: base.loss(base.model, m.batch), recipe(training), seed, *job.place
+        parameters,
+        micro_batches,
+        lambda m: base.loss(base.model, m.batch),
+        recipe(training, training.learning_rate),
+        seed,
+        *job.place,
     )
     base.model.eval()
     return curve
@@ -180,7 +185,7 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
         return nll, max(1, int((batch["labels"] != IGNORED).sum()))
 
     model.train()
-    curve = fit(named(model, "model"), micro_batches, loss, recipe(training), seed, *job.place)
+    curve = fit(named(model, "model"), micro_batches, loss, recipe(training, training.learning_rate), seed, *job.place)
     return Pretrained(model.eval(), tokenizer), curve
 
 
