@@ -70,6 +70,8 @@ def test_only_the_keys_of_the_chosen_kind_are_allowed():
     assert line == f"{FILE}: domains.protein.source: unknown key (n); expected one of {expected}"
 
 
+LOCAL = {"family": "causal", "path": "models/gpt"}
+HEARING = {"audio": {"encoder": "mini_whisper"}}
 HUB = {"family": "causal", "hub": "someone/something"}
 NO_TASK = "the domain protein has no task for a base of family encoder; expected a base of family causal"
 MISFITS = {  # how the line begins: the change that causes it
@@ -103,7 +105,18 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.mini_lm.pretrain.domains: unknown corpus of `general` (lncrna)": {"general.lncrna": ABSENT},
     "bases.mini_lm.pretrain.domains: unknown corpus of `general` (protein)": {"general": ABSENT},
     "domains.protein.adapters.mini_bert: " + NO_TASK: {"domains.protein.adapters.mini_bert": ["lora"]},
-    "domains.speech.adapters.mini_lm: this base cannot hear (mini_lm)": {"bases.mini_lm.audio": ABSENT},
+    "bases.mini_lm.pretrain.domains: this base cannot hear speech; expected": {"bases.mini_lm.audio": ABSENT},
+    "bases.mini_lm.pretrain.domains: nothing to learn hearing from (lncrna)": {
+        "bases.mini_lm.pretrain.domains": ["lncrna"]
+    },
+    "domains.speech.adapters.deaf: this base cannot hear speech; expected a causal base with `audio:`": {
+        "bases.deaf": LOCAL,
+        "domains.speech.adapters": {"deaf": ["lora"]},
+    },
+    "bases.gpt.audio.corpus: unknown corpus of `general` (None)": {"bases.gpt": LOCAL | HEARING},
+    "bases.gpt.audio.corpus: nothing to learn hearing from (protein)": {
+        "bases.gpt": LOCAL | {"audio": HEARING["audio"] | {"corpus": "protein"}}
+    },
     "mixtures.xlora.experts: too few experts (1); expected at least 2": {"mixtures.xlora.experts": {"speech": "lora"}},
     "mixtures.xlora.base: mini_whisper cannot be mixed on (whisper)": {"mixtures.xlora.base": "mini_whisper"},
     "mixtures.xlora.experts.lncrna: lncrna trains lora on mini_bert (lora); expected an adapter of base mini_lm": {

@@ -118,6 +118,16 @@ class BaseEntry(Options):
             raise ValueError("only a causal base takes `audio`")
         return self
 
+    @property
+    def corpora(self) -> tuple[str | None, ...]:
+        """The corpora of `general` that it learns from here, if any."""
+        return self.pretrain.domains if self.pretrain else (self.audio.corpus,) if self.audio else ()
+
+    @property
+    def training(self) -> Training | None:
+        learnt = self.pretrain or self.audio
+        return learnt and learnt.training
+
 
 class Evaluation(Options):
     """What is scored and how."""
@@ -259,10 +269,7 @@ def check_names(config: BaseModel, where: str) -> None:
         for base, adapters in given.adapters.items():
             at = f"{where}: domains.{domain}.adapters"
             known(at, "base", base, bases)
-            check_family(f"{at}.{base}", domain, bases[base].family)
-            spoken = getattr(registry.load("domain", domain, "sources"), "AUDIO", False)
-            if spoken and bases[base].family == "causal" and bases[base].audio is None:
-                raise InputError(f"{at}.{base}", "this base cannot hear", base, "a causal base with `audio:`")
+            check_fit(f"{at}.{base}", domain, bases[base])
             for adapter in adapters:
                 known(f"{at}.{base}", "adapter", adapter, config.adapters)
     for name, mixture in config.mixtures.items():
@@ -275,25 +282,32 @@ def check_names(config: BaseModel, where: str) -> None:
 
 
 def check_base(at: str, base: BaseEntry, config) -> None:
-    if base.pretrain:
-        corpora = entries(config.general)
-        for domain in base.pretrain.domains:
-            known(f"{at}.pretrain.domains", "corpus of `general`", domain, corpora)
-            check_family(f"{at}.pretrain.domains", domain, base.family)
     if base.audio:
-        known(f"{at}.audio.encoder", "base", base.audio.encoder, config.bases)
-        family = config.bases[base.audio.encoder].family
-        if family != "whisper":
+        encoder = base.audio.encoder
+        known(f"{at}.audio.encoder", "base", encoder, config.bases)
+        if config.bases[encoder].family != "whisper":
+            family = config.bases[encoder].family
             raise InputError(f"{at}.audio.encoder", "not a Whisper base", family, "a base of family whisper")
-        if not base.pretrain:
-            known(f"{at}.audio.corpus", "corpus of `general`", str(base.audio.corpus), entries(config.general))
+    at = f"{at}.pretrain.domains" if base.pretrain else f"{at}.audio.corpus"
+    for domain in base.corpora:
+        known(at, "corpus of `general`", str(domain), entries(config.general))
+        check_fit(at, domain, base)
+    if base.audio and not any(is_spoken(domain) for domain in base.corpora):
+        raise InputError(at, "nothing to learn hearing from", ", ".join(base.corpora), "a spoken domain")
 
 
-def check_family(at: str, domain: str, family: str) -> None:
+def is_spoken(domain: str) -> bool:
+    return getattr(registry.load("domain", domain, "sources"), "AUDIO", False)
+
+
+def check_fit(at: str, domain: str, base: BaseEntry) -> None:
+    """A base of this family can answer what the domain asks, and hear what is spoken."""
     families = registry.load("domain", domain, "sources").FAMILIES
-    if family not in families:
-        what = f"the domain {domain} has no task for a base of family {family}"
+    if base.family not in families:
+        what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
+    if is_spoken(domain) and base.family == "causal" and base.audio is None:
+        raise InputError(at, f"this base cannot hear {domain}", expected="a causal base with `audio:`")
 
 
 def check_mixture(at: str, mixture, config) -> None:

@@ -1,21 +1,47 @@
 """Which code a result came from."""
 
+import re
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 LIBRARY = Path(__file__).parent
+IMPORT = re.compile(r"^\s*from (loratory[\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
 
 
 @cache
 def code_digest(*parts: str) -> str:
-    """A short digest of the library's modules at `parts` (files or folders, relative to the library).
+    """A short digest of the library's modules at `parts` (files or folders) and of all that they import from it.
 
-    Rules carry it as a parameter: Snakemake notices an edited script, but not an edited module that it imports.
+    Rules carry it as a parameter: Snakemake notices an edited script, but not an edited module that it imports. What a
+    registry finds by its name is imported by nobody, so rules name it: a domain's task, a method, a family of bases.
     """
     digest = sha256()
-    for part in parts:
-        path = LIBRARY / part
-        for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(module.read_bytes())
+    for module in modules(parts):
+        digest.update(module.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def modules(parts: tuple[str, ...]) -> list[Path]:
+    """The modules at `parts` and, transitively, those they import."""
+    found: set[Path] = set()
+    waiting = {module for part in parts for module in files(LIBRARY / part)}
+    while waiting:
+        found |= waiting
+        waiting = {needed for module in waiting for needed in imported(module)} - found
+    return sorted(found)
+
+
+def files(path: Path) -> list[Path]:
+    return [*path.rglob("*.py")] if path.is_dir() else [path]
+
+
+@cache
+def imported(module: Path) -> frozenset[Path]:
+    """The library's modules that a module imports, at its top or inside a function."""
+    places = set()
+    for package, names in IMPORT.findall(module.read_text()):
+        place = LIBRARY.parent.joinpath(*package.split("."))
+        places |= {place, *(place / name for name in re.findall(r"\w+", names))}
+    candidates = [option for place in places for option in (place.with_suffix(".py"), place / "__init__.py")]
+    return frozenset(candidate for candidate in candidates if candidate.is_file())

@@ -1,4 +1,4 @@
-"""Predictions: the oracle of a mixture equals the stand-alone expert; windows are merged; folding takes finished chains."""
+"""Predictions: the oracle of a mixture is the stand-alone expert; windows are merged; finished chains are folded."""
 
 from types import SimpleNamespace
 

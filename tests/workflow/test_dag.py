@@ -140,6 +140,14 @@ def test_without_mixtures_only_what_domains_show_is_left(demo, plan):
     assert demo.counts - plan({"mixtures": {}}).counts == gone
 
 
+def test_a_given_base_that_hears_learns_it_from_general_speech(plan):
+    audio = {"encoder": "mini_whisper", "corpus": "speech"}
+    gpt = {"bases.gpt": {"family": "causal", "path": "gpt", "audio": audio}, "domains.speech.adapters.gpt": ["lora"]}
+    job = next(job for job in plan(gpt).jobs if told(job) == "prepare_base gpt")
+    learnt = {"general/speech/train.parquet", "general/speech/audit.json", "bases/mini_whisper/base.json"}
+    assert set(job.input) == {f"results/{path}" for path in learnt}
+
+
 def test_a_folding_base_folds_what_generates(demo, plan):
     added = plan({"bases.esm": {"family": "folding", "path": "models/esmfold"}, "folding": "esm"}).counts - demo.counts
     assert added == {"prepare_base": 1, "fold": 1}

@@ -7,7 +7,7 @@ its native format with `base.json`.
 
 rule prepare_base:
     input:
-        pretraining_data,
+        general_data,
     output:
         "<results>/bases/{base}/base.json",
     log:
@@ -23,9 +23,9 @@ rule prepare_base:
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base]),
-        tasks=lambda wc: {domain: plain(GENERAL[domain].task) for domain in corpora_of(wc.base)},
+        tasks=lambda wc: {domain: plain(GENERAL[domain].task) for domain in STUDY.bases[wc.base].corpora},
         threads=lambda wc: base_threads(wc.base),
         device=STUDY.resources.device,
-        code=code_digest("bases", "training/fit.py", "training/pretrain.py", "training/prepare.py"),
+        code=lambda wc: code_digest("training/prepare.py", "bases", *task_modules(STUDY.bases[wc.base].corpora)),
     script:
         "../../scripts/prepare_base.py"

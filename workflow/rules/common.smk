@@ -39,6 +39,10 @@ def plain(model, without=()):
     return model.model_dump(mode="json", exclude={*without})
 
 
+def task_modules(domains):
+    return [f"domains/{domain}/task.py" for domain in domains]
+
+
 def local_files(source):
     """A source's own files. A missing one is left to the job, which says more clearly what is missing."""
     return [] if source.kind == "simulate" else [path for path in source.paths() if exists(path)]
@@ -71,22 +75,16 @@ def is_structured(domain, base):
     return STUDY.folding is not None and is_folded(domain) and "sample" in outputs(domain, STUDY.bases[base].family)
 
 
-def corpora_of(base):
-    """Domains whose general data a base is pretrained on."""
-    pretrain = STUDY.bases[base].pretrain
-    return pretrain.domains if pretrain else ()
-
-
-def pretraining_data(wildcards):
-    files = ("train.parquet", "audit.json")
-    data = collect("<results>/general/{domain}/{file}", domain=corpora_of(wildcards.base), file=files)
-    audio = STUDY.bases[wildcards.base].audio
-    return data + ([f"<results>/bases/{audio.encoder}/base.json"] if audio else [])
+def general_data(wildcards):
+    """What a base learns from here, and the base it hears with."""
+    base = STUDY.bases[wildcards.base]
+    data = collect("<results>/general/{domain}/{file}", domain=base.corpora, file=("train.parquet", "audit.json"))
+    return data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
 
 
 def base_threads(base):
-    pretrain = STUDY.bases[base].pretrain
-    return pretrain.training.threads if pretrain else 1
+    training = STUDY.bases[base].training
+    return training.threads if training else 1
 
 
 def experts_of(wildcards):

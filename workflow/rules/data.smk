@@ -24,7 +24,7 @@ rule fetch_source:
         source=lambda wc: plain(CORPORA[wc.corpus][wc.domain].source),
         population=lambda wc: POPULATION[wc.corpus],
         seed=STUDY.split_seed,
-        code=lambda wc: code_digest(f"domains/{wc.domain}/simulate.py", "domains/fetch.py"),
+        code=lambda wc: code_digest("domains/fetch.py", f"domains/{wc.domain}/simulate.py"),
     script:
         "../../scripts/fetch_source.py"
 
@@ -48,7 +48,7 @@ rule build_dataset:
     params:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
         seed=STUDY.split_seed,
-        code=lambda wc: code_digest("data", "domains/dataset.py", f"domains/{wc.domain}/build.py"),
+        code=lambda wc: code_digest("domains/dataset.py", f"domains/{wc.domain}/build.py"),
     script:
         "../../scripts/build_dataset.py"
 
@@ -69,6 +69,6 @@ rule audit_split:
         runtime=STUDY.resources.runtime,
     params:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
-        code=lambda wc: code_digest("data", "domains/dataset.py", f"domains/{wc.domain}/build.py"),
+        code=lambda wc: code_digest("domains/dataset.py", f"domains/{wc.domain}/build.py"),
     script:
         "../../scripts/audit_split.py"

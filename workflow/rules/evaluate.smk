@@ -33,9 +33,7 @@ rule predict:
         evaluation=plain(STUDY.evaluation, without=["resamples"]),
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=lambda wc: code_digest(
-            "bases", "adapters", "mixers", "evaluation/predict.py", f"domains/{wc.domain}/task.py"
-        ),
+        code=lambda wc: code_digest("evaluation/predict.py", "bases", "mixers/kinds", f"domains/{wc.domain}/task.py"),
     script:
         "../../scripts/predict.py"
 
@@ -57,7 +55,7 @@ rule predict_baselines:
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         max_records=STUDY.evaluation.max_records,
-        code=lambda wc: code_digest(f"domains/{wc.domain}/task.py", "evaluation/baselines.py"),
+        code=lambda wc: code_digest("evaluation/baselines.py", f"domains/{wc.domain}/task.py"),
     script:
         "../../scripts/predict_baselines.py"
 
@@ -84,7 +82,7 @@ rule fold:
         references=STUDY.structures,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=code_digest("bases/folding.py", "evaluation/fold.py", "evaluation/structure.py"),
+        code=lambda wc: code_digest("evaluation/fold.py", "bases/folding.py", f"domains/{wc.domain}/task.py"),
     script:
         "../../scripts/fold.py"
 
@@ -112,8 +110,6 @@ rule score:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         seeds=SEEDS,
         resamples=STUDY.evaluation.resamples,
-        code=lambda wc: code_digest(
-            "evaluation/score.py", "evaluation/bootstrap.py", "domains/scores.py", f"domains/{wc.domain}/metrics.py"
-        ),
+        code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),
     script:
         "../../scripts/score.py"

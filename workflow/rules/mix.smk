@@ -28,6 +28,8 @@ rule train_mixture:
         entry=lambda wc: plain(STUDY.mixtures[wc.mixture]),
         tasks=lambda wc: {domain: plain(DOMAINS[domain].task) for domain in STUDY.mixtures[wc.mixture].experts},
         device=STUDY.resources.device,
-        code=code_digest("bases", "adapters", "mixers", "training"),
+        code=lambda wc: code_digest(
+            "training/mixture.py", "bases", "mixers/kinds", *task_modules(STUDY.mixtures[wc.mixture].experts)
+        ),
     script:
         "../../scripts/train_mixture.py"

@@ -34,6 +34,11 @@ rule train_sweep:
         seeds=SEEDS,
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
-        code=lambda wc: code_digest("bases", "adapters", "training", f"domains/{wc.domain}/task.py"),
+        code=lambda wc: code_digest(
+            "training/sweep.py",
+            "bases",
+            f"adapters/methods/{STUDY.adapters[wc.adapter].method}.py",
+            f"domains/{wc.domain}/task.py",
+        ),
     script:
         "../../scripts/train_sweep.py"

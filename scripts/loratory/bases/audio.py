@@ -4,6 +4,7 @@ The recipe of SLAM-ASR (Ma et al. 2024, arXiv:2402.08846): the language model re
 before the text.
 """
 
+import json
 from math import ceil
 
 import torch
@@ -43,7 +44,8 @@ class AudioPrefix(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(folder)
         hidden, width = self.projector[0].out_features, self.projector[2].out_features
-        metadata = {"format": "pt", "stack": str(self.stack), "hidden": str(hidden), "width": str(width)}
+        sizes = {"stack": self.stack, "hidden": hidden, "width": width}
+        metadata = {"sizes": json.dumps(sizes)}  # one key: safetensors writes several in random order
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "audio_prefix.safetensors", metadata=metadata)
 
@@ -53,7 +55,7 @@ class AudioPrefix(nn.Module):
 
         path = folder / "audio_prefix.safetensors"
         with safe_open(path, framework="pt") as file:
-            sizes = {key: int(file.metadata()[key]) for key in ("stack", "width", "hidden")}
+            sizes = json.loads(file.metadata()["sizes"])
         prefix = cls(WhisperConfig.from_pretrained(folder), **sizes)
         prefix.load_state_dict(load_file(path))
         return prefix

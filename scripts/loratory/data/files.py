@@ -19,11 +19,12 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8 with byte-order mark", b"\xff\xfe": 
 def whole(path):
     """Yields a path beside `path`; it takes `path`'s place only if the block succeeds.
 
-    The block may write a file or make a folder. A block that fails leaves nothing behind.
+    The block may write a file or make a folder. A block that fails leaves nothing behind; what a killed process left
+    goes when `path` is written again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.part")
     remove(aside)
     try:
         yield aside

@@ -17,9 +17,8 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) ->
         entry: config entry. general: {domain: folder of general data}; tasks: {domain: its task options}.
         ears: folder of the Whisper base that a causal base hears with, or None.
     """
-    domains = entry.pretrain.domains if entry.pretrain else [entry.audio.corpus] if entry.audio else []
-    corpora = {d: examples(d, read_records(general[d], "train"), tasks[d], entry.family) for d in domains}
-    facts = {"data_sha256": {d: sha256(f"{general[d]}/train.parquet") for d in domains}, "torch": version("torch")}
+    corpora = {d: examples(d, read_records(general[d], "train"), tasks[d], entry.family) for d in entry.corpora}
+    facts = {"data_sha256": {d: sha256(f"{general[d]}/train.parquet") for d in corpora}, "torch": version("torch")}
     facts["ears_sha256"] = weights_digest(ears) if ears else None
     job = Job(device, checkpoints, f"base {name}", entry=entry.model_dump(mode="json"), **facts)
     if entry.pretrain:

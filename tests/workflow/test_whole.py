@@ -1,0 +1,118 @@
+"""The whole workflow for real, on the smallest study: two runs, the second killed on its way, and what each leaves."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from studies import ABSENT, ROOT, changed, command, shipped, snakemake
+
+pytestmark = pytest.mark.whole
+
+OFTEN = {"save_every": 1}  # a checkpoint after every step, so that a killed run has something to go on from
+STUDY = changed(
+    shipped("test"),
+    {
+        "pathvars": ABSENT,
+        "adapters.lora.training": {"steps": 20, "learning_rates": [0.003, 0.01], "batch_tokens": 512} | OFTEN,
+        "mixtures.xlora.training": {"steps": 5, "learning_rate": 0.003, "batch_tokens": 512} | OFTEN,
+    },
+)
+TRACKS = [f"{domain}.{base}" for domain, given in STUDY["domains"].items() for base in given["adapters"]]
+TABLES = [*TRACKS, *(f"{mixture}.summary" for mixture in STUDY["mixtures"])]
+SAME = (  # what two runs must agree on, byte for byte
+    "data/*/*",
+    "general/*/*",
+    "adapters/*/*/*/seed*/adapter_model.safetensors",
+    "mixtures/*/seed*/gate.safetensors",
+    "bases/*/base.json",
+    "tables/*",
+)
+
+
+def run(folder: Path, *arguments: str, **options) -> str:
+    done = snakemake(folder, STUDY, "--cores", "2", *arguments, **options)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for pattern in SAME for path in (folder / "results").glob(pattern))
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def scores(folder: Path) -> dict[str, list]:
+    """Every number, unrounded."""
+    files = (folder / "results/metrics").rglob("*.json")
+    return {str(path.relative_to(folder)): json.loads(path.read_text())["rows"] for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder)
+    return folder
+
+
+def killed_while_adapters_learn(folder: Path) -> None:
+    """Starts a run and kills it, with all its jobs, at the first checkpoint of an adapter."""
+    asked = command(folder, STUDY, "--cores", "2")
+    with open(folder / "killed.txt", "w") as said:
+        process = subprocess.Popen(asked, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+        try:
+            bases = [folder / "results/bases" / base / "base.json" for base in STUDY["bases"]]
+            while not (all(base.exists() for base in bases) and [*folder.glob("results/checkpoints/*/*.safetensors")]):
+                assert process.poll() is None, (folder / "killed.txt").read_text()
+                time.sleep(0.05)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_every_table_and_figure_is_there(finished):
+    made = {path.name for path in (finished / "results/tables").iterdir()}
+    assert made == {f"{table}.{suffix}" for table in TABLES for suffix in ("tsv", "md", "tex", "html")}
+    drawn = {path.name for path in (finished / "results/figures").glob("*.svg")}
+    curves = {f"{base}.curves.svg" for base in STUDY["bases"]}
+    assert drawn == curves | {
+        f"{mixture}.{figure}.svg" for mixture in STUDY["mixtures"] for figure in ("routing", "transfer")
+    }
+
+
+def test_nothing_is_left_to_do(finished):
+    assert "Nothing to be done" in run(finished)
+
+
+def test_the_report_builds(finished):
+    run(finished, "--report", "report.html")
+    report = (finished / "report.html").read_text()
+    assert all(f"{table}.html" in report for table in TABLES)
+
+
+def test_tables_are_rebuilt_from_metrics_without_torch(finished, tmp_path):
+    before = digests(finished)
+    shutil.rmtree(finished / "results/tables")
+    for module in ("torch", "transformers", "peft"):
+        (tmp_path / f"{module}.py").write_text("raise ImportError('a table needs no model')")
+    said = run(finished, "tables", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    ran = {*re.findall(r"^(?:local)?rule (\w+):", said, re.MULTILINE)}
+    assert ran == {"tabulate_domain", "summarise_mixture", "tables"}
+    assert digests(finished) == before
+
+
+def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
+    killed_while_adapters_learn(tmp_path)
+    unfinished = digests(tmp_path)
+    assert len(unfinished) < len(digests(finished))
+    run(tmp_path, "--unlock")
+    run(tmp_path)
+    assert digests(tmp_path) == digests(finished)
+    assert scores(tmp_path) == scores(finished)
+    assert not [*tmp_path.glob("results/**/.*.part")]
+    assert not [*tmp_path.glob("results/checkpoints/*")]
