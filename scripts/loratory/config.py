@@ -25,6 +25,7 @@ from loratory.domains.contract import Options
 from loratory.errors import InputError
 from loratory.problems import first_problem
 
+RESOURCES = Path(__file__).parents[2] / "resources"  # what the project ships, wherever it runs
 NAME = "[a-z][a-z0-9_]*"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 Family = Literal["causal", "encoder", "whisper", "folding"]
@@ -122,6 +123,11 @@ class BaseEntry(Options):
     def corpora(self) -> tuple[str | None, ...]:
         """The corpora of `general` that it learns from here, if any."""
         return self.pretrain.domains if self.pretrain else (self.audio.corpus,) if self.audio else ()
+
+    @property
+    def hears(self) -> bool:
+        """Ears are made here, or come with the folder."""
+        return self.audio is not None or bool(self.path and Path(self.path, "audio").is_dir())
 
     @property
     def training(self) -> Training | None:
@@ -223,7 +229,7 @@ def schema() -> dict:
 
 
 def read_config(raw: dict, where: str) -> BaseModel:
-    """Checks a config dict (as Snakemake merged it) and fills in `{data_root}`.
+    """Checks a config dict (as Snakemake merged it) and fills in `{data_root}` and `{resources}`.
 
     Raises:
         InputError: the first thing that is wrong, with file, key, value, what is allowed and the nearest name.
@@ -232,8 +238,9 @@ def read_config(raw: dict, where: str) -> BaseModel:
         config = model().model_validate(raw)
     except ValidationError as error:
         raise first_problem(error, raw, where, schema()) from None
+    config = located(config)
     check_names(config, where)
-    return located(config)
+    return config
 
 
 def load_config(path) -> BaseModel:
@@ -261,7 +268,7 @@ def check_names(config: BaseModel, where: str) -> None:
         InputError: the first thing that does not.
     """
     domains, bases = entries(config.domains), config.bases
-    if not domains:
+    if not domains and not any(base.pretrain for base in bases.values()):
         raise InputError(f"{where}: domains", "no domain is configured", expected=", ".join(registry.names("domain")))
     for name, base in bases.items():
         check_base(f"{where}: bases.{name}", base, config)
@@ -306,7 +313,7 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
     if base.family not in families:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
-    if is_spoken(domain) and base.family == "causal" and base.audio is None:
+    if is_spoken(domain) and base.family == "causal" and not base.hears:
         raise InputError(at, f"this base cannot hear {domain}", expected="a causal base with `audio:`")
 
 
@@ -335,10 +342,10 @@ def known(at: str, noun: str, name: str, allowed) -> None:
 
 
 def located(config: BaseModel) -> BaseModel:
-    """A copy with `{data_root}` filled in, everywhere a location is given."""
+    """A copy with `{data_root}` and `{resources}` filled in, everywhere a location is given."""
 
     def move(location: str) -> str:
-        return location.replace("{data_root}", config.data_root.rstrip("/"))
+        return location.replace("{data_root}", config.data_root.rstrip("/")).replace("{resources}", str(RESOURCES))
 
     def moved(group):
         placed = {

@@ -5,6 +5,11 @@ its native format with `base.json`.
 """
 
 
+rule pretrain_bases:
+    input:
+        collect("<results>/bases/{base}/base.json", base=STUDY.bases),
+
+
 rule prepare_base:
     input:
         general_data,
