@@ -7,13 +7,13 @@ from copy import deepcopy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from studies import ABSENT, ROOT, changed, shipped
+from studies import ABSENT, ROOT, changed, pretrained, shipped
 
 from loratory import config as loratory_config
 from loratory.errors import InputError
 
 FILE = "study.yaml"
-DEMO = shipped("config")
+DEMO = pretrained()
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 
 
@@ -85,7 +85,10 @@ MISFITS = {  # how the line begins: the change that causes it
     "domains.recsys.adapters.mini_lm: lora is given twice": {"domains.recsys.adapters.mini_lm": ["lora", "lora"]},
     "mixtures: wrong value (nothing); expected keys with values": {"mixtures": None},
     "domains.protein: wrong value (nothing); expected keys with values": {"domains.protein": None},
-    "domains: no domain is configured; expected lncrna, protein, recsys, speech": {"domains": {}},
+    "domains: no domain is configured; expected lncrna, protein, recsys, speech": {
+        "domains": {},
+        "bases": shipped("config")["bases"],
+    },
     "bases: wrong value ({}); expected at least one entry": {"bases": {}},
     "domains: the key is missing": {"domains": ABSENT},
     "bases.mini_lm.family: the key is missing": {"bases.mini_lm.family": ABSENT},

@@ -270,7 +270,7 @@ def test_numbers_are_printed_in_the_unit_that_readers_expect():
 
 def test_terminal_table_is_compact_and_aligned(reports):
     stream = io.StringIO()
-    show(reports, stream)
+    show(reports, stream=stream)
     text = stream.getvalue()
     assert "speech on mini-lm" in text and "protein on mini-lm" in text and "[" not in text
     block = [line for line in text.splitlines() if line.startswith(("system ", "base ", "lora@speech "))]

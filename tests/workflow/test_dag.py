@@ -15,9 +15,9 @@ from snakemake.settings.types import (
     Quietness,
     ResourceSettings,
 )
-from studies import ABSENT, ROOT, changed, shipped, snakemake, written
+from studies import ABSENT, ROOT, changed, pretrained, snakemake, written
 
-DEMO = shipped("config")
+DEMO = pretrained()
 JOBS = {
     "fetch_source": 8,  # four domains, each once to study and once to pretrain on
     "build_dataset": 8,
