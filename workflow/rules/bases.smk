@@ -12,7 +12,7 @@ rule pretrain_bases:
 
 rule prepare_base:
     input:
-        general_data,
+        base_sources,
     output:
         "<results>/bases/{base}/base.json",
     log:

@@ -1,13 +1,14 @@
 """Names and slices of the config that rules are made of; nothing here knows a domain, a method or a mixer."""
 
 from os.path import exists
+from pathlib import Path
 
 from loratory import config as loratory_config
-from loratory.registry import is_folded, outputs
 from loratory.config import entries
 from loratory.data.splits import SPLITS
 from loratory.errors import InputError
 from loratory.provenance import code_digest
+from loratory.registry import is_folded, outputs
 
 CONFIG_FILE = (workflow.config_settings.configfiles or ["config/config.yaml"])[-1]
 try:
@@ -75,11 +76,12 @@ def is_structured(domain, base):
     return STUDY.folding is not None and is_folded(domain) and "sample" in outputs(domain, STUDY.bases[base].family)
 
 
-def general_data(wildcards):
-    """What a base learns from here, and the base it hears with."""
+def base_sources(wildcards):
+    """What a base is made of: the files of its folder, what it learns from here, and the base it hears with."""
     base = STUDY.bases[wildcards.base]
+    own = sorted(str(path) for path in Path(base.path).rglob("*") if path.is_file()) if base.path else []
     data = collect("<results>/general/{domain}/{file}", domain=base.corpora, file=("train.parquet", "audit.json"))
-    return data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
+    return own + data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
 
 
 def base_threads(base):
