@@ -2,8 +2,8 @@
 
     python benchmarks/xlora_generate.py [new tokens]
 
-A Llama shape of 29 M random weights (8 layers, width 512), four rank-8 experts on all seven linear layers, gate depth 1,
-batch 4, prompt 32; greedy. CPU seconds of the process, ours and PEFT's in turn.
+A Llama shape of 29 M random weights (8 layers, width 512), four rank-8 experts on all seven linear layers, a gate of
+depth 1, batch 4, prompt 32; greedy. CPU seconds of the process, ours and PEFT's in turn.
 """
 
 import sys

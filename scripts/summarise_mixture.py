@@ -1,8 +1,9 @@
 from loratory.job import logged
 
 with logged(snakemake.log[0]):
+    from loratory.data.files import read_json
     from loratory.reporting.tables import summary
 
-    out, params = snakemake.output[0].removesuffix(".html"), snakemake.params
-    mixture = snakemake.wildcards.mixture
-    summary(list(snakemake.input), out, mixture=mixture, experts=params.experts, banner=params.banner)
+    files, params, out = snakemake.input, snakemake.params, snakemake.output[0].removesuffix(".html")
+    told = {"about": read_json(files.base)["note"], "banner": params.banner}
+    summary(list(files.metrics), out, mixture=snakemake.wildcards.mixture, experts=params.experts, **told)

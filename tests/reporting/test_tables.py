@@ -69,7 +69,7 @@ def written(tmp_path, reports, audit):
 @pytest.fixture
 def summed(tmp_path, reports):
     out = tmp_path / "tables" / "summary"
-    summary(reports, out, mixture="mix", experts=EXPERTS, banner=BANNER)
+    summary(reports, out, mixture="mix", experts=EXPERTS, about="a small base", banner=BANNER)
     return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
 
 
@@ -178,6 +178,10 @@ def test_summary_compares_the_mixture_with_its_own_controls_only(summed):
         *("base", "lora@speech", "lora@protein", "best single (lora@speech)"),
         *("mix:uniform", "mix:oracle", "mix:shuffled", "pooled", "mix"),
     ]
+
+
+def test_summary_says_which_base_it_is_about(summed):
+    assert all("Base: a small base" in text for text in summed.values() if "\t" not in text)
 
 
 def test_summary_keeps_the_order_of_its_domains_and_recovers_the_oracle(summed):

@@ -49,11 +49,12 @@ rule tabulate_domain:
 
 rule summarise_mixture:
     input:
-        lambda wc: collect(
+        metrics=lambda wc: collect(
             "<results>/metrics/{domain}/{base}.json",
             domain=STUDY.mixtures[wc.mixture].experts,
             base=STUDY.mixtures[wc.mixture].base,
         ),
+        base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
     output:
         report(
             "<results>/tables/{mixture}.summary.html",

@@ -47,12 +47,15 @@ def table(metrics, out, *, audit=None, about: str = "", banner: str = "") -> Non
     formats.write(domain_layout(report, foot, banner), out)
 
 
-def summary(metrics: Sequence, out, *, mixture: str, experts: Sequence[str], banner: str = "") -> None:
+def summary(
+    metrics: Sequence, out, *, mixture: str, experts: Sequence[str], about: str = "", banner: str = ""
+) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: a mixture, its controls and its experts on all its domains.
 
     Args:
         metrics: JSON files of `evaluation.score`, one for each domain, all of one base; columns keep their order.
         experts: the mixture's experts as systems, such as `lora@protein`; lines keep their order.
+        about, banner: as of `table`.
 
     Raises:
         InputError: the files are of several bases, or a file has no primary metric on the test split.
@@ -63,7 +66,7 @@ def summary(metrics: Sequence, out, *, mixture: str, experts: Sequence[str], ban
             raise InputError(path, "systems of another base cannot be compared", report["base"], reports[0]["base"])
         if not primary(report, "test"):
             raise InputError(path, "no primary metric on the test split", expected="one row for each system")
-    formats.write(summary_layout(reports, mixture, experts, banner), out)
+    formats.write(summary_layout(reports, mixture, experts, about, banner), out)
 
 
 def show(metrics: Iterable, banner: str = "", stream=None) -> None:
@@ -88,7 +91,7 @@ def domain_layout(report: Mapping, foot: Sequence[str] = (), banner: str = "", c
     return Layout(f"{domain} on {base}", banner, header, rows, notes, records)
 
 
-def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence[str], banner: str) -> Layout:
+def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: str, banner: str) -> Layout:
     test, valid = ({report["domain"]: primary(report, split) for report in reports} for split in ("test", "valid"))
     oracles = dict.fromkeys(test, f"{mixture}:oracle")
     best = best_single(valid, experts)
@@ -106,6 +109,7 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence[s
     header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)"]
     foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
     foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS]
+    foot += [f"Base: {about}"] if about else []
     return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
 
 
