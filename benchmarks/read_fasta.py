@@ -32,7 +32,7 @@ def write(path: Path, records: int) -> None:
             sequence = "".join(draw.choices(RESIDUES, k=draw.randint(50, 550)))
             file.write(f">UniRef50_A{number:07d} protein n=1 Tax=Simulated TaxID=1 RepID=A{number:07d}\n")
             file.writelines(sequence[i : i + 60] + "\n" for i in range(0, len(sequence), 60))
-    with open(path, "rb") as plain, gzip.open(f"{path}.gz", "wb", compresslevel=6, mtime=0) as packed:
+    with open(path, "rb") as plain, gzip.open(f"{path}.gz", "wb", compresslevel=6) as packed:
         packed.write(plain.read())
 
 
