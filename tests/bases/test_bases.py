@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from folding_model import save_folding_model
 from models import causal_base, encoder_base, entry, llama, save, text_tokenizer, whisper_base
 from safetensors.torch import load_file, save_file
 
 from loratory.bases.core import IGNORED, load_base
 from loratory.bases.decoding import Sampling
+from loratory.bases.folding import check_folder
 from loratory.bases.prepare import prepare_folder
 from loratory.domains.contract import Example
 from loratory.errors import InputError
@@ -216,3 +218,10 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no \*\.safetensors file"):
         prepare_folder(tmp_path, "b", entry("causal"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_random_folding_weights_stay_marked_as_random(tmp_path):
+    source = save_folding_model(tmp_path / "source", weights="random")
+    prepare_folder(source, "fold", entry("folding"), tmp_path / "fold")
+    with pytest.raises(InputError, match="random"):
+        check_folder(tmp_path / "fold", allow_random=False)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from loratory.bases.core import MANIFEST, open_model, weights_digest
-from loratory.data.files import whole, write_json
+from loratory.data.files import read_json, whole, write_json
 from loratory.errors import InputError
 
 KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "LICENSE*")  # no pickles, no code
@@ -31,7 +31,13 @@ def prepare_folder(source, name: str, entry, out) -> None:
             copy2(path, target)
         if entry.family == "encoder":
             add_head(aside)
-        write_manifest(aside, name, entry, origin=entry.hub or str(source))
+        write_manifest(aside, name, entry, origin=entry.hub or str(source), **declared(source))
+
+
+def declared(source: Path) -> dict:
+    """What the folder says of its weights: random ones stay marked as random, so that nothing reports them."""
+    manifest = source / MANIFEST
+    return {"weights": read_json(manifest)["weights"]} if manifest.is_file() else {}
 
 
 def prepare_hub(repository: str, name: str, entry, out) -> None:

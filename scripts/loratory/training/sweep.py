@@ -38,7 +38,7 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         rates = adapter.training.learning_rates if chosen is None else (chosen,)
         trials = []
         for rate in rates:
-            title = f"{domain} {base.manifest['name']} {type(adapter).__name__} seed {seed} lr {rate:g}"
+            title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
             entry = adapter.model_dump(mode="json")
             job = Job(
                 device, checkpoints, title, adapter=entry, rate=rate, seed=seed, version=version("torch"), **facts
