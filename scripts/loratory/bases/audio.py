@@ -14,7 +14,6 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 SAMPLES_PER_POSITION = 320  # 10 ms frames, halved by the encoder's second convolution
-FRAMES_PER_SECOND = 100
 
 
 class AudioPrefix(nn.Module):

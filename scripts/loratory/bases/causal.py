@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loratory.bases.audio import FRAMES_PER_SECOND, AudioPrefix
-from loratory.bases.core import IGNORED, Base, Encoded, open_model, pad, too_long
+from loratory.bases.audio import AudioPrefix
+from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, pad, too_long
+from loratory.bases.decoding import decode, new_cache
 from loratory.data.audio import read_audio
 from loratory.errors import InputError
 
@@ -58,10 +59,7 @@ class Causal(Base):
         if self.audio is None:
             raise InputError(where, "this base cannot hear", example.audio, "a causal base with `audio:`")
         samples = len(read_audio(example.audio))
-        limit = self.audio.frames / FRAMES_PER_SECOND
-        if samples > limit * 16000:
-            what, fix = "the clip is longer than the base's audio window", "lower `dataset.max_seconds`"
-            raise InputError(where, what, f"{samples / 16000:.2f} s", f"at most {limit:g} s", fix, "too_long")
+        check_clip(where, samples, self.audio.frames)
         return self.audio.tokens(samples)
 
     def collate(self, items):
@@ -135,8 +133,6 @@ class Causal(Base):
 
     def text(self, model, items, limit: int, sampling=None) -> list[str]:
         """Continuations of the prompts without end-of-sequence; greedy unless `sampling` is given."""
-        from loratory.bases.decoding import decode, new_cache
-
         batch = self.collate_prompts(items, left=True)
         inputs = self.inputs(batch)
         written = decode(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from loratory.data import files
-from loratory.data.audio import log_mel, read_audio
+from loratory.data.audio import HOP, RATE, log_mel, read_audio
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -102,6 +102,16 @@ def too_long(folder, example_id: str, length: int, limit: int) -> InputError:
         "shorten the records (`dataset:` or `task:` of the domain) or take a base with a longer context",
         "too_long",
     )
+
+
+def check_clip(where: str, samples: int, frames: int) -> None:
+    """Raises:
+    InputError: a clip of so many samples at 16 kHz is longer than a window of so many feature frames.
+    """
+    if samples > frames * HOP:
+        what, fix = "the clip is longer than the base's audio window", "lower `dataset.max_seconds`"
+        given, limit = f"{samples / RATE:.2f} s", f"at most {frames * HOP / RATE:g} s"
+        raise InputError(where, what, given, limit, fix, "too_long")
 
 
 def open_model(kind, folder, new: tuple[str, ...] = (), **options):

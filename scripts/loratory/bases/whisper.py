@@ -2,13 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, EncoderDecoderCache, WhisperForConditionalGeneration
+from transformers import AutoTokenizer, DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 
-from loratory.bases.audio import FRAMES_PER_SECOND
-from loratory.bases.core import IGNORED, Base, Encoded, open_model, pad, too_long
+from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, pad, too_long
 from loratory.bases.decoding import decode
 from loratory.data.audio import read_audio
-from loratory.errors import InputError
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 
@@ -33,11 +31,7 @@ class Whisper(Base):
         return [known[token] for token in PROMPT if token in known]
 
     def encode(self, example) -> Encoded:
-        limit = self.frames / FRAMES_PER_SECOND
-        seconds = len(read_audio(example.audio)) / 16000
-        if seconds > limit:
-            what, fix = "the clip is longer than the base's audio window", "lower `dataset.max_seconds`"
-            raise InputError(f"{self.folder}:{example.id}", what, f"{seconds:.2f} s", f"at most {limit:g} s", fix)
+        check_clip(f"{self.folder}:{example.id}", len(read_audio(example.audio)), self.frames)
         text = self.tokenizer(example.target, add_special_tokens=False)["input_ids"] if example.target else []
         prompt, target = self.prompt(), [*text, self.tokenizer.eos_token_id]
         if len(prompt) + len(target) > self.model.config.max_target_positions:
@@ -74,8 +68,6 @@ class Whisper(Base):
                 past_key_values=cache,
                 use_cache=True,
             )
-
-        from transformers import DynamicCache
 
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         written = decode(forward, inputs, cache, self.tokenizer.eos_token_id, limit, sampling)

@@ -13,8 +13,3 @@ def strangers(sequence: bytes, alphabet: str) -> bytes:
 def looks_like_nucleotides(sequence: bytes) -> bool:
     """More than 90 % of the letters are A C G T U N, and there are enough of them to tell."""
     return len(sequence) >= 20 and len(strangers(sequence.upper(), "ACGTUN")) < 0.1 * len(sequence)
-
-
-def looks_like_protein(sequence: bytes) -> bool:
-    """Holds letters that are residues but no nucleotide code of IUPAC."""
-    return bool(strangers(strangers(sequence.upper(), "ACGTUN"), IUPAC_NUCLEOTIDES))

@@ -16,6 +16,12 @@ def position(key: str, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
+def smallest(records: Sequence[Mapping], limit: int | None, seed: int) -> list[Mapping]:
+    """The `limit` records with the smallest id hashes, in id order: the same ones in whatever order they came."""
+    order = sorted(records, key=lambda record: (position(record["id"], seed), record["id"]))
+    return sorted(order[:limit], key=lambda record: record["id"])
+
+
 def assign(groups: Sequence[str], fractions: Mapping[str, float], seed: int, where) -> list[str]:
     """The split of each record, decided by its group alone.
 

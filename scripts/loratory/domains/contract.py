@@ -1,10 +1,22 @@
 """The words in which a domain speaks to the rest: options, examples, metrics. See `loratory.domains`."""
 
+import codecs
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def known_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        raise ValueError(f"unknown text encoding `{name}`, expected utf-8, latin-1, …") from None
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(known_encoding)]
 
 
 class Options(BaseModel):

@@ -43,13 +43,12 @@ def build_dataset(domain: str, files, dataset, seed: int, out) -> None:
 
 
 def keep_sample(records: list[dict], limit: int | None, seed: int, ledger: Ledger, domain: str) -> list[dict]:
-    """The `limit` records with the smallest hashes: the same ones in whatever order they came."""
-    if limit is None or len(records) <= limit:
-        return records
-    order = sorted(records, key=lambda record: (splits.position(record["id"], seed), record["id"]))
-    for record in order[limit:]:
-        ledger.drop(domain, "-", record["id"], "not_sampled")
-    return sorted(order[:limit], key=lambda record: record["id"])
+    """`splits.smallest`, with the account of those left out."""
+    kept = splits.smallest(records, limit, seed)
+    left_out = {record["id"] for record in records} - {record["id"] for record in kept}
+    for id in sorted(left_out):
+        ledger.drop(domain, "-", id, "not_sampled")
+    return kept
 
 
 def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledger) -> dict[str, list[dict]]:

@@ -6,8 +6,10 @@ from time import perf_counter
 import torch
 
 from loratory.adapters.core import generator_for
+from loratory.adapters.deltas import WEIGHTS
 from loratory.bases.core import load_base
 from loratory.data import batching
+from loratory.data.files import sha256
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_experts, save_mixture
 from loratory.training.fit import MicroBatch, fit
@@ -26,19 +28,20 @@ def train_mixture(name, entry, base_folder, experts, data, tasks, seed, device, 
     started = perf_counter()
     base = load_base(base_folder, device)
     mixture = Mixture(base.model, open_experts(experts, base.fingerprint), entry, name)
+    digests = {domain: sha256(Path(folder) / WEIGHTS) for domain, folder in experts.items()}
     curve, job = [], None
     if mixture.gate is not None:
         start_gate(mixture.gate, seed)
         sets = {domain: encoded(base, domain, data[domain], tasks[domain], "gate") for domain in experts}
         facts = {"base": base.fingerprint, "data": {d: data_digest(data[d]) for d in experts}}
-        facts |= {"experts": {d: expert_digest(folder) for d, folder in experts.items()}}
+        facts |= {"experts": digests}
         job = Job(device, checkpoints, f"{name} seed {seed}", entry=entry.model_dump(mode="json"), seed=seed, **facts)
         curve = train_gate(base, mixture, sets, entry.training, seed, job)
     run = {
         "name": name,
         "base": base.manifest["name"],
         "base_sha256": base.fingerprint,
-        "expert_sha256": {domain: expert_digest(folder) for domain, folder in experts.items()},
+        "expert_sha256": digests,
         "adapters": dict(entry.experts),
         "seed": seed,
         "trainable_parameters": sum(p.numel() for p in mixture.gate.parameters()) if mixture.gate is not None else 0,
@@ -73,10 +76,3 @@ def train_gate(base, mixture: Mixture, sets: dict, training, seed: int, job: Job
     curve = fit(parameters, micro_batches, loss, recipe(training, training.learning_rate), seed, *job.place)
     mixture.eval()
     return curve
-
-
-def expert_digest(folder) -> str:
-    from loratory.adapters.deltas import WEIGHTS
-    from loratory.data.files import sha256
-
-    return sha256(Path(folder) / WEIGHTS)

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, FilesOptions, Options, TaskOptions
+from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, Options, TaskOptions
 
 FAMILIES = {"causal": ("nll", "sample")}
 FOLDED = True
@@ -16,7 +16,7 @@ class Files(FilesOptions):
     LOCATIONS: ClassVar[tuple[str, ...]] = ("fasta",)
 
     fasta: str = Field(min_length=1, description="protein sequences, plain or gzip")
-    encoding: str = Field("utf-8", description="text encoding of the headers")
+    encoding: Encoding = Field("utf-8", description="text encoding of the headers")
 
 
 class Simulation(Options):

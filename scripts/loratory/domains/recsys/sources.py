@@ -1,13 +1,12 @@
 """Options of the recommendation domain."""
 
-import codecs
 from collections.abc import Callable
 from functools import cache
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, FilesOptions, Options, TaskOptions
+from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, Options, TaskOptions
 
 FAMILIES = {"causal": ("choice",)}
 
@@ -29,16 +28,9 @@ class Files(FilesOptions):
     format: Literal["auto", "csv", "dat", "tab"] = Field(
         "auto", description="csv with a header, `::` (MovieLens-1M), or tab and `|` (MovieLens-100K); auto: by suffix"
     )
-    encoding: str = Field("utf-8", description="text encoding of all the files; movies.dat and u.item are latin-1")
-
-    @field_validator("encoding")
-    @classmethod
-    def known_encoding(cls, encoding):
-        try:
-            codecs.lookup(encoding)
-        except LookupError:
-            raise ValueError(f"unknown text encoding `{encoding}`, expected utf-8, latin-1, …") from None
-        return encoding
+    encoding: Encoding = Field(
+        "utf-8", description="text encoding of all the files; movies.dat and u.item are latin-1"
+    )
 
     @model_validator(mode="after")
     def titles_somewhere(self):

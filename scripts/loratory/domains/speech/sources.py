@@ -1,12 +1,11 @@
 """Options of the speech domain. Imported while the config is read: nothing heavy."""
 
-import codecs
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, FilesOptions, Options, TaskOptions
+from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, Options, TaskOptions
 
 AUDIO = True
 FAMILIES = {"causal": ("text",), "whisper": ("text",)}
@@ -21,16 +20,7 @@ class Files(FilesOptions):
 
     folders: list[str] = Field(min_length=1, description="data folders, pooled: splits are made anew, by speaker")
     audio_root: str = Field("", description="folder that the paths of wav.scp start from")
-    encoding: str = Field("utf-8", description="text encoding of the tables")
-
-    @field_validator("encoding")
-    @classmethod
-    def known_encoding(cls, encoding):
-        try:
-            codecs.lookup(encoding)
-        except LookupError:
-            raise ValueError(f"unknown text encoding `{encoding}`, expected utf-8, latin-1, …") from None
-        return encoding
+    encoding: Encoding = Field("utf-8", description="text encoding of the tables")
 
     def paths(self) -> list[str]:
         """The tables; speakers' tables where they are."""
