@@ -59,6 +59,7 @@ class Dataset(DatasetOptions):
 class Task(TaskOptions):
     """How a transcript is cut into windows that a model reads."""
 
+    prompt: str = Field("[Classify RNA] ", description="what a causal base reads before the sequence")
     window: int = Field(384, ge=3, description="nucleotides that a model reads at once")
     stride: int | None = Field(None, ge=1, description="nucleotides between window starts; half a window by default")
     max_windows: int | None = Field(None, ge=1, description="most windows of a transcript, evenly spread; default all")

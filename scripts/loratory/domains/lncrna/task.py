@@ -7,16 +7,17 @@ import numpy as np
 from loratory.domains.contract import Example
 
 CHOICES = (" coding", " noncoding")
-PREFIX, SUFFIX = {"causal": "[Classify RNA] ", "encoder": ""}, {"causal": "\n", "encoder": ""}
+SUFFIX = {"causal": "\n", "encoder": ""}
 
 
 def examples(records: list[dict], task, family: str) -> list[Example]:
-    """One Example for each window of each record; only the sequence reaches the prompt."""
+    """One Example for each window of each record; an `encoder` base reads the sequence alone."""
+    prefix = task.prompt if family == "causal" else ""
     return [
         Example(
             id=record["id"],
             group=record["group"],
-            prompt=PREFIX[family] + kmers(record["sequence"][start : start + task.window]) + SUFFIX[family],
+            prompt=prefix + kmers(record["sequence"][start : start + task.window]) + SUFFIX[family],
             target=CHOICES[record["label"]],
             choices=CHOICES,
         )
