@@ -231,3 +231,11 @@ def test_an_expert_of_another_base_is_refused(tmp_path):
     deltas.save_peft(tmp_path / "a", adapter, causal=True)
     with pytest.raises(InputError, match="trained on another base"):
         open_experts({"a": tmp_path / "a"}, "1" * 64)
+
+
+@pytest.mark.parametrize("domain_loss", [0.0, 0.5])
+def test_the_domain_loss_of_x_lora_is_the_cross_entropy_of_its_weights(domain_loss):
+    weights = torch.tensor([[[0.5, 0.25, 0.25]], [[0.5, 0.125, 0.375]]])
+    expected = -domain_loss * (torch.tensor([0.25, 0.125]).log().mean())
+    mixer = registry.load("mixer", "xlora").Mixer(domain_loss=domain_loss)
+    torch.testing.assert_close(mixer.penalty(weights, 1), expected)

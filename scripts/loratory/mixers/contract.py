@@ -42,3 +42,12 @@ class Mixer(Options):
             gate: what `gate` made. hidden: `[batch, length, hidden]` of the base without experts, if `reads_hidden`.
             domain: index of the expert of the domain the batch is from; only the oracle may look at it.
         """
+
+    def penalty(self, weights: torch.Tensor, domain: int) -> torch.Tensor | float:
+        """What training adds to the loss of each target.
+
+        Args:
+            weights: `[tokens, modules | 1, experts]` of the batch's tokens. domain: as of `weights`; here every mixer
+                may look at it, since in training each example's domain is known.
+        """
+        return 0.0

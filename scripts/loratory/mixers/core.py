@@ -76,7 +76,7 @@ class Mixture(nn.Module):
 
     Attributes:
         names: experts in the order of the gate's outputs. domain: set before a batch, for the oracle alone.
-        last_weights: weights of the latest pass, detached, for routing reports.
+        last_weights: weights of the latest pass, for the mixer's penalty and for routing reports.
     """
 
     def __init__(self, model, experts: dict[str, Adapter], mixer: Mixer, where="mixture"):
@@ -105,14 +105,15 @@ class Mixture(nn.Module):
     def new_cache(self) -> PairCache:
         return PairCache(DynamicCache(), DynamicCache())
 
-    def forward(self, past_key_values: PairCache | None = None, use_cache: bool = False, **inputs):
+    def forward(self, past_key_values: PairCache | None = None, use_cache=False, logits_to_keep=0, **inputs):
         bare, mixed = (past_key_values.bare, past_key_values.mixed) if past_key_values else (None, None)
         try:
             hidden = self.bare_states(inputs, bare, use_cache) if self.mixer.reads_hidden else None
             weights = self.mixer.weights(self.gate, hidden, self.sizes, self.domain).to(self.model.device)
-            self.last_weights = weights.detach()
+            self.last_weights = weights
             self.context.set(weights)
-            return self.model(**inputs, past_key_values=mixed, use_cache=use_cache)
+            kept = {"past_key_values": mixed, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
+            return self.model(**inputs, **kept)
         finally:
             self.context.close()
 

@@ -72,7 +72,13 @@ def train_gate(base, mixture: Mixture, sets: dict, training, seed: int, job: Job
 
     mixture.train()
     parameters = dict(mixture.gate.named_parameters())
-    loss = lambda micro: base.loss(mixture, micro.batch)  # noqa: E731
+
+    def loss(micro):
+        total, targets = base.loss(mixture, micro.batch)
+        real = micro.batch["mask"].bool()
+        weights = mixture.last_weights.expand(*real.shape, -1, -1)[real]
+        return total + targets * mixture.mixer.penalty(weights, mixture.names.index(micro.task)), targets
+
     curve = fit(parameters, micro_batches, loss, recipe(training, training.learning_rate), seed, *job.place)
     mixture.eval()
     return curve

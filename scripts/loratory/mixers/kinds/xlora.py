@@ -20,6 +20,7 @@ class Mixer(contract.Mixer):
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout between the gate's layers")
     temperature: float = Field(1.0, gt=0, description="softmax temperature")
     layerwise: bool = Field(True, description="own weights for each adapted layer, or one set for all")
+    domain_loss: float = Field(0.0, ge=0, description="weight of a routing loss; 0 is as published")
 
     def gate(self, sizes):
         from torch import nn
@@ -34,3 +35,6 @@ class Mixer(contract.Mixer):
     def weights(self, gate, hidden, sizes, domain):
         logits = gate(hidden.float()).unflatten(-1, (-1, sizes.experts))  # module-major, expert-minor
         return (logits / self.temperature).softmax(-1)
+
+    def penalty(self, weights, domain):
+        return -self.domain_loss * weights[..., domain].clamp_min(1e-9).log().mean()
