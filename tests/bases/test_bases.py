@@ -7,13 +7,16 @@ import pytest
 import soundfile
 import torch
 from folding_model import save_folding_model
-from models import causal_base, encoder_base, entry, llama, save, text_tokenizer, whisper_base
+from models import causal_base, encoder_base, entry, llama, save, text_tokenizer, whisper_base, whisper_config
 from safetensors.torch import load_file, save_file
+from transformers import WhisperConfig
 
+from loratory.bases.audio import AudioPrefix
 from loratory.bases.core import IGNORED, load_base
 from loratory.bases.decoding import Sampling
 from loratory.bases.folding import check_folder
 from loratory.bases.prepare import prepare_folder
+from loratory.data.audio import log_mel, read_audio
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -105,9 +108,69 @@ def test_audio_takes_a_place_for_every_five_positions_and_reaches_the_model(caus
     batch = causal.collate(items)
     assert batch["is_audio"].sum(1).tolist() == [item.audio_tokens for item in items]
     embeddings = causal.inputs(batch)["inputs_embeds"]
-    heard = causal.audio(batch["features"])
     for row, item in enumerate(items):
-        assert torch.equal(embeddings[row, 1 : 1 + item.audio_tokens], heard[row, : item.audio_tokens])
+        heard = causal.audio(causal.audio.heard(item.audio))
+        torch.testing.assert_close(embeddings[row, 1 : 1 + item.audio_tokens], heard, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_clip_is_heard_alone_and_as_the_encoder_hears_it_in_a_batch(causal, clips):
+    ears = causal.audio
+    samples = [read_audio(clip) for clip in clips]
+    features = torch.from_numpy(np.stack([log_mel(clip, 80, ears.frames) for clip in samples]))
+    together = ears.encoder(features).last_hidden_state
+    for states, clip, heard in zip(together, samples, map(ears.heard, clips)):
+        tokens = ears.tokens(len(clip))
+        assert heard.shape == (tokens, 5 * ears.config.d_model)
+        torch.testing.assert_close(heard, states[: 5 * tokens].reshape(tokens, -1), rtol=0, atol=1e-5)
+    assert all(torch.equal(ears.heard(clip), ears.hear(clip)) for clip in reversed(clips))
+
+
+def test_a_clip_is_encoded_once_and_only_by_the_ears_that_ask(tmp_path, clips):
+    first, second = (causal_base(tmp_path / name) for name in ("first", "second"))
+    with torch.no_grad():
+        next(second.audio.encoder.parameters()).add_(1.0)
+    calls = []
+    for base in (first, second):
+        base.audio.encoder.register_forward_hook(lambda *_, base=base: calls.append(base))
+    items = [first.encode(question("transcribe", " yes", audio=clip)) for clip in clips]
+    for _ in range(3):
+        first.nll(first.model, items)
+    assert len(calls) == len(clips)
+    assert not torch.equal(first.audio.heard(clips[0]), second.audio.heard(clips[0]))
+
+
+def test_memory_of_what_was_heard_is_bounded():
+    for width, most in ((384, 466), (1280, 139)):
+        config = WhisperConfig(d_model=width, encoder_layers=0, decoder_layers=0)
+        assert AudioPrefix(config, stack=5, width=8, hidden=8).heard.cache_info().maxsize == most
+
+
+def test_a_full_window_has_no_more_tokens_than_the_encoder_has_positions():
+    ears = AudioPrefix(whisper_config(), stack=7, width=8, hidden=8)
+    assert ears.tokens(32000) == 100 // 7
+
+
+def test_the_projector_learns_from_what_was_heard(causal, clips):
+    causal.audio.projector.requires_grad_(True)
+    try:
+        loss, _ = causal.loss(causal.model, causal.collate([causal.encode(question("hm", " yes", audio=clips[0]))]))
+        loss.backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in causal.audio.projector.parameters())
+    finally:
+        causal.audio.projector.requires_grad_(False).zero_grad()
+
+
+@torch.no_grad()
+def test_padding_needs_no_mask_and_unscored_positions_no_logits(causal):
+    items = [causal.encode(question(text)) for text in ("hm", "coding noncoding yes no " * 3)]
+    batch = causal.collate(items)
+    masked = causal.model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits[:, :-1].log_softmax(-1)
+    labels = batch["labels"][:, 1:]
+    nll = -masked.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == IGNORED, 0.0)
+    found = causal.token_nll(causal.model, batch)
+    torch.testing.assert_close(found.sum(1), nll.sum(1), rtol=0, atol=1e-4)
+    assert found.shape[1] == (labels != IGNORED).any(0).sum() < labels.shape[1]
 
 
 def test_samples_depend_on_the_seed_alone(causal):

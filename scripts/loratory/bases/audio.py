@@ -5,6 +5,7 @@ before the text.
 """
 
 import json
+from functools import lru_cache
 from math import ceil
 
 import torch
@@ -13,11 +14,17 @@ from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from loratory.data.audio import log_mel, read_audio
+
 SAMPLES_PER_POSITION = 320  # 10 ms frames, halved by the encoder's second convolution
+REMEMBERED = 2**30  # bytes of encoder states at most
 
 
 class AudioPrefix(nn.Module):
-    """Log-mel `[clips, mels, frames]` → prefix embeddings `[clips, frames / (2 · stack), width]`."""
+    """What was heard `[tokens, stack · d_model]` → prefix embeddings `[tokens, width]`.
+
+    The encoder never learns, so a clip is heard once: `heard(path)` remembers what `hear(path)` computes.
+    """
 
     def __init__(self, config: WhisperConfig, stack: int, width: int, hidden: int):
         super().__init__()
@@ -25,6 +32,8 @@ class AudioPrefix(nn.Module):
         self.encoder = WhisperEncoder(config)
         size = config.d_model * stack
         self.projector = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        longest = 4 * config.max_source_positions * config.d_model  # bytes
+        self.heard = lru_cache(maxsize=max(1, REMEMBERED // longest))(self.hear)
 
     @property
     def frames(self) -> int:
@@ -32,12 +41,19 @@ class AudioPrefix(nn.Module):
 
     def tokens(self, samples: int) -> int:
         """Prefix positions of a clip of so many samples at 16 kHz."""
-        return ceil(ceil(samples / SAMPLES_PER_POSITION) / self.stack)
+        return min(ceil(ceil(samples / SAMPLES_PER_POSITION) / self.stack), self.frames // 2 // self.stack)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        states = self.encoder(features).last_hidden_state
-        usable = states.shape[1] // self.stack * self.stack
-        return self.projector(states[:, :usable].reshape(len(states), -1, self.stack * states.shape[2]))
+    @torch.no_grad()
+    def hear(self, path: str) -> torch.Tensor:
+        """Stacked encoder states of a clip `[tokens, stack · d_model]`; computed alone, so no batch changes them."""
+        samples = read_audio(path)
+        features = torch.from_numpy(log_mel(samples, self.config.num_mel_bins, self.frames))
+        states = self.encoder(features[None].to(self.encoder.device)).last_hidden_state[0]
+        tokens = self.tokens(len(samples))
+        return states[: tokens * self.stack].reshape(tokens, -1).clone()  # a view would keep the whole window
+
+    def forward(self, heard: torch.Tensor) -> torch.Tensor:
+        return self.projector(heard)
 
     def save(self, folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -76,6 +76,8 @@ class Causal(Base):
             "ids": pad(rows, self.filler, self.device, left),
             "mask": pad([[1] * n for n in lengths], 0, self.device, left),
         }
+        if left:
+            batch["positions"] = (batch["mask"].cumsum(-1) - 1).clamp(min=0)
         if labels is not None:
             batch["labels"] = pad(labels, IGNORED, self.device, left)
         heard = [item for item in items if item.audio]
@@ -85,28 +87,34 @@ class Causal(Base):
                 [begin <= at < begin + item.audio_tokens for at in range(n)] for item, n in zip(items, lengths)
             ]
             batch["is_audio"] = pad(is_audio, False, self.device, left)
-            batch["features"] = self.features(heard, self.audio.config.num_mel_bins, self.audio.frames)
-            batch["audio_tokens"] = [item.audio_tokens for item in heard]
+            batch["heard"] = torch.cat([self.audio.heard(item.audio) for item in heard])
         return batch
 
     def inputs(self, batch) -> dict:
-        """Model inputs; embeddings in place of ids where a clip is heard."""
-        mask = batch["mask"]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        inputs = {"attention_mask": mask, "position_ids": positions}
-        if "features" not in batch:
+        """Model inputs; embeddings in place of ids where a clip is heard.
+
+        Padding on the right needs no mask, as nothing that counts comes after it; without one, attention is faster.
+        """
+        inputs = {}
+        if "positions" in batch:
+            inputs = {"attention_mask": batch["mask"], "position_ids": batch["positions"]}
+        if "heard" not in batch:
             return inputs | {"input_ids": batch["ids"]}
         embeddings = self.model.get_input_embeddings()(batch["ids"])
-        heard = self.audio(batch["features"])
-        prefix = torch.cat([clip[:n] for clip, n in zip(heard, batch["audio_tokens"])]).to(embeddings.dtype)
+        prefix = self.audio(batch["heard"]).to(embeddings.dtype)
         return inputs | {"inputs_embeds": embeddings.masked_scatter(batch["is_audio"][..., None], prefix)}
 
     def token_nll(self, model, batch) -> torch.Tensor:
-        """`[batch, length - 1]` nats, 0 where nothing is scored."""
-        logits = model(**self.inputs(batch), use_cache=False).logits[:, :-1]
+        """`[batch, positions]` nats, 0 where nothing is scored; positions that no row is scored at are left out."""
         labels = batch["labels"][:, 1:]
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        scored = (labels != IGNORED).any(0).nonzero()[:, 0]
+        logits, labels = self.logits(model, batch, scored), labels[:, scored]
+        nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         return nll.view(labels.shape)
+
+    def logits(self, model, batch, positions: torch.Tensor) -> torch.Tensor:
+        """`[batch, positions, vocabulary]` at these positions alone: the head costs as much as layers do."""
+        return model(**self.inputs(batch), use_cache=False, logits_to_keep=positions).logits.float()
 
     def loss(self, model, batch):
         return self.token_nll(model, batch).sum(), int((batch["labels"][:, 1:] != IGNORED).sum())
@@ -127,16 +135,15 @@ class Causal(Base):
         if len(set(first)) < len(first):
             raise InputError(self.folder, "choices share their first token", str(choices), "distinct first tokens")
         batch = self.collate_prompts(items)
-        logits = model(**self.inputs(batch), use_cache=False).logits
-        last = batch["mask"].sum(1) - 1
-        return logits[torch.arange(len(items)), last][:, first].float().log_softmax(-1)
+        last, place = (batch["mask"].sum(1) - 1).unique(return_inverse=True)
+        return self.logits(model, batch, last)[torch.arange(len(items)), place][:, first].log_softmax(-1)
 
     def text(self, model, items, limit: int, sampling=None) -> list[str]:
         """Continuations of the prompts without end-of-sequence; greedy unless `sampling` is given."""
         batch = self.collate_prompts(items, left=True)
         inputs = self.inputs(batch)
         written = decode(
-            lambda inputs, cache: model(**inputs, past_key_values=cache, use_cache=True),
+            lambda inputs, cache: model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1),
             inputs,
             new_cache(model),
             self.end,

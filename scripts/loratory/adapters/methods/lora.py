@@ -31,7 +31,7 @@ class Method(contract.Method):
         from torch.nn.functional import dropout, linear
 
         x = dropout(x, self.dropout, training)
-        return linear(linear(x, tensors["A"]), tensors["B"]) * self.scale
+        return linear(linear(x, tensors["A"]) * self.scale, tensors["B"])  # scaled where it is narrow
 
     def delta(self, tensors):
         from loratory.adapters.deltas import LowRank
