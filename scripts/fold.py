@@ -6,6 +6,13 @@ with logged(snakemake.log[0], snakemake.params.threads):
     from loratory.evaluation.fold import fold_predictions
 
     files, params = snakemake.input, snakemake.params
-    predictions = list(zip(params.seeds, files.predictions))
-    folder, out = Path(files.folding).parent, Path(snakemake.output[0]).parent
-    fold_predictions(snakemake.wildcards.domain, predictions, params.references, folder, out, params.device)
+    fold_predictions(
+        snakemake.wildcards.domain,
+        list(zip(params.seeds, files.predictions)),
+        files.baselines,
+        next(iter(files.get("references", [])), None),
+        params.folded,
+        Path(files.folding).parent,
+        Path(snakemake.output[0]).parent,
+        params.device,
+    )

@@ -7,5 +7,5 @@ with logged(snakemake.log[0]):
     from loratory.evaluation.baselines import predict_baselines
 
     domain, params = snakemake.wildcards.domain, snakemake.params
-    task = options(domain, "Task", params.task)
-    predict_baselines(domain, Path(snakemake.input[0]).parent, task, params.max_records, snakemake.output[0])
+    task, data = options(domain, "Task", params.task), Path(snakemake.input[0]).parent
+    predict_baselines(domain, data, task, params.max_records, params.samples, snakemake.output[0])

@@ -1,14 +1,16 @@
 """Folding samples: files that survive an interruption, scores that are those of the files."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folding_model import save_folding_model
 
 from loratory.bases import folding
 from loratory.errors import InputError
-from loratory.evaluation.fold import SCHEMA, fold_samples
-from loratory.evaluation.structure import read_references, read_trace, tm_score
+from loratory.evaluation.fold import SCHEMA, fold_predictions, fold_samples, read_references
+from loratory.evaluation.rows import write_rows
+from loratory.evaluation.structure import read_trace, tm_score
 
 SAMPLES = [("sample-0002", "ACDEFGHIKLMNPQRSTVWYACDEF"), ("sample-0001", "MKV" * 9), ("sample-0003", "ACDEF")]
 
@@ -19,13 +21,11 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def references(model_folder, tmp_path_factory):
+def references(model_folder):
     """Two structures of the same model: of the first sample's sequence, and of another one."""
-    folder = tmp_path_factory.mktemp("references")
     model = folding.load_folding_model(model_folder, allow_random=True)
-    for name, sequence in (("same", SAMPLES[0][1]), ("other", "GWLPE" * 8)):
-        (folder / f"{name}.pdb").write_text(folding.pdb_text(folding.fold(model, sequence)))
-    return folder
+    sequences = {"same": SAMPLES[0][1], "other": "GWLPE" * 8}
+    return {name: folding.fold(model, sequence).coordinates[:, folding.CA] for name, sequence in sequences.items()}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_scores_are_those_of_the_written_files(done, references):
     assert table.schema.equals(SCHEMA)
     rows = table.to_pylist()
     assert [row["id"] for row in rows] == ["sample-0001", "sample-0002", "sample-0003"]
-    sequences, chains = dict(SAMPLES), read_references(references)
+    sequences = dict(SAMPLES)
     for row in rows:
         trace = read_trace(done.parent / f"{row['id']}.pdb")
         assert trace.sequence == sequences[row["id"]]
@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_written_files(done, references):
         assert 1 < row["plddt"] <= 100
         assert (row["plddt_atoms"], row["tm_normalised_by"]) == ("ca", "reference")
         if len(trace.sequence) >= 20:
-            scores = {name: tm_score(trace.coordinates, other) for name, other in chains.items()}
+            scores = {name: tm_score(trace.coordinates, other) for name, other in references.items()}
             best = scores[row["tm_reference"]]
             assert row["tm"] == best.norm_reference == max(score.norm_reference for score in scores.values())
             assert (row["rmsd"], row["aligned_length"]) == (best.rmsd, best.aligned_length)
@@ -71,7 +71,7 @@ def test_a_sample_too_short_for_a_tm_score_has_none(done):
 
 
 def test_without_references_there_is_no_tm_score(model_folder, done, tmp_path):
-    rows = pq.read_table(fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)).to_pylist()
+    rows = pq.read_table(fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)).to_pylist()
     assert all(row["tm"] is None for row in rows)
     assert [row["plddt"] for row in rows] == pq.read_table(done)["plddt"].to_pylist()
 
@@ -87,17 +87,17 @@ def test_only_what_is_missing_is_folded(model_folder, done, tmp_path, monkeypatc
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "sample-0003.pdb").unlink()
     folded = count_folds(monkeypatch)
-    fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)
+    fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)
     assert folded == ["ACDEF"]
-    fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)
+    fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)
     assert folded == ["ACDEF"]
     # the same id with another sequence is another structure
-    fold_samples([("sample-0003", "ACDEG")], None, model_folder, tmp_path, allow_random=True)
+    fold_samples([("sample-0003", "ACDEG")], {}, model_folder, tmp_path, allow_random=True)
     assert folded == ["ACDEF", "ACDEG"]
     assert read_trace(tmp_path / "sample-0003.pdb").sequence == "ACDEG"
     # and so is the same sequence by another model
     other = save_folding_model(tmp_path / "other", seed=1)
-    fold_samples([("sample-0003", "ACDEG")], None, other, tmp_path)
+    fold_samples([("sample-0003", "ACDEG")], {}, other, tmp_path)
     assert folded == ["ACDEF", "ACDEG", "ACDEG"]
 
 
@@ -107,12 +107,12 @@ def test_an_interruption_leaves_whole_files_only(model_folder, tmp_path, monkeyp
         folding, "pdb_text", lambda structure: text(structure) if len(structure.sequence) == 5 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
-        fold_samples(SAMPLES, None, model_folder, tmp_path, allow_random=True)
+        fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)
     assert [path.name for path in tmp_path.iterdir()] == ["sample-0003.pdb"]
 
 
 def test_no_samples_give_an_empty_table(model_folder, tmp_path):
-    table = pq.read_table(fold_samples([], None, model_folder, tmp_path, allow_random=True))
+    table = pq.read_table(fold_samples([], {}, model_folder, tmp_path, allow_random=True))
     assert (table.num_rows, table.schema) == (0, SCHEMA)
 
 
@@ -128,10 +128,64 @@ def test_no_samples_give_an_empty_table(model_folder, tmp_path):
 )
 def test_bad_samples_stop_before_anything_is_folded(model_folder, tmp_path, samples, message):
     with pytest.raises(InputError, match=message):
-        fold_samples(samples, None, model_folder, tmp_path, max_length=4, allow_random=True)
+        fold_samples(samples, {}, model_folder, tmp_path, max_length=4, allow_random=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_random_weights_are_refused_even_when_nothing_is_left_to_fold(model_folder, done):
     with pytest.raises(InputError, match="the weights are random"):
-        fold_samples(SAMPLES, None, model_folder, done.parent)
+        fold_samples(SAMPLES, {}, model_folder, done.parent)
+
+
+# --- predictions of all systems ---
+
+
+def predictions(path, **systems):
+    rows = [
+        {"split": "sample", "system": system, "kind": "base", "id": f"sample-{i:04d}", "group": "g", "text": text}
+        for system, texts in systems.items()
+        for i, text in enumerate(texts, start=1)
+    ]
+    write_rows(path, [*rows, {"split": "test", "system": "base", "kind": "base", "id": "r1", "nll": 1.0}])
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_folding_model(tmp_path_factory.mktemp("base"))
+
+
+def test_every_system_is_folded_as_far_as_the_limit_goes(folder, tmp_path):
+    wrote = {"base": ["ACDEF", "MKV", "ACD>", "MKVW>", "GGAA>"], "lora@protein": ["AC>"]}
+    seeds = [(seed, predictions(tmp_path / f"{seed}.parquet", **wrote)) for seed in (0, 1)]
+    natural = predictions(tmp_path / "baselines.parquet", natural=["MKTAYIAKQR>"])
+    fold_predictions("protein", seeds, natural, None, 2, folder, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
+    assert [(row["seed"], row["system"], row["id"][-1], row["length"]) for row in rows] == [
+        *[(seed, *rest) for seed in (0, 1) for rest in (("base", "3", 3), ("base", "4", 4), ("lora@protein", "1", 2))],
+        (None, "natural", "1", 10),
+    ]
+    assert all(0 < row["plddt"] <= 100 and row["tm"] is None for row in rows)
+
+
+def test_references_are_the_resolved_chains_long_enough(tmp_path):
+    rng = np.random.default_rng(0)
+    chains = {"long": rng.normal(size=(25, 4, 3)), "short": rng.normal(size=(19, 4, 3)), "holes": np.ones((25, 4, 3))}
+    chains["long"][4, 1] = np.nan
+    chains["holes"][:6, 1, 2] = np.nan
+    records = [{"id": id, "backbone": points.ravel().astype(np.float32)} for id, points in chains.items()]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
+    found = read_references(tmp_path / "test.parquet")
+    assert [*found] == ["long"]
+    np.testing.assert_allclose(found["long"], np.delete(chains["long"][:, 1], 4, axis=0), rtol=1e-6)
+
+
+def test_samples_are_compared_with_the_given_chains(folder, tmp_path):
+    model, sequence = folding.load_folding_model(folder), SAMPLES[0][1]
+    backbone = folding.fold(model, sequence).coordinates[:, [0, 1, 2, 4]].astype(np.float32)
+    pq.write_table(pa.Table.from_pylist([{"id": "same", "backbone": backbone.ravel()}]), tmp_path / "test.parquet")
+    written = predictions(tmp_path / "0.parquet", base=[f"{sequence}>"])
+    none = predictions(tmp_path / "baselines.parquet")
+    fold_predictions("protein", [(0, written)], none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
+    [row] = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
+    assert (row["tm_reference"], row["length"]) == ("same", len(sequence)) and row["tm"] > 0.999

@@ -2,10 +2,8 @@
 
 from types import SimpleNamespace
 
-import pyarrow.parquet as pq
 import pytest
 import torch
-from folding_model import save_folding_model
 from models import causal_base, trained_adapter
 
 from loratory import registry
@@ -13,8 +11,7 @@ from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
 from loratory.config import Evaluation
 from loratory.domains.contract import Example
-from loratory.evaluation import fold, predict
-from loratory.evaluation.rows import write_rows
+from loratory.evaluation import predict
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import save_mixture
 from loratory.training.mixture import start_gate
@@ -98,18 +95,3 @@ def test_routing_shares_sum_to_one_and_know_prompt_from_answer(study):
     assert sum(found["weights"]) == pytest.approx(1)
     assert sum(found["prompt"]) == pytest.approx(1) and sum(found["target"]) == pytest.approx(1)
     assert 0 <= found["entropy"] <= 1 and 0 <= found["top1"] <= 1
-
-
-def test_folding_takes_the_finished_chains_of_every_system(tmp_path):
-    texts = {"s1": "ACDEFGHIKLMNPQRSTVWYACDEF>", "s2": "ACDEFGHIK", "s3": "ACXX>"}
-    rows = [
-        {"split": "sample", "system": system, "kind": "base", "id": id, "group": id, "reference": "", "text": text}
-        for system in ("base", "lora@protein")
-        for id, text in texts.items()
-    ]
-    write_rows(tmp_path / "seed0.parquet", rows)
-    folding = save_folding_model(tmp_path / "folding", weights="trained")
-    fold.fold_predictions("protein", [(0, tmp_path / "seed0.parquet")], None, folding, tmp_path / "out")
-    found = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
-    assert [(row["seed"], row["system"], row["id"]) for row in found] == [(0, "base", "s1"), (0, "lora@protein", "s1")]
-    assert all(0 <= row["plddt"] <= 100 for row in found)

@@ -211,6 +211,19 @@ def test_folded_samples_are_scored(run, tmp_path):
     assert (found["per_seed"], found["value"], found["status"]) == ([52.5, 62.5], 57.5, "ok")
 
 
+def test_what_baselines_write_is_folded_and_scored_like_any_sample(run, tmp_path):
+    rows = [{"seed": None, "system": "natural", "id": f"sample-{i:03}", "plddt": 80.0 + i} for i in range(6)]
+    for seed, system in ((0, "base"), (1, "base"), (0, "lora@toy"), (1, "lora@toy")):
+        rows += [{"seed": seed, "system": system, "id": f"sample-{i:03}", "plddt": 40.0} for i in range(6)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "structures.parquet")
+    natural = write(tmp_path / "baselines.parquet", samples("natural", "baseline"))
+    report = run(baselines=natural, structures=tmp_path / "structures.parquet")
+    found = pick(report, "natural", "pLDDT", "sample")
+    assert (found["kind"], found["value"], found["per_seed"]) == ("baseline", 82.5, [])
+    assert pick(report, "natural", "novelty", "sample")["value"] == pytest.approx(4 / 6)
+    assert pick(report, "natural", "NLL") is None
+
+
 def test_undefined_values_are_null_and_said_so(run, tmp_path):
     rows = [r for r in answers("base", "base", "test", 1.0) if r["reference"] == "0"]
     found = pick(run([(0, write(tmp_path / "p.parquet", rows))]), "base", "AUC")

@@ -10,6 +10,8 @@ WILDCARDS = {
     "workflow": {},
     "domain_table": {"domain": "protein", "base": "mini-lm"},
     "curves": {"base": "mini-lm"},
+    "folding": {"base": "mini-fold"},
+    "calibration": {"base": "mini-fold"},
     "summary": {"mixture": "xlora_all"},
     "routing": {"mixture": "xlora_all"},
     "transfer": {"mixture": "xlora_all"},

@@ -62,7 +62,7 @@ def split_latex(text):
 @pytest.fixture
 def written(tmp_path, reports, audit):
     out = tmp_path / "tables" / "protein"
-    table(reports[1], out, audit=audit, about="mini-lm_1 <2 M parameters>", banner=BANNER)
+    table([reports[1]], out, audits=[audit], about="mini-lm_1 <2 M parameters>", banner=BANNER)
     return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
 
 
@@ -111,7 +111,7 @@ def test_not_run_is_said_in_the_cell_and_explained_below(written):
 
 def test_undefined_values_and_missing_intervals_show_no_number(tmp_path):
     rows = [metric_row("base", None, status="undefined"), metric_row("lora@toy", 0.7, low=None, high=None)]
-    table(write_report(tmp_path / "m.json", "toy", rows), tmp_path / "t")
+    table([write_report(tmp_path / "m.json", "toy", rows)], tmp_path / "t")
     found = lines((tmp_path / "t.md").read_text())
     assert [row["AUC (0–1) ↑"] for row in found.values()] == ["undefined", "0.700 [–, –] ▲"]
 
@@ -134,11 +134,33 @@ def test_few_seeds_are_warned_of(tmp_path, reports):
     made = json.loads(reports[0].read_text()) | {"seeds": [7]}
     path = tmp_path / "one.json"
     path.write_text(json.dumps(made))
-    table(path, tmp_path / "one")
+    table([path], tmp_path / "one")
     text = (tmp_path / "one.md").read_text()
     assert "Seed 7 only" in text and "Fewer than 3 seeds" in text
-    table(reports[0], tmp_path / "three")
+    table([reports[0]], tmp_path / "three")
     assert "Fewer than" not in (tmp_path / "three.md").read_text()
+
+
+def test_what_adaptation_cost_stands_beside_the_primary_metric(tmp_path, reports, audit):
+    sizes, worse = {"n": 30, "n_groups": 9}, {"gain_low": -0.4, "gain_high": -0.2}
+    kept = [metric_row("base", 0.9, **sizes), metric_row("lora@protein", 0.6, **sizes, **worse)]
+    other = metric_row("base", 0.4, metric="WER")
+    general = write_report(tmp_path / "general.json", "protein", [*kept, other, metric_row("base", 0.1, "valid")])
+    table([reports[1], general], tmp_path / "t", audits=[audit, audit])
+    text = (tmp_path / "t.md").read_text()
+    found = lines(text)
+    assert list(found["base"])[:4] == ["system", "AUC (0–1) ↑", "general: AUC (0–1) ↑", "WER (%) ↓"]
+    column = {system: cells["general: AUC (0–1) ↑"] for system, cells in found.items()}
+    assert column.pop("base") == "0.900 [0.850, 0.950]" and column.pop("lora@protein") == "0.600 [0.550, 0.650] ▼"
+    assert set(column.values()) == {"–"}, "only the base and the domain's own adapters are asked"
+    assert found["lora@protein"]["AUC (0–1) ↑"] == "0.800 [0.750, 0.850] ▲"
+    for line in ("n = 40 (test) in 20 groups.", "n = 30 (general test) in 9 groups."):
+        assert f"- {line}" in text.splitlines()
+    assert "- general: AUC: the same on test records of the general population" in text
+    assert "- general: Leak audit" in text
+    rows = csv.DictReader(io.StringIO((tmp_path / "t.tsv").read_text()), delimiter="\t")
+    told = [(row["corpus"], row["split"], row["value"]) for row in rows if row["system"] == "base"]
+    assert {("general", "valid", "0.1"), ("general", "test", "0.9"), ("data", "test", "0.5")} <= {*told}
 
 
 def test_no_winner_is_emphasised(written, summed):
@@ -165,7 +187,7 @@ def test_special_characters_are_escaped(written):
 
 def test_tsv_has_every_digit_of_every_split(tmp_path):
     third = metric_row("base", 1 / 3, per_seed=[1 / 3, None, 0.1], note="a\ttab and\na line")
-    table(write_report(tmp_path / "m.json", "toy", [third, third | {"split": "valid"}]), tmp_path / "t")
+    table([write_report(tmp_path / "m.json", "toy", [third, third | {"split": "valid"}])], tmp_path / "t")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "t.tsv").read_text()), delimiter="\t"))
     assert [row["split"] for row in rows] == ["test", "valid"]
     assert float(rows[0]["value"]) == 1 / 3 and rows[0]["gain"] == "" and rows[0]["base"] == "mini-lm"
@@ -240,7 +262,7 @@ def test_adapters_that_are_no_expert_stay_out_of_the_summary(tmp_path, reports):
 
 def test_a_base_that_was_not_scored_is_said_so(tmp_path):
     rows = [metric_row("lora@toy", 0.7, gain=None, gain_low=None, gain_high=None)]
-    table(write_report(tmp_path / "m.json", "toy", rows), tmp_path / "t")
+    table([write_report(tmp_path / "m.json", "toy", rows)], tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     assert "The base alone was not scored, so gains are undefined." in text and "▲" not in text
 
@@ -274,7 +296,7 @@ def test_numbers_are_printed_in_the_unit_that_readers_expect():
 
 def test_terminal_table_is_compact_and_aligned(reports):
     stream = io.StringIO()
-    show(reports, stream=stream)
+    show([[path] for path in reports], stream=stream)
     text = stream.getvalue()
     assert "speech on mini-lm" in text and "protein on mini-lm" in text and "[" not in text
     block = [line for line in text.splitlines() if line.startswith(("system ", "base ", "lora@speech "))]
@@ -284,7 +306,7 @@ def test_terminal_table_is_compact_and_aligned(reports):
 
 def test_same_metrics_give_the_same_bytes(tmp_path, reports, audit):
     for name in ("a", "b"):
-        table(reports[0], tmp_path / f"{name}-t", audit=audit, banner=BANNER)
+        table([reports[0]], tmp_path / f"{name}-t", audits=[audit], banner=BANNER)
         summary(reports, tmp_path / f"{name}-s", mixture="mix", experts=EXPERTS)
     for first in tmp_path.glob("a-*"):
         assert first.read_bytes() == (tmp_path / first.name.replace("a-", "b-")).read_bytes()
@@ -314,7 +336,7 @@ def test_a_thousand_records_take_less_than_two_seconds_from_a_cold_start_without
     code = (
         "import sys; from loratory.reporting.tables import summary, table\n"
         f"paths, out = {paths!r}, {str(tmp_path / 'out')!r}\n"
-        "for i, path in enumerate(paths): table(path, f'{out}/{i}')\n"
+        "for i, path in enumerate(paths): table([path], f'{out}/{i}')\n"
         "summary(paths, f'{out}/s', mixture='mix', experts=['a1@d0', 'a2@d1'])\n"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'matplotlib', 'snakemake'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"

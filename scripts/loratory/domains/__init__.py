@@ -1,7 +1,8 @@
 """One package per domain. A domain is these five modules; nothing else names it.
 
 `sources.py`  (imported while the config is read: pydantic only, nothing heavy)
-    Files        subclass of `contract.FilesOptions`: paths of raw public files and how to read them
+    Files        subclass of `contract.FilesOptions`: paths of raw public files and how to read them; with an option
+                 `simulated` (a Simulation or None) the simulator's files are added to lists of locations
     Simulation   subclass of `contract.Options` with `kind: Literal["simulate"]`: size and traits of the simulator
     Dataset      subclass of `contract.DatasetOptions`: what is kept, how records are grouped
     Task         subclass of `contract.TaskOptions`: how a record is put to a model
@@ -9,7 +10,7 @@
     FOLDED       True if samples are proteins to be folded; optional
     FAMILIES     {base family: outputs that are predicted there}; outputs are "nll", "choice", "text", "sample"
 `build.py`
-    COLUMNS      {column: Arrow type} of a record beside `id` and `group`
+    COLUMNS      {column: Arrow type or its name} of a record beside `id` and `group`
     read(files, dataset, ledger) -> iterator of records (dicts with `id` and COLUMNS), validated; see `data.ledger`
     group(records, dataset) -> group of each record: what must not stand in two splits
     split(records, groups, dataset, seed) -> split of each record; optional, by default groups are hashed
@@ -21,6 +22,7 @@
     samples(n, task, family) -> n Examples with an empty target, to be continued; only with the output "sample"
     chain(text) -> residues of a sample, or None; only if FOLDED
     baselines(train, test, task) -> {system: prediction rows}; optional, controls that need no language model
+    sample_baselines(test, n, task) -> {system: rows of samples, with the ids of `samples`}; optional, likewise
 `metrics.py`
     METRICS      tuple of `contract.Metric`
     columns(rows, records, task) -> {column: array}, aligned with `rows`: what the metrics look at

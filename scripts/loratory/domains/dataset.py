@@ -75,7 +75,8 @@ def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledge
 
 def schema(build) -> pa.Schema:
     columns = {"id": "string", "group": "string", **build.COLUMNS}
-    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    types = {name: pa.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in columns.items()}
+    return pa.schema(types)
 
 
 def write_records(path: Path, build, records: list[dict]):

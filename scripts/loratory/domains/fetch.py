@@ -26,15 +26,25 @@ def fetch_source(domain: str, source, population: str, seed: int, out) -> None:
     with whole(out) as aside:
         aside.mkdir(parents=True)
         if source.kind == "simulate":
-            module = registry.load("domain", domain, "simulate")
-            files = module.simulate(source, population, seed, aside)
-            placed = (
-                registry.load("domain", domain, "sources").Files(**files).moved(lambda path: str(Path(out) / path))
-            )
+            placed = simulated(domain, source, population, seed, aside, Path(out))
         else:
             placed = source.moved(lambda location: fetched(location, source.sha256, aside, Path(out)))
+            if added := getattr(source, "simulated", None):
+                placed = joined(placed, simulated(domain, added, population, seed, aside, Path(out)))
         digests = {path: sha256(path) for path in sorted(placed.paths()) if Path(path).is_file()}
         write_json(aside / MANIFEST, {"files": placed.model_dump(mode="json"), "sha256": digests})
+
+
+def simulated(domain: str, simulation, population: str, seed: int, aside: Path, out: Path):
+    """The `Files` that the simulator writes into `aside`, located as they will be under `out`."""
+    simulate, sources = (registry.load("domain", domain, part) for part in ("simulate", "sources"))
+    files = simulate.simulate(simulation, population, seed, aside)
+    return sources.Files(**files).moved(lambda path: str(out / path))
+
+
+def joined(files, more):
+    """`files` with the locations of `more` added to each of its lists of locations."""
+    return files.model_copy(update={name: [*getattr(files, name), *getattr(more, name)] for name in files.LOCATIONS})
 
 
 def open_source(domain: str, folder):

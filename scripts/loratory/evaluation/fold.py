@@ -1,19 +1,22 @@
 """Folding samples and scoring the structures: one PDB file for each sample, one row for each sample."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loratory import registry
 from loratory.bases import folding
 from loratory.data.files import sha256, whole
+from loratory.data.structures import alphas
 from loratory.errors import InputError
-from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference, read_references
+from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference
 
 SCORES = "scores.parquet"
 SCHEMA = pa.schema(
@@ -33,7 +36,7 @@ SCHEMA = pa.schema(
 
 def fold_samples(
     samples: Sequence[tuple[str, str]],
-    references,
+    references: Mapping[str, np.ndarray],
     model_folder,
     out,
     device: str = "cpu",
@@ -49,7 +52,7 @@ def fold_samples(
 
     Args:
         samples: (id, sequence) pairs; an id is also a file name.
-        references: folder of PDB or mmCIF files that TM-scores are computed against, or None.
+        references: {name: Cα coordinates} of the chains that TM-scores are computed against; may be empty.
         model_folder: see `bases.folding.load_folding_model`, also for `device` and `allow_random`.
         max_length: longest chain that fits into memory, in residues.
         tool: see `structure.tm_score`.
@@ -58,46 +61,63 @@ def fold_samples(
         The path of the scores.
 
     Raises:
-        InputError: before anything is folded, for ids, sequences, references or a model that will not do.
+        InputError: before anything is folded, for ids, sequences or a model that will not do.
     """
     samples, out = sorted(samples), Path(out)
     check_samples(samples, max_length)
-    chains = read_references(references) if references else {}
     folding.check_folder(Path(model_folder), allow_random)
     digest = folder_digest(Path(model_folder))
     todo = [(id, sequence) for id, sequence in samples if made_by(out / f"{id}.pdb") != mark(digest, sequence)]
     if todo:
-        model = folding.load_folding_model(model_folder, device, allow_random)
+        model = loaded(model_folder, digest, device, allow_random)
         for id, sequence in sorted(todo, key=lambda sample: (len(sample[1]), sample[0])):
             text = folding.pdb_text(folding.fold(model, sequence, chunk_size))
             with whole(out / f"{id}.pdb") as aside:
                 aside.write_text(f"{mark(digest, sequence)}\n{text}")
-    rows = [score(id, sequence, out / f"{id}.pdb", chains, tool) for id, sequence in samples]
+    rows = [score(id, sequence, out / f"{id}.pdb", references, tool) for id, sequence in samples]
     with whole(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
     return out / SCORES
 
 
-def fold_predictions(domain, predictions, references, model_folder, out, device: str = "cpu") -> None:
-    """Folds every chain that any system finished; all rows in `{out}/scores.parquet`, with `seed` and `system`.
+def fold_predictions(
+    domain, predictions, baselines, references, limit: int | None, model_folder, out, device: str = "cpu"
+) -> None:
+    """Folds what every system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
 
     Args:
         predictions: (training seed, parquet file of `evaluation.predict`) pairs.
+        baselines: parquet file of `evaluation.baselines`; its systems have no seed.
+        references: parquet file of records with a backbone, or None: no TM-score.
+        limit: how many finished samples of each system are folded, the first by id; None: all.
     """
-    out, rows, chain = Path(out), [], registry.load("domain", domain, "task").chain
-    for seed, path in predictions:
-        table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
-        systems: dict[str, list[tuple[str, str]]] = {}
-        for row in table.to_pylist():
-            if sequence := chain(row["text"] or ""):
-                systems.setdefault(row["system"], []).append((row["id"], sequence))
-        for system, samples in sorted(systems.items()):
-            folder = out / f"seed{seed}" / re.sub(r"\W+", "_", system)
-            scores = pq.read_table(fold_samples(samples, references, model_folder, folder, device)).to_pylist()
-            rows += [{"seed": seed, "system": system} | row for row in scores]
+    out, rows, chains = Path(out), [], read_references(references) if references else {}
+    for seed, path in [*predictions, (None, baselines)]:
+        for system, samples in finished(domain, path).items():
+            folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
+            scores = fold_samples(samples[:limit], chains, model_folder, folder, device)
+            rows += [{"seed": seed, "system": system} | row for row in pq.read_table(scores).to_pylist()]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
     with whole(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
+
+
+def finished(domain: str, path) -> dict[str, list[tuple[str, str]]]:
+    """The (id, sequence) pairs of each system's samples that are whole chains, in id order."""
+    chain, systems = registry.load("domain", domain, "task").chain, {}
+    table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
+    for row in sorted(table.to_pylist(), key=lambda row: (row["system"], row["id"])):
+        if sequence := chain(row["text"] or ""):
+            systems.setdefault(row["system"], []).append((row["id"], sequence))
+    return systems
+
+
+def read_references(path) -> dict[str, np.ndarray]:
+    """{id: coordinates of the resolved Cα atoms} of the records that are long enough for a TM-score."""
+    records = pq.read_table(path, columns=["id", "backbone"]).to_pylist()
+    found = {record["id"]: alphas(record["backbone"]) for record in records}
+    chains = {id: points[np.isfinite(points).all(axis=1)] for id, points in found.items()}
+    return {id: points for id, points in chains.items() if len(points) >= SHORTEST}
 
 
 def check_samples(samples: list[tuple[str, str]], max_length: int | None):
@@ -115,6 +135,12 @@ def folder_digest(folder: Path) -> str:
     """Stands for the model: its config and weights, by content."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     return " ".join(sha256(path) for path in files)
+
+
+@lru_cache(maxsize=1)
+def loaded(folder, digest: str, device: str, allow_random: bool):
+    """The model with this digest, read once for all systems."""
+    return folding.load_folding_model(folder, device, allow_random)
 
 
 def mark(digest: str, sequence: str) -> str:

@@ -1,17 +1,15 @@
 """Reading Cα traces from PDB and mmCIF files, and what is measured on them: pLDDT, TM-score, RMSD."""
 
-import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from loratory.data.files import open_bytes
+from loratory.data.structures import atom, chain_of, letter, read_residues
 from loratory.errors import InputError
 
-SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", "")  # SCOPe's domain files have none; each may be gzipped
+SEARCHED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
 SHORTEST = 20  # residues; TM-align scores 3 residues 1.0, so shorter chains say nothing
 
 
@@ -49,56 +47,21 @@ class TmScore:
 
 
 def read_trace(path) -> Trace:
-    """The Cα atoms of the first model of a PDB or mmCIF file, plain or gzipped; which of both is told by its content.
-
-    HETATM other than MSE and alternative locations other than A are skipped. Several models draw a warning.
+    """The Cα atoms of a PDB or mmCIF file; which residues count: `data.structures.read_residues`.
 
     Raises:
-        InputError: missing, empty or malformed file, no Cα atom, or a coordinate that is not a number.
+        InputError: as `read_residues`, or a coordinate that is not a number.
     """
-    from Bio.PDB import MMCIFParser, PDBParser
-    from Bio.PDB.PDBExceptions import PDBConstructionException
-
-    with open_bytes(path) as stream:
-        text = stream.read().decode("utf-8", "replace")
-    cif = text.lstrip().startswith("data_")
-    parser = MMCIFParser(QUIET=True) if cif else PDBParser(QUIET=True, PERMISSIVE=False)
-    try:
-        models = parser.get_structure("", io.StringIO(text)).child_list
-    except (PDBConstructionException, ValueError, KeyError) as error:
-        what = f"malformed {'mmCIF' if cif else 'PDB'} file: {error}"
-        raise InputError(path, what, fix="fetch or write it again", reason="structure") from error
-    if len(models) > 1:
-        warnings.warn(f"{path}: {len(models)} models; the first is used", stacklevel=2)
-    atoms = [found for residue in residues(models) if (found := alpha(residue))]
-    if not atoms:
-        raise InputError(path, "no Cα atom", expected="a PDB or mmCIF file of a protein", reason="no_atoms")
-    letters, atoms = zip(*atoms)
-    coordinates = np.array([atom.coord for atom in atoms], float)
+    residues = read_residues(path)
+    atoms = [atom(residue, "CA") for residue in residues]
+    coordinates = np.array([each.coord for each in atoms], float)
     check_finite(coordinates, path)
     return Trace(
-        "".join(letters),
+        "".join(map(letter, residues)),
         coordinates,
-        np.array([atom.bfactor for atom in atoms], float),
-        np.array([atom.get_full_id()[2] for atom in atoms]),
+        np.array([each.bfactor for each in atoms], float),
+        np.array(list(map(chain_of, residues))),
     )
-
-
-def residues(models):
-    """Every residue of the first model, both of a point mutation."""
-    return [residue for chain in (models[0] if models else []) for residue in chain.get_unpacked_list()]
-
-
-def alpha(residue):
-    """`(letter, Cα atom)` of a residue that counts, else None."""
-    from Bio.Data.PDBData import protein_letters_3to1
-
-    name = residue.resname.strip().upper()
-    if residue.id[0] != " " and name != "MSE":
-        return None
-    letter = "M" if name == "MSE" else protein_letters_3to1.get(name)
-    atoms = [atom for atom in residue.get_unpacked_list() if atom.name == "CA" and atom.altloc in " A"]
-    return (letter, atoms[0]) if letter and atoms else None
 
 
 def mean_plddt(path) -> float:
@@ -163,42 +126,34 @@ def by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
 def nearest_reference(model, references: Mapping[str, np.ndarray], tool: str = "search") -> tuple[str, TmScore]:
     """The reference with the largest TM-score, each normalised by its own length; the first name of equals.
 
+    Of many references, only the SEARCHED that promise most by a coarse superposition are aligned.
+
     Args:
         model: path or Cα coordinates, as for `tm_score`.
         references: {name: path or Cα coordinates}, at least one.
     """
     chains = {name: first_chain(references[name]) for name in sorted(references)}
     chain, best = first_chain(model), None
-    # a model can cover no more of a reference than its own length: most promising references first
+    # a model can cover no more of a reference than its own length
     bounds = {name: min(1.0, len(chain) / len(other)) for name, other in chains.items()}
-    for name in sorted(chains, key=lambda name: (-bounds[name], name)):
+    for name in promising(chain, chains):
         if best and bounds[name] < best[1].norm_reference:
-            break
+            continue
         score = tm_score(chain, chains[name], tool)
         if best is None or (-score.norm_reference, name) < (-best[1].norm_reference, best[0]):
             best = name, score
     return best
 
 
-def read_references(folder) -> dict[str, np.ndarray]:
-    """{file name without its endings: Cα coordinates of the first chain} of the structure files in a folder.
+def promising(chain: np.ndarray, chains: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the SEARCHED most promising chains, the best first."""
+    from loratory.evaluation.superposition import promise
 
-    Raises:
-        InputError: as `tm_score`; also a folder without structures, or two files of one name.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(Path(folder).glob("*")):
-        bare = path.with_suffix("") if path.suffix == ".gz" else path
-        if path.is_file() and not path.name.startswith(".") and bare.suffix.lower() in SUFFIXES:
-            first = found.setdefault(bare.stem, path)
-            if first != path:
-                raise InputError(path, "the reference occurs twice", first.name, "one file a reference")
-    if not found:
-        raise InputError(folder, "no reference structure", expected="PDB or mmCIF files", reason="missing")
-    chains = {name: first_chain(path) for name, path in found.items()}
-    for name, chain in chains.items():
-        check_chain(chain, found[name])
-    return chains
+    check_chain(chain, "model")
+    for name, other in chains.items():
+        check_chain(other, name)
+    promises = {name: promise(chain, other) for name, other in chains.items()}
+    return sorted(chains, key=lambda name: (-promises[name], name))[:SEARCHED]
 
 
 def first_chain(source) -> np.ndarray:

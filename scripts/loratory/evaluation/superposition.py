@@ -17,8 +17,10 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 WINDOW, WINDOWS = 20, 30  # residues of a window, windows of a chain: as many starts as there are pairs of windows
+FEW_WINDOWS = 8  # where only the promise of a pair of chains is wanted
 TRIED, KEPT = 30, 4  # starts that are aligned once, and of those the ones followed to the end
 GAPS = (-0.6, 0.0)  # cost of opening a gap, in units of one residue pair's score; TM-align's two values
+SETTLED = 1e-4  # residue pairs: a sum that grew by less is at its top
 STEPS = 20  # most rounds of alignment from one start; a few are enough
 SCALE = 1000  # dynamic programming works on integers
 
@@ -64,19 +66,34 @@ def rmsd(a: np.ndarray, b: np.ndarray) -> float:
 
 def starts(a: np.ndarray, b: np.ndarray) -> list[tuple]:
     """The superpositions of window on window that bring the most residues of `b` near any residue of `a`."""
-    on, moved = windows(a), windows(b)
-    rotation, shift = superpose(np.repeat(on, len(moved), axis=0), np.tile(moved, (len(on), 1, 1)))
-    every_second = b[::2] @ rotation + shift  # neighbours in a chain say much the same
-    scale = max(d0(len(a)), 3.0)  # a start may be coarser than the score it leads to
-    distance, _ = KDTree(a).query(every_second.reshape(-1, 3), distance_upper_bound=4 * scale)
-    nearness = closeness(distance, scale).reshape(len(rotation), -1).sum(axis=1)
+    rotation, shift, nearness = placements(a, b, WINDOWS, 2)
     chosen = np.argsort(-nearness, kind="stable")[:TRIED]
     return [(rotation[k], shift[k]) for k in chosen]
 
 
-def windows(a: np.ndarray) -> np.ndarray:
-    """Up to WINDOWS evenly spread windows, shape (windows, WINDOW, 3)."""
-    at = np.unique(np.linspace(0, len(a) - WINDOW, WINDOWS).round().astype(int))
+def promise(a: np.ndarray, b: np.ndarray) -> float:
+    """About which share of `b` comes near any residue of `a` at best: a hundredth of the work of an alignment."""
+    return 3 * placements(a, b, FEW_WINDOWS, 3)[2].max() / len(b)
+
+
+def placements(a: np.ndarray, b: np.ndarray, count: int, step: int) -> tuple:
+    """Superpositions of `b` on `a`, window on window: rotations, shifts, and the closeness that each brings about.
+
+    Args:
+        count: of windows of each chain.
+        step: residues of `b` that are looked at, one in so many: neighbours in a chain say much the same.
+    """
+    on, moved = windows(a, count), windows(b, count)
+    rotation, shift = superpose(np.repeat(on, len(moved), axis=0), np.tile(moved, (len(on), 1, 1)))
+    points = b[::step] @ rotation + shift
+    scale = max(d0(len(a)), 3.0)  # a start may be coarser than the score it leads to
+    distance, _ = KDTree(a).query(points.reshape(-1, 3), distance_upper_bound=4 * scale)
+    return rotation, shift, closeness(distance, scale).reshape(len(rotation), -1).sum(axis=1)
+
+
+def windows(a: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` evenly spread windows, shape (windows, WINDOW, 3)."""
+    at = np.unique(np.linspace(0, len(a) - WINDOW, count).round().astype(int))
     return np.stack([a[k : k + WINDOW] for k in at])
 
 
@@ -109,8 +126,12 @@ def climb_pairs(a: np.ndarray, b: np.ndarray, move, scale: float, rounds: int) -
     1/(1 + u) is convex in u = (d/d0)², so its tangent lies below it: least squares weighted by the slope 1/(1 + u)²
     cannot lower the sum.
     """
+    score = -np.inf
     for _ in range(rounds):
-        move = superpose(a, b, closeness(np.linalg.norm(a - apply(move, b), axis=1), scale) ** 2)
+        near = closeness(np.linalg.norm(a - apply(move, b), axis=1), scale)
+        if near.sum() - score < SETTLED:
+            break
+        score, move = near.sum(), superpose(a, b, near**2)
     return float(closeness(np.linalg.norm(a - apply(move, b), axis=1), scale).sum()), move
 
 

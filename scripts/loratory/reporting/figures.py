@@ -105,6 +105,27 @@ def curves(runs: Mapping[str, object], out, banner: str = "") -> None:
         figure.legend(handles=keys, title="learning rate", loc="outside right upper", frameon=False)
 
 
+def calibration(metrics, out, banner: str = "") -> None:
+    """Mean true lDDT of the residues in each bin of pLDDT, with the diagonal, above the number of residues.
+
+    Args:
+        metrics: JSON file of `evaluation.assess`.
+    """
+    bins = read_json(metrics)["bins"]
+    centres = [(each["low"] + each["high"]) / 2 for each in bins]
+    with drawn(out, (3.8, 4.4), banner) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        above.axline((0, 0), (100, 100), color="0.5", lw=0.8, ls="--")
+        points = [(each["plddt"], each["lddt"]) for each in bins]
+        above.plot(*zip(*points), color=SHARES(0.15), marker="o", ms=4, lw=1)
+        above.set(xlim=(0, 100), ylim=(0, 100), ylabel="mean true lDDT-Cα (0–100)")
+        widths = [0.9 * (each["high"] - each["low"]) for each in bins]
+        bars = below.bar(centres, [each["residues"] for each in bins], widths, color=SHARES(0.5))
+        below.bar_label(bars, fontsize=6)
+        below.set(xlabel="mean pLDDT of the bin (0–100)", ylabel="residues")
+        below.margins(y=0.2)
+
+
 def draw_run(axis, rows: Sequence[Mapping], colours: Mapping):
     colour = colours[rows[0]["learning_rate"]]
     for name, look in {"loss": {"lw": 0.8, "alpha": 0.7}, "valid_loss": {"ls": "", "marker": "o", "ms": 3}}.items():

@@ -14,6 +14,7 @@ from loratory.reporting.formats import Layout
 PRINTED = {"ratio": (100, "%")}  # unit: factor and unit in print
 DECIMALS = {"%": 1, "0–100": 1, "Å": 2, "utterances": 0}  # of a printed unit; else 3
 ARROWS = {"up": "↑", "down": "↓"}
+GENERAL = "general"
 KINDS = ("base", "baseline", "adapter", "control", "mixture")
 CONTROLS = ("uniform", "oracle", "shuffled")
 BASE = "base"
@@ -24,27 +25,27 @@ MARKS = (
     "▲ better, ▼ worse than the base: the 95 % interval of the paired difference excludes 0; "
     "not corrected for the number of comparisons."
 )
+FORGETTING = "the same on test records of the general population: what adaptation cost there"
 RECOVERY = (
     "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; "
     f"{ABSENT} where the interval of the oracle's gain is not above 0."
 )
 
 
-def table(metrics, out, *, audit=None, about: str = "", banner: str = "") -> None:
+def table(metrics: Sequence, out, *, audits: Sequence = (), about: str = "", banner: str = "") -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: every system of one domain and base, on test and on samples.
 
     The tab-separated file holds all digits, and the validation split too.
 
     Args:
-        metrics: JSON file of `evaluation.score`.
-        audit: `audit.json` of the domain's dataset, whose counts are printed.
+        metrics: JSON files of `evaluation.score`: of the domain and, if it was scored, of its general population.
+        audits: `audit.json` of the same datasets, whose counts are printed.
         about: what the base is, in a sentence.
         banner: a warning above the table.
     """
-    report = read_json(metrics)
     foot = [f"Base: {about}"] if about else []
-    foot += [audited(read_json(audit))] if audit else []
-    formats.write(domain_layout(report, foot, banner), out)
+    foot += [label + audited(read_json(path)) for label, path in zip(("", f"{GENERAL}: "), audits)]
+    formats.write(domain_layout(*map(read_json, metrics), foot=foot, banner=banner), out)
 
 
 def summary(
@@ -69,15 +70,18 @@ def summary(
     formats.write(summary_layout(reports, mixture, experts, about, banner), out)
 
 
-def show(metrics: Iterable, banner: str = "", stream=None) -> None:
-    """Prints a compact table for each JSON file of `evaluation.score`: values and marks without intervals."""
-    for path in metrics:
-        print(formats.text(domain_layout(read_json(path), banner=banner, compact=True)), file=stream or sys.stdout)
+def show(tables: Iterable[Sequence], banner: str = "", stream=None) -> None:
+    """Prints a compact table for each item (`metrics` as of `table`): values and marks without intervals."""
+    for metrics in tables:
+        layout = domain_layout(*map(read_json, metrics), banner=banner, compact=True)
+        print(formats.text(layout), file=stream or sys.stdout)
 
 
-def domain_layout(report: Mapping, foot: Sequence[str] = (), banner: str = "", compact: bool = False) -> Layout:
+def domain_layout(
+    report: Mapping, general: Mapping | None = None, *, foot: Sequence[str] = (), banner: str = "", compact=False
+) -> Layout:
     domain, base = report["domain"], report["base"]
-    tested = [row for row in report["rows"] if row["split"] != "valid"]
+    tested = [*forgetting(general), *(row for row in report["rows"] if row["split"] != "valid")]
     defined = {row["metric"] for row in tested if row["status"] != UNDEFINED}
     shown = [row for row in sorted(tested, key=prominence) if row["metric"] in defined]
     cells = {(row["system"], row["metric"]): row for row in shown}
@@ -85,10 +89,18 @@ def domain_layout(report: Mapping, foot: Sequence[str] = (), banner: str = "", c
     systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: position(*item, domain))
     rows = [[system, *(cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
     notes = [] if compact else [*sizes(shown), seeded(report), *explained(metrics.values(), shown), *foot]
-    records = [{"domain": domain, "base": base, **row} for row in report["rows"]]
+    scored = {"data": report} | ({GENERAL: general} if general else {})
+    records = [{"corpus": c, "domain": domain, "base": base, **row} for c, of in scored.items() for row in of["rows"]]
     header = ["system", *map(heading, metrics.values())]
     notes.append(MARKS if (BASE, BASE) in systems else "The base alone was not scored, so gains are undefined.")
     return Layout(f"{domain} on {base}", banner, header, rows, notes, records)
+
+
+def forgetting(general: Mapping | None) -> list[dict]:
+    """Rows of the primary metric on the general population, named and noted for a column beside the domain's own."""
+    rows = primary(general, "test").values() if general else ()
+    label = {"split": f"{GENERAL} test", "primary": False, "note": FORGETTING}
+    return [row | {"metric": f"{GENERAL}: {row['metric']}"} | label for row in rows]
 
 
 def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: str, banner: str) -> Layout:
@@ -119,8 +131,8 @@ def primary(report: Mapping, split: str) -> dict[str, Mapping]:
 
 
 def prominence(row: Mapping) -> tuple:
-    """The primary metric first, then the other metrics of test records, then those of samples."""
-    return not row["primary"], row["split"] != "test"
+    """The primary metric first (on the domain, then in general), then the others of test records, then of samples."""
+    return not row["primary"], not row["split"].startswith(GENERAL), row["split"] != "test"
 
 
 def position(system: str, kind: str, domain: str) -> tuple:

@@ -1,7 +1,7 @@
 """FASTA → records of the twenty standard residues, grouped by homology."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import RESIDUES, looks_like_nucleotides, strangers
@@ -26,19 +26,26 @@ def read(files, dataset, ledger) -> Iterator[dict]:
     Raises:
         InputError: as `read_fasta`; with `on_error: fail` also for letters that are no residues, and for nucleotides.
     """
-    first: dict[str, tuple[str, str, str]] = {}
+    found = []
     for where, id, header, raw in read_fasta(files.fasta, ledger, files.encoding):
         sequence = accepted(where, id, raw, dataset, ledger)
-        if sequence is None:
-            continue
-        name, tax_id = described(header)
-        new = (id, where, name, tax_id)
-        kept, copy = sorted((first[sequence], new)) if sequence in first else (new, None)
+        if sequence is not None:
+            name, tax_id = described(header)
+            record = {"id": id, "sequence": sequence, "length": len(sequence), "tax_id": tax_id, "name": name}
+            found.append((where, record))
+    yield from distinct(found, ledger)
+
+
+def distinct(found: Iterable[tuple[str, dict]], ledger) -> list[dict]:
+    """The records of `(where, record)`, each sequence once: the one with the smallest id."""
+    first: dict[str, tuple[str, dict]] = {}
+    for new in found:
+        sequence = new[1]["sequence"]
+        kept, copy = sorted((first.get(sequence, new), new), key=lambda item: (item[1]["id"], item[0]))
+        if sequence in first:
+            ledger.drop(*place(copy[0]), copy[1]["id"], "duplicate_sequence", f"same as {kept[1]['id']}")
         first[sequence] = kept
-        if copy:
-            ledger.drop(*place(copy[1]), copy[0], "duplicate_sequence", f"same as {kept[0]}")
-    for sequence, (id, _, name, tax_id) in first.items():
-        yield {"id": id, "sequence": sequence, "length": len(sequence), "tax_id": tax_id, "name": name}
+    return [record for _, record in first.values()]
 
 
 def accepted(where: str, id: str, raw: bytes, dataset, ledger) -> str | None:

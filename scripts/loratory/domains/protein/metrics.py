@@ -96,13 +96,20 @@ METRICS = (
     ),
     Metric("uniqueness", "share", "up", "sample", mean_of("distinct"), note="distinct sequences over samples"),
     Metric("truncated", "share", "down", "sample", mean_of("truncated"), note="samples that never close"),
-    Metric("plddt", "0–100", "up", "structure", mean_of("plddt"), note="mean of Cα pLDDT, averaged over samples"),
+    Metric(
+        "plddt",
+        "0–100",
+        "up",
+        "structure",
+        mean_of("plddt"),
+        note="mean of Cα pLDDT, averaged over the samples that were folded (`evaluation.folded`)",
+    ),
     Metric(
         "tm_score",
         "0–1",
         "up",
         "structure",
         mean_of("tm"),
-        note="to the nearest reference structure, normalised by its length",
+        note="to the nearest test chain of `domains.structure`, normalised by the length of that chain",
     ),
 )

@@ -119,17 +119,20 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
 
 
 def members(simulation, population: Population, rng) -> Iterator[tuple[int, str]]:
-    """`(number of the family, sequence)`; every family has a member, and the others fall at random."""
+    """`(number of the family, sequence)`."""
+    bounds, tables = (simulation.min_length, simulation.max_length), residue_tables(population)
+    for family, size in enumerate(family_sizes(simulation, rng), start=1):
+        ancestor = drawn_ancestor(population, tables, bounds, rng)
+        for _ in range(size):
+            yield family, "".join(residue for _, residue in evolved(ancestor, tables, bounds, rng))
+
+
+def family_sizes(simulation, rng) -> list[int]:
+    """Every family has a member, and the others fall at random."""
     sizes = [1] * simulation.families
     for family in rng.choices(range(simulation.families), k=simulation.n - simulation.families):
         sizes[family] += 1
-    bounds = simulation.min_length, simulation.max_length
-    tables = residue_tables(population)
-    for family, size in enumerate(sizes, start=1):
-        sites = list(islice(ancestral_sites(population, rng), rng.randint(*bounds)))
-        ancestor = [drawn(site, tables, rng) for site in sites]
-        for _ in range(size):
-            yield family, evolved(sites, ancestor, tables, bounds, rng)
+    return sizes
 
 
 def residue_tables(population: Population) -> dict[str, list[float]]:
@@ -162,19 +165,25 @@ def drawn(site: str, tables, rng) -> str:
     return rng.choices(RESIDUES, cum_weights=tables[site])[0] if site in tables else rng.choice(site)
 
 
-def evolved(sites, ancestor, tables, bounds, rng) -> str:
+def drawn_ancestor(population: Population, tables, bounds, rng) -> list[tuple[str, str]]:
+    """`(site, residue)` along the chain."""
+    sites = list(islice(ancestral_sites(population, rng), rng.randint(*bounds)))
+    return [(site, drawn(site, tables, rng)) for site in sites]
+
+
+def evolved(ancestor, tables, bounds, rng) -> list[tuple[str, str]]:
     """A descendant within the bounds of length; the motifs' fixed residues are never lost."""
     while True:
-        divergence, sequence = rng.uniform(*DIVERGENCE), []
-        for site, residue in zip(sites, ancestor):
+        divergence, chain = rng.uniform(*DIVERGENCE), []
+        for site, residue in ancestor:
             event = rng.random() / INDELS if site == "loop" else 1
             if event < 0.5:
                 continue
-            sequence.append(drawn(site, tables, rng) if rng.random() < divergence else residue)
+            chain.append((site, drawn(site, tables, rng) if rng.random() < divergence else residue))
             if event < 1:
-                sequence += [drawn("loop", tables, rng) for _ in range(rng.randint(1, 3))]
-        if bounds[0] <= len(sequence) <= bounds[1]:
-            return "".join(sequence)
+                chain += [("loop", drawn("loop", tables, rng)) for _ in range(rng.randint(1, 3))]
+        if bounds[0] <= len(chain) <= bounds[1]:
+            return chain
 
 
 def entry(accession: str, family: int, sequence: str, population: Population, rng) -> str:

@@ -1,9 +1,12 @@
 """A protein as text: `Seq=<MKT…>`, the stage-1 format of ProLLaMA (https://github.com/PKU-YuanGroup/ProLLaMA)."""
 
 import math
+import random
 from collections import Counter
+from itertools import cycle
 
 from loratory.data.alphabets import RESIDUES, strangers
+from loratory.data.splits import smallest
 from loratory.domains.contract import Example
 
 PROMPT, CLOSE = "Seq=<", ">"
@@ -46,3 +49,24 @@ def baselines(train, test, task) -> dict[str, list[dict]]:
         for example in examples(test, task, "causal")
     ]
     return {"residue_frequency": rows}
+
+
+def sample_baselines(test, n: int, task) -> dict[str, list[dict]]:
+    """`natural`: test sequences as they are, over again where `n` is larger; `shuffled`: their residues permuted.
+
+    What a folding base says of the first and not of the second is more than composition.
+    """
+    chosen = [record["sequence"] for record in smallest(test, n, 0)]
+    written = {"natural": chosen, "shuffled": [permuted(sequence) for sequence in chosen]}
+    return {
+        name: [
+            {"id": example.id, "group": example.group, "reference": "", "text": sequence + CLOSE}
+            for example, sequence in zip(samples(n, task, "causal"), cycle(sequences))
+        ]
+        for name, sequences in written.items()
+    }
+
+
+def permuted(sequence: str) -> str:
+    """The same residues in an order that depends on the sequence alone."""
+    return "".join(random.Random(sequence).sample(sequence, len(sequence)))

@@ -1,0 +1,23 @@
+from loratory.job import logged
+
+with logged(snakemake.log[0], snakemake.params.threads):
+    from pathlib import Path
+
+    from loratory.config import options
+    from loratory.evaluation.assess import assess_folding
+
+    files, params = snakemake.input, snakemake.params
+    assess_folding(
+        params.domain,
+        snakemake.wildcards.base,
+        Path(files.data).parent,
+        Path(files.base).parent,
+        [Path(path).parent for path in files.get("learnt", [])] or None,
+        options(params.domain, "Dataset", params.dataset),
+        params.max_records,
+        params.resamples,
+        0,
+        snakemake.output.residues,
+        snakemake.output.metrics,
+        params.device,
+    )

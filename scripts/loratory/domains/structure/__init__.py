@@ -1,0 +1,1 @@
+"""Protein chains with their backbones: what folding bases learn from, and what they are judged by."""

@@ -1,0 +1,204 @@
+"""Structure files → chains without a break, with the backbone of the twenty standard residues, grouped by homology.
+
+A residue that is absent from a file leaves a gap. Where the Cα atoms on both sides are farther apart than the residues
+between them can reach, the chain is cut: its longest piece is the record, the others are rejected as `chain_break`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from loratory.data.files import open_bytes, read_lines
+from loratory.data.structures import BACKBONE, backbone, chain_of, letter, read_residues, unflat
+from loratory.domains.protein import build as protein
+from loratory.errors import InputError
+
+COLUMNS = {
+    "sequence": "string",
+    "length": "int32",
+    "backbone": pa.list_(pa.float32()),  # length × 4 × 3, flat: N, CA, C, O of each residue in Å; NaN: unresolved
+    "origin": "string",
+}
+ORIGINS = ("experiment", "simulated")
+REACH = 4.2  # Å from a Cα to the next: 3.8 when trans, and what crystallographers let pass
+
+group, leaks, proof = protein.group, protein.leaks, protein.proof  # homologues fold alike
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain as a file gives it: `atoms` (residues, 4, 3) in Å, NaN where unresolved."""
+
+    where: str
+    id: str
+    sequence: str
+    atoms: np.ndarray
+    origin: str
+
+
+def read(files, dataset, ledger) -> Iterator[dict]:
+    """Records whose sequences are distinct and whose backbones are within the policy.
+
+    Raises:
+        InputError: a location is missing; with `on_error: fail` also for the first malformed file or record.
+    """
+    for location in files.chains:
+        if not Path(location).exists():
+            raise InputError(location, "no such file or folder", expected="structures", reason="missing")
+    chains = (chain for path in files.paths() for chain in raw_chains(path, ledger))
+    found = [(chain.where, record) for chain in chains if (record := accepted(chain, dataset, ledger))]
+    return iter(protein.distinct(unambiguous(found, ledger), ledger))
+
+
+def unambiguous(found: list[tuple[str, dict]], ledger) -> Iterator[tuple[str, dict]]:
+    """What was found, without a second chain of another sequence under the same id."""
+    first: dict[str, tuple[str, dict]] = {}
+    for where, record in sorted(found, key=lambda item: (item[1]["id"], item[0])):
+        place, known = first.setdefault(record["id"], (where, record))
+        if known["sequence"] == record["sequence"]:
+            yield where, record
+        else:
+            what, fix = f"duplicate id, first seen at {place}", "rename or remove one"
+            ledger.error(InputError(where, what, record["id"], "unique ids", fix, "duplicate_id"), record["id"])
+
+
+def accepted(chain: Chain, dataset, ledger) -> dict | None:
+    """The record of a chain, or None if it went to the ledger."""
+    chain = longest_piece(chain, ledger)
+    sequence = protein.accepted(chain.where, chain.id, chain.sequence.encode(), dataset, ledger)
+    if sequence is None:
+        return None
+    resolved = np.isfinite(chain.atoms).all(axis=(1, 2)).mean()
+    if resolved < dataset.resolved:
+        detail = f"{resolved:.0%} of {len(sequence)} residues, expected at least {dataset.resolved:.0%}"
+        ledger.drop(*protein.place(chain.where), chain.id, "unresolved", detail)
+        return None
+    flat = chain.atoms.astype(np.float32).ravel()
+    return {"id": chain.id, "sequence": sequence, "length": len(sequence), "backbone": flat, "origin": chain.origin}
+
+
+def longest_piece(chain: Chain, ledger) -> Chain:
+    """The chain cut to the longest piece between two breaks; the other pieces are noted, each as a record."""
+    bounds = [0, *breaks(chain.atoms), len(chain.atoms)]
+    pieces = list(pairwise(bounds))
+    start, stop = max(pieces, key=lambda piece: piece[1] - piece[0])
+    for first, end in pieces:
+        if (first, end) != (start, stop):
+            ledger.seen()
+            detail = f"residues {first + 1} to {end}, beyond a gap; kept: {start + 1} to {stop}"
+            ledger.drop(*protein.place(chain.where), chain.id, "chain_break", detail)
+    return replace(chain, sequence=chain.sequence[start:stop], atoms=chain.atoms[start:stop])
+
+
+def breaks(atoms: np.ndarray) -> list[int]:
+    """The residues before which a chain is broken, counted from 0."""
+    alpha = atoms[:, BACKBONE.index("CA")]
+    known = np.flatnonzero(np.isfinite(alpha).all(axis=1))
+    distance = np.linalg.norm(np.diff(alpha[known], axis=0), axis=1)
+    return (known[:-1][distance > REACH * np.diff(known)] + 1).tolist()
+
+
+def raw_chains(path: str, ledger) -> Iterator[Chain]:
+    """Every chain of a file, whatever its format, which is told by its content."""
+    try:
+        with open_bytes(path) as stream:
+            start = stream.read(4096).lstrip()[:1]
+        read_format = {b"[": listed, b"{": lined}.get(start)
+        yield from read_format(path, ledger) if read_format else modelled(path, ledger)
+    except InputError as error:  # of the whole file; a record's own went to the ledger where it stands
+        ledger.seen()
+        whole = error.where == path
+        ledger.error(InputError(f"{path}:1", error.detail, reason=error.reason) if whole else error)
+
+
+def modelled(path: str, ledger) -> Iterator[Chain]:
+    """The chains of a PDB or mmCIF file."""
+    name = Path(path).name.removesuffix(".gz")
+    name = name.rpartition(".")[0] or name
+    for id, residues in groupby(read_residues(path), key=chain_of):
+        residues = list(residues)
+        ledger.seen()
+        sequence = "".join(map(letter, residues))
+        yield Chain(f"{path}:{id}", f"{name}.{id}".rstrip(". "), sequence, backbone(residues), ORIGINS[0])
+
+
+def lined(path: str, ledger) -> Iterator[Chain]:
+    """The records of `chain_set.jsonl` (Ingraham et al. 2019, https://github.com/jingraham/neurips19-graph-protein-design)."""
+    for number, line in read_lines(path):
+        if line.strip():
+            yield from told(f"{path}:{number}", line, ledger)
+
+
+def listed(path: str, ledger) -> Iterator[Chain]:
+    """The records of one JSON list, such as TS50's."""
+    text = "\n".join(line for _, line in read_lines(path))
+    for number, record in enumerate(loaded(f"{path}:1", text), start=1):
+        yield from told(f"{path}:{number}", record, ledger)
+
+
+def told(where: str, record, ledger) -> Iterator[Chain]:
+    """The chain of a JSON record; none if it is malformed."""
+    ledger.seen()
+    try:
+        record = loaded(where, record) if isinstance(record, str) else record
+        yield json_chain(where, record)
+    except InputError as error:
+        ledger.error(error)
+
+
+def loaded(where: str, text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        fix = "write it again"
+        raise InputError(where, f"not JSON: {error.msg}", text[error.pos :], "JSON", fix, "json") from None
+
+
+def json_chain(where: str, record) -> Chain:
+    """A chain from `name`, `seq` and `coords`: {N, CA, C, O: a point a residue}, or four points a residue.
+
+    Raises:
+        InputError: a key is missing, or sequence and coordinates do not fit.
+    """
+    keys = ("name", "seq", "coords")
+    missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise InputError(where, "keys are missing", ", ".join(missing), ", ".join(keys), reason="keys")
+    for key in keys[:2]:
+        if not isinstance(record[key], str) or not record[key].strip():
+            raise InputError(where, f"`{key}` is no text", record[key], "letters", reason="keys")
+    origin, coords = record.get("origin", ORIGINS[0]), record["coords"]
+    if origin not in ORIGINS:
+        raise InputError(where, "unknown origin", origin, " or ".join(ORIGINS), reason="keys")
+    try:
+        points = [coords[atom] for atom in BACKBONE] if isinstance(coords, dict) else coords
+        atoms = np.array(points, dtype=float)  # null becomes NaN
+    except (KeyError, TypeError, ValueError) as error:
+        expected = "N, CA, C and O of every residue, numbers in Å"
+        raise InputError(where, "coordinates that cannot be read", error, expected, reason="coordinates") from None
+    atoms = atoms.swapaxes(0, 1) if isinstance(coords, dict) else atoms
+    sequence = record["seq"].removesuffix("*")
+    if atoms.shape != (len(sequence), len(BACKBONE), 3):
+        expected = f"({len(sequence)}, {len(BACKBONE)}, 3) for a sequence of {len(sequence)}"
+        raise InputError(where, "sequence and coordinates do not fit", atoms.shape, expected, reason="coordinates")
+    if np.isinf(atoms).any():
+        raise InputError(
+            where, "an infinite coordinate", expected="numbers, or NaN where unresolved", reason="coordinates"
+        )
+    return Chain(where, record["name"], sequence, atoms, origin)
+
+
+def summary(records) -> dict:
+    lengths = sorted(record["length"] for record in records)
+    unresolved = sum(int(np.isnan(unflat(record["backbone"])).any(axis=(1, 2)).sum()) for record in records)
+    return {
+        "residues": sum(lengths),
+        "unresolved_residues": unresolved,
+        "length": {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]},
+        "origins": {origin: sum(record["origin"] == origin for record in records) for origin in ORIGINS},
+    }

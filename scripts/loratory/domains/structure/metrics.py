@@ -1,0 +1,110 @@
+"""How well chains of known structure are folded, and whether the confidence says so."""
+
+import numpy as np
+from scipy.stats import rankdata
+
+from loratory.domains.contract import Metric
+
+BIN = 10  # width of a bin of pLDDT, on the scale 0–100
+
+
+def columns(rows, records, task) -> dict[str, np.ndarray]:
+    """One value for each chain and column: arrays over its resolved residues, or numbers.
+
+    `plddt` and `lddt` are arrays on the scale 0–100; `spearman` is their rank correlation within the chain; `tm` (0–1)
+    and `rmsd` (Å) compare the prediction with the truth.
+    """
+    found = {name: np.fromiter((row[name] for row in rows), dtype=object) for name in ("plddt", "lddt")}
+    found |= {name: np.array([row[name] for row in rows], dtype=float) for name in ("tm", "rmsd")}
+    within = [spearman(*pair) for pair in zip(found["plddt"], found["lddt"])]
+    return found | {"spearman": np.array(within, dtype=float)}
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation; NaN where a side does not vary."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def pooled(columns) -> tuple[np.ndarray, np.ndarray]:
+    """pLDDT and lDDT of all residues of all chains."""
+    return np.concatenate(columns["plddt"]), np.concatenate(columns["lddt"])
+
+
+def calibration(columns) -> list[dict]:
+    """Mean pLDDT and mean lDDT of the residues in each bin of pLDDT that holds any."""
+    plddt, lddt = pooled(columns)
+    home = np.minimum(plddt // BIN, 100 // BIN - 1).astype(int)
+    sums = [np.bincount(home, weights, 100 // BIN) for weights in (None, plddt, lddt)]
+    return [
+        {"low": BIN * k, "high": BIN * (k + 1), "residues": int(n), "plddt": p / n, "lddt": t / n}
+        for k, (n, p, t) in enumerate(zip(*(each.tolist() for each in sums)))
+        if n
+    ]
+
+
+def calibration_error(columns) -> float:
+    bins = calibration(columns)
+    residues = sum(each["residues"] for each in bins)
+    return sum(each["residues"] * abs(each["plddt"] - each["lddt"]) for each in bins) / residues
+
+
+def mean_of(column: str):
+    return lambda columns: float(np.concatenate(columns[column]).mean())
+
+
+def median_of(column: str):
+    return lambda columns: float(np.median(columns[column]))
+
+
+def mean_spearman(columns) -> float:
+    known = columns["spearman"][~np.isnan(columns["spearman"])]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+METRICS = (
+    Metric(
+        "spearman",
+        "rank correlation",
+        "up",
+        "structure",
+        lambda c: spearman(*pooled(c)),
+        primary=True,
+        note="of pLDDT with the true lDDT-Cα, over all residues of all chains",
+    ),
+    Metric(
+        "chain_spearman",
+        "rank correlation",
+        "up",
+        "structure",
+        mean_spearman,
+        note="the same within each chain, mean over chains",
+    ),
+    Metric(
+        "lddt",
+        "0–100",
+        "up",
+        "structure",
+        mean_of("lddt"),
+        note="lDDT-Cα of the prediction, all Cα within 15 Å, mean over residues",
+    ),
+    Metric("plddt", "0–100", "up", "structure", mean_of("plddt"), note="what the base expects that lDDT to be"),
+    Metric(
+        "calibration_error",
+        "0–100",
+        "down",
+        "structure",
+        calibration_error,
+        note="|mean pLDDT − mean lDDT| of each bin of 10, mean over residues",
+    ),
+    Metric(
+        "tm_score",
+        "0–1",
+        "up",
+        "structure",
+        median_of("tm"),
+        note="of the prediction on the truth, residue by residue, normalised by its length; median over chains",
+    ),
+    Metric("rmsd", "Å", "down", "structure", median_of("rmsd"), note="of Cα after superposition; median over chains"),
+)

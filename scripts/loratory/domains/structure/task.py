@@ -1,0 +1,7 @@
+"""A chain as a question to a folding base: its sequence. The answer is no text; `evaluation.assess` compares it."""
+
+from loratory.domains.contract import Example
+
+
+def examples(records, task, family: str) -> list[Example]:
+    return [Example(r["id"], r["group"], r["sequence"], "") for r in records]

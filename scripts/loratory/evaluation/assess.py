@@ -1,0 +1,133 @@
+"""Judging a folding base on chains of known structure: does it fold them, and does it know how well?"""
+
+from collections.abc import Sequence
+
+import biotite.structure as biotite
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loratory import registry
+from loratory.bases import folding
+from loratory.data.files import whole, write_json
+from loratory.data.structures import alphas
+from loratory.domains.dataset import read_split
+from loratory.domains.questions import read_records
+from loratory.errors import InputError
+from loratory.evaluation.bootstrap import distributions, interval, statistic
+from loratory.evaluation.score import described, finite
+from loratory.evaluation.superposition import rmsd, tm_of_pairs
+
+RESIDUES = pa.schema(
+    {
+        "id": pa.string(),
+        "group": pa.string(),
+        "origin": pa.string(),
+        "position": pa.int32(),  # in the chain, from 1
+        "plddt": pa.float64(),  # 0–100
+        "lddt": pa.float64(),  # 0–100; null where the residue is unresolved
+    }
+)
+EVERY = "all"
+
+
+def assess_folding(
+    domain, base, data, model_folder, learnt, dataset, limit, resamples, seed, residues, metrics, device="cpu"
+) -> None:
+    """Folds the test chains of a domain; writes a row for each residue, and metrics with 95 % intervals.
+
+    Chains that resemble one that the base learnt from, by the measure that keeps splits apart, are left out.
+
+    Args:
+        data: folder of the dataset. model_folder: see `folding.load_folding_model`, also for `device`.
+        learnt: folders of the datasets whose `train` split the base learnt from, or None if that is not known.
+        dataset: the domain's `Dataset` options. limit: most chains, by id hash.
+        resamples, seed: how many bootstrap draws, and their seed.
+        residues, metrics: the parquet file (RESIDUES) and the JSON file that are written.
+
+    Raises:
+        InputError: the base will not do, or no chain is left to judge it by.
+    """
+    records = read_records(data, "test", limit)
+    seen = resembling(domain, records, learnt or [], dataset)
+    records = [record for record in records if record["id"] not in seen]
+    if not records:
+        what = f"each of {len(seen)} test chains resembles one that {base} learnt from"
+        raise InputError(data, what, expected="other chains", fix="give more data", reason="leak")
+    model = folding.load_folding_model(model_folder, device)
+    chains = [judged(record, folding.fold(model, record["sequence"])) for record in records]
+    write_residues(chains, residues)
+    task = registry.load("domain", domain, "metrics")
+    parts: dict[str, list[dict]] = {EVERY: chains}
+    for chain in chains:
+        parts.setdefault(chain["origin"], []).append(chain)
+    report = {
+        "domain": domain,
+        "base": base,
+        "rows": [row for part, own in parts.items() for row in scored(task, part, own, resamples, seed)],
+        "bins": task.calibration(resolved(task, chains)),
+        "left_out": len(seen) if learnt is not None else None,
+        "resamples": resamples,
+        "seed": seed,
+    }
+    write_json(metrics, report)
+
+
+def resembling(domain: str, records: Sequence, learnt: Sequence, dataset) -> set[str]:
+    """The ids of records that resemble one of the `train` splits."""
+    known = [record for folder in learnt for record in read_split(folder, "train")]
+    build = registry.load("domain", domain, "build")
+    return set(build.leaks(known, records, dataset)) if known else set()
+
+
+def judged(record: dict, structure: folding.Structure) -> dict:
+    """A prediction beside the truth: `plddt` and `lddt` for each residue, `tm` and `rmsd` of the chain."""
+    truth, model = alphas(record["backbone"]), structure.coordinates[:, folding.CA]
+    known = np.isfinite(truth).all(axis=1)
+    lddt = np.full(len(truth), np.nan)
+    lddt[known] = lddt_of(truth[known], model[known])
+    return {
+        **{name: record[name] for name in ("id", "group", "origin")},
+        "plddt": structure.plddt,
+        "lddt": lddt,
+        "tm": tm_of_pairs(truth[known], model[known], int(known.sum())),
+        "rmsd": rmsd(truth[known], model[known]),
+    }
+
+
+def lddt_of(truth: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """lDDT-Cα of each residue on the scale 0–100, of Cα coordinates (n, 3) in Å (Mariani et al. 2013)."""
+    reference = biotite.AtomArray(len(truth))
+    reference.coord, reference.res_id[:] = truth, np.arange(len(truth))
+    return 100 * biotite.lddt(reference, model, aggregation="atom", inclusion_radius=15)
+
+
+def write_residues(chains: Sequence[dict], out) -> None:
+    rows = [
+        {**{name: c[name] for name in ("id", "group", "origin")}, "position": i, "plddt": p, "lddt": finite(t)}
+        for c in chains
+        for i, (p, t) in enumerate(zip(c["plddt"].tolist(), c["lddt"].tolist()), start=1)
+    ]
+    with whole(out) as aside:
+        pq.write_table(pa.Table.from_pylist(rows, RESIDUES), aside, compression="zstd")
+
+
+def resolved(task, chains: Sequence[dict]) -> dict:
+    """The metrics' columns, of resolved residues alone."""
+    known = [np.isfinite(chain["lddt"]) for chain in chains]
+    rows = [c | {name: c[name][k] for name in ("plddt", "lddt")} for c, k in zip(chains, known)]
+    return task.columns(rows, None, None)
+
+
+def scored(task, part: str, chains: Sequence[dict], resamples: int, seed: int) -> list[dict]:
+    """One row for each metric, over the chains of one part."""
+    columns, groups = resolved(task, chains), [chain["group"] for chain in chains]
+    statistics = {metric.name: statistic(metric.value, [columns]) for metric in task.METRICS}
+    spreads = distributions(statistics, groups, resamples, seed)
+    sizes = {"chains": len(chains), "groups": len(set(groups)), "residues": sum(map(len, columns["lddt"]))}
+    rows = []
+    for metric in task.METRICS:
+        value, (low, high) = metric.value(columns), interval(spreads[metric.name])
+        found = {"value": finite(value), "low": finite(low), "high": finite(high)}
+        rows.append({"part": part, **sizes, **described(metric), **found})
+    return rows

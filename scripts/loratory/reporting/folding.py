@@ -1,0 +1,50 @@
+"""How a folding base was judged → a table: a line for all its test chains, and one for each origin."""
+
+from collections.abc import Mapping
+
+from loratory.data.files import read_json
+from loratory.reporting import formats
+from loratory.reporting.formats import Layout
+from loratory.reporting.tables import UNDEFINED, heading, number
+
+
+def table(metrics, out, *, about: str = "", banner: str = "") -> None:
+    """Writes `{out}.tsv`, `.md`, `.tex` and `.html`.
+
+    Args:
+        metrics: JSON file of `evaluation.assess`.
+        about: what the base is, in a sentence.
+        banner: a warning above the table.
+    """
+    formats.write(layout(read_json(metrics), about, banner), out)
+
+
+def layout(report: Mapping, about: str, banner: str) -> Layout:
+    rows, base = report["rows"], report["base"]
+    metrics = {row["metric"]: row for row in rows}
+    cells = {(row["part"], row["metric"]): cell(row) for row in rows}
+    sizes = {row["part"]: [str(row["chains"]), str(row["residues"])] for row in rows}
+    lines = [[part, *size, *(cells[part, name] for name in metrics)] for part, size in sizes.items()]
+    foot = [f"{name}: {row['note']}" for name, row in metrics.items()]
+    foot += [
+        f"[95 % interval] from {report['resamples']} bootstrap draws of whole groups.",
+        left_out(report["left_out"]),
+    ]
+    foot += [f"Base: {about}"] if about else []
+    header = ["test chains", "chains", "residues", *map(heading, metrics.values())]
+    return Layout(
+        f"{base} on chains of known structure", banner, header, lines, foot, [{"base": base} | r for r in rows]
+    )
+
+
+def cell(row: Mapping) -> str:
+    if row["value"] is None:
+        return UNDEFINED
+    value, low, high = (number(row[name], row["unit"]) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def left_out(count: int | None) -> str:
+    if count is None:
+        return "What the base learnt from is not known here: some of these chains may be among it."
+    return f"Left out, because they resemble a chain that the base learnt from: {count}."

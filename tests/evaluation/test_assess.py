@@ -1,0 +1,183 @@
+"""A folding base is judged: each residue's confidence beside what it is true to, and what that says of the base."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from folding_model import save_folding_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from scipy.stats import spearmanr
+
+from loratory.bases import folding
+from loratory.domains.structure import build, metrics
+from loratory.domains.structure.sources import Dataset
+from loratory.errors import InputError
+from loratory.evaluation.assess import RESIDUES, assess_folding, judged, lddt_of
+
+SEQUENCES = [
+    "ACDEFGHIKLMNPQRSTVWYACDEFGHIKL",
+    "MKTAYIAKQRQISFVKSHFSRQLEERL",
+    "GWLPEGSHMKAANDTVVRRLFEEYYKK",
+    "WWHHIIPPLLAASSTTVVNN",
+]
+NAMES = ("spearman", "chain_spearman", "lddt", "plddt", "calibration_error", "tm_score", "rmsd")
+
+
+def record(number: int, backbone, origin="experiment", **more) -> dict:
+    sequence = SEQUENCES[number]
+    flat = np.asarray(backbone, np.float32).ravel().tolist()
+    own = {"sequence": sequence, "length": len(sequence), "backbone": flat, "origin": origin}
+    return {"id": f"c{number}", "group": f"g{number}", **own, **more}
+
+
+def saved(folder, records, split="test"):
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {"id": pa.string(), "group": pa.string()} | {
+        name: pa.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in build.COLUMNS.items()
+    }
+    pq.write_table(pa.Table.from_pylist(records, pa.schema(columns)), folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_folding_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def folds(folder) -> list:
+    """What the base makes of each sequence: the truth of these tests, bent as they need it."""
+    model = folding.load_folding_model(folder)
+    return [folding.fold(model, sequence) for sequence in SEQUENCES]
+
+
+def backbone(structure) -> np.ndarray:
+    return structure.coordinates[:, [0, 1, 2, 4]]
+
+
+def assess(folder, data, out, learnt=None, limit=None) -> tuple[list[dict], dict]:
+    out.mkdir()
+    residues, report = out / "residues.parquet", out / "metrics.json"
+    assess_folding("structure", "mini", data, folder, learnt, Dataset(), limit, 200, 0, residues, report)
+    assert pq.read_schema(residues).equals(RESIDUES)
+    return pq.read_table(residues).to_pylist(), json.loads(report.read_text())
+
+
+def test_a_prediction_that_is_true_is_found_to_be_so(folder, folds, tmp_path):
+    records = [record(k, backbone(fold), "simulated" if k % 2 else "experiment") for k, fold in enumerate(folds)]
+    residues, report = assess(folder, saved(tmp_path / "data", records), tmp_path / "out")
+    assert [row["position"] for row in residues if row["id"] == "c1"] == list(range(1, 28))
+    assert np.allclose([row["lddt"] for row in residues], 100)
+    np.testing.assert_allclose([r["plddt"] for r in residues], np.concatenate([fold.plddt for fold in folds]))
+    rows = {(row["part"], row["metric"]): row for row in report["rows"]}
+    assert {part for part, _ in rows} == {"all", "experiment", "simulated"}
+    assert [row["metric"] for row in report["rows"] if row["part"] == "all"] == list(NAMES)
+    assert rows["all", "lddt"]["value"] == pytest.approx(100)
+    assert rows["all", "tm_score"]["value"] == pytest.approx(1, abs=1e-4)
+    assert rows["all", "rmsd"]["value"] == pytest.approx(0, abs=1e-3)
+    assert rows["all", "spearman"]["value"] is None  # the truth does not vary
+    gap = np.abs(100 - np.concatenate([fold.plddt for fold in folds])).mean()
+    assert rows["all", "calibration_error"]["value"] == pytest.approx(gap)
+    sizes = [(rows[part, "lddt"]["chains"], rows[part, "lddt"]["residues"]) for part in ("all", "simulated")]
+    assert sizes == [(4, sum(map(len, SEQUENCES))), (2, len(SEQUENCES[1]) + len(SEQUENCES[3]))]
+    assert sum(each["residues"] for each in report["bins"]) == sizes[0][1]
+    assert report["left_out"] is None
+
+
+def test_numbers_are_those_of_the_table_of_residues(folder, folds, tmp_path):
+    rng = np.random.default_rng(1)
+    truths = [backbone(fold) + rng.normal(size=(len(fold.sequence), 1, 3)) * 2 for fold in folds]
+    truths[0][3:6] = np.nan
+    data = saved(tmp_path / "data", [record(k, truth) for k, truth in enumerate(truths)])
+    residues, report = assess(folder, data, tmp_path / "out")
+    assert [row["position"] for row in residues if row["lddt"] is None] == [4, 5, 6]
+    known = [row for row in residues if row["lddt"] is not None]
+    plddt, lddt = (np.array([row[name] for row in known]) for name in ("plddt", "lddt"))
+    rows = {row["metric"]: row for row in report["rows"] if row["part"] == "all"}
+    assert rows["spearman"]["value"] == pytest.approx(spearmanr(plddt, lddt).statistic)
+    within = [
+        spearmanr(*zip(*[(r["plddt"], r["lddt"]) for r in known if r["id"] == f"c{k}"])).statistic for k in range(4)
+    ]
+    assert rows["chain_spearman"]["value"] == pytest.approx(np.mean(within))
+    assert [rows[name]["value"] for name in ("lddt", "plddt")] == pytest.approx([lddt.mean(), plddt.mean()])
+    for row in rows.values():
+        assert row["low"] <= row["value"] <= row["high"]
+        assert (row["chains"], row["groups"], row["residues"]) == (4, 4, len(known))
+    assert assess(folder, data, tmp_path / "again") == (residues, report)
+
+
+def test_a_rigid_motion_of_the_truth_changes_nothing(folds):
+    rng = np.random.default_rng(2)
+    truth = backbone(folds[0]) + rng.normal(size=(30, 1, 3))
+    moved = truth @ Rotation.random(rng=rng).as_matrix() + 40
+    one, two = (judged(record(0, points), folds[0]) for points in (truth, moved))
+    for name in ("lddt", "plddt", "tm", "rmsd"):
+        np.testing.assert_allclose(one[name], two[name], atol=1e-3)
+    assert one["rmsd"] > 0.5 and 0.1 < one["tm"] < 1
+
+
+def test_lddt_counts_kept_distances():
+    line = np.arange(6)[:, None] * [3.8, 0, 0]
+    bent = line.copy()
+    bent[5] += [1.5, 0, 0]  # its distances are off by 1.5 Å: kept at 2 and 4 Å, not at 0.5 and 1
+    found = lddt_of(line, bent)
+    assert found[5] == pytest.approx(50)
+    assert found[0] == pytest.approx(100)  # 15 Å reach residues 1 to 3
+    assert found[4] == pytest.approx(100 * 3.5 / 4)
+    np.testing.assert_allclose(lddt_of(line, line), 100)
+
+
+def test_chains_like_those_learnt_from_are_left_out(folder, folds, tmp_path):
+    long = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDFSAGEGLYTHM"
+    model = folding.load_folding_model(folder)
+    known = record(0, backbone(folding.fold(model, long))) | {"sequence": long, "length": len(long), "id": "known"}
+    records = [*(record(k, backbone(fold)) for k, fold in enumerate(folds)), known]
+    data, learnt = saved(tmp_path / "data", records), saved(tmp_path / "learnt", [known | {"id": "x"}], "train")
+    residues, report = assess(folder, data, tmp_path / "out", [learnt])
+    assert {row["id"] for row in residues} == {"c0", "c1", "c2", "c3"} and report["left_out"] == 1
+    with pytest.raises(InputError, match="each of 1 test chains resembles one that mini learnt from"):
+        assess(folder, saved(tmp_path / "only", [known]), tmp_path / "none", [learnt])
+    assert not list((tmp_path / "none").iterdir())
+
+
+def test_the_limit_takes_chains_by_the_hash_of_their_id(folder, folds, tmp_path):
+    data = saved(tmp_path / "data", [record(k, backbone(fold)) for k, fold in enumerate(folds)])
+    residues, _ = assess(folder, data, tmp_path / "out", limit=2)
+    assert len({row["id"] for row in residues}) == 2
+
+
+# metrics
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=30), min_size=1, max_size=5
+    )
+)
+def test_bins_hold_every_residue_and_their_means_are_those_of_all(chains):
+    rows = [{"plddt": np.array(c)[:, 0], "lddt": np.array(c)[:, 1], "tm": 0.5, "rmsd": 1.0} for c in chains]
+    columns = metrics.columns(rows, None, None)
+    bins = metrics.calibration(columns)
+    plddt, lddt = metrics.pooled(columns)
+    assert sum(each["residues"] for each in bins) == len(plddt)
+    for name, values in (("plddt", plddt), ("lddt", lddt)):
+        assert sum(each["residues"] * each[name] for each in bins) == pytest.approx(values.sum(), abs=1e-6)
+    for each in bins:
+        assert each["low"] - 1e-9 <= each["plddt"] <= each["high"] + 1e-9
+    assert abs(plddt.mean() - lddt.mean()) - 1e-9 <= metrics.calibration_error(columns) <= 100
+
+
+def test_one_metric_is_primary():
+    assert [metric.name for metric in metrics.METRICS] == list(NAMES)
+    assert [metric.name for metric in metrics.METRICS if metric.primary] == ["spearman"]
+
+
+def test_a_rank_correlation_without_variation_is_undefined():
+    assert np.isnan(metrics.spearman(np.ones(5), np.arange(5)))
+    assert np.isnan(metrics.spearman(np.ones(1), np.ones(1)))
+    assert metrics.spearman(np.array([1, 2, 2, 9.0]), np.array([0, 3, 3, 4.0])) == pytest.approx(1)

@@ -1,0 +1,45 @@
+"""Baselines that answer for test records, and those that write samples."""
+
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+
+from loratory.domains.protein import task
+from loratory.domains.protein.sources import Task
+from loratory.evaluation import baselines
+
+TEST = [
+    {"id": f"p{i}", "group": f"g{i}", "sequence": s} for i, s in enumerate(["MKTAYIAKQR", "GGSSEELLKK", "WYVANDPLQC"])
+]
+
+
+def test_natural_and_shuffled_are_samples_of_test_sequences():
+    rows = task.sample_baselines(TEST, 2, Task())
+    assert [*rows] == ["natural", "shuffled"]
+    names = [example.id for example in task.samples(2, Task(), "causal")]
+    for own in rows.values():
+        assert [row["id"] for row in own] == names
+    natural, shuffled = ([task.chain(row["text"]) for row in own] for own in rows.values())
+    assert set(natural) < {record["sequence"] for record in TEST}
+    for one, other in zip(natural, shuffled):
+        assert one != other and Counter(one) == Counter(other)
+    assert task.sample_baselines(TEST[::-1], 2, Task()) == rows
+
+
+def test_fewer_test_sequences_than_samples_come_again():
+    texts = [row["text"] for row in task.sample_baselines(TEST, 7, Task())["natural"]]
+    assert len(texts) == 7 and texts[:3] == texts[3:6] and len(set(texts)) == 3
+
+
+@pytest.mark.parametrize("samples", [0, 4])
+def test_rows_of_both_kinds_stand_in_one_file(tmp_path, monkeypatch, samples):
+    monkeypatch.setattr(baselines, "read_records", lambda data, split, limit=None: TEST)
+    baselines.predict_baselines("protein", tmp_path, Task(), None, samples, tmp_path / "b.parquet")
+    rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
+    assert {row["kind"] for row in rows} == {"baseline"}
+    found = Counter((row["split"], row["system"]) for row in rows)
+    written = {("sample", "natural"): samples, ("sample", "shuffled"): samples} if samples else {}
+    assert found == {("test", "residue_frequency"): 3} | written
+    for row in rows:
+        assert (row["nll"] is None) == (row["split"] == "sample") == (row["text"] is not None)
