@@ -29,6 +29,7 @@ include: "workflow/rules/bases.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/mix.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/fold.smk"
 include: "workflow/rules/tables.smk"
 
 
@@ -42,4 +43,5 @@ rule all:
 onsuccess:
     from loratory.reporting.tables import show
 
-    show([path for path in METRICS if exists(path)], BANNER)
+    scored = [metrics_of(*track, RESULTS) for track in TRACKS]
+    show([paths for paths in scored if all(map(exists, paths))], BANNER)

@@ -14,6 +14,7 @@ with logged(snakemake.log[0], snakemake.params.threads):
         Path(snakemake.input.base).parent,
         dict(zip(params.systems, [Path(path).parent for path in snakemake.input.adapters])),
         dict(zip(params.mixtures, [Path(path).parent for path in snakemake.input.mixtures])),
+        params.asked,
         Evaluation(**params.evaluation),
         int(wildcards.seed),
         params.device,

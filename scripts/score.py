@@ -8,14 +8,14 @@ with logged(snakemake.log[0]):
 
     domain, files, params = snakemake.wildcards.domain, snakemake.input, snakemake.params
     predictions = list(zip(params.seeds, files.predictions))
-    structures = next(iter(files.get("structures", [])), None)
+    baselines, structures = (next(iter(files.get(name, [])), None) for name in ("baselines", "structures"))
     task, data = options(domain, "Task", params.task), Path(files.data[0]).parent
     out = snakemake.output[0]
     score(
         domain,
         snakemake.wildcards.base,
         predictions,
-        files.baselines,
+        baselines,
         data,
         task,
         structures,

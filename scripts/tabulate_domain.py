@@ -6,4 +6,4 @@ with logged(snakemake.log[0]):
 
     files, out = snakemake.input, snakemake.output[0].removesuffix(".html")
     about = read_json(files.base)["note"]
-    table(files.metrics, out, audit=files.audit, about=about, banner=snakemake.params.banner)
+    table(files.metrics, out, audits=files.audits, about=about, banner=snakemake.params.banner)

@@ -85,7 +85,7 @@ MISFITS = {  # how the line begins: the change that causes it
     "domains.recsys.adapters.mini_lm: lora is given twice": {"domains.recsys.adapters.mini_lm": ["lora", "lora"]},
     "mixtures: wrong value (nothing); expected keys with values": {"mixtures": None},
     "domains.protein: wrong value (nothing); expected keys with values": {"domains.protein": None},
-    "domains: no domain is configured; expected lncrna, protein, recsys, speech": {
+    "domains: no domain is configured; expected lncrna, protein, recsys, speech, structure": {
         "domains": {},
         "bases": shipped("config")["bases"],
     },
@@ -102,7 +102,17 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.mini_bert: given: path, pretrain; expected one of": {"bases.mini_bert.path": "models/bert"},
     "bases.big: `hub` needs `revision`": {"bases.big": HUB},
     "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
-    "bases.mini_bert: a folding base cannot be pretrained here": {"bases.mini_bert.family": "folding"},
+    "bases.mini_bert.pretrain.domains: the domain lncrna has no task for a base of family folding; expected a base": {
+        "bases.mini_bert.family": "folding"
+    },
+    "bases.mini_lm.pretrain.domains: the domain structure has no task for a base of family causal; expected a": {
+        "general.structure": {"source": {"kind": "simulate"}},
+        "bases.mini_lm.pretrain.domains": ["structure", "speech"],
+    },
+    "domains.structure.adapters.esm: a folding base takes no adapters; fix: leave it out": {
+        "bases.esm": {"family": "folding", "path": "esm"},
+        "domains.structure": {"source": {"kind": "simulate"}, "adapters": {"esm": ["lora"]}},
+    },
     "bases.mini_lm.audio.encoder: not a Whisper base (encoder)": {"bases.mini_lm.audio.encoder": "mini_bert"},
     "bases.mini_bert.pretrain.domains: " + NO_TASK: {"bases.mini_bert.pretrain.domains": ["protein"]},
     "bases.mini_lm.pretrain.domains: unknown corpus of `general` (lncrna)": {"general.lncrna": ABSENT},
@@ -180,11 +190,27 @@ def test_every_shipped_config_is_valid(path):
 def test_the_root_of_the_data_is_filled_in_everywhere():
     files = {"kind": "files", "fasta": "{data_root}/uniref.fasta.gz"}
     fold = {"bases.esm": {"family": "folding", "path": "{data_root}/esm"}, "folding": "esm"}
-    raw = changed(DEMO, {"domains.protein.source": files, "structures": "{data_root}/pdb", "data_root": "/x/", **fold})
+    chains = {"source": {"kind": "files", "chains": ["{data_root}/pdb", "/y/chain_set.jsonl"]}}
+    raw = changed(DEMO, {"domains.protein.source": files, "domains.structure": chains, "data_root": "/x/", **fold})
     study = loratory_config.read_config(raw, FILE)
     assert study.domains.protein.source.fasta == "/x/uniref.fasta.gz"
     assert study.bases["esm"].path == "/x/esm"
-    assert study.structures == "/x/pdb"
+    assert study.domains.structure.source.chains == ["/x/pdb", "/y/chain_set.jsonl"]
+
+
+def test_a_folding_base_is_pretrained_on_structures_and_needs_none_to_judge_it():
+    learnt = {"domains": ["structure"], "architecture": {}}
+    general = {"source": {"kind": "files", "chains": ["pdb"], "simulated": {"n": 50, "families": 50}}}
+    fold = {"bases.fold": {"family": "folding", "pretrain": learnt}, "general.structure": general, "folding": "fold"}
+    study = loratory_config.read_config(changed(DEMO, fold), FILE)
+    assert study.bases["fold"].corpora == ("structure",) and study.domains.structure is None
+
+
+@pytest.mark.parametrize(("added", "simulated"), [(None, False), ({"n": 50, "families": 50}, True)])
+def test_simulated_chains_beside_given_ones_count_as_simulated(added, simulated):
+    chains = {"kind": "files", "chains": ["pdb"], "simulated": added}
+    study = changed(DEMO, {"domains": {"structure": {"source": chains}}, "mixtures": {}})
+    assert loratory_config.is_simulated(loratory_config.read_config(study, FILE)) == simulated
 
 
 def test_entries_come_back_from_the_plain_values_that_rules_pass():

@@ -82,6 +82,7 @@ class Pretrain(Options):
     vocabulary: int = Field(1024, ge=64, description="tokens of the tokenizer that is trained first")
     training: Training = Field(Training(), description="of all its weights")
     seed: int = Field(0, ge=0, description="of its initial weights and of its batches")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the stored weights; trained in float32")
 
 
 class Audio(Options):
@@ -113,8 +114,6 @@ class BaseEntry(Options):
             raise ValueError(f"given: {', '.join(given) or 'none'}; expected one of `path`, `hub` and `pretrain`")
         if self.hub and not self.revision:
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
-        if self.pretrain and self.family == "folding":
-            raise ValueError("a folding base cannot be pretrained here: give `path` or `hub`")
         if self.audio and self.family != "causal":
             raise ValueError("only a causal base takes `audio`")
         return self
@@ -141,6 +140,7 @@ class Evaluation(Options):
     max_records: int | None = Field(200, ge=1, description="test records a domain, by id hash; none means all")
     max_valid: int = Field(100, ge=1, description="valid records a domain for choices made on `valid`")
     samples: int = Field(32, ge=0, description="sequences written by each system where a domain generates")
+    folded: int | None = Field(8, ge=1, description="of these samples, the first that are folded; none means all")
     temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus of sampled sequences")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
@@ -215,8 +215,7 @@ def model() -> type[BaseModel]:
         bases=(dict[Name, BaseEntry], Field(min_length=1, description="frozen pretrained models by name")),
         adapters=(dict[Name, one_of("method", SWEPT)], Field({}, description="methods with their settings by name")),
         mixtures=(dict[Name, one_of("mixer", MIXED)], Field({}, description="mixers over adapters by name")),
-        folding=(Name | None, Field(None, description="a base of family folding: gives pLDDT and TM-score")),
-        structures=(str | None, Field(None, description="folder of reference structures for the TM-score")),
+        folding=(Name | None, Field(None, description="a base of family folding, judged on `domains.structure`")),
         evaluation=(Evaluation, Field(Evaluation(), description="what is scored and how")),
         resources=(Resources, Field(Resources(), description="what jobs ask for")),
     )
@@ -276,6 +275,8 @@ def check_names(config: BaseModel, where: str) -> None:
         for base, adapters in given.adapters.items():
             at = f"{where}: domains.{domain}.adapters"
             known(at, "base", base, bases)
+            if bases[base].family == "folding":
+                raise InputError(f"{at}.{base}", "a folding base takes no adapters", fix="leave it out")
             check_fit(f"{at}.{base}", domain, bases[base])
             for adapter in adapters:
                 known(f"{at}.{base}", "adapter", adapter, config.adapters)
@@ -309,7 +310,7 @@ def is_spoken(domain: str) -> bool:
 
 def check_fit(at: str, domain: str, base: BaseEntry) -> None:
     """A base of this family can answer what the domain asks, and hear what is spoken."""
-    families = registry.load("domain", domain, "sources").FAMILIES
+    families = registry.families(domain)
     if base.family not in families:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
@@ -359,9 +360,9 @@ def located(config: BaseModel) -> BaseModel:
         name: base.model_copy(update={"path": move(base.path)}) if base.path else base
         for name, base in config.bases.items()
     }
-    structures = move(config.structures) if config.structures else None
-    placed = {"domains": moved(config.domains), "general": moved(config.general), "bases": bases}
-    return config.model_copy(update=placed | {"structures": structures})
+    return config.model_copy(
+        update={"domains": moved(config.domains), "general": moved(config.general), "bases": bases}
+    )
 
 
 def options(domain: str, part: str, values: dict):
@@ -385,5 +386,6 @@ def mixture(values: dict):
 
 
 def is_simulated(config: BaseModel) -> bool:
-    """Whether any domain that is reported on comes from a simulator."""
-    return any(given.source.kind == "simulate" for given in entries(config.domains).values())
+    """Whether any domain that is reported on comes from a simulator, in whole or in part."""
+    sources = [given.source for given in entries(config.domains).values()]
+    return any(source.kind == "simulate" or getattr(source, "simulated", None) for source in sources)

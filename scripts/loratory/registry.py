@@ -39,9 +39,14 @@ def unknown(where, noun: str, name, allowed) -> InputError:
     return InputError(where, f"unknown {noun}", name, expected, fix)
 
 
+def families(domain: str) -> dict[str, tuple[str, ...]]:
+    """The families of bases that have a task in a domain, and what they predict there."""
+    return load("domain", domain, "sources").FAMILIES
+
+
 def outputs(domain: str, family: str) -> tuple[str, ...]:
     """What is predicted for a domain by a base of a family."""
-    return load("domain", domain, "sources").FAMILIES[family]
+    return families(domain)[family]
 
 
 def is_folded(domain: str) -> bool:

@@ -6,10 +6,13 @@ import pytest
 
 from loratory.bases.core import load_base
 from loratory.bases.prepare import prepare_folder
-from loratory.config import RESOURCES, load_config
+from loratory.config import RESOURCES, entries, load_config
+from loratory.domains.dataset import build_dataset, read_split
+from loratory.domains.fetch import fetch_source, open_source
 
 ROOT = Path(__file__).parents[2]
 BASES = load_config(ROOT / "config" / "config.yaml").bases
+CONTENT = {"protein": "sequence", "lncrna": "sequence", "speech": "sha256", "recsys": "history"}  # tells records apart
 LIMIT = 24 * 2**20  # bytes of all shipped bases together
 
 
@@ -36,3 +39,23 @@ def test_the_recipe_of_the_shipped_bases_is_a_valid_config_for_the_same_bases():
     assert all(
         recipe.bases[name].family == base.family and recipe.bases[name].pretrain for name, base in BASES.items()
     )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_config_asks_shipped_bases_about_the_general_records_that_they_learnt_from(path):
+    study, recipe = load_config(path), load_config(ROOT / "config" / "bases.yaml")
+    ships = any(base.path and Path(base.path).is_relative_to(RESOURCES) for base in study.bases.values())
+    simulated = [name for name, given in entries(study.general).items() if given.source.kind == "simulate"]
+    assert not (ships and simulated) or study.split_seed != recipe.split_seed, "the simulators would draw them again"
+
+
+@pytest.mark.parametrize("domain", CONTENT)
+def test_another_split_seed_draws_other_general_records(domain, tmp_path):
+    given = getattr(load_config(ROOT / "config" / "test.yaml").general, domain)
+    found = []
+    for seed in (0, 1):
+        raw, data = tmp_path / f"raw{seed}", tmp_path / f"data{seed}"
+        fetch_source(domain, given.source, "general", seed, raw)
+        build_dataset(domain, open_source(domain, raw), given.dataset, seed, data)
+        found.append({record[CONTENT[domain]] for split in ("train", "test") for record in read_split(data, split)})
+    assert len(found[0]) > 5 and not found[0] & found[1]

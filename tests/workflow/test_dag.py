@@ -15,7 +15,7 @@ from snakemake.settings.types import (
     Quietness,
     ResourceSettings,
 )
-from studies import ABSENT, ROOT, changed, pretrained, snakemake, written
+from studies import ABSENT, ROOT, changed, pretrained, shipped, snakemake, written
 
 DEMO = pretrained()
 JOBS = {
@@ -26,8 +26,8 @@ JOBS = {
     "train_sweep": 6,  # four domains on the shared base, lncrna and speech on their own as well
     "train_mixture": 1,
     "predict_baselines": 4,
-    "predict": 6,
-    "score": 6,
+    "predict": 12,  # and once more on general data, for what adaptation cost
+    "score": 12,
     "tabulate_domain": 6,
     "summarise_mixture": 1,
     "draw_routing": 1,
@@ -119,7 +119,7 @@ def test_an_adapter_more_is_a_training_more(demo, plan):
 
 
 def test_a_seed_more_is_a_mixture_and_a_prediction_of_each_track_more(demo, plan):
-    assert plan({"seeds": [0, 1]}).counts - demo.counts == {"train_mixture": 1, "predict": 6}
+    assert plan({"seeds": [0, 1]}).counts - demo.counts == {"train_mixture": 1, "predict": 12}
 
 
 def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
@@ -131,7 +131,7 @@ def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
 def test_a_domain_less_takes_its_jobs_along(demo, plan):
     less = {"domains.recsys": ABSENT, "mixtures.xlora.experts.recsys": ABSENT}
     gone = {"fetch_source": 1, "build_dataset": 1, "audit_split": 1, "train_sweep": 1, "predict_baselines": 1}
-    gone |= {"predict": 1, "score": 1, "tabulate_domain": 1}
+    gone |= {"predict": 2, "score": 2, "tabulate_domain": 1}
     assert demo.counts - plan(less).counts == gone
 
 
@@ -148,9 +148,55 @@ def test_a_given_base_that_hears_learns_it_from_general_speech(plan):
     assert set(job.input) == {f"results/{path}" for path in learnt}
 
 
+def test_general_data_are_asked_of_the_base_and_the_domains_own_adapters_on_test_alone(demo):
+    asked = {told(job): job for job in demo.jobs if job.rule.name == "predict"}
+    studied, general = (asked[f"predict {corpus} speech mini_lm 0"] for corpus in ("data", "general"))
+    assert studied.params.systems == ["lora@speech", "lora@protein", "lora@lncrna", "lora@recsys"]
+    assert studied.params.mixtures == ["xlora"] and {*studied.params.asked} == {"test", "valid", "sample"}
+    assert general.params.systems == ["lora@speech"]
+    assert general.params.mixtures == [] and [*general.params.asked] == ["test"]
+    assert {Path(path).parent for path in general.input.data} == {Path("results/general/speech")}
+    table = next(job for job in demo.jobs if told(job) == "tabulate_domain speech mini_lm")
+    assert [path.split("/")[2] for path in table.input.metrics] == ["data", "general"]
+
+
+def test_a_sweep_declares_one_file_a_seed_as_folders_are_moved_in_whole(plan):
+    job = next(job for job in plan({"seeds": [0, 1]}).jobs if told(job) == "train_sweep recsys mini_lm lora")
+    made = {str(Path(path).relative_to("results/adapters/recsys/mini_lm/lora")) for path in job.output}
+    assert made == {"runs.parquet", *(f"seed{seed}/adapter_model.safetensors" for seed in (0, 1))}
+
+
+def test_without_general_data_nothing_is_asked_of_them(plan):
+    bare = plan({"general": ABSENT, "bases": shipped("config")["bases"]})
+    assert {job.wildcards.corpus for job in bare.jobs if job.rule.name in ("predict", "score")} == {"data"}
+    assert bare.counts["predict"] == bare.counts["score"] == 6
+
+
+FOLDING = {"bases.esm": {"family": "folding", "path": "models/esmfold"}, "folding": "esm"}
+CHAINS = {"domains.structure": {"source": {"kind": "simulate"}}}
+
+
 def test_a_folding_base_folds_what_generates(demo, plan):
-    added = plan({"bases.esm": {"family": "folding", "path": "models/esmfold"}, "folding": "esm"}).counts - demo.counts
-    assert added == {"prepare_base": 1, "fold": 1}
+    assert plan(FOLDING).counts - demo.counts == {"prepare_base": 1, "fold": 1}
+
+
+def test_a_folding_base_is_judged_where_true_structures_are(demo, plan):
+    judged = plan(FOLDING | CHAINS)
+    data = {"fetch_source": 1, "build_dataset": 1, "audit_split": 1}
+    shown = {"assess_folding": 1, "tabulate_folding": 1, "draw_calibration": 1}
+    assert judged.counts - demo.counts == {"prepare_base": 1, "fold": 1} | data | shown
+    [fold] = [job for job in judged.jobs if job.rule.name == "fold"]
+    assert {"results/data/structure/test.parquet", "results/predictions/data/protein/baselines.parquet"} < set(
+        fold.input
+    )
+
+
+def test_a_pretrained_folding_base_is_judged_without_what_it_learnt(plan):
+    learnt = {"family": "folding", "pretrain": {"domains": ["structure"], "architecture": {}}}
+    general = {"general.structure": {"source": {"kind": "simulate"}}}
+    jobs = plan(FOLDING | CHAINS | general | {"bases.esm": learnt}).jobs
+    [job] = [job for job in jobs if job.rule.name == "assess_folding"]
+    assert "results/general/structure/train.parquet" in job.input
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +217,8 @@ def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
     shown = {"tabulate_domain lncrna mini_bert", "draw_curves mini_bert", "all"}
     assert {*due} == {
         "train_sweep lncrna mini_bert wide",
-        "predict lncrna mini_bert 0",
-        "score lncrna mini_bert",
+        *(f"predict {corpus} lncrna mini_bert 0" for corpus in ("data", "general")),
+        *(f"score {corpus} lncrna mini_bert" for corpus in ("data", "general")),
         *shown,
     }
 
@@ -190,7 +236,7 @@ def test_another_dataset_option_rebuilds_one_dataset_and_retrains_on_it(finished
     due = finished({"domains.recsys.dataset.k_core": 3})
     remade = {job for job in due if job.split()[0] in {"fetch_source", "build_dataset", "audit_split", "train_sweep"}}
     assert remade == {"build_dataset data recsys", "audit_split data recsys", "train_sweep recsys mini_lm lora"}
-    assert "predict recsys mini_lm 0" in due
+    assert "predict data recsys mini_lm 0" in due
     assert "train_mixture xlora 0" in due
     assert not [job for job in due if "mini_bert" in job or "mini_whisper" in job or "prepare_base" in job]
 

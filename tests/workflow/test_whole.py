@@ -24,14 +24,15 @@ STUDY = changed(
         "mixtures.xlora.training": {"steps": 5, "learning_rate": 0.003, "batch_tokens": 512} | OFTEN,
     },
 )
-TRACKS = [f"{domain}.{base}" for domain, given in STUDY["domains"].items() for base in given["adapters"]]
-TABLES = [*TRACKS, *(f"{mixture}.summary" for mixture in STUDY["mixtures"])]
+TRACKS = [f"{domain}.{base}" for domain, given in STUDY["domains"].items() for base in given.get("adapters", ())]
+TABLES = [*TRACKS, *(f"{mixture}.summary" for mixture in STUDY["mixtures"]), f"{STUDY['folding']}.folding"]
 SAME = (  # what two runs must agree on, byte for byte
     "data/*/*",
     "general/*/*",
     "adapters/*/*/*/seed*/adapter_model.safetensors",
     "mixtures/*/seed*/gate.safetensors",
     "bases/*/base.json",
+    "folding/*/*",
     "tables/*",
 )
 
@@ -79,10 +80,21 @@ def test_every_table_and_figure_is_there(finished):
     made = {path.name for path in (finished / "results/tables").iterdir()}
     assert made == {f"{table}.{suffix}" for table in TABLES for suffix in ("tsv", "md", "tex", "html")}
     drawn = {path.name for path in (finished / "results/figures").glob("*.svg")}
-    curves = {f"{base}.curves.svg" for base in STUDY["bases"]}
-    assert drawn == curves | {
+    folding = STUDY["folding"]
+    curves = {f"{base}.curves.svg" for base in STUDY["bases"] if base != folding}
+    assert drawn == curves | {f"{folding}.calibration.svg"} | {
         f"{mixture}.{figure}.svg" for mixture in STUDY["mixtures"] for figure in ("routing", "transfer")
     }
+
+
+def test_every_table_says_what_adaptation_cost(finished):
+    for domain, base in (track.split(".") for track in TRACKS):
+        report = json.loads((finished / f"results/metrics/general/{domain}/{base}.json").read_text())
+        asked = {row["system"] for row in report["rows"]}
+        assert asked - {"base"} == {f"{name}@{domain}" for name in STUDY["domains"][domain]["adapters"][base]}
+        assert {row["split"] for row in report["rows"]} == {"test"}
+        primary = next(row["metric"] for row in report["rows"] if row["primary"])
+        assert f"general: {primary}" in (finished / f"results/tables/{domain}.{base}.md").read_text()
 
 
 def test_nothing_is_left_to_do(finished):
@@ -102,7 +114,7 @@ def test_tables_are_rebuilt_from_metrics_without_torch(finished, tmp_path):
         (tmp_path / f"{module}.py").write_text("raise ImportError('a table needs no model')")
     said = run(finished, "tables", env=os.environ | {"PYTHONPATH": str(tmp_path)})
     ran = {*re.findall(r"^(?:local)?rule (\w+):", said, re.MULTILINE)}
-    assert ran == {"tabulate_domain", "summarise_mixture", "tables"}
+    assert ran == {"tabulate_domain", "summarise_mixture", "tabulate_folding", "tables"}
     assert digests(finished) == before
 
 

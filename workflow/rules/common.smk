@@ -20,10 +20,11 @@ DOMAINS = entries(STUDY.domains)
 GENERAL = entries(STUDY.general)
 CORPORA = {"data": DOMAINS, "general": GENERAL}
 POPULATION = {"data": "domain", "general": "general"}
+ASKED = {"data": ("test", "valid", "sample"), "general": ("test",)}  # what systems are asked of each corpus
 SEEDS = STUDY.seeds
+RESULTS = STUDY.pathvars.get("results", "results")
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
-METRICS = [f"{STUDY.pathvars.get('results', 'results')}/metrics/{domain}/{base}.json" for domain, base in TRACKS]
 
 
 wildcard_constraints:
@@ -53,17 +54,27 @@ def memory(wildcards, attempt):
     return STUDY.resources.mem_mb * attempt
 
 
-def systems_on(domain, base):
+def corpora_of(domain):
+    """Where a domain's systems are scored: on it and, for what adaptation cost, on its general population."""
+    return [corpus for corpus, given in CORPORA.items() if domain in given]
+
+
+def metrics_of(domain, base, results="<results>"):
+    return [f"{results}/metrics/{corpus}/{domain}/{base}.json" for corpus in corpora_of(domain)]
+
+
+def systems_on(corpus, domain, base):
     """{system: (domain trained on, adapter)}: a domain's own adapters, then experts of other domains (transfer)."""
     found = {f"{adapter}@{domain}": (domain, adapter) for adapter in DOMAINS[domain].adapters[base]}
-    for name in mixtures_on(base):
+    for name in mixtures_on(corpus, base):
         for other, adapter in STUDY.mixtures[name].experts.items():
             found.setdefault(f"{adapter}@{other}", (other, adapter))
     return found
 
 
-def mixtures_on(base):
-    return [name for name, mixture in STUDY.mixtures.items() if mixture.base == base]
+def mixtures_on(corpus, base):
+    """Only on what is studied: a general population tells what a domain's own adapters cost."""
+    return [name for name, mixture in STUDY.mixtures.items() if corpus == "data" and mixture.base == base]
 
 
 def trained_on(base):
@@ -74,6 +85,11 @@ def trained_on(base):
 def is_structured(domain, base):
     """Whether structures are made of a domain's samples on a base."""
     return STUDY.folding is not None and is_folded(domain) and "sample" in outputs(domain, STUDY.bases[base].family)
+
+
+def structures_of(wildcards):
+    folded = wildcards.corpus == "data" and is_structured(wildcards.domain, wildcards.base)
+    return ["<results>/structures/{domain}/{base}/scores.parquet"] if folded else []
 
 
 def base_sources(wildcards):
@@ -100,5 +116,5 @@ def experts_of(wildcards):
 def adapters_for(wildcards):
     return [
         f"<results>/adapters/{home}/{wildcards.base}/{adapter}/seed{wildcards.seed}/adapter_model.safetensors"
-        for home, adapter in systems_on(wildcards.domain, wildcards.base).values()
+        for home, adapter in systems_on(wildcards.corpus, wildcards.domain, wildcards.base).values()
     ]

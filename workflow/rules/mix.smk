@@ -12,7 +12,6 @@ rule train_mixture:
         data=lambda wc: collect("<results>/data/{domain}/gate.parquet", domain=STUDY.mixtures[wc.mixture].experts),
     output:
         "<results>/mixtures/{mixture}/seed{seed}/mixture.json",
-        "<results>/mixtures/{mixture}/seed{seed}/gate.safetensors",
     log:
         "<logs>/train_mixture/{mixture}/seed{seed}.log",
     benchmark:

@@ -9,18 +9,22 @@ rule tables:
     input:
         [f"<results>/tables/{domain}.{base}.html" for domain, base in TRACKS],
         collect("<results>/tables/{mixture}.summary.html", mixture=STUDY.mixtures),
+        collect("<results>/tables/{base}.folding.html", base=JUDGED),
 
 
 rule figures:
     input:
         collect("<results>/figures/{mixture}.{figure}.svg", mixture=STUDY.mixtures, figure=("routing", "transfer")),
         collect("<results>/figures/{base}.curves.svg", base=sorted({base for _, base in TRACKS})),
+        collect("<results>/figures/{base}.calibration.svg", base=JUDGED),
 
 
 rule tabulate_domain:
     input:
-        metrics="<results>/metrics/{domain}/{base}.json",
-        audit="<results>/data/{domain}/audit.json",
+        metrics=lambda wc: metrics_of(wc.domain, wc.base),
+        audits=lambda wc: collect(
+            "<results>/{corpus}/{domain}/audit.json", corpus=corpora_of(wc.domain), domain=wc.domain
+        ),
         base="<results>/bases/{base}/base.json",
     output:
         report(
@@ -50,7 +54,7 @@ rule tabulate_domain:
 rule summarise_mixture:
     input:
         metrics=lambda wc: collect(
-            "<results>/metrics/{domain}/{base}.json",
+            "<results>/metrics/data/{domain}/{base}.json",
             domain=STUDY.mixtures[wc.mixture].experts,
             base=STUDY.mixtures[wc.mixture].base,
         ),
@@ -83,7 +87,7 @@ rule summarise_mixture:
 rule draw_routing:
     input:
         lambda wc: collect(
-            "<results>/predictions/{domain}/{base}/seed{seed}.routing.json",
+            "<results>/predictions/data/{domain}/{base}/seed{seed}.routing.json",
             domain=STUDY.mixtures[wc.mixture].experts,
             base=STUDY.mixtures[wc.mixture].base,
             seed=SEEDS,

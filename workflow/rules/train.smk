@@ -13,9 +13,7 @@ rule train_sweep:
     output:
         runs="<results>/adapters/{domain}/{base}/{adapter}/runs.parquet",
         adapters=expand(
-            "<results>/adapters/{{domain}}/{{base}}/{{adapter}}/seed{seed}/{file}",
-            seed=SEEDS,
-            file=("adapter_model.safetensors", "adapter_config.json", "run.json"),
+            "<results>/adapters/{{domain}}/{{base}}/{{adapter}}/seed{seed}/adapter_model.safetensors", seed=SEEDS
         ),
     log:
         "<logs>/train_sweep/{domain}/{base}/{adapter}.log",

@@ -29,21 +29,26 @@ class System:
     model: torch.nn.Module
 
 
-def predict(domain, data, task, base_folder, adapters, mixtures, evaluation, seed, device, out, routing) -> None:
+def predict(
+    domain, data, task, base_folder, adapters, mixtures, asked, evaluation, seed, device, out, routing
+) -> None:
     """Writes all systems' predictions (long table) and the mixtures' routing on this domain.
 
     Args:
         adapters: {system name, such as "lora@protein": adapter folder}.
         mixtures: {mixture: folder}. evaluation: the config's `evaluation`.
+        asked: which of "test", "valid" (for choices) and "sample" (where the domain generates).
         out: parquet, one row for each (split, system, record). routing: JSON, {mixture: how its gate weighed}.
     """
     base = load_base(base_folder, device)
-    asked = registry.outputs(domain, base.family)
+    outputs = registry.outputs(domain, base.family)
+    limits = {"test": evaluation.max_records, "valid": evaluation.max_valid}
     sets = {
-        "test": examples(domain, read_records(data, "test", evaluation.max_records), task, base.family),
-        "valid": examples(domain, read_records(data, "valid", evaluation.max_valid), task, base.family),
+        split: examples(domain, read_records(data, split, limit), task, base.family)
+        for split, limit in limits.items()
+        if split in asked
     }
-    if "sample" in asked and evaluation.samples:
+    if "sample" in asked and "sample" in outputs and evaluation.samples:
         sets["sample"] = registry.load("domain", domain, "task").samples(evaluation.samples, task, base.family)
     rows, routes = [], {}
     for system in systems(base, domain, adapters, mixtures):
@@ -52,7 +57,7 @@ def predict(domain, data, task, base_folder, adapters, mixtures, evaluation, see
                 continue  # choices made on valid are between single experts
             if split == "sample" and system.kind == "adapter" and not system.name.endswith(f"@{domain}"):
                 continue  # what another domain's adapter writes tells nobody anything
-            wanted = ("sample",) if split == "sample" else tuple(o for o in asked if o != "sample")
+            wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
             started = perf_counter()
             found = answer(base, system.model, questions, wanted, task, evaluation, seed)
             cost = (perf_counter() - started) / max(1, len(found))
@@ -147,7 +152,7 @@ def route(base, mixture: Mixture, questions, budget: int) -> dict:
     modules, entropy, hits = 0.0, 0.0, 0
     for batch in by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
-        mixture(**base.inputs(tensors))
+        mixture(**base.inputs(tensors), logits_to_keep=1)
         weights = mixture.last_weights.double().cpu()
         real, scored = tensors["mask"].cpu().bool(), (tensors["labels"] != -100).cpu()
         weights = weights.expand(*real.shape, -1, -1)

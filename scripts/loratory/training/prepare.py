@@ -17,7 +17,7 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) ->
         entry: config entry. general: {domain: folder of general data}; tasks: {domain: its task options}.
         ears: folder of the Whisper base that a causal base hears with, or None.
     """
-    corpora = {d: examples(d, read_records(general[d], "train"), tasks[d], entry.family) for d in entry.corpora}
+    corpora = {d: corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
     facts = {"data_sha256": {d: sha256(f"{general[d]}/train.parquet") for d in corpora}, "torch": version("torch")}
     facts["ears_sha256"] = weights_digest(ears) if ears else None
     job = Job(device, checkpoints, f"base {name}", entry=entry.model_dump(mode="json"), **facts)
@@ -31,3 +31,9 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) ->
             train_ears(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
             write_manifest(aside, name, entry, origin=entry.hub or entry.path, **facts)
     job.done()
+
+
+def corpus(domain: str, folder, task, family: str) -> list:
+    """What a base of the family learns from: examples, but whole records where it folds, for their backbones."""
+    records = read_records(folder, "train")
+    return records if family == "folding" else examples(domain, records, task, family)

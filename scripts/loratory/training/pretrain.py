@@ -4,6 +4,7 @@ Such a base shows that the pipeline works; it makes no scientific claim.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -189,6 +190,14 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
     return Pretrained(model.eval(), tokenizer), curve
 
 
+def pretrain_folding(corpora: dict[str, list[dict]], entry, ears, job):
+    """An ESMFold; its corpora are records of chains with backbones."""
+    from loratory.training.folding import train_folding
+
+    model, tokenizer, curve = train_folding(chain.from_iterable(corpora.values()), entry.pretrain, job)
+    return Pretrained(model, tokenizer), curve
+
+
 class Pretrained:
     """A model and its tokenizer, before it is a base."""
 
@@ -217,7 +226,12 @@ def named(module, prefix: str) -> dict:
     return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
 
 
-PRETRAIN = {"causal": pretrain_causal, "whisper": pretrain_whisper, "encoder": pretrain_encoder}
+PRETRAIN = {
+    "causal": pretrain_causal,
+    "whisper": pretrain_whisper,
+    "encoder": pretrain_encoder,
+    "folding": pretrain_folding,
+}
 
 
 def pretrain(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job, out, **facts) -> None:
@@ -225,10 +239,11 @@ def pretrain(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job
     base, curve = PRETRAIN[entry.family](corpora, entry, ears, job)
     with whole(out) as aside:
         aside.mkdir(parents=True)
-        base.model.save_pretrained(aside)
+        dtype = getattr(torch, entry.pretrain.dtype)
+        base.model.to(dtype).save_pretrained(aside)
         base.tokenizer.save_pretrained(aside)
         if base.audio is not None:
-            base.audio.cpu().save(aside / "audio")
+            base.audio.cpu().to(dtype).save(aside / "audio")
         if entry.family == "encoder":
             add_head(aside)
         write_json(aside / "curve.json", curve)
