@@ -6,4 +6,5 @@ with logged(snakemake.log[0]):
 
     files, params, out = snakemake.input, snakemake.params, snakemake.output[0].removesuffix(".html")
     told = {"about": read_json(files.base)["note"], "banner": params.banner}
-    summary(list(files.metrics), out, mixture=snakemake.wildcards.mixture, experts=params.experts, **told)
+    told |= {"routing": files.routing, "mixer": params.mixer, "experts": params.experts}
+    summary(list(files.metrics), out, mixture=snakemake.wildcards.mixture, **told)

@@ -16,9 +16,9 @@ def shipped(name: str) -> dict:
 
 
 def pretrained() -> dict:
-    """The demo, but with its bases trained on the way: every rule has a part."""
+    """The demo with one seed and with its bases trained on the way: every rule has a part."""
     recipe = shipped("bases")
-    return shipped("config") | {key: recipe[key] for key in ("general", "bases")}
+    return shipped("config") | {"seeds": [0]} | {key: recipe[key] for key in ("general", "bases")}
 
 
 def changed(config: dict, changes: dict) -> dict:

@@ -55,3 +55,11 @@ def rows_of(domain):
         rows.append(metric_row(system, 1 - value, metric="WER", **worse) | {"gain_low": None, "gain_high": None})
     folded = {"unit": "0–100", "note": "", "status": "not run: no trained folding base", "n": 8, "n_groups": 8}
     return [*rows, metric_row("mix", None, "sample", "pLDDT", **folded)]
+
+
+def routed(folder) -> dict:
+    """What a summary is told of its mixture beside the metrics."""
+    routes = {"domains": ["protein", "speech"], "top1": {"protein": 0.98, "speech": 0.5}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "told.json").write_text(json.dumps(routes | {"entropy": {"protein": 0.07, "speech": 1.0}}))
+    return {"routing": str(folder / "told.json"), "mixer": {"mixer": "xlora", "depth": 1}}

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from metric_files import EXPERTS
+from metric_files import EXPERTS, routed
 
 from loratory.errors import InputError
 from loratory.reporting.figures import CHANGES, curves, routing, transfer
@@ -55,7 +55,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def summary_file(tmp_path, reports):
-    summary(reports, tmp_path / "summary", mixture="mix", experts=EXPERTS)
+    summary(reports, tmp_path / "summary", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     return tmp_path / "summary.tsv"
 
 

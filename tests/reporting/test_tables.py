@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from metric_files import DOMAINS, EXPERTS, metric_row, rows_of, write_report
+from metric_files import DOMAINS, EXPERTS, metric_row, routed, rows_of, write_report
 
 from loratory.errors import InputError
 from loratory.reporting import formats
@@ -69,7 +69,7 @@ def written(tmp_path, reports, audit):
 @pytest.fixture
 def summed(tmp_path, reports):
     out = tmp_path / "tables" / "summary"
-    summary(reports, out, mixture="mix", experts=EXPERTS, about="a small base", banner=BANNER)
+    summary(reports, out, mixture="mix", experts=EXPERTS, **routed(tmp_path), about="a small base", banner=BANNER)
     return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
 
 
@@ -206,6 +206,11 @@ def test_summary_says_which_base_it_is_about(summed):
     assert all("Base: a small base" in text for text in summed.values() if "\t" not in text)
 
 
+def test_summary_says_how_the_gate_routed_and_what_the_mixer_is(summed):
+    assert "protein 98.0 %, 0.07; speech 50.0 %, 1.00." in summed["md"]
+    assert "Mixer: xlora (depth 1)." in summed["md"]
+
+
 def test_summary_keeps_the_order_of_its_domains_and_recovers_the_oracle(summed):
     found = lines(summed["md"])
     header = list(found["mix"])
@@ -224,7 +229,7 @@ def test_recovery_is_left_out_where_the_oracle_does_not_clearly_gain(tmp_path, r
     for gap in ({"gain_low": -0.01}, {"gain": -0.4, "gain_low": -0.5, "gain_high": -0.3}, {"gain_low": None}):
         rows = [row | gap if row["system"] == "mix:oracle" else row for row in rows_of("speech")]
         speech = write_report(tmp_path / "speech.json", "speech", rows)
-        summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS)
+        summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
         found = lines((tmp_path / "s.md").read_text())
         assert {row["speech: recovery (%)"] for row in found.values()} == {"–"}
         assert found["mix"]["mean recovery (%)"] == found["mix"]["protein: recovery (%)"] == "83.3"
@@ -238,7 +243,7 @@ def test_best_single_is_chosen_on_valid_not_on_test(tmp_path):
             if row["split"] == "valid" and row["system"] == "lora@protein":
                 row |= {"value": 0.95, "gain": 0.45}
         paths.append(write_report(tmp_path / f"{domain}.json", domain, rows))
-    summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS)
+    summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     text = (tmp_path / "s.md").read_text()
     assert lines(text)["best single (lora@protein)"]["speech: AUC (0–1) ↑"].startswith("0.300")
     assert "Best single: lora@protein, by mean recovery on the validation splits." in text
@@ -247,7 +252,13 @@ def test_best_single_is_chosen_on_valid_not_on_test(tmp_path):
 def test_an_expert_that_was_not_scored_on_every_domain_is_no_candidate(tmp_path, reports):
     alone = [metric_row("dylora@speech", 0.99, split) for split in ("test", "valid")]
     speech = write_report(tmp_path / "speech.json", "speech", rows_of("speech") + alone)
-    summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=("dylora@speech", "lora@protein"))
+    summary(
+        [speech, reports[1]],
+        tmp_path / "s",
+        mixture="mix",
+        experts=("dylora@speech", "lora@protein"),
+        **routed(tmp_path),
+    )
     found = lines((tmp_path / "s.md").read_text())
     assert "best single (lora@protein)" in found
     assert found["dylora@speech"]["protein: AUC (0–1) ↑"] == found["dylora@speech"]["mean recovery (%)"] == "–"
@@ -256,7 +267,7 @@ def test_an_expert_that_was_not_scored_on_every_domain_is_no_candidate(tmp_path,
 def test_adapters_that_are_no_expert_stay_out_of_the_summary(tmp_path, reports):
     rows = [*rows_of("speech"), metric_row("dylora@speech", 0.99), metric_row("dylora@speech", 0.99, "valid")]
     speech = write_report(tmp_path / "speech.json", "speech", rows)
-    summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS)
+    summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     assert "dylora" not in (tmp_path / "s.md").read_text()
 
 
@@ -272,7 +283,7 @@ def test_without_valid_scores_no_best_single_is_named(tmp_path):
         write_report(tmp_path / f"{d}.json", d, [row for row in rows_of(d) if row["split"] != "valid"])
         for d in DOMAINS
     ]
-    summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS)
+    summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     text = (tmp_path / "s.md").read_text()
     assert set(list(lines(text)["best single"].values())[1:]) == {"–"} and "Best single: undefined" in text
 
@@ -280,11 +291,11 @@ def test_without_valid_scores_no_best_single_is_named(tmp_path):
 def test_summary_refuses_another_base_and_a_domain_without_a_primary_metric(tmp_path, reports):
     other = write_report(tmp_path / "other.json", "lncrna", rows_of("protein"), base="mini-bert")
     with pytest.raises(InputError, match=r"other\.json: systems of another base .*mini-bert"):
-        summary([*reports, other], tmp_path / "s", mixture="mix", experts=EXPERTS)
+        summary([*reports, other], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     rows = [row | {"primary": False} for row in rows_of("protein")]
     bare = write_report(tmp_path / "bare.json", "lncrna", rows)
     with pytest.raises(InputError, match=r"bare\.json: no primary metric on the test split"):
-        summary([*reports, bare], tmp_path / "s", mixture="mix", experts=EXPERTS)
+        summary([*reports, bare], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     assert not list(tmp_path.glob("s.*"))
 
 
@@ -307,7 +318,7 @@ def test_terminal_table_is_compact_and_aligned(reports):
 def test_same_metrics_give_the_same_bytes(tmp_path, reports, audit):
     for name in ("a", "b"):
         table([reports[0]], tmp_path / f"{name}-t", audits=[audit], banner=BANNER)
-        summary(reports, tmp_path / f"{name}-s", mixture="mix", experts=EXPERTS)
+        summary(reports, tmp_path / f"{name}-s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     for first in tmp_path.glob("a-*"):
         assert first.read_bytes() == (tmp_path / first.name.replace("a-", "b-")).read_bytes()
     assert len(list(tmp_path.glob("a-*"))) == 8
@@ -333,11 +344,12 @@ def test_a_thousand_records_take_less_than_two_seconds_from_a_cold_start_without
             for m in range(10):
                 rows.append(metric_row(f"a{i}@d{d}" if i else "base", 0.5 + i / 100, metric=f"m{m}" if m else "AUC"))
         paths.append(str(write_report(tmp_path / f"d{d}.json", f"d{d}", rows)))
+    told = routed(tmp_path)
     code = (
         "import sys; from loratory.reporting.tables import summary, table\n"
         f"paths, out = {paths!r}, {str(tmp_path / 'out')!r}\n"
         "for i, path in enumerate(paths): table([path], f'{out}/{i}')\n"
-        "summary(paths, f'{out}/s', mixture='mix', experts=['a1@d0', 'a2@d1'])\n"
+        f"summary(paths, out + '/s', mixture='mix', **{told!r}, experts=['a1@d0', 'a2@d1'])\n"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'matplotlib', 'snakemake'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

@@ -46,7 +46,7 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
     "score": {"build_dataset", "predict", "predict_baselines"},
     "tabulate_domain": {"audit_split", "prepare_base", "score"},
-    "summarise_mixture": {"prepare_base", "score"},
+    "summarise_mixture": {"prepare_base", "score", "draw_routing"},
     "draw_routing": {"predict"},
     "draw_transfer": {"summarise_mixture"},
     "draw_curves": {"train_sweep"},

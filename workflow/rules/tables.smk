@@ -59,6 +59,7 @@ rule summarise_mixture:
             base=STUDY.mixtures[wc.mixture].base,
         ),
         base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
+        routing="<results>/figures/{mixture}.routing.json",
     output:
         report(
             "<results>/tables/{mixture}.summary.html",
@@ -78,6 +79,7 @@ rule summarise_mixture:
         runtime=10,
     params:
         experts=lambda wc: [f"{adapter}@{domain}" for domain, adapter in STUDY.mixtures[wc.mixture].experts.items()],
+        mixer=lambda wc: plain(STUDY.mixtures[wc.mixture], without=["base", "experts", "training"]),
         banner=BANNER,
         code=code_digest("reporting"),
     script:

@@ -49,13 +49,14 @@ def table(metrics: Sequence, out, *, audits: Sequence = (), about: str = "", ban
 
 
 def summary(
-    metrics: Sequence, out, *, mixture: str, experts: Sequence[str], about: str = "", banner: str = ""
+    metrics: Sequence, out, *, mixture: str, experts: Sequence[str], routing, mixer: Mapping, about="", banner=""
 ) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: a mixture, its controls and its experts on all its domains.
 
     Args:
         metrics: JSON files of `evaluation.score`, one for each domain, all of one base; columns keep their order.
         experts: the mixture's experts as systems, such as `lora@protein`; lines keep their order.
+        routing: JSON file of `routes.gather_routes`. mixer: the mixer and its options, for the foot.
         about, banner: as of `table`.
 
     Raises:
@@ -67,7 +68,8 @@ def summary(
             raise InputError(path, "systems of another base cannot be compared", report["base"], reports[0]["base"])
         if not primary(report, "test"):
             raise InputError(path, "no primary metric on the test split", expected="one row for each system")
-    formats.write(summary_layout(reports, mixture, experts, about, banner), out)
+    foot = [routed(read_json(routing)), optioned(mixer)] + ([f"Base: {about}"] if about else [])
+    formats.write(summary_layout(reports, mixture, experts, foot, banner), out)
 
 
 def show(tables: Iterable[Sequence], banner: str = "", stream=None) -> None:
@@ -103,7 +105,7 @@ def forgetting(general: Mapping | None) -> list[dict]:
     return [row | {"metric": f"{GENERAL}: {row['metric']}"} | label for row in rows]
 
 
-def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: str, banner: str) -> Layout:
+def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: Sequence, banner) -> Layout:
     test, valid = ({report["domain"]: primary(report, split) for report in reports} for split in ("test", "valid"))
     oracles = dict.fromkeys(test, f"{mixture}:oracle")
     best = best_single(valid, experts)
@@ -120,8 +122,7 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, 
     header = ["system", *(f"{domain}: {heading(row)}" for domain, row in heads.items())]
     header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)"]
     foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
-    foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS]
-    foot += [f"Base: {about}"] if about else []
+    foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS, *about]
     return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
 
 
@@ -239,6 +240,17 @@ def explained(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:
 def audited(audit: Mapping) -> str:
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(audit["counts"].items()))
     return f"Leak audit, counted again in the written splits: {counts}."
+
+
+def routed(routes: Mapping) -> str:
+    each = [f"{d} {number(routes['top1'][d], 'ratio')} %, {routes['entropy'][d]:.2f}" for d in routes["domains"]]
+    line = "Routing on test, the share of tokens whose heaviest expert is the domain's own, and the weights' entropy"
+    return f"{line} (1: uniform): {'; '.join(each)}."
+
+
+def optioned(mixer: Mapping) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in sorted(mixer.items()) if name != "mixer")
+    return f"Mixer: {mixer['mixer']}" + (f" ({options})." if options else ".")
 
 
 def chosen(best: str | None) -> str:
