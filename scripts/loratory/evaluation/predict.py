@@ -152,8 +152,7 @@ def route(base, mixture: Mixture, questions, budget: int) -> dict:
     modules, entropy, hits = 0.0, 0.0, 0
     for batch in by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
-        mixture(**base.inputs(tensors), logits_to_keep=1)
-        weights = mixture.last_weights.double().cpu()
+        weights = mixture.weigh(base.inputs(tensors)).double().cpu()
         real, scored = tensors["mask"].cpu().bool(), (tensors["labels"] != -100).cpu()
         weights = weights.expand(*real.shape, -1, -1)
         mean = weights.mean(2)

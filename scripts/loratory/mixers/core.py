@@ -108,21 +108,27 @@ class Mixture(nn.Module):
     def forward(self, past_key_values: PairCache | None = None, use_cache=False, logits_to_keep=0, **inputs):
         bare, mixed = (past_key_values.bare, past_key_values.mixed) if past_key_values else (None, None)
         try:
-            hidden = self.bare_states(inputs, bare, use_cache) if self.mixer.reads_hidden else None
-            weights = self.mixer.weights(self.gate, hidden, self.sizes, self.domain).to(self.model.device)
-            self.last_weights = weights
-            self.context.set(weights)
+            self.last_weights = self.weigh(inputs, bare, use_cache)
+            self.context.set(self.last_weights)
             kept = {"past_key_values": mixed, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
             return self.model(**inputs, **kept)
         finally:
             self.context.close()
 
+    def weigh(self, inputs, cache=None, use_cache=False) -> torch.Tensor:
+        """The experts' weights `[batch, length, modules | 1, experts]` alone, without the pass that uses them."""
+        hidden = self.bare_states(inputs, cache, use_cache) if self.mixer.reads_hidden else None
+        return self.mixer.weights(self.gate, hidden, self.sizes, self.domain).to(self.model.device)
+
     @torch.no_grad()
     def bare_states(self, inputs, cache=None, use_cache=False) -> torch.Tensor:
         """The base's last hidden states `[batch, length, hidden]`, computed without experts and without the head."""
         self.context.set(None)
-        backbone = self.model.base_model
-        return backbone(**inputs, past_key_values=cache, use_cache=use_cache).last_hidden_state
+        try:
+            found = self.model.base_model(**inputs, past_key_values=cache, use_cache=use_cache)
+        finally:
+            self.context.close()
+        return found.last_hidden_state
 
     def unwrap(self):
         """Takes the experts off the model again."""
