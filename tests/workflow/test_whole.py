@@ -62,13 +62,12 @@ def finished(tmp_path_factory) -> Path:
 
 
 def killed_while_adapters_learn(folder: Path) -> None:
-    """Starts a run and kills it, with all its jobs, at the first checkpoint of an adapter."""
+    """Starts a run and kills it, with all its jobs, when an adapter has learnt some steps and checkpoints them."""
     asked = command(folder, STUDY, "--cores", "2")
     with open(folder / "killed.txt", "w") as said:
         process = subprocess.Popen(asked, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
         try:
-            bases = [folder / "results/bases" / base / "base.json" for base in STUDY["bases"]]
-            while not (all(base.exists() for base in bases) and [*folder.glob("results/checkpoints/*/*.safetensors")]):
+            while not any("step" in log.read_text() for log in folder.glob("results/logs/train_sweep/*/*/*.log")):
                 assert process.poll() is None, (folder / "killed.txt").read_text()
                 time.sleep(0.05)
         finally:
