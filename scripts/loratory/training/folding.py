@@ -24,6 +24,7 @@ from transformers.models.esm.modeling_esmfold import EsmFoldingTrunk
 from transformers.models.esm.openfold_utils import residue_constants
 
 from loratory.data import splits
+from loratory.data.structures import unflat
 from loratory.training.fit import MicroBatch, fit
 from loratory.training.job import Job, recipe
 
@@ -57,8 +58,8 @@ class Chain:
 def read_chain(record: dict) -> Chain:
     """A record of the domain `structure`."""
     residues = [residue_constants.restype_order[letter] for letter in record["sequence"]]
-    backbone = np.asarray(record["backbone"], np.float32).reshape(len(residues), 4, 3)
-    return Chain(record["group"], record["origin"], torch.tensor(residues), torch.from_numpy(backbone))
+    backbone = torch.from_numpy(unflat(record["backbone"]))
+    return Chain(record["group"], record["origin"], torch.tensor(residues), backbone)
 
 
 def train_folding(records: Iterable[dict], pretrain, job: Job):

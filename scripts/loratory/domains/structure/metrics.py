@@ -4,6 +4,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from loratory.domains.contract import Metric
+from loratory.domains.protein.metrics import mean_of
 
 BIN = 10  # width of a bin of pLDDT, on the scale 0–100
 
@@ -50,17 +51,12 @@ def calibration_error(columns) -> float:
     return sum(each["residues"] * abs(each["plddt"] - each["lddt"]) for each in bins) / residues
 
 
-def mean_of(column: str):
+def mean_over_residues(column: str):
     return lambda columns: float(np.concatenate(columns[column]).mean())
 
 
 def median_of(column: str):
     return lambda columns: float(np.median(columns[column]))
-
-
-def mean_spearman(columns) -> float:
-    known = columns["spearman"][~np.isnan(columns["spearman"])]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 METRICS = (
@@ -78,7 +74,7 @@ METRICS = (
         "rank correlation",
         "up",
         "structure",
-        mean_spearman,
+        mean_of("spearman"),
         note="the same within each chain, mean over chains",
     ),
     Metric(
@@ -86,10 +82,12 @@ METRICS = (
         "0–100",
         "up",
         "structure",
-        mean_of("lddt"),
+        mean_over_residues("lddt"),
         note="lDDT-Cα of the prediction, all Cα within 15 Å, mean over residues",
     ),
-    Metric("plddt", "0–100", "up", "structure", mean_of("plddt"), note="what the base expects that lDDT to be"),
+    Metric(
+        "plddt", "0–100", "up", "structure", mean_over_residues("plddt"), note="what the base expects that lDDT to be"
+    ),
     Metric(
         "calibration_error",
         "0–100",
