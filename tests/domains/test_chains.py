@@ -14,7 +14,7 @@ import pytest
 from Bio.Data import IUPACData
 from Bio.PDB import MMCIFIO, PDBParser
 from biotite.structure import AtomArray, dihedral_backbone
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -251,6 +251,7 @@ chains = st.tuples(
 
 
 @settings(max_examples=80, deadline=None)
+@example([("AAAAAAAAAAA*7", [(12, 40.0)])])
 @given(st.lists(chains, min_size=1, max_size=6))
 def test_every_chain_and_every_piece_is_kept_or_accounted_for(tmp_path_factory, given_chains):
     entries = []

@@ -183,6 +183,9 @@ def json_chain(where: str, record) -> Chain:
         raise InputError(where, "coordinates that cannot be read", error, expected, reason="coordinates") from None
     atoms = atoms.swapaxes(0, 1) if isinstance(coords, dict) else atoms
     sequence = record["seq"].removesuffix("*")
+    if "*" in sequence:  # a cut before the check of letters would make it an end again
+        fix = "remove it; only one `*` at the very end is understood"
+        raise InputError(where, "`*` within the sequence", None, "one-letter residue codes", fix, "residue")
     if atoms.shape != (len(sequence), len(BACKBONE), 3):
         expected = f"({len(sequence)}, {len(BACKBONE)}, 3) for a sequence of {len(sequence)}"
         raise InputError(where, "sequence and coordinates do not fit", atoms.shape, expected, reason="coordinates")
