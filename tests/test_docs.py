@@ -38,7 +38,7 @@ def examples(tmp_path_factory):
 def test_the_page_has_all_parts_of_a_domain_a_method_and_a_mixer():
     parts = ("sources", "build", "task", "metrics", "simulate")
     domain = [f"domains/promoter/{part}.py" for part in parts]
-    assert list(BLOCKS) == [*domain, "adapters/methods/rslora.py", "mixers/kinds/fixed.py"]
+    assert list(BLOCKS) == [*domain, "adapters/methods/plain_lora.py", "mixers/kinds/fixed.py"]
 
 
 def dataset(folder: Path, population: str = "domain"):
@@ -80,13 +80,13 @@ def test_the_domain_names_file_and_line_of_what_is_wrong(examples, line, tmp_pat
 
 
 def test_the_methods_forward_is_its_delta(examples):
-    method = registry.load("method", "rslora").Method(rank=4, alpha=8.0)
+    method = registry.load("method", "plain_lora").Method(rank=4, alpha=8.0)
     random = torch.Generator().manual_seed(0)
     tensors = method.start(torch.zeros(6, 5), random)
     tensors["B"].normal_(generator=random)
-    delta = method.delta(tensors)
+    delta = method.delta(tensors, torch.zeros(6, 5))
     assert isinstance(delta, LowRank)
-    assert delta.scale == 4.0
+    assert delta.scale == 1.0
     x = torch.randn(3, 5, generator=random)
     torch.testing.assert_close(method.forward(x, tensors, training=False), x @ delta.dense().T)
 

@@ -35,8 +35,8 @@ def study(tmp_path_factory):
         adapter = trained_adapter(base.model, Method(rank=2 + index), index)
         adapter.run["base_sha256"] = base.fingerprint
         folders[name] = root / name
-        deltas.save_peft(folders[name], adapter, causal=True)
-    experts = {name: deltas.load_peft(folder) for name, folder in folders.items()}
+        deltas.save_adapter(folders[name], adapter, causal=True)
+    experts = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
     mixture = Mixture(base.model, experts, registry.load("mixer", "xlora").Mixer())
     start_gate(mixture.gate, 0)
     save_mixture(root / "mixture", mixture, "xlora", folders, {"base_sha256": base.fingerprint})

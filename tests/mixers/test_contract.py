@@ -129,9 +129,9 @@ def test_a_saved_mixture_opens_with_equal_logits(kind, tmp_path):
     for name, adapter in experts(base.model).items():
         folders[name] = tmp_path / name
         adapter.run["base_sha256"] = base.fingerprint
-        deltas.save_peft(folders[name], adapter, causal=True)
+        deltas.save_adapter(folders[name], adapter, causal=True)
     mixer = registry.load("mixer", kind).Mixer()
-    mixture = Mixture(base.model, {name: deltas.load_peft(folder) for name, folder in folders.items()}, mixer)
+    mixture = Mixture(base.model, {name: deltas.load_adapter(folder) for name, folder in folders.items()}, mixer)
     if mixture.gate is not None:
         start_gate(mixture.gate, 5)
     mixture.eval().domain = 2
@@ -228,7 +228,7 @@ def test_an_expert_of_another_base_is_refused(tmp_path):
 
     adapter = experts()["a"]
     adapter.run["base_sha256"] = "0" * 64
-    deltas.save_peft(tmp_path / "a", adapter, causal=True)
+    deltas.save_adapter(tmp_path / "a", adapter, causal=True)
     with pytest.raises(InputError, match="trained on another base"):
         open_experts({"a": tmp_path / "a"}, "1" * 64)
 

@@ -33,9 +33,9 @@ def run_whisper(model):
 def test_peft_loads_our_folder_with_equal_logits(tmp_path, make, heads, run):
     model = make()
     adapter = trained_adapter(model, Method(rank=3, alpha=7.0), 1, heads)
-    deltas.save_peft(tmp_path / "a", adapter, causal=make is llama)
+    deltas.save_adapter(tmp_path / "a", adapter, causal=make is llama)
     fresh = make()
-    core.apply(fresh, deltas.load_peft(tmp_path / "a"), "a")
+    core.apply(fresh, deltas.load_adapter(tmp_path / "a"), "a")
     theirs = peft.PeftModel.from_pretrained(make(), tmp_path / "a").eval()
     torch.testing.assert_close(run(theirs), run(fresh), **CLOSE)
     assert (run(fresh) - run(make())).abs().max() > 1e-3
@@ -68,7 +68,7 @@ def made_by_peft(folder, **options):
 def test_we_load_peft_folders_with_equal_logits(tmp_path, options):
     theirs = made_by_peft(tmp_path / "a", **options)
     ours = llama()
-    core.apply(ours, deltas.load_peft(tmp_path / "a"), "a")
+    core.apply(ours, deltas.load_adapter(tmp_path / "a"), "a")
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **CLOSE)
 
 
@@ -78,7 +78,7 @@ def test_ranks_and_scales_per_module_survive_our_own_folder(tmp_path):
     names = sorted(adapter.deltas)
     cut = adapter.deltas[names[0]]
     adapter.deltas[names[0]] = deltas.LowRank(cut.A[:2], cut.B[:, :2], 0.7)
-    deltas.save_peft(tmp_path / "a", adapter, causal=True)
+    deltas.save_adapter(tmp_path / "a", adapter, causal=True)
     theirs = peft.PeftModel.from_pretrained(llama(), tmp_path / "a").eval()
     ours = llama()
     core.apply(ours, adapter, "a")
@@ -108,7 +108,7 @@ def test_the_loop_trains_like_peft_from_the_same_start(tmp_path):
 def test_the_same_adapter_gives_the_same_bytes(tmp_path):
     adapter = trained_adapter(llama(), Method(rank=2), 1)
     for name in ("a", "b"):
-        deltas.save_peft(tmp_path / name, adapter, causal=True)
+        deltas.save_adapter(tmp_path / name, adapter, causal=True)
     for file in (deltas.CONFIG, deltas.WEIGHTS, deltas.RUN):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -122,21 +122,21 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path):
     ],
 )
 def test_what_would_be_read_wrongly_is_refused_by_name(tmp_path, change, message):
-    deltas.save_peft(tmp_path / "a", trained_adapter(llama(), Method(rank=2), 1), causal=True)
+    deltas.save_adapter(tmp_path / "a", trained_adapter(llama(), Method(rank=2), 1), causal=True)
     path = tmp_path / "a" / deltas.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=message):
-        deltas.load_peft(tmp_path / "a")
+        deltas.load_adapter(tmp_path / "a")
 
 
 def test_a_tensor_of_unknown_meaning_is_refused(tmp_path):
-    deltas.save_peft(tmp_path / "a", trained_adapter(llama(), Method(rank=2), 1), causal=True)
+    deltas.save_adapter(tmp_path / "a", trained_adapter(llama(), Method(rank=2), 1), causal=True)
     path = tmp_path / "a" / deltas.WEIGHTS
     save_file(load_file(path) | {"base_model.model.model.norm.weight": torch.ones(32)}, path)
     with pytest.raises(InputError, match=r"neither lora_A.*model\.norm\.weight"):
-        deltas.load_peft(tmp_path / "a")
+        deltas.load_adapter(tmp_path / "a")
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no adapter_config\.json"):
-        deltas.load_peft(tmp_path)
+        deltas.load_adapter(tmp_path)

@@ -21,7 +21,7 @@ def test_logits_equal_peft(tmp_path, layerwise, depth):
     for index, rank in enumerate((2, 4)):
         experts[str(index)] = trained_adapter(llama(), Method(rank=rank, alpha=5.0), index)
         folders[str(index)] = str(tmp_path / str(index))
-        deltas.save_peft(folders[str(index)], experts[str(index)], causal=True)
+        deltas.save_adapter(folders[str(index)], experts[str(index)], causal=True)
     config = peft.XLoraConfig(
         task_type="CAUSAL_LM",
         hidden_size=32,

@@ -73,7 +73,7 @@ def test_training_goes_on_bit_for_bit_after_kill(tmp_path):
     """)
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert checkpoint.load(tmp_path / "parts", dict(model().named_parameters()), optimizer())[0] == 5
+    assert checkpoint.load(tmp_path / "parts", dict(model().named_parameters()), optimizer(), {})[0] == 5
     resumed, again = run(tmp_path / "parts")
     assert torch.equal(weights(resumed), weights(whole))
     assert losses(again) == losses(curve)

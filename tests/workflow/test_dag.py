@@ -163,7 +163,7 @@ def test_general_data_are_asked_of_the_base_and_the_domains_own_adapters_on_test
 def test_a_sweep_declares_one_file_a_seed_as_folders_are_moved_in_whole(plan):
     job = next(job for job in plan({"seeds": [0, 1]}).jobs if told(job) == "train_sweep recsys mini_lm lora")
     made = {str(Path(path).relative_to("results/adapters/recsys/mini_lm/lora")) for path in job.output}
-    assert made == {"runs.parquet", *(f"seed{seed}/adapter_model.safetensors" for seed in (0, 1))}
+    assert made == {"runs.parquet", *(f"seed{seed}/run.json" for seed in (0, 1))}
 
 
 def test_without_general_data_nothing_is_asked_of_them(plan):
@@ -254,7 +254,7 @@ def test_a_wrong_config_stops_a_plan(plan):
 def test_a_wrong_config_stops_snakemake_with_one_line(tmp_path):
     done = snakemake(tmp_path, changed(DEMO, {"adapters.lora.rnak": 8}), "-n")
     assert done.returncode == 1
-    allowed = "alpha, dropout, method, rank, target_modules, training"
+    allowed = "alpha, dropout, lr_ratio, method, rank, target_modules, training"
     told = f"adapters.lora: unknown key (rnak); expected one of {allowed}; fix: did you mean `rank`?"
     assert f"{tmp_path}/study.yaml: {told}" in done.stdout.splitlines()
     assert "Traceback" not in done.stdout

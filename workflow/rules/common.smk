@@ -108,13 +108,13 @@ def base_threads(base):
 def experts_of(wildcards):
     mixture = STUDY.mixtures[wildcards.mixture]
     return [
-        f"<results>/adapters/{domain}/{mixture.base}/{adapter}/seed{wildcards.seed}/adapter_model.safetensors"
+        f"<results>/adapters/{domain}/{mixture.base}/{adapter}/seed{wildcards.seed}/run.json"
         for domain, adapter in mixture.experts.items()
     ]
 
 
 def adapters_for(wildcards):
     return [
-        f"<results>/adapters/{home}/{wildcards.base}/{adapter}/seed{wildcards.seed}/adapter_model.safetensors"
+        f"<results>/adapters/{home}/{wildcards.base}/{adapter}/seed{wildcards.seed}/run.json"
         for home, adapter in systems_on(wildcards.corpus, wildcards.domain, wildcards.base).values()
     ]

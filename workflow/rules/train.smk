@@ -12,9 +12,7 @@ rule train_sweep:
         audit=ancient("<results>/data/{domain}/audit.json"),
     output:
         runs="<results>/adapters/{domain}/{base}/{adapter}/runs.parquet",
-        adapters=expand(
-            "<results>/adapters/{{domain}}/{{base}}/{{adapter}}/seed{seed}/adapter_model.safetensors", seed=SEEDS
-        ),
+        adapters=expand("<results>/adapters/{{domain}}/{{base}}/{{adapter}}/seed{seed}/run.json", seed=SEEDS),
     log:
         "<logs>/train_sweep/{domain}/{base}/{adapter}.log",
     benchmark:

@@ -2,12 +2,15 @@
 
 A file under `methods/` defines one class `Method(contract.Method)`; its fields are its hyper-parameters. The file is
 imported while the config is read, so torch is imported inside the functions that make tensors.
+
+Three kinds of methods fit: most put a few tensors beside every linear layer (`start`, `forward`, `delta`); some need
+more than gradients (`prepare` and the hooks of a step); some train the base's own weights (`weights`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -16,26 +19,81 @@ from loratory.domains.contract import Options
 if TYPE_CHECKING:
     import torch
 
-    from loratory.adapters.deltas import Dense, LowRank
+    from loratory.adapters.core import AdaptedLinear
+    from loratory.adapters.deltas import Dense, LowRank, Own
+    from loratory.training.session import Session
 
 Tensors = "dict[str, torch.Tensor]"
 
 
 class Method(Options):
-    """One adapter method. `tensors` maps names to trainable parameters of one adapted linear layer."""
+    """One adapter method. `tensors` maps names to the tensors of one adapted linear layer.
+
+    Attributes:
+        fixed: names among them that no optimizer moves (projections, masks, scores). They are saved with a checkpoint.
+    """
+
+    fixed: ClassVar[frozenset[str]] = frozenset()
 
     target_modules: tuple[str, ...] | None = Field(
         None, description="last names of the linear layers to adapt; none means every linear layer but the output head"
     )
 
+    # One linear layer.
+
+    def plan(self, weights: Tensors) -> dict[str, Method]:
+        """{layer: method in force there}, from the frozen weights `[out, in]` of all target layers.
+
+        A layer that is left out stays bare; another rank for each layer is a copy of the method for each.
+        """
+        return dict.fromkeys(weights, self)
+
     @abstractmethod
     def start(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
-        """Initial tensors for a frozen weight `[out, in]`, drawn from `generator` alone."""
+        """Initial tensors for a frozen weight `[out, in]` (float32, on the CPU), drawn from `generator` alone.
 
-    @abstractmethod
+        Raises:
+            InputError: the method cannot adapt a layer of this shape.
+        """
+
     def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         """What is added to the frozen layer's output: `[..., in]` → `[..., out]`."""
+        raise NotImplementedError
+
+    def output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+        """The adapted layer's whole output; to be overridden where it is more than base(x) + forward(x)."""
+        added = self.forward(x.to(layer.dtype), layer.tensors, layer.training)
+        return layer.base(x) + added.to(x.dtype)
 
     @abstractmethod
-    def delta(self, tensors: Tensors) -> LowRank | Dense:
-        """The trained change of the ORIGINAL weight, for storage and merging."""
+    def delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank | Dense | Own:
+        """The trained change of the ORIGINAL weight `[out, in]`, for storage and merging."""
+
+    # The base's own weights.
+
+    def weights(self, model: torch.nn.Module) -> list[str]:
+        """Names of the base's parameters that are themselves trained; they are put back afterwards."""
+        return []
+
+    # One training. Hooks change tensors in place, under `torch.no_grad()` where they need no gradient.
+
+    def prepare(self, session: Session) -> None:
+        """Before the first step: passes over training data that the initial tensors depend on."""
+
+    def optimizer(self, session: Session, parameters: Tensors) -> torch.optim.Optimizer:
+        """Of all trained parameters {name: parameter}; its learning rates are set at every step."""
+        return session.adamw(parameters)
+
+    def before_step(self, session: Session, step: int) -> None:
+        """Before the forward pass of an optimizer step."""
+
+    def penalty(self, session: Session) -> torch.Tensor | None:
+        """Added once to the loss of an optimizer step."""
+        return None
+
+    def after_step(self, session: Session, step: int) -> None:
+        """After the optimizer moved, while the (clipped) gradients are still there."""
+
+    def memory(self, session: Session) -> Tensors:
+        """Tensors besides those of the layers that a resumed training must find again; they are filled in place."""
+        return {}

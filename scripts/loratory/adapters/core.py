@@ -1,13 +1,14 @@
 """Putting adapters on the linear layers of any base, and taking them off again."""
 
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.contract import Method
-from loratory.adapters.deltas import Adapter, Dense, LowRank
+from loratory.adapters.deltas import Adapter, Dense, LowRank, Own
 from loratory.errors import InputError
 from loratory.registry import unknown
 
@@ -15,33 +16,51 @@ LINEAR = (nn.Linear, Conv1D)
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer and the method's addition: y = base(x) + method(x)."""
+    """A frozen linear layer and what a method does with it; by default y = base(x) + method(x)."""
 
     def __init__(self, base: nn.Module, method: Method, tensors: dict[str, torch.Tensor]):
         super().__init__()
         self.base, self.method = base, method
-        self.adapter = nn.ParameterDict(tensors)
+        self.adapter = nn.ParameterDict()
+        for key, tensor in tensors.items():
+            placed = tensor.to(base.weight.device)
+            if key in method.fixed:
+                self.register_buffer(f"fixed_{key}", placed)
+            else:
+                self.adapter[key] = nn.Parameter(placed)
 
     def forward(self, x):
-        added = self.method.forward(x.to(self.dtype), self.adapter, self.training)
-        return self.base(x) + added.to(x.dtype)
+        return self.method.output(self, x)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By the names that the method gave them."""
+        return {**self.adapter, **{key.removeprefix("fixed_"): tensor for key, tensor in self._buffers.items()}}
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen weight `[out, in]`."""
+        return weight_of(self.base)
 
     @property
     def dtype(self):
-        return next(iter(self.adapter.values())).dtype
+        """Of the adapter, float32 whatever the base's."""
+        return next(iter(self.tensors.values())).dtype
+
+    def delta(self):
+        tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
+        return self.method.delta(tensors, self.weight.detach().float())
 
 
 class ChangedLinear(nn.Module):
-    """A frozen linear layer with a stored change: y = base(x) + ΔW x."""
+    """A frozen linear layer with a stored low-rank change: y = base(x) + ΔW x."""
 
-    def __init__(self, base: nn.Module, delta: LowRank | Dense):
+    def __init__(self, base: nn.Module, delta: LowRank):
         super().__init__()
         self.base, self.delta = base, delta
 
     def forward(self, x):
         delta = self.delta
-        if isinstance(delta, Dense):
-            return self.base(x) + nn.functional.linear(x, delta.matrix)
         return self.base(x) + nn.functional.linear(nn.functional.linear(x, delta.A), delta.B) * delta.scale
 
 
@@ -86,13 +105,17 @@ def targets(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, .
 def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] = ()) -> dict[str, AdaptedLinear]:
     """Wraps the target layers in place; returns {module name: wrapper}. `detach` undoes it.
 
-    Adapter tensors are float32 whatever the base's precision. Heads are drawn anew and made trainable.
+    Adapter tensors are float32 whatever the base's precision. Heads are drawn anew and made trainable, as are those of
+    the base's own weights that the method trains.
     """
-    wrappers = {}
-    for name, layer in targets(model, method.target_modules, heads).items():
-        tensors = method.start(weight_of(layer).detach().float().cpu(), generator_for(seed, name))
-        parameters = {key: nn.Parameter(tensor.to(layer.weight.device)) for key, tensor in tensors.items()}
-        wrappers[name] = AdaptedLinear(layer, method, parameters)
+    layers, wrappers = targets(model, method.target_modules, heads), {}
+    plan = method.plan({name: weight_of(layer).detach().float().cpu() for name, layer in layers.items()})
+    for name, own in plan.items():
+        try:
+            tensors = own.start(weight_of(layers[name]).detach().float().cpu(), generator_for(seed, name))
+        except InputError as error:
+            raise InputError(f"{type(model).__name__}: {name}", error.detail, reason=error.reason) from None
+        wrappers[name] = AdaptedLinear(layers[name], own, tensors)
         model.set_submodule(name, wrappers[name])
     for name, parameter in head_parameters(model, heads).items():
         fresh = torch.empty(parameter.shape)
@@ -100,7 +123,23 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
         spread = 0.02 if parameter.dim() > 1 else 0.0
         parameter.data.copy_(fresh.normal_(0, spread, generator=generator) if spread else fresh.zero_())
         parameter.requires_grad_(True)
+    own_weights = [name for name in method.weights(model) if not under(name, heads)]
+    for parameter in keep(model, own_weights).values():
+        parameter.requires_grad_(True)
     return wrappers
+
+
+KEPT: WeakKeyDictionary[nn.Module, dict[str, torch.Tensor]] = WeakKeyDictionary()  # originals of changed weights
+
+
+def keep(model: nn.Module, names) -> dict[str, nn.Parameter]:
+    """Remembers parameters as they are, for `detach` to put back; returns them."""
+    parameters = dict(model.named_parameters())
+    chosen = {name: parameters[name] for name in names}
+    kept = KEPT.setdefault(model, {})
+    for name, parameter in chosen.items():
+        kept.setdefault(name, parameter.detach().clone())
+    return chosen
 
 
 def head_parameters(model: nn.Module, heads: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -118,52 +157,78 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def detach(model: nn.Module) -> None:
-    """Puts the bare layers back."""
+    """Puts the bare layers and the original weights back."""
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptedLinear | ChangedLinear):
             model.set_submodule(name, module.base)
+    parameters = dict(model.named_parameters())
+    for name, original in KEPT.pop(model, {}).items():
+        parameters[name].data.copy_(original)
 
 
 def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
     """The adapter that is on the model now."""
-    deltas = {
-        name: module.method.delta({key: value.detach() for key, value in module.adapter.items()})
-        for name, module in model.named_modules()
-        if isinstance(module, AdaptedLinear)
-    }
-    return Adapter(deltas, {n: p.detach().clone() for n, p in head_parameters(model, heads).items()}, run)
+    adapter = Adapter(heads={n: p.detach().clone() for n, p in head_parameters(model, heads).items()}, run=run)
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            delta = module.delta()
+            if isinstance(delta, Dense):
+                transposed = isinstance(module.base, Conv1D)
+                adapter.dense[f"{name}.weight"] = delta.matrix.T if transposed else delta.matrix
+            elif isinstance(delta, Own):
+                adapter.own[name] = delta
+            else:
+                adapter.deltas[name] = delta
+    parameters = dict(model.named_parameters())
+    for name, original in KEPT.get(model, {}).items():
+        adapter.dense[name] = parameters[name].detach().float() - original.float()
+    return adapter
 
 
 def apply(model: nn.Module, adapter: Adapter, where) -> None:
-    """Puts a stored adapter on the model in place, unmerged; `detach` undoes it (heads stay).
+    """Puts a stored adapter on the model in place; `detach` undoes it (heads stay).
+
+    Low-rank changes stay unmerged; dense ones are added to the weights.
 
     Raises:
-        InputError: the adapter names a layer that the model lacks, or has other sizes.
+        InputError: the adapter names a layer or a weight that the model lacks, or has other sizes.
     """
     layers = linear_layers(model)
-    device = next(model.parameters()).device
     for name, delta in adapter.deltas.items():
-        if name not in layers:
-            raise unknown(where, "linear layer of this base", name, [name.rpartition(".")[2] for name in layers])
-        check_shape(where, name, layers[name], delta)
-        dtype = layers[name].weight.dtype
-        if isinstance(delta, Dense):
-            placed = Dense(delta.matrix.to(device, dtype))
-        else:
-            placed = LowRank(delta.A.to(device, dtype), delta.B.to(device, dtype), delta.scale)
-        model.set_submodule(name, ChangedLinear(layers[name], placed))
+        layer = known_layer(layers, name, where)
+        check_shape(where, name, layer, delta)
+        placed = [tensor.to(layer.weight.device, layer.weight.dtype) for tensor in (delta.A, delta.B)]
+        model.set_submodule(name, ChangedLinear(layer, LowRank(*placed, delta.scale)))
+    for name, own in adapter.own.items():
+        layer = known_layer(layers, name, where)
+        model.set_submodule(name, AdaptedLinear(layer, own.method, own.tensors).eval().requires_grad_(False))
     parameters = dict(model.named_parameters())
-    for name, tensor in adapter.heads.items():
+    for name, tensor in (adapter.heads | adapter.dense).items():
         if name not in parameters:
-            raise unknown(where, "trained head of this base", name, parameters)
+            raise unknown(where, "weight of this base", name, parameters)
+        if tensor.shape != parameters[name].shape:
+            expected = f"{tuple(parameters[name].shape)} as in this base"
+            raise InputError(f"{where}:{name}", "wrong size", str(tuple(tensor.shape)), expected)
+    for name, tensor in adapter.heads.items():
         parameters[name].data.copy_(tensor)
+    for name, parameter in keep(model, adapter.dense).items():
+        parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
 
 
-def check_shape(where, name: str, layer: nn.Module, delta: LowRank | Dense) -> None:
+def known_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:
+    """Raises:
+    InputError: the model has no such linear layer.
+    """
+    if name not in layers:
+        raise unknown(where, "linear layer of this base", name, [name.rpartition(".")[2] for name in layers])
+    return layers[name]
+
+
+def check_shape(where, name: str, layer: nn.Module, delta: LowRank) -> None:
     """Raises:
     InputError: the change does not fit the layer.
     """
     out, inner = weight_of(layer).shape
-    shape = tuple(delta.matrix.shape) if isinstance(delta, Dense) else (delta.B.shape[0], delta.A.shape[1])
+    shape = (delta.B.shape[0], delta.A.shape[1])
     if shape != (out, inner):
         raise InputError(f"{where}:{name}", "wrong size", str(shape), f"{(out, inner)} as in this base")

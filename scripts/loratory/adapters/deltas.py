@@ -1,6 +1,8 @@
-"""What a trained adapter amounts to, and its exchange with PEFT folders (`adapter_config.json` + safetensors).
+"""What a trained adapter amounts to, how it is stored, and its exchange with PEFT.
 
-Only explicit keys are read and written; whatever this file does not understand is refused by name.
+Low-rank changes are a PEFT folder (`adapter_config.json` + `adapter_model.safetensors`). What has no low rank is in
+`delta.safetensors`; what depends on the input in `own.safetensors`, with its method in `own.json`. Only explicit keys
+are read and written; whatever this file does not understand is refused by name.
 """
 
 import re
@@ -11,10 +13,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from loratory import registry
 from loratory.data.files import read_json, whole, write_json
 from loratory.errors import InputError
 
 CONFIG, WEIGHTS, RUN = "adapter_config.json", "adapter_model.safetensors", "run.json"
+DENSE, OWN, OWN_CONFIG = "delta.safetensors", "own.safetensors", "own.json"
+CHANGE, HEAD = "change/", "head/"  # what a tensor of `delta.safetensors` is
 PREFIX = "base_model.model."
 REFUSED = ("use_dora", "lora_bias", "use_qalora", "arrow_config", "alora_invocation_tokens", "trainable_token_indices")
 
@@ -45,28 +50,105 @@ class Dense:
         return self.matrix
 
 
+@dataclass(frozen=True)
+class Own:
+    """A change that depends on the input and so is no matrix: the registered method `kind` and its tensors."""
+
+    kind: str
+    method: object
+    tensors: dict[str, torch.Tensor]
+
+
 @dataclass
 class Adapter:
-    """A stored adapter.
+    """A stored adapter, valid on the original base.
 
     Attributes:
-        deltas: {module name: change of its weight}, valid on the original base.
+        deltas: {module name: low-rank change of its weight}.
+        dense: {parameter name: change}, laid out like the parameter.
+        own: {module name: change that depends on the input}.
         heads: {parameter name: tensor} of modules trained whole (a classifier).
         run: what is known of its making (`run.json`); {} for a folder from elsewhere.
     """
 
-    deltas: dict[str, LowRank]
+    deltas: dict[str, LowRank] = field(default_factory=dict)
+    dense: dict[str, torch.Tensor] = field(default_factory=dict)
+    own: dict[str, Own] = field(default_factory=dict)
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
     run: dict = field(default_factory=dict)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that are stored."""
+        pairs = [tensor for delta in self.deltas.values() for tensor in (delta.A, delta.B)]
+        own = [tensor for part in self.own.values() for tensor in part.tensors.values()]
+        return sum(tensor.numel() for tensor in [*pairs, *own, *self.dense.values(), *self.heads.values()])
 
-def save_peft(folder, adapter: Adapter, *, causal: bool, transposed: bool = False) -> None:
-    """Writes a folder that `PeftModel.from_pretrained` loads; whole or not at all, same bytes for the same adapter.
+
+def save_adapter(folder, adapter: Adapter, *, causal: bool, transposed: bool = False) -> None:
+    """Writes a folder, whole or not at all, same bytes for the same adapter. `PeftModel.from_pretrained` loads it if
+    all changes are low-rank.
 
     Args:
         causal: the base is a causal language model (PEFT then wraps it as such).
         transposed: the base stores weights as `[in, out]` (GPT-2's Conv1D).
     """
+    with whole(folder) as aside:
+        aside.mkdir(parents=True)
+        if adapter.deltas:
+            write_peft(aside, adapter, causal, transposed)
+        heads = {} if adapter.deltas else adapter.heads
+        dense = {CHANGE + name: stored(tensor) for name, tensor in adapter.dense.items()}
+        dense |= {HEAD + name: stored(tensor) for name, tensor in heads.items()}
+        if dense:
+            save_file(dense, aside / DENSE, metadata={"format": "pt"})
+        if adapter.own:
+            save_own(aside, adapter.own)
+        write_json(aside / RUN, adapter.run)
+
+
+def load_adapter(folder) -> Adapter:
+    """Reads what `save_adapter` wrote, and any plain PEFT LoRA folder.
+
+    Raises:
+        InputError: nothing of this kind is there, or it uses something this reader would get wrong.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in (DENSE, OWN)):
+        return load_peft(folder)
+    adapter = load_peft(folder) if (folder / CONFIG).is_file() else Adapter(run=read_json(folder / RUN))
+    for name, tensor in load_file(folder / DENSE).items() if (folder / DENSE).is_file() else ():
+        kept = adapter.heads if name.startswith(HEAD) else adapter.dense
+        kept[name.removeprefix(HEAD).removeprefix(CHANGE)] = tensor
+    if (folder / OWN).is_file():
+        adapter.own = load_own(folder)
+    return adapter
+
+
+def save_own(folder: Path, own: dict[str, Own]) -> None:
+    tensors = {f"{name}/{key}": stored(t) for name, part in own.items() for key, t in part.tensors.items()}
+    save_file(tensors, folder / OWN, metadata={"format": "pt"})
+    described = {name: {"kind": part.kind, "options": plain_options(part)} for name, part in own.items()}
+    write_json(folder / OWN_CONFIG, described)
+
+
+def plain_options(part: Own) -> dict:
+    fields = set(registry.load("method", part.kind).Method.model_fields)
+    return part.method.model_dump(mode="json", include=fields)
+
+
+def load_own(folder: Path) -> dict[str, Own]:
+    tensors, own = load_file(folder / OWN), {}
+    for name, described in read_json(folder / OWN_CONFIG).items():
+        method = registry.load("method", described["kind"]).Method(**described["options"])
+        prefix = f"{name}/"
+        parts = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        own[name] = Own(described["kind"], method, parts)
+    return own
+
+
+def write_peft(folder: Path, adapter: Adapter, causal: bool, transposed: bool) -> None:
+    """The low-rank changes and the heads, as PEFT reads them."""
     deltas = dict(sorted(adapter.deltas.items()))
     ranks = [delta.rank for delta in deltas.values()]
     alphas = [delta.scale * delta.rank for delta in deltas.values()]
@@ -92,11 +174,8 @@ def save_peft(folder, adapter: Adapter, *, causal: bool, transposed: bool = Fals
         tensors[f"{PREFIX}{name}.lora_A.weight"] = stored(delta.A)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = stored(delta.B)
     tensors |= {PREFIX + name: stored(tensor) for name, tensor in adapter.heads.items()}
-    with whole(folder) as aside:
-        aside.mkdir(parents=True)
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-        write_json(aside / CONFIG, config)
-        write_json(aside / RUN, adapter.run)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, config)
 
 
 def stored(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,7 +217,7 @@ def load_peft(folder) -> Adapter:
         elif not name.endswith(".lora_B.weight"):
             raise InputError(folder / WEIGHTS, "a tensor that is neither lora_A, lora_B nor a saved module", name)
     run = read_json(folder / RUN) if (folder / RUN).is_file() else {}
-    return Adapter(deltas, heads, run)
+    return Adapter(deltas, heads=heads, run=run)
 
 
 def scale_of(config: dict, module: str, rank: int) -> float:

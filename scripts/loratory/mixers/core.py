@@ -148,11 +148,14 @@ def check_experts(model, experts: dict[str, Adapter], where) -> None:
     for name, adapter in experts.items():
         if adapter.heads:
             raise InputError(f"{where}:{name}", "the expert has its own head", next(iter(adapter.heads)), "none")
-        if not any(isinstance(d, LowRank) and d.B.any() for d in adapter.deltas.values()):
+        if adapter.dense or adapter.own:
+            what, first = "the change is not low-rank", next(iter(adapter.dense | adapter.own))
+            raise InputError(
+                f"{where}:{name}", what, first, "LoRA-like experts", "set `export_rank` where there is one"
+            )
+        if not any(delta.B.any() for delta in adapter.deltas.values()):
             raise InputError(f"{where}:{name}", "the expert is untrained (B = 0)", fix="train it before the gate")
         for module, delta in adapter.deltas.items():
-            if not isinstance(delta, LowRank):
-                raise InputError(f"{where}:{name}", "the change is not low-rank", module, "LoRA-like experts")
             if module not in layers:
                 raise unknown(f"{where}:{name}", "linear layer of this base", module, layers)
             check_shape(f"{where}:{name}", module, layers[module], delta)

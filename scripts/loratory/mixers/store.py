@@ -6,7 +6,7 @@ from shutil import copytree
 from safetensors.torch import load_file, save_file
 
 from loratory import registry
-from loratory.adapters.deltas import load_peft, stored
+from loratory.adapters.deltas import load_adapter, stored
 from loratory.data.files import read_json, whole, write_json
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
@@ -20,7 +20,7 @@ def open_experts(folders: dict[str, str], fingerprint: str) -> dict:
     Raises:
         InputError: an adapter was trained on another base.
     """
-    experts = {name: load_peft(folder) for name, folder in folders.items()}
+    experts = {name: load_adapter(folder) for name, folder in folders.items()}
     for name, adapter in experts.items():
         trained_on = adapter.run.get("base_sha256", fingerprint)
         if trained_on != fingerprint:

@@ -18,9 +18,10 @@ def fingerprint(**facts) -> str:
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def save(folder, step: int, curve: list[dict], parameters: dict, optimizer: torch.optim.Optimizer) -> None:
-    """`step` steps are done. Stores parameters, AdamW moments and the learning curve so far."""
-    tensors = {f"parameter/{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
+def save(folder, step: int, curve: list[dict], parameters: dict, optimizer, memory: dict) -> None:
+    """`step` steps are done. Stores parameters, the optimizer's moments, other memory and the curve so far."""
+    tensors = {f"memory/{name}": tensor.detach().cpu().contiguous() for name, tensor in memory.items()}
+    tensors |= {f"parameter/{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
     for name, p in parameters.items():
         for key, value in optimizer.state.get(p, {}).items():
             tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
@@ -28,13 +29,15 @@ def save(folder, step: int, curve: list[dict], parameters: dict, optimizer: torc
         save_file(tensors, aside, metadata={"step": str(step), "curve": json.dumps(curve)})
 
 
-def load(folder, parameters: dict, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+def load(folder, parameters: dict, optimizer: torch.optim.Optimizer, memory: dict) -> tuple[int, list[dict]]:
     """Puts a saved run back in place; returns (steps done, curve). (0, []) where nothing was saved."""
     path = Path(folder) / NAME
     if not path.is_file():
         return 0, []
     with safe_open(path, framework="pt") as file:
         metadata, keys = file.metadata(), set(file.keys())
+        for name, tensor in memory.items():
+            tensor.data.copy_(file.get_tensor(f"memory/{name}"))
         for name, p in parameters.items():
             p.data.copy_(file.get_tensor(f"parameter/{name}"))
             prefix = f"state/{name}/"

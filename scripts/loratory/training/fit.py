@@ -54,6 +54,26 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
 
+class Course:
+    """What a training does besides following its gradients: here nothing; `training.session` has an adapter's."""
+
+    def optimizer(self, parameters: dict, recipe: Recipe) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+    def before_step(self, step: int) -> None:
+        """Before the forward pass."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """Added once to a step's loss; the curve shows the loss without it."""
+
+    def after_step(self, step: int) -> None:
+        """After the optimizer moved, while the gradients are still there."""
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Tensors that change in training besides the parameters; a resumed run fills them in place."""
+        return {}
+
+
 class Stopped(SystemExit):
     """SIGTERM came: the step was finished and saved."""
 
@@ -67,6 +87,7 @@ def fit(
     folder,
     title: str,
     validate: Callable[[], float] | None = None,
+    course: Course = Course(),  # noqa: B008 has no state
 ) -> list[dict]:
     """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
 
@@ -74,6 +95,7 @@ def fit(
         micro_batches: step -> the step's micro-batches; a pure function.
         loss: micro-batch -> (summed loss, number of targets).
         validate: called after the last step; its value ends the curve.
+        course: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
 
     Returns:
@@ -85,14 +107,17 @@ def fit(
     """
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    done, curve = checkpoint.load(folder, parameters, optimizer)
+    optimizer = course.optimizer(parameters, recipe)
+    done, curve = checkpoint.load(folder, parameters, optimizer, course.memory())
     tell = Progress(title, done, recipe.steps)
     with Terminating() as asked:
         for step in range(done, recipe.steps):
             started = perf_counter()
             torch.manual_seed(seed * 1_000_003 + step)  # dropout is a function of (seed, step), so resume is exact
-            value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator)
+            course.before_step(step)
+            value, targets = update(
+                parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, course
+            )
             if not math.isfinite(value):
                 raise InputError(title, f"the loss is {value} at step {step}", fix="lower the learning rate")
             seconds = perf_counter() - started
@@ -102,7 +127,7 @@ def fit(
             tell(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
             if due or asked:
-                checkpoint.save(folder, step + 1, curve, parameters, optimizer)
+                checkpoint.save(folder, step + 1, curve, parameters, optimizer, course.memory())
             if asked:
                 raise Stopped(143)
     if validate and curve:
@@ -110,10 +135,10 @@ def fit(
     return curve
 
 
-def update(parameters, batches, loss, optimizer, recipe, step, accelerator) -> tuple[float, int]:
+def update(parameters, batches, loss, optimizer, recipe, step, accelerator, course) -> tuple[float, int]:
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
     for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(step)
+        group["lr"] = recipe.rate(step) * group.get("ratio", 1)
     counts: dict[str, int] = {}
     results = []
     tasks = {micro.task for micro in batches}
@@ -126,8 +151,12 @@ def update(parameters, batches, loss, optimizer, recipe, step, accelerator) -> t
         share = total / (counts.get(micro.task, n) * len(tasks))
         accelerator.backward(share)
         results.append((share.detach(), n))
+    penalty = course.penalty()
+    if penalty is not None:
+        accelerator.backward(penalty)
     accelerator.clip_grad_norm_(parameters.values(), recipe.clip)
     optimizer.step()
+    course.after_step(step)
     optimizer.zero_grad(set_to_none=True)
     return float(sum(value for value, _ in results)), sum(n for _, n in results)
 

@@ -1,5 +1,6 @@
 """All runs of one adapter on one loaded base: a learning-rate grid on the first seed, then the other seeds."""
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +17,7 @@ from loratory.data.splits import SPLITS
 from loratory.domains.questions import examples, read_records
 from loratory.training.fit import MicroBatch, fit
 from loratory.training.job import Job, recipe
+from loratory.training.session import Session
 
 VERSIONS = ("torch", "transformers", "peft", "safetensors")
 
@@ -47,8 +49,8 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         best = min(trials, key=lambda trial: trial["valid_loss"])
         chosen = best["rate"]
         run = describe(base, domain, adapter, seed, best, facts)
-        stored = deltas.Adapter(best["adapter"].deltas, best["adapter"].heads, run)
-        deltas.save_peft(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
+        stored = replace(best["adapter"], run=run)
+        deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
         runs += [row | {"seed": seed, "run": f"seed {seed}, lr {t['rate']:g}"} for t in trials for row in t["curve"]]
         jobs += [trial["job"] for trial in trials]
     write_runs(out / "runs.parquet", runs)
@@ -65,21 +67,23 @@ def encoded(base, domain: str, data, task, split: str, limit: int | None = None)
 def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
     """One run: attaches, trains, exports and detaches."""
     started = perf_counter()
-    wrappers = core.attach(base.model, adapter, seed, base.heads)
-    parameters = core.trainable(base.model)
-    plan = batching.Batches([item.length for item in sets["train"]], adapter.training.batch_tokens, seed)
+    layers = core.attach(base.model, adapter, seed, base.heads)
     steps = recipe(adapter.training, rate)
+    session = Session(base, adapter, layers, sets["train"], adapter.training, steps, seed)
 
     def micro_batches(step):
-        return [MicroBatch("train", base.collate([sets["train"][i] for i in plan(step)]))]
+        return [MicroBatch("train", session.batch(step))]
 
     def validate():
         return mean_loss(base, base.model.eval(), sets["valid"], adapter.training.batch_tokens)
 
     base.model.train()
     try:
+        torch.manual_seed(seed)
+        adapter.prepare(session)
+        parameters = core.trainable(base.model)
         loss = lambda micro: base.loss(base.model, micro.batch)  # noqa: E731
-        curve = fit(parameters, micro_batches, loss, steps, seed, *job.place, validate)
+        curve = fit(parameters, micro_batches, loss, steps, seed, *job.place, validate, session)
         found = core.export(base.model, base.heads, {})
     finally:
         base.model.eval()
@@ -90,10 +94,18 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         "curve": curve,
         "valid_loss": curve[-1]["valid_loss"],
         "parameters": sum(p.numel() for p in parameters.values()),
-        "modules": len(wrappers),
-        "transposed": any(isinstance(w.base, core.Conv1D) for w in wrappers.values()),
+        "stored": found.parameters,
+        "optimizer_state": sum(t.numel() for state in session.optimizing.state.values() for t in moments(state)),
+        "other_positions": session.positions,
+        "modules": len(session.layers),
+        "transposed": any(isinstance(layer.base, core.Conv1D) for layer in layers.values()),
         "seconds": perf_counter() - started,
     }
+
+
+def moments(state: dict) -> list[torch.Tensor]:
+    """What an optimizer remembers of one parameter, without counters."""
+    return [value for value in state.values() if torch.is_tensor(value) and value.dim()]
 
 
 @torch.no_grad()
@@ -118,6 +130,9 @@ def describe(base, domain: str, adapter, seed: int, trial: dict, facts: dict) ->
         "learning_rate": trial["rate"],
         "adapted_modules": trial["modules"],
         "trainable_parameters": trial["parameters"],
+        "stored_parameters": trial["stored"],
+        "optimizer_state": trial["optimizer_state"],
+        "other_positions": trial["other_positions"],
         "targets": sum(point["targets"] for point in trial["curve"]),
         "valid_loss": trial["valid_loss"],
         "seconds": round(trial["seconds"], 3),

@@ -1,4 +1,7 @@
-"""LoRA: a trained low-rank product beside each frozen weight (Hu et al. 2021, arXiv:2106.09685)."""
+"""LoRA: a trained low-rank product beside each frozen weight (Hu et al. 2021, arXiv:2106.09685).
+
+With `lr_ratio` it is LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns faster than A.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ class Method(contract.Method):
     rank: int = Field(8, ge=1, description="rank of the update")
     alpha: float = Field(16.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
+    lr_ratio: float = Field(1.0, gt=0, description="learning rate of B over that of A; LoRA+ takes 16")
 
     @property
     def scale(self) -> float:
@@ -33,7 +37,14 @@ class Method(contract.Method):
         x = dropout(x, self.dropout, training)
         return linear(linear(x, tensors["A"]) * self.scale, tensors["B"])  # scaled where it is narrow
 
-    def delta(self, tensors):
+    def delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"], self.scale)
+
+    def optimizer(self, session, parameters):
+        if self.lr_ratio == 1:
+            return session.adamw(parameters)
+        fast = {name: p for name, p in parameters.items() if name.endswith(".adapter.B")}
+        slow = [p for name, p in parameters.items() if name not in fast]
+        return session.adamw([{"params": slow, "ratio": 1.0}, {"params": list(fast.values()), "ratio": self.lr_ratio}])

@@ -1,0 +1,26 @@
+"""What the tests of all methods must know of one: a `ROW` in `test_{method}.py`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method as the matrix runs it.
+
+    Attributes:
+        options: hyper-parameters, small enough for layers of 16 to 48 features.
+        trained: ((out, in) of every adapted layer, model) -> numbers that are trained at the start, without heads.
+        starts: whether the model with the fresh adapter is "equal" to the base, "near" it (1e-3 of its outputs) or
+            "elsewhere", by design.
+        refused: {family: what the error says} where the method cannot be used.
+        merges: whether it amounts to a change of the weights.
+        rate: a learning rate at which it learns.
+    """
+
+    options: dict
+    trained: Callable
+    starts: str = "equal"
+    refused: dict[str, str] = field(default_factory=dict)
+    merges: bool = True
+    rate: float = 1e-2

@@ -1,0 +1,151 @@
+"""Every method on every family of bases: the six generic properties, from one table of rows."""
+
+import importlib
+from functools import cache
+
+import pytest
+import torch
+from families import FAMILIES, begin, train
+
+from loratory import registry
+from loratory.adapters import core, deltas
+from loratory.errors import InputError
+
+METHODS = registry.names("method")
+PAIRS = [(method, family) for method in METHODS for family in FAMILIES]
+every = pytest.mark.parametrize(("name", "family"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+
+@cache
+def row(name: str):
+    try:
+        return importlib.import_module(f"methods.test_{name}").ROW
+    except ModuleNotFoundError:
+        pytest.fail(f"tests/adapters/methods/test_{name}.py with a ROW is missing: every method is tested alike")
+
+
+def made(name: str):
+    return registry.load("method", name).Method(**row(name).options)
+
+
+def fits(name: str, family: str):
+    """The toy base, or a skip where the method refuses the family (which another test sees to)."""
+    if family in row(name).refused:
+        pytest.skip(f"{name} refuses {family}")
+    return FAMILIES[family]()
+
+
+def state(model) -> dict:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_row(name):
+    assert row(name)
+
+
+@every
+def test_what_a_method_cannot_adapt_is_refused_by_name(name, family):
+    if family not in row(name).refused:
+        pytest.skip("not refused")
+    with pytest.raises(InputError, match=row(name).refused[family]):
+        begin(FAMILIES[family](), made(name))
+
+
+@every
+def test_a_fresh_adapter_starts_where_its_method_says(name, family):
+    toy, starts = fits(name, family), row(name).starts
+    if toy.heads:  # heads are drawn anew, by their names
+        core.attach(toy.model, registry.load("method", "lora").Method(), 0, toy.heads)
+        core.detach(toy.model)
+    before = toy.output()
+    begin(toy, made(name))
+    after = toy.output()
+    if starts == "equal":
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+    else:
+        change = (after - before).norm() / before.norm()
+        assert change < 1e-3 if starts == "near" else change > 1e-6
+
+
+@every
+def test_trained_parameters_follow_the_formula(name, family):
+    toy = fits(name, family)
+    session = begin(toy, made(name))
+    heads = sum(p.numel() for p in core.head_parameters(toy.model, toy.heads).values())
+    shapes = [tuple(layer.weight.shape) for layer in session.layers.values()]
+    trained = sum(p.numel() for p in core.trainable(toy.model).values())
+    assert trained == row(name).trained(shapes, toy.model) + heads
+
+
+@every
+def test_only_what_is_trained_moves_despite_weight_decay_and_the_base_comes_back(name, family, tmp_path):
+    toy = fits(name, family)
+    bare = state(toy.model)
+    session = train(toy, made(name), tmp_path, rate=row(name).rate)
+    moved = core.KEPT.get(toy.model, {}).keys() | core.head_parameters(toy.model, toy.heads).keys()
+    layers = {f"{n}.base" for n in session.layers}
+    now = {n.replace(".base.", ".") if n.rpartition(".")[0] in layers else n: t for n, t in state(toy.model).items()}
+    assert all(torch.equal(now[n], bare[n]) for n in bare if n not in moved)
+    core.detach(toy.model)
+    heads = core.head_parameters(toy.model, toy.heads)
+    assert all(torch.equal(t, bare[n]) for n, t in state(toy.model).items() if n not in heads)
+
+
+@every
+@torch.no_grad()
+def test_merged_and_unmerged_are_the_same_function(name, family, tmp_path):
+    toy = fits(name, family)
+    with torch.enable_grad():
+        train(toy, made(name), tmp_path, rate=row(name).rate)
+    adapted = toy.output()
+    adapter = core.export(toy.model, toy.heads, {})
+    core.detach(toy.model)
+    assert (toy.output() - adapted).abs().max() > 1e-6, "training changed nothing"
+    if not row(name).merges:
+        assert adapter.own and not adapter.deltas and not adapter.dense
+        return
+    parameters = dict(toy.model.named_parameters())
+    for module, delta in adapter.deltas.items():
+        layer = toy.model.get_submodule(module)
+        layer.weight.add_(delta.dense().T if isinstance(layer, core.Conv1D) else delta.dense())
+    for parameter, change in adapter.dense.items():
+        parameters[parameter].add_(change)
+    torch.testing.assert_close(toy.output(), adapted, **CLOSE)
+
+
+@every
+@torch.no_grad()
+def test_a_stored_adapter_on_a_fresh_base_gives_the_same_outputs(name, family, tmp_path):
+    toy = fits(name, family)
+    with torch.enable_grad():
+        train(toy, made(name), tmp_path / "checkpoints", rate=row(name).rate)
+    adapter = core.export(toy.model, toy.heads, {"made": "here"})
+    deltas.save_adapter(tmp_path / "a", adapter, causal=toy.kind == "causal", transposed=family == "gpt2")
+    fresh = FAMILIES[family]()
+    core.apply(fresh.model, deltas.load_adapter(tmp_path / "a"), "a")
+    torch.testing.assert_close(fresh.output(), toy.output(), **CLOSE)
+
+
+@every
+def test_the_same_seed_gives_the_same_run_even_when_it_was_killed_in_between(name, family, tmp_path):
+    straight, again = fits(name, family), fits(name, family)
+    train(straight, made(name), tmp_path / "one", save_every=2, rate=row(name).rate)
+    with pytest.raises(KeyboardInterrupt):
+        train(again, made(name), tmp_path / "two", kill_at=5, save_every=2, rate=row(name).rate)
+    resumed = fits(name, family)
+    train(resumed, made(name), tmp_path / "two", save_every=2, rate=row(name).rate)
+    assert equal(state(straight.model), state(resumed.model))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_method_learns(name, tmp_path):
+    toy = FAMILIES["llama"]()
+    before = toy.mean_loss()
+    train(toy, made(name), tmp_path, steps=40, rate=row(name).rate, decay=0.0)
+    assert toy.mean_loss() < before - 0.02
