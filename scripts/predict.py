@@ -4,20 +4,24 @@ with logged(snakemake.log[0], snakemake.params.threads):
     from pathlib import Path
 
     from loratory.config import Evaluation, options
-    from loratory.evaluation.predict import predict
+    from loratory.evaluation.predict import Trained, predict
 
-    wildcards, params = snakemake.wildcards, snakemake.params
+    given, params, domain = snakemake.input, snakemake.params, snakemake.wildcards.domain
+
+    def by_seed(files, names):
+        folders = iter([Path(file).parent for file in files])
+        return {seed: {name: next(folders) for name in names} for seed in params.seeds}
+
+    adapters, mixtures = by_seed(given.adapters, params.systems), by_seed(given.mixtures, params.mixtures)
+    trained = {seed: Trained(adapters[seed], mixtures[seed]) for seed in params.seeds}
     predict(
-        wildcards.domain,
-        Path(snakemake.input.data[0]).parent,
-        options(wildcards.domain, "Task", params.task),
-        Path(snakemake.input.base).parent,
-        dict(zip(params.systems, [Path(path).parent for path in snakemake.input.adapters])),
-        dict(zip(params.mixtures, [Path(path).parent for path in snakemake.input.mixtures])),
+        domain,
+        Path(given.data[0]).parent,
+        options(domain, "Task", params.task),
+        Path(given.base).parent,
+        trained,
         params.asked,
         Evaluation(**params.evaluation),
-        int(wildcards.seed),
         params.device,
-        snakemake.output.predictions,
-        snakemake.output.routing,
+        Path(snakemake.output[0]).parent,
     )

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from models import causal_base, trained_adapter
@@ -46,7 +47,7 @@ def study(tmp_path_factory):
 
 def systems(study, domain):
     adapters = {f"lora@{name}": folder for name, folder in study.folders.items()}
-    for system in predict.systems(study.base, domain, adapters, {"xlora": study.mixture}):
+    for system in predict.systems(study.base, domain, predict.Trained(adapters, {"xlora": study.mixture})):
         yield system, predict.answer(study.base, system.model, questions(), ("nll", "choice"), TASK, Evaluation(), 0)
 
 
@@ -68,6 +69,27 @@ def test_the_oracle_is_the_domains_own_adapter_and_the_base_comes_back(study):
     assert found["base"][0]["nll"] != pytest.approx(found["lora@recsys"][0]["nll"], abs=1e-2)
     after = study.base.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(study, tmp_path, monkeypatch):
+    asked, told = [], predict.told
+
+    def listened(base, domain, system, split, questions, task, evaluation, seed):
+        asked.append((system.name, split, seed))
+        return told(base, domain, system, split, questions, task, evaluation, seed)
+
+    monkeypatch.setattr(predict, "told", listened)
+    monkeypatch.setattr(predict, "questions_of", lambda *_: {"test": questions(), "valid": questions(4)})
+    made = predict.Trained({"lora@recsys": study.folders["recsys"]}, {})
+    folder = study.base.folder
+    predict.predict("recsys", None, TASK, folder, {0: made, 5: made}, (), Evaluation(), "cpu", tmp_path)
+    assert asked == [
+        ("base", "test", 0),
+        ("base", "valid", 0),
+        *(("lora@recsys", split, seed) for seed in (0, 5) for split in ("test", "valid")),
+    ]
+    one, other = (pq.read_table(tmp_path / f"seed{seed}.parquet").to_pylist() for seed in (0, 5))
+    assert len(one) == len(other) and [row for row in one if row["kind"] == "base"] == other[: len(one) // 2]
 
 
 def test_shuffled_and_true_gates_differ(study):

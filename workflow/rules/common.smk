@@ -115,6 +115,7 @@ def experts_of(wildcards):
 
 def adapters_for(wildcards):
     return [
-        f"<results>/adapters/{home}/{wildcards.base}/{adapter}/seed{wildcards.seed}/run.json"
+        f"<results>/adapters/{home}/{wildcards.base}/{adapter}/seed{seed}/run.json"
+        for seed in SEEDS
         for home, adapter in systems_on(wildcards.corpus, wildcards.domain, wildcards.base).values()
     ]

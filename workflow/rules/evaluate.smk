@@ -12,16 +12,16 @@ rule predict:
         adapters=adapters_for,
         mixtures=lambda wc: collect(
             "<results>/mixtures/{mixture}/seed{seed}/mixture.json",
+            seed=SEEDS,
             mixture=mixtures_on(wc.corpus, wc.base),
-            seed=wc.seed,
         ),
     output:
-        predictions="<results>/predictions/{corpus}/{domain}/{base}/seed{seed}.parquet",
-        routing="<results>/predictions/{corpus}/{domain}/{base}/seed{seed}.routing.json",
+        expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
+        expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.routing.json", seed=SEEDS),
     log:
-        "<logs>/predict/{corpus}/{domain}/{base}/seed{seed}.log",
+        "<logs>/predict/{corpus}/{domain}/{base}.log",
     benchmark:
-        "<benchmarks>/predict/{corpus}/{domain}/{base}/seed{seed}.tsv"
+        "<benchmarks>/predict/{corpus}/{domain}/{base}.tsv"
     conda:
         "../../envs/train.yaml"
     threads: STUDY.resources.threads
@@ -30,6 +30,7 @@ rule predict:
         runtime=STUDY.resources.runtime,
         gpu=STUDY.resources.gpu,
     params:
+        seeds=SEEDS,
         systems=lambda wc: list(systems_on(wc.corpus, wc.domain, wc.base)),
         mixtures=lambda wc: mixtures_on(wc.corpus, wc.base),
         asked=lambda wc: ASKED[wc.corpus],

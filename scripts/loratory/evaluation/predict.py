@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -29,56 +30,80 @@ class System:
     model: torch.nn.Module
 
 
-def predict(
-    domain, data, task, base_folder, adapters, mixtures, asked, evaluation, seed, device, out, routing
-) -> None:
-    """Writes all systems' predictions (long table) and the mixtures' routing on this domain.
+@dataclass(frozen=True)
+class Trained:
+    """What one seed's trainings made: {system name, such as "lora@protein": adapter folder}, {mixture: folder}."""
+
+    adapters: dict[str, Path]
+    mixtures: dict[str, Path]
+
+
+def predict(domain, data, task, base_folder, trained, asked, evaluation, device, out) -> None:
+    """Writes all systems' predictions and the mixtures' routing on this domain, for every seed.
 
     Args:
-        adapters: {system name, such as "lora@protein": adapter folder}.
-        mixtures: {mixture: folder}. evaluation: the config's `evaluation`.
+        trained: {seed: Trained}. evaluation: the config's `evaluation`.
         asked: which of "test", "valid" (for choices) and "sample" (where the domain generates).
-        out: parquet, one row for each (split, system, record). routing: JSON, {mixture: how its gate weighed}.
+        out: folder. `seed{n}.parquet` gets one row for each (split, system, record), `seed{n}.routing.json`
+            {mixture: how its gate weighed}.
     """
     base = load_base(base_folder, device)
-    outputs = registry.outputs(domain, base.family)
+    sets, found = questions_of(domain, data, task, base, asked, evaluation), {}
+    for seed, made in trained.items():
+        rows, routes = [], {}
+        for system in systems(base, domain, made):
+            for split in (split for split in sets if is_asked(split, system, domain)):
+                key = (system.name, split, seed if system.kind != "base" or split == "sample" else None)
+                if key not in found:  # the bare base says the same whatever the seed, unless it samples
+                    found[key] = told(base, domain, system, split, sets[split], task, evaluation, seed)
+                rows += found[key]
+            if system.kind == "mixture":
+                routes[system.name] = route(base, system.model, sets["test"], evaluation.batch_tokens)
+        write_rows(Path(out, f"seed{seed}.parquet"), rows)
+        write_json(Path(out, f"seed{seed}.routing.json"), routes)
+
+
+def questions_of(domain: str, data, task, base, asked, evaluation) -> dict[str, list]:
+    """{split: its questions}."""
     limits = {"test": evaluation.max_records, "valid": evaluation.max_valid}
     sets = {
         split: examples(domain, read_records(data, split, limit), task, base.family)
         for split, limit in limits.items()
         if split in asked
     }
-    if "sample" in asked and "sample" in outputs and evaluation.samples:
+    if "sample" in asked and "sample" in registry.outputs(domain, base.family) and evaluation.samples:
         sets["sample"] = registry.load("domain", domain, "task").samples(evaluation.samples, task, base.family)
-    rows, routes = [], {}
-    for system in systems(base, domain, adapters, mixtures):
-        for split, questions in sets.items():
-            if split == "valid" and system.kind not in ("base", "adapter"):
-                continue  # choices made on valid are between single experts
-            if split == "sample" and system.kind == "adapter" and not system.name.endswith(f"@{domain}"):
-                continue  # what another domain's adapter writes tells nobody anything
-            wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
-            started = perf_counter()
-            found = answer(base, system.model, questions, wanted, task, evaluation, seed)
-            cost = (perf_counter() - started) / max(1, len(found))
-            print(f"{domain}: {system.name} answered {len(found)} {split} records, {cost:.3f} s each", flush=True)
-            label = {"split": split, "system": system.name, "kind": system.kind, "seconds": cost}
-            rows += [label | row for row in found]
-        if system.kind == "mixture":
-            routes[system.name] = route(base, system.model, sets["test"], evaluation.batch_tokens)
-    write_rows(out, rows)
-    write_json(routing, routes)
+    return sets
 
 
-def systems(base, domain: str, adapters: dict, mixtures: dict) -> Iterator[System]:
+def is_asked(split: str, system: System, domain: str) -> bool:
+    """Choices on `valid` are between single experts; what another domain's adapter writes tells nobody anything."""
+    if split == "valid":
+        return system.kind in ("base", "adapter")
+    return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
+
+
+def told(base, domain: str, system: System, split: str, questions, task, evaluation, seed: int) -> list[dict]:
+    """The rows of one system on one split."""
+    outputs = registry.outputs(domain, base.family)
+    wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
+    started = perf_counter()
+    found = answer(base, system.model, questions, wanted, task, evaluation, seed)
+    cost = (perf_counter() - started) / max(1, len(found))
+    print(f"{domain}: {system.name} answered {len(found)} {split} records, {cost:.3f} s each", flush=True)
+    label = {"split": split, "system": system.name, "kind": system.kind, "seconds": cost}
+    return [label | row for row in found]
+
+
+def systems(base, domain: str, made: Trained) -> Iterator[System]:
     """One system after the other on the one loaded model; each is taken off before the next comes."""
     if not base.heads:  # a head that nobody trained says nothing
         yield System("base", "base", base.model)
-    for name, folder in adapters.items():
+    for name, folder in made.adapters.items():
         core.apply(base.model, open_experts({name: folder}, base.fingerprint)[name], folder)
         yield System(name, "adapter", base.model.eval())
         core.detach(base.model)
-    for name, folder in mixtures.items():
+    for name, folder in made.mixtures.items():
         mixture = open_mixture(folder, base)
         mixture.domain = mixture.names.index(domain) if domain in mixture.names else None
         own = mixture.mixer
