@@ -5,7 +5,7 @@ import torch
 from models import bert, llama, trained_adapter, whisper
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from loratory.adapters import core
+from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
 
@@ -114,3 +114,23 @@ def test_a_bf16_base_takes_an_adapter():
     model = llama().to(torch.bfloat16)
     core.attach(model, Method(rank=2), 0)
     assert model(IDS).logits.dtype == torch.bfloat16
+
+
+def test_a_dense_change_cut_to_its_rank_is_the_same_and_what_a_lower_rank_loses_is_told():
+    random = torch.Generator().manual_seed(0)
+    change = torch.randn(6, 2, generator=random) @ torch.randn(2, 5, generator=random)
+    adapter = deltas.Adapter(dense={"a.weight": change, "b.weight": change.T})
+    layers = {"a": False, "b": True}
+    exact, lost = deltas.truncated(adapter, layers, 2)
+    assert lost == pytest.approx(0, abs=1e-6) and not exact.dense
+    for delta in exact.deltas.values():
+        torch.testing.assert_close(delta.dense(), change, rtol=1e-5, atol=1e-5)
+    _, lost = deltas.truncated(adapter, layers, 1)
+    s = torch.linalg.svdvals(change)
+    assert lost == pytest.approx(float(s[1] / s.norm()), rel=1e-4)
+
+
+def test_a_dense_change_of_what_is_no_linear_layer_counts_as_lost():
+    adapter = deltas.Adapter(dense={"a.weight": 3 * torch.eye(2), "norm.weight": torch.tensor([4.0, 0.0])})
+    found, lost = deltas.truncated(adapter, {"a": False}, 2)
+    assert found.deltas.keys() == {"a"} and lost == pytest.approx((16 / (18 + 16)) ** 0.5)

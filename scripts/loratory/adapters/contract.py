@@ -97,3 +97,11 @@ class Method(Options):
     def memory(self, session: Session) -> Tensors:
         """Tensors besides those of the layers that a resumed training must find again; they are filled in place."""
         return {}
+
+
+class DenseMethod(Method):
+    """A method whose change has no low rank."""
+
+    export_rank: int | None = Field(
+        None, ge=1, description="store the change of each linear layer cut to this rank (run.json says what is lost)"
+    )

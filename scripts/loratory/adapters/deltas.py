@@ -6,7 +6,7 @@ are read and written; whatever this file does not understand is refused by name.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 
@@ -83,6 +83,28 @@ class Adapter:
         pairs = [tensor for delta in self.deltas.values() for tensor in (delta.A, delta.B)]
         own = [tensor for part in self.own.values() for tensor in part.tensors.values()]
         return sum(tensor.numel() for tensor in [*pairs, *own, *self.dense.values(), *self.heads.values()])
+
+
+def truncated(adapter: Adapter, layers: dict[str, bool], rank: int) -> tuple[Adapter, float]:
+    """The adapter with dense changes of linear layers cut to `rank`, so that it can be mixed and read by PEFT.
+
+    Args:
+        layers: {linear layer: whether it stores its weight as `[in, out]`}. Other dense changes are dropped.
+
+    Returns:
+        The adapter, and the share (0 to 1) of the norm of all dense changes that is lost.
+    """
+    deltas, lost, total = dict(adapter.deltas), 0.0, 0.0
+    for name, change in adapter.dense.items():
+        total += float(change.double().square().sum())
+        module = name.removesuffix(".weight")
+        if module not in layers:
+            lost += float(change.double().square().sum())
+            continue
+        u, s, vt = torch.linalg.svd((change.T if layers[module] else change).float(), full_matrices=False)
+        lost += float(s[rank:].double().square().sum())
+        deltas[module] = LowRank(vt[:rank].contiguous(), (u[:, :rank] * s[:rank]).contiguous(), 1.0)
+    return replace(adapter, deltas=deltas, dense={}), sqrt(lost / total) if total else 0.0
 
 
 def save_adapter(folder, adapter: Adapter, *, causal: bool, transposed: bool = False) -> None:
