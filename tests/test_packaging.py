@@ -92,9 +92,9 @@ def test_scripts_are_doors_and_no_rooms(path):
     assert len(path.read_text().splitlines()) <= 30
 
 
-def test_real_data_meets_the_bases_of_the_demo():
+def test_real_data_meets_the_bases_of_the_demo_but_for_folding_which_learnt_from_such_chains():
     demo, real = (yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", "real.yaml"))
-    assert real["bases"] == demo["bases"]
+    assert real["bases"] == {name: base for name, base in demo["bases"].items() if base["family"] != "folding"}
 
 
 def test_no_script_takes_the_name_of_an_installed_package():
