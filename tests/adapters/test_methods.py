@@ -37,7 +37,8 @@ def fits(name: str, family: str):
 
 
 def state(model) -> dict:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    """Every tensor once: a state dict would repeat a tied matrix under a name that is no parameter's."""
+    return {n: t.detach().clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -106,7 +107,8 @@ def test_merged_and_unmerged_are_the_same_function(name, family, tmp_path):
     adapted = toy.output()
     adapter = core.export(toy.model, toy.heads, {})
     core.detach(toy.model)
-    assert (toy.output() - adapted).abs().max() > 1e-6, "training changed nothing"
+    if adapter.deltas or adapter.dense or adapter.own:  # heads alone stay on the base
+        assert (toy.output() - adapted).abs().max() > 1e-6, "training changed nothing"
     if not row(name).merges:
         assert adapter.own and not adapter.deltas and not adapter.dense
         return

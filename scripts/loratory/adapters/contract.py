@@ -105,3 +105,22 @@ class DenseMethod(Method):
     export_rank: int | None = Field(
         None, ge=1, description="store the change of each linear layer cut to this rank (run.json says what is lost)"
     )
+
+
+class OwnWeights(DenseMethod):
+    """A method that trains the base's own weights; no tensor stands beside a layer."""
+
+    target_modules: None = Field(None, description="has no meaning here: no linear layer is adapted")
+
+    def plan(self, weights):
+        return {}
+
+    def start(self, weight, generator):
+        raise NotImplementedError("no layer is adapted")
+
+    def delta(self, tensors, weight):
+        raise NotImplementedError("no layer is adapted")
+
+    @abstractmethod
+    def weights(self, model):
+        """Names of the parameters that are trained; they are put back afterwards."""

@@ -177,7 +177,7 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
                 adapter.dense[f"{name}.weight"] = delta.matrix.T if transposed else delta.matrix
             elif isinstance(delta, Own):
                 adapter.own[name] = delta
-            else:
+            elif delta.rank:  # a layer that lost all its rank is as it was
                 adapter.deltas[name] = delta
     parameters = dict(model.named_parameters())
     for name, original in KEPT.get(model, {}).items():
@@ -193,16 +193,7 @@ def apply(model: nn.Module, adapter: Adapter, where) -> None:
     Raises:
         InputError: the adapter names a layer or a weight that the model lacks, or has other sizes.
     """
-    layers = linear_layers(model)
-    for name, delta in adapter.deltas.items():
-        layer = known_layer(layers, name, where)
-        check_shape(where, name, layer, delta)
-        placed = [tensor.to(layer.weight.device, layer.weight.dtype) for tensor in (delta.A, delta.B)]
-        model.set_submodule(name, ChangedLinear(layer, LowRank(*placed, delta.scale)))
-    for name, own in adapter.own.items():
-        layer = known_layer(layers, name, where)
-        model.set_submodule(name, AdaptedLinear(layer, own.method, own.tensors).eval().requires_grad_(False))
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())  # by the names that they have before a layer is wrapped
     for name, tensor in (adapter.heads | adapter.dense).items():
         if name not in parameters:
             raise unknown(where, "weight of this base", name, parameters)
@@ -213,6 +204,15 @@ def apply(model: nn.Module, adapter: Adapter, where) -> None:
         parameters[name].data.copy_(tensor)
     for name, parameter in keep(model, adapter.dense).items():
         parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
+    layers = linear_layers(model)
+    for name, delta in adapter.deltas.items():
+        layer = known_layer(layers, name, where)
+        check_shape(where, name, layer, delta)
+        placed = [tensor.to(layer.weight.device, layer.weight.dtype) for tensor in (delta.A, delta.B)]
+        model.set_submodule(name, ChangedLinear(layer, LowRank(*placed, delta.scale)))
+    for name, own in adapter.own.items():
+        layer = known_layer(layers, name, where)
+        model.set_submodule(name, AdaptedLinear(layer, own.method, own.tensors).eval().requires_grad_(False))
 
 
 def known_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:

@@ -1,0 +1,93 @@
+"""DyLoRA: one LoRA that can be cut to any lower rank (Valipour et al. 2022, arXiv:2210.07558).
+
+y = W x + (alpha / b) · B[:, :b] A[:b] x, where every optimizer step draws one b ~ U{1 … rank} for all layers, so that
+the first rows learn to matter most. LoRA's start: A ~ U(±1/√in), B = 0.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from loratory.adapters.methods import lora
+
+
+class Method(lora.Method):
+    """LoRA with an active rank b: drawn in training, `export_rank` in evaluation and in what is stored."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"active"})
+
+    frozen: bool = Field(False, description="a step trains the b-th row of A and column of B alone, not the first b")
+    export_rank: int | None = Field(None, ge=1, description="rank that is evaluated and stored; none means `rank`")
+
+    @model_validator(mode="after")
+    def within_the_rank(self):
+        if self.deployed > self.rank:
+            raise ValueError(f"export_rank is {self.export_rank}, expected at most rank ({self.rank})")
+        return self
+
+    @property
+    def deployed(self) -> int:
+        return self.export_rank or self.rank
+
+    def start(self, weight, generator):
+        import torch
+
+        return super().start(weight, generator) | {"active": torch.tensor(self.rank)}
+
+    def forward(self, x, tensors, training):
+        import torch
+        from torch.nn.functional import dropout, linear
+
+        a, b, active = tensors["A"], tensors["B"], tensors["active"] if training else self.deployed
+        if self.frozen and training:
+            learns = learning(tensors)
+            a, b = torch.where(learns[:, None], a, a.detach()), torch.where(learns, b, b.detach())
+        # Masked and not sliced: a slice would make the device wait until the rank is known on the CPU.
+        scale = (torch.arange(self.rank, device=x.device) < active) * (self.alpha / active)
+        return linear(linear(dropout(x, self.dropout, training), a) * scale, b)
+
+    def delta(self, tensors, weight):
+        from loratory.adapters.deltas import LowRank
+
+        rank = self.deployed
+        return LowRank(tensors["A"][:rank], tensors["B"][:, :rank], self.alpha / rank)
+
+    def before_step(self, session, step):
+        import numpy as np
+
+        rank = int(np.random.default_rng([session.seed, step]).integers(1, self.rank, endpoint=True))
+        for layer in session.layers.values():
+            layer.tensors["active"].fill_(rank)
+
+    def optimizer(self, session, parameters):
+        """AdamW; its momentum and decay move rows without a gradient too, so frozen ones are put back."""
+        optimizer, before = super().optimizer(session, parameters), {}
+        if self.frozen:
+            optimizer.register_step_pre_hook(lambda *_: before.update(copies(session.layers)))
+            optimizer.register_step_post_hook(lambda *_: put_back(session.layers, before))
+        return optimizer
+
+
+def learning(tensors):
+    """Which of the rank's components a step with `frozen` trains `[rank]`."""
+    import torch
+
+    rank = tensors["A"].shape[0]
+    return torch.arange(rank, device=tensors["A"].device) == tensors["active"] - 1
+
+
+def copies(layers: dict) -> dict:
+    return {name: [layer.adapter[key].detach().clone() for key in "AB"] for name, layer in layers.items()}
+
+
+def put_back(layers: dict, before: dict) -> None:
+    """Undoes the optimizer's step on all rows of A and columns of B but those that this step trains."""
+    import torch
+
+    with torch.no_grad():
+        for name, layer in layers.items():
+            (a, b), learns = before[name], learning(layer.tensors)
+            layer.adapter["A"].copy_(torch.where(learns[:, None], layer.adapter["A"], a))
+            layer.adapter["B"].copy_(torch.where(learns, layer.adapter["B"], b))

@@ -1,0 +1,112 @@
+"""GaLore: full fine-tuning with Adam's moments in a low-rank projection of the gradient (Zhao et al. 2024,
+arXiv:2403.03507).
+
+For a weight W `[m, n]` with m ≥ n and gradient G = U Σ Vᵀ; one with m < n is treated as its transpose, so that the
+smaller side is the one that is compressed:
+
+    P = Vᵀ[:rank], anew every `update_gap` steps        R = G Pᵀ
+    M ← β₁ M + (1 − β₁) R                               V ← β₂ V + (1 − β₂) R²
+    W ← W − η √(1 − β₂ᵗ) / (1 − β₁ᵗ) · scale · M / (√V + ε) P,   then   W ← W − η · decay · W
+
+The moments stay as they are when P changes. Everything else (embeddings, norms, biases, heads) follows plain AdamW.
+What is saved is the optimizer's memory; the change of the weights is dense.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from loratory.adapters.methods import full_ft
+
+if TYPE_CHECKING:
+    import torch
+
+BETAS, EPS = (0.9, 0.999), 1e-6
+
+
+class Method(full_ft.Method):
+    """W ← W − η · scale · Adam(G Pᵀ) P with P the leading right singular vectors of G. Defaults: its fine-tuning."""
+
+    target_modules: tuple[str, ...] | None = Field(
+        None, description="last names of the linear layers whose gradient is projected; none means all but the head"
+    )
+    rank: int = Field(4, ge=1, description="rank of the projected gradient")
+    update_gap: int = Field(500, ge=1, description="steps between two projections")
+    scale: float = Field(4.0, gt=0, description="multiplies the projected weights' steps")
+
+    def optimizer(self, session, parameters):
+        from loratory.adapters import core
+
+        layers = core.targets(session.model, self.target_modules, session.base.heads)
+        groups = {turned: [] for turned in (False, True)}
+        for layer in layers.values():
+            groups[is_turned(layer)].append(layer.weight)
+        projected = {layer.weight for layer in layers.values()}
+        plain = session.adamw([p for p in parameters.values() if p not in projected], betas=BETAS, eps=EPS)
+        return projected_adamw()(self, groups, plain)
+
+
+def is_turned(layer: torch.nn.Module) -> bool:
+    """Whether the weight is to be transposed, as it is stored, to become tall (or square, as `[out, in]`)."""
+    from loratory.adapters.core import Conv1D, weight_of
+
+    out, inner = weight_of(layer).shape
+    return isinstance(layer, Conv1D) != (out < inner)
+
+
+def basis(gradient: torch.Tensor, rank: int) -> torch.Tensor:
+    """P `[rank, n]`: the leading right singular vectors of a tall gradient `[m, n]`."""
+    from torch.linalg import svd
+
+    return svd(gradient, full_matrices=False).Vh[:rank].contiguous()
+
+
+@cache
+def projected_adamw() -> type[torch.optim.Optimizer]:
+    """The optimizer's class, made here because torch is not imported while configs are read."""
+    import torch
+
+    class ProjectedAdamW(torch.optim.Optimizer):
+        """GaLore for its own groups, `plain` for the rest."""
+
+        def __init__(self, method: Method, groups: dict[bool, list], plain: torch.optim.AdamW):
+            defaults = {key: plain.defaults[key] for key in ("lr", "weight_decay")}
+            super().__init__([{"params": params, "turned": turned} for turned, params in groups.items()], defaults)
+            self.method, self.plain, self.own = method, plain, list(self.param_groups)
+            self.param_groups += plain.param_groups
+            plain.state = self.state  # one state, where checkpoints look for it
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            self.plain.step()
+            for group in self.own:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        self.move(weight, group)
+
+        def move(self, weight, group):
+            tall = (lambda tensor: tensor.T) if group["turned"] else (lambda tensor: tensor)
+            direction = self.direction(tall(weight.grad).float(), self.state[weight])
+            tall(weight).add_(direction.to(weight.dtype), alpha=-group["lr"] * self.method.scale)
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+
+        def direction(self, gradient, state) -> torch.Tensor:
+            """Adam's bias-corrected step in the projection, brought back to `[m, n]`."""
+            done = int(state.get("step", 0))
+            if done % self.method.update_gap == 0:
+                state["projection"] = basis(gradient, self.method.rank)
+            narrow = gradient @ state["projection"].T
+            if done == 0:
+                state.update(mean=torch.zeros_like(narrow), square=torch.zeros_like(narrow))
+            state["step"] = torch.tensor(done + 1)
+            mean, square, (slow, slower) = state["mean"], state["square"], BETAS
+            mean.lerp_(narrow, 1 - slow)
+            square.mul_(slower).addcmul_(narrow, narrow, value=1 - slower)
+            correction = sqrt(1 - slower ** (done + 1)) / (1 - slow ** (done + 1))
+            return correction * (mean / (square.sqrt() + EPS)) @ state["projection"]
+
+    return ProjectedAdamW

@@ -1,0 +1,22 @@
+"""Head-only training (linear probing): the body of the base stays as it is. The lower reference arm, no adapter.
+
+    y = H f(x) with f frozen and H trained
+
+H is the base's heads (a classifier, drawn anew for every method); where there are none, it is the output embeddings.
+Caution: where these are tied to the input embeddings (GPT-2, Whisper) the two are one parameter, so that the input
+embeddings move along and f(x) is not frozen in the strict sense (project interpretation: untying them would make
+another model, with more parameters than the base).
+"""
+
+from __future__ import annotations
+
+from loratory.adapters import contract
+
+
+class Method(contract.OwnWeights):
+    """y = H f(x) with H alone trained."""
+
+    def weights(self, model):
+        head = model.get_output_embeddings()
+        trained = set() if head is None else set(head.parameters())
+        return [name for name, parameter in model.named_parameters() if parameter in trained]

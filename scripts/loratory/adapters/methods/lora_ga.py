@@ -1,0 +1,129 @@
+"""LoRA-GA: a start from which the first step goes where full fine-tuning would (Wang et al. 2024, arXiv:2407.05000).
+
+y = W x + s (B A − B₀ A₀) x, with A₀ and B₀ from disjoint halves of the leading 2·rank singular directions of the mean
+gradient G = U Σ Vᵀ of W; Σ itself never enters. The paper subtracts s B₀ A₀ from W; here W stays as it is and the
+start is subtracted in the forward pass, which is the same function.
+
+Project interpretation: exact SVD instead of a randomised one, so that runs repeat; G over batches of the training's
+own size; `norm_clip`, which is for a W that is really changed, has no counterpart.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from loratory.adapters import contract
+from loratory.errors import InputError
+
+
+class Method(contract.Method):
+    """y = W x + s (B A − B₀ A₀) x from A = A₀, B = B₀; s = alpha / √rank, or alpha / rank if not `stabilised`."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"A0", "B0"})
+
+    rank: int = Field(8, ge=1, description="rank of the update in training; it is stored with twice this rank")
+    alpha: float = Field(16.0, gt=0, description="scale numerator")
+    stabilised: bool = Field(True, description="divide alpha by the root of the rank (rsLoRA), else by the rank")
+    direction: Literal["ArB2r", "A2rBr", "ArBr", "random"] = Field(
+        "ArB2r", description="which of the singular directions 1 … 2·rank A and B start from"
+    )
+    init_scale: Literal["stable", "gd", "unit", "weightS"] = Field(
+        "stable", description="length of the start's rows: out^¼/√gamma, 1/s, 1, or by the singular values of W"
+    )
+    gamma: float = Field(64.0, gt=0, description="larger starts smaller, with init_scale stable")
+    batches: int = Field(8, ge=1, description="training batches that the gradient is averaged over")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (sqrt(self.rank) if self.stabilised else self.rank)
+
+    def start(self, weight, generator):
+        import torch
+
+        out, inner = weight.shape
+        if 2 * self.rank > min(out, inner):
+            raise InputError(
+                "rank", "2·rank singular directions are needed", self.rank, f"at most {min(out, inner) // 2}"
+            )
+        return {key: torch.zeros(self.rank, inner) for key in ("A", "A0")} | {
+            key: torch.zeros(out, self.rank) for key in ("B", "B0")
+        }
+
+    def prepare(self, session):
+        import torch
+
+        from loratory.adapters.core import generator_for
+
+        gradients = session.weight_gradients(self.batches)
+        with torch.no_grad():
+            for name, layer in session.layers.items():
+                a, b = self.initial(gradients[name], layer.weight, generator_for(session.seed, name))
+                for key, tensor in {"A": a, "A0": a, "B": b, "B0": b}.items():
+                    layer.tensors[key].copy_(tensor)
+
+    def initial(self, gradient, weight, generator):
+        """(A₀, B₀) of one layer."""
+        left, _, right = singular(gradient.to(weight.device), 2 * self.rank)
+        rows, columns = self.halves(generator)
+        length = self.length(weight)
+        return length * right[rows], length * left[:, columns]
+
+    def halves(self, generator) -> tuple[list[int], list[int]]:
+        """Indices of the singular directions of A and of B; disjoint, or the first step is not the best one."""
+        import torch
+
+        first, second = list(range(self.rank)), list(range(self.rank, 2 * self.rank))
+        if self.direction == "random":
+            drawn = torch.randperm(2 * self.rank, generator=generator).tolist()
+            return drawn[: self.rank], drawn[self.rank :]
+        kinds = {
+            "ArB2r": (first, second),
+            "A2rBr": (second, first),
+            "ArBr": (list(range(1, 2 * self.rank, 2)), list(range(0, 2 * self.rank, 2))),
+        }
+        return kinds[self.direction]
+
+    def length(self, weight) -> float:
+        """Of each row of A₀ and each column of B₀."""
+        import torch
+
+        if self.init_scale == "stable":
+            return weight.shape[0] ** 0.25 / sqrt(self.gamma)
+        if self.init_scale == "weightS":
+            leading = torch.linalg.svdvals(weight.float())[: self.rank]
+            return float((leading / self.scale).sqrt().mean())
+        return 1 / self.scale if self.init_scale == "gd" else 1.0
+
+    def forward(self, x, tensors, training):
+        from torch.nn.functional import linear
+
+        now = linear(linear(x, tensors["A"]), tensors["B"])
+        return self.scale * (now - linear(linear(x, tensors["A0"]), tensors["B0"]))
+
+    def delta(self, tensors, weight):
+        import torch
+
+        from loratory.adapters.deltas import LowRank
+
+        a = torch.cat([tensors["A"], tensors["A0"]])
+        return LowRank(a, torch.cat([tensors["B"], -tensors["B0"]], dim=1), self.scale)
+
+    def optimizer(self, session, parameters):
+        """Without decay of A and B: it would pull B A, but not B₀ A₀, towards 0 and so move the base."""
+        offset = {name: p for name, p in parameters.items() if name.endswith((".adapter.A", ".adapter.B"))}
+        others = [p for name, p in parameters.items() if name not in offset]
+        return session.adamw([{"params": list(offset.values()), "weight_decay": 0.0}, {"params": others}])
+
+
+def singular(matrix, count: int):
+    """The leading (U, Σ, Vᵀ), with signs that do not depend on the solver: U's largest entries are positive."""
+    import torch
+
+    left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
+    left, values, right = left[:, :count], values[:count], right[:count]
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    return left * signs, values, right * signs.T

@@ -1,0 +1,64 @@
+"""LoRA-SB: a small trained core between frozen factors that come from the first full step.
+
+Ponkshe et al. 2024, arXiv:2411.19557.
+
+y = W x + B R A x with only R `[rank, rank]` trained. B and A are the leading singular vectors, and R the singular
+values, of D = −η sign(Ĝ): the first step of Adam on W itself, whose rate η is that of the first warm-up step and whose
+gradient Ĝ is summed over some batches. W is not offset, so training starts from W plus the best low-rank part of that
+step and not from the base: this is by design. The scale of other methods drops out and is 1.
+
+Project interpretation: exact SVD; Ĝ over batches of the training's own size.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from loratory.adapters import contract
+from loratory.adapters.methods.lora_ga import singular
+from loratory.errors import InputError
+
+
+class Method(contract.Method):
+    """y = W x + B R A x; B, A have orthonormal columns and rows and are frozen, B R A starts as the first step."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"A", "B"})
+
+    rank: int = Field(96, ge=1, description="rank of the update; its square is what each layer trains")
+    batches: int = Field(8, ge=1, description="training batches that the gradient is summed over")
+
+    def start(self, weight, generator):
+        import torch
+
+        out, inner = weight.shape
+        if self.rank > min(out, inner):
+            raise InputError("rank", "larger than the layer", self.rank, f"at most {min(out, inner)}")
+        return {
+            "A": torch.zeros(self.rank, inner),
+            "R": torch.zeros(self.rank, self.rank),
+            "B": torch.zeros(out, self.rank),
+        }
+
+    def prepare(self, session):
+        import torch
+
+        gradients = session.weight_gradients(self.batches)
+        rate = session.recipe.rate(0)
+        with torch.no_grad():
+            for name, layer in session.layers.items():
+                step = -rate * gradients[name].to(layer.weight.device).sign()
+                left, values, right = singular(step, self.rank)
+                for key, tensor in {"A": right, "R": values.diag(), "B": left}.items():
+                    layer.tensors[key].copy_(tensor)
+
+    def forward(self, x, tensors, training):
+        from torch.nn.functional import linear
+
+        return linear(linear(linear(x, tensors["A"]), tensors["R"]), tensors["B"])
+
+    def delta(self, tensors, weight):
+        from loratory.adapters.deltas import LowRank
+
+        return LowRank(tensors["A"], tensors["B"] @ tensors["R"], 1.0)

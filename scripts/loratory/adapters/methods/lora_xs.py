@@ -1,0 +1,35 @@
+"""LoRA-XS: a trained square matrix between frozen singular vectors of the weight (arXiv:2405.17604).
+
+y = W x + s · B R A x with W ≈ U_r Σ_r V_rᵀ, B = U_r, A = Σ_r V_rᵀ, R ~ N(0, 1e-5²). R is the N of the class that
+this one derives from.
+
+Project interpretation: A carries the singular values, as in the released code (in the paper's text it may be B); the
+SVD is exact, where the code approximates it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from loratory.adapters.methods import structured_lora
+from loratory.adapters.methods.lora_ga import singular
+
+
+class Method(structured_lora.Method):
+    """y = W x + s · B R A x with W ≈ U Σ Vᵀ cut to the rank, B = U and A = Σ Vᵀ fixed; only R `[rank, rank]`, at the
+    start ~ N(0, 1e-5²), is trained; s = alpha / rank."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"A", "B"})
+
+    rank: int = Field(32, ge=1, description="rank of the update; rank² numbers are trained in each layer")
+    alpha: float = Field(64.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
+
+    def start(self, weight, generator):
+        import torch
+
+        self.check_rank(weight)
+        u, sigma, v = singular(weight, self.rank)
+        middle = 1e-5 * torch.randn(self.rank, self.rank, generator=generator)
+        return {"A": sigma[:, None] * v, "N": middle, "B": u}

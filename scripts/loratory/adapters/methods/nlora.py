@@ -1,0 +1,67 @@
+"""NLoRA: StructuredLoRA that starts from slices of the weight, as in Nyström's method (arXiv:2502.14482).
+
+With r = rank: A = W[:r, :], B = W[:, :r], N = W[:r, :r], y = W x + s · B N A x. As in the released code, N is the
+block itself, though Nyström's W ≈ B N⁺ A has its pseudo-inverse, and the start is not taken off the base: a fresh
+adapter changes the outputs by s · B N A x. `middle: pinv` and `offset_base: true` are a project interpretation.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from loratory.adapters.methods import structured_lora
+
+
+class Method(structured_lora.Method):
+    """y = W x + s · B N A x with A = W[:r, :], B = W[:, :r] and N = W[:r, :r] at the start, all trained; r = rank and
+    s = alpha / rank."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"A0", "B0"})
+
+    middle: Literal["block", "pinv"] = Field(
+        "block", description="start of N: the block of W, as published, or its pseudo-inverse"
+    )
+    offset_base: bool = Field(
+        False, description="take the start off again, so that a fresh adapter changes nothing; not as published"
+    )
+
+    def start(self, weight, generator):
+        self.check_rank(weight)
+        factors = self.slices(weight)
+        return factors | self.kept(factors) if self.offset_base else factors
+
+    def slices(self, weight):
+        """Copies: training must not reach W through them."""
+        import torch
+
+        block = weight[: self.rank, : self.rank]
+        middle = torch.linalg.pinv(block) if self.middle == "pinv" else block.clone()
+        return {"A": weight[: self.rank].clone(), "N": middle, "B": weight[:, : self.rank].clone()}
+
+    def kept(self, factors):
+        """What of the start the offset needs."""
+        return {"A0": factors["A"].clone(), "B0": factors["B"] @ factors["N"]}
+
+    def change(self, tensors):
+        now = super().change(tensors)
+        return self.offset(now, tensors) if self.offset_base else now
+
+    def offset(self, change, tensors):
+        """The change less that of the start: one of twice the rank."""
+        import torch
+
+        from loratory.adapters.deltas import LowRank
+
+        a = torch.cat([change.A, tensors["A0"]])
+        b = torch.cat([change.B, -tensors["B0"]], dim=1)
+        return LowRank(a, b, change.scale)
+
+    def optimizer(self, session, parameters):
+        if not self.offset_base:
+            return session.adamw(parameters)
+        # Decay of the factors would pull the sum towards minus the start instead of towards the base.
+        factors = {name: p for name, p in parameters.items() if ".adapter." in name}
+        others = [p for name, p in parameters.items() if name not in factors]
+        return session.adamw([{"params": list(factors.values()), "weight_decay": 0.0}, {"params": others}])

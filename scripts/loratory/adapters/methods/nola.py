@@ -1,0 +1,104 @@
+"""NOLA: both factors are trained mixtures of random matrices (Koohpayegani et al. 2023, arXiv:2310.02556).
+
+A = A₀ + Σᵢ αᵢ Aᵢ, B = Σⱼ βⱼ Bⱼ and y = W x + (alpha / rank) · B A x. The bases Aᵢ, Bⱼ ~ U(−1, 1) / √k are drawn again
+from a recorded seed wherever they are needed; only α = 0 and β = 0 are trained. A₀ is that of the authors' code:
+without it, neither α nor β would ever get a gradient.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from math import sqrt
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+from pydantic import Field
+
+from loratory.adapters import contract
+
+HELD = WeakKeyDictionary()  # {layer: {what determines them: bases}}, outside the layer so that no checkpoint has them
+
+
+class Method(contract.Method):
+    """Coefficients `[bases]` of A and of B; their number depends on neither the rank nor the layer's size."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"A0", "seeds"})
+
+    rank: int = Field(8, ge=1, description="rank of the update")
+    bases: int = Field(512, ge=1, description="random matrices that each factor mixes: its trained numbers")
+    alpha: float = Field(8.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
+    keep_bases: bool = Field(
+        False, description="hold a layer's 4 · bases · rank · (in + out) bytes in memory instead of drawing them anew"
+    )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def start(self, weight, generator):
+        import torch
+
+        inner = weight.shape[1]
+        return {
+            "coefficients_A": torch.zeros(self.bases),
+            "coefficients_B": torch.zeros(self.bases),
+            "A0": torch.empty(self.rank, inner).uniform_(-1 / sqrt(inner), 1 / sqrt(inner), generator=generator),
+            "seeds": torch.randint(2**62, (2,), generator=generator),
+        }
+
+    def factors(self, tensors, shape, draw):
+        """A and B as they are now, for a weight of a `shape`."""
+        from torch import autocast
+
+        mixture, (out, inner), device = mixing(), shape, tensors["A0"].device
+        seed_a, seed_b = tensors["seeds"].tolist()
+        with autocast(device.type, enabled=False):  # backward, which is outside of it, must see the same bases
+            a = mixture(tensors["coefficients_A"], partial(draw, seed_a, self.bases, self.rank, inner, device))
+            b = mixture(tensors["coefficients_B"], partial(draw, seed_b, self.bases, out, self.rank, device))
+        return tensors["A0"] + a, b
+
+    def output(self, layer, x):
+        from torch.nn.functional import linear
+
+        draw = partial(held, layer) if self.keep_bases else drawn
+        a, b = self.factors(layer.tensors, layer.weight.shape, draw)
+        return layer.base(x) + linear(linear(x.to(a.dtype), a) * self.scale, b).to(x.dtype)
+
+    def delta(self, tensors, weight):
+        from loratory.adapters.deltas import LowRank
+
+        return LowRank(*self.factors(tensors, weight.shape, drawn), self.scale)
+
+
+def drawn(seed: int, count: int, rows: int, columns: int, device):
+    """Bases `[count, rows, columns]`; on the CPU first, whose generator gives the same everywhere."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(count, rows, columns).uniform_(-1, 1, generator=generator).div_(sqrt(count)).to(device)
+
+
+def held(layer, *key):
+    """`drawn(*key)`, once for as long as the layer lives."""
+    bases = HELD.setdefault(layer, {})
+    if key not in bases:
+        bases[key] = drawn(*key)
+    return bases[key]
+
+
+@cache
+def mixing():
+    """(coefficients, () -> bases) -> their mixture; backward asks for the bases again instead of keeping them."""
+    import torch
+
+    class Mixture(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, coefficients, bases):
+            ctx.bases = bases
+            return torch.einsum("k,kij->ij", coefficients, bases())
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.einsum("ij,kij->k", gradient, ctx.bases()), None
+
+    return Mixture.apply

@@ -1,0 +1,70 @@
+"""S2-LoRA: one low-rank pair for all matrices of a shape, sparse coefficients for each (Liu et al. 2023,
+arXiv:2309.11756).
+
+y = W_m x + B diag(s_m) A x, where A `[rank, in]` and B `[out, rank]` are shared and s_m `[rank]` is the matrix's own;
+an L1 penalty makes s_m sparse.
+
+Project interpretation, all of it unconfirmed by the paper: A, B ~ N(0, 0.02²) and s = 0 at first; no other scale; one
+pair for each shape of the target layers; the penalty is a proximal step after the optimizer's, for exact zeros:
+s ← sign(s) · max(|s| − learning rate · λ, 0). As Adam's steps are about a learning rate long however small the
+gradients, λ is the share of such a step that is taken back; a λ meant for a term of the loss (1e-4) would do nothing.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from loratory.adapters import contract
+
+
+class Method(contract.Method):
+    """y = W_m x + B diag(s_m) A x."""
+
+    rank: int = Field(32, ge=1, description="rank of the shared pair, and coefficients of each matrix")
+    sparsity: float = Field(
+        0.1, ge=0, description="λ of the L1 penalty on the coefficients: each step shrinks them by learning rate · λ"
+    )
+
+    def start(self, weight, generator):
+        import torch
+
+        out, inner = weight.shape
+        a = torch.empty(self.rank, inner).normal_(0, 0.02, generator=generator)
+        b = torch.empty(out, self.rank).normal_(0, 0.02, generator=generator)
+        return {"A": a, "B": b, "s": torch.zeros(self.rank)}
+
+    def forward(self, x, tensors, training):
+        from torch.nn.functional import linear
+
+        return linear(linear(x, tensors["A"]) * tensors["s"], tensors["B"])
+
+    def delta(self, tensors, weight):
+        """The pair with s_m in A; components that are exactly zero are left out, but for one."""
+        from loratory.adapters.deltas import LowRank
+
+        s = tensors["s"]
+        kept = s.nonzero().flatten() if s.any() else s.new_zeros(1).long()
+        return LowRank(s[kept, None] * tensors["A"][kept], tensors["B"][:, kept], 1.0)
+
+    def prepare(self, session):
+        """All matrices of a shape take the pair of the first."""
+        first = {}
+        for layer in session.layers.values():
+            pair = first.setdefault(layer.weight.shape, layer.adapter)
+            for key in ("A", "B"):
+                layer.adapter[key] = pair[key]
+
+    def optimizer(self, session, parameters):
+        """AdamW without decay of the coefficients, which the penalty shrinks already."""
+        own = {name: p for name, p in parameters.items() if name.endswith(".adapter.s")}
+        rest = [p for name, p in parameters.items() if name not in own]
+        return session.adamw([{"params": rest}, {"params": list(own.values()), "weight_decay": 0.0}])
+
+    def after_step(self, session, step):
+        import torch
+        from torch.nn.functional import softshrink
+
+        shrinkage = session.recipe.rate(step) * self.sparsity
+        with torch.no_grad():
+            for layer in session.layers.values():
+                layer.adapter["s"].copy_(softshrink(layer.adapter["s"], shrinkage))

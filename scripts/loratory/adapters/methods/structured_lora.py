@@ -1,0 +1,62 @@
+"""StructuredLoRA: a square matrix between the two factors of LoRA (arXiv:2502.14482, there called SLoRA).
+
+y = W x + s · B N A x with N `[rank, rank]`. A and N start as in the released code (the paper's figure draws A from a
+normal distribution). Methods that derive from it differ in where the factors come from and which of them are trained.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from pydantic import Field
+
+from loratory.adapters import contract
+from loratory.errors import InputError
+
+
+class Method(contract.Method):
+    """y = W x + s · B N A x with A `[rank, in]` ~ U(±1/√in), N `[rank, rank]` ~ U(±1/√rank), B `[out, rank]` = 0 and
+    s = alpha / rank."""
+
+    rank: int = Field(128, ge=1, description="rank of the update")
+    alpha: float = Field(128.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
+
+    def start(self, weight, generator):
+        import torch
+
+        def uniform(rows, columns):
+            bound = 1 / sqrt(columns)
+            return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+
+        out, inner = weight.shape
+        return {
+            "A": uniform(self.rank, inner),
+            "N": uniform(self.rank, self.rank),
+            "B": torch.zeros(out, self.rank),
+        }
+
+    def change(self, tensors):
+        """The change of W; the forward pass goes through it, so what is trained is what is stored."""
+        from loratory.adapters.deltas import LowRank
+
+        return LowRank(tensors["A"], tensors["B"] @ tensors["N"], self.alpha / self.rank)
+
+    def forward(self, x, tensors, training):
+        from torch.nn.functional import dropout, linear
+
+        change = self.change(tensors)
+        return linear(linear(dropout(x, self.dropout, training), change.A) * change.scale, change.B)
+
+    def delta(self, tensors, weight):
+        return self.change(tensors)
+
+    def check_rank(self, weight) -> None:
+        """For factors that are cut out of W.
+
+        Raises:
+            InputError: W has fewer rows or columns than the rank.
+        """
+        most = min(weight.shape)
+        if self.rank > most:
+            raise InputError("rank", "the rank exceeds the layer's size", self.rank, f"at most {most} for this layer")
