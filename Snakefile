@@ -31,6 +31,7 @@ include: "workflow/rules/mix.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/fold.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/compare.smk"
 
 
 rule all:
@@ -38,6 +39,7 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.compare_methods.input,
 
 
 onsuccess:

@@ -1,5 +1,6 @@
 """Every wrong config is told in one line: file, key, value, what is allowed, and the nearest name."""
 
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -180,6 +181,22 @@ def test_a_spoilt_config_is_read_or_refused_in_one_line(raw):
     except InputError as error:
         assert str(error).startswith(f"{FILE}: ")
         assert "\n" not in str(error)
+
+
+WIDE = {"adapters.wide": {"method": "lora"}, "domains.recsys.adapters.mini_lm": ["wide"], "mixtures": {}}
+COMPARISONS = [
+    ({"compare": {"base": "mini_ml"}}, r"compare\.base: unknown base \(mini_ml\).*did you mean `mini_lm`"),
+    (
+        {"compare": {"base": "mini_whisper", "against": "wide"}},
+        r"compare\.against: speech does not train it on mini_whisper",
+    ),
+    ({"compare": {"base": "mini_lm"}} | WIDE, r"compare\.against: recsys does not train it .* expected one of wide"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), COMPARISONS, ids=["base", "against", "not everywhere"])
+def test_a_comparison_names_a_base_and_an_adapter_of_all_its_domains(changes, told):
+    assert re.search(told, complaint(changes))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -147,6 +147,13 @@ class Evaluation(Options):
     resamples: int = Field(1000, ge=100, description="bootstrap resamples behind each 95 % interval")
 
 
+class Compare(Options):
+    """The adapters of one base as methods that are compared, on every domain that trains them there."""
+
+    base: Name = Field(description="the base that they adapt")
+    against: Name = Field("lora", description="the adapter that each of the others is paired with")
+
+
 class Resources(Options):
     """What jobs ask for; a profile may set more per rule."""
 
@@ -216,6 +223,7 @@ def model() -> type[BaseModel]:
         adapters=(dict[Name, one_of("method", SWEPT)], Field({}, description="methods with their settings by name")),
         mixtures=(dict[Name, one_of("mixer", MIXED)], Field({}, description="mixers over adapters by name")),
         folding=(Name | None, Field(None, description="a base of family folding, judged on `domains.structure`")),
+        compare=(Compare | None, Field(None, description="what `compare_methods` tells of")),
         evaluation=(Evaluation, Field(Evaluation(), description="what is scored and how")),
         resources=(Resources, Field(Resources(), description="what jobs ask for")),
     )
@@ -282,6 +290,8 @@ def check_names(config: BaseModel, where: str) -> None:
                 known(f"{at}.{base}", "adapter", adapter, config.adapters)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
+    if config.compare is not None:
+        check_comparison(f"{where}: compare", config.compare, config)
     if config.folding is not None:
         known(f"{where}: folding", "base", config.folding, bases)
         if bases[config.folding].family != "folding":
@@ -335,6 +345,21 @@ def check_mixture(at: str, mixture, config) -> None:
             what = f"{domain} trains {adapter} on {' and '.join(on) or 'no base'}"
             fix = f"name it under domains.{domain}.adapters.{mixture.base}"
             raise InputError(f"{at}.experts.{domain}", what, adapter, f"an adapter of base {mixture.base}", fix)
+
+
+def check_comparison(at: str, compare: Compare, config) -> None:
+    """Everything is compared with one adapter, so every domain must train it."""
+    known(f"{at}.base", "base", compare.base, config.bases)
+    domains = entries(config.domains).items()
+    given = {name: domain.adapters[compare.base] for name, domain in domains if compare.base in domain.adapters}
+    if not given:
+        fix = "name it under `adapters` of a domain"
+        raise InputError(f"{at}.base", "no domain trains an adapter on this base", compare.base, fix=fix)
+    for domain, adapters in given.items():
+        if compare.against not in adapters:
+            fix = f"name it under domains.{domain}.adapters.{compare.base}"
+            what = f"{domain} does not train it on {compare.base}"
+            raise InputError(f"{at}.against", what, compare.against, f"one of {', '.join(adapters)}", fix)
 
 
 def known(at: str, noun: str, name: str, allowed) -> None:

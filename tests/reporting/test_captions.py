@@ -15,6 +15,10 @@ WILDCARDS = {
     "summary": {"mixture": "xlora_all"},
     "routing": {"mixture": "xlora_all"},
     "transfer": {"mixture": "xlora_all"},
+    "methods": {"base": "mini-lm"},
+    "costs": {"base": "mini-lm"},
+    "rates": {"base": "mini-lm"},
+    "pareto": {"base": "mini-lm"},
 }
 
 

@@ -52,6 +52,7 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "draw_curves": {"train_sweep"},
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
 }
+COMPARISON = {"compare": {"base": "mini_lm"}}
 EMPTY = '{"domain": "", "base": "", "rows": []}'  # what the end of a run can print
 TRAINING = {"prepare_base", "train_sweep", "train_mixture"}
 
@@ -170,6 +171,28 @@ def test_without_general_data_nothing_is_asked_of_them(plan):
     bare = plan({"general": ABSENT, "bases": shipped("config")["bases"]})
     assert {job.wildcards.corpus for job in bare.jobs if job.rule.name in ("predict", "score")} == {"data"}
     assert bare.counts["predict"] == bare.counts["score"] == 6
+
+
+def test_a_comparison_pairs_the_methods_of_each_domain_of_its_base(demo, plan):
+    added = plan(COMPARISON).counts - demo.counts
+    assert added == {"contrast_methods": 4, "tabulate_methods": 1, "draw_rates": 1, "draw_pareto": 1}
+
+
+def test_a_comparison_reads_the_runs_of_its_base_in_the_configs_order(plan):
+    wide = {"adapters.wide": {"method": "lora", "rank": 32}, "domains.recsys.adapters.mini_lm": ["wide", "lora"]}
+    job = next(job for job in plan(COMPARISON | wide | {"seeds": [0, 1]}).jobs if job.rule.name == "tabulate_methods")
+    assert [*job.params.names] == ["lora"] * 8 + ["wide"] * 2
+    assert [path.split("/")[4] for path in job.input.runs] == [*job.params.names]
+    folder = "results/adapters/recsys/mini_lm/wide"
+    assert [*job.input.runs][-2:] == [f"{folder}/seed{seed}/run.json" for seed in (0, 1)]
+
+
+def test_the_shipped_comparison_is_one_job_a_sweep(tmp_path):
+    config = shipped("methods")
+    found = Plan(config, tmp_path).counts
+    assert found["train_sweep"] == len(config["domains"]) * len(config["adapters"])
+    assert found["predict"] == found["contrast_methods"] == len(config["domains"])
+    assert found["tabulate_methods"] == found["draw_rates"] == found["draw_pareto"] == 1
 
 
 FOLDING = {"bases.esm": {"family": "folding", "path": "models/esmfold"}, "folding": "esm"}

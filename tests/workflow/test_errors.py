@@ -17,7 +17,7 @@ def empty(folder):
 
 
 def truncated(folder):
-    return proteins(folder, gzip.compress(b">a\n" + b"MKVLA" * 4000 + b"\n")[:60])
+    return proteins(folder, gzip.compress(b">a\n" + b"MKVLA" * 4000 + b"\n", mtime=0)[:60])
 
 
 def nucleotides(folder):

@@ -119,7 +119,9 @@ def fit(
                 parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, course
             )
             if not math.isfinite(value):
-                raise InputError(title, f"the loss is {value} at step {step}", fix="lower the learning rate")
+                raise InputError(
+                    title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
+                )
             seconds = perf_counter() - started
             rate = recipe.rate(step)
             point = {"step": step, "loss": value, "learning_rate": rate, "targets": targets, "seconds": seconds}

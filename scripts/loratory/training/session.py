@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from loratory.adapters.core import AdaptedLinear
+from loratory.adapters.core import AdaptedLinear, Conv1D
 from loratory.data import batching
 from loratory.training.fit import Course, Recipe
 
@@ -62,7 +62,7 @@ class Session(Course):
         """Adds each adapted weight's gradient to `sums` as soon as it is there, and frees it."""
         handles = []
         for name, layer in self.layers.items():
-            weight, transposed = layer.base.weight.requires_grad_(True), layer.weight.shape != layer.base.weight.shape
+            weight, transposed = layer.base.weight.requires_grad_(True), isinstance(layer.base, Conv1D)
 
             def collect(parameter, name=name, transposed=transposed):
                 sums[name] += (parameter.grad.T if transposed else parameter.grad).float().cpu()

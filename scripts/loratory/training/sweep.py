@@ -1,7 +1,10 @@
 """All runs of one adapter on one loaded base: a learning-rate grid on the first seed, then the other seeds."""
 
+import platform
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from time import perf_counter
 
@@ -10,11 +13,14 @@ import pyarrow.parquet as pq
 import torch
 
 from loratory.adapters import core, deltas
+from loratory.adapters.contract import DenseMethod
 from loratory.bases.core import load_base
 from loratory.data import batching
 from loratory.data.files import sha256, whole
 from loratory.data.splits import SPLITS
 from loratory.domains.questions import examples, read_records
+from loratory.errors import InputError
+from loratory.training import budget
 from loratory.training.fit import MicroBatch, fit
 from loratory.training.job import Job, recipe
 from loratory.training.session import Session
@@ -27,7 +33,7 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
 
     Args:
         adapter: config entry: the method with its hyper-parameters, and `training`.
-        max_valid: valid records that choose between learning rates.
+        max_valid: valid records that choose between learning rates. A rate at which training diverges is not chosen.
     """
     base, out = load_base(base_folder, device), Path(out)
     sets = {
@@ -45,10 +51,15 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
             job = Job(
                 device, checkpoints, title, adapter=entry, rate=rate, seed=seed, version=version("torch"), **facts
             )
-            trials.append(train_one(base, sets, adapter, seed, rate, job) | {"rate": rate, "job": job})
-        best = min(trials, key=lambda trial: trial["valid_loss"])
+            try:
+                trials.append(train_one(base, sets, adapter, seed, rate, job) | {"rate": rate, "job": job})
+            except InputError as error:
+                if error.reason != "diverged" or (rate == rates[-1] and not trials):
+                    raise
+                print(f"{title}: left out of the grid: {error}", flush=True)
+        best = min(trials, key=lambda trial: (isnan(trial["valid_loss"]), trial["valid_loss"]))
         chosen = best["rate"]
-        run = describe(base, domain, adapter, seed, best, facts)
+        run = describe(base, domain, adapter, seed, best, facts["data"])
         stored = replace(best["adapter"], run=run)
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
         runs += [row | {"seed": seed, "run": f"seed {seed}, lr {t['rate']:g}"} for t in trials for row in t["curve"]]
@@ -65,8 +76,9 @@ def encoded(base, domain: str, data, task, split: str, limit: int | None = None)
 
 
 def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
-    """One run: attaches, trains, exports and detaches."""
-    started = perf_counter()
+    """One run: attaches, trains, exports, counts and detaches."""
+    started, memory = perf_counter(), budget.Memory(base.model)
+    linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
     steps = recipe(adapter.training, rate)
     session = Session(base, adapter, layers, sets["train"], adapter.training, steps, seed)
@@ -82,9 +94,12 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         torch.manual_seed(seed)
         adapter.prepare(session)
         parameters = core.trainable(base.model)
+        prepared = perf_counter() - started
         loss = lambda micro: base.loss(base.model, micro.batch)  # noqa: E731
         curve = fit(parameters, micro_batches, loss, steps, seed, *job.place, validate, session)
-        found = core.export(base.model, base.heads, {})
+        peak, positions = memory.peak(), budget.step_positions(session)
+        found, lost = exported(base, adapter, linear)
+        operations = budget.flops(session, positions)
     finally:
         base.model.eval()
         core.detach(base.model)
@@ -93,14 +108,27 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         "adapter": found,
         "curve": curve,
         "valid_loss": curve[-1]["valid_loss"],
-        "parameters": sum(p.numel() for p in parameters.values()),
-        "stored": found.parameters,
+        "transposed": any(linear.values()),
+        "lost": lost,
+        "prepare_time": prepared,
+        "train_time": sum(point["seconds"] for point in curve),
+        "accelerator_memory_max": peak,
+        "num_trainable_params": sum(p.numel() for p in parameters.values()),
+        "num_stored_params": found.parameters,
         "optimizer_state": sum(t.numel() for state in session.optimizing.state.values() for t in moments(state)),
+        "adapted_modules": len(session.layers),
+        "positions": sum(positions),
         "other_positions": session.positions,
-        "modules": len(session.layers),
-        "transposed": any(isinstance(layer.base, core.Conv1D) for layer in layers.values()),
-        "seconds": perf_counter() - started,
+        "flops": operations,
     }
+
+
+def exported(base, adapter, linear: dict[str, bool]) -> tuple[deltas.Adapter, float]:
+    """The adapter that is on the model, and the share of its change's norm that cutting it to `export_rank` loses."""
+    found = core.export(base.model, base.heads, {})
+    if isinstance(adapter, DenseMethod) and adapter.export_rank:
+        return deltas.truncated(found, linear, adapter.export_rank)
+    return found, 0.0
 
 
 def moments(state: dict) -> list[torch.Tensor]:
@@ -118,25 +146,56 @@ def mean_loss(base, model, items, budget: int) -> float:
     return total / count
 
 
-def describe(base, domain: str, adapter, seed: int, trial: dict, facts: dict) -> dict:
-    """What is known of a run: configuration, cost, provenance."""
+COSTS = (
+    "accelerator_memory_max",
+    "num_trainable_params",
+    "num_stored_params",
+    "optimizer_state",
+    "adapted_modules",
+    "positions",
+    "other_positions",
+    "flops",
+    "valid_loss",
+    "lost",
+)
+
+
+def describe(base, domain: str, adapter, seed: int, trial: dict, data: list[str]) -> dict:
+    """What is known of a run, in the groups of PEFT's method comparison: configuration, cost and outcome, provenance.
+
+    Times leave validation and storage out, and are whole for a run that was resumed too.
+    """
+    name, points = base.manifest["name"], trial["curve"]
+    shown = [{"step": points[-1]["step"], "train loss": points[-1]["loss"], "valid loss": trial["valid_loss"]}]
     return {
         "domain": domain,
-        "base": base.manifest["name"],
+        "base": name,
         "base_sha256": base.fingerprint,
-        "data_sha256": facts["data"],
-        "adapter": adapter.model_dump(mode="json"),
         "seed": seed,
         "learning_rate": trial["rate"],
-        "adapted_modules": trial["modules"],
-        "trainable_parameters": trial["parameters"],
-        "stored_parameters": trial["stored"],
-        "optimizer_state": trial["optimizer_state"],
-        "other_positions": trial["other_positions"],
-        "targets": sum(point["targets"] for point in trial["curve"]),
-        "valid_loss": trial["valid_loss"],
-        "seconds": round(trial["seconds"], 3),
-        "versions": {name: version(name) for name in VERSIONS},
+        "run_info": {
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "experiment_name": trial["job"].title,
+            "total_time": round(trial["prepare_time"] + trial["train_time"], 3),
+            "train_config": adapter.training.model_dump(mode="json"),
+            "peft_config": adapter.model_dump(mode="json", exclude={"training"}),
+            "error_msg": "",
+        },
+        "train_info": {cost: trial[cost] for cost in COSTS}
+        | {
+            "status": "success",
+            "train_time": round(trial["train_time"], 3),
+            "num_total_params": sum(p.numel() for p in base.model.parameters()),
+            "targets": sum(point["targets"] for point in points),
+            "metrics": shown,
+        },
+        "meta_info": {
+            "model_info": {"name": name, "sha256": base.fingerprint},
+            "dataset_info": {"domain": domain, "sha256": data},
+            "package_info": {package: version(package) for package in VERSIONS},
+            "system_info": {"system": platform.platform(), "python": platform.python_version()},
+            "accelerator": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu",
+        },
     }
 
 

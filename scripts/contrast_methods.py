@@ -1,0 +1,13 @@
+from loratory.job import logged
+
+with logged(snakemake.log[0]):
+    from pathlib import Path
+
+    from loratory.config import options
+    from loratory.evaluation.contrast import contrast
+
+    wildcards, files, params = snakemake.wildcards, snakemake.input, snakemake.params
+    predictions = list(zip(params.seeds, files.predictions))
+    task, data = options(wildcards.domain, "Task", params.task), Path(files.data[0]).parent
+    asked = (params.against, params.resamples, 0, snakemake.output[0])
+    contrast(wildcards.domain, wildcards.base, predictions, data, task, *asked)

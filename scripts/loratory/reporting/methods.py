@@ -1,0 +1,192 @@
+"""Adapters of one base under one budget → two tables: what each is worth on each domain, and what it cost.
+
+Rows keep the config's order: no rank is printed, as intervals and the marks ▲ ▼ say what can be told apart.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from loratory.data.files import read_json
+from loratory.errors import InputError
+from loratory.reporting import formats
+from loratory.reporting.formats import Layout
+from loratory.reporting.tables import ABSENT, BASE, FEW_SEEDS, cell, heading, number, sizes
+
+COSTS = {  # of `train_info`: means over seeds
+    "num_trainable_params": "trainable",
+    "num_stored_params": "stored",
+    "optimizer_state": "optimizer state",
+}
+COUNTED = (*COSTS, "accelerator_memory_max", "adapted_modules", "positions", "other_positions", "flops", "train_time")
+COST_NOTES = (
+    "Means over seeds, of runs at the chosen rate; a grid costs about as much again for each other rate.",
+    "trainable: numbers that an optimizer may move, at the peak. stored: numbers in the exported adapter. optimizer "
+    "state: numbers that it remembers in the end.",
+    "peak memory: of tensors on the GPU, the base included; not known of runs on a CPU.",
+    "time: of preparation and all steps, without validation and storage.",
+    "compute: counted on the first batch, forward and backward, and taken as proportional to positions; of it before "
+    "or besides the steps: gradient passes and selection stages.",
+    "learning rate: chosen on `valid` with the first seed; at the edge of its grid, a better one may lie beyond.",
+)
+Run = tuple[str, Mapping]  # an adapter's name in the config, and the `run.json` of one seed
+
+
+def tables(contrasts: Sequence, runs: Sequence[tuple[str, object]], out, costs_out, *, about="", banner="") -> None:
+    """Writes both tables, each as `.tsv`, `.md`, `.tex` and `.html`.
+
+    Args:
+        contrasts: JSON files of `evaluation.contrast`, one for each domain, all of one base; columns keep their order.
+        runs: (adapter, its `run.json`) pairs of all domains and seeds; lines keep their order.
+        about: what the base is, in a sentence. banner: a warning above the tables.
+
+    Raises:
+        InputError: the methods of a domain had not the same budget.
+    """
+    reports = [read_json(path) for path in contrasts]
+    found = [(name, read_json(path)) for name, path in runs]
+    check_budget([path for _, path in runs], [run for _, run in found])
+    told = [f"Base: {about}"] if about else []
+    formats.write(quality(reports, found, told, banner), out)
+    formats.write(costs(found, told, banner), costs_out)
+
+
+def check_budget(paths: Sequence, runs: Sequence[Mapping]) -> None:
+    """All methods of a domain saw the same data, on the same base, for the same number of targets with each seed.
+
+    Raises:
+        InputError: a run did not.
+    """
+    first: dict[tuple, tuple] = {}
+    for path, run in zip(paths, runs):
+        facts = {
+            "number of target tokens": run["train_info"]["targets"],
+            "training data": run["meta_info"]["dataset_info"]["sha256"],
+            "base": run["base_sha256"],
+        }
+        for what, fact in facts.items():
+            other, wanted = first.setdefault((run["domain"], run["seed"], what), (path, fact))
+            if fact != wanted:
+                fix = "give compared adapters the same `steps` and `batch_tokens`, and train again"
+                raise InputError(path, f"the {what} is not that of {other}", fact, wanted, fix, "budget")
+
+
+def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
+    """A line for the base and for each method; two columns for each domain: its value, and how it differs."""
+    against = reports[0]["against"]
+    rows = {(report["domain"], row["adapter"]): row for report in reports for row in report["rows"]}
+    heads = {report["domain"]: report["rows"][0] for report in reports}
+    header = ["method"]
+    for domain, row in heads.items():
+        header += [f"{domain}: {heading(row)}", f"{domain}: better than {against} by"]
+    lines = []
+    for name in [BASE, *dict.fromkeys(name for name, _ in runs)]:
+        shown = [rows.get((domain, name)) for domain in heads]
+        cells = [text for row in shown for text in (cell(row and unmarked(row)), difference(row))]
+        lines.append([name, *cells])
+    sized = {key: mean(run["train_info"]["num_trainable_params"] for run in of) for key, of in grouped(runs).items()}
+    records = [
+        {"domain": report["domain"], "base": report["base"], **row}
+        | {"num_trainable_params": sized.get((report["domain"], row["adapter"]))}
+        for report in reports
+        for row in report["rows"]
+    ]
+    foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
+    foot += [*dict.fromkeys(map(drawn, reports)), marks(against, reports), *budgets(runs), *about]
+    return Layout(f"Methods on {reports[0]['base']}", banner, header, lines, foot, records)
+
+
+def costs(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
+    """A line for each method on each domain."""
+    records = [cost(domain, name, of) for (domain, name), of in grouped(runs).items()]
+    header = ["method @ domain", "learning rate", *COSTS.values(), "peak memory (MB)", "time (s)", "compute (TFLOP)"]
+    header.append("of it besides steps (%)")
+    lines = [
+        [
+            f"{record['adapter']}@{record['domain']}",
+            f"{record['learning_rate']:g}" + (" (edge)" if record["edge"] else ""),
+            *(f"{round(record[name]):,}" for name in COSTS),
+            scaled(record["accelerator_memory_max"], 1e6),
+            f"{record['total_time']:.1f}",
+            f"{record['flops'] / 1e12:.3g}",
+            f"{100 * record['other_positions'] / (record['positions'] + record['other_positions']):.0f}",
+        ]
+        for record in records
+    ]
+    title = f"Costs of methods on {runs[0][1]['base']}"
+    return Layout(title, banner, header, lines, [*COST_NOTES, *budgets(runs), *about], records)
+
+
+def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Mapping]]:
+    """{(domain, adapter): its runs}."""
+    found: dict[tuple[str, str], list[Mapping]] = {}
+    for name, run in runs:
+        found.setdefault((run["domain"], name), []).append(run)
+    return found
+
+
+def cost(domain: str, name: str, runs: Sequence[Mapping]) -> dict:
+    """The means of one method on one domain."""
+    settings, rate = runs[0]["run_info"], runs[0]["learning_rate"]
+    rates = settings["train_config"]["learning_rates"]
+    return {
+        "domain": domain,
+        "adapter": name,
+        "method": settings["peft_config"]["method"],
+        "learning_rate": rate,
+        "rates": list(rates),
+        "edge": len(rates) > 1 and rate in (min(rates), max(rates)),
+        "total_time": mean(run["run_info"]["total_time"] for run in runs),
+        **{key: mean(run["train_info"][key] for run in runs) for key in COUNTED},
+    }
+
+
+def mean(values) -> float | None:
+    """None where a value is not known."""
+    values = list(values)
+    return None if None in values else sum(values) / len(values)
+
+
+def unmarked(row: Mapping) -> dict:
+    """A row whose mark is left to the column of differences."""
+    return {**row, "gain_low": None}
+
+
+def difference(row: Mapping | None) -> str:
+    """`+value [low, high] mark`, positive where it is better than the adapter it is paired with."""
+    if row is None or row["difference"] is None:
+        return ABSENT
+    parts = {
+        name.removeprefix("difference"): row[name] for name in ("difference", "difference_low", "difference_high")
+    }
+    value, low, high = (number(part, row["unit"]) for part in parts.values())
+    sign = "+" if parts[""] > 0 else ""
+    certain = parts["_low"] is not None and not parts["_low"] <= 0 <= parts["_high"]
+    mark = ("▲" if parts[""] > 0 else "▼") if certain else ""
+    return " ".join(filter(None, [f"{sign}{value} [{low}, {high}]", mark]))
+
+
+def scaled(value: float | None, unit: float) -> str:
+    return ABSENT if value is None else f"{value / unit:.1f}"
+
+
+def drawn(report: Mapping) -> str:
+    seeds = report["seeds"]
+    line = f"Means over {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; [95 % interval] from "
+    line += f"{report['resamples']} bootstrap draws of whole groups of test records and of seeds."
+    return line + (f" Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds." * (len(seeds) < FEW_SEEDS))
+
+
+def marks(against: str, reports: Sequence[Mapping]) -> str:
+    """How many differences of each table would be marked though there were none."""
+    compared = sum(row["difference"] is not None for report in reports for row in report["rows"])
+    return (
+        f"▲ better, ▼ worse than {against}: the 95 % interval of the paired difference excludes 0; not corrected for "
+        f"the {compared} comparisons, of which one in twenty may be marked by chance."
+    )
+
+
+def budgets(runs: Sequence[Run]) -> list[str]:
+    """What every method of a domain was given."""
+    targets = {(run["domain"], run["seed"]): run["train_info"]["targets"] for _, run in runs}
+    domains = dict.fromkeys(domain for domain, _ in targets)
+    each = [f"{d} {', '.join(str(n) for (of, _), n in targets.items() if of == d)}" for d in domains]
+    return [f"Target tokens of each run, the same for all methods (a number for each seed): {'; '.join(each)}."]

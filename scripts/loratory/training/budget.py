@@ -1,0 +1,63 @@
+"""What a training costs besides its steps' seconds: positions, floating-point operations, peak memory.
+
+Operations are counted once, by PyTorch's own counter, over the forward and backward pass of the first batch, and taken
+as proportional to positions (padding included) for all other batches and for every pass that a method makes besides
+its steps. That leaves out: that attention grows faster than length, what the optimizer computes, and decompositions of
+weights before the first step. The count is taken when the run is over and its outcome is kept, in the state that the
+last step left: so it can change no result, and it sees which weights a method has switched on.
+"""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from loratory.data import batching
+from loratory.training.session import Session
+
+
+def step_positions(session: Session) -> list[int]:
+    """Positions, padding included, that each step of the training puts through the model."""
+    lengths = [item.length for item in session.items]
+    plan = batching.Batches(lengths, session.budget, session.seed)
+    return [len(batch) * max(lengths[i] for i in batch) for batch in map(plan, range(session.recipe.steps))]
+
+
+def flops(session: Session, positions: list[int]) -> float:
+    """Floating-point operations of the whole run: of its steps, and of the passes besides them.
+
+    Args:
+        positions: of each step, see `step_positions`.
+    """
+    return first_flops(session) / positions[0] * (sum(positions) + session.positions)
+
+
+def first_flops(session: Session) -> int:
+    """Of one forward and backward pass over the first batch, as the training runs it."""
+    base, batch = session.base, session.batch(0)
+    half = session.recipe.precision == "bf16"
+    base.model.train()
+    with FlopCounterMode(display=False) as counter:
+        with torch.autocast(next(base.model.parameters()).device.type, torch.bfloat16, enabled=half):
+            total, _ = base.loss(base.model, batch)
+        total.backward()
+    base.model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+class Memory:
+    """The peak of one run on a GPU, in bytes: the bare base, and what the run came to need beside it.
+
+    Outcomes of earlier runs that are still held are not counted. On a CPU a process only knows the peak of its whole
+    life, which all its runs share: there it is None.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.device = next(model.parameters()).device
+        self.base = sum(p.numel() * p.element_size() for p in model.parameters())
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.held = torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self.device) - self.held + self.base

@@ -1,0 +1,94 @@
+"""Differences between methods: paired over records and seeds, positive where better."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loratory import registry
+from loratory.domains.contract import Metric
+from loratory.errors import InputError
+from loratory.evaluation.contrast import contrast, over_seeds
+from loratory.evaluation.rows import write_rows
+
+N = 40
+KINDS = {"base": "base", "pooled": "control"}
+
+
+@pytest.fixture(autouse=True)
+def domain(monkeypatch):
+    """A domain whose one metric is the mean of `nll`, the lower the better."""
+    metric = Metric("loss", "nats", "down", "nll", lambda c: float(c["nll"].mean()), primary=True)
+    found = SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
+    monkeypatch.setattr(registry, "load", lambda *_: found)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Writes a study in which each system's loss is the record's own plus what `worse` says for each seed."""
+    records = [{"id": f"r{i:02}", "group": f"g{i // 2}", "split": "test"} for i in range(N)]
+    own = np.random.default_rng(0).normal(3, 1, N)
+
+    def contrasted(worse: dict, against="lora"):
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
+        files = []
+        for seed in range(len(next(iter(worse.values())))):
+            rows = [
+                {"split": "test", "system": name, "kind": KINDS.get(name, "adapter"), "reference": "", "seconds": 0.0}
+                | {"id": record["id"], "group": record["group"], "nll": own[i] + added[seed], "tokens": 1}
+                for name, added in worse.items()
+                for i, record in enumerate(records)
+            ]
+            files.append((seed, tmp_path / f"seed{seed}.parquet"))
+            write_rows(files[-1][1], rows)
+        contrast("toy", "mini", files, tmp_path, None, against, 200, 0, tmp_path / "out.json")
+        return {row["adapter"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+
+    return contrasted
+
+
+def test_a_constant_difference_is_certain_though_values_are_not(study):
+    rows = study({"base": [1, 1], "lora@toy": [0.5, 0.5], "other@toy": [0.25, 0.25]})
+    found = rows["other"]
+    assert found["high"] - found["low"] > 0.3
+    for part in ("difference", "difference_low", "difference_high"):
+        assert found[part] == pytest.approx(0.25)
+        assert rows["base"][part] == pytest.approx(-0.5)
+        assert found[part.replace("difference", "gain")] == pytest.approx(0.75)
+
+
+def test_what_only_one_seed_shows_is_not_certain(study):
+    rows = study({"base": [1, 1, 1], "lora@toy": [0, 0, 0], "other@toy": [-0.9, 0, 0.3]})
+    assert rows["other"]["difference"] == pytest.approx(0.2)
+    assert rows["other"]["difference_low"] < 0 < rows["other"]["difference_high"]
+    assert rows["other"]["per_seed"][0] < rows["other"]["per_seed"][2]
+
+
+def test_seeds_are_paired(study):
+    rows = study({"base": [9, 0, 1], "lora@toy": [9, 0, 1], "other@toy": [8, -1, 0]})
+    assert rows["other"]["difference_low"] == pytest.approx(1) == rows["other"]["difference_high"]
+
+
+def test_the_method_of_reference_is_paired_with_nothing(study):
+    rows = study({"base": [0], "lora@toy": [0], "other@toy": [0]})
+    assert rows["lora"]["difference"] is None and rows["base"]["gain"] is None
+
+
+def test_only_the_domains_own_adapters_are_compared(study):
+    rows = study({"base": [0], "lora@toy": [0], "lora@other": [0], "pooled": [0]})
+    assert set(rows) == {"base", "lora"}
+
+
+def test_a_reference_that_was_not_asked_is_named(study):
+    with pytest.raises(InputError, match=r"unknown system \(lara@toy\).*did you mean `lora@toy`"):
+        study({"base": [0], "lora@toy": [0]}, against="lara")
+
+
+def test_drawn_seeds_vary_a_mean_by_its_standard_error():
+    spreads = {("a", run): np.full(4000, float(value)) for run, value in enumerate((0, 1, 5))}
+    drawn = over_seeds(spreads, "a", [0, 1, 2], seed=0)
+    assert drawn.mean() == pytest.approx(2, abs=0.1)
+    assert drawn.std() == pytest.approx(np.std([0, 1, 5]) / np.sqrt(3), rel=0.05)

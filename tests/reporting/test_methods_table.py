@@ -1,0 +1,208 @@
+import csv
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from metric_files import metric_row
+from test_figures import BANNER, SCRIPTS, texts
+
+from loratory.errors import InputError
+from loratory.reporting.method_figures import final_losses, front, pareto, rates
+from loratory.reporting.methods import tables
+
+DOMAINS = ("protein", "speech")
+METHODS = {"lora": 1000, "zeta": 100, "alpha": 5000}  # in the config's order, with trainable parameters
+GAINS = {"lora": 0.2, "zeta": 0.25, "alpha": 0.1}
+RATES = [0.001, 0.004, 0.016]
+
+
+def contrast_row(domain, name) -> dict:
+    gain = GAINS.get(name)
+    row = metric_row(f"{name}@{domain}", 0.5 + (gain or 0)) | {"adapter": name, "gain": gain}
+    row |= {"gain_low": gain and gain - 0.03, "gain_high": gain and gain + 0.03}
+    difference = None if name == "lora" else (gain or 0) - GAINS["lora"]
+    spread = {"lora": None, "zeta": 0.06, "alpha": 0.04, "base": 0.01}[name]
+    low, high = (None, None) if spread is None else (difference - spread, difference + spread)
+    return row | {"difference": difference, "difference_low": low, "difference_high": high}
+
+
+def run(domain, name, seed, targets=500, data="d" * 64, memory=2e6) -> dict:
+    return {
+        **{"domain": domain, "base": "mini-lm", "base_sha256": "b", "seed": seed, "learning_rate": RATES[1]},
+        "run_info": {
+            "total_time": 2.0 + seed,
+            "train_config": {"learning_rates": RATES},
+            "peft_config": {"method": name},
+        },
+        "train_info": {
+            **{"targets": targets + seed, "num_trainable_params": METHODS[name], "num_stored_params": 70},
+            **{"optimizer_state": 2 * METHODS[name], "accelerator_memory_max": memory, "adapted_modules": 14},
+            **{"positions": 900, "other_positions": 100, "flops": 3e12, "train_time": 1.5},
+        },
+        "meta_info": {"dataset_info": {"sha256": [data]}},
+    }
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Contrasts and (adapter, run.json) pairs of three methods, two domains and two seeds."""
+    contrasts = []
+    for domain in DOMAINS:
+        rows = [contrast_row(domain, name) for name in ("alpha", "base", "lora", "zeta")]
+        report = {"domain": domain, "base": "mini-lm", "against": "lora", "rows": rows, "seeds": [0, 1]}
+        contrasts.append(tmp_path / f"{domain}.json")
+        contrasts[-1].write_text(json.dumps(report | {"resamples": 1000, "seed": 0}))
+    runs = []
+    for name in METHODS:
+        for domain in DOMAINS:
+            for seed in (0, 1):
+                path = tmp_path / f"{domain}-{name}-{seed}.json"
+                path.write_text(json.dumps(run(domain, name, seed)))
+                runs.append((name, path))
+    return contrasts, runs
+
+
+@pytest.fixture
+def made(tmp_path, files):
+    tables(*files, tmp_path / "methods", tmp_path / "costs", about="a small one", banner=BANNER)
+    return tmp_path
+
+
+def cells(path) -> list[list[str]]:
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if not line.startswith("| :")]
+
+
+def test_lines_keep_the_configs_order_whatever_the_ranks(made):
+    header, *rows = cells(made / "methods.md")
+    assert [row[0] for row in rows] == ["base", *METHODS]
+    assert header == ["method", *(f"{d}: {part}" for d in DOMAINS for part in ("AUC (0–1) ↑", "better than lora by"))]
+
+
+def test_only_a_difference_beyond_its_interval_is_marked(made):
+    shown = {row[0]: row[1:3] for row in cells(made / "methods.md")[1:]}
+    assert shown["lora"] == ["0.700 [0.650, 0.750]", "–"]
+    assert shown["zeta"] == ["0.750 [0.700, 0.800]", "+0.050 [−0.010, 0.110]"]
+    assert shown["alpha"][1] == "−0.100 [−0.140, −0.060] ▼"
+    assert shown["base"][1] == "−0.200 [−0.210, −0.190] ▼"
+
+
+@pytest.mark.parametrize("name", ["methods", "costs"])
+def test_nothing_is_bold_and_every_form_is_written(made, name):
+    for suffix in ("tsv", "md", "tex", "html"):
+        text = (made / f"{name}.{suffix}").read_text()
+        assert not [bold for bold in ("<b>", "<strong>", "textbf") if bold in text]
+    assert BANNER in (made / f"{name}.html").read_text()
+    assert "a small one" in (made / f"{name}.html").read_text()
+
+
+def test_the_foot_says_what_was_equal_and_how_many_comparisons_there_were(made):
+    foot = (made / "methods.md").read_text()
+    assert "protein 500, 501; speech 500, 501" in foot
+    assert "the 6 comparisons" in foot
+    assert "Fewer than 3 seeds" in foot
+
+
+def test_costs_are_means_over_seeds_with_passes_besides_the_steps(made):
+    header, *rows = cells(made / "costs.md")
+    assert header[0] == "method @ domain" and [row[0] for row in rows][:2] == ["lora@protein", "lora@speech"]
+    assert rows[0][1:] == ["0.004", "1,000", "70", "2,000", "2.0", "2.5", "3", "10"]
+
+
+def test_a_rate_at_the_edge_of_its_grid_is_told(files, tmp_path):
+    for name, path in files[1]:
+        if name == "zeta":
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": RATES[-1]}))
+    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    found = {row[0]: row[1] for row in cells(tmp_path / "costs.md")}
+    assert found["zeta@speech"] == "0.016 (edge)" and found["lora@speech"] == "0.004"
+
+
+def test_memory_that_is_not_known_is_left_open(files, tmp_path):
+    for name, path in files[1]:
+        path.write_text(json.dumps(run("protein" if "protein" in path.name else "speech", name, 0, memory=None)))
+    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    assert cells(tmp_path / "costs.md")[1][5] == "–"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"targets": 400}, r"number of target tokens .*\(401\); expected 501"), ({"data": "e"}, "training data")],
+)
+def test_unequal_budgets_are_refused_by_name(files, tmp_path, change, what):
+    name, path = files[1][-1]
+    path.write_text(json.dumps(run("speech", name, 1, **change)))
+    with pytest.raises(InputError, match=f"{path}: the {what}") as caught:
+        tables(*files, tmp_path / "methods", tmp_path / "costs")
+    assert "speech-lora-1.json" in str(caught.value)
+    assert not list(tmp_path.glob("methods.*"))
+
+
+def test_the_tab_separated_file_holds_every_digit_and_the_size(made):
+    with open(made / "methods.tsv", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert len(rows) == 8
+    found = next(row for row in rows if row["adapter"] == "zeta")
+    assert float(found["num_trainable_params"]) == 100 and float(found["gain"]) == 0.25
+
+
+@pytest.fixture
+def curves(tmp_path):
+    """Runs of three methods on two domains: a grid on seed 1, then its best rate on seed 2."""
+    found = {}
+    for name in METHODS:
+        for domain in DOMAINS:
+            rows = [
+                {"run": f"{rate}", "seed": seed, "learning_rate": rate, "step": step}
+                | {"valid_loss": rate * 100 if step == 1 else None}
+                for seed, tried in ((1, RATES), (2, RATES[:1]))
+                for rate in tried
+                for step in (0, 1)
+            ]
+            rows[-1]["valid_loss"] = 99.0
+            found[f"{name}@{domain}"] = tmp_path / f"{name}@{domain}.parquet"
+            pq.write_table(pa.Table.from_pylist(rows), found[f"{name}@{domain}"])
+    return found
+
+
+def test_rates_are_those_of_the_seed_that_chooses(curves):
+    assert final_losses(next(iter(curves.values()))) == [(rate, rate * 100) for rate in RATES]
+
+
+def test_a_front_leaves_out_what_is_surpassed():
+    points = {"small": (10, 0.1), "worse": (20, 0.05), "large": (30, 0.4), "equal": (40, 0.4), "twin": (10, 0.0)}
+    assert front(points) == ["small", "large"]
+
+
+def test_figures_have_a_panel_for_each_domain_and_are_byte_equal(made, curves):
+    for name in ("a", "b"):
+        rates(curves, "lora", made / f"{name}-rates.svg", BANNER)
+        pareto(made / "methods.tsv", "lora", made / f"{name}-pareto.svg", BANNER)
+    for figure in ("rates", "pareto"):
+        assert (made / f"a-{figure}.svg").read_bytes() == (made / f"b-{figure}.svg").read_bytes()
+        assert {BANNER, *DOMAINS} <= set(texts(made / f"a-{figure}.svg"))
+    assert set(METHODS) <= set(texts(made / "a-rates.svg"))
+    named = set(texts(made / "a-pareto.svg"))
+    assert {"zeta", "lora", "gain in AUC (0–1)", "trainable parameters"} <= named
+    assert "alpha" not in named  # surpassed with fewer parameters, and not the reference
+
+
+def test_a_base_without_a_score_has_no_pareto_figure(made):
+    lines = (made / "methods.tsv").read_text().splitlines()
+    at = lines[0].split("\t").index("gain")
+    rows = [line.split("\t") for line in lines]
+    for row in rows[1:]:
+        row[at] = ""
+    (made / "methods.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
+    with pytest.raises(InputError, match="no gain over the base to draw"):
+        pareto(made / "methods.tsv", "lora", made / "p.svg")
+
+
+def test_table_and_figures_need_no_torch():
+    code = (
+        "import sys, loratory.reporting.methods, loratory.reporting.method_figures; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SCRIPTS)})

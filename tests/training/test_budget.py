@@ -1,0 +1,79 @@
+"""What a training is said to cost: operations by hand, and a count that leaves the run as it was."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import FAMILIES, begin, train
+from torch import nn
+
+from loratory.adapters import core
+from loratory.adapters.methods.full_ft import Method as Whole
+from loratory.adapters.methods.lora import Method as Lora
+from loratory.training import budget
+
+
+class OneLayer:
+    """A base of one frozen linear layer without heads, on examples of three lengths."""
+
+    heads = ()
+
+    def __init__(self):
+        self.model = nn.Sequential(nn.Linear(8, 4, bias=False)).requires_grad_(False)
+        self.items = [SimpleNamespace(length=length) for length in (2, 3, 5, 5)]
+
+    def collate(self, items):
+        size = len(items) * max(item.length for item in items)
+        return {"x": torch.ones(size, 8), "mask": torch.ones(size)}
+
+    def loss(self, model, batch):
+        return model(batch["x"]).sum(), len(batch["x"])
+
+
+def session_of(base, method, steps=5):
+    return begin(base, method, steps=steps)
+
+
+def test_positions_are_those_of_the_batches():
+    session = session_of(OneLayer(), Lora(rank=2), steps=7)
+    assert budget.step_positions(session) == [len(session.batch(step)["mask"]) for step in range(7)]
+
+
+def test_operations_are_those_of_the_products():
+    """Forward 2 ops a weight; backward the same for each trained weight and for each input that needs a gradient."""
+    session = session_of(OneLayer(), Lora(rank=2))
+    n = len(session.batch(0)["mask"])
+    base, a, b = (2 * n * size for size in (8 * 4, 8 * 2, 2 * 4))
+    assert budget.first_flops(session) == base + 2 * a + 3 * b  # neither W nor the first input has a gradient
+
+
+def test_operations_grow_with_steps_and_with_other_passes():
+    session = session_of(OneLayer(), Lora(rank=2))
+    positions = budget.step_positions(session)
+    each = budget.first_flops(session) / positions[0]
+    assert budget.flops(session, positions) == pytest.approx(each * sum(positions))
+    session.loss(session.batch(0))
+    assert session.positions == positions[0]
+    assert budget.flops(session, positions) == pytest.approx(each * (sum(positions) + positions[0]))
+
+
+def test_a_weight_that_is_trained_costs_more_than_one_beside_it():
+    counts = []
+    for method in (Lora(rank=2), Whole()):
+        toy = FAMILIES["llama"]()
+        counts.append(budget.first_flops(begin(toy, method)))
+    assert counts[0] < counts[1]
+
+
+def test_counting_moves_no_parameter_and_leaves_no_gradient(tmp_path):
+    toy = FAMILIES["llama"]()
+    session = train(toy, Lora(rank=2), tmp_path)
+    before = {name: p.detach().clone() for name, p in toy.model.named_parameters()}
+    budget.first_flops(session)
+    after = dict(toy.model.named_parameters())
+    assert all(torch.equal(after[name], before[name]) and after[name].grad is None for name in before)
+    core.detach(toy.model)
+
+
+def test_peak_memory_is_not_guessed_on_a_cpu():
+    assert budget.Memory(nn.Linear(2, 2)).peak() is None

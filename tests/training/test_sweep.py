@@ -1,0 +1,84 @@
+"""Which of a sweep's runs are made, which rate is chosen, and what is kept of the others."""
+
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from families import FAMILIES
+
+from loratory.adapters.deltas import Adapter
+from loratory.config import adapter
+from loratory.errors import InputError
+from loratory.training import sweep
+
+TRAINING = {"steps": 2, "batch_tokens": 24}
+RATES = (0.1, 0.2, 0.3)
+
+
+@pytest.fixture
+def swept(monkeypatch, tmp_path):
+    """Runs a sweep whose trainings end at once with the given {rate: validation loss}; a missing rate diverges."""
+    made = []
+
+    def train_one(base, sets, method, seed, rate, job):
+        made.append((seed, rate))
+        if rate not in losses:
+            raise InputError("toy", "the loss is nan", reason="diverged")
+        curve = [{"step": 0, "loss": 1.0, "learning_rate": rate, "valid_loss": losses[rate]}]
+        return {"adapter": Adapter(), "curve": curve, "valid_loss": losses[rate], "transposed": False}
+
+    losses = {}
+    base = SimpleNamespace(fingerprint="", family="causal", manifest={"name": "mini"})
+    monkeypatch.setattr(sweep, "load_base", lambda *_: base)
+    monkeypatch.setattr(sweep, "encoded", lambda *_: [])
+    monkeypatch.setattr(sweep, "data_digest", lambda _: [])
+    monkeypatch.setattr(sweep, "describe", lambda base, domain, method, seed, trial, data: {"rate": trial["rate"]})
+    monkeypatch.setattr(sweep, "train_one", train_one)
+
+    def run(**given):
+        losses.update({float(rate): loss for rate, loss in given["losses"].items()})
+        entry = adapter({"method": "lora", "training": {"learning_rates": RATES}})
+        task = SimpleNamespace(model_dump_json=lambda: "{}")
+        sweep.train_sweep("toy", "", task, "", entry, (0, 1, 2), "cpu", tmp_path / "checkpoints", 4, tmp_path / "out")
+        rows = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
+        return made, [(row["seed"], row["learning_rate"], row["valid_loss"]) for row in rows]
+
+    return run
+
+
+def test_the_grid_is_tried_on_one_seed_and_the_best_rate_on_the_others(swept):
+    made, kept = swept(losses={0.1: 3.0, 0.2: 1.0, 0.3: 2.0})
+    assert made == [(0, 0.1), (0, 0.2), (0, 0.3), (1, 0.2), (2, 0.2)]
+    assert kept == [(0, 0.1, 3.0), (0, 0.2, 1.0), (0, 0.3, 2.0), (1, 0.2, 1.0), (2, 0.2, 1.0)]
+
+
+def test_a_rate_that_diverges_is_left_out_of_the_choice(swept):
+    made, kept = swept(losses={0.2: 1.0, 0.1: 3.0})
+    assert made[-1] == (2, 0.2) and len(made) == 5
+    assert 0.3 not in {rate for _, rate, _ in kept}
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(swept):
+    made, _ = swept(losses={0.1: float("nan"), 0.2: 5.0, 0.3: float("nan")})
+    assert made[-1] == (2, 0.2)
+
+
+def test_a_grid_that_diverges_everywhere_ends_the_job(swept):
+    with pytest.raises(InputError, match="the loss is nan"):
+        swept(losses={})
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_dense_change_is_cut_to_its_export_rank_and_what_is_lost_is_told(family, rank, tmp_path):
+    toy = FAMILIES[family]()
+    entry = adapter({"method": "full_ft", "export_rank": rank, "training": TRAINING})
+    job = sweep.Job("cpu", tmp_path, "toy")
+    trial = sweep.train_one(toy, {"train": toy.items, "valid": toy.items}, entry, 0, 0.01, job)
+    found = trial["adapter"]
+    assert trial["transposed"] == (family == "gpt2")
+    if rank is None:
+        assert found.dense and not found.deltas and trial["lost"] == 0
+    else:
+        assert {delta.rank for delta in found.deltas.values()} == {2} and not found.dense
+        assert 0 < trial["lost"] < 1
