@@ -87,14 +87,16 @@ def begin(toy: Toy, method, seed=0, steps=6, rate=1e-2, decay=0.1, save_every=0)
     return session
 
 
-def train(toy: Toy, method, folder, kill_at: int | None = None, **options) -> Session:
-    """A whole training; `kill_at` ends it without warning at that step."""
+def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, **options) -> Session:
+    """A whole training; `kill_at` ends it without warning at that step, `parts` are micro-batches of a step."""
     session = begin(toy, method, **options)
 
     def micro_batches(step):
         if step == kill_at:
             raise KeyboardInterrupt
-        return [MicroBatch("train", session.batch(step))]
+        batch = session.batch(step)
+        split = {key: tensor.chunk(parts) for key, tensor in batch.items()}
+        return [MicroBatch("train", dict(zip(split, part))) for part in zip(*split.values())]
 
     toy.model.train()
     parameters = core.trainable(toy.model)

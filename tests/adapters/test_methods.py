@@ -151,3 +151,32 @@ def test_the_method_learns(name, tmp_path):
     before = toy.mean_loss()
     train(toy, made(name), tmp_path, steps=40, rate=row(name).rate, decay=0.0)
     assert toy.mean_loss() < before - 0.02
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_in_micro_batches_is_the_step_on_the_whole_batch(name, tmp_path):
+    whole, parted = FAMILIES["llama"](), FAMILIES["llama"]()
+    train(whole, made(name), tmp_path / "one", rate=row(name).rate)
+    train(parted, made(name), tmp_path / "two", rate=row(name).rate, parts=2)
+    torch.testing.assert_close(parted.output(), whole.output(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_base_in_bf16_is_trained_on_and_stays_in_bf16(name, tmp_path):
+    toy = FAMILIES["llama"]()
+    toy.model.to(torch.bfloat16)
+    method = made(name)
+    if method.weights(toy.model):
+        with pytest.raises(InputError, match="float32"):
+            begin(toy, method)
+        return
+    before = toy.mean_loss()
+    session = train(toy, method, tmp_path, steps=20, rate=row(name).rate, decay=0.0)
+    assert toy.output().dtype == torch.bfloat16 and toy.mean_loss() < before
+    assert all(p.dtype == torch.float32 for layer in session.layers.values() for p in layer.adapter.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_many_layers_are_adapted_as_the_family_has(family):
+    toy = FAMILIES[family]()
+    assert len(begin(toy, made("lora")).layers) == toy.modules

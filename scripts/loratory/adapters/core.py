@@ -124,9 +124,22 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
         parameter.data.copy_(fresh.normal_(0, spread, generator=generator) if spread else fresh.zero_())
         parameter.requires_grad_(True)
     own_weights = [name for name in method.weights(model) if not under(name, heads)]
+    check_precision(model, own_weights)
     for parameter in keep(model, own_weights).values():
         parameter.requires_grad_(True)
     return wrappers
+
+
+def check_precision(model: nn.Module, names: list[str]) -> None:
+    """Raises:
+    InputError: weights that are to be trained are in half precision, where small steps are rounded away.
+    """
+    parameters = dict(model.named_parameters())
+    for name in names:
+        if parameters[name].dtype != torch.float32:
+            dtype = str(parameters[name].dtype).removeprefix("torch.")
+            where = f"{type(model).__name__}: {name}"
+            raise InputError(where, "a weight to be trained is in half precision", dtype, "float32")
 
 
 KEPT: WeakKeyDictionary[nn.Module, dict[str, torch.Tensor]] = WeakKeyDictionary()  # originals of changed weights
