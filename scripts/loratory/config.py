@@ -157,7 +157,7 @@ class Compare(Options):
 class Resources(Options):
     """What jobs ask for; a profile may set more per rule."""
 
-    device: Literal["cpu", "cuda", "auto"] = Field("cpu", description="where models run")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where models run")
     threads: int = Field(1, ge=1, description="CPU threads of a prediction job")
     mem_mb: int = Field(2500, ge=500, description="memory of such a job; doubled at a second attempt")
     runtime: int = Field(240, ge=1, description="minutes a job may take")

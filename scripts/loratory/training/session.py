@@ -41,7 +41,7 @@ class Session(Course):
     def loss(self, batch: dict) -> torch.Tensor:
         """Mean over the batch's targets, for passes besides the training's steps; they are counted."""
         total, targets = self.base.loss(self.model, batch)
-        self.positions += batch["mask"].numel() if "mask" in batch else targets
+        self.positions += batch["ids"].numel()
         return total / targets
 
     def weight_gradients(self, batches: int) -> dict[str, torch.Tensor]:

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loratory.mixers import contract
 
 
 class Mixer(contract.Mixer):
-    """Λ = softmax(gate(h) / temperature) over experts; h comes from a first pass without experts."""
+    """Λ = scale · top_k(softmax(gate(h) / temperature)) over experts; h comes from a first pass without experts."""
 
     depth: int = Field(1, ge=1, description="linear layers of the gate")
     width: int = Field(256, ge=1, description="hidden width of a gate deeper than 1")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout between the gate's layers")
     temperature: float = Field(1.0, gt=0, description="softmax temperature")
+    top_k: int | None = Field(None, ge=1, description="experts of a token and layer that are kept; none keeps all")
+    renormalise: bool = Field(False, description="let the kept weights sum to 1; false is as published")
+    scale: float = Field(1.0, gt=0, description="multiplies all weights (PEFT: global_scaling_weight)")
     layerwise: bool = Field(True, description="own weights for each adapted layer, or one set for all")
     domain_loss: float = Field(0.0, ge=0, description="weight of a routing loss; 0 is as published")
+
+    @model_validator(mode="after")
+    def told_of_all_experts(self):
+        if self.top_k and self.domain_loss:
+            raise ValueError("domain_loss needs the weights of all experts, expected no `top_k` beside it")
+        return self
 
     def gate(self, sizes):
         from torch import nn
@@ -34,7 +43,14 @@ class Mixer(contract.Mixer):
 
     def weights(self, gate, hidden, sizes, domain):
         logits = gate(hidden.float()).unflatten(-1, (-1, sizes.experts))  # module-major, expert-minor
-        return (logits / self.temperature).softmax(-1)
+        weights = (logits / self.temperature).softmax(-1)
+        return self.scale * (self.kept(weights) if self.top_k else weights)
+
+    def kept(self, weights):
+        """The `top_k` largest of each token and layer, 0 for the others; more than there are experts keeps all."""
+        best, places = weights.topk(min(self.top_k, weights.shape[-1]), -1)
+        best = best / best.sum(-1, keepdim=True) if self.renormalise else best
+        return weights.new_zeros(weights.shape).scatter(-1, places, best)
 
     def penalty(self, weights, domain):
         return -self.domain_loss * weights[..., domain].clamp_min(1e-9).log().mean()
