@@ -1,4 +1,4 @@
-"""Every method on every family of bases: the six generic properties, from one table of rows."""
+"""Every method on every family of bases: the properties that all must have, from one table of rows."""
 
 import importlib
 from functools import cache
@@ -29,13 +29,6 @@ def made(name: str):
     return registry.load("method", name).Method(**row(name).options)
 
 
-def fits(name: str, family: str):
-    """The toy base, or a skip where the method refuses the family (which another test sees to)."""
-    if family in row(name).refused:
-        pytest.skip(f"{name} refuses {family}")
-    return FAMILIES[family]()
-
-
 def state(model) -> dict:
     """Every tensor once: a state dict would repeat a tied matrix under a name that is no parameter's."""
     return {n: t.detach().clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
@@ -51,16 +44,8 @@ def test_every_method_has_a_row(name):
 
 
 @every
-def test_what_a_method_cannot_adapt_is_refused_by_name(name, family):
-    if family not in row(name).refused:
-        pytest.skip("not refused")
-    with pytest.raises(InputError, match=row(name).refused[family]):
-        begin(FAMILIES[family](), made(name))
-
-
-@every
 def test_a_fresh_adapter_starts_where_its_method_says(name, family):
-    toy, starts = fits(name, family), row(name).starts
+    toy, starts = FAMILIES[family](), row(name).starts
     if toy.heads:  # heads are drawn anew, by their names
         core.attach(toy.model, registry.load("method", "lora").Method(), 0, toy.heads)
         core.detach(toy.model)
@@ -76,7 +61,7 @@ def test_a_fresh_adapter_starts_where_its_method_says(name, family):
 
 @every
 def test_trained_parameters_follow_the_formula(name, family):
-    toy = fits(name, family)
+    toy = FAMILIES[family]()
     session = begin(toy, made(name))
     heads = sum(p.numel() for p in core.head_parameters(toy.model, toy.heads).values())
     shapes = [tuple(layer.weight.shape) for layer in session.layers.values()]
@@ -86,7 +71,7 @@ def test_trained_parameters_follow_the_formula(name, family):
 
 @every
 def test_only_what_is_trained_moves_despite_weight_decay_and_the_base_comes_back(name, family, tmp_path):
-    toy = fits(name, family)
+    toy = FAMILIES[family]()
     bare = state(toy.model)
     session = train(toy, made(name), tmp_path, rate=row(name).rate)
     moved = core.KEPT.get(toy.model, {}).keys() | core.head_parameters(toy.model, toy.heads).keys()
@@ -101,7 +86,7 @@ def test_only_what_is_trained_moves_despite_weight_decay_and_the_base_comes_back
 @every
 @torch.no_grad()
 def test_merged_and_unmerged_are_the_same_function(name, family, tmp_path):
-    toy = fits(name, family)
+    toy = FAMILIES[family]()
     with torch.enable_grad():
         train(toy, made(name), tmp_path, rate=row(name).rate)
     adapted = toy.output()
@@ -124,7 +109,7 @@ def test_merged_and_unmerged_are_the_same_function(name, family, tmp_path):
 @every
 @torch.no_grad()
 def test_a_stored_adapter_on_a_fresh_base_gives_the_same_outputs(name, family, tmp_path):
-    toy = fits(name, family)
+    toy = FAMILIES[family]()
     with torch.enable_grad():
         train(toy, made(name), tmp_path / "checkpoints", rate=row(name).rate)
     adapter = core.export(toy.model, toy.heads, {"made": "here"})
@@ -136,11 +121,11 @@ def test_a_stored_adapter_on_a_fresh_base_gives_the_same_outputs(name, family, t
 
 @every
 def test_the_same_seed_gives_the_same_run_even_when_it_was_killed_in_between(name, family, tmp_path):
-    straight, again = fits(name, family), fits(name, family)
+    straight, again = FAMILIES[family](), FAMILIES[family]()
     train(straight, made(name), tmp_path / "one", save_every=2, rate=row(name).rate)
     with pytest.raises(KeyboardInterrupt):
         train(again, made(name), tmp_path / "two", kill_at=5, save_every=2, rate=row(name).rate)
-    resumed = fits(name, family)
+    resumed = FAMILIES[family]()
     train(resumed, made(name), tmp_path / "two", save_every=2, rate=row(name).rate)
     assert equal(state(straight.model), state(resumed.model))
 

@@ -24,7 +24,7 @@ class OneLayer:
 
     def collate(self, items):
         size = len(items) * max(item.length for item in items)
-        return {"x": torch.ones(size, 8), "mask": torch.ones(size)}
+        return {"x": torch.ones(size, 8), "ids": torch.ones(size)}
 
     def loss(self, model, batch):
         return model(batch["x"]).sum(), len(batch["x"])
@@ -36,13 +36,13 @@ def session_of(base, method, steps=5):
 
 def test_positions_are_those_of_the_batches():
     session = session_of(OneLayer(), Lora(rank=2), steps=7)
-    assert budget.step_positions(session) == [len(session.batch(step)["mask"]) for step in range(7)]
+    assert budget.step_positions(session) == [len(session.batch(step)["ids"]) for step in range(7)]
 
 
 def test_operations_are_those_of_the_products():
     """Forward 2 ops a weight; backward the same for each trained weight and for each input that needs a gradient."""
     session = session_of(OneLayer(), Lora(rank=2))
-    n = len(session.batch(0)["mask"])
+    n = len(session.batch(0)["ids"])
     base, a, b = (2 * n * size for size in (8 * 4, 8 * 2, 2 * 4))
     assert budget.first_flops(session) == base + 2 * a + 3 * b  # neither W nor the first input has a gradient
 

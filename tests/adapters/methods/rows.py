@@ -1,7 +1,7 @@
 """What the tests of all methods must know of one: a `ROW` in `test_{method}.py`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,6 @@ class Row:
         trained: ((out, in) of every adapted layer, model) -> numbers that are trained at the start, without heads.
         starts: whether the model with the fresh adapter is "equal" to the base, "near" it (1e-3 of its outputs) or
             "elsewhere", by design.
-        refused: {family: what the error says} where the method cannot be used.
         merges: whether it amounts to a change of the weights.
         rate: a learning rate at which it learns.
     """
@@ -21,6 +20,5 @@ class Row:
     options: dict
     trained: Callable
     starts: str = "equal"
-    refused: dict[str, str] = field(default_factory=dict)
     merges: bool = True
     rate: float = 1e-2
