@@ -87,6 +87,16 @@ def begin(toy: Toy, method, seed=0, steps=6, rate=1e-2, decay=0.1, save_every=0)
     return session
 
 
+def five_steps(model, loss, **options) -> None:
+    """Five steps of AdamW on all that is trained, for comparisons with PEFT's models."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **options)
+    with torch.enable_grad():
+        for _ in range(5):
+            loss(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, **options) -> Session:
     """A whole training; `kill_at` ends it without warning at that step, `parts` are micro-batches of a step."""
     session = begin(toy, method, **options)

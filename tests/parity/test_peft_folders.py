@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from families import five_steps
 from models import bert, llama, trained_adapter, whisper
 from safetensors.torch import load_file, save_file
 
@@ -96,12 +97,7 @@ def test_the_loop_trains_like_peft_from_the_same_start(tmp_path):
         layer = theirs.base_model.model.get_submodule(name)
         layer.lora_A["default"].weight.copy_(wrapper.adapter["A"])
     for model in (ours, theirs):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
-        with torch.enable_grad():
-            for _ in range(5):
-                model(input_ids=IDS, labels=IDS).loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
+        five_steps(model, lambda model: model(input_ids=IDS, labels=IDS).loss, lr=1e-2, weight_decay=0.0)
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **CLOSE)
 
 

@@ -82,6 +82,14 @@ class Session(Course):
         options = {"lr": self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay} | options
         return torch.optim.AdamW(groups, **options)
 
+    def adamw_sparing(self, spared: Callable[[str], bool], parameters: dict) -> torch.optim.AdamW:
+        """`adamw` without weight decay on the parameters whose names are `spared`."""
+        groups: dict[bool, list] = {}
+        for name, parameter in parameters.items():
+            groups.setdefault(spared(name), []).append(parameter)
+        decay = {True: {"weight_decay": 0.0}, False: {}}
+        return self.adamw([{"params": group} | decay[kind] for kind, group in groups.items()])
+
     def optimizer(self, parameters, recipe):
         self.optimizing = self.method.optimizer(self, parameters)
         return self.optimizing

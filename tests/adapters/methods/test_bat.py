@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from families import five_steps
 from methods.rows import Row
 from models import llama
 from torch import nn
@@ -90,11 +91,6 @@ def test_it_trains_like_peft_from_the_same_start():
         other.base_model.model.get_submodule(name).miss_block["default"].copy_(wrapper.adapter["D"])
     before = ours(IDS).logits
     for model in (ours, other):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
-        with torch.enable_grad():
-            for _ in range(5):
-                model(input_ids=IDS, labels=IDS).loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
+        five_steps(model, lambda model: model(input_ids=IDS, labels=IDS).loss, lr=1e-3, weight_decay=0.0)
     torch.testing.assert_close(ours(IDS).logits, other(IDS).logits, rtol=0, atol=1e-5)
     assert (ours(IDS).logits - before).abs().max() > 1e-2

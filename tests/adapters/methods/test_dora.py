@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from families import FAMILIES, begin, train
+from families import FAMILIES, begin, five_steps, train
 from methods.rows import Row
 from torch import nn
 
@@ -109,12 +109,7 @@ def test_it_trains_like_that_of_peft_from_the_same_start(family, dropout):
     before, batch = toy.output(), toy.collate(toy.items)
     for model in (toy.model, theirs):
         torch.manual_seed(5)
-        optimizer = torch.optim.AdamW([p for p in model.train().parameters() if p.requires_grad], lr=1e-2)
-        with torch.enable_grad():
-            for _ in range(5):
-                toy.loss(model, batch)[0].backward()
-                optimizer.step()
-                optimizer.zero_grad()
+        five_steps(model.train(), lambda model: toy.loss(model, batch)[0], lr=1e-2)
     torch.testing.assert_close(toy.output(), other.output(), rtol=0, atol=1e-5)
     assert (toy.output() - before).abs().max() > 1e-2
 

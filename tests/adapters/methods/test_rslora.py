@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, five_steps
 from methods.rows import Row
 
 from loratory.adapters import core
@@ -51,11 +51,6 @@ def test_it_trains_like_that_of_peft_from_the_same_start():
         theirs.base_model.model.get_submodule(name).lora_A["default"].weight.copy_(wrapper.adapter["A"])
     before, batch = toy.output(), toy.collate(toy.items)
     for model in (toy.model, theirs):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        with torch.enable_grad():
-            for _ in range(5):
-                toy.loss(model, batch)[0].backward()
-                optimizer.step()
-                optimizer.zero_grad()
+        five_steps(model, lambda model: toy.loss(model, batch)[0], lr=1e-2)
     torch.testing.assert_close(toy.output(), other.output(), rtol=0, atol=1e-5)
     assert (toy.output() - before).abs().max() > 1e-2

@@ -81,7 +81,7 @@ class Method(contract.Method):
         return LowRank(a[left] * e[left, None], b[:, left], self.scale)
 
     def optimizer(self, session, parameters):
-        return without_decay(session, parameters, "E")
+        return session.adamw_sparing(lambda name: ".adapter.E" in name, parameters)
 
     def penalty(self, session):
         if not self.orthogonality:
@@ -156,10 +156,3 @@ def skewness(rows: torch.Tensor, live: torch.Tensor | None = None) -> torch.Tens
     live = torch.ones(len(rows), device=rows.device) if live is None else live
     rows = rows * live[:, None]
     return torch.linalg.norm(rows @ rows.T - torch.diag(live))
-
-
-def without_decay(session, parameters: contract.Tensors, prefix: str) -> torch.optim.Optimizer:
-    """AdamW without weight decay on the adapters' tensors whose names begin with `prefix`."""
-    spared = {name: p for name, p in parameters.items() if f".adapter.{prefix}" in name}
-    others = [p for name, p in parameters.items() if name not in spared]
-    return session.adamw([{"params": others}, {"params": list(spared.values()), "weight_decay": 0.0}])

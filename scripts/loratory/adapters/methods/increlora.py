@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from loratory.adapters import contract
-from loratory.adapters.methods.adalora import SPREAD, skewness, window, without_decay
+from loratory.adapters.methods.adalora import SPREAD, skewness, window
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ class Method(contract.Method):
         return LowRank(a[:rank] * e[:rank, None], b[:, :rank], self.alpha / (rank + 1e-5))
 
     def optimizer(self, session, parameters):
-        return without_decay(session, parameters, "E")
+        return session.adamw_sparing(lambda name: ".adapter.E" in name, parameters)
 
     def penalty(self, session):
         if not self.orthogonality:

@@ -95,9 +95,7 @@ class Method(contract.Method):
 
     def optimizer(self, session, parameters):
         """Without gradient, moments and decay AdamW adds exactly 0 to a frozen column."""
-        own = {name: p for name, p in parameters.items() if ".adapter." in name}
-        heads = [p for name, p in parameters.items() if name not in own]
-        return session.adamw([{"params": list(own.values()), "weight_decay": 0.0}, {"params": heads}])
+        return session.adamw_sparing(lambda name: ".adapter." in name, parameters)
 
     def before_step(self, session, step):
         for layer in session.layers.values():

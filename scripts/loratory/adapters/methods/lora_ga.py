@@ -113,9 +113,7 @@ class Method(contract.Method):
 
     def optimizer(self, session, parameters):
         """Without decay of A and B: it would pull B A, but not B₀ A₀, towards 0 and so move the base."""
-        offset = {name: p for name, p in parameters.items() if name.endswith((".adapter.A", ".adapter.B"))}
-        others = [p for name, p in parameters.items() if name not in offset]
-        return session.adamw([{"params": list(offset.values()), "weight_decay": 0.0}, {"params": others}])
+        return session.adamw_sparing(lambda name: name.endswith((".adapter.A", ".adapter.B")), parameters)
 
 
 def singular(matrix, count: int):

@@ -62,6 +62,4 @@ class Method(structured_lora.Method):
         if not self.offset_base:
             return session.adamw(parameters)
         # Decay of the factors would pull the sum towards minus the start instead of towards the base.
-        factors = {name: p for name, p in parameters.items() if ".adapter." in name}
-        others = [p for name, p in parameters.items() if name not in factors]
-        return session.adamw([{"params": list(factors.values()), "weight_decay": 0.0}, {"params": others}])
+        return session.adamw_sparing(lambda name: ".adapter." in name, parameters)

@@ -56,9 +56,7 @@ class Method(contract.Method):
 
     def optimizer(self, session, parameters):
         """AdamW without decay of the coefficients, which the penalty shrinks already."""
-        own = {name: p for name, p in parameters.items() if name.endswith(".adapter.s")}
-        rest = [p for name, p in parameters.items() if name not in own]
-        return session.adamw([{"params": rest}, {"params": list(own.values()), "weight_decay": 0.0}])
+        return session.adamw_sparing(lambda name: name.endswith(".adapter.s"), parameters)
 
     def after_step(self, session, step):
         import torch
