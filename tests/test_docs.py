@@ -12,7 +12,7 @@ from loratory.adapters.deltas import LowRank
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.fetch import fetch_source, open_source
 from loratory.errors import InputError
-from loratory.mixers.contract import Sizes
+from loratory.mixers.contract import Seen, Sizes
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -93,5 +93,5 @@ def test_the_methods_forward_is_its_delta(examples):
 
 def test_the_mixers_weights_are_its_shares(examples):
     mixer = registry.load("mixer", "fixed").Mixer(shares=(0.7, 0.3))
-    weights = mixer.weights(None, None, Sizes(experts=2, modules=3, hidden=4), None)
+    weights = mixer.weights(None, Seen(), Sizes(2, 4, ("q", "k", "v"), (4, 4, 4), (8, 8, 8)))
     torch.testing.assert_close(weights.expand(2, 5, 3, 2)[1, 4, 2], torch.tensor([0.7, 0.3]))

@@ -1,5 +1,7 @@
 """The mixer contract: seven identities that every registered mixer passes."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from models import causal_base, llama, trained_adapter
@@ -11,7 +13,7 @@ from loratory.bases.decoding import decode
 from loratory.errors import InputError
 from loratory.evaluation.controls import Shuffled
 from loratory.mixers.contract import Mixer
-from loratory.mixers.core import Mixture
+from loratory.mixers.core import Mixture, check_given
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training.mixture import start_gate
 
@@ -23,10 +25,10 @@ KINDS = registry.names("mixer")
 class Fixed(Mixer):
     """Weights given by the test."""
 
-    reads_hidden = False
+    reads: ClassVar[str] = "nothing"
     values: list[float]
 
-    def weights(self, gate, hidden, sizes, domain):
+    def weights(self, gate, seen, sizes):
         return torch.tensor(self.values).view(1, 1, 1, -1)
 
 
@@ -42,7 +44,8 @@ def experts(model=None) -> dict:
 
 def mixed(mixer, order="abc", model=None) -> Mixture:
     found = experts()
-    mixture = Mixture(model or llama(), {name: found[name] for name in order}, mixer)
+    made = mixer.experts_of({name: found[name] for name in order}, seed=4)
+    mixture = Mixture(model or llama(), made, mixer, domains=list(order))
     if mixture.gate is not None:
         start_gate(mixture.gate, 5)
         for parameter in mixture.gate.parameters():
@@ -89,13 +92,14 @@ def test_renumbering_experts_together_with_the_gate_changes_nothing():
         rows = ours.data.unflatten(0, (-1, 3))[:, [2, 0, 1]]
         theirs.data.copy_(rows.flatten(0, 1))
     torch.testing.assert_close(second(input_ids=IDS).logits, first(input_ids=IDS).logits, **CLOSE)
-    torch.testing.assert_close(second.last_weights, first.last_weights[..., [2, 0, 1]], **CLOSE)
+    torch.testing.assert_close(second.applied["tokens"], first.applied["tokens"][..., [2, 0, 1]], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if registry.load("mixer", k).Mixer.trained])
-def test_only_the_gate_gets_gradients_and_moves(kind):
+def test_only_what_is_declared_gets_gradients_and_moves(kind):
     mixture = mixed(registry.load("mixer", kind).Mixer()).train()
-    gate = dict(mixture.gate.named_parameters(prefix="gate"))
+    gate = dict(mixture.gate.named_parameters(prefix="gate")) if mixture.gate is not None else {}
+    declared = set(gate) | {name for name in mixture.trainable() if mixture.mixer.trains_experts}
     before = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in mixture.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     for _ in range(3):
@@ -103,7 +107,7 @@ def test_only_the_gate_gets_gradients_and_moves(kind):
         optimizer.step()
         optimizer.zero_grad()
     changed = {name for name, tensor in mixture.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == set(gate)
+    assert changed == declared
 
 
 @torch.no_grad()
@@ -131,19 +135,20 @@ def test_a_saved_mixture_opens_with_equal_logits(kind, tmp_path):
         adapter.run["base_sha256"] = base.fingerprint
         deltas.save_adapter(folders[name], adapter, causal=True)
     mixer = registry.load("mixer", kind).Mixer()
-    mixture = Mixture(base.model, {name: deltas.load_adapter(folder) for name, folder in folders.items()}, mixer)
+    given = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
+    mixture = Mixture(base.model, mixer.experts_of(given, seed=4), mixer, domains=list(given))
     if mixture.gate is not None:
         start_gate(mixture.gate, 5)
     mixture.eval().domain = 2
     expected = mixture(input_ids=IDS).logits
-    save_mixture(tmp_path / "mixture", mixture, kind, folders, {"base_sha256": base.fingerprint})
+    save_mixture(tmp_path / "mixture", mixture, kind, folders, {"base": "tiny", "base_sha256": base.fingerprint})
     mixture.unwrap()
     for folder in folders.values():  # the saved mixture needs nothing but its base
         folder.rename(folder.with_suffix(".moved"))
     again = open_mixture(tmp_path / "mixture", base)
     again.domain = 2
     assert torch.equal(again(input_ids=IDS).logits, expected)
-    assert again.names == ["a", "b", "c"]
+    assert (again.names, again.domains) == (mixture.names, ["a", "b", "c"])
 
 
 @torch.no_grad()
@@ -185,16 +190,17 @@ def test_a_zero_gate_is_the_uniform_mixture():
 def test_the_first_pass_is_the_base_bit_for_bit():
     mixture = mixed(registry.load("mixer", "xlora").Mixer())
     expected = llama()(IDS, output_hidden_states=True).hidden_states[-1]
-    assert torch.equal(mixture.bare_states({"input_ids": IDS}), expected)
+    assert torch.equal(mixture.bare_states({"input_ids": IDS})["tokens"], expected)
 
 
 @torch.no_grad()
 def test_weights_are_a_distribution_over_experts():
     mixture = mixed(registry.load("mixer", "xlora").Mixer(depth=2, width=16))
     mixture(input_ids=IDS)
-    assert mixture.last_weights.shape == (2, 9, mixture.sizes.modules, 3)
-    assert (mixture.last_weights >= 0).all()
-    torch.testing.assert_close(mixture.last_weights.sum(-1), torch.ones(2, 9, mixture.sizes.modules))
+    weights = mixture.applied["tokens"]
+    assert weights.shape == (2, 9, len(mixture.layers), 3)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 9, len(mixture.layers)))
 
 
 @torch.no_grad()
@@ -215,12 +221,12 @@ def test_an_untrained_expert_is_refused():
     fresh = core.export(model, (), {})
     core.detach(model)
     with pytest.raises(InputError, match=r"mixture:new: the expert is untrained"):
-        Mixture(model, {**experts(), "new": fresh}, Fixed(values=[1, 0, 0, 0]))
+        check_given({**experts(), "new": fresh}, "mixture")
 
 
 def test_a_single_expert_is_refused():
     with pytest.raises(InputError, match="too few experts"):
-        Mixture(llama(), {"a": experts()["a"]}, Fixed(values=[1.0]))
+        check_given({"a": experts()["a"]}, "mixture")
 
 
 def test_an_expert_of_another_base_is_refused(tmp_path):

@@ -58,11 +58,6 @@ def test_logits_equal_peft(tmp_path, variant, depth):
     torch.testing.assert_close(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits, rtol=0, atol=1e-5)
 
 
-def test_a_routing_loss_beside_top_k_is_refused():
-    with pytest.raises(ValueError, match="expected no `top_k` beside it"):
-        Mixer(top_k=2, domain_loss=1.0)
-
-
 def peft_module_order(theirs, ours) -> list[int]:
     """For each of our slots, the place that PEFT gives the same module: it counts in the order of the model."""
     from loratory.mixers.core import MixedLinear

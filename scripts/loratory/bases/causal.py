@@ -78,8 +78,10 @@ class Causal(Base):
         }
         if left:
             batch["positions"] = (batch["mask"].cumsum(-1) - 1).clamp(min=0)
+        batch["prompt"] = batch["mask"].bool()
         if labels is not None:
             batch["labels"] = pad(labels, IGNORED, self.device, left)
+            batch["prompt"] = batch["prompt"] & (batch["labels"] == IGNORED)
         heard = [item for item in items if item.audio]
         if heard:
             begin = int(self.tokenizer.bos_token_id is not None)
@@ -114,7 +116,8 @@ class Causal(Base):
 
     def logits(self, model, batch, positions: torch.Tensor) -> torch.Tensor:
         """`[batch, positions, vocabulary]` at these positions alone: the head costs as much as layers do."""
-        return model(**self.inputs(batch), use_cache=False, logits_to_keep=positions).logits.float()
+        inputs = self.inputs(batch) | self.facts(model, batch)
+        return model(**inputs, use_cache=False, logits_to_keep=positions).logits.float()
 
     def loss(self, model, batch):
         return self.token_nll(model, batch).sum(), int((batch["labels"][:, 1:] != IGNORED).sum())
@@ -141,10 +144,9 @@ class Causal(Base):
     def text(self, model, items, limit: int, sampling=None) -> list[str]:
         """Continuations of the prompts without end-of-sequence; greedy unless `sampling` is given."""
         batch = self.collate_prompts(items, left=True)
-        inputs = self.inputs(batch)
         written = decode(
             lambda inputs, cache: model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1),
-            inputs,
+            self.inputs(batch) | self.facts(model, batch),
             new_cache(model),
             self.end,
             limit,

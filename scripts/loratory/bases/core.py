@@ -74,6 +74,11 @@ class Base(ABC):
     def loss(self, model, batch: dict) -> tuple[torch.Tensor, int]:
         """Summed negative log-likelihood in nats, and over how many targets."""
 
+    @staticmethod
+    def facts(model, batch: dict) -> dict:
+        """What a model wants to know of a batch beside its inputs: nothing, unless it is a mixture."""
+        return {name: batch[name] for name in getattr(model, "wants", ()) if name in batch}
+
     def features(self, items: list[Encoded], n_mels: int, frames: int) -> torch.Tensor:
         """Log-mel features `[batch, n_mels, frames]`, each clip computed alone."""
         return torch.from_numpy(np.stack([clip_features(item.audio, n_mels, frames) for item in items])).to(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,14 @@ class Sampling:
 
 def new_cache(model):
     """The cache a model wants: its own kind (two caches for a mixture) or the usual one."""
-    return model.new_cache() if hasattr(model, "new_cache") else DynamicCache()
+    return model.new_cache() if hasattr(model, "new_cache") else empty_cache(model)
+
+
+def empty_cache(model) -> Cache:
+    """A growing cache of a Hugging Face model."""
+    if model.config.is_encoder_decoder:
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+    return DynamicCache()
 
 
 @torch.no_grad()

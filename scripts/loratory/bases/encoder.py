@@ -41,7 +41,8 @@ class Encoder(Base):
         }
 
     def logits(self, model, batch) -> torch.Tensor:
-        return model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits.float()
+        inputs = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
+        return model(**inputs, **self.facts(model, batch)).logits.float()
 
     def loss(self, model, batch):
         return F.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])

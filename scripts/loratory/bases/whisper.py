@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
+from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
 from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, pad, too_long
-from loratory.bases.decoding import decode
+from loratory.bases.decoding import decode, new_cache
 from loratory.data.audio import read_audio
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
@@ -43,6 +43,7 @@ class Whisper(Base):
         return {
             "features": self.features(items, self.model.config.num_mel_bins, self.frames),
             "ids": pad([item.ids for item in items], self.tokenizer.eos_token_id, self.device),
+            "mask": pad([[1] * (len(item.ids) - 1) for item in items], 0, self.device),  # of what the decoder reads
             "labels": pad([item.labels for item in items], IGNORED, self.device),
         }
 
@@ -69,6 +70,5 @@ class Whisper(Base):
                 use_cache=True,
             )
 
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        written = decode(forward, inputs, cache, self.tokenizer.eos_token_id, limit, sampling)
+        written = decode(forward, inputs, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]

@@ -17,8 +17,19 @@ class Shuffled(Mixer):
     inner: Any
 
     @property
-    def reads_hidden(self):
-        return self.inner.reads_hidden
+    def reads(self):
+        return self.inner.reads
 
-    def weights(self, gate, hidden, sizes, domain):
-        return self.inner.weights(gate, hidden, sizes, domain).roll(1, -1)
+    @property
+    def pooled(self):
+        return self.inner.pooled
+
+    @property
+    def by_rank(self):
+        return self.inner.by_rank
+
+    def weights(self, gate, seen, sizes):
+        return self.inner.weights(gate, seen, sizes)
+
+    def keep(self, weights):
+        return self.inner.keep(weights).roll(1, -1)

@@ -105,7 +105,7 @@ def systems(base, domain: str, made: Trained) -> Iterator[System]:
         core.detach(base.model)
     for name, folder in made.mixtures.items():
         mixture = open_mixture(folder, base)
-        mixture.domain = mixture.names.index(domain) if domain in mixture.names else None
+        mixture.domain = mixture.domains.index(domain) if domain in mixture.domains else None
         own = mixture.mixer
         controls = {"uniform": mixer("uniform"), "oracle": mixer("oracle"), "shuffled": Shuffled(inner=own)}
         if mixture.domain is None:
@@ -177,7 +177,7 @@ def route(base, mixture: Mixture, questions, budget: int) -> dict:
     modules, entropy, hits = 0.0, 0.0, 0
     for batch in by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
-        weights = mixture.weigh(base.inputs(tensors)).double().cpu()
+        weights = mixture.route(**base.inputs(tensors), **base.facts(mixture, tensors)).double().cpu()
         real, scored = tensors["mask"].cpu().bool(), (tensors["labels"] != -100).cpu()
         weights = weights.expand(*real.shape, -1, -1)
         mean = weights.mean(2)

@@ -6,48 +6,114 @@ As with methods, the file is imported while the config is read: torch is importe
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratory.domains.contract import Options
 
 if TYPE_CHECKING:
     import torch
 
+    from loratory.adapters.deltas import Adapter
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a gate must fit: experts, adapted linear layers (modules) and the base's hidden width."""
+    """What a gate must fit.
+
+    Attributes:
+        experts: how many. hidden: width of the base's hidden states.
+        modules: names of the mixed linear layers, in the order of the gate's outputs.
+        widths: numbers of inputs of these layers. ranks: numbers of ranks stacked in them.
+    """
 
     experts: int
-    modules: int
     hidden: int
+    modules: tuple[str, ...]
+    widths: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass
+class Seen:
+    """What a mixer may look at.
+
+    Attributes:
+        hidden: states of the base without experts `[batch, length, hidden]`, if the mixer reads `hidden`; one state
+            for each sequence (length 1, the mean over its prompt) if the mixer is `pooled`.
+        input: what comes into a layer `[batch, length, width]`, and layer: which of `Sizes.modules` that is, if the
+            mixer reads `input`.
+        is_audio: `[batch, length]`, true where a position is heard and not read; None where all are read.
+        domain: which of the given experts' domains the batch is from; for mixers that are `told` alone.
+        passed: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
+    """
+
+    hidden: torch.Tensor | None = None
+    input: torch.Tensor | None = None
+    layer: int | None = None
+    is_audio: torch.Tensor | None = None
+    domain: int | None = None
+    passed: dict = field(default_factory=dict)
 
 
 class Mixer(Options):
-    """One way of weighing experts. Weights broadcast to `[batch, length, modules, experts]`."""
+    """One way of weighing experts.
 
-    trained: ClassVar[bool] = True  # a gate is learnt on the `gate` split
-    reads_hidden: ClassVar[bool] = True  # weights depend on the base's last hidden state
+    Attributes:
+        trained: something is learnt: a gate, experts, or both.
+        reads: what weights depend on: the base's last hidden states (a pass without experts comes first), the input
+            of each layer, or neither.
+        pooled: a mixer that reads `hidden` weighs each sequence as a whole, not each token.
+        by_rank: weights are of ranks, not of experts.
+        told: must know the domain of its input, so it is a control, or for inputs whose domain is known.
+        splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
+        trains_experts: experts move too.
+    """
+
+    trained: ClassVar[bool] = True
+    reads: ClassVar[Literal["hidden", "input", "nothing"]] = "hidden"
+    by_rank: ClassVar[bool] = False
+    told: ClassVar[bool] = False
+    splits: ClassVar[tuple[str, ...]] = ("gate",)
+
+    @property
+    def pooled(self) -> bool:
+        return False
+
+    @property
+    def trains_experts(self) -> bool:
+        return False
+
+    def experts_of(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
+        """What is stacked, made once before training: the trained experts as they are, unless a mixer merges them or
+        starts its own in their place."""
+        return given
 
     def gate(self, sizes: Sizes) -> torch.nn.Module | None:
         """The trainable part, or None. The caller initialises the random numbers."""
         return None
 
     @abstractmethod
-    def weights(self, gate, hidden: torch.Tensor | None, sizes: Sizes, domain: int | None) -> torch.Tensor:
-        """Weights of the experts.
+    def weights(self, gate, seen: Seen, sizes: Sizes) -> torch.Tensor:
+        """How much each expert is wanted.
 
         Args:
-            gate: what `gate` made. hidden: `[batch, length, hidden]` of the base without experts, if `reads_hidden`.
-            domain: index of the expert of the domain the batch is from; only the oracle may look at it.
+            gate: what `gate` made.
+
+        Returns:
+            Of a mixer that reads `input`: `[batch, length, experts]` for that layer, or as many as it has ranks.
+            Of any other: what broadcasts to `[batch, length, modules, experts]`.
         """
+
+    def keep(self, weights: torch.Tensor) -> torch.Tensor:
+        """What of the wanted weights is applied: all, the largest alone, …"""
+        return weights
 
     def penalty(self, weights: torch.Tensor, domain: int) -> torch.Tensor | float:
         """What training adds to the loss of each target.
 
         Args:
-            weights: `[tokens, modules | 1, experts]` of the batch's tokens. domain: as of `weights`; here every mixer
-                may look at it, since in training each example's domain is known.
+            weights: wanted weights `[tokens, modules | 1, experts]` of the batch's tokens. domain: which of the given
+                experts' domains they are from; in training every mixer may look at it.
         """
         return 0.0

@@ -3,158 +3,400 @@
 y = x Wᵀ + ((x Acatᵀ) ⊙ λ[rank → expert]) Bcatᵀ: two products for any number of experts of any ranks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from transformers import DynamicCache
+from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loratory.adapters.core import check_shape, linear_layers
 from loratory.adapters.deltas import Adapter, LowRank
+from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
-from loratory.mixers.contract import Mixer, Sizes
+from loratory.mixers.contract import Mixer, Seen, Sizes
+from loratory.mixers.streams import TOKENS, Heard, bare_states, streams_of, whole
 from loratory.registry import unknown
+
+LayerWeights = Callable[["MixedLinear", torch.Tensor], torch.Tensor]
 
 
 class GateContext:
-    """The weights in force: set by the mixture before a pass, read by every mixed layer.
+    """The weights in force: set by the mixture before a pass, asked for by every mixed layer.
 
-    `weights` is `[batch | 1, length | 1, modules | 1, experts]`, or None for the bare base.
+    `weights` is a function of (layer, its input) that returns `[batch | 1, length | 1, experts or ranks]`; None stands
+    for the bare base.
     """
 
     def __init__(self):
-        self.weights: torch.Tensor | None = None
-        self.open = False
+        self.weights: LayerWeights | None = None
+        self.is_open = False
 
-    def set(self, weights: torch.Tensor | None):
-        self.weights, self.open = weights, True
-
-    def close(self):
-        self.weights, self.open = None, False
+    @contextmanager
+    def opened(self, weights: LayerWeights | None):
+        before = self.weights, self.is_open
+        self.weights, self.is_open = weights, True
+        try:
+            yield
+        finally:
+            self.weights, self.is_open = before
 
 
 class MixedLinear(nn.Module):
-    """A frozen linear layer and all experts' changes of it, stacked along the rank."""
+    """A frozen linear layer and all experts' changes of it, stacked along the rank.
 
-    def __init__(self, base: nn.Module, slot: int, context: GateContext, deltas: list[LowRank | None]):
+    Args:
+        slot: place of the layer `name` among the mixed ones.
+        deltas: of each expert, None where it leaves this layer alone.
+        mixer: says whether experts move, and whether weights are of experts or of ranks.
+    """
+
+    def __init__(
+        self, base: nn.Module, name: str, slot: int, context: GateContext, deltas: list[LowRank | None], mixer: Mixer
+    ):
         super().__init__()
-        self.base, self.slot, self.context = base, slot, context
+        self.base, self.name, self.slot, self.context = base, name, slot, context
+        self.moves, self.by_rank = mixer.trains_experts, mixer.by_rank
         present = [(i, delta) for i, delta in enumerate(deltas) if delta is not None]
+        ranks = {delta.rank for _, delta in present}
+        self.rank = ranks.pop() if len(present) == len(deltas) and len(ranks) == 1 else None  # that all experts have
         like = base.weight
-        stack_a = torch.cat([delta.A for _, delta in present])
-        stack_b = torch.cat([delta.B.float() * delta.scale for _, delta in present], 1)
-        owner = torch.cat([torch.full((delta.rank,), i) for i, delta in present])
-        self.register_buffer("A", stack_a.to(like.device, like.dtype))  # [Σ rank, in]
-        self.register_buffer("B", stack_b.to(like.device, like.dtype))  # [out, Σ rank], scales folded in
-        self.register_buffer("owner", owner.to(like.device))  # expert of each rank
+        a = torch.cat([delta.A for _, delta in present]).to(like.device)
+        b = torch.cat([delta.B.float() for _, delta in present], 1).to(like.device)
+        scale = torch.cat([torch.full((delta.rank,), float(delta.scale)) for _, delta in present]).to(like.device)
+        owner = torch.cat([torch.full((delta.rank,), i) for i, delta in present]).to(like.device)
+        self.register_buffer("owner", owner)  # expert of each rank
+        self.register_buffer("scale", scale)  # of each rank
+        if self.moves:  # scales stay apart: folded in, they would change what an optimizer's step does
+            self.A, self.B = nn.Parameter(a.float()), nn.Parameter(b)  # [Σ rank, in], [out, Σ rank]
+        else:
+            self.register_buffer("A", a.to(like.dtype))
+            self.register_buffer("B", (b * scale).to(like.dtype))
 
     def forward(self, x):
-        if not self.context.open:
+        if not self.context.is_open:
             raise RuntimeError("a mixed layer was called outside its mixture: no gate is set")
-        y, weights = self.base(x), self.context.weights
-        if weights is None:
+        y = self.base(x)
+        if self.context.weights is None:
             return y
-        weights = weights[..., min(self.slot, weights.shape[-2] - 1), :]
-        gains = weights.index_select(-1, self.owner).to(x.dtype)
-        return y + linear(linear(x, self.A) * gains, self.B)
+        inner = linear(x, self.A.to(x.dtype))
+        inner = self.weighed(inner, self.context.weights(self, x).to(inner.dtype))
+        if self.moves:
+            inner = inner * self.scale.to(inner.dtype)
+        return y + linear(inner, self.B.to(inner.dtype))
+
+    def weighed(self, inner, weights):
+        """Each rank of `inner [batch, length, Σ rank]` times the weight of its expert."""
+        if self.by_rank:
+            return inner * weights
+        if self.rank is None:
+            return inner * weights.index_select(-1, self.owner)
+        return (inner.unflatten(-1, (-1, self.rank)) * weights[..., None]).flatten(-2)
+
+    def delta(self, expert: int) -> LowRank | None:
+        """The change of one expert as it is now, or None if it leaves this layer alone."""
+        own = self.owner == expert
+        if not own.any():
+            return None
+        scale, b = float(self.scale[own][0]), self.B.detach()[:, own].float()
+        return LowRank(self.A.detach()[own].float(), b if self.moves else b / scale, scale)
 
 
 @dataclass
 class PairCache:
-    """One cache for the pass without experts and one for the pass with them: never to be shared."""
+    """One cache for the pass without experts and one for the pass with them: never to be shared.
 
-    bare: DynamicCache
-    mixed: DynamicCache
+    Attributes:
+        bare: None if the mixer needs no such pass.
+        held: weights `[batch, 1, modules, experts]` that stay as they are from here on; None while there are none.
+        calls: passes so far; the first is the prompt's, each later one adds a token.
+    """
+
+    bare: Cache | None
+    mixed: Cache
+    held: torch.Tensor | None = None
+    calls: int = 0
 
 
 class Mixture(nn.Module):
-    """A causal base with stacked experts and a mixer; called like the Hugging Face model it wraps.
+    """A base with stacked experts and a mixer; called like the Hugging Face model it wraps.
 
     Exact with caches: the gate of a token depends on the base's states of that token and those before it, so two
     caches give the same numbers as running the whole prefix anew.
 
     Attributes:
-        names: experts in the order of the gate's outputs. domain: set before a batch, for the oracle alone.
-        last_weights: weights of the latest pass, for the mixer's penalty and for routing reports.
+        names: experts in the order of the gate's outputs.
+        domains: those that the mixture was made for, in the order of the experts that were given.
+        hold_after: an approximation: the gate is asked about the prompt and so many written tokens, and its last
+            weights stay. None, the default, is exact.
+        wanted, applied: weights of the latest pass before and after the mixer's `keep`: {stream: `[batch, length,
+            modules, experts]`}, or {module: `[batch, length, experts]`} where layers weigh for themselves.
+        wants: what of a batch a mixture takes beside the model's inputs; see `forward`.
     """
 
-    def __init__(self, model, experts: dict[str, Adapter], mixer: Mixer, where="mixture"):
+    wants = ("prompt", "is_audio", "hidden")
+
+    def __init__(self, model, experts: dict[str, Adapter], mixer: Mixer, where="mixture", domains=None):
         super().__init__()
         self.model, self.names, self.mixer = model, list(experts), mixer
-        self.context, self.domain, self.last_weights = GateContext(), None, None
+        self.domains = list(domains or experts)
+        self.context, self.hold_after = GateContext(), None
+        self.wanted, self.applied = {}, {}
         check_experts(model, experts, where)
-        adapted = sorted({name for adapter in experts.values() for name in adapter.deltas})
-        layers = linear_layers(model)
-        for slot, name in enumerate(adapted):
-            deltas = [adapter.deltas.get(name) for adapter in experts.values()]
-            model.set_submodule(name, MixedLinear(layers[name], slot, self.context, deltas))
-        self.sizes = Sizes(len(experts), len(adapted), model.config.hidden_size)
+        self.heads, self.own_heads = [adapter.heads for adapter in experts.values()], {}
+        self.asked: int | None = None
         model.requires_grad_(False)
-        self.gate = mixer.gate(self.sizes)
-        if self.gate is not None:
-            self.gate.to(model.device)
+        self.layers = self.stack(experts)
+        apart = mixer.reads == "hidden" and not mixer.pooled
+        self.streams = streams_of(model, list(self.layers), apart)
+        self.sizes = {stream: self.sizes_of(names) for stream, names in self.streams.items()}
+        gates = {stream: mixer.gate(sizes) for stream, sizes in self.sizes.items()}
+        self.gate = nn.ModuleDict(gates).to(model.device) if None not in gates.values() else None
+
+    def stack(self, experts: dict[str, Adapter]) -> dict[str, MixedLinear]:
+        """Puts the experts' changes on the model's layers; {module: layer} in the order of names."""
+        layers, stacked = linear_layers(self.model), {}
+        for slot, name in enumerate(sorted({name for adapter in experts.values() for name in adapter.deltas})):
+            deltas = [adapter.deltas.get(name) for adapter in experts.values()]
+            stacked[name] = MixedLinear(layers[name], name, slot, self.context, deltas, self.mixer)
+            self.model.set_submodule(name, stacked[name])
+        return stacked
+
+    def sizes_of(self, names: tuple[str, ...]) -> Sizes:
+        layers = [self.layers[name] for name in names]
+        widths, ranks = tuple(layer.A.shape[1] for layer in layers), tuple(len(layer.owner) for layer in layers)
+        return Sizes(len(self.names), self.model.config.hidden_size, names, widths, ranks)
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def domain(self) -> int | None:
+        """Which of `domains` is asked: for mixers that are `told`, and for experts' own heads."""
+        return self.asked
+
+    @domain.setter
+    def domain(self, index: int | None):
+        self.asked = index
+        if any(self.heads):
+            self.put_heads(self.own_heads if index is None else self.heads[index])
+
+    def put_heads(self, heads: dict[str, torch.Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in heads.items():
+            self.own_heads.setdefault(name, parameters[name].detach().clone())
+            parameters[name].data.copy_(tensor)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """{name: parameter} of the gate and of experts that move, in a fixed order."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def train(self, mode: bool = True):
         """Only the gate trains: dropout in a frozen base or expert would blur what the gate is told."""
         super().train(False)
         if self.gate is not None:
             self.gate.train(mode)
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = mode  # it looks there, and only there, before it checkpoints
         return self
 
-    def new_cache(self) -> PairCache:
-        return PairCache(DynamicCache(), DynamicCache())
+    def checkpoint_gradients(self) -> None:
+        """Activations of the base's blocks are computed anew in the backward pass, under the weights they had."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.again})
 
-    def forward(self, past_key_values: PairCache | None = None, use_cache=False, logits_to_keep=0, **inputs):
-        bare, mixed = (past_key_values.bare, past_key_values.mixed) if past_key_values else (None, None)
-        try:
-            self.last_weights = self.weigh(inputs, bare, use_cache)
-            self.context.set(self.last_weights)
-            kept = {"past_key_values": mixed, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
-            return self.model(**inputs, **kept)
-        finally:
-            self.context.close()
+    def again(self):
+        """The contexts of a block's forward pass and of its repetition."""
+        weights = self.context.weights
+        return self.context.opened(weights), self.context.opened(weights and weights.anew())
 
-    def weigh(self, inputs, cache=None, use_cache=False) -> torch.Tensor:
-        """The experts' weights `[batch, length, modules | 1, experts]` alone, without the pass that uses them."""
-        hidden = self.bare_states(inputs, cache, use_cache) if self.mixer.reads_hidden else None
-        return self.mixer.weights(self.gate, hidden, self.sizes, self.domain).to(self.model.device)
+    def new_cache(self, make: Callable[[], Cache] | None = None) -> PairCache:
+        """Args:
+        make: makes one empty cache of the wrapped model; those that grow if not given.
+        """
+        make = make or (lambda: empty_cache(self.model))
+        return PairCache(make() if self.mixer.reads == "hidden" else None, make())
+
+    def forward(self, past_key_values: PairCache | None = None, prompt=None, is_audio=None, hidden=None, **inputs):
+        """Args:
+        prompt: `[batch, length]`, true where a position is given and not written; all that are attended if not given.
+        is_audio: see `contract.Seen`. hidden: `[batch, length, hidden]` of the bare base, if they are known.
+        inputs: of the wrapped model; `encoder_outputs`, if given, is what `listen` returned.
+        """
+        cache, heard = past_key_values, inputs.get("encoder_outputs")
+        seen = Seen(is_audio=is_audio, domain=self.domain)
+        weights = self.layer_weights(self.weigh(inputs, seen, cache, prompt, hidden), seen)
+        if cache is not None:
+            inputs["past_key_values"] = cache.mixed
+            cache.calls += 1
+        if isinstance(heard, Heard):
+            inputs["encoder_outputs"] = heard.mixed
+        with self.context.opened(weights):
+            return self.model(**inputs)
+
+    def get_encoder(self):
+        return self.listen
+
+    def listen(self, features: torch.Tensor) -> Heard:
+        """An encoder's work of a whole transcript: its states with experts and without them, and their weights."""
+        encoder, seen, states, weights = self.model.get_encoder(), Seen(domain=self.domain), None, {}
+        if self.mixer.reads == "hidden":
+            with torch.no_grad(), self.context.opened(None):
+                states = encoder(features)
+            weights = self.weigh_states(self.pooled(states.last_hidden_state, None), seen)
+        elif self.mixer.reads == "nothing":
+            weights = self.weigh_states(None, seen)
+        with self.context.opened(self.layer_weights(weights, seen)):
+            return Heard(encoder(features), states, weights)
+
+    def weigh(self, inputs, seen: Seen, cache: PairCache | None = None, prompt=None, hidden=None) -> dict:
+        """The weights to apply {stream: `[batch, length, modules, experts]`}, without the pass that applies them."""
+        if self.mixer.reads == "input":
+            self.wanted, self.applied = {}, {}
+            return {}
+        heard = inputs.get("encoder_outputs")
+        known = dict(heard.weights) if isinstance(heard, Heard) else {}
+        if cache is not None and cache.held is not None:
+            known[TOKENS] = cache.held
+        if known.keys() >= self.streams.keys():
+            return known
+        states = None
+        if self.mixer.reads == "hidden":
+            states = {TOKENS: hidden} if hidden is not None else self.bare_states(inputs, cache and cache.bare)
+            states = self.pooled(states, prompt if prompt is not None else inputs.get("attention_mask"))
+        weights = known | self.weigh_states(states, seen, known)
+        if cache is not None and (self.mixer.pooled or cache.calls == self.hold_after):
+            cache.held = weights[TOKENS][:, -1:]
+        return weights
+
+    def bare_states(self, inputs, cache: Cache | None = None) -> dict[str, torch.Tensor]:
+        """The base's last hidden states of each stream, computed without experts and without the head."""
+        with torch.no_grad(), self.context.opened(None):
+            return bare_states(self.model, inputs, cache)
+
+    def pooled(self, states: dict[str, torch.Tensor], prompt) -> dict[str, torch.Tensor]:
+        """The states that a gate reads: as they are, or one for each sequence."""
+        return {TOKENS: whole(states, prompt)} if self.mixer.pooled else states
+
+    def weigh_states(self, states: dict[str, torch.Tensor] | None, seen: Seen, known=()) -> dict[str, torch.Tensor]:
+        """The weights of the streams whose states are given, or of all streams if states do not matter."""
+        self.wanted = {}
+        for stream, sizes in self.sizes.items():
+            if stream not in known and (states is None or stream in states):
+                given = replace(seen, hidden=states and states[stream])
+                self.wanted[stream] = self.mixer.weights(self.gate_of(stream), given, sizes).to(self.model.device)
+        self.applied = {stream: self.mixer.keep(wanted) for stream, wanted in self.wanted.items()}
+        return self.applied
+
+    def gate_of(self, stream: str) -> nn.Module | None:
+        return None if self.gate is None else self.gate[stream]
+
+    def layer_weights(self, weights: dict[str, torch.Tensor], seen: Seen) -> LayerWeights:
+        if self.mixer.reads == "input":
+            return OfInput(self, seen)
+        by_slot: dict[int, torch.Tensor] = {}
+        for stream, applied in weights.items():
+            parts = applied.unbind(-2)
+            slots = [self.layers[name].slot for name in self.streams[stream]]
+            by_slot |= zip(slots, parts if len(parts) == len(slots) else parts * len(slots))
+        return OfPass(by_slot)
 
     @torch.no_grad()
-    def bare_states(self, inputs, cache=None, use_cache=False) -> torch.Tensor:
-        """The base's last hidden states `[batch, length, hidden]`, computed without experts and without the head."""
-        self.context.set(None)
-        try:
-            found = self.model.base_model(**inputs, past_key_values=cache, use_cache=use_cache)
-        finally:
-            self.context.close()
-        return found.last_hidden_state
+    def route(self, prompt=None, is_audio=None, hidden=None, **inputs) -> torch.Tensor:
+        """The weights that are applied to each expert at each token, `[batch, length, modules | 1, experts]`; for a
+        mixer of ranks, means over an expert's ranks."""
+        if self.mixer.reads != "input":
+            return self.weigh(inputs, Seen(is_audio=is_audio, domain=self.domain), None, prompt, hidden)[TOKENS]
+        self(prompt=prompt, is_audio=is_audio, **inputs)
+        parts = [self.of_experts(self.layers[name], weights) for name, weights in self.applied.items()]
+        length = parts[-1].shape[1]  # Whisper's last layer is its decoder's
+        return torch.stack([part for part in parts if part.shape[1] == length], 2)
+
+    def of_experts(self, layer: MixedLinear, weights: torch.Tensor) -> torch.Tensor:
+        if not layer.by_rank:
+            return weights
+        share = nn.functional.one_hot(layer.owner, len(self.names)).to(weights.dtype)
+        return weights @ (share / share.sum(0).clamp(min=1))
+
+    def experts(self) -> dict[str, Adapter]:
+        """The experts as they are now."""
+        found = {name: Adapter(heads=heads) for name, heads in zip(self.names, self.heads)}
+        for module, layer in self.layers.items():
+            for index, adapter in enumerate(found.values()):
+                delta = layer.delta(index)
+                if delta is not None:
+                    adapter.deltas[module] = delta
+        return found
 
     def unwrap(self):
         """Takes the experts off the model again."""
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, MixedLinear):
-                self.model.set_submodule(name, module.base)
+        for name, layer in self.layers.items():
+            self.model.set_submodule(name, layer.base)
+        self.put_heads(self.own_heads)
+
+
+class OfPass:
+    """Weights that were made before the pass: {slot: `[batch | 1, length | 1, experts]`}."""
+
+    def __init__(self, by_slot: dict[int, torch.Tensor]):
+        self.by_slot = by_slot
+
+    def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
+        return self.by_slot[layer.slot]
+
+    def anew(self):
+        return self
+
+
+class OfInput:
+    """Weights that each layer makes of its own input."""
+
+    def __init__(self, mixture: Mixture, seen: Seen):
+        self.mixture, self.seen = mixture, seen
+
+    def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
+        mixture = self.mixture
+        seen = replace(self.seen, input=x, layer=layer.slot)
+        wanted = mixture.mixer.weights(mixture.gate_of(TOKENS), seen, mixture.sizes[TOKENS])
+        applied = mixture.mixer.keep(wanted)
+        mixture.wanted[layer.name], mixture.applied[layer.name] = wanted, applied
+        return applied
+
+    def anew(self):
+        """For a repeated pass: it must not find what the first one left to later layers."""
+        return OfInput(self.mixture, replace(self.seen, passed={}))
+
+
+def check_given(experts: dict[str, Adapter], where) -> None:
+    """Raises:
+    InputError: fewer than two experts, or one that is untrained (B = 0 gives its gate no gradient).
+    """
+    if len(experts) < 2:
+        raise InputError(where, "too few experts", len(experts), "at least 2")
+    for name, adapter in experts.items():
+        if not adapter.dense and not adapter.own and not any(delta.B.any() for delta in adapter.deltas.values()):
+            raise InputError(f"{where}:{name}", "the expert is untrained (B = 0)", fix="train it before the gate")
 
 
 def check_experts(model, experts: dict[str, Adapter], where) -> None:
     """Raises:
-    InputError: too few experts; one that is untrained (B = 0 gives its gate no gradient), that brings its own head,
-        is not low-rank, or does not fit the base.
+    InputError: an expert is not low-rank, does not fit the base, or has a head where others have none.
     """
-    if len(experts) < 2:
-        raise InputError(where, "too few experts", len(experts), "at least 2")
     layers = linear_layers(model)
+    heads = {name: frozenset(adapter.heads) for name, adapter in experts.items()}
     for name, adapter in experts.items():
-        if adapter.heads:
-            raise InputError(f"{where}:{name}", "the expert has its own head", next(iter(adapter.heads)), "none")
         if adapter.dense or adapter.own:
             what, first = "the change is not low-rank", next(iter(adapter.dense | adapter.own))
             raise InputError(
                 f"{where}:{name}", what, first, "LoRA-like experts", "set `export_rank` where there is one"
             )
-        if not any(delta.B.any() for delta in adapter.deltas.values()):
-            raise InputError(f"{where}:{name}", "the expert is untrained (B = 0)", fix="train it before the gate")
+        if heads[name] != next(iter(heads.values())):
+            other = next(iter(heads))
+            raise InputError(f"{where}:{name}", f"the expert's own head is not that of {other}", len(heads[name]))
         for module, delta in adapter.deltas.items():
             if module not in layers:
                 raise unknown(f"{where}:{name}", "linear layer of this base", module, layers)

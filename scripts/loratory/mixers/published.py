@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from loratory.adapters.deltas import CONFIG, WEIGHTS
 from loratory.data.files import read_json
 from loratory.errors import InputError
-from loratory.mixers.core import MixedLinear, Mixture
+from loratory.mixers.core import MixedLinear, Mixture, check_given
 from loratory.mixers.kinds.xlora import Mixer
 from loratory.mixers.store import open_experts
+from loratory.mixers.streams import TOKENS
 
 LAYOUTS = {  # config file: (weights file, what a gate's tensor is called)
     "xlora_config.json": ("xlora_classifier.safetensors", r"^(?:inner\.(\d+)|last)\.(weight|bias)$"),
@@ -46,7 +47,9 @@ def open_published(folder, base, experts: dict[str, str]) -> Mixture:
         raise InputError(config, "not an X-LoRA", given["peft_type"], "peft_type XLORA")
     if not (folder / weights).is_file():
         raise InputError(folder, f"no {weights}", expected="the gate as safetensors")
-    mixture = Mixture(base.model, open_experts(experts, base.fingerprint), mixer(given, config), folder)
+    opened = open_experts(experts, base.fingerprint)
+    check_given(opened, folder)
+    mixture = Mixture(base.model, opened, mixer(given, config), folder)
     try:
         fill(mixture, linear_tensors(load_file(folder / weights), pattern), folder / weights)
     except InputError:
@@ -95,7 +98,7 @@ def fill(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where) -> None
     Raises:
         InputError: a layer is missing, or has other sizes.
     """
-    own = [module for module in mixture.gate if isinstance(module, torch.nn.Linear)]
+    own = [module for module in mixture.gate[TOKENS] if isinstance(module, torch.nn.Linear)]
     if len(layers) != len(own) or not all("weight" in layer for layer in layers):
         saved, fix = f"{len(layers)} of {len(own)} layers", "save it with PEFT 0.18 or 0.19, or save the gate apart"
         raise InputError(where, "the gate is not whole", saved, "all of its layers", fix)

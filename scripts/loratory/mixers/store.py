@@ -4,11 +4,13 @@ from pathlib import Path
 from shutil import copytree
 
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 from loratory import registry
-from loratory.adapters.deltas import load_adapter, stored
+from loratory.adapters.deltas import load_adapter, save_adapter, stored
 from loratory.data.files import read_json, whole, write_json
 from loratory.errors import InputError
+from loratory.mixers import contract
 from loratory.mixers.core import Mixture
 
 MANIFEST, GATE, EXPERTS = "mixture.json", "gate.safetensors", "experts"
@@ -35,12 +37,25 @@ def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, 
         aside.mkdir(parents=True)
         gate = {} if mixture.gate is None else mixture.gate.state_dict()
         save_file({name: stored(tensor) for name, tensor in gate.items()}, aside / GATE, metadata={"format": "pt"})
-        for name in mixture.names:
-            copytree(expert_folders[name], aside / EXPERTS / name)
+        save_experts(aside / EXPERTS, mixture, expert_folders, run)
         own = set(registry.load("mixer", kind).Mixer.model_fields)
         options = mixture.mixer.model_dump(mode="json", include=own)
-        manifest = {"mixer": kind, "options": options, "experts": mixture.names}
+        manifest = {"mixer": kind, "options": options, "experts": mixture.names, "domains": mixture.domains}
         write_json(aside / MANIFEST, manifest | run)
+
+
+def save_experts(folder: Path, mixture: Mixture, given: dict[str, str], run: dict) -> None:
+    """Copies of the experts that were given, or what the mixer made of them."""
+    mixer, model = mixture.mixer, mixture.model
+    if type(mixer).experts_of is contract.Mixer.experts_of and not mixer.trains_experts:
+        for name in mixture.names:
+            copytree(given[name], folder / name)
+        return
+    causal = model.can_generate() and not model.config.is_encoder_decoder
+    transposed = any(isinstance(layer.base, Conv1D) for layer in mixture.layers.values())
+    for name, adapter in mixture.experts().items():
+        adapter.run = {key: run[key] for key in ("base", "base_sha256", "seed") if key in run}
+        save_adapter(folder / name, adapter, causal=causal, transposed=transposed)
 
 
 def open_mixture(folder, base) -> Mixture:
@@ -55,7 +70,7 @@ def open_mixture(folder, base) -> Mixture:
         raise InputError(folder, "the mixture belongs to another base", manifest["base_sha256"][:12])
     folders = {name: folder / EXPERTS / name for name in manifest["experts"]}
     mixer = registry.load("mixer", manifest["mixer"]).Mixer(**manifest["options"])
-    mixture = Mixture(base.model, open_experts(folders, base.fingerprint), mixer, folder)
+    mixture = Mixture(base.model, open_experts(folders, base.fingerprint), mixer, folder, manifest["domains"])
     if mixture.gate is not None:
         mixture.gate.load_state_dict(load_file(folder / GATE))
     return mixture.eval()

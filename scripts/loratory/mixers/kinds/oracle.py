@@ -11,9 +11,10 @@ class Mixer(contract.Mixer):
     """λ = one-hot at the domain's own expert."""
 
     trained: ClassVar[bool] = False
-    reads_hidden: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
+    told: ClassVar[bool] = True
 
-    def weights(self, gate, hidden, sizes, domain):
+    def weights(self, gate, seen, sizes):
         import torch
 
-        return torch.nn.functional.one_hot(torch.tensor([[[domain]]]), sizes.experts).float()
+        return torch.nn.functional.one_hot(torch.tensor([[[seen.domain]]]), sizes.experts).float()

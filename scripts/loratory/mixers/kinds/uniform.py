@@ -11,9 +11,9 @@ class Mixer(contract.Mixer):
     """λ = 1 / n."""
 
     trained: ClassVar[bool] = False
-    reads_hidden: ClassVar[bool] = False
+    reads: ClassVar[str] = "nothing"
 
-    def weights(self, gate, hidden, sizes, domain):
+    def weights(self, gate, seen, sizes):
         import torch
 
         return torch.full((1, 1, 1, sizes.experts), 1 / sizes.experts)

@@ -6,8 +6,9 @@ Buehler & Buehler 2024, arXiv:2402.07148, APL Machine Learning 2, 026119.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from loratory.mixers import contract
 
@@ -23,34 +24,39 @@ class Mixer(contract.Mixer):
     renormalise: bool = Field(False, description="let the kept weights sum to 1; false is as published")
     scale: float = Field(1.0, gt=0, description="multiplies all weights (PEFT: global_scaling_weight)")
     layerwise: bool = Field(True, description="own weights for each adapted layer, or one set for all")
+    per: Literal["token", "sequence"] = Field("token", description="what gets weights of its own")
+    train_experts: bool = Field(False, description="let the experts move with the gate; false is as published")
     domain_loss: float = Field(0.0, ge=0, description="weight of a routing loss; 0 is as published")
 
-    @model_validator(mode="after")
-    def told_of_all_experts(self):
-        if self.top_k and self.domain_loss:
-            raise ValueError("domain_loss needs the weights of all experts, expected no `top_k` beside it")
-        return self
+    @property
+    def pooled(self):
+        return self.per == "sequence"
+
+    @property
+    def trains_experts(self):
+        return self.train_experts
 
     def gate(self, sizes):
         from torch import nn
 
-        out = sizes.experts * (sizes.modules if self.layerwise else 1)
+        out = sizes.experts * (len(sizes.modules) if self.layerwise else 1)
         widths = [sizes.hidden] + [self.width] * (self.depth - 1)
         layers = []
         for inner, outer in pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(self.dropout)]
         return nn.Sequential(*layers, nn.Linear(widths[-1], out))
 
-    def weights(self, gate, hidden, sizes, domain):
-        logits = gate(hidden.float()).unflatten(-1, (-1, sizes.experts))  # module-major, expert-minor
-        weights = (logits / self.temperature).softmax(-1)
-        return self.scale * (self.kept(weights) if self.top_k else weights)
+    def weights(self, gate, seen, sizes):
+        logits = gate(seen.hidden.float()).unflatten(-1, (-1, sizes.experts))  # module-major, expert-minor
+        return (logits / self.temperature).softmax(-1)
 
-    def kept(self, weights):
+    def keep(self, weights):
         """The `top_k` largest of each token and layer, 0 for the others; more than there are experts keeps all."""
+        if self.top_k is None:
+            return self.scale * weights
         best, places = weights.topk(min(self.top_k, weights.shape[-1]), -1)
         best = best / best.sum(-1, keepdim=True) if self.renormalise else best
-        return weights.new_zeros(weights.shape).scatter(-1, places, best)
+        return self.scale * weights.new_zeros(weights.shape).scatter(-1, places, best)
 
     def penalty(self, weights, domain):
         return -self.domain_loss * weights[..., domain].clamp_min(1e-9).log().mean()

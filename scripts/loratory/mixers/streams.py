@@ -1,0 +1,63 @@
+"""Which mixed layers see the same positions, and the base's own states at these positions.
+
+Decoder-only models and encoders have one stream, `tokens`. Whisper has two: `frames` of its encoder, which its
+cross-attention's keys and values read too, and `tokens` of its decoder.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutput
+
+TOKENS, FRAMES = "tokens", "frames"
+READS_FRAMES = re.compile(r"(^|\.)encoder\.|\.encoder_attn\.[kv]_proj$")
+OF_HEADS = ("logits_to_keep", "labels")  # inputs that only a model with its head takes
+
+
+def streams_of(model, modules: list[str], apart: bool) -> dict[str, tuple[str, ...]]:
+    """{stream: its modules}; all modules are one stream unless the streams are to be told `apart`."""
+    if not (apart and model.config.is_encoder_decoder):
+        return {TOKENS: tuple(modules)}
+    heard = tuple(name for name in modules if READS_FRAMES.search(name))
+    parts = {FRAMES: heard, TOKENS: tuple(name for name in modules if name not in heard)}
+    return {stream: names for stream, names in parts.items() if names}
+
+
+@dataclass
+class Heard:
+    """What an encoder made of audio, once for a whole transcript.
+
+    Attributes:
+        mixed, bare: its states with experts, and without them where a gate reads them.
+        weights: those of streams that are known from the audio alone.
+    """
+
+    mixed: BaseModelOutput
+    bare: BaseModelOutput | None
+    weights: dict[str, torch.Tensor]
+
+
+def bare_states(model, inputs: dict, cache: Cache | None) -> dict[str, torch.Tensor]:
+    """The last hidden states `[batch, length, hidden]` of each stream, without the output head."""
+    inputs = {name: value for name, value in inputs.items() if name not in OF_HEADS}
+    if cache is not None:
+        inputs["past_key_values"] = cache
+    if isinstance(inputs.get("encoder_outputs"), Heard):
+        inputs["encoder_outputs"] = inputs["encoder_outputs"].bare
+    found = model.base_model(**inputs)
+    if not model.config.is_encoder_decoder:
+        return {TOKENS: found.last_hidden_state}
+    return {TOKENS: found.last_hidden_state, FRAMES: found.encoder_last_hidden_state}
+
+
+def whole(states: dict[str, torch.Tensor], prompt: torch.Tensor | None) -> torch.Tensor:
+    """`[batch, 1, hidden]`: the mean over all frames, or over the tokens `[batch, length]` of the prompt."""
+    if FRAMES in states:
+        return states[FRAMES].mean(1, keepdim=True)
+    hidden = states[TOKENS]
+    if prompt is None:
+        return hidden.mean(1, keepdim=True)
+    share = prompt / prompt.sum(1, keepdim=True).clamp(min=1)
+    return (hidden.float() * share[..., None]).sum(1, keepdim=True).to(hidden.dtype)
