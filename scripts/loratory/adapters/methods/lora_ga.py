@@ -66,6 +66,8 @@ class Method(contract.Method):
 
     def initial(self, gradient, weight, generator):
         """(A₀, B₀) of one layer."""
+        from loratory.adapters.spectrum import singular
+
         left, _, right = singular(gradient.to(weight.device), 2 * self.rank)
         rows, columns = self.halves(generator)
         length = self.length(weight)
@@ -114,14 +116,3 @@ class Method(contract.Method):
     def optimizer(self, session, parameters):
         """Without decay of A and B: it would pull B A, but not B₀ A₀, towards 0 and so move the base."""
         return session.adamw_sparing(lambda name: name.endswith((".adapter.A", ".adapter.B")), parameters)
-
-
-def singular(matrix, count: int):
-    """The leading (U, Σ, Vᵀ), with signs that do not depend on the solver: U's largest entries are positive."""
-    import torch
-
-    left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
-    left, values, right = left[:, :count], values[:count], right[:count]
-    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0)
-    return left * signs, values, right * signs.T

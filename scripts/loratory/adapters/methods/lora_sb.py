@@ -17,7 +17,6 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.adapters import contract
-from loratory.adapters.methods.lora_ga import singular
 from loratory.errors import InputError
 
 
@@ -43,6 +42,8 @@ class Method(contract.Method):
 
     def prepare(self, session):
         import torch
+
+        from loratory.adapters.spectrum import singular
 
         gradients = session.weight_gradients(self.batches)
         rate = session.recipe.rate(0)

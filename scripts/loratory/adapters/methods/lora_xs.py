@@ -14,7 +14,6 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.adapters.methods import structured_lora
-from loratory.adapters.methods.lora_ga import singular
 
 
 class Method(structured_lora.Method):
@@ -28,6 +27,8 @@ class Method(structured_lora.Method):
 
     def start(self, weight, generator):
         import torch
+
+        from loratory.adapters.spectrum import singular
 
         self.check_rank(weight)
         u, sigma, v = singular(weight, self.rank)
