@@ -32,6 +32,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/fold.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/compare_mixers.smk"
 
 
 rule all:
@@ -40,6 +41,7 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         rules.compare_methods.input,
+        rules.compare_mixers.input,
 
 
 onsuccess:

@@ -154,6 +154,16 @@ class Compare(Options):
     against: Name = Field("lora", description="the adapter that each of the others is paired with")
 
 
+class CompareMixers(Options):
+    """The mixtures of one base, all of the same experts, on the domains of these experts."""
+
+    base: Name = Field(description="the base that they mix experts of")
+    against: Name = Field("uniform", description="the mixture that each of the others is paired with")
+    prompts: dict[Name, Names] = Field(
+        {}, description="{name: domains}: a test record of each, as one input whose routing is drawn token by token"
+    )
+
+
 class Resources(Options):
     """What jobs ask for; a profile may set more per rule."""
 
@@ -166,16 +176,26 @@ class Resources(Options):
 
 SWEPT = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
 EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
+FEATURES = Field(False, description="compute what the gate reads of the base once, and keep it on disk")
+CHECKPOINTING = Field(False, description="compute activations anew in the backward pass: less memory, more time")
 MIXED = {
     "base": (Name, Field(description="the base that all experts were trained on")),
     "experts": (dict[Name, Name], EXPERTS),
     "training": (Training, Field(Training(), description="of the gate")),
+    "features": (bool, FEATURES),
+    "gradient_checkpointing": (bool, CHECKPOINTING),
 }
 
 
 def entry(noun: str, name: str, module, extra: dict) -> type[BaseModel]:
-    """The config entry of one registered kind: its own options, its name, and what every such entry has."""
+    """The config entry of one registered kind: its own options, its name, and what every such entry has.
+
+    Raises:
+        TypeError: the kind has an option of a name that every entry has.
+    """
     own = getattr(module, noun.capitalize())
+    if taken := own.model_fields.keys() & extra.keys():
+        raise TypeError(f"{noun} {name}: the option `{min(taken)}` has the name of one that every {noun} has")
     return create_model(f"{name}_{noun}", __base__=own, __doc__=own.__doc__, **{noun: (Literal[name], ...)}, **extra)
 
 
@@ -224,6 +244,7 @@ def model() -> type[BaseModel]:
         mixtures=(dict[Name, one_of("mixer", MIXED)], Field({}, description="mixers over adapters by name")),
         folding=(Name | None, Field(None, description="a base of family folding, judged on `domains.structure`")),
         compare=(Compare | None, Field(None, description="what `compare_methods` tells of")),
+        compare_mixers=(CompareMixers | None, Field(None, description="what `compare_mixers` tells of")),
         evaluation=(Evaluation, Field(Evaluation(), description="what is scored and how")),
         resources=(Resources, Field(Resources(), description="what jobs ask for")),
     )
@@ -292,6 +313,8 @@ def check_names(config: BaseModel, where: str) -> None:
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
     if config.compare is not None:
         check_comparison(f"{where}: compare", config.compare, config)
+    if config.compare_mixers is not None:
+        check_mixers(f"{where}: compare_mixers", config.compare_mixers, config)
     if config.folding is not None:
         known(f"{where}: folding", "base", config.folding, bases)
         if bases[config.folding].family != "folding":
@@ -335,6 +358,7 @@ def check_mixture(at: str, mixture, config) -> None:
         raise InputError(f"{at}.base", f"{mixture.base} cannot be mixed on", family, "a base of family causal")
     if len(mixture.experts) < 2:
         raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
+    check_features(at, mixture, family)
     domains = entries(config.domains)
     for domain, adapter in mixture.experts.items():
         known(f"{at}.experts", "domain", domain, domains)
@@ -345,6 +369,15 @@ def check_mixture(at: str, mixture, config) -> None:
             what = f"{domain} trains {adapter} on {' and '.join(on) or 'no base'}"
             fix = f"name it under domains.{domain}.adapters.{mixture.base}"
             raise InputError(f"{at}.experts.{domain}", what, adapter, f"an adapter of base {mixture.base}", fix)
+
+
+def check_features(at: str, mixture, family: str) -> None:
+    if mixture.features and not (mixture.trained and mixture.reads == "hidden"):
+        what, expected = "nothing of this mixer learns from the base's last states", "a trained mixer that reads them"
+        raise InputError(f"{at}.features", what, mixture.mixer, expected, "leave `features` out")
+    if mixture.features and family == "whisper":
+        what, fix = "a base that hears frames and writes tokens keeps no features", "leave `features` out"
+        raise InputError(f"{at}.features", what, mixture.base, "a base of family causal or encoder", fix)
 
 
 def check_comparison(at: str, compare: Compare, config) -> None:
@@ -360,6 +393,32 @@ def check_comparison(at: str, compare: Compare, config) -> None:
             fix = f"name it under domains.{domain}.adapters.{compare.base}"
             what = f"{domain} does not train it on {compare.base}"
             raise InputError(f"{at}.against", what, compare.against, f"one of {', '.join(adapters)}", fix)
+
+
+def check_mixers(at: str, compare: CompareMixers, config) -> None:
+    """Recovery is a share of what the experts gain, so all mixtures must have the same."""
+    known(f"{at}.base", "base", compare.base, config.bases)
+    mixtures = {name: mixture for name, mixture in config.mixtures.items() if mixture.base == compare.base}
+    known(f"{at}.against", "mixture", compare.against, mixtures)
+    experts = mixtures[compare.against].experts
+    for name, mixture in mixtures.items():
+        if mixture.experts != experts:
+            what = f"mixture {name} has other experts than {compare.against}"
+            given, expected = (", ".join(map("@".join, zip(e.values(), e))) for e in (mixture.experts, experts))
+            raise InputError(f"{at}.against", what, given, expected, "compare it in a study of its own")
+    for name, domains in compare.prompts.items():
+        check_prompt(f"{at}.prompts.{name}", domains, experts, config.bases[compare.base])
+
+
+def check_prompt(at: str, domains: tuple[str, ...], experts, base: BaseEntry) -> None:
+    if base.family != "causal":
+        raise InputError(at, "only a causal base reads texts of several domains", base.family, "no prompts")
+    if len(domains) < 2:
+        raise InputError(at, "too few domains", len(domains), "at least 2")
+    for place, domain in enumerate(domains):
+        known(at, "domain", domain, experts)
+        if place and is_spoken(domain):
+            raise InputError(at, "what is heard stands before all text", domain, fix="name it first")
 
 
 def known(at: str, noun: str, name: str, allowed) -> None:

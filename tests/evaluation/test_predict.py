@@ -1,11 +1,16 @@
-"""Predictions: the oracle of a mixture is the stand-alone expert; windows are merged; finished chains are folded."""
+"""Predictions: the oracle of a mixture is the stand-alone expert; controls are asked once for the same experts; the
+windows of a record are merged."""
 
+import json
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
-from models import causal_base, trained_adapter
+from models import causal_base, encoder_base, trained_adapter, whisper_base
+from safetensors.torch import load_file
 
 from loratory import registry
 from loratory.adapters import deltas
@@ -13,6 +18,8 @@ from loratory.adapters.methods.lora import Method
 from loratory.config import Evaluation
 from loratory.domains.contract import Example
 from loratory.evaluation import predict
+from loratory.evaluation.controls import Shuffled, is_shuffled
+from loratory.mixers.contract import Seen, Sizes
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import save_mixture
 from loratory.training.mixture import start_gate
@@ -28,7 +35,7 @@ def questions(n=7):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A base with two adapters and an X-LoRA mixture of them."""
+    """A base with two adapters, and mixtures of them."""
     root = tmp_path_factory.mktemp("study")
     base = causal_base(root / "base", ears=False)
     folders = {}
@@ -37,18 +44,35 @@ def study(tmp_path_factory):
         adapter.run["base_sha256"] = base.fingerprint
         folders[name] = root / name
         deltas.save_adapter(folders[name], adapter, causal=True)
-    experts = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
-    mixture = Mixture(base.model, experts, registry.load("mixer", "xlora").Mixer())
-    start_gate(mixture.gate, 0)
-    save_mixture(root / "mixture", mixture, "xlora", folders, {"base_sha256": base.fingerprint})
+    mixtures = {kind: root / kind for kind in ("xlora", "weighted_merge", "oracle", "smora")}
+    for kind, folder in mixtures.items():
+        mix(base, kind, folders, folder)
+    return SimpleNamespace(base=base, folders=folders, mixtures=mixtures, mixture=mixtures["xlora"])
+
+
+def mix(base, kind: str, folders, out) -> None:
+    mixer = registry.load("mixer", kind).Mixer()
+    given = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
+    mixture = Mixture(base.model, mixer.experts_of(given, 0), mixer, domains=list(given))
+    if mixture.gate is not None:
+        start_gate(mixture.gate, 0)
+    run = {"base_sha256": base.fingerprint, "adapters": dict.fromkeys(folders, "lora")}
+    save_mixture(out, mixture, kind, folders, run)
     mixture.unwrap()
-    return SimpleNamespace(base=base, folders=folders, mixture=root / "mixture")
 
 
-def systems(study, domain):
+def made(study, *mixtures) -> predict.Trained:
     adapters = {f"lora@{name}": folder for name, folder in study.folders.items()}
-    for system in predict.systems(study.base, domain, predict.Trained(adapters, {"xlora": study.mixture})):
-        yield system, predict.answer(study.base, system.model, questions(), ("nll", "choice"), TASK, Evaluation(), 0)
+    return predict.Trained(adapters, {name: study.mixtures[name] for name in mixtures})
+
+
+def asked(study, model):
+    return predict.answer(study.base, model, questions(), ("nll", "choice"), TASK, Evaluation(), 0)[0]
+
+
+def systems(study, domain, *mixtures):
+    for system in predict.systems(study.base, domain, made(study, *(mixtures or ("xlora",)))):
+        yield system, asked(study, system.model)
 
 
 def test_the_oracle_is_the_domains_own_adapter_and_the_base_comes_back(study):
@@ -72,18 +96,18 @@ def test_the_oracle_is_the_domains_own_adapter_and_the_base_comes_back(study):
 
 
 def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(study, tmp_path, monkeypatch):
-    asked, told = [], predict.told
+    heard, told = [], predict.told
 
     def listened(base, domain, system, split, questions, task, evaluation, seed):
-        asked.append((system.name, split, seed))
+        heard.append((system.name, split, seed))
         return told(base, domain, system, split, questions, task, evaluation, seed)
 
     monkeypatch.setattr(predict, "told", listened)
     monkeypatch.setattr(predict, "questions_of", lambda *_: {"test": questions(), "valid": questions(4)})
-    made = predict.Trained({"lora@recsys": study.folders["recsys"]}, {})
+    alone = predict.Trained({"lora@recsys": study.folders["recsys"]}, {})
     folder = study.base.folder
-    predict.predict("recsys", None, TASK, folder, {0: made, 5: made}, (), Evaluation(), "cpu", tmp_path)
-    assert asked == [
+    predict.predict("recsys", None, TASK, folder, {0: alone, 5: alone}, (), Evaluation(), "cpu", tmp_path)
+    assert heard == [
         ("base", "test", 0),
         ("base", "valid", 0),
         *(("lora@recsys", split, seed) for seed in (0, 5) for split in ("test", "valid")),
@@ -110,6 +134,70 @@ def test_windows_of_a_record_are_one_row_with_the_mean_log_odds():
     assert merged[1]["p"] == pytest.approx(0.0, abs=1e-300)
 
 
+def test_mixtures_of_the_same_experts_share_what_they_are_controlled_by(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "questions_of", lambda *_: {"test": questions()})
+    trained = {0: made(study, "xlora", "weighted_merge", "oracle", "smora")}
+    names = [system.names for system in predict.systems(study.base, "recsys", trained[0])]
+    assert names[3:] == [
+        *(tuple(f"{name}:{control}" for name in trained[0].mixtures) for control in ("uniform", "oracle")),
+        ("xlora:shuffled",),
+        *(("xlora",), ("weighted_merge",), ("oracle",)),
+        ("smora:shuffled",),
+        ("smora",),
+    ]
+    predict.predict("recsys", None, TASK, study.base.folder, trained, (), Evaluation(), "cpu", tmp_path)
+    rows = pq.read_table(tmp_path / "seed0.parquet").to_pylist()
+    said = {name: [row["nll"] for row in rows if row["system"] == name] for names in names for name in names}
+    assert said["smora:uniform"] == said["xlora:uniform"] == pytest.approx(said["weighted_merge"], abs=1e-4)
+    assert said["weighted_merge:oracle"] == said["xlora:oracle"] == pytest.approx(said["oracle"], abs=1e-4)
+    known = json.loads((tmp_path / "seed0.routing.json").read_text())
+    assert known.keys() == said.keys()
+    assert [known[name]["told"] for name in trained[0].mixtures] == [False, False, True, False]
+    assert [known[name]["first_pass"] for name in trained[0].mixtures] == [True, False, False, False]
+    assert all(each["read"] > 0 < each["reading"] for each in known.values())
+
+
+def test_a_mixture_that_must_be_told_the_domain_is_not_asked_of_others(study):
+    names = [system.name for system, _ in systems(study, "lncrna", "oracle")]
+    assert names == ["base", "lora@protein", "lora@recsys", "oracle:uniform"]
+
+
+def test_stored_numbers_are_those_of_the_folder(study):
+    for name in ("xlora", "weighted_merge"):
+        [found] = [s.model for s in predict.systems(study.base, "recsys", made(study, name)) if s.kind == "mixture"]
+        files = study.mixtures[name].rglob("*.safetensors")
+        numbers = sum(t.numel() for file in files for t in load_file(file).values())
+        assert predict.described(found)["stored"] == numbers > 0
+
+
+def test_what_is_read_and_written_is_counted_without_padding(study):
+    ask = questions()
+    items = [study.base.encode(question) for question in ask]
+    tokens = {"nll": sum(len(item.ids) for item in items)}
+    tokens["choice"] = sum(label == -100 for item in items for label in item.labels)
+    for output, expected in tokens.items():
+        _, cost = predict.answer(study.base, study.base.model, ask, (output,), TASK, Evaluation(), 0)
+        assert (cost.read, cost.written) == (expected, 0) and cost.reading > 0 == cost.writing
+    rows, cost = predict.answer(study.base, study.base.model, ask, ("text",), TASK, Evaluation(), 0)
+    written = sum(len(study.base.tokens(row["text"])) for row in rows)
+    assert (cost.read, cost.written) == (0, written) and cost.writing > 0 == cost.reading
+    assert cost + cost == predict.Cost(0, 0.0, 2 * written, 2 * cost.writing)
+
+
+def test_ranks_are_shuffled_by_an_experts_ranks():
+    weights = torch.arange(6.0)
+    shuffled = Shuffled(inner=SimpleNamespace(weights=lambda *_: weights, keep=lambda weights: weights))
+    sizes = Sizes(3, 4, ("q",), (4,), (6,))
+    assert shuffled.keep(shuffled.weights(None, Seen(), sizes)).tolist() == [4, 5, 0, 1, 2, 3]
+
+
+def test_only_gates_over_experts_that_were_given_are_shuffled():
+    gate = torch.nn.Linear(1, 1)
+    load = {name: registry.load("mixer", name).Mixer() for name in ("xlora", "arrow", "llava_mole", "uniform")}
+    assert [is_shuffled(mixer, gate) for name, mixer in load.items() if name != "uniform"] == [True, True, False]
+    assert not is_shuffled(load["uniform"], None)
+
+
 def test_routing_shares_sum_to_one_and_know_prompt_from_answer(study):
     for system, _ in systems(study, "recsys"):
         if system.kind == "mixture":
@@ -117,3 +205,49 @@ def test_routing_shares_sum_to_one_and_know_prompt_from_answer(study):
     assert sum(found["weights"]) == pytest.approx(1)
     assert sum(found["prompt"]) == pytest.approx(1) and sum(found["target"]) == pytest.approx(1)
     assert 0 <= found["entropy"] <= 1 and 0 <= found["top1"] <= 1
+    assert found["layers"] == list(system.model.layers) and len(found["modules"]) == len(found["layers"])
+
+
+def test_a_single_expert_has_no_top1_and_no_entropy(study):
+    for system in predict.systems(study.base, "recsys", made(study, "weighted_merge")):
+        if system.kind == "mixture":
+            found = predict.route(study.base, system.model, questions(), 64)
+    assert (found["experts"], found["weights"], found["layers"]) == (["merged"], [1.0], ["all"])
+    assert found["top1"] is None and found["entropy"] == 0
+
+
+def test_the_oracle_routes_to_the_domains_own_expert(study):
+    for system in predict.systems(study.base, "recsys", made(study, "oracle")):
+        if system.kind == "mixture":
+            found = predict.route(study.base, system.model, questions(), 64)
+    assert (found["top1"], found["entropy"], found["weights"]) == (1.0, 0.0, [0.0, 1.0])
+
+
+def test_entropies_are_of_shares():
+    weights = torch.tensor([[2.0, 2.0], [0.0, 0.5], [0.0, 0.0]])
+    torch.testing.assert_close(predict.entropies(weights), torch.tensor([2.0, 1.0, 1.0]).log(), rtol=0, atol=1e-6)
+
+
+@pytest.fixture(params=["encoder", "whisper"])
+def unlike(request, tmp_path):
+    """A base whose answers are not tokens of its input, questions to it, and where its adapters go."""
+    if request.param == "encoder":
+        ask = [Example(f"r{i}", "g", "acg tta " * (i + 1), CHOICES[0], CHOICES) for i in range(3)]
+        return encoder_base(tmp_path / "base"), ask, ("query", "value")
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000) * 0.05) * 0.3, 16000)
+    ask = [Example(f"r{i}", "g", "", "yes " * (i + 1), audio=str(tmp_path / "a.wav")) for i in range(3)]
+    return whisper_base(tmp_path / "base"), ask, ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize("kind", ["xlora", "uniform", "arrow"])
+def test_routing_is_told_of_encoders_and_of_what_whispers_decoder_reads(unlike, kind):
+    base, ask, targets = unlike
+    experts = {n: trained_adapter(base.model, Method(rank=2, target_modules=targets), i) for i, n in enumerate("ab")}
+    mixture = Mixture(base.model, experts, registry.load("mixer", kind).Mixer()).eval()
+    mixture.domain = 0
+    found = predict.route(base, mixture, ask, 500)
+    items = [base.encode(question) for question in ask]
+    is_whisper = int(base.family == "whisper")  # its decoder reads no token that nothing follows
+    assert found["tokens"] == sum(len(item.ids) - is_whisper for item in items)
+    assert sum(found["weights"]) == pytest.approx(1) == sum(found["prompt"])
+    assert sum(found["target"]) == pytest.approx(is_whisper)

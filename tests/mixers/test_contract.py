@@ -15,7 +15,7 @@ from loratory.evaluation.controls import Shuffled
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture, check_given
 from loratory.mixers.store import open_mixture, save_mixture
-from loratory.training.mixture import start_gate
+from loratory.training.mixture import penalty, start_gate
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -103,7 +103,8 @@ def test_only_what_is_declared_gets_gradients_and_moves(kind):
     before = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in mixture.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     for _ in range(3):
-        mixture(input_ids=IDS).logits.square().mean().backward()
+        logits = mixture(input_ids=IDS).logits
+        (logits.square().mean() + penalty(mixture, torch.ones_like(IDS, dtype=torch.bool), 1)).backward()
         optimizer.step()
         optimizer.zero_grad()
     changed = {name for name, tensor in mixture.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -168,13 +169,15 @@ def test_two_caches_write_the_same_as_running_everything_anew(kind):
         end=-1,
         limit=12,
     )
-    ids, mask = start["input_ids"], start["attention_mask"]
+    ids, mask, prompt = start["input_ids"], start["attention_mask"], start["attention_mask"].bool()
     for step in range(12):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        token = mixture(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1].argmax(-1)
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "prompt": prompt}
+        token = mixture(**given).logits[:, -1].argmax(-1)
         assert token.tolist() == [row[step] for row in cached]
         ids = torch.cat([ids, token[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(token[:, None])], 1)
+        prompt = torch.nn.functional.pad(prompt, (0, 1))
 
 
 @torch.no_grad()

@@ -19,6 +19,9 @@ WILDCARDS = {
     "costs": {"base": "mini-lm"},
     "rates": {"base": "mini-lm"},
     "pareto": {"base": "mini-lm"},
+    "mixers": {"base": "mini-lm"},
+    "layers": {"mixture": "xlora_all"},
+    "tokens": {"mixture": "xlora_all"},
 }
 
 

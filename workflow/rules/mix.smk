@@ -1,15 +1,56 @@
 """Mixtures.
 
-Inputs: adapters of one base and the `gate` splits of their domains. Outputs: `<results>/mixtures/{mixture}/seed{seed}/`,
-whole: gate, order of the experts, and the experts themselves.
+Inputs: adapters of one base and the `gate` splits of their domains (`train` too where a mixer starts experts of its
+own). Outputs: `<results>/mixtures/{mixture}/seed{seed}/`, whole: gate, order of the experts, and the experts themselves;
+for mixtures with `features: true`, `<results>/features/{domain}/{base}/{split}/` with what the frozen base makes of a
+split.
 """
+
+
+rule gate_features:
+    input:
+        base="<results>/bases/{base}/base.json",
+        data="<results>/data/{domain}/{split}.parquet",
+    output:
+        "<results>/features/{domain}/{base}/{split}/index.json",
+    log:
+        "<logs>/gate_features/{domain}/{base}/{split}.log",
+    benchmark:
+        "<benchmarks>/gate_features/{domain}/{base}/{split}.tsv"
+    wildcard_constraints:
+        split="train|gate",
+    conda:
+        "../../envs/train.yaml"
+    threads: STUDY.resources.threads
+    resources:
+        mem_mb=memory,
+        runtime=STUDY.resources.runtime,
+        gpu=STUDY.resources.gpu,
+    params:
+        task=lambda wc: plain(DOMAINS[wc.domain].task),
+        batch_tokens=STUDY.evaluation.batch_tokens,
+        threads=STUDY.resources.threads,
+        device=STUDY.resources.device,
+        code=lambda wc: code_digest("training/features.py", "bases", f"domains/{wc.domain}/task.py"),
+    script:
+        "../../scripts/gate_features.py"
 
 
 rule train_mixture:
     input:
         base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
         experts=experts_of,
-        data=lambda wc: collect("<results>/data/{domain}/gate.parquet", domain=STUDY.mixtures[wc.mixture].experts),
+        data=lambda wc: collect(
+            "<results>/data/{domain}/{split}.parquet",
+            domain=STUDY.mixtures[wc.mixture].experts,
+            split=STUDY.mixtures[wc.mixture].splits,
+        ),
+        features=lambda wc: collect(
+            "<results>/features/{domain}/{base}/{split}/index.json",
+            domain=STUDY.mixtures[wc.mixture].experts,
+            base=STUDY.mixtures[wc.mixture].base,
+            split=STUDY.mixtures[wc.mixture].splits if STUDY.mixtures[wc.mixture].features else (),
+        ),
     output:
         "<results>/mixtures/{mixture}/seed{seed}/mixture.json",
     log:

@@ -32,6 +32,13 @@ class LowRank:
     B: torch.Tensor
     scale: float
 
+    @classmethod
+    def nearest(cls, matrix: torch.Tensor, rank: int) -> "LowRank":
+        """The change of `rank` nearest to `[out, in]` in the Frobenius norm, by a whole SVD: at 2048 x 2048 it takes a
+        CPU 10 to 20 s."""
+        u, s, vt = torch.linalg.svd(matrix.float(), full_matrices=False)
+        return cls(vt[:rank].contiguous(), (u[:, :rank] * s[:rank]).contiguous(), 1.0)
+
     @property
     def rank(self) -> int:
         return self.A.shape[0]
@@ -101,9 +108,9 @@ def truncated(adapter: Adapter, layers: dict[str, bool], rank: int) -> tuple[Ada
         if module not in layers:
             lost += float(change.double().square().sum())
             continue
-        u, s, vt = torch.linalg.svd((change.T if layers[module] else change).float(), full_matrices=False)
-        lost += float(s[rank:].double().square().sum())
-        deltas[module] = LowRank(vt[:rank].contiguous(), (u[:, :rank] * s[:rank]).contiguous(), 1.0)
+        matrix = change.T if layers[module] else change
+        deltas[module] = LowRank.nearest(matrix, rank)
+        lost += float((matrix - deltas[module].dense()).double().square().sum())
     return replace(adapter, deltas=deltas, dense={}), sqrt(lost / total) if total else 0.0
 
 

@@ -40,9 +40,12 @@ class Encoder(Base):
             "labels": torch.tensor([item.label for item in items], device=self.device),
         }
 
+    @staticmethod
+    def inputs(batch) -> dict:
+        return {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
+
     def logits(self, model, batch) -> torch.Tensor:
-        inputs = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
-        return model(**inputs, **self.facts(model, batch)).logits.float()
+        return model(**self.inputs(batch), **self.facts(model, batch)).logits.float()
 
     def loss(self, model, batch):
         return F.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])

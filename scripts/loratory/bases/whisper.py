@@ -41,14 +41,19 @@ class Whisper(Base):
 
     def collate(self, items):
         return {
-            "features": self.features(items, self.model.config.num_mel_bins, self.frames),
+            "features": self.features(items, self.model.config.num_mel_bins, self.frames).to(self.model.dtype),
             "ids": pad([item.ids for item in items], self.tokenizer.eos_token_id, self.device),
             "mask": pad([[1] * (len(item.ids) - 1) for item in items], 0, self.device),  # of what the decoder reads
             "labels": pad([item.labels for item in items], IGNORED, self.device),
         }
 
+    @staticmethod
+    def inputs(batch) -> dict:
+        """Model inputs without the last token, which nothing follows; padding on the right needs no mask."""
+        return {"input_features": batch["features"], "decoder_input_ids": batch["ids"][:, :-1], "use_cache": False}
+
     def loss(self, model, batch):
-        logits = model(input_features=batch["features"], decoder_input_ids=batch["ids"][:, :-1]).logits
+        logits = model(**self.inputs(batch), **self.facts(model, batch)).logits
         labels = batch["labels"][:, 1:]
         nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         return nll, int((labels != IGNORED).sum())

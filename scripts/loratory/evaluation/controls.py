@@ -10,7 +10,7 @@ from loratory.mixers.contract import Mixer
 class Shuffled(Mixer):
     """Another mixer's weights, handed to the wrong experts (each expert's weight goes to the next one).
 
-    A gate whose choice of expert matters must do worse so.
+    A gate whose choice of expert matters must do worse so. Weights of ranks move on by an expert's mean rank.
     """
 
     trained: ClassVar[bool] = False
@@ -29,7 +29,13 @@ class Shuffled(Mixer):
         return self.inner.by_rank
 
     def weights(self, gate, seen, sizes):
-        return self.inner.weights(gate, seen, sizes)
+        found = self.inner.weights(gate, seen, sizes)
+        return found.roll(found.shape[-1] // sizes.experts, -1)
 
     def keep(self, weights):
-        return self.inner.keep(weights).roll(1, -1)
+        return self.inner.keep(weights)
+
+
+def is_shuffled(mixer: Mixer, gate) -> bool:
+    """Whether shuffling tells anything of a mixer: it has a gate over experts that were there before it."""
+    return gate is not None and type(mixer).experts_of is Mixer.experts_of

@@ -1,8 +1,8 @@
 """What every system says about a domain's held-out records: one base in memory, systems put on and taken off."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -10,24 +10,56 @@ import torch
 
 from loratory import registry
 from loratory.adapters import core
-from loratory.bases.core import load_base
+from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
 from loratory.data.batching import by_length
-from loratory.data.files import write_json
+from loratory.data.files import read_json, write_json
 from loratory.domains.questions import examples, read_records
-from loratory.evaluation.controls import Shuffled
+from loratory.evaluation.controls import Shuffled, is_shuffled
 from loratory.evaluation.rows import write_rows
 from loratory.mixers.core import Mixture
-from loratory.mixers.store import open_experts, open_mixture
+from loratory.mixers.store import MANIFEST, open_experts, open_mixture
+from loratory.mixers.streams import TOKENS, streams_of
 
 
 @dataclass(frozen=True)
 class System:
-    """Something that answers: a name, its kind, and the model to call."""
+    """Something that answers.
 
-    name: str
+    Attributes:
+        names: what it is called; a control has several names, one for each mixture that it is a control of.
+        kind: "base", "adapter", "control" or "mixture". model: what is called.
+    """
+
+    names: tuple[str, ...]
     kind: str
     model: torch.nn.Module
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass
+class Cost:
+    """What a system's answers took.
+
+    Attributes:
+        read, reading: positions that were put through it where it scores or chooses, without padding; seconds for it.
+        written, writing: tokens of the texts it wrote, as the tokenizer cuts them; seconds for it, prompts included.
+        memory: bytes on the GPU at the peak, all that is held included; None on a CPU.
+    """
+
+    read: int = 0
+    reading: float = 0.0
+    written: int = 0
+    writing: float = 0.0
+    memory: int | None = None
+
+    def __add__(self, other: "Cost") -> "Cost":
+        memory = max(filter(None, (self.memory, other.memory)), default=None)
+        reading, writing = self.reading + other.reading, self.writing + other.writing
+        return Cost(self.read + other.read, reading, self.written + other.written, writing, memory)
 
 
 @dataclass(frozen=True)
@@ -39,28 +71,33 @@ class Trained:
 
 
 def predict(domain, data, task, base_folder, trained, asked, evaluation, device, out) -> None:
-    """Writes all systems' predictions and the mixtures' routing on this domain, for every seed.
+    """Writes all systems' predictions, what they cost and the mixtures' routing on this domain, for every seed.
 
     Args:
         trained: {seed: Trained}. evaluation: the config's `evaluation`.
         asked: which of "test", "valid" (for choices) and "sample" (where the domain generates).
         out: folder. `seed{n}.parquet` gets one row for each (split, system, record), `seed{n}.routing.json`
-            {mixture: how its gate weighed}.
+            {system: its `Cost` and, of a mixture, what `described` and `route` say}.
     """
     base = load_base(base_folder, device)
     sets, found = questions_of(domain, data, task, base, asked, evaluation), {}
     for seed, made in trained.items():
-        rows, routes = [], {}
+        rows, known = [], {}
         for system in systems(base, domain, made):
+            cost = Cost()
             for split in (split for split in sets if is_asked(split, system, domain)):
                 key = (system.name, split, seed if system.kind != "base" or split == "sample" else None)
                 if key not in found:  # the bare base says the same whatever the seed, unless it samples
                     found[key] = told(base, domain, system, split, sets[split], task, evaluation, seed)
-                rows += found[key]
+                answers, spent = found[key]
+                cost += spent
+                rows += [row | {"system": name} for name in system.names for row in answers]
+            known |= dict.fromkeys(system.names, asdict(cost))
             if system.kind == "mixture":
-                routes[system.name] = route(base, system.model, sets["test"], evaluation.batch_tokens)
+                routed = route(base, system.model, sets["test"], evaluation.batch_tokens)
+                known[system.name] = asdict(cost) | described(system.model) | routed
         write_rows(Path(out, f"seed{seed}.parquet"), rows)
-        write_json(Path(out, f"seed{seed}.routing.json"), routes)
+        write_json(Path(out, f"seed{seed}.routing.json"), known)
 
 
 def questions_of(domain: str, data, task, base, asked, evaluation) -> dict[str, list]:
@@ -83,70 +120,138 @@ def is_asked(split: str, system: System, domain: str) -> bool:
     return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
 
 
-def told(base, domain: str, system: System, split: str, questions, task, evaluation, seed: int) -> list[dict]:
-    """The rows of one system on one split."""
+def told(base, domain: str, system: System, split: str, questions, task, evaluation, seed: int):
+    """The rows of one system on one split, and their `Cost`."""
     outputs = registry.outputs(domain, base.family)
     wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
     started = perf_counter()
-    found = answer(base, system.model, questions, wanted, task, evaluation, seed)
-    cost = (perf_counter() - started) / max(1, len(found))
-    print(f"{domain}: {system.name} answered {len(found)} {split} records, {cost:.3f} s each", flush=True)
-    label = {"split": split, "system": system.name, "kind": system.kind, "seconds": cost}
-    return [label | row for row in found]
+    found, cost = answer(base, system.model, questions, wanted, task, evaluation, seed)
+    each = (perf_counter() - started) / max(1, len(found))
+    print(f"{domain}: {system.name} answered {len(found)} {split} records, {each:.3f} s each", flush=True)
+    label = {"split": split, "system": system.name, "kind": system.kind, "seconds": each}
+    return [label | row for row in found], cost
 
 
 def systems(base, domain: str, made: Trained) -> Iterator[System]:
     """One system after the other on the one loaded model; each is taken off before the next comes."""
     if not base.heads:  # a head that nobody trained says nothing
-        yield System("base", "base", base.model)
+        yield System(("base",), "base", base.model)
     for name, folder in made.adapters.items():
         core.apply(base.model, open_experts({name: folder}, base.fingerprint)[name], folder)
-        yield System(name, "adapter", base.model.eval())
+        yield System((name,), "adapter", base.model.eval())
         core.detach(base.model)
+    for experts, names in by_experts(made.mixtures).items():
+        yield from controls(base, domain, {d: made.adapters[f"{adapter}@{d}"] for d, adapter in experts}, names)
     for name, folder in made.mixtures.items():
-        mixture = open_mixture(folder, base)
-        mixture.domain = mixture.domains.index(domain) if domain in mixture.domains else None
-        own = mixture.mixer
-        controls = {"uniform": mixer("uniform"), "oracle": mixer("oracle"), "shuffled": Shuffled(inner=own)}
-        if mixture.domain is None:
-            del controls["oracle"]
-        for control, weights in controls.items():
-            mixture.mixer = weights
-            yield System(f"{name}:{control}", "control", mixture)
+        yield from mixed(base, domain, name, folder)
+
+
+def by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
+    """{(domain, adapter) pairs: mixtures that were given these experts}: what they are controlled by is the same."""
+    found: dict[tuple, list[str]] = {}
+    for name, folder in mixtures.items():
+        found.setdefault(tuple(sorted(read_json(Path(folder, MANIFEST))["adapters"].items())), []).append(name)
+    return found
+
+
+def controls(base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
+    """What mixtures of these experts must beat, asked once for all of them."""
+    mixture = Mixture(base.model, open_experts(dict(experts), base.fingerprint), mixer("uniform")).eval()
+    place(mixture, domain)
+    for control in ("uniform", "oracle") if domain in experts else ("uniform",):
+        mixture.mixer = mixer(control)
+        yield System(tuple(f"{name}:{control}" for name in names), "control", mixture)
+    mixture.unwrap()
+
+
+def mixed(base, domain: str, name: str, folder) -> Iterator[System]:
+    """A mixture after its shuffled control; neither where it must be told a domain that it does not know."""
+    mixture = open_mixture(folder, base)
+    place(mixture, domain)
+    own = mixture.mixer
+    if is_shuffled(own, mixture.gate):
+        mixture.mixer = Shuffled(inner=own)
+        yield System((f"{name}:shuffled",), "control", mixture)
         mixture.mixer = own
-        yield System(name, "mixture", mixture)
-        mixture.unwrap()
+    if not own.told or mixture.domain is not None:
+        yield System((name,), "mixture", mixture)
+    mixture.unwrap()
+
+
+def place(mixture: Mixture, domain: str) -> None:
+    mixture.domain = mixture.domains.index(domain) if domain in mixture.domains else None
 
 
 def mixer(kind: str):
     return registry.load("mixer", kind).Mixer()
 
 
+def described(mixture: Mixture) -> dict:
+    """Whether a mixture is `told` the domain and makes a `first_pass` without experts, and how many numbers its folder
+    holds in its gate and experts (`stored`)."""
+    gate = [] if mixture.gate is None else mixture.gate.state_dict().values()
+    experts = [tensor for layer in mixture.layers.values() for tensor in (layer.A, layer.B)]
+    heads = [tensor for head in mixture.heads for tensor in head.values()]
+    stored = sum(tensor.numel() for tensor in (*gate, *experts, *heads))
+    return {"told": mixture.mixer.told, "first_pass": mixture.mixer.reads == "hidden", "stored": stored}
+
+
 @torch.no_grad()
-def answer(base, model, questions, wanted, task, evaluation, seed: int) -> list[dict]:
+def answer(base, model, questions, wanted, task, evaluation, seed: int) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
     items = [base.encode(question) for question in questions]
     rows = [
         {"id": q.id, "group": q.group, "reference": q.target, "nll": None, "tokens": None, "p": None, "text": None}
         for q in questions
     ]
-    odds = [0.0] * len(rows)
+    cost = Cost()
+    hear(base, items)
+    on_gpu = base.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(base.device)
     for batch in by_length([item.length for item in items], evaluation.batch_tokens):
         part = [items[i] for i in batch]
-        if "nll" in wanted:
-            for i, (nll, tokens) in zip(batch, base.nll(model, part)):
-                rows[i] |= {"nll": nll, "tokens": tokens}
-        if "choice" in wanted:
-            logs = base.choice(model, part, questions[batch[0]].choices).double()
-            for i, odd in zip(batch, (logs[:, 1] - logs[:, 0]).tolist()):
-                odds[i] = odd
-        if "text" in wanted or "sample" in wanted:
-            sampling = None
-            if "sample" in wanted:
-                sampling = Sampling(seed * 1_000_003 + batch[0], evaluation.temperature, evaluation.top_p)
-            for i, text in zip(batch, base.text(model, part, task.max_new_tokens, sampling)):
-                rows[i]["text"] = text
-    return merged(rows, odds) if "choice" in wanted else rows
+        sampling = Sampling(seed * 1_000_003 + batch[0], evaluation.temperature, evaluation.top_p)
+        for output in wanted:
+            started = perf_counter()
+            filled = ask(base, model, output, part, questions[batch[0]].choices, task.max_new_tokens, sampling)
+            cost += spent(base, output, part, filled, perf_counter() - started)
+            for i, columns in zip(batch, filled):
+                rows[i] |= columns
+    if on_gpu:
+        cost.memory = torch.cuda.max_memory_allocated(base.device)
+    odds = [row.pop("odds", None) for row in rows]
+    return merged(rows, odds) if "choice" in wanted else rows, cost
+
+
+def ask(base, model, output: str, items: list[Encoded], choices, limit: int, sampling: Sampling) -> list[dict]:
+    """What one output says of each item: the columns that it fills, or `odds` of the second choice in nats."""
+    if output == "nll":
+        return [{"nll": nll, "tokens": tokens} for nll, tokens in base.nll(model, items)]
+    if output == "choice":
+        logs = base.choice(model, items, choices).double()
+        return [{"odds": odds} for odds in (logs[:, 1] - logs[:, 0]).tolist()]
+    return [{"text": text} for text in base.text(model, items, limit, sampling if output == "sample" else None)]
+
+
+def spent(base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
+    if output in ("text", "sample"):
+        texts = [columns["text"] for columns in filled]
+        written = sum(len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+        return Cost(written=written, writing=seconds)
+    lengths = map(prompt_length, items) if output == "choice" else (item.length for item in items)
+    return Cost(read=sum(lengths), reading=seconds)
+
+
+def hear(base, items: list[Encoded]) -> None:
+    """Clips are heard once and remembered: the first system that is asked must not be charged for it."""
+    for item in items:
+        if item.audio:
+            base.collate([item])
+
+
+def prompt_length(item: Encoded) -> int:
+    return item.length - sum(label != IGNORED for label in item.labels)
 
 
 def merged(rows: list[dict], odds: list[float]) -> list[dict]:
@@ -167,34 +272,52 @@ def route(base, mixture: Mixture, questions, budget: int) -> dict:
 
     Returns:
         experts; `weights` (mean over all tokens and modules) with `prompt` and `target` apart; `modules` (mean for
-        each module); `entropy` (mean, as a share of log n); `top1` (share of tokens whose heaviest expert, by the
-        mean over modules, is the domain's own).
+        each of the modules `layers`, or one for all of them); `entropy` (mean, as a share of log n, of weights scaled
+        to a sum of 1; 0 of a single expert); `top1` (share of tokens whose heaviest expert, by the mean over modules,
+        is the domain's own; None where experts are not those of domains). Of Whisper, what its decoder reads.
     """
     items = [base.encode(question) for question in questions]
     n = len(mixture.names)
+    own = mixture.domain if mixture.names == mixture.domains else None
     total = {"prompt": torch.zeros(n, dtype=torch.double), "target": torch.zeros(n, dtype=torch.double)}
     count = {"prompt": 0, "target": 0}
     modules, entropy, hits = 0.0, 0.0, 0
     for batch in by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
         weights = mixture.route(**base.inputs(tensors), **base.facts(mixture, tensors)).double().cpu()
-        real, scored = tensors["mask"].cpu().bool(), (tensors["labels"] != -100).cpu()
+        real = tensors["mask"].cpu().bool()
+        scored = is_scored(tensors["labels"].cpu(), real)
         weights = weights.expand(*real.shape, -1, -1)
         mean = weights.mean(2)
         for part, chosen in (("prompt", real & ~scored), ("target", real & scored)):
             total[part] += mean[chosen].sum(0)
             count[part] += int(chosen.sum())
         modules = modules + weights[real].sum(0)
-        entropy += float(-(weights[real] * weights[real].clamp_min(1e-12).log()).sum(-1).mean(-1).sum())
-        hits += int((mean[real].argmax(-1) == mixture.domain).sum()) if mixture.domain is not None else 0
+        entropy += float(entropies(weights[real]).mean(-1).sum())
+        hits += int((mean[real].argmax(-1) == own).sum()) if own is not None else 0
     tokens = count["prompt"] + count["target"]
+    read = streams_of(mixture.model, list(mixture.layers), apart=True).get(TOKENS, ())
+    layers = next((names for names in (read, mixture.layers) if len(names) == len(modules)), ["all"])
     return {
         "experts": mixture.names,
         "weights": ((total["prompt"] + total["target"]) / tokens).tolist(),
         "prompt": (total["prompt"] / max(1, count["prompt"])).tolist(),
         "target": (total["target"] / max(1, count["target"])).tolist(),
         "modules": (modules / tokens).tolist(),
-        "entropy": entropy / tokens / math.log(n),
-        "top1": hits / tokens if mixture.domain is not None else None,
+        "layers": list(layers),
+        "entropy": entropy / tokens / math.log(n) if n > 1 else 0.0,
+        "top1": hits / tokens if own is not None else None,
         "tokens": tokens,
     }
+
+
+def is_scored(labels: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Which of the positions `[batch, length]` belong to an answer; none where labels are of whole sequences."""
+    return labels[:, : real.shape[1]] != IGNORED if labels.dim() == 2 else torch.zeros_like(real)
+
+
+def entropies(weights: torch.Tensor) -> torch.Tensor:
+    """In nats, of weights `[..., experts]` as shares of their sum."""
+    shares = weights.clamp(min=0)
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+    return -(shares * shares.clamp_min(1e-12).log()).sum(-1)

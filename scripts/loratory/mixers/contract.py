@@ -93,6 +93,9 @@ class Mixer(Options):
         """The trainable part, or None. The caller initialises the random numbers."""
         return None
 
+    def prepare(self, gate: torch.nn.Module, sizes: Sizes, experts: dict[str, Adapter]) -> None:
+        """Writes into a new gate what it takes from the experts and not from training."""
+
     @abstractmethod
     def weights(self, gate, seen: Seen, sizes: Sizes) -> torch.Tensor:
         """How much each expert is wanted.

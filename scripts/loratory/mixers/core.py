@@ -6,10 +6,12 @@ y = x Wᵀ + ((x Acatᵀ) ⊙ λ[rank → expert]) Bcatᵀ: two products for any
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -18,7 +20,7 @@ from loratory.adapters.deltas import Adapter, LowRank
 from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
 from loratory.mixers.contract import Mixer, Seen, Sizes
-from loratory.mixers.streams import TOKENS, Heard, bare_states, streams_of, whole
+from loratory.mixers.streams import FRAMES, TOKENS, Heard, bare_states, streams_of, whole
 from loratory.registry import unknown
 
 LayerWeights = Callable[["MixedLinear", torch.Tensor], torch.Tensor]
@@ -96,13 +98,10 @@ class MixedLinear(nn.Module):
             return inner * weights.index_select(-1, self.owner)
         return (inner.unflatten(-1, (-1, self.rank)) * weights[..., None]).flatten(-2)
 
-    def delta(self, expert: int) -> LowRank | None:
-        """The change of one expert as it is now, or None if it leaves this layer alone."""
+    def moved(self, expert: int, scale: float) -> LowRank:
+        """The change of one of the experts that move, as it is now."""
         own = self.owner == expert
-        if not own.any():
-            return None
-        scale, b = float(self.scale[own][0]), self.B.detach()[:, own].float()
-        return LowRank(self.A.detach()[own].float(), b if self.moves else b / scale, scale)
+        return LowRank(self.A.detach()[own], self.B.detach()[:, own], scale)
 
 
 @dataclass
@@ -128,7 +127,7 @@ class Mixture(nn.Module):
     caches give the same numbers as running the whole prefix anew.
 
     Attributes:
-        names: experts in the order of the gate's outputs.
+        given: experts as they were put on; names: the same in the order of the gate's outputs.
         domains: those that the mixture was made for, in the order of the experts that were given.
         hold_after: an approximation: the gate is asked about the prompt and so many written tokens, and its last
             weights stay. None, the default, is exact.
@@ -141,7 +140,7 @@ class Mixture(nn.Module):
 
     def __init__(self, model, experts: dict[str, Adapter], mixer: Mixer, where="mixture", domains=None):
         super().__init__()
-        self.model, self.names, self.mixer = model, list(experts), mixer
+        self.model, self.given, self.names, self.mixer = model, experts, list(experts), mixer
         self.domains = list(domains or experts)
         self.context, self.hold_after = GateContext(), None
         self.wanted, self.applied = {}, {}
@@ -155,6 +154,8 @@ class Mixture(nn.Module):
         self.sizes = {stream: self.sizes_of(names) for stream, names in self.streams.items()}
         gates = {stream: mixer.gate(sizes) for stream, sizes in self.sizes.items()}
         self.gate = nn.ModuleDict(gates).to(model.device) if None not in gates.values() else None
+        for stream, gate in self.gate.items() if self.gate is not None else ():
+            mixer.prepare(gate, self.sizes[stream], experts)
 
     def stack(self, experts: dict[str, Adapter]) -> dict[str, MixedLinear]:
         """Puts the experts' changes on the model's layers; {module: layer} in the order of names."""
@@ -198,21 +199,40 @@ class Mixture(nn.Module):
     def train(self, mode: bool = True):
         """Only the gate trains: dropout in a frozen base or expert would blur what the gate is told."""
         super().train(False)
+        self.training = mode
         if self.gate is not None:
             self.gate.train(mode)
-        for module in self.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = mode  # it looks there, and only there, before it checkpoints
+        for block in self.blocks():
+            block.training = mode and block.gradient_checkpointing  # it looks there before it checkpoints
         return self
+
+    def blocks(self) -> list[GradientCheckpointingLayer]:
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def checkpoint_gradients(self) -> None:
         """Activations of the base's blocks are computed anew in the backward pass, under the weights they had."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.again})
+        for block in self.blocks():
+            block.gradient_checkpointing, block._gradient_checkpointing_func = True, partial(self.repeated, block)
+        self.train(self.training)
 
-    def again(self):
-        """The contexts of a block's forward pass and of its repetition."""
+    def repeated(self, block: GradientCheckpointingLayer, forward: Callable, *args):
+        """A block's pass, now and, where there is something to learn, once more in the backward pass."""
         weights = self.context.weights
-        return self.context.opened(weights), self.context.opened(weights and weights.anew())
+        first, again = self.inside(block, weights), self.inside(block, weights and weights.anew())
+        if torch.is_grad_enabled():
+            return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (first, again))
+        with first:
+            return forward(*args)
+
+    @contextmanager
+    def inside(self, block: GradientCheckpointingLayer, weights: LayerWeights | None):
+        """A block is in training mode for no other reason than to be repeated: its own dropout stays off."""
+        with self.context.opened(weights):
+            block.training = False
+            try:
+                yield
+            finally:
+                block.training = True
 
     def new_cache(self, make: Callable[[], Cache] | None = None) -> PairCache:
         """Args:
@@ -247,7 +267,7 @@ class Mixture(nn.Module):
         if self.mixer.reads == "hidden":
             with torch.no_grad(), self.context.opened(None):
                 states = encoder(features)
-            weights = self.weigh_states(self.pooled(states.last_hidden_state, None), seen)
+            weights = self.weigh_states(self.pooled({FRAMES: states.last_hidden_state}, None), seen)
         elif self.mixer.reads == "nothing":
             weights = self.weigh_states(None, seen)
         with self.context.opened(self.layer_weights(weights, seen)):
@@ -285,12 +305,16 @@ class Mixture(nn.Module):
     def weigh_states(self, states: dict[str, torch.Tensor] | None, seen: Seen, known=()) -> dict[str, torch.Tensor]:
         """The weights of the streams whose states are given, or of all streams if states do not matter."""
         self.wanted = {}
-        for stream, sizes in self.sizes.items():
+        for stream in self.sizes:
             if stream not in known and (states is None or stream in states):
-                given = replace(seen, hidden=states and states[stream])
-                self.wanted[stream] = self.mixer.weights(self.gate_of(stream), given, sizes).to(self.model.device)
+                self.wanted[stream] = self.ask(stream, replace(seen, hidden=states and states[stream]))
         self.applied = {stream: self.mixer.keep(wanted) for stream, wanted in self.wanted.items()}
         return self.applied
+
+    def ask(self, stream: str, seen: Seen) -> torch.Tensor:
+        """The wanted weights; a gate computes in single precision whatever the passes around it do."""
+        with torch.autocast(self.model.device.type, enabled=False):
+            return self.mixer.weights(self.gate_of(stream), seen, self.sizes[stream]).to(self.model.device)
 
     def gate_of(self, stream: str) -> nn.Module | None:
         return None if self.gate is None else self.gate[stream]
@@ -305,16 +329,25 @@ class Mixture(nn.Module):
             by_slot |= zip(slots, parts if len(parts) == len(slots) else parts * len(slots))
         return OfPass(by_slot)
 
+    def route(self, **inputs) -> torch.Tensor:
+        """`routes` of the tokens alone."""
+        return self.routes(**inputs)[TOKENS]
+
     @torch.no_grad()
-    def route(self, prompt=None, is_audio=None, hidden=None, **inputs) -> torch.Tensor:
-        """The weights that are applied to each expert at each token, `[batch, length, modules | 1, experts]`; for a
-        mixer of ranks, means over an expert's ranks."""
+    def routes(self, prompt=None, is_audio=None, hidden=None, **inputs) -> dict[str, torch.Tensor]:
+        """The weights that are applied to each expert at each position of each stream,
+        `[batch | 1, length | 1, modules | 1, experts]`; for a mixer of ranks, means over an expert's ranks.
+
+        Streams that are weighed alike (a mixer that is pooled, or reads nothing) are one, `tokens`.
+        """
         if self.mixer.reads != "input":
-            return self.weigh(inputs, Seen(is_audio=is_audio, domain=self.domain), None, prompt, hidden)[TOKENS]
+            return self.weigh(inputs, Seen(is_audio=is_audio, domain=self.domain), None, prompt, hidden)
         self(prompt=prompt, is_audio=is_audio, **inputs)
-        parts = [self.of_experts(self.layers[name], weights) for name, weights in self.applied.items()]
-        length = parts[-1].shape[1]  # Whisper's last layer is its decoder's
-        return torch.stack([part for part in parts if part.shape[1] == length], 2)
+        apart = streams_of(self.model, list(self.layers), apart=True)  # layers are not called in the order of names
+        return {
+            stream: torch.stack([self.of_experts(self.layers[name], self.applied[name]) for name in names], 2)
+            for stream, names in apart.items()
+        }
 
     def of_experts(self, layer: MixedLinear, weights: torch.Tensor) -> torch.Tensor:
         if not layer.by_rank:
@@ -323,13 +356,13 @@ class Mixture(nn.Module):
         return weights @ (share / share.sum(0).clamp(min=1))
 
     def experts(self) -> dict[str, Adapter]:
-        """The experts as they are now."""
-        found = {name: Adapter(heads=heads) for name, heads in zip(self.names, self.heads)}
-        for module, layer in self.layers.items():
-            for index, adapter in enumerate(found.values()):
-                delta = layer.delta(index)
-                if delta is not None:
-                    adapter.deltas[module] = delta
+        """The experts as they are now; those that do not move are those that were given, bit for bit."""
+        if not self.mixer.trains_experts:
+            return self.given
+        found = {}
+        for index, (name, adapter) in enumerate(self.given.items()):
+            deltas = {module: self.layers[module].moved(index, d.scale) for module, d in adapter.deltas.items()}
+            found[name] = Adapter(deltas, heads=adapter.heads)
         return found
 
     def unwrap(self):
@@ -337,6 +370,8 @@ class Mixture(nn.Module):
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer.base)
         self.put_heads(self.own_heads)
+        for block in self.blocks():
+            block.gradient_checkpointing = block.training = False
 
 
 class OfPass:
@@ -353,22 +388,26 @@ class OfPass:
 
 
 class OfInput:
-    """Weights that each layer makes of its own input."""
+    """Weights that each layer makes of its own input.
 
-    def __init__(self, mixture: Mixture, seen: Seen):
-        self.mixture, self.seen = mixture, seen
+    Args:
+        told: the mixture shows them as its latest. Those of a repeated pass would keep all that it computed anew.
+    """
+
+    def __init__(self, mixture: Mixture, seen: Seen, told: bool = True):
+        self.mixture, self.seen, self.told = mixture, seen, told
 
     def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
         mixture = self.mixture
-        seen = replace(self.seen, input=x, layer=layer.slot)
-        wanted = mixture.mixer.weights(mixture.gate_of(TOKENS), seen, mixture.sizes[TOKENS])
+        wanted = mixture.ask(TOKENS, replace(self.seen, input=x, layer=layer.slot))
         applied = mixture.mixer.keep(wanted)
-        mixture.wanted[layer.name], mixture.applied[layer.name] = wanted, applied
+        if self.told:
+            mixture.wanted[layer.name], mixture.applied[layer.name] = wanted, applied
         return applied
 
     def anew(self):
-        """For a repeated pass: it must not find what the first one left to later layers."""
-        return OfInput(self.mixture, replace(self.seen, passed={}))
+        """For a repeated pass: it must find what earlier layers left, and not what it left itself the first time."""
+        return OfInput(self.mixture, replace(self.seen, passed=dict(self.seen.passed)), told=False)
 
 
 def check_given(experts: dict[str, Adapter], where) -> None:
@@ -387,17 +426,33 @@ def check_experts(model, experts: dict[str, Adapter], where) -> None:
     InputError: an expert is not low-rank, does not fit the base, or has a head where others have none.
     """
     layers = linear_layers(model)
-    heads = {name: frozenset(adapter.heads) for name, adapter in experts.items()}
     for name, adapter in experts.items():
         if adapter.dense or adapter.own:
             what, first = "the change is not low-rank", next(iter(adapter.dense | adapter.own))
             raise InputError(
                 f"{where}:{name}", what, first, "LoRA-like experts", "set `export_rank` where there is one"
             )
-        if heads[name] != next(iter(heads.values())):
-            other = next(iter(heads))
-            raise InputError(f"{where}:{name}", f"the expert's own head is not that of {other}", len(heads[name]))
         for module, delta in adapter.deltas.items():
             if module not in layers:
                 raise unknown(f"{where}:{name}", "linear layer of this base", module, layers)
             check_shape(f"{where}:{name}", module, layers[module], delta)
+    check_heads(model, experts, where)
+
+
+def check_heads(model, experts: dict[str, Adapter], where) -> None:
+    """Raises:
+    InputError: an expert's own head is not one of the base's, or has other parts than that of the first expert.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    first, like = next(iter(experts.items()))
+    for name, adapter in experts.items():
+        if adapter.heads.keys() != like.heads.keys():
+            parts, expected = (", ".join(sorted(heads)) or "none" for heads in (adapter.heads, like.heads))
+            what = f"the expert's own head is not that of {first}"
+            raise InputError(f"{where}:{name}", what, parts, expected, "train all experts on the same base and task")
+        for part, tensor in adapter.heads.items():
+            if part not in shapes:
+                raise unknown(f"{where}:{name}", "weight of this base", part, shapes)
+            if tuple(tensor.shape) != shapes[part]:
+                sizes = str(tuple(tensor.shape))
+                raise InputError(f"{where}:{name}:{part}", "wrong size", sizes, f"{shapes[part]} as in this base")

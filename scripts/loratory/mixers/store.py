@@ -1,5 +1,6 @@
 """Saving a mixture whole (gate, order of experts, the experts themselves) and opening it again on its base."""
 
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -53,9 +54,9 @@ def save_experts(folder: Path, mixture: Mixture, given: dict[str, str], run: dic
         return
     causal = model.can_generate() and not model.config.is_encoder_decoder
     transposed = any(isinstance(layer.base, Conv1D) for layer in mixture.layers.values())
+    known = {key: run[key] for key in ("base", "base_sha256", "seed") if key in run}
     for name, adapter in mixture.experts().items():
-        adapter.run = {key: run[key] for key in ("base", "base_sha256", "seed") if key in run}
-        save_adapter(folder / name, adapter, causal=causal, transposed=transposed)
+        save_adapter(folder / name, replace(adapter, run=known), causal=causal, transposed=transposed)
 
 
 def open_mixture(folder, base) -> Mixture:

@@ -36,14 +36,73 @@ def routing(weights, out, banner: str = "") -> None:
     Args:
         weights: JSON file with `experts`, `domains`, `weights` (mean gate weight, a row for each domain, a column for
             each expert), `entropy` and `top1` (for each domain: entropy / log(number of experts), and the share of
-            tokens whose heaviest expert is the domain's own).
+            tokens whose heaviest expert is the domain's own; None where experts are not those of domains).
     """
     found = read_json(weights)
-    names = [f"{d}\nentropy {found['entropy'][d]:.2f}, top-1 {found['top1'][d]:.0%}" for d in found["domains"]]
+    top = {domain: "–" if share is None else f"{share:.0%}" for domain, share in found["top1"].items()}
+    names = [f"{d}\nentropy {found['entropy'][d]:.2f}, top-1 {top[d]}" for d in found["domains"]]
     shown = [[f"{weight:.2f}" for weight in row] for row in found["weights"]]
     with drawn(out, (2.6 + 0.9 * len(found["experts"]), 1.5 + 0.55 * len(names)), banner) as figure:
         heat(figure, found["weights"], shown, names, found["experts"], SHARES, (0, 1), "mean gate weight (share)")
         figure.axes[0].set(xlabel="expert", ylabel="domain of the input")
+
+
+def layers(weights, out, banner: str = "") -> None:
+    """Mean weight of each expert in each adapted layer: a panel for each domain of the input.
+
+    Args:
+        weights: JSON file of `routes.gather_routes`.
+    """
+    found = read_json(weights)
+    rows, domains = shortened(found["layers"]), found["domains"]
+    size = (2.4 + (0.5 + 0.3 * len(found["experts"])) * len(domains), 1.5 + 0.14 * max(8, len(rows)))
+    with drawn(out, size, banner) as figure:
+        axes = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
+        for axis, domain in zip(axes, domains):
+            image = axis.imshow(found["modules"][domain], cmap=SHARES, vmin=0, vmax=1, aspect="auto")
+            axis.set_xticks(range(len(found["experts"])), found["experts"], rotation=90)
+            axis.set(title=domain)
+            axis.spines[:].set_visible(False)
+        axes[0].set_yticks(range(len(rows)), rows, fontsize=6)
+        figure.supxlabel("expert")
+        figure.supylabel("adapted layer")
+        figure.colorbar(image, ax=axes.tolist(), label="mean gate weight")
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Dotted names without the parts that all of them start with."""
+    parts = [name.split(".") for name in names]
+    same = 0
+    while len(names) > 1 and all(len(part) > same + 1 and part[same] == parts[0][same] for part in parts):
+        same += 1
+    return [".".join(part[same:]) for part in parts]
+
+
+def tokens(routes, mixture: str, out, banner: str = "") -> None:
+    """Weight of each expert at each token, mean over layers: a panel for each input of several domains.
+
+    Args:
+        routes: JSON file of `evaluation.tokens`.
+    """
+    found = read_json(routes)[mixture]
+    longest = max(len(routed["tokens"]) for routed in found.values())
+    high = 1 + 0.22 * len(next(iter(found.values()))["experts"])
+    with drawn(out, (2.5 + 0.03 * longest, 0.6 + high * len(found)), banner) as figure:
+        axes = figure.subplots(len(found), 1, squeeze=False)[:, 0]
+        for axis, (name, routed) in zip(axes, found.items()):
+            weights = [*zip(*routed["weights"])]
+            image = axis.imshow(weights, cmap=SHARES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            axis.set_yticks(range(len(routed["experts"])), routed["experts"])
+            domains = routed["domains"]
+            starts = [at for at, domain in enumerate(domains) if at == 0 or domain != domains[at - 1]]
+            axis.set_xticks(starts, [f"{domains[at]}, from {at}" for at in starts], ha="left")
+            for at in starts[1:]:
+                axis.axvline(at - 0.5, color="white", lw=1.5)
+            axis.set(title=name)
+            axis.spines[:].set_visible(False)
+        figure.supxlabel("token of the input")
+        figure.supylabel("expert")
+        figure.colorbar(image, ax=axes.tolist(), label="weight, mean over layers")
 
 
 def transfer(summary, out, banner: str = "") -> None:

@@ -200,7 +200,7 @@ def number(value: float | None, unit: str) -> str:
     if value is None:
         return ABSENT
     factor, unit = PRINTED.get(unit, (1, unit))
-    return f"{value * factor:.{DECIMALS.get(unit, 3)}f}".replace("-", "−")
+    return f"{value * factor:z.{DECIMALS.get(unit, 3)}f}".replace("-", "−")
 
 
 def share(value: float | None) -> str:

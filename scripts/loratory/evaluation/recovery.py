@@ -1,0 +1,98 @@
+"""Predictions → what share of the oracle's gain over the base mixtures and their controls recover.
+
+    recovery = (base − system) / (base − oracle)   where less is better, else (system − base) / (oracle − base)
+
+The oracle is each domain's own expert, alone: what a perfect router would choose. Intervals are of the ratio itself,
+draw by draw (`evaluation.contrast`: groups and training seeds); a draw in which the oracle gains nothing has none.
+Where the interval of the oracle's gain is not above 0, there is nothing to recover: it is undefined for all systems.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loratory import registry
+from loratory.data.files import write_json
+from loratory.evaluation.bootstrap import interval
+from loratory.evaluation.contrast import Paired, digests, paired
+from loratory.evaluation.score import BASE, finite
+
+Shares = dict[str, tuple[float, np.ndarray]]  # {system: (recovery, its (resamples,) draws)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One domain's answers: {training seed: parquet file}, the folder of its dataset, and its `Task` options."""
+
+    files: dict
+    data: object
+    task: object
+
+
+def recover(base, asked: Mapping[str, Asked], experts, mixtures: Sequence[str], against, resamples, seed, out) -> None:
+    """Writes how the mixtures of some experts compare, on all their domains, to the JSON file `out`.
+
+    `rows` are those of `evaluation.score` on test, for each domain and each of base, experts, mixtures and shuffled
+    gates, with `recovery` and `difference` (to the mixture `against`), each with `_low` and `_high`; `valid` those of
+    base and experts where the best single expert is chosen; `means` recoveries over the domains that have one.
+
+    Args:
+        experts: {domain: its adapter}. mixtures: their names.
+        resamples, seed: how many bootstrap draws, and their seed.
+
+    Raises:
+        InputError: as `evaluation.score`; or the base, an expert, a mixture was not asked.
+    """
+    own = {domain: f"{adapter}@{domain}" for domain, adapter in experts.items()}
+    alone = [BASE, *own.values()]
+    wanted = {*alone, *mixtures, *(f"{name}:shuffled" for name in mixtures)}
+    rows, valid, shares = [], [], []
+    for place, (domain, of) in enumerate(asked.items()):
+        draws = (resamples, [seed, place])  # groups of different domains have nothing to do with one another
+        found = paired(domain, of.files, of.data, of.task, "test", wanted.__contains__, *draws)
+        check(found, [*alone, *mixtures], next(iter(of.files.values())))
+        shares.append(recoveries(found, own[domain]))
+        rows += [{"domain": domain} | row(found, name, against, shares[-1]) for name in found.values]
+        chosen = paired(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
+        valid += [{"domain": domain} | chosen.row(name) for name in chosen.values]
+    report = {"base": base, "against": against, "experts": own, "domains": list(asked), "seeds": found.seeds}
+    report |= {"rows": rows, "valid": valid, "means": means(shares), "resamples": resamples, "seed": seed}
+    write_json(out, report | {"inputs": {domain: digests(of.files) for domain, of in asked.items()}})
+
+
+def check(found: Paired, wanted: Sequence[str], path) -> None:
+    for name in wanted:
+        if name not in found.values:
+            raise registry.unknown(path, "system", name, found.values)
+
+
+def recoveries(found: Paired, oracle: str) -> Shares:
+    """Of every system; {} where the oracle's gain may be 0."""
+    gap = found.better(oracle, BASE)
+    if gap["gain_low"] is None or gap["gain_low"] <= 0:
+        return {}
+    most = found.gains(oracle)
+    most = np.where(most > 0, most, np.nan)
+    gains = {name: 0.0 if name == BASE else found.better(name, BASE)["gain"] for name in found.values}
+    return {name: (gain / gap["gain"], found.gains(name) / most) for name, gain in gains.items() if gain is not None}
+
+
+def row(found: Paired, name: str, against: str, shares: Shares) -> dict:
+    return found.row(name) | found.better(name, against, "difference") | told(*shares.get(name, (None, None)))
+
+
+def means(shares: Sequence[Shares]) -> list[dict]:
+    """The mean recovery of each system over the domains that have one, draw by draw."""
+    defined = [of for of in shares if of]
+    systems = [name for name in (defined[0] if defined else {}) if all(name in of for of in defined)]
+    found = []
+    for name in systems:
+        values, draws = zip(*(of[name] for of in defined))
+        found.append({"system": name, **told(float(np.mean(values)), np.mean(draws, axis=0)), "domains": len(defined)})
+    return found
+
+
+def told(value: float | None, draws: np.ndarray | None) -> dict:
+    low, high = map(finite, interval(draws)) if draws is not None else (None, None)
+    return {"recovery": finite(value), "recovery_low": low, "recovery_high": high}

@@ -1,0 +1,67 @@
+"""How mixtures weigh their experts token by token where one input is of several domains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from loratory.bases.core import IGNORED, Encoded, load_base, too_long
+from loratory.data.files import write_json
+from loratory.domains.contract import Example
+from loratory.domains.questions import examples, read_records
+from loratory.mixers.core import Mixture
+from loratory.mixers.store import open_mixture
+
+HEARD = "♪"  # stands for a position that is heard
+
+
+def route_tokens(base_folder, mixtures, prompts, data, tasks, device, out) -> None:
+    """Writes {mixture: {prompt: what `weighed` says}} to the JSON file `out`.
+
+    Args:
+        mixtures: {name: folder}, of one causal base. prompts: {name: domains whose records are one input}.
+        data: {domain: dataset folder}. tasks: {domain: task options}.
+
+    Raises:
+        InputError: an input does not fit into the base's context.
+    """
+    base, found = load_base(base_folder, device), {}
+    domains = {domain for names in prompts.values() for domain in names}
+    records = {d: examples(d, read_records(data[d], "test", 1), tasks[d], base.family)[0] for d in domains}
+    inputs = {name: joined(base, [(d, records[d]) for d in names]) for name, names in prompts.items()}
+    for name, folder in mixtures.items():
+        mixture = open_mixture(folder, base)
+        found[name] = {prompt: weighed(base, mixture, *given) for prompt, given in inputs.items()}
+        mixture.unwrap()
+    write_json(out, found)
+
+
+def joined(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encoded, list[str]]:
+    """Questions of several domains as one input, and the domain of each position; only the first may be heard.
+
+    An answer that is chosen or transcribed is left out; one that continues its prompt, as a sequence does, is read.
+    """
+    (_, first), *_ = questions
+    ids, domains = [], []
+    for domain, question in questions:
+        text = question.prompt + ("" if question.audio or question.choices else question.target)
+        part = base.tokens(text) if ids else base.encode(replace(question, prompt=text, target="")).ids
+        ids, domains = ids + part, domains + [domain] * len(part)
+    if len(ids) > base.context:
+        raise too_long(base.folder, first.id, len(ids), base.context)
+    heard = base.audio_tokens(first) if first.audio else 0
+    return Encoded(ids, [IGNORED] * len(ids), len(ids), first.audio, heard), domains
+
+
+def weighed(base, mixture: Mixture, item: Encoded, domains: list[str]) -> Mapping:
+    """`experts`; and of each position its token in `tokens`, its domain in `domains`, and in `weights` those of the
+    experts, mean over layers."""
+    batch = base.collate([item])
+    heard = batch["is_audio"][0].tolist() if item.audio else [False] * len(item.ids)
+    weights = mixture.route(**base.inputs(batch), **base.facts(mixture, batch)).double().mean(2)
+    return {
+        "experts": mixture.names,
+        "tokens": [HEARD if audio else base.tokenizer.decode([id]) for id, audio in zip(item.ids, heard)],
+        "domains": domains,
+        "weights": torch.round(weights.expand(1, len(item.ids), -1)[0], decimals=6).tolist(),
+    }

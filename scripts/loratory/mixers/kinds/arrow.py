@@ -1,0 +1,70 @@
+"""Arrow: each layer routes each token to the experts whose main input direction it resembles; nothing is trained.
+
+Ostapenko et al. 2024, arXiv:2405.11157. Prototype p_i of an expert in a layer is the top right singular vector of
+B_i A_i, the direction of input that the expert changes most; a singular vector has no sign, so
+
+    λ = softmax over the top k of |x · p_i| / temperature
+
+PEFT finds p_i by 15 steps of power iteration, here it is exact. PEFT's subtraction of a general adapter (GenKnowSub)
+is another method and not part of this. An expert that leaves a layer alone has no say there: project interpretation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from loratory.mixers import contract
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.deltas import LowRank
+
+
+class Mixer(contract.Mixer):
+    """λ = top_k(softmax(|x · p_i| / temperature)), made to sum to 1."""
+
+    trained: ClassVar[bool] = False
+    reads: ClassVar[str] = "input"
+
+    top_k: int | None = Field(3, ge=1, description="experts of a token and layer that are kept; none keeps all")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature")
+
+    def gate(self, sizes):
+        """Prototypes of each layer, `[experts, width]` under its number; 0 where an expert has none."""
+        import torch
+
+        gate = torch.nn.Module()
+        for layer, width in enumerate(sizes.widths):
+            gate.register_buffer(str(layer), torch.zeros(sizes.experts, width))
+        return gate
+
+    def prepare(self, gate, sizes, experts):
+        for layer, module in enumerate(sizes.modules):
+            for prototype, adapter in zip(gate.get_buffer(str(layer)), experts.values()):
+                if module in adapter.deltas:
+                    prototype.copy_(main_input(adapter.deltas[module]))
+
+    def weights(self, gate, seen, sizes):
+        import torch
+
+        prototypes = gate.get_buffer(str(seen.layer))
+        alike = (seen.input.float() @ prototypes.T).abs() / self.temperature
+        # the least number and not −inf: where no expert has a prototype, all weigh alike and nothing is NaN
+        return alike.masked_fill(~prototypes.any(1), torch.finfo(alike.dtype).min).softmax(-1)
+
+    def keep(self, weights):
+        if self.top_k is None:
+            return weights
+        best, places = weights.topk(min(self.top_k, weights.shape[-1]), -1)
+        return weights.new_zeros(weights.shape).scatter(-1, places, best / best.sum(-1, keepdim=True))
+
+
+def main_input(delta: LowRank) -> torch.Tensor:
+    """The top right singular vector `[in]` of B A, without the dense matrix; 0 if B A = 0."""
+    import torch
+
+    change = torch.linalg.qr(delta.B.float()).R @ delta.A.float()
+    return torch.linalg.svd(change, full_matrices=False).Vh[0] * change.any()

@@ -1,0 +1,111 @@
+"""LLaVA-MoLE: in each block's MLP a router sends every token to one of K LoRA experts; attention has a plain LoRA
+(Chen et al. 2024, arXiv:2401.16160).
+
+    p = softmax(R x),   j = argmax p,   y = W x + (p_j or 1) · s B_j A_j x
+
+All experts start fresh. Unconfirmed by the paper, so project interpretations: one router a block, which all linear
+layers of its MLP follow and which reads the input of the first; and `weight_by_prob`, without which the language
+model's loss has no gradient for routers. The balance loss is that of Switch (arXiv:2101.03961), K Σ_j c_j m_j with c_j
+the share of tokens sent to j and m_j the mean of p_j: 1 if even, K if collapsed. The paper's sums over tokens would
+grow with the square of their number.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import ClassVar
+
+from pydantic import Field
+
+from loratory.errors import InputError
+from loratory.mixers import contract
+
+BLOCK = re.compile(r"(.*?\.\d+)\.")
+ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+PLAIN = "plain"  # the first of the experts, if any layer is no MLP's
+
+
+class Mixer(contract.Mixer):
+    """Weights of (plain, expert 1, …, expert K): (1, 0, …) on layers outside MLPs, (0, p) on an MLP's."""
+
+    reads: ClassVar[str] = "input"
+    splits: ClassVar[tuple[str, ...]] = ("train", "gate")
+
+    mlp_experts: int = Field(3, ge=1, description="experts of each block's MLP, K")
+    rank: int | None = Field(None, ge=1, description="rank of each; none takes each layer's largest among those given")
+    alpha: float | None = Field(
+        None, gt=0, description="scale numerator; none takes that of the given expert of largest rank"
+    )
+    weight_by_prob: bool = Field(True, description="weigh the chosen expert by its probability, not by 1")
+    balance: float = Field(0.01, ge=0, description="weight of the balance loss")
+
+    @property
+    def trains_experts(self):
+        return True
+
+    def experts_of(self, given, seed):
+        from loratory.mixers.fresh import fresh, widest
+
+        like = widest(given)
+        routed = {module: delta for module, delta in like.items() if block_of(module)}
+        if not routed:
+            raise InputError("llava_mole", "no expert has a layer of an MLP", fix="give experts that adapt MLPs")
+        parts = {f"mlp_{i}": routed for i in range(1, self.mlp_experts + 1)}
+        rest = {module: delta for module, delta in like.items() if module not in routed}
+        parts = {PLAIN: rest} | parts if rest else parts
+        return {name: fresh(name, part, seed, self.rank, self.alpha) for name, part in parts.items()}
+
+    def gate(self, sizes):
+        from torch import nn
+
+        widths: dict[str, list[int]] = {}
+        for module, width in zip(sizes.modules, sizes.widths, strict=True):
+            if block := block_of(module):
+                widths.setdefault(key_of(block), []).append(width)
+        first = {key: sizes.hidden if sizes.hidden in found else found[0] for key, found in widths.items()}
+        return nn.ModuleDict({key: nn.Linear(w, self.mlp_experts, bias=False) for key, w in first.items()})
+
+    def weights(self, gate, seen, sizes):
+        from torch.nn.functional import pad
+
+        block = block_of(sizes.modules[seen.layer])
+        if block is None:
+            return pad(seen.input.new_ones(*seen.input.shape[:-1], 1).float(), (0, self.mlp_experts))
+        if block not in seen.passed:
+            seen.passed[block] = gate[key_of(block)](seen.input.float()).softmax(-1)
+        return pad(seen.passed[block], (sizes.experts - self.mlp_experts, 0))
+
+    def keep(self, weights):
+        import torch
+
+        best, place = weights.max(-1, keepdim=True)
+        return weights.new_zeros(weights.shape).scatter(
+            -1, place, best if self.weight_by_prob else torch.ones_like(best)
+        )
+
+    def penalty(self, weights, domain):
+        """The balance loss of an MLP's layer; a plain 0 for any other."""
+        from torch.nn.functional import one_hot
+
+        routed = weights[..., -self.mlp_experts :].flatten(0, -2)
+        if not routed.any():
+            return 0.0
+        sent = one_hot(routed.argmax(-1), self.mlp_experts).to(routed.dtype).mean(0)
+        return self.balance * self.mlp_experts * (sent * routed.mean(0)).sum()
+
+
+@cache
+def block_of(module: str) -> str | None:
+    """The block whose MLP a layer is in; None for attention and for layers outside the blocks.
+
+    `model.layers.3.mlp.up_proj` (Llama), `transformer.h.3.mlp.c_fc` (GPT-2), `bert.encoder.layer.3.output.dense` and
+    `model.decoder.layers.3.fc1` (Whisper) are each of the MLP of a block numbered 3.
+    """
+    found = BLOCK.match(module)
+    return found[1] if found and not ATTENTION.search(module, found.end()) else None
+
+
+def key_of(block: str) -> str:
+    """A block's name where dots are not allowed."""
+    return block.replace(".", "/")

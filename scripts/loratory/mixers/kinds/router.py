@@ -1,0 +1,40 @@
+"""A classifier of domains, and the expert of the domain that it names: routing that is learnt as a task of its own.
+
+It learns from the domains' labels alone; the language model's loss says nothing to it. A control for gates that learn
+from that loss, and the fair counterpart of `oracle` where the domain is not known.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from loratory.mixers import contract
+
+
+class Mixer(contract.Mixer):
+    """λ = one-hot at argmax softmax(W h̄ + b); h̄ is the mean over the prompt of the base's last hidden states."""
+
+    reads: ClassVar[str] = "hidden"
+
+    @property
+    def pooled(self):
+        return True
+
+    def gate(self, sizes):
+        from torch import nn
+
+        return nn.Linear(sizes.hidden, sizes.experts)
+
+    def weights(self, gate, seen, sizes):
+        return gate(seen.hidden.float()).softmax(-1).unsqueeze(-2)
+
+    def keep(self, weights):
+        from torch.nn.functional import one_hot
+
+        return one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
+
+    def penalty(self, weights, domain):
+        """Cross-entropy of the named domain."""
+        import torch
+
+        return -weights[..., domain].clamp_min(torch.finfo(weights.dtype).tiny).log().mean()

@@ -1,0 +1,83 @@
+"""Slide-LoRA: a fresh expert for each domain and one that all share, weighed sequence by sequence.
+
+TextHarmony, Zhao et al. 2024, arXiv:2407.16364.
+
+    y = W x + Σ_e g_e · alpha / rank · B_e A_e x
+
+The released gate is hard: 0.5 for the domain's expert, 0.5 for the shared one. The paper speaks of a learnt one, of
+which the code has none; `gating: learned` is a softmax of a linear layer on the mean of the base's prompt states
+(project interpretation). The released code has no alpha / rank; here the scale is declared.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from loratory.errors import InputError
+from loratory.mixers import contract
+
+SHARED = "shared"
+
+
+class Mixer(contract.Mixer):
+    """g = (0.5 at the domain's expert, 0.5 at the shared one, the last), or softmax(W h̄ + b) over all."""
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "gate")
+
+    gating: Literal["task_id", "learned"] = Field(
+        "task_id", description="the domain is told, or a gate weighs experts"
+    )
+    rank: int | None = Field(None, ge=1, description="rank of each; none takes each layer's largest among those given")
+    alpha: float | None = Field(
+        None, gt=0, description="scale numerator; none takes that of the given expert of largest rank"
+    )
+
+    @property
+    def told(self):
+        return self.gating == "task_id"
+
+    @property
+    def reads(self):
+        return "nothing" if self.told else "hidden"
+
+    @property
+    def pooled(self):
+        return not self.told
+
+    @property
+    def trains_experts(self):
+        return True
+
+    def experts_of(self, given, seed):
+        from loratory.mixers.fresh import fresh, widest
+
+        like = widest(given)
+        return {name: fresh(name, like, seed, self.rank, self.alpha) for name in (*given, SHARED)}
+
+    def gate(self, sizes):
+        from torch import nn
+
+        return None if self.told else nn.Linear(sizes.hidden, sizes.experts)
+
+    def weights(self, gate, seen, sizes):
+        if self.told:
+            return halves(seen.domain, sizes.experts)
+        return gate(seen.hidden.float()).softmax(-1).unsqueeze(-2)
+
+
+def halves(domain: int | None, experts: int):
+    """0.5 for the domain's own expert, 0.5 for the last, `[1, 1, 1, experts]`.
+
+    Raises:
+        InputError: the domain is none of the mixture's.
+    """
+    import torch
+
+    if domain is None or not 0 <= domain < experts - 1:
+        fix = "ask it about its own domains, or use `gating: learned`"
+        raise InputError("slide_lora", "the domain is not one of the mixture's", domain, f"0 to {experts - 2}", fix)
+    found = torch.zeros(1, 1, 1, experts)
+    found[..., [domain, -1]] = 0.5
+    return found

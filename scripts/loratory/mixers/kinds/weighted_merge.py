@@ -1,0 +1,53 @@
+"""The weighted sum of all changes as one adapter: ΔW = Σ_i w_i ΔW_i, by laying the ranks side by side.
+
+PEFT calls it `cat`; cut to a rank it is PEFT's `svd`. With equal shares it is `uniform`, paid for once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, FiniteFloat
+
+from loratory.mixers.merging import Merger, merged, shares_of
+
+if TYPE_CHECKING:
+    from loratory.adapters.deltas import LowRank
+
+
+class Mixer(Merger):
+    """ΔW = [w_1 s_1 B_1 … w_n s_n B_n] [A_1; …; A_n]: exact, of rank Σ r_i."""
+
+    shares: dict[str, FiniteFloat] = Field({}, description="{domain: weight of its expert}; 1/n each if empty")
+    rank: int | None = Field(None, ge=1, description="cut the sum to this rank by SVD; none is exact")
+
+    def experts_of(self, given, seed):
+        shares = shares_of(self.shares, given, 1 / len(given))
+
+        def merge(module, found):
+            total = side_by_side(found, shares)
+            return total if self.rank is None else cut(total, self.rank)
+
+        return merged(given, merge)
+
+
+def side_by_side(found: dict[str, LowRank], shares: dict[str, float]) -> LowRank:
+    import torch
+
+    from loratory.adapters.deltas import LowRank
+
+    a = torch.cat([delta.A.float() for delta in found.values()])
+    b = torch.cat([shares[name] * delta.scale * delta.B.float() for name, delta in found.items()], 1)
+    return LowRank(a, b, 1.0)
+
+
+def cut(delta: LowRank, rank: int) -> LowRank:
+    """The nearest change of `rank`, without the dense matrix: B A = Q_b (R_b R_aᵀ) Q_aᵀ."""
+    import torch
+
+    from loratory.adapters.deltas import LowRank
+
+    q_b, r_b = torch.linalg.qr(delta.B)
+    q_a, r_a = torch.linalg.qr(delta.A.T)
+    core = LowRank.nearest(r_b @ r_a.T, rank)
+    return LowRank(core.A @ q_a.T, q_b @ core.B, 1.0)

@@ -1,0 +1,139 @@
+"""Mixtures of the same experts → one table: what each recovers of the oracle's gain, how it routes, and what it costs.
+
+Rows keep the config's order: no rank is printed, as intervals and the marks ▲ ▼ say what can be told apart.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from loratory.data.files import read_json
+from loratory.reporting import formats
+from loratory.reporting.formats import Layout
+from loratory.reporting.methods import difference, drawn, marks, mean, scaled
+from loratory.reporting.tables import ABSENT, BASE, best_single, chosen, heading, share, sizes
+
+TOLD = "†"
+NOTES = (
+    "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; its interval is "
+    f"of that ratio, draw by draw. {ABSENT} where the interval of the oracle's gain is not above 0; the mean is over "
+    "the other domains.",
+    f"{TOLD} is told the domain of its input, which no other system knows. First pass: the base is run without "
+    "experts before they are weighed.",
+    "shuffled: the same gate, each weight handed to the next expert. The best single expert was chosen once; "
+    "intervals do not cover that choice.",
+    "top-1: share of tokens of test records whose heaviest expert, by the mean over layers, is the domain's own; "
+    "entropy: of the experts' shares of a token and layer (1: uniform). Means over domains, where several experts are "
+    "weighed; top-1 where they are those of the domains.",
+    "read: positions a second where a system scores or chooses; written: tokens a second where it writes, reading its "
+    "prompts included. Batches of records, on the machine of this run, whose other jobs are part of what is measured.",
+    "trained: numbers that an optimizer moved for this mixture; experts that it was given were trained before. "
+    "stored: numbers of its gate and its experts. memory: peak on the GPU, the base included; not known on a CPU.",
+)
+
+
+def table(contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *, about="", banner="") -> None:
+    """Writes `{out}.tsv`, `.md`, `.tex` and `.html`.
+
+    Args:
+        contrast: JSON file of `evaluation.recovery`.
+        routes: files `seed{n}.routing.json` of `evaluation.predict`, of all its domains and seeds.
+        runs: (mixture, its `mixture.json`) pairs of all seeds; lines keep their order.
+        about: what the base is, in a sentence. banner: a warning above the table.
+    """
+    report, answered = read_json(contrast), [read_json(path) for path in routes]
+    trained = [(name, read_json(path)) for name, path in runs]
+    formats.write(layout(report, answered, trained, about, banner), out)
+
+
+def layout(report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], about: str, banner: str) -> Layout:
+    """A line for the base, the best single expert, each mixture and its shuffled gate; two columns for each domain."""
+    rows = {(row["domain"], row["system"]): row for row in report["rows"]}
+    heads = {domain: rows[domain, BASE] for domain in report["domains"]}
+    best = best_of(report)
+    mixtures = list(dict.fromkeys(name for name, _ in runs))
+    systems = [BASE, *([best] if best else []), *order(mixtures, {system for _, system in rows})]
+    means = {row["system"]: row for row in report["means"]}
+    known = {name: facts(name, answered, [run for mixture, run in runs if mixture == name]) for name in systems}
+    header = ["system"]
+    for domain, row in heads.items():
+        header += [f"{domain}: recovery (%)", f"{domain}: better than {report['against']} by, {heading(row)}"]
+    header += ["mean recovery (%)", "top-1 (%)", "entropy", "read (tokens/s)", "written (tokens/s)"]
+    header += ["memory, answering (MB)", "memory, training (MB)", "trained", "stored", "first pass"]
+    lines = []
+    for name in systems:
+        shown = [rows.get((domain, name)) for domain in heads]
+        cells = [text for row in shown for text in (recovered(row), difference(row))]
+        label = f"best single ({name})" if name == best else f"{name} {TOLD}" if known[name]["told"] else name
+        lines.append([label, *cells, recovered(means.get(name)), *told(known[name])])
+    shown = [rows[domain, name] for name in systems for domain in heads if (domain, name) in rows]
+    foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
+    foot += [drawn(report), marks(report["against"], [{"rows": shown}]), chosen(best), *NOTES]
+    foot += [f"Base: {about}"] if about else []
+    extra = {name: averaged(means.get(name)) | known[name] for name in systems}
+    records = [{"base": report["base"], **row, **extra[row["system"]]} for row in shown]
+    return Layout(f"Mixers on {report['base']}", banner, header, lines, foot, records)
+
+
+def averaged(row: Mapping | None) -> dict:
+    return {f"mean_{part}": row and row[part] for part in ("recovery", "recovery_low", "recovery_high")}
+
+
+def best_of(report: Mapping) -> str | None:
+    """The expert with the best mean recovery on the validation split."""
+    valid: dict[str, dict] = {}
+    for row in report["valid"]:
+        valid.setdefault(row["domain"], {})[row["system"]] = row
+    return best_single(valid, list(report["experts"].values()))
+
+
+def order(mixtures: Sequence[str], asked: set[str]) -> list[str]:
+    return [name for mixture in mixtures for name in (mixture, f"{mixture}:shuffled") if name in asked]
+
+
+def facts(system: str, answered: Sequence[Mapping], runs: Sequence[Mapping]) -> dict:
+    """What is known of a system besides its answers; None where it is not known, or makes no sense.
+
+    Args:
+        answered: of each domain and seed {system: its cost and routing}. runs: of each seed, if it is a mixture.
+    """
+    found = [routes[system] for routes in answered if system in routes]
+    routed = [each for each in found if len(each.get("experts", ())) > 1]
+    stored = [each["stored"] for each in found if "stored" in each]
+    return {
+        "told": any(each.get("told", False) for each in found),
+        "first_pass": any(each.get("first_pass", False) for each in found),
+        "top1": mean(each["top1"] for each in routed) if routed else None,
+        "entropy": mean(each["entropy"] for each in routed) if routed else None,
+        "read_per_second": rate(found, "read", "reading"),
+        "written_per_second": rate(found, "written", "writing"),
+        "memory": most(each["memory"] for each in found),
+        "training_memory": most(run.get("accelerator_memory_max") for run in runs),
+        "trainable": mean(run["trainable_parameters"] for run in runs) if runs else None,
+        "stored": mean(stored) if stored else None,
+    }
+
+
+def rate(found: Sequence[Mapping], amount: str, seconds: str) -> float | None:
+    """Over all domains and seeds; None where a system did nothing of the kind."""
+    total = sum(each[amount] for each in found)
+    return total / sum(each[seconds] for each in found) if total else None
+
+
+def most(values) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def told(known: Mapping) -> list[str]:
+    """The cells of routing and costs."""
+    entropy = ABSENT if known["entropy"] is None else f"{known['entropy']:.2f}"
+    numbers = [ABSENT if known[name] is None else f"{round(known[name]):,}" for name in ("trainable", "stored")]
+    speeds = [scaled(known[name], 1) for name in ("read_per_second", "written_per_second")]
+    memory = [scaled(known[name], 1e6) for name in ("memory", "training_memory")]
+    return [share(known["top1"]), entropy, *speeds, *memory, *numbers, "yes" if known["first_pass"] else ABSENT]
+
+
+def recovered(row: Mapping | None) -> str:
+    """`recovery [low, high]` in percent."""
+    if row is None or row["recovery"] is None:
+        return ABSENT
+    value, low, high = (share(row[part]) for part in ("recovery", "recovery_low", "recovery_high"))
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,177 @@
+"""Recovery: shares of the oracle's gain, paired over records, seeds and, in the mean, domains."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loratory import registry
+from loratory.domains.contract import Metric
+from loratory.errors import InputError
+from loratory.evaluation.contrast import Paired
+from loratory.evaluation.recovery import Asked, means, recover, recoveries
+from loratory.evaluation.rows import write_rows
+
+N, SEEDS = 40, (0, 1)
+METRICS = {"rise": "up", "fall": "down"}  # domain: where better is
+EXPERTS = {"rise": "lora", "fall": "lora"}
+SYSTEMS = ("base", "lora@rise", "lora@fall", "mix:uniform", "mix:oracle", "mix:shuffled", "mix", "plain")
+
+
+@pytest.fixture(autouse=True)
+def domains(monkeypatch):
+    """Two domains whose one metric is the mean of `nll`: the higher, or the lower the better."""
+
+    def load(noun, domain, part):
+        metric = Metric("mean", "nats", METRICS[domain], "nll", lambda c: float(c["nll"].mean()), primary=True)
+        return SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
+
+    monkeypatch.setattr(registry, "load", load)
+
+
+@pytest.fixture
+def recovered(tmp_path):
+    """Makes the report of a study in which each system is better than the base by what `gains` says, the same for all
+    records but for `noise`, which all systems share."""
+
+    def report(gains: dict, noise=1.0, mixtures=("mix", "plain"), against="plain", systems=SYSTEMS):
+        asked = {}
+        for domain, direction in METRICS.items():
+            folder = tmp_path / domain
+            folder.mkdir()
+            records = [{"id": f"r{i:02}", "group": f"g{i // 2}"} for i in range(N)]
+            for split in ("test", "valid"):
+                pq.write_table(pa.Table.from_pylist(records), folder / f"{split}.parquet")
+            own = np.random.default_rng(len(domain)).normal(3, noise, N)
+            files = {}
+            for seed in SEEDS:
+                rows = [
+                    {"split": split, "system": name, "kind": "adapter", "reference": "", "seconds": 0.0, "tokens": 1}
+                    | records[i]
+                    | {"nll": own[i] + (1 if direction == "up" else -1) * told(gains, name, domain, seed, i)}
+                    for split in ("test", "valid")
+                    for name in systems
+                    if split == "test" or name == "base" or "@" in name
+                    for i in range(N)
+                ]
+                files[seed] = folder / f"seed{seed}.parquet"
+                write_rows(files[seed], rows)
+            asked[domain] = Asked(files, folder, None)
+        recover("mini", asked, EXPERTS, mixtures, against, 200, 0, tmp_path / "out.json")
+        return json.loads((tmp_path / "out.json").read_text())
+
+    return report
+
+
+def told(gains, name, domain, seed, i) -> float:
+    """The gain of a system: a number, or a function of (domain, seed, record)."""
+    gain = gains.get(name, 0.0)
+    if name == f"lora@{domain}":
+        gain = gains.get("own", 2.0)
+    return gain(domain, seed, i) if callable(gain) else gain
+
+
+def rows_of(report) -> dict:
+    return {(row["domain"], row["system"]): row for row in report["rows"]}
+
+
+def test_recovery_is_the_share_of_the_own_experts_gain_whichever_way_the_metric_points(recovered):
+    rows = rows_of(recovered({"mix": 1.5, "plain": 0.5, "mix:shuffled": -1.0}))
+    for domain in METRICS:
+        shares = {name: rows[domain, name]["recovery"] for name in ("base", "mix", "plain", "mix:shuffled")}
+        assert shares == pytest.approx({"base": 0, "mix": 0.75, "plain": 0.25, "mix:shuffled": -0.5})
+        assert rows[domain, f"lora@{domain}"]["recovery"] == pytest.approx(1)
+        assert rows[domain, "mix"]["difference"] == pytest.approx(1)
+        assert rows[domain, "plain"]["difference"] is None
+
+
+def test_what_all_systems_share_does_not_blur_the_ratio(recovered):
+    row = rows_of(recovered({"mix": 1.5}))["fall", "mix"]
+    assert row["high"] - row["low"] > 0.3
+    assert row["recovery_low"] == pytest.approx(0.75) == row["recovery_high"]
+
+
+def test_the_interval_is_of_the_ratio_and_not_of_the_difference(recovered):
+    each = np.random.default_rng(1).normal(2, 1.5, N)
+    rows = rows_of(recovered({"own": lambda d, s, i: each[i], "mix": lambda d, s, i: each[i] / 2}))
+    found = rows["rise", "mix"]
+    assert found["gain_high"] - found["gain_low"] > 0.2
+    for part in ("recovery", "recovery_low", "recovery_high"):
+        assert found[part] == pytest.approx(0.5)
+
+
+def test_seeds_that_differ_widen_the_interval(recovered):
+    row = rows_of(recovered({"mix": lambda d, seed, i: 2.0 * seed}))["rise", "mix"]
+    assert row["recovery"] == pytest.approx(0.5)
+    assert (row["recovery_low"], row["recovery_high"]) == pytest.approx((0, 1))
+
+
+def test_where_the_oracle_may_gain_nothing_there_is_nothing_to_recover(recovered):
+    nothing = {"own": lambda domain, seed, i: 2.0 if domain == "rise" else (-1) ** (i // 2), "mix": 1.0}
+    report = recovered(nothing)
+    rows = rows_of(report)
+    assert rows["fall", "mix"]["recovery"] is None is rows["fall", "lora@fall"]["recovery_low"]
+    assert rows["fall", "mix"]["difference"] == pytest.approx(1)
+    [mean] = [row for row in report["means"] if row["system"] == "mix"]
+    assert (mean["recovery"], mean["domains"]) == (rows["rise", "mix"]["recovery"], 1) == (pytest.approx(0.5), 1)
+
+
+def test_a_mean_recovery_is_over_domains_draw_by_draw(recovered):
+    report = recovered({"mix": lambda domain, seed, i: 2.0 * seed if domain == "rise" else 1.0})
+    [mean] = [row for row in report["means"] if row["system"] == "mix"]
+    assert (mean["recovery"], mean["domains"]) == (pytest.approx(0.5), 2)
+    assert (mean["recovery_low"], mean["recovery_high"]) == pytest.approx((0.25, 0.75))
+
+
+def test_training_seeds_are_drawn_alike_in_all_domains(recovered):
+    opposed = {"rise": 1, "fall": -1}
+    report = recovered({"mix": lambda domain, seed, i: 1.0 + opposed[domain] * seed})
+    [mean] = [row for row in report["means"] if row["system"] == "mix"]
+    assert rows_of(report)["rise", "mix"]["recovery_high"] > rows_of(report)["rise", "mix"]["recovery_low"]
+    assert mean["recovery_low"] == pytest.approx(0.5) == mean["recovery_high"]
+
+
+def test_groups_of_different_domains_are_not_drawn_alike(recovered):
+    each, opposed = np.random.default_rng(2).normal(0, 1, N), {"rise": 1, "fall": -1}
+    report = recovered({"mix": lambda domain, seed, i: 1.0 + opposed[domain] * each[i]})
+    [mean] = [row for row in report["means"] if row["system"] == "mix"]
+    assert mean["recovery_high"] - mean["recovery_low"] > 0.1
+
+
+def test_valid_rows_are_of_the_base_and_the_experts_alone(recovered):
+    report = recovered({})
+    assert {row["system"] for row in report["valid"]} == {"base", "lora@rise", "lora@fall"}
+    assert {row["split"] for row in report["valid"]} == {"valid"}
+
+
+def test_controls_of_single_mixtures_are_left_to_mixtures_of_that_kind(recovered):
+    assert {system for _, system in rows_of(recovered({}))} == {*SYSTEMS} - {"mix:uniform", "mix:oracle"}
+
+
+def test_a_mixture_that_was_not_asked_is_named(recovered):
+    with pytest.raises(
+        InputError, match=r"unknown system \(mixt\); expected one of base, lora@fall, lora@rise, plain"
+    ):
+        recovered({}, mixtures=("mixt", "plain"))
+
+
+def test_a_base_that_was_not_asked_leaves_nothing_to_gain(recovered):
+    with pytest.raises(InputError, match=r"unknown system \(base\)"):
+        recovered({}, systems=SYSTEMS[1:])
+
+
+def test_draws_without_a_gain_of_the_oracle_have_no_recovery():
+    metric = Metric("mean", "nats", "up", "nll", None, primary=True)
+    gains = np.r_[np.full(99, 2.0), -2.0]
+    spreads = {"base": np.zeros(100), "own": gains, "mix": np.ones(100)}
+    values = {"base": {0: 0.0}, "own": {0: 2.0}, "mix": {0: 1.0}}
+    value, draws = recoveries(Paired(metric, values, spreads, {}, [0]), "own")["mix"]
+    assert value == 0.5
+    np.testing.assert_array_equal(draws, np.r_[np.full(99, 0.5), np.nan])
+
+
+def test_without_any_domain_to_recover_in_there_is_no_mean():
+    assert means([{}, {}]) == []
