@@ -29,9 +29,10 @@ import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from loratory.adapters import core, deltas  # noqa: E402
-from loratory.mixers.core import MixedLinear, Mixture  # noqa: E402
+from loratory.mixers.core import Mixture  # noqa: E402
 from loratory.mixers.generation import FixedSteps, generate  # noqa: E402
 from loratory.mixers.kinds.xlora import Mixer  # noqa: E402
+from loratory.mixers.layers import MixedLinear  # noqa: E402
 
 EXPERTS = 4
 

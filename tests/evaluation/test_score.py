@@ -183,6 +183,12 @@ def test_baselines_join_with_one_value_and_only_the_outputs_they_fill(run, tmp_p
     assert "baselines" in report["inputs"]
 
 
+def test_a_baseline_named_like_a_trained_system_is_refused(run, tmp_path):
+    rows = answers("lora@toy", "baseline", "test", 0.0)
+    with pytest.raises(InputError, match="a baseline has the name of a trained system"):
+        run(baselines=write(tmp_path / "baselines.parquet", rows))
+
+
 def test_columns_are_not_asked_of_rows_that_no_metric_looks_at(run, tmp_path):
     mute = [r | {"p": None, "nll": None, "tokens": None} for r in answers("mute", "baseline", "test", 0.0)]
     report = run(baselines=write(tmp_path / "baselines.parquet", mute))

@@ -60,7 +60,7 @@ def test_logits_equal_peft(tmp_path, variant, depth):
 
 def peft_module_order(theirs, ours) -> list[int]:
     """For each of our slots, the place that PEFT gives the same module: it counts in the order of the model."""
-    from loratory.mixers.core import MixedLinear
+    from loratory.mixers.layers import MixedLinear
 
     walked = [n for n, m in ours.model.named_modules() if isinstance(m, MixedLinear)]
     slots = sorted(walked)

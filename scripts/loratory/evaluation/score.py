@@ -95,6 +95,9 @@ def gather(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str, Run
                 check_ids(path, split, system, set(ids) - set(known), "records of the dataset")
             strangers = set(ids) ^ set(covered[split])
             check_ids(path, split, system, strangers, "the same records for every system of a split")
+            if run is None and system in splits.get(split, {}):
+                fix = "give the mixture another name"
+                raise InputError(path, "a baseline has the name of a trained system", system, fix=fix)
             rows = [row | measures.get((run, system, row["id"]), {}) for row in rows]
             splits.setdefault(split, {}).setdefault(system, {})[run] = rows
     return splits

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from loratory.adapters.deltas import CONFIG, WEIGHTS
 from loratory.data.files import read_json
 from loratory.errors import InputError
-from loratory.mixers.core import MixedLinear, Mixture, check_given
+from loratory.mixers.core import Mixture, check_given
 from loratory.mixers.kinds.xlora import Mixer
+from loratory.mixers.layers import MixedLinear
 from loratory.mixers.store import open_experts
 from loratory.mixers.streams import TOKENS
 
