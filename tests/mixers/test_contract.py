@@ -111,6 +111,22 @@ def test_only_what_is_declared_gets_gradients_and_moves(kind):
     assert changed == declared
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if registry.load("mixer", k).Mixer.trained])
+def test_checkpointed_blocks_give_the_same_gradients(kind):
+    found = []
+    for checkpoints in (False, True):
+        mixture = mixed(registry.load("mixer", kind).Mixer()).train()
+        if checkpoints:
+            mixture.checkpoint_gradients()
+        torch.manual_seed(3)
+        logits = mixture(input_ids=IDS).logits
+        (logits.square().mean() + penalty(mixture, torch.ones_like(IDS, dtype=torch.bool), 1)).backward()
+        found.append({name: p.grad for name, p in mixture.trainable().items() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and any(gradient.any() for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_batch_or_padding(kind):
