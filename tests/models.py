@@ -131,3 +131,24 @@ def trained_adapter(model, method, seed: int, heads=()):
     core.detach(model)
     model.requires_grad_(False)
     return adapter
+
+
+def opinionated(mixture, strength: float = 30):
+    """The mixture, its gate drawn as for training but strong: it prefers experts."""
+    from loratory.training.mixture import start_gate
+
+    if mixture.gate is not None:
+        start_gate(mixture.gate, 5)
+        for parameter in mixture.gate.parameters():
+            parameter.data.mul_(strength)
+    return mixture
+
+
+def continued(mixture, start: dict, limit: int) -> list[list[int]]:
+    """Greedy ids after the prompts in `start`, with caches."""
+    from loratory.bases.decoding import decode
+
+    def forward(inputs, cache):
+        return mixture(**inputs, past_key_values=cache, use_cache=True)
+
+    return decode(forward, start, mixture.new_cache(), end=-1, limit=limit)

@@ -50,6 +50,13 @@ def command(folder: Path, config: dict, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--configfile", str(file), "-d", str(folder), *arguments]
 
 
+def succeeded(folder: Path, config: dict, *arguments: str, **options) -> str:
+    """What `snakemake` said, which must have succeeded."""
+    run = snakemake(folder, config, *arguments, **options)
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
 def snakemake(folder: Path, config: dict, *arguments: str, **options) -> subprocess.CompletedProcess:
     """Runs the workflow in `folder`; `stdout` of the result is all that was said."""
     asked = command(folder, config, *arguments)

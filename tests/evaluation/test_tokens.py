@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from models import causal_base, trained_adapter
+from models import causal_base, opinionated, trained_adapter
 
 from loratory import registry
 from loratory.adapters import deltas
@@ -18,7 +18,6 @@ from loratory.evaluation import tokens
 from loratory.evaluation.tokens import HEARD, joined, route_tokens, weighed
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import save_mixture
-from loratory.training.mixture import start_gate
 
 CHOICES = (" no", " yes")
 
@@ -67,12 +66,7 @@ def test_an_input_longer_than_the_context_is_refused(base, asked):
 
 def mixture_of(base, kind: str) -> Mixture:
     experts = {n: trained_adapter(base.model, Method(rank=2), i) for i, n in enumerate(("protein", "speech"))}
-    mixture = Mixture(base.model, experts, registry.load("mixer", kind).Mixer()).eval()
-    if mixture.gate is not None:
-        start_gate(mixture.gate, 0)
-        for parameter in mixture.gate.parameters():
-            parameter.data.mul_(30)
-    return mixture
+    return opinionated(Mixture(base.model, experts, registry.load("mixer", kind).Mixer())).eval()
 
 
 @torch.no_grad()

@@ -4,12 +4,11 @@ from typing import ClassVar
 
 import pytest
 import torch
-from models import causal_base, llama, trained_adapter
+from models import causal_base, continued, llama, opinionated, trained_adapter
 
 from loratory import registry
 from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
-from loratory.bases.decoding import decode
 from loratory.errors import InputError
 from loratory.evaluation.controls import Shuffled
 from loratory.mixers.contract import Mixer
@@ -46,12 +45,8 @@ def mixed(mixer, order="abc", model=None) -> Mixture:
     found = experts()
     made = mixer.experts_of({name: found[name] for name in order}, seed=4)
     mixture = Mixture(model or llama(), made, mixer, domains=list(order))
-    if mixture.gate is not None:
-        start_gate(mixture.gate, 5)
-        for parameter in mixture.gate.parameters():
-            parameter.data.mul_(30)  # a gate with opinions
     mixture.domain = 1
-    return mixture.eval()
+    return opinionated(mixture).eval()
 
 
 def alone(name: str):
@@ -178,13 +173,7 @@ def test_two_caches_write_the_same_as_running_everything_anew(kind):
         "attention_mask": mask,
         "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
     }
-    cached = decode(
-        lambda inputs, cache: mixture(**inputs, past_key_values=cache, use_cache=True),
-        start,
-        mixture.new_cache(),
-        end=-1,
-        limit=12,
-    )
+    cached = continued(mixture, start, 12)
     ids, mask, prompt = start["input_ids"], start["attention_mask"], start["attention_mask"].bool()
     for step in range(12):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from families import FAMILIES, gpt2, phi3
-from models import encoder_base, save, text_tokenizer, trained_adapter, whisper_base
+from models import encoder_base, opinionated, save, text_tokenizer, trained_adapter, whisper_base
 from torch import nn
 
 from loratory import registry
@@ -23,7 +23,6 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.kinds.xlora import Mixer as XLora
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.mixers.streams import READS_FRAMES
-from loratory.training.mixture import start_gate
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SOME = {  # what the second and the third expert change; the first changes all
@@ -78,18 +77,14 @@ def experts(family: str, model=None, heads=None) -> dict:
     }
 
 
-def opinionated(mixture: Mixture) -> Mixture:
-    if mixture.gate is not None:
-        start_gate(mixture.gate, 5)
-        for parameter in mixture.gate.parameters():
-            parameter.data.mul_(30)
+def placed(mixture: Mixture) -> Mixture:
     mixture.domain = 1
-    return mixture.eval()
+    return opinionated(mixture).eval()
 
 
 def mixed(family: str, mixer) -> tuple[Mixture, SimpleNamespace]:
     toy = FAMILIES[family]()
-    return opinionated(Mixture(toy.model, experts(family), mixer)), toy
+    return placed(Mixture(toy.model, experts(family), mixer)), toy
 
 
 def said(toy, model) -> torch.Tensor:
@@ -258,7 +253,7 @@ def test_a_saved_mixture_opens_with_equal_logits_and_unwraps_to_the_base(family,
         folders[name] = tmp_path / name
         deltas.save_adapter(folders[name], adapter, causal=base.family == "causal", transposed=family == "gpt2")
     given = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
-    mixture = opinionated(Mixture(base.model, given, XLora(**options)))
+    mixture = placed(Mixture(base.model, given, XLora(**options)))
     if options.get("train_experts"):
         said(toy, mixture.train()).square().mean().backward()
         torch.optim.SGD(mixture.trainable().values(), lr=0.5).step()
@@ -368,7 +363,7 @@ def test_transcripts_are_those_of_the_dense_formula_without_any_cache(heard, mix
     base, items = heard
     bare, model = load_base(base.folder).model, load_base(base.folder).model
     given = experts("whisper", load_base(base.folder).model, ())
-    mixture = opinionated(Mixture(model, given, mixer))
+    mixture = placed(Mixture(model, given, mixer))
     features = base.collate(items)["features"]
 
     def call(ids):
@@ -387,7 +382,7 @@ def test_transcripts_are_those_of_the_dense_formula_without_any_cache(heard, mix
 def test_the_loss_of_transcripts_trains_the_gates_of_both_streams(heard, mixer):
     base, items = heard
     model = load_base(base.folder).model
-    mixture = opinionated(Mixture(model, experts("whisper", load_base(base.folder).model, ()), mixer)).train()
+    mixture = placed(Mixture(model, experts("whisper", load_base(base.folder).model, ()), mixer)).train()
     total, targets = base.loss(mixture, base.collate(items))
     total.backward()
     assert targets == sum(len(item.ids) - len(base.prompt()) for item in items)
@@ -408,7 +403,7 @@ def test_experts_of_whispers_encoder_or_decoder_alone_can_be_mixed(heard, part):
         for name in [name for name in adapter.deltas if part not in name.split(".")]:
             del adapter.deltas[name]
     bare = load_base(base.folder).model
-    mixture = opinionated(Mixture(load_base(base.folder).model, given, XLora()))
+    mixture = placed(Mixture(load_base(base.folder).model, given, XLora()))
     assert set(mixture.streams) == ({"frames"} if part == "encoder" else {"frames", "tokens"})
     features = base.collate(items)["features"]
 
@@ -457,9 +452,7 @@ def test_a_row_of_every_mixer_does_not_depend_on_its_batch_or_padding(kind, fami
         with pytest.raises(InputError, match=r"bert\.pooler\.dense\.weight"):  # there is no head for what is made
             mixer.experts_of(given, seed=4)
         return
-    mixture = opinionated(
-        Mixture(FAMILIES[family]().model, mixer.experts_of(given, seed=4), mixer, domains=list("abc"))
-    )
+    mixture = placed(Mixture(FAMILIES[family]().model, mixer.experts_of(given, seed=4), mixer, domains=list("abc")))
     generator = torch.Generator().manual_seed(2)
     ids, sound = torch.randint(3, 60, (2, 6), generator=generator), torch.randn(2, 80, 200, generator=generator)
     if family == "bert":

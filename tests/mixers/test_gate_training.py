@@ -9,7 +9,7 @@ import soundfile
 import torch
 from accelerate.state import AcceleratorState
 from families import FAMILIES, VOCABULARY, Toy, begin
-from models import bert, encoder_base, llama, trained_adapter, whisper_base, whisper_config
+from models import bert, encoder_base, llama, opinionated, trained_adapter, whisper_base, whisper_config
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
@@ -25,7 +25,7 @@ from loratory.mixers.kinds.xlora import Mixer as XLora
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training import mixture as training
 from loratory.training.fit import MicroBatch, Recipe, fit
-from loratory.training.mixture import penalty, start_gate
+from loratory.training.mixture import penalty
 
 EXACT = {"rtol": 0, "atol": 1e-6}
 
@@ -100,12 +100,8 @@ def experts(family: str) -> dict:
 
 def mixed(toy: Toy, family: str, mixer) -> Mixture:
     mixture = Mixture(toy.model, experts(family), mixer)
-    if mixture.gate is not None:
-        start_gate(mixture.gate, 5)
-        for parameter in mixture.gate.parameters():
-            parameter.data.mul_(10)
     mixture.domain = 1
-    return mixture.train()
+    return opinionated(mixture, 10).train()
 
 
 def toy_loss(toy: Toy, model) -> torch.Tensor:

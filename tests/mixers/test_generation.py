@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from models import llama, text_tokenizer, trained_adapter
+from models import llama, opinionated, text_tokenizer, trained_adapter
 
 from loratory.adapters.methods.lora import Method
 from loratory.bases.decoding import Sampling
@@ -14,7 +14,6 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.generation import FixedSteps, generate, run_prefix, stream
 from loratory.mixers.kinds.uniform import Mixer as Uniform
 from loratory.mixers.kinds.xlora import Mixer as XLora
-from loratory.training.mixture import start_gate
 
 IDS = torch.arange(2 * 7).view(2, 7) % 40 + 3
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
@@ -42,12 +41,7 @@ MIXERS = {
 
 def mixture(mixer, ranks=(2, 3), **changes) -> Mixture:
     experts = {str(rank): trained_adapter(llama(**changes), Method(rank=rank), rank) for rank in ranks}
-    made = Mixture(llama(**changes), experts, mixer)
-    if made.gate is not None:
-        start_gate(made.gate, 5)
-        for parameter in made.gate.parameters():
-            parameter.data.mul_(30)
-    return made.eval()
+    return opinionated(Mixture(llama(**changes), experts, mixer)).eval()
 
 
 def positions(mask):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from studies import changed, shipped, snakemake
+from studies import changed, shipped, succeeded
 
 pytestmark = pytest.mark.whole
 
@@ -38,8 +38,7 @@ STUDY = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    done = snakemake(folder, STUDY, "--cores", "2", "compare_methods")
-    assert done.returncode == 0, done.stdout
+    succeeded(folder, STUDY, "--cores", "2", "compare_methods")
     return folder / "results"
 
 

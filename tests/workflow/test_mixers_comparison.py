@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from studies import ABSENT, changed, shipped, snakemake
+from studies import ABSENT, changed, shipped, snakemake, succeeded
 
 from loratory.config import MIXED, read_config
 from loratory.errors import InputError
@@ -103,8 +103,7 @@ def test_without_a_comparison_nothing_is_asked_of_mixers(tmp_path):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mixers")
-    done = snakemake(folder, STUDY, "--cores", "2", "compare_mixers")
-    assert done.returncode == 0, done.stdout
+    succeeded(folder, STUDY, "--cores", "2", "compare_mixers")
     return folder / "results"
 
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from studies import ABSENT, ROOT, changed, command, shipped, snakemake
+from studies import ABSENT, ROOT, changed, command, shipped, succeeded
 
 pytestmark = pytest.mark.whole
 
@@ -38,9 +38,7 @@ SAME = (  # what two runs must agree on, byte for byte
 
 
 def run(folder: Path, *arguments: str, **options) -> str:
-    done = snakemake(folder, STUDY, "--cores", "2", *arguments, **options)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return succeeded(folder, STUDY, "--cores", "2", *arguments, **options)
 
 
 def digests(folder: Path) -> dict[str, str]:

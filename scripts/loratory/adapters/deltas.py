@@ -92,6 +92,15 @@ class Adapter:
         return sum(tensor.numel() for tensor in [*pairs, *own, *self.dense.values(), *self.heads.values()])
 
 
+def check_low_rank(where, adapter: Adapter, what="the change is not low-rank") -> None:
+    """Raises:
+    InputError: the adapter has changes without a low rank, which cannot be stacked or merged.
+    """
+    if other := [*adapter.dense, *adapter.own]:
+        fix = "set `export_rank` where there is one"
+        raise InputError(where, what, other[0], "LoRA-like experts", fix)
+
+
 def truncated(adapter: Adapter, layers: dict[str, bool], rank: int) -> tuple[Adapter, float]:
     """The adapter with dense changes of linear layers cut to `rank`, so that it can be mixed and read by PEFT.
 

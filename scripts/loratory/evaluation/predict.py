@@ -81,6 +81,7 @@ def predict(domain, data, task, base_folder, trained, asked, evaluation, device,
     """
     base = load_base(base_folder, device)
     sets, found = questions_of(domain, data, task, base, asked, evaluation), {}
+    hear(base, [question for questions in sets.values() for question in questions])
     for seed, made in trained.items():
         rows, known = [], {}
         for system in systems(base, domain, made):
@@ -205,7 +206,6 @@ def answer(base, model, questions, wanted, task, evaluation, seed: int) -> tuple
         for q in questions
     ]
     cost = Cost()
-    hear(base, items)
     on_gpu = base.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(base.device)
@@ -243,11 +243,11 @@ def spent(base, output: str, items: list[Encoded], filled: list[dict], seconds: 
     return Cost(read=sum(lengths), reading=seconds)
 
 
-def hear(base, items: list[Encoded]) -> None:
+def hear(base, questions) -> None:
     """Clips are heard once and remembered: the first system that is asked must not be charged for it."""
-    for item in items:
-        if item.audio:
-            base.collate([item])
+    for question in questions:
+        if question.audio:
+            base.collate([base.encode(question)])
 
 
 def prompt_length(item: Encoded) -> int:

@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loratory.adapters.core import check_shape, linear_layers
-from loratory.adapters.deltas import Adapter
+from loratory.adapters.deltas import Adapter, check_low_rank
 from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
 from loratory.mixers.contract import Mixer, Seen, Sizes
@@ -344,11 +344,7 @@ def check_experts(model, experts: dict[str, Adapter], where) -> None:
     """
     layers = linear_layers(model)
     for name, adapter in experts.items():
-        if adapter.dense or adapter.own:
-            what, first = "the change is not low-rank", next(iter(adapter.dense | adapter.own))
-            raise InputError(
-                f"{where}:{name}", what, first, "LoRA-like experts", "set `export_rank` where there is one"
-            )
+        check_low_rank(f"{where}:{name}", adapter)
         for module, delta in adapter.deltas.items():
             if module not in layers:
                 raise unknown(f"{where}:{name}", "linear layer of this base", module, layers)

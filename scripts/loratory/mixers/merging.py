@@ -41,12 +41,10 @@ def merged(
     Raises:
         InputError: an expert has a change that is not low-rank, or a head of its own: there is one place for a head.
     """
-    from loratory.adapters.deltas import Adapter
+    from loratory.adapters.deltas import Adapter, check_low_rank
 
     for name, adapter in given.items():
-        if apart := [*adapter.dense, *adapter.own]:
-            fix = "set `export_rank` where there is one"
-            raise InputError(f"{where}:{name}", "the change is not low-rank", apart[0], "LoRA-like experts", fix)
+        check_low_rank(f"{where}:{name}", adapter)
         if adapter.heads:
             what, first, fix = "a head of its own cannot be merged", next(iter(adapter.heads)), "weigh the experts"
             raise InputError(f"{where}:{name}", what, first, "an expert without heads", fix)

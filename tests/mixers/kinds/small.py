@@ -1,13 +1,12 @@
 """Small mixtures for tests of one mixer each."""
 
 import torch
-from models import llama, trained_adapter
+from models import llama, opinionated, trained_adapter
 
 from loratory.adapters import core
 from loratory.adapters.deltas import Adapter
 from loratory.adapters.methods.lora import Method
 from loratory.mixers.core import Mixture
-from loratory.training.mixture import start_gate
 
 IDS = torch.arange(2 * 7).view(2, 7) % 40 + 3
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -27,10 +26,7 @@ def mixed(mixer, experts=None, model=None, seed=4) -> Mixture:
     """A mixture whose fresh experts look trained and whose gate has opinions."""
     experts = experts or given()
     mixture = Mixture(model or llama(), mixer.experts_of(experts, seed), mixer, domains=list(experts))
-    if mixture.gate is not None:
-        start_gate(mixture.gate, 5)
-        for parameter in mixture.gate.parameters():
-            parameter.data.mul_(30)
+    opinionated(mixture)
     if mixer.trains_experts:
         generator = torch.Generator().manual_seed(6)
         for layer in mixture.layers.values():

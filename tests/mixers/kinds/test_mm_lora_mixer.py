@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from models import continued
 from small import CLOSE, IDS, alone, change, gradients, mixed
 
-from loratory.bases.decoding import decode
 from loratory.mixers.kinds.mm_lora import Mixer
 
 UP = "model.layers.1.mlp.up_proj"
@@ -56,13 +56,7 @@ def test_a_heard_prompt_is_continued_with_a_cache_as_by_running_everything_anew(
     mixture, ids, is_audio = mixed(Mixer()), IDS, HEARD
     mask = torch.ones_like(ids)
     start = {"input_ids": ids, "attention_mask": mask, "position_ids": mask.cumsum(-1) - 1, "is_audio": is_audio}
-    cached = decode(
-        lambda inputs, cache: mixture(**inputs, past_key_values=cache, use_cache=True),
-        start,
-        mixture.new_cache(),
-        end=-1,
-        limit=8,
-    )
+    cached = continued(mixture, start, 8)
     for step in range(8):
         token = mixture(input_ids=ids, is_audio=is_audio).logits[:, -1].argmax(-1)
         assert token.tolist() == [row[step] for row in cached]

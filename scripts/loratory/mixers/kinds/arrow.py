@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from loratory.mixers import contract
+from loratory.mixers.routing import largest, shares
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +59,7 @@ class Mixer(contract.Mixer):
     def keep(self, weights):
         if self.top_k is None:
             return weights
-        best, places = weights.topk(min(self.top_k, weights.shape[-1]), -1)
-        return weights.new_zeros(weights.shape).scatter(-1, places, best / best.sum(-1, keepdim=True))
+        return largest(weights, self.top_k, shares)
 
 
 def main_input(delta: LowRank) -> torch.Tensor:

@@ -19,34 +19,25 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.errors import InputError
-from loratory.mixers import contract
+from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
 
 BLOCK = re.compile(r"(.*?\.\d+)\.")
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 PLAIN = "plain"  # the first of the experts, if any layer is no MLP's
 
 
-class Mixer(contract.Mixer):
+class Mixer(Starter):
     """Weights of (plain, expert 1, …, expert K): (1, 0, …) on layers outside MLPs, (0, p) on an MLP's."""
 
     reads: ClassVar[str] = "input"
-    splits: ClassVar[tuple[str, ...]] = ("train", "gate")
 
     mlp_experts: int = Field(3, ge=1, description="experts of each block's MLP, K")
-    rank: int | None = Field(None, ge=1, description="rank of each; none takes each layer's largest among those given")
-    alpha: float | None = Field(
-        None, gt=0, description="scale numerator; none takes that of the given expert of largest rank"
-    )
+    rank: int | None = RANK
+    alpha: float | None = ALPHA
     weight_by_prob: bool = Field(True, description="weigh the chosen expert by its probability, not by 1")
     balance: float = Field(0.01, ge=0, description="weight of the balance loss")
 
-    @property
-    def trains_experts(self):
-        return True
-
     def experts_of(self, given, seed):
-        from loratory.mixers.fresh import fresh, widest
-
         like = widest(given)
         routed = {module: delta for module, delta in like.items() if block_of(module)}
         if not routed:

@@ -16,6 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.mixers import contract
+from loratory.mixers.routing import cross_entropy, largest, logs
 
 
 class Mixer(contract.Mixer):
@@ -41,16 +42,7 @@ class Mixer(contract.Mixer):
         return gate[seen.layer](seen.input.float()).softmax(-1)
 
     def keep(self, weights):
-        best, places = weights.topk(min(self.top_k, weights.shape[-1]), -1)
-        best = (logs(best) / self.temperature).softmax(-1)
-        return best.new_zeros(weights.shape).scatter(-1, places, best)
+        return largest(weights, self.top_k, lambda best: (logs(best) / self.temperature).softmax(-1))
 
     def penalty(self, weights, domain):
-        return -self.gate_loss * logs(weights[..., domain]).mean()
-
-
-def logs(weights):
-    """log p, finite where p is rounded to 0."""
-    import torch
-
-    return weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
+        return self.gate_loss * cross_entropy(weights, domain)

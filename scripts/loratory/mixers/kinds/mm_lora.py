@@ -11,37 +11,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
-from loratory.mixers import contract
+from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
 
 
-class Mixer(contract.Mixer):
+class Mixer(Starter):
     """λ = one-hot at the expert of the position's kind; both experts start fresh."""
 
     reads: ClassVar[str] = "nothing"
-    splits: ClassVar[tuple[str, ...]] = ("train", "gate")
 
-    heard_rank: int | None = Field(
-        None, ge=1, description="rank for audio; none takes each layer's largest among those given"
-    )
-    heard_alpha: float | None = Field(
-        None, gt=0, description="scale numerator; none takes that of the given expert of largest rank"
-    )
-    read_rank: int | None = Field(
-        None, ge=1, description="rank for text; none takes each layer's largest among those given"
-    )
-    read_alpha: float | None = Field(
-        None, gt=0, description="scale numerator; none takes that of the given expert of largest rank"
-    )
-
-    @property
-    def trains_experts(self):
-        return True
+    heard_rank: int | None = RANK
+    heard_alpha: float | None = ALPHA
+    read_rank: int | None = RANK
+    read_alpha: float | None = ALPHA
 
     def experts_of(self, given, seed):
-        from loratory.mixers.fresh import fresh, widest
-
         like = widest(given)
         return {
             "heard": fresh("heard", like, seed, self.heard_rank, self.heard_alpha),

@@ -7,29 +7,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
-from loratory.mixers import contract
+from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
 
 
-class Mixer(contract.Mixer):
+class Mixer(Starter):
     """A single fresh expert (LoRA, arXiv:2106.09685) of weight 1."""
 
     reads: ClassVar[str] = "nothing"
-    splits: ClassVar[tuple[str, ...]] = ("train", "gate")
 
-    rank: int | None = Field(None, ge=1, description="rank; none takes each layer's largest among the experts given")
-    alpha: float | None = Field(
-        None, gt=0, description="scale numerator; none takes that of the given expert of largest rank"
-    )
-
-    @property
-    def trains_experts(self):
-        return True
+    rank: int | None = RANK
+    alpha: float | None = ALPHA
 
     def experts_of(self, given, seed):
-        from loratory.mixers.fresh import fresh, widest
-
         return {"pooled": fresh("pooled", widest(given), seed, self.rank, self.alpha)}
 
     def weights(self, gate, seen, sizes):

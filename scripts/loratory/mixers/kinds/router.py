@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from loratory.mixers import contract
+from loratory.mixers.routing import cross_entropy
 
 
 class Mixer(contract.Mixer):
@@ -34,7 +35,4 @@ class Mixer(contract.Mixer):
         return one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
 
     def penalty(self, weights, domain):
-        """Cross-entropy of the named domain."""
-        import torch
-
-        return -weights[..., domain].clamp_min(torch.finfo(weights.dtype).tiny).log().mean()
+        return cross_entropy(weights, domain)

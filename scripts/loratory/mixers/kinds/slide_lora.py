@@ -11,28 +11,24 @@ which the code has none; `gating: learned` is a softmax of a linear layer on the
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from loratory.errors import InputError
-from loratory.mixers import contract
+from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
 
 SHARED = "shared"
 
 
-class Mixer(contract.Mixer):
+class Mixer(Starter):
     """g = (0.5 at the domain's expert, 0.5 at the shared one, the last), or softmax(W h̄ + b) over all."""
-
-    splits: ClassVar[tuple[str, ...]] = ("train", "gate")
 
     gating: Literal["task_id", "learned"] = Field(
         "task_id", description="the domain is told, or a gate weighs experts"
     )
-    rank: int | None = Field(None, ge=1, description="rank of each; none takes each layer's largest among those given")
-    alpha: float | None = Field(
-        None, gt=0, description="scale numerator; none takes that of the given expert of largest rank"
-    )
+    rank: int | None = RANK
+    alpha: float | None = ALPHA
 
     @property
     def told(self):
@@ -46,13 +42,7 @@ class Mixer(contract.Mixer):
     def pooled(self):
         return not self.told
 
-    @property
-    def trains_experts(self):
-        return True
-
     def experts_of(self, given, seed):
-        from loratory.mixers.fresh import fresh, widest
-
         like = widest(given)
         return {name: fresh(name, like, seed, self.rank, self.alpha) for name in (*given, SHARED)}
 

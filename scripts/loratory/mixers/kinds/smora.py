@@ -16,6 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.mixers import contract
+from loratory.mixers.routing import largest
 
 
 class Mixer(contract.Mixer):
@@ -36,6 +37,4 @@ class Mixer(contract.Mixer):
         return gate[seen.layer](seen.input.float()).sigmoid()
 
     def keep(self, weights):
-        best, places = weights.topk(min(self.active, weights.shape[-1]), -1)
-        best = best / best.mean(-1, keepdim=True)
-        return best.new_zeros(weights.shape).scatter(-1, places, best)
+        return largest(weights, self.active, lambda best: best / best.mean(-1, keepdim=True))

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from loratory.mixers import contract
+from loratory.mixers.routing import largest, shares
 
 
 class Mixer(contract.Mixer):
@@ -54,9 +55,7 @@ class Mixer(contract.Mixer):
         """The `top_k` largest of each token and layer, 0 for the others; more than there are experts keeps all."""
         if self.top_k is None:
             return self.scale * weights
-        best, places = weights.topk(min(self.top_k, weights.shape[-1]), -1)
-        best = best / best.sum(-1, keepdim=True) if self.renormalise else best
-        return self.scale * weights.new_zeros(weights.shape).scatter(-1, places, best)
+        return self.scale * largest(weights, self.top_k, shares if self.renormalise else None)
 
     def penalty(self, weights, domain):
         return -self.domain_loss * weights[..., domain].clamp_min(1e-9).log().mean()
