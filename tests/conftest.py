@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+WEIGHTS = Path(os.environ.get("LORATORY_WEIGHTS", ROOT.parent / "weights"))  # folders such as whisper_tiny_en
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,15 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real samples at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Callable[[str], Path]:
+    """The folder of a published model by name; a test that asks for one is skipped where it is absent."""
+
+    def folder(name: str) -> Path:
+        if not (WEIGHTS / name / "config.json").is_file():
+            pytest.skip(f"no real weights at {WEIGHTS / name}; LORATORY_WEIGHTS may name another folder")
+        return WEIGHTS / name
+
+    return folder
