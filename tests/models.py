@@ -28,8 +28,8 @@ TEXTS = [
 ]
 
 
-def entry(family: str):
-    return SimpleNamespace(family=family, hub=None, revision=None, licence=None, note="tiny")
+def entry(family: str, precision: str = "fp32"):
+    return SimpleNamespace(family=family, hub=None, revision=None, precision=precision, licence=None, note="tiny")
 
 
 def llama(vocab_size: int = 300, **changes) -> LlamaForCausalLM:

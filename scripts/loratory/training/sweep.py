@@ -40,7 +40,8 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         "train": encoded(base, domain, data, task, "train"),
         "valid": encoded(base, domain, data, task, "valid", max_valid),
     }
-    facts = {"domain": domain, "base": base.fingerprint, "data": data_digest(data), "task": task.model_dump_json()}
+    held = [base.fingerprint, str(base.model.dtype)]  # weights, and how they are rounded
+    facts = {"domain": domain, "base": held, "data": data_digest(data), "task": task.model_dump_json()}
     runs, jobs, chosen = [], [], None
     for seed in seeds:
         rates = adapter.training.learning_rates if chosen is None else (chosen,)
