@@ -1,11 +1,11 @@
 """Downloading one commit of a repository of the Hugging Face hub, or of a server that speaks its layout.
 
-A broken connection is taken up where it broke, and files that came whole are not fetched again. What arrived is held
-against the checksums that the hub gave for it, as the library compares sizes alone.
+A broken connection is taken up where it broke (as long as the process lives), and files that came whole are not
+fetched again. What arrived is held against the hub's checksums, as the library compares sizes alone.
 """
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from loratory.data.files import BLOCK, sha256
 from loratory.errors import InputError
@@ -36,8 +36,9 @@ def download(repository: str, revision: str, patterns: list[str]) -> Path:
     except errors.RevisionNotFoundError:
         raise InputError(where, "no such commit", revision, "a commit of it", "check `revision`", "missing") from None
     except errors.RemoteEntryNotFoundError as error:
-        what = "a file that the hub lists is missing there"
-        raise InputError(where, what, error.response.url.path, fix="try again later", reason="missing") from None
+        name = PurePosixPath(error.response.url.path).name
+        what, fix = "a file that the hub lists is missing there", "try again later"
+        raise InputError(f"{where}:{name}", what, fix=fix, reason="missing") from None
     except (OSError, ValueError, errors.EntryNotFoundError, errors.HTTPError) as error:
         what = f"it could not be fetched from {constants.ENDPOINT}"
         fix = "try again; without a network, put the folder where `bases_root` says"
