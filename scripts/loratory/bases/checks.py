@@ -266,6 +266,16 @@ def unknown_share(tokenizer, texts: list[str]) -> float:
     return sum(id == tokenizer.unk_token_id for id in ids) / len(ids) if ids else 1.0
 
 
+def check_readable(base, domain: str, texts: list[str]) -> None:
+    """Raises:
+    InputError: most of a domain's texts is unknown to the base's tokenizer, so nothing can be learnt of them.
+    """
+    share = unknown_share(base.tokenizer, texts)
+    if share > 0.5:
+        what, expected = f"the tokenizer does not know what {domain} is written in", "at most half"
+        raise InputError(base.folder, what, f"{share:.0%} unknown tokens", expected, "take another base", "tokenizer")
+
+
 def check_audio(folder: Path) -> list[Path]:
     """The files of an audio prefix that comes with the base.
 
