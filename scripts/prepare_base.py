@@ -11,4 +11,5 @@ with logged(snakemake.log[0], snakemake.params.threads):
     general = {domain: results / "general" / domain for domain in params.tasks}
     tasks = {domain: options(domain, "Task", task) for domain, task in params.tasks.items()}
     ears = out.parent / entry.audio.encoder if entry.audio else None
-    prepare_base(name, entry, general, tasks, ears, params.device, results / "checkpoints", out)
+    places = general, tasks, ears, params.device, results / "checkpoints", out
+    prepare_base(name, entry, *places, folder=params.folder)

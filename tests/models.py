@@ -28,8 +28,8 @@ TEXTS = [
 ]
 
 
-def entry(family: str):
-    return SimpleNamespace(family=family, hub=None, revision=None, licence=None, note="tiny")
+def entry(family: str, precision: str = "fp32"):
+    return SimpleNamespace(family=family, hub=None, revision=None, precision=precision, licence=None, note="tiny")
 
 
 def llama(vocab_size: int = 300, **changes) -> LlamaForCausalLM:
@@ -82,39 +82,39 @@ def text_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save(folder, family: str, model, tokenizer, audio=None):
+def save(folder, family: str, model, tokenizer, audio=None, precision: str = "fp32"):
     """Writes a prepared base folder and opens it."""
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if audio is not None:
         audio.save(folder / "audio")
-    write_manifest(folder, folder.name, entry(family), origin="test")
+    write_manifest(folder, folder.name, entry(family, precision), origin="test")
     return load_base(folder)
 
 
-def causal_base(folder, ears: bool = True):
+def causal_base(folder, ears: bool = True, precision: str = "fp32"):
     tokenizer = text_tokenizer()
     torch.manual_seed(1)
     audio = AudioPrefix(whisper_config(), stack=5, width=32, hidden=24) if ears else None
-    return save(folder, "causal", llama(len(tokenizer)), tokenizer, audio)
+    return save(folder, "causal", llama(len(tokenizer)), tokenizer, audio, precision)
 
 
-def whisper_base(folder):
+def whisper_base(folder, precision: str = "fp32"):
     special = ["<|endoftext|>", *PROMPT]
     core = byte_pairs(TEXTS * 4, 300, special, letters=False)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=special[0], pad_token=special[0], additional_special_tokens=list(PROMPT)
     )
-    return save(folder, "whisper", whisper(len(tokenizer)), tokenizer)
+    return save(folder, "whisper", whisper(len(tokenizer)), tokenizer, precision=precision)
 
 
-def encoder_base(folder):
+def encoder_base(folder, precision: str = "fp32"):
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words([TEXTS[-1]], 64, special), pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]"
     )
-    return save(folder, "encoder", bert(), tokenizer)
+    return save(folder, "encoder", bert(), tokenizer, precision=precision)
 
 
 def trained_adapter(model, method, seed: int, heads=()):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from studies import ABSENT, ROOT, changed, pretrained, shipped
 
 from loratory import config as loratory_config
+from loratory import registry
+from loratory.adapters.contract import OwnWeights
 from loratory.errors import InputError
 
 FILE = "study.yaml"
@@ -74,6 +76,7 @@ def test_only_the_keys_of_the_chosen_kind_are_allowed():
 LOCAL = {"family": "causal", "path": "models/gpt"}
 HEARING = {"audio": {"encoder": "mini_whisper"}}
 HUB = {"family": "causal", "hub": "someone/something"}
+COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 NO_TASK = "the domain protein has no task for a base of family encoder; expected a base of family causal"
 MISFITS = {  # how the line begins: the change that causes it
     "adapters.lora.rank: wrong value (eight); expected a valid integer": {"adapters.lora.rank": "eight"},
@@ -102,6 +105,15 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.mini_bert: given: none; expected one of `path`, `hub` and": {"bases.mini_bert.pretrain": ABSENT},
     "bases.mini_bert: given: path, pretrain; expected one of": {"bases.mini_bert.path": "models/bert"},
     "bases.big: `hub` needs `revision`": {"bases.big": HUB},
+    "bases.big: `revision` is no whole commit (main); expected 40 hexadecimal digits": {
+        "bases.big": HUB | {"revision": "main"}
+    },
+    "bases.big.path: `bases_root` is not set ({bases_root}/big); fix: give it, as with `--config bases_root=/f": {
+        "bases.big": LOCAL | {"path": "{bases_root}/big"}
+    },
+    "bases.big: a folding base has its own precision": {
+        "bases.big": {"family": "folding", "path": "esm", "precision": "bf16"}
+    },
     "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
     "bases.mini_bert.pretrain.domains: the domain lncrna has no task for a base of family folding; expected a base": {
         "bases.mini_bert.family": "folding"
@@ -213,6 +225,30 @@ def test_the_root_of_the_data_is_filled_in_everywhere():
     assert study.domains.protein.source.fasta == "/x/uniref.fasta.gz"
     assert study.bases["esm"].path == "/x/esm"
     assert study.domains.structure.source.chains == ["/x/pdb", "/y/chain_set.jsonl"]
+
+
+def test_published_bases_are_taken_from_the_one_folder_that_is_given():
+    bases = {"big": HUB | {"revision": COMMIT}, "other": LOCAL | {"path": "{bases_root}/x/other"}}
+    raw = changed(DEMO, {f"bases.{name}": base for name, base in bases.items()} | {"bases_root": "/models/"})
+    study = loratory_config.read_config(raw, FILE)
+    assert loratory_config.published_folder(study, "big") == "/models/big"
+    assert study.bases["other"].path == "/models/x/other"
+    assert [loratory_config.published_folder(study, name) for name in ("other", "mini_bert")] == [None, None]
+    connected = loratory_config.read_config(changed(DEMO, {"bases.big": bases["big"]}), FILE)
+    assert loratory_config.published_folder(connected, "big") is None
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+def test_a_base_in_half_precision_takes_every_method_but_those_that_train_its_weights(name):
+    method = registry.load("method", name).Method
+    needed = {"type": "vera"} if name == "peft" else {}
+    changes = {"bases.mini_lm.precision": "bf16", "adapters.own": {"method": name, **needed}}
+    changes |= {"domains.protein.adapters.mini_lm": ["lora", "own"]}
+    if not issubclass(method, OwnWeights):
+        loratory_config.read_config(changed(DEMO, changes), FILE)
+        return
+    told = f"{name} trains the base's own weights, and mini_lm holds them in half precision (bf16); expected a base"
+    assert complaint(changes).startswith(f"{FILE}: domains.protein.adapters.mini_lm: {told}")
 
 
 def test_a_folding_base_is_pretrained_on_structures_and_needs_none_to_judge_it():

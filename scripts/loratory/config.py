@@ -4,6 +4,7 @@ The models are put together from what is registered: each domain, method and mix
 one adds its keys here without an edit. Reading a config imports neither torch nor pandas.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -21,11 +22,13 @@ from pydantic import (
 )
 
 from loratory import registry
+from loratory.adapters.contract import OwnWeights
 from loratory.domains.contract import Options
-from loratory.errors import InputError
+from loratory.errors import InputError, shown
 from loratory.problems import first_problem
 
 RESOURCES = Path(__file__).parents[2] / "resources"  # what the project ships, wherever it runs
+COMMIT = re.compile("[0-9a-f]{40}")
 NAME = "[a-z][a-z0-9_]*"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 Family = Literal["causal", "encoder", "whisper", "folding"]
@@ -100,9 +103,10 @@ class BaseEntry(Options):
 
     family: Family = Field(description="how it reads and what it can be asked")
     path: str | None = Field(None, description="local folder with safetensors, config and tokenizer")
-    hub: str | None = Field(None, description="Hugging Face hub id, with `revision`")
-    revision: str | None = Field(None, description="commit of the hub repository")
+    hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
+    revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="in which its frozen weights are held in memory")
     audio: Audio | None = Field(None, description="audio prefix of a causal base")
     licence: str | None = Field(None, description="licence of the weights")
     note: str = Field("", description="one line for the tables: what this base is and is not")
@@ -114,6 +118,10 @@ class BaseEntry(Options):
             raise ValueError(f"given: {', '.join(given) or 'none'}; expected one of `path`, `hub` and `pretrain`")
         if self.hub and not self.revision:
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
+        if self.revision and not COMMIT.fullmatch(self.revision):
+            raise ValueError(f"`revision` is no whole commit ({shown(self.revision)}); expected 40 hexadecimal digits")
+        if self.precision != "fp32" and self.family == "folding":
+            raise ValueError("a folding base has its own precision; leave `precision` out")
         if self.audio and self.family != "causal":
             raise ValueError("only a causal base takes `audio`")
         return self
@@ -174,6 +182,10 @@ class Resources(Options):
     gpu: int = Field(0, ge=0, description="GPUs such a job asks the scheduler for")
 
 
+BASES_ROOT = (
+    "folder of published models, one subfolder named as the entry each: bases with `hub` are taken from there instead "
+    "of the hub; also replaces `{bases_root}` in `path`"
+)
 SWEPT = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
 EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
 FEATURES = Field(False, description="compute what the gate reads of the base once, and keep it on disk")
@@ -235,6 +247,7 @@ def model() -> type[BaseModel]:
         title=(str, Field("Loratory", description="heading of the report")),
         pathvars=(dict[str, str], Field({}, description="Snakemake's path variables, such as `results`")),
         data_root=(str, Field("data", description="replaces `{data_root}` in locations")),
+        bases_root=(str | None, Field(None, description=BASES_ROOT)),
         seeds=(Seeds, Field((0,), min_length=1, description="one training of everything for each")),
         split_seed=(int, Field(0, ge=0, description="decides which group is in which split")),
         domains=(domains, Field(description="what adapters learn and what is reported")),
@@ -257,7 +270,7 @@ def schema() -> dict:
 
 
 def read_config(raw: dict, where: str) -> BaseModel:
-    """Checks a config dict (as Snakemake merged it) and fills in `{data_root}` and `{resources}`.
+    """Checks a config dict (as Snakemake merged it) and fills in `{data_root}`, `{bases_root}` and `{resources}`.
 
     Raises:
         InputError: the first thing that is wrong, with file, key, value, what is allowed and the nearest name.
@@ -266,7 +279,7 @@ def read_config(raw: dict, where: str) -> BaseModel:
         config = model().model_validate(raw)
     except ValidationError as error:
         raise first_problem(error, raw, where, schema()) from None
-    config = located(config)
+    config = located(config, where)
     check_names(config, where)
     return config
 
@@ -309,6 +322,7 @@ def check_names(config: BaseModel, where: str) -> None:
             check_fit(f"{at}.{base}", domain, bases[base])
             for adapter in adapters:
                 known(f"{at}.{base}", "adapter", adapter, config.adapters)
+                check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
     if config.compare is not None:
@@ -349,6 +363,13 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
     if is_spoken(domain) and base.family == "causal" and not base.hears:
         raise InputError(at, f"this base cannot hear {domain}", expected="a causal base with `audio:`")
+
+
+def check_precision(at: str, adapter, name: str, base: BaseEntry) -> None:
+    """Small steps of weights that are themselves trained would be rounded away."""
+    if base.precision != "fp32" and isinstance(adapter, OwnWeights):
+        what = f"{adapter.method} trains the base's own weights, and {name} holds them in half precision"
+        raise InputError(at, what, base.precision, "a base with `precision: fp32`")
 
 
 def check_mixture(at: str, mixture, config) -> None:
@@ -426,8 +447,16 @@ def known(at: str, noun: str, name: str, allowed) -> None:
         raise registry.unknown(at, noun, name, allowed)
 
 
-def located(config: BaseModel) -> BaseModel:
-    """A copy with `{data_root}` and `{resources}` filled in, everywhere a location is given."""
+def located(config: BaseModel, where: str) -> BaseModel:
+    """A copy with `{data_root}`, `{bases_root}` and `{resources}` filled in, everywhere a location is given.
+
+    Raises:
+        InputError: a base lies under `{bases_root}`, which is not given.
+    """
+    for name, base in config.bases.items():
+        if "{bases_root}" in (base.path or "") and config.bases_root is None:
+            fix = "give it, as with `--config bases_root=/folder`"
+            raise InputError(f"{where}: bases.{name}.path", "`bases_root` is not set", base.path, fix=fix)
 
     def move(location: str) -> str:
         return location.replace("{data_root}", config.data_root.rstrip("/")).replace("{resources}", str(RESOURCES))
@@ -440,13 +469,21 @@ def located(config: BaseModel) -> BaseModel:
         }
         return group.model_copy(update=placed)
 
+    def base_path(path: str) -> str:
+        return move(path.replace("{bases_root}", (config.bases_root or "").rstrip("/")))
+
     bases = {
-        name: base.model_copy(update={"path": move(base.path)}) if base.path else base
+        name: base.model_copy(update={"path": base_path(base.path)}) if base.path else base
         for name, base in config.bases.items()
     }
     return config.model_copy(
         update={"domains": moved(config.domains), "general": moved(config.general), "bases": bases}
     )
+
+
+def published_folder(config: BaseModel, name: str) -> str | None:
+    """Where the files of a base with `hub` lie already: its folder under `bases_root`, if that is given."""
+    return str(Path(config.bases_root, name)) if config.bases_root and config.bases[name].hub else None
 
 
 def options(domain: str, part: str, values: dict):

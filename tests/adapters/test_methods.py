@@ -159,6 +159,29 @@ def test_a_base_in_bf16_is_trained_on_and_stays_in_bf16(name, tmp_path):
     session = train(toy, method, tmp_path, steps=20, rate=row(name).rate, decay=0.0)
     assert toy.output().dtype == torch.bfloat16 and toy.mean_loss() < before
     assert all(p.dtype == torch.float32 for layer in session.layers.values() for p in layer.adapter.values())
+    trained, adapter = toy.output(), core.export(toy.model, toy.heads, {})
+    core.detach(toy.model)
+    core.apply(toy.model, adapter, "a")
+    assert (toy.output() - trained).norm() < 0.02 * trained.norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_a_dense_change_too_small_for_half_precision_is_not_rounded_away(family):
+    toy = FAMILIES[family]()
+    toy.model.to(torch.bfloat16)
+    name, layer = next(iter(core.linear_layers(toy.model).items()))
+    layer.weight.fill_(1.0)
+    change = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0)) * 1e-4
+    x = torch.full((1, core.weight_of(layer).shape[1]), 1.0, dtype=torch.bfloat16)
+    x[:, ::2] = -1.0  # so that what the weight itself gives is 0
+    bare = layer(x)
+    core.apply(toy.model, deltas.Adapter(dense={f"{name}.weight": change}), "a")
+    matrix = change.T if family == "gpt2" else change
+    added = toy.model.get_submodule(name)(x) - bare
+    torch.testing.assert_close(added.float(), x.float() @ matrix.T, rtol=0.02, atol=1e-5)
+    core.detach(toy.model)
+    assert torch.equal(toy.model.get_submodule(name)(x), bare)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

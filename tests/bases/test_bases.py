@@ -11,7 +11,9 @@ from models import causal_base, encoder_base, entry, llama, save, text_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig
 
+from loratory.adapters.core import attach, head_parameters
 from loratory.bases.audio import AudioPrefix
+from loratory.bases.checks import check_readable
 from loratory.bases.core import IGNORED, load_base
 from loratory.bases.decoding import Sampling
 from loratory.bases.folding import check_folder
@@ -19,6 +21,7 @@ from loratory.bases.prepare import prepare_folder
 from loratory.data.audio import log_mel, read_audio
 from loratory.domains.contract import Example
 from loratory.errors import InputError
+from loratory.registry import load
 
 
 @pytest.fixture(scope="module")
@@ -251,19 +254,41 @@ def test_changed_weights_are_noticed(tmp_path):
         load_base(tmp_path / "b")
 
 
-def test_missing_weights_are_not_filled_with_random_numbers(tmp_path):
-    tokenizer = text_tokenizer()
-    model = llama(len(tokenizer))
-    folder = tmp_path / "b"
-    folder.mkdir()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    weights.pop("model.norm.weight")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    prepare_folder(folder, "b", entry("causal"), tmp_path / "prepared")
-    with pytest.raises(InputError, match=r"1 weights are missing, such as model\.norm\.weight"):
-        load_base(tmp_path / "prepared")
+MAKERS = {"causal": causal_base, "whisper": whisper_base, "encoder": encoder_base}
+
+
+@pytest.mark.parametrize("family", MAKERS)
+@torch.no_grad()
+def test_a_base_in_half_precision_takes_half_the_memory_and_says_nearly_the_same(family, tmp_path, clips):
+    whole, half = (MAKERS[family](tmp_path / precision, precision=precision) for precision in ("fp32", "bf16"))
+    heads = {id(tensor) for head in half.heads for tensor in half.model.get_submodule(head).parameters()}
+    sizes = [sum(p.nbytes for p in base.model.parameters() if id(p) not in heads) for base in (whole, half)]
+    assert {p.dtype for p in half.model.parameters() if id(p) not in heads} == {torch.bfloat16}
+    assert sizes[1] < 0.6 * sizes[0]
+    item = whole.encode(question(choices=(" no", " yes"), audio=clips[0] if family == "whisper" else ""))
+    losses = [float(base.loss(base.model, base.collate([item]))[0]) for base in (whole, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert load_base(tmp_path / "bf16", dtype=torch.float32).model.dtype == torch.float32
+
+
+def test_the_heads_of_an_encoder_learn_in_single_precision_whatever_the_bases(tmp_path):
+    base = encoder_base(tmp_path / "b", precision="bf16")
+    attach(base.model, load("method", "lora").Method(), 0, base.heads)
+    heads = head_parameters(base.model, base.heads)
+    assert {parameter.dtype for parameter in heads.values()} == {torch.float32}
+    before = {name: parameter.detach().clone() for name, parameter in heads.items()}
+    optimizer = torch.optim.AdamW(heads.values(), lr=1e-6)
+    item = base.encode(question("acg tta", " yes", choices=(" no", " yes")))
+    base.loss(base.model, base.collate([item]))[0].backward()
+    optimizer.step()
+    assert not any(torch.equal(before[name], parameter) for name, parameter in heads.items())
+
+
+def test_what_a_domain_is_written_in_must_be_known_to_the_tokenizer(encoder):
+    check_readable(encoder, "lncrna", ["acg tta gca", "acg nnn"])
+    told = r"the tokenizer does not know what speech is written in \(80% unknown tokens\); expected at most half"
+    with pytest.raises(InputError, match=told):
+        check_readable(encoder, "speech", ["the child says acg", "hm"])
 
 
 def test_a_local_folder_is_prepared_without_pickles_or_code(tmp_path):
@@ -273,14 +298,6 @@ def test_a_local_folder_is_prepared_without_pickles_or_code(tmp_path):
     prepare_folder(tmp_path / "source", "b", entry("causal"), tmp_path / "b")
     assert {p.suffix for p in (tmp_path / "b").iterdir()} <= {".json", ".safetensors", ".txt", ".md"}
     load_base(tmp_path / "b")
-
-
-def test_a_folder_without_safetensors_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_text("x")
-    with pytest.raises(InputError, match=r"no \*\.safetensors file"):
-        prepare_folder(tmp_path, "b", entry("causal"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_random_folding_weights_stay_marked_as_random(tmp_path):

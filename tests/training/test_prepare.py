@@ -45,3 +45,28 @@ def test_a_given_base_learns_to_hear_and_nothing_else(tmp_path):
     prepare_base("heard", entry, *places, tmp_path / "again")
     assert load_base(tmp_path / "again").fingerprint == base.fingerprint
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_published_base_that_lies_here_is_taken_from_there_and_says_so(tmp_path):
+    causal_base(tmp_path / "models" / "gpt", ears=False)
+    commit = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
+    entry = BaseEntry(family="causal", hub="someone/gpt", revision=commit, precision="bf16")
+    places = ({}, {}, None, "cpu", tmp_path / "checkpoints", tmp_path / "gpt")
+    prepare_base("gpt", entry, *places, folder=str(tmp_path / "models" / "gpt"))
+    manifest = load_base(tmp_path / "gpt").manifest
+    assert (manifest["origin"], manifest["revision"]) == ("someone/gpt", commit)
+    assert (manifest["taken_from"], manifest["precision"]) == (str(tmp_path / "models" / "gpt"), "bf16")
+
+
+def test_a_base_in_half_precision_learns_to_hear_as_any_other(tmp_path):
+    causal_base(tmp_path / "source", ears=False)
+    whisper_base(tmp_path / "ears", precision="bf16")
+    audio = Audio(encoder="ears", hidden=16, corpus="speech", training=Training(steps=2, batch_tokens=200))
+    entry = BaseEntry(family="causal", path=str(tmp_path / "source"), audio=audio, precision="bf16")
+    places = ({"speech": general_speech(tmp_path / "speech")}, {"speech": Task()}, tmp_path / "ears", "cpu")
+    prepare_base("heard", entry, *places, tmp_path / "checkpoints", tmp_path / "heard")
+    base = load_base(tmp_path / "heard")
+    assert base.model.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in base.audio.parameters()} == {torch.float32}
+    encoder = load_base(tmp_path / "ears", dtype=torch.float32).model.model.encoder.state_dict()
+    assert all(torch.equal(base.audio.encoder.state_dict()[name], tensor) for name, tensor in encoder.items())

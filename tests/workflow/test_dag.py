@@ -149,6 +149,15 @@ def test_a_given_base_that_hears_learns_it_from_general_speech(plan):
     assert set(job.input) == {f"results/{path}" for path in learnt}
 
 
+def test_a_published_base_is_made_of_the_files_under_bases_root_or_of_none(plan, tmp_path):
+    (tmp_path / "models" / "gpt").mkdir(parents=True)
+    (tmp_path / "models" / "gpt" / "config.json").write_text("{}")
+    gpt = {"bases.gpt": {"family": "causal", "hub": "a/gpt", "revision": "0" * 40}, "domains.recsys.adapters.gpt": []}
+    for root, inputs, folder in ((None, [], None), ("models", ["models/gpt/config.json"], "models/gpt")):
+        job = next(job for job in plan(gpt | {"bases_root": root}).jobs if told(job) == "prepare_base gpt")
+        assert list(job.input) == inputs and job.params.folder == folder
+
+
 def test_general_data_are_asked_of_the_base_and_the_domains_own_adapters_on_test_alone(demo):
     asked = {told(job): job for job in demo.jobs if job.rule.name == "predict"}
     studied, general = (asked[f"predict {corpus} speech mini_lm"] for corpus in ("data", "general"))

@@ -1,7 +1,7 @@
 """Frozen bases.
 
-Inputs: a local folder, a hub id, or general data to pretrain on. Outputs: `<results>/bases/{base}/`, a model folder in
-its native format with `base.json`.
+Inputs: a local folder (its own, or under `bases_root`), a hub id, or general data to pretrain on. Outputs:
+`<results>/bases/{base}/`, a model folder in its native format with `base.json`.
 """
 
 
@@ -28,6 +28,7 @@ rule prepare_base:
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base]),
+        folder=lambda wc: published_folder(STUDY, wc.base),
         tasks=lambda wc: {domain: plain(GENERAL[domain].task) for domain in STUDY.bases[wc.base].corpora},
         threads=lambda wc: base_threads(wc.base),
         device=STUDY.resources.device,

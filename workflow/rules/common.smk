@@ -4,7 +4,7 @@ from os.path import exists
 from pathlib import Path
 
 from loratory import config as loratory_config
-from loratory.config import entries
+from loratory.config import entries, published_folder
 from loratory.data.splits import SPLITS
 from loratory.errors import InputError
 from loratory.provenance import code_digest
@@ -95,7 +95,8 @@ def structures_of(wildcards):
 def base_sources(wildcards):
     """What a base is made of: the files of its folder, what it learns from here, and the base it hears with."""
     base = STUDY.bases[wildcards.base]
-    own = sorted(str(path) for path in Path(base.path).rglob("*") if path.is_file()) if base.path else []
+    folder = base.path or published_folder(STUDY, wildcards.base)
+    own = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
     data = collect("<results>/general/{domain}/{file}", domain=base.corpora, file=("train.parquet", "audit.json"))
     return own + data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
 

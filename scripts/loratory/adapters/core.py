@@ -53,15 +53,14 @@ class AdaptedLinear(nn.Module):
 
 
 class ChangedLinear(nn.Module):
-    """A frozen linear layer with a stored low-rank change: y = base(x) + ΔW x."""
+    """A frozen linear layer with a stored change beside its weight: y = base(x) + ΔW x."""
 
-    def __init__(self, base: nn.Module, delta: LowRank):
+    def __init__(self, base: nn.Module, delta: LowRank | Dense):
         super().__init__()
-        self.base, self.delta = base, delta
+        self.base, self.delta = base, delta.to(base.weight.device, base.weight.dtype)
 
     def forward(self, x):
-        delta = self.delta
-        return self.base(x) + nn.functional.linear(nn.functional.linear(x, delta.A), delta.B) * delta.scale
+        return self.base(x) + self.delta.output(x)
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -201,7 +200,8 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
 def apply(model: nn.Module, adapter: Adapter, where) -> None:
     """Puts a stored adapter on the model in place; `detach` undoes it (heads stay).
 
-    Low-rank changes stay unmerged; dense ones are added to the weights.
+    Low-rank changes stay unmerged; dense ones are added to the weights, unless these are linear layers in half
+    precision: a sum with the weight would round a small change away.
 
     Raises:
         InputError: the adapter names a layer or a weight that the model lacks, or has other sizes.
@@ -215,14 +215,18 @@ def apply(model: nn.Module, adapter: Adapter, where) -> None:
             raise InputError(f"{where}:{name}", "wrong size", str(tuple(tensor.shape)), expected)
     for name, tensor in adapter.heads.items():
         parameters[name].data.copy_(tensor)
-    for name, parameter in keep(model, adapter.dense).items():
-        parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
     layers = linear_layers(model)
+    half = {f"{name}.weight": name for name, layer in layers.items() if layer.weight.dtype != torch.float32}
+    for name, parameter in keep(model, adapter.dense.keys() - half.keys()).items():
+        parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
+    for name in adapter.dense.keys() & half.keys():
+        layer, change = layers[half[name]], adapter.dense[name]
+        delta = Dense(change.T if isinstance(layer, Conv1D) else change)
+        model.set_submodule(half[name], ChangedLinear(layer, delta))
     for name, delta in adapter.deltas.items():
         layer = known_layer(layers, name, where)
         check_shape(where, name, layer, delta)
-        placed = [tensor.to(layer.weight.device, layer.weight.dtype) for tensor in (delta.A, delta.B)]
-        model.set_submodule(name, ChangedLinear(layer, LowRank(*placed, delta.scale)))
+        model.set_submodule(name, ChangedLinear(layer, delta))
     for name, own in adapter.own.items():
         layer = known_layer(layers, name, where)
         model.set_submodule(name, AdaptedLinear(layer, own.method, own.tensors).eval().requires_grad_(False))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import linear
 
 from loratory import registry
 from loratory.data.files import read_json, whole, write_json
@@ -46,6 +47,13 @@ class LowRank:
     def dense(self) -> torch.Tensor:
         return self.scale * (self.B.float() @ self.A.float())
 
+    def to(self, *place) -> "LowRank":
+        return replace(self, A=self.A.to(*place), B=self.B.to(*place))
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """ΔW x: `[..., in]` → `[..., out]`."""
+        return linear(linear(x, self.A), self.B) * self.scale
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -55,6 +63,13 @@ class Dense:
 
     def dense(self) -> torch.Tensor:
         return self.matrix
+
+    def to(self, *place) -> "Dense":
+        return Dense(self.matrix.to(*place))
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """ΔW x: `[..., in]` → `[..., out]`."""
+        return linear(x, self.matrix)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, pad, too_long
+from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad, too_long
 from loratory.bases.decoding import decode, new_cache
 from loratory.data.audio import read_audio
 from loratory.errors import InputError
@@ -24,7 +24,7 @@ class Causal(Base):
     @classmethod
     def open(cls, folder, manifest, dtype):
         model = open_model(AutoModelForCausalLM, folder, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = open_tokenizer(folder)
         ears = folder / "audio"
         audio = AudioPrefix.load(ears) if ears.is_dir() else None
         return cls(folder, manifest, model, tokenizer, audio)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 
 from loratory.data import files
 from loratory.data.audio import HOP, RATE, log_mel, read_audio
@@ -18,6 +19,7 @@ from loratory.errors import InputError
 MODELS = {"causal": "Causal", "encoder": "Encoder", "whisper": "Whisper"}
 IGNORED = -100  # the label that every loss of this field leaves out
 MANIFEST = "base.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the config's `precision`
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,12 @@ def check_clip(where: str, samples: int, frames: int) -> None:
         raise InputError(where, what, given, limit, fix, "too_long")
 
 
+def load_reported(kind, folder, **options) -> tuple[torch.nn.Module, dict]:
+    """A Hugging Face model and the library's report of names and shapes; only safetensors, no code of the folder."""
+    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    return kind.from_pretrained(folder, output_loading_info=True, **safe, **options)
+
+
 def open_model(kind, folder, new: tuple[str, ...] = (), **options):
     """Loads a Hugging Face model of class `kind` from safetensors.
 
@@ -128,12 +136,17 @@ def open_model(kind, folder, new: tuple[str, ...] = (), **options):
     Raises:
         InputError: weights are missing: the library would fill them with random numbers without a word.
     """
-    model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    model, report = load_reported(kind, folder, **options)
     missing = sorted(key for key in report["missing_keys"] if not any(f".{n}." in f".{key}" for n in new))
     if missing:
         what = f"{len(missing)} weights are missing, such as {missing[0]}"
         raise InputError(folder, what, type(model).__name__, "the whole model", "give a complete folder")
     return model
+
+
+def open_tokenizer(folder):
+    """A folder's tokenizer; code that comes with it is never run."""
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def weights_digest(folder) -> str:
@@ -149,8 +162,12 @@ def weights_digest(folder) -> str:
     return sha256("\n".join(lines).encode()).hexdigest()
 
 
-def load_base(folder, device="cpu", dtype=torch.float32) -> Base:
+def load_base(folder, device="cpu", dtype: torch.dtype | None = None) -> Base:
     """Opens a folder made by `prepare_base`. Parameters are frozen and the model is in eval mode.
+
+    Args:
+        dtype: of the model's weights; None means the `precision` that the base was prepared with. An audio prefix and
+            the heads of an encoder are float32 anyway.
 
     Raises:
         InputError: the folder was not prepared, or its weights are not those it was prepared with.
@@ -162,7 +179,7 @@ def load_base(folder, device="cpu", dtype=torch.float32) -> Base:
     if weights_digest(folder) != manifest["weights_sha256"]:
         raise InputError(folder, "weights differ from those the base was prepared with", fix="prepare the base again")
     family = family_class(manifest["family"])
-    base = family.open(Path(folder), manifest, dtype)
+    base = family.open(Path(folder), manifest, dtype or DTYPES[manifest.get("precision", "fp32")])
     for part in filter(None, (base.model, base.audio)):
         part.requires_grad_(False).eval().to(device)
     return base

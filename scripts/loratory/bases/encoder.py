@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from loratory.bases.core import Base, Encoded, open_model, pad, too_long
+from loratory.bases.core import Base, Encoded, open_model, open_tokenizer, pad, too_long
 from loratory.errors import InputError
 
 
@@ -17,13 +17,15 @@ class Encoder(Base):
         super().__init__(folder, manifest, model, tokenizer)
         pooler = f"{model.base_model_prefix}.pooler"
         self.heads = ("classifier", pooler) if getattr(model.base_model, "pooler", None) else ("classifier",)
+        for head in map(model.get_submodule, self.heads):  # trained, so never in half precision
+            head.float().register_forward_pre_hook(lambda _, inputs: tuple(tensor.float() for tensor in inputs))
 
     @classmethod
     def open(cls, folder, manifest, dtype):
         model = open_model(AutoModelForSequenceClassification, folder, dtype=dtype, num_labels=2)
         if not hasattr(model, "classifier"):
             raise InputError(folder, "no `classifier` head", type(model).__name__, "a BERT-like encoder")
-        return cls(folder, manifest, model, AutoTokenizer.from_pretrained(folder))
+        return cls(folder, manifest, model, open_tokenizer(folder))
 
     def encode(self, example) -> Encoded:
         ids = self.tokenizer(example.prompt)["input_ids"]

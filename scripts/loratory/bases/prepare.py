@@ -4,34 +4,51 @@ from pathlib import Path
 from shutil import copy2
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from loratory.bases.core import MANIFEST, open_model, weights_digest
+from loratory.bases.checks import HEADS, INDEX, check_links, check_model_folder, weight_paths
+from loratory.bases.core import MANIFEST, open_model, open_tokenizer, weights_digest
+from loratory.bases.hub import download
 from loratory.data.files import read_json, whole, write_json
-from loratory.errors import InputError
 
-KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "LICENSE*")  # no pickles, no code
+KEPT = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # besides weights; no pickles, no code
 
 
 def prepare_folder(source, name: str, entry, out) -> None:
-    """Copies weights, config and tokenizer of a local model folder.
+    """Checks a local model folder and copies weights, config and tokenizer.
 
     Raises:
-        InputError: no folder, no safetensors, or no config.
+        InputError: as `check_model_folder`; or a link leads out of the folder.
     """
-    source = Path(source)
-    if not (source / "config.json").is_file():
-        raise InputError(source, "no config.json", expected="a Hugging Face model folder")
-    weights_digest(source)
+    check_links(source)
+    prepare_files(Path(source), name, entry, out, taken_from=str(source))
+
+
+def prepare_hub(repository: str, name: str, entry, out) -> None:
+    """Downloads one commit of a hub repository (safetensors, config, tokenizer) and prepares it.
+
+    Raises:
+        InputError: as `download` and `check_model_folder`.
+    """
+    folder = download(repository, entry.revision, ["*.safetensors", *KEPT])
+    prepare_files(folder, name, entry, out, taken_from="hub")
+
+
+def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
+    """Checks and copies the files of one model; weights that are not the model's stay behind."""
+    check_model_folder(source, entry.family)
+    kept = {path for pattern in KEPT for path in source.glob(pattern) if path.name != INDEX}
+    kept |= {path for pattern in (*KEPT, "*.safetensors") for path in (source / "audio").glob(pattern)}
+    weights = weight_paths(source)
+    kept |= {*weights, source / INDEX} if len(weights) > 1 else {*weights}
     with whole(out) as aside:
-        aside.mkdir(parents=True)
-        for path in sorted({path for pattern in KEPT for path in source.rglob(pattern)}):
+        for path in sorted(kept):
             target = aside / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             copy2(path, target)
         if entry.family == "encoder":
             add_head(aside)
-        write_manifest(aside, name, entry, origin=entry.hub or str(source), **declared(source))
+        write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **declared(source))
 
 
 def declared(source: Path) -> dict:
@@ -40,22 +57,14 @@ def declared(source: Path) -> dict:
     return {"weights": read_json(manifest)["weights"]} if manifest.is_file() else {}
 
 
-def prepare_hub(repository: str, name: str, entry, out) -> None:
-    """Downloads one commit of a hub repository (safetensors, config, tokenizer) and prepares it."""
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(repository, revision=entry.revision, allow_patterns=list(KEPT))
-    prepare_folder(folder, name, entry, out)
-
-
 def add_head(folder) -> None:
     """Stores the encoder with its (untrained) pooler and classifier, so that every reader starts from the same."""
     torch.manual_seed(0)
-    model = open_model(AutoModelForSequenceClassification, folder, new=("pooler", "classifier"), num_labels=2)
+    model = open_model(AutoModelForSequenceClassification, folder, new=HEADS, num_labels=2)
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    open_tokenizer(folder).save_pretrained(folder)
 
 
 def write_manifest(folder, name: str, entry, origin: str, **facts) -> None:
@@ -65,9 +74,16 @@ def write_manifest(folder, name: str, entry, origin: str, **facts) -> None:
         "family": entry.family,
         "origin": origin,
         "revision": entry.revision,
+        "precision": entry.precision,
         "licence": entry.licence,
         "note": entry.note,
         "weights": "trained",
         "weights_sha256": weights_digest(folder),
     }
     write_json(folder / MANIFEST, manifest | facts)
+
+
+def note_training(folder, **facts) -> None:
+    """What was trained here of a prepared base, and the digest of its weights since."""
+    manifest = read_json(folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest | facts | {"weights_sha256": weights_digest(folder)})

@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration
 
-from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, pad, too_long
+from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad, too_long
 from loratory.bases.decoding import decode, new_cache
 from loratory.data.audio import read_audio
 
@@ -19,7 +19,7 @@ class Whisper(Base):
     @classmethod
     def open(cls, folder, manifest, dtype):
         model = open_model(WhisperForConditionalGeneration, folder, dtype=dtype)
-        return cls(folder, manifest, model, AutoTokenizer.from_pretrained(folder))
+        return cls(folder, manifest, model, open_tokenizer(folder))
 
     @property
     def frames(self) -> int:

@@ -46,8 +46,8 @@ def train_mixture(name, entry, base_folder, experts, data, tasks, seed, device, 
     if mixture.trainable():
         features = features or {}
         sets = {d: read(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts}
-        facts = {"base": base.fingerprint, "data": {d: data_digest(data[d]) for d in experts}}
-        facts |= {"experts": digests}
+        facts = {"data": {d: data_digest(data[d]) for d in experts}, "experts": digests}
+        facts["base"] = [base.fingerprint, base.manifest.get("precision")]  # weights, and how they are rounded
         job = Job(device, checkpoints, f"{name} seed {seed}", entry=entry.model_dump(mode="json"), seed=seed, **facts)
         curve = learn(base, mixture, sets, entry.training, seed, job)
     run = {

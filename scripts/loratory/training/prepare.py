@@ -3,19 +3,20 @@
 from importlib.metadata import version
 
 from loratory.bases.core import weights_digest
-from loratory.bases.prepare import prepare_folder, prepare_hub, write_manifest
+from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import sha256, whole
 from loratory.domains.questions import examples, read_records
 from loratory.training.job import Job
 from loratory.training.pretrain import pretrain, train_ears
 
 
-def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) -> None:
+def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, folder=None) -> None:
     """Writes the base's folder, whole.
 
     Args:
         entry: config entry. general: {domain: folder of general data}; tasks: {domain: its task options}.
         ears: folder of the Whisper base that a causal base hears with, or None.
+        folder: where the files of a base with `hub` lie already; None means to download them.
     """
     corpora = {d: corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
     facts = {"data_sha256": {d: sha256(f"{general[d]}/train.parquet") for d in corpora}, "torch": version("torch")}
@@ -25,11 +26,13 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) ->
         pretrain(name, entry, corpora, ears, job, out, **facts)
         return
     with whole(out) as aside:
-        prepare = prepare_hub if entry.hub else prepare_folder
-        prepare(entry.hub or entry.path, name, entry, aside)
+        if folder := entry.path or folder:
+            prepare_folder(folder, name, entry, aside)
+        else:
+            prepare_hub(entry.hub, name, entry, aside)
         if ears:
             train_ears(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
-            write_manifest(aside, name, entry, origin=entry.hub or entry.path, **facts)
+            note_training(aside, **facts)
     job.done()
 
 

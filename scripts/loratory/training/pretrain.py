@@ -87,7 +87,7 @@ def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tupl
 
 def new_ears(whisper_folder, options, width: int, device: str) -> AudioPrefix:
     """A Whisper base's encoder, frozen, with an untrained projector to embeddings of `width`."""
-    whisper = load_base(whisper_folder).model
+    whisper = load_base(whisper_folder, dtype=torch.float32).model  # as the prefix holds it, whatever the base's
     audio = AudioPrefix(whisper.config, options.stack, width, options.hidden)
     audio.encoder.load_state_dict(whisper.model.encoder.state_dict())
     audio.encoder.requires_grad_(False).eval()

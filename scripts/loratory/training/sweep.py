@@ -14,6 +14,7 @@ import torch
 
 from loratory.adapters import core, deltas
 from loratory.adapters.contract import DenseMethod
+from loratory.bases.checks import check_readable
 from loratory.bases.core import load_base
 from loratory.data import batching
 from loratory.data.files import sha256, whole
@@ -40,7 +41,8 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         "train": encoded(base, domain, data, task, "train"),
         "valid": encoded(base, domain, data, task, "valid", max_valid),
     }
-    facts = {"domain": domain, "base": base.fingerprint, "data": data_digest(data), "task": task.model_dump_json()}
+    held = [base.fingerprint, base.manifest.get("precision")]  # weights, and how they are rounded
+    facts = {"domain": domain, "base": held, "data": data_digest(data), "task": task.model_dump_json()}
     runs, jobs, chosen = [], [], None
     for seed in seeds:
         rates = adapter.training.learning_rates if chosen is None else (chosen,)
@@ -71,8 +73,9 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
 
 def encoded(base, domain: str, data, task, split: str, limit: int | None = None):
     """The examples of a split as the base reads them."""
-    records = read_records(data, split, limit)
-    return [base.encode(example) for example in examples(domain, records, task, base.family)]
+    found = examples(domain, read_records(data, split, limit), task, base.family)
+    check_readable(base, domain, [example.prompt + example.target for example in found[:100]])
+    return [base.encode(example) for example in found]
 
 
 def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:

@@ -1,0 +1,308 @@
+"""What a folder of a published model must be before anything is built on it.
+
+A folder is read as data: no pickle is opened, no code of it runs, no link is followed out of it. Weights are read one
+tensor at a time, so that memory does not grow with the model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    EsmForProteinFolding,
+    WhisperForConditionalGeneration,
+)
+from transformers.models.auto import modeling_auto as auto
+from transformers.utils import logging
+
+from loratory.bases.audio import AudioPrefix
+from loratory.bases.core import load_reported, open_tokenizer
+from loratory.bases.folding import NOT_STORED
+from loratory.data.files import read_json
+from loratory.errors import InputError
+
+CLASSES = {
+    "causal": AutoModelForCausalLM,
+    "encoder": AutoModelForSequenceClassification,
+    "whisper": WhisperForConditionalGeneration,
+    "folding": EsmForProteinFolding,
+}
+HEADS = ("pooler", "classifier")  # an encoder's, which pretraining leaves out or trains for something else
+INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
+NEEDED = {"causal": "eos_token", "whisper": "eos_token", "encoder": "pad_token"}
+TEXTS = ("the user likes it", "MKTAYIAKQR", "M K T A Y I A K Q R", "acg tta gca", "ACG TTA GCA")
+CONVERT = "load it once where you trust it and `save_pretrained(folder, safe_serialization=True)`"
+
+
+def check_model_folder(folder, family: str) -> None:
+    """Whether the folder holds a whole model of this family with its tokenizer.
+
+    Raises:
+        InputError: the first thing that it lacks or has too much of.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder", expected="a Hugging Face model folder", reason="missing")
+    check_architecture(folder, family)
+    paths = weight_paths(folder)
+    for path in paths:
+        check_header(path)
+    model = check_weight_names(folder, family)
+    if family != "folding":  # such a model reads residues by the letters of its config
+        check_tokenizer(folder, family, model.get_input_embeddings().num_embeddings)
+    if (folder / "audio").is_dir():
+        paths += check_audio(folder / "audio")
+    for path in paths:
+        check_finite(path)
+
+
+def check_links(folder) -> None:
+    """Raises:
+    InputError: a link leads out of the folder: it would bring in what nobody meant to publish.
+    """
+    folder = Path(folder).resolve()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder):
+            fix = "copy the folder with its contents (`cp -rL`)"
+            raise InputError(path, "a link leads out of the folder", str(path.readlink()), "files", fix, "link")
+
+
+def read_object(path: Path) -> dict:
+    """Raises:
+    InputError: not a file with one JSON object.
+    """
+    if not path.is_file():
+        raise InputError(path, "no such file", expected="a Hugging Face model folder", reason="missing")
+    try:
+        value = read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise InputError(path, "not JSON", error, "a JSON object") from None
+    if not isinstance(value, dict):
+        raise InputError(path, "not a JSON object", value, "a JSON object")
+    return value
+
+
+def check_architecture(folder: Path, family: str) -> None:
+    """Raises:
+    InputError: `config.json` describes a model of another family, or one that this program cannot hold.
+    """
+    path = folder / "config.json"
+    config = read_object(path)
+    if "quantization_config" in config:
+        raise InputError(path, "the weights are quantised", expected="weights in fp32, fp16 or bf16", reason="family")
+    attention = [config.get(key) for key in ("attn_implementation", "_attn_implementation")]
+    if kernel := next((value for value in attention if isinstance(value, str) and "/" in value), None):
+        raise InputError(path, "it asks for foreign code as attention", kernel, fix="take the key out", reason="code")
+    kind, given = config.get("model_type"), config.get("architectures") or []
+    names = architectures(str(kind))
+    if family == "folding" and not config.get("is_folding_model"):
+        expected = "the folder of an EsmForProteinFolding, such as facebook/esmfold_v1"
+        raise InputError(path, "not a folding model", kind, expected, reason="family")
+    if not names[family] or (given and not names[family] & {*given}):
+        expected = f"{' or '.join(sorted(names[family])) or 'a model'} of family {family}"
+        fits = [other for other, classes in names.items() if classes & {*given}]
+        fix = f"`family: {fits[0]}`" if fits else None
+        what = "a model of another architecture"
+        if not fits and "auto_map" in config:
+            what, expected = "a model with code of its own, which is never run", "a class of transformers"
+        raise InputError(path, what, ", ".join(map(str, given)) or str(kind), expected, fix, "family")
+
+
+def architectures(kind: str) -> dict[str, set[str]]:
+    """{family: classes whose weights it can be made from} for a `model_type`."""
+
+    def classes(*mappings) -> set[str]:
+        found = [mapping[kind] for mapping in mappings if kind in mapping]
+        return {name for names in found for name in ([names] if isinstance(names, str) else names)}
+
+    masked, sorts = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    bidirectional = kind in masked and kind in sorts
+    encoders = classes(masked, sorts, auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES)
+    causal = classes(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return {
+        "causal": set() if kind == "whisper" or bidirectional else causal,
+        "encoder": encoders if bidirectional else set(),
+        "whisper": {"WhisperForConditionalGeneration"} if kind == "whisper" else set(),
+        "folding": {"EsmForProteinFolding"} if kind == "esm" else set(),
+    }
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """The files that the model's weights are in.
+
+    Raises:
+        InputError: there is none, there are pickles alone, or one is missing.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / WEIGHTS).is_file():
+            return [folder / WEIGHTS]
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            what = "the weights are pickled, and a pickle can run code"
+            raise InputError(folder / pickles[0], what, None, "*.safetensors", CONVERT, "pickle")
+        raise InputError(folder, "no weights", expected=f"{WEIGHTS}, or {INDEX} with its shards", reason="missing")
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(index, "no `weight_map`", expected="{tensor: file}")
+    names = sorted(set(places.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            what = "a shard is not a safetensors file of the folder"
+            raise InputError(index, what, name, "names of files beside it", reason="link")
+        if not (folder / name).is_file():
+            what = f"{name} is missing, one of {len(names)} shards"
+            raise InputError(index, what, expected="all shards", fix="fetch the folder again", reason="missing")
+    return [folder / name for name in names]
+
+
+def check_header(path: Path) -> None:
+    """Raises:
+    InputError: the file is not safetensors, or shorter than its header says.
+    """
+    fix = "fetch it again"
+    with open(path, "rb") as stream:
+        if stream.read(24) == b"version https://git-lfs.":
+            raise InputError(path, "a Git LFS pointer in place of the file", fix="`git lfs pull`", reason="missing")
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(path, "damaged or cut short", error, "a whole safetensors file", fix, "weights") from None
+
+
+def check_weight_names(folder: Path, family: str) -> torch.nn.Module:
+    """The model without its numbers, to which the weights' names and shapes fit.
+
+    Raises:
+        InputError: weights are missing, too many, or of other shapes than `config.json` says.
+    """
+    options = {"num_labels": 2} if family == "encoder" else {}
+    options |= {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True}  # without numbers; shapes are told below
+    try:
+        with quiet():
+            model, report = load_reported(CLASSES[family], folder, **options)
+    except Exception as error:  # whatever the library says of a foreign config
+        what, expected = "the model does not open", "one that this version of transformers knows"
+        raise InputError(folder, what, error, expected, reason="family") from error
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        name, stored, shape = wrong[0]
+        what = f"{len(wrong)} weights of wrong shape, such as {name}"
+        raise InputError(folder, what, str(tuple(stored)), f"{tuple(shape)} as config.json says", reason="weights")
+    for what, names, expected in (
+        ("missing", missing_names(report["missing_keys"], family), "every weight of the model in config.json"),
+        ("unexpected", unexpected_names(report["unexpected_keys"], family, model), "no others than config.json's"),
+    ):
+        if names:
+            what = f"{len(names)} weights are {what}, such as {names[0]}"
+            raise InputError(folder, what, type(model).__name__, expected, "give a folder as published", "weights")
+    return model
+
+
+@contextmanager
+def quiet():
+    """Keeps the library's own report of what it loads away: one line tells it."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def missing_names(names, family: str) -> list[str]:
+    """Those that must be there: an encoder's heads are made here, and a folding model leaves some out."""
+    if family == "encoder":
+        return sorted(name for name in names if not {*name.split(".")} & {*HEADS})
+    return sorted(name for name in names if family != "folding" or not name.startswith(NOT_STORED))
+
+
+def unexpected_names(names, family: str, model) -> list[str]:
+    """Those that must not be there: older versions stored constants too, and an encoder loses its pretraining head."""
+    constants = [name for name, _ in model.named_buffers()]
+    names = [name for name in names if not any(f".{constant}".endswith(f".{name}") for constant in constants)]
+    if family == "encoder":
+        body = {model.base_model_prefix, *(name for name, _ in model.base_model.named_children())}
+        names = [name for name in names if name.split(".")[0] in body and not {*name.split(".")} & {*HEADS}]
+    return sorted(names)
+
+
+def check_tokenizer(folder: Path, family: str, embeddings: int) -> None:
+    """Raises:
+    InputError: the tokenizer is missing or incomplete, knows no text, or has more tokens than the model.
+    """
+    if not any(all(any(folder.glob(name)) for name in names) for names in TOKENIZERS):
+        expected = "tokenizer.json, vocab.txt, vocab.json with merges.txt, or *.model"
+        fix = "save the model's tokenizer into the folder, as its publisher did"
+        raise InputError(folder, "no whole tokenizer", None, expected, fix, "tokenizer")
+    try:
+        tokenizer = open_tokenizer(folder)
+    except Exception as error:  # whatever the library says of a foreign file
+        what = "the tokenizer does not open"
+        raise InputError(folder, what, error, "a tokenizer of transformers", reason="tokenizer") from error
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= embeddings:
+        what = "the tokenizer has more tokens than the model has embeddings"
+        fix = "give the model's own tokenizer"
+        raise InputError(folder, what, largest + 1, f"at most {embeddings}", fix, "tokenizer")
+    if getattr(tokenizer, NEEDED[family]) is None:
+        fix = "name it in tokenizer_config.json"
+        raise InputError(folder, f"the tokenizer has no `{NEEDED[family]}`", None, "one", fix, "tokenizer")
+    if min(unknown_share(tokenizer, [text]) for text in TEXTS) > 0.5:
+        what = "the tokenizer knows neither words nor residues nor codons"
+        raise InputError(folder, what, f"{largest + 1} tokens", "the model's own tokenizer", reason="tokenizer")
+
+
+def unknown_share(tokenizer, texts: list[str]) -> float:
+    """Share of the tokens of these texts that stand for what the tokenizer does not know; 1 if there is no token."""
+    ids = [id for text in texts for id in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    return sum(id == tokenizer.unk_token_id for id in ids) / len(ids) if ids else 1.0
+
+
+def check_readable(base, domain: str, texts: list[str]) -> None:
+    """Raises:
+    InputError: most of a domain's texts is unknown to the base's tokenizer, so nothing can be learnt of them.
+    """
+    share = unknown_share(base.tokenizer, texts)
+    if share > 0.5:
+        what, expected = f"the tokenizer does not know what {domain} is written in", "at most half"
+        raise InputError(base.folder, what, f"{share:.0%} unknown tokens", expected, "take another base", "tokenizer")
+
+
+def check_audio(folder: Path) -> list[Path]:
+    """The files of an audio prefix that comes with the base.
+
+    Raises:
+        InputError: it does not open.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    for path in paths:
+        check_header(path)
+    try:
+        AudioPrefix.load(folder)
+    except Exception as error:  # whatever torch says of missing names and other shapes
+        what = "the audio prefix does not open"
+        raise InputError(folder, what, error, "what a base with `audio:` was saved with", reason="weights") from error
+    return paths
+
+
+def check_finite(path: Path) -> None:
+    """Raises:
+    InputError: a weight is NaN or infinite.
+    """
+    for name, tensor in tensors(path):
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise InputError(f"{path}:{name}", "a weight is NaN or infinite", None, "numbers", reason="weights")
+
+
+def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            yield name, file.get_tensor(name)
