@@ -164,7 +164,8 @@ class FixedSteps:
 
     The prompt runs as ever; its caches are then copied into place. Made once, it serves any number of requests of
     `rows` rows, one after another: a new one ends the one before. The first step of its kind (weights asked or held)
-    runs as it is and warms up, the second is captured.
+    runs as it is and warms up, the second is captured; where that fails, as something waits for the GPU, all go on
+    as they are.
 
     Args:
         model: decoder-only, with full attention in all layers; may be a `Mixture`.
@@ -258,7 +259,12 @@ class FixedSteps:
             self.graphs.setdefault(kind, None)
             return self.quick_step()
         if self.graphs[kind] is None:
-            self.graphs[kind] = self.captured()
+            try:
+                self.graphs[kind] = self.captured()
+            except RuntimeError as error:
+                print(f"steps are not replayed: {str(error).splitlines()[0]}", flush=True)
+                self.capture = False
+                return self.quick_step()
         graph, output = self.graphs[kind]
         graph.replay()
         return output
