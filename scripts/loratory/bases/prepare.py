@@ -10,7 +10,7 @@ from loratory.bases.core import MANIFEST, open_model, weights_digest
 from loratory.data.files import read_json, whole, write_json
 from loratory.errors import InputError
 
-KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "LICENSE*")  # no pickles, no code
+KEPT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*")  # no pickles, no code
 
 
 def prepare_folder(source, name: str, entry, out) -> None:
