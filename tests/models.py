@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -77,6 +78,7 @@ def bert(vocab_size: int = 64) -> BertForSequenceClassification:
 def text_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<|pad|>", "<|begin|>", "<|end|>"]
     core = byte_pairs(TEXTS * 4, 300, special, letters=True)
+    core.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=special[0], bos_token=special[1], eos_token=special[2]
     )

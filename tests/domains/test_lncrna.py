@@ -345,6 +345,14 @@ def test_prompts_are_three_letter_words_with_the_positive_choice_second():
     assert task.examples(table({"a": "ACG"}), sources.Task(), "causal")[0].target == " coding"
 
 
+def test_nucleotides_are_written_as_words_as_letters_or_as_they_are():
+    (record,) = table({"a": "ACGTTNAC"})
+    written = {"3-mers": "acg ttn ac", "letters": "a c g t t n a c", "sequence": "ACGTTNAC"}
+    for layout, expected in written.items():
+        [causal], [encoder] = (task.examples([record], sources.Task(layout=layout), f) for f in ("causal", "encoder"))
+        assert (causal.prompt, encoder.prompt) == (f"[Classify RNA] {expected}\n", expected)
+
+
 @given(st.integers(1, 3000), st.integers(3, 500), st.none() | st.integers(1, 500), st.none() | st.integers(1, 9))
 def test_windows_cover_every_nucleotide_unless_limited(length, window, stride, limit):
     stride = stride and min(stride, window)

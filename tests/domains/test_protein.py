@@ -266,6 +266,14 @@ def test_a_protein_is_asked_for_in_the_stage_1_format():
     assert first.id != second.id
 
 
+def test_as_letters_residues_and_the_bracket_that_closes_are_the_whole_alphabet():
+    asked = Task(tokens="letters")
+    examples = [*task.examples([{"id": "a", "group": "g", "sequence": "MKV"}], asked, "causal")]
+    examples += task.samples(1, asked, "causal")
+    assert {example.alphabet for example in examples} == {(*RESIDUES, ">")}
+    assert {example.alphabet for example in task.samples(1, Task(), "causal")} == {()}
+
+
 def test_residue_frequency_is_a_distribution_fitted_on_train_alone():
     def records(*sequences):
         return [{"id": s, "group": s, "sequence": s} for s in sequences]

@@ -30,6 +30,7 @@ class Encoded:
         ids: token ids read by the (decoder of the) model; labels: the same length, IGNORED where nothing is scored.
         audio: path of the audio file, or ""; audio_tokens: how many positions of `ids` it fills.
         label: index of the target among the choices, or -1.
+        alphabet: see `Example`.
         length: what the example costs a batch, in positions.
     """
 
@@ -39,6 +40,7 @@ class Encoded:
     audio: str = ""
     audio_tokens: int = 0
     label: int = -1
+    alphabet: tuple[str, ...] = ()
 
 
 class Base(ABC):

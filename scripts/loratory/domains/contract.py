@@ -84,6 +84,7 @@ class TaskOptions(Options):
     """What every domain's task can be told."""
 
     max_new_tokens: int = Field(64, ge=1, description="longest continuation, where a model writes")
+    chat: bool = Field(False, description="a causal base reads the prompt as a user's turn of its chat template")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Example:
         target: text that is learnt and scored.
         choices: the possible targets when the task is a choice, the negative first; else empty.
         audio: path of the utterance's audio file, or "".
+        alphabet: the letters that the target is made of, the last of which closes it and occurs nowhere else; a causal
+            base reads, scores and writes them one by one and knows no others. Empty: text, as its tokenizer cuts it.
+        chat: the prompt is a user's turn of the base's chat template.
     """
 
     id: str
@@ -105,12 +109,15 @@ class Example:
     target: str
     choices: tuple[str, ...] = ()
     audio: str = ""
+    alphabet: tuple[str, ...] = ()
+    chat: bool = False
 
 
 # One prediction, as `metrics.columns` receives it (a dict; None where an output does not apply):
 #   id, group    of the record, or "sample-0001", … for samples
 #   reference    the example's target
-#   nll, tokens  summed negative log-likelihood of the target in nats, and its number of tokens (output "nll")
+#   nll, tokens  summed negative log-likelihood of the target in nats, and its number of tokens (output "nll"): with
+#                end-of-sequence, unless an alphabet's last letter closes it
 #   p            probability of `choices[1]` among the choices, windows averaged in log odds (output "choice")
 #   text         what the model wrote, without end-of-sequence (outputs "text" and "sample")
 ROW = ("id", "group", "reference", "nll", "tokens", "p", "text")

@@ -17,7 +17,7 @@ def examples(records: list[dict], task, family: str) -> list[Example]:
         Example(
             id=record["id"],
             group=record["group"],
-            prompt=prefix + kmers(record["sequence"][start : start + task.window]) + SUFFIX[family],
+            prompt=prefix + LAYOUTS[task.layout](record["sequence"][start : start + task.window]) + SUFFIX[family],
             target=CHOICES[record["label"]],
             choices=CHOICES,
         )
@@ -33,6 +33,13 @@ def kmers(sequence: str) -> str:
     """
     letters = sequence.lower()
     return " ".join(letters[at : at + 3] for at in range(0, len(letters), 3))
+
+
+LAYOUTS: dict[str, Callable[[str], str]] = {
+    "3-mers": kmers,
+    "letters": lambda sequence: " ".join(sequence.lower()),  # most tokenizers make one token of a blank and a letter
+    "sequence": str.upper,
+}
 
 
 def window_starts(length: int, window: int, stride: int | None = None, limit: int | None = None) -> list[int]:

@@ -10,16 +10,21 @@ from loratory.data.splits import smallest
 from loratory.domains.contract import Example
 
 PROMPT, CLOSE = "Seq=<", ">"
+LETTERS = (*RESIDUES, CLOSE)
 
 
 def examples(records, task, family: str) -> list[Example]:
     """Sequence and closing bracket are scored, the opening is not."""
-    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE) for r in records]
+    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, alphabet=alphabet(task)) for r in records]
 
 
 def samples(n: int, task, family: str) -> list[Example]:
     names = [f"sample-{number:04d}" for number in range(1, n + 1)]
-    return [Example(name, name, PROMPT, "") for name in names]
+    return [Example(name, name, PROMPT, "", alphabet=alphabet(task)) for name in names]
+
+
+def alphabet(task) -> tuple[str, ...]:
+    return LETTERS if task.tokens == "letters" else ()
 
 
 def chain(text: str) -> str | None:
