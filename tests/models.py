@@ -29,7 +29,7 @@ TEXTS = [
 
 
 def entry(family: str):
-    return SimpleNamespace(family=family, hub=None, revision=None, licence=None, note="tiny")
+    return SimpleNamespace(family=family, hub=None, revision=None, licence=None, note="tiny", whisper=None)
 
 
 def llama(vocab_size: int = 300, **changes) -> LlamaForCausalLM:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from loratory import registry
+from loratory.bases.options import WhisperOptions
 from loratory.domains.contract import Options
 from loratory.errors import InputError
 from loratory.problems import first_problem
@@ -99,11 +100,12 @@ class BaseEntry(Options):
     """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
 
     family: Family = Field(description="how it reads and what it can be asked")
-    path: str | None = Field(None, description="local folder with safetensors, config and tokenizer")
+    path: str | None = Field(None, description="local folder with safetensors, config and tokenizer; or OpenAI's `.pt`")
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`")
     revision: str | None = Field(None, description="commit of the hub repository")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")
     audio: Audio | None = Field(None, description="audio prefix of a causal base")
+    whisper: WhisperOptions | None = Field(None, description="how a base of family whisper is asked")
     licence: str | None = Field(None, description="licence of the weights")
     note: str = Field("", description="one line for the tables: what this base is and is not")
 
@@ -116,6 +118,10 @@ class BaseEntry(Options):
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
         if self.audio and self.family != "causal":
             raise ValueError("only a causal base takes `audio`")
+        if self.whisper and self.family != "whisper":
+            raise ValueError("only a base of family whisper takes `whisper`")
+        if self.path and self.path.endswith(".pt") and self.family != "whisper":
+            raise ValueError("only a base of family whisper may be a `.pt` file (OpenAI's format)")
         return self
 
     @property

@@ -95,7 +95,8 @@ def structures_of(wildcards):
 def base_sources(wildcards):
     """What a base is made of: the files of its folder, what it learns from here, and the base it hears with."""
     base = STUDY.bases[wildcards.base]
-    own = sorted(str(path) for path in Path(base.path).rglob("*") if path.is_file()) if base.path else []
+    found = [Path(base.path), *Path(base.path).rglob("*")] if base.path else []
+    own = sorted(str(path) for path in found if path.is_file())
     data = collect("<results>/general/{domain}/{file}", domain=base.corpora, file=("train.parquet", "audit.json"))
     return own + data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from loratory.bases.core import MANIFEST, open_model, weights_digest
+from loratory.bases.options import WhisperOptions
 from loratory.data.files import read_json, whole, write_json
 from loratory.errors import InputError
 
@@ -70,4 +71,6 @@ def write_manifest(folder, name: str, entry, origin: str, **facts) -> None:
         "weights": "trained",
         "weights_sha256": weights_digest(folder),
     }
+    if entry.family == "whisper":
+        facts["whisper"] = (entry.whisper or WhisperOptions()).model_dump()
     write_json(folder / MANIFEST, manifest | facts)

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from loratory.bases.core import weights_digest
+from loratory.bases.openai_whisper import prepare_openai
 from loratory.bases.prepare import prepare_folder, prepare_hub, write_manifest
 from loratory.data.files import sha256, whole
 from loratory.domains.questions import examples, read_records
@@ -25,7 +26,8 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out) ->
         pretrain(name, entry, corpora, ears, job, out, **facts)
         return
     with whole(out) as aside:
-        prepare = prepare_hub if entry.hub else prepare_folder
+        of_path = prepare_openai if str(entry.path).endswith(".pt") else prepare_folder
+        prepare = prepare_hub if entry.hub else of_path
         prepare(entry.hub or entry.path, name, entry, aside)
         if ears:
             train_ears(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
