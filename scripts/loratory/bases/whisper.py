@@ -89,10 +89,12 @@ class Whisper(Base):
         return nll, int((labels != IGNORED).sum())
 
     def text(self, model, items, limit: int, sampling=None) -> list[str]:
-        """Transcripts; see `write`."""
-        written = self.write(model, items, limit, sampling)
-        spoken = [[id for id in row if id < self.timestamps] for row in written]
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in spoken]
+        return [self.transcript(ids) for ids in self.write(model, items, limit, sampling)]
+
+    def transcript(self, ids: list[int]) -> str:
+        """The text of written ids, without times."""
+        spoken = [id for id in ids if id < self.timestamps]
+        return self.tokenizer.decode(spoken, skip_special_tokens=True).strip()
 
     @torch.no_grad()
     def write(self, model, items, limit: int, sampling=None) -> list[list[int]]:
