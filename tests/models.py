@@ -30,7 +30,8 @@ TEXTS = [
 
 
 def entry(family: str, precision: str = "fp32"):
-    return SimpleNamespace(family=family, hub=None, revision=None, precision=precision, licence=None, note="tiny")
+    given = dict.fromkeys(("hub", "revision", "licence", "whisper"))
+    return SimpleNamespace(family=family, precision=precision, note="tiny", **given)
 
 
 def llama(vocab_size: int = 300, **changes) -> LlamaForCausalLM:

@@ -23,6 +23,7 @@ from pydantic import (
 
 from loratory import registry
 from loratory.adapters.contract import OwnWeights
+from loratory.bases.options import WhisperOptions
 from loratory.domains.contract import Options
 from loratory.errors import InputError, shown
 from loratory.problems import first_problem
@@ -102,12 +103,13 @@ class BaseEntry(Options):
     """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
 
     family: Family = Field(description="how it reads and what it can be asked")
-    path: str | None = Field(None, description="local folder with safetensors, config and tokenizer")
+    path: str | None = Field(None, description="local folder with safetensors, config and tokenizer; or OpenAI's `.pt`")
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
     revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="in which its frozen weights are held in memory")
     audio: Audio | None = Field(None, description="audio prefix of a causal base")
+    whisper: WhisperOptions | None = Field(None, description="how a base of family whisper is asked")
     licence: str | None = Field(None, description="licence of the weights")
     note: str = Field("", description="one line for the tables: what this base is and is not")
 
@@ -124,6 +126,10 @@ class BaseEntry(Options):
             raise ValueError("a folding base has its own precision; leave `precision` out")
         if self.audio and self.family != "causal":
             raise ValueError("only a causal base takes `audio`")
+        if self.whisper and self.family != "whisper":
+            raise ValueError("only a base of family whisper takes `whisper`")
+        if self.path and self.path.endswith(".pt") and self.family != "whisper":
+            raise ValueError("only a base of family whisper may be a `.pt` file (OpenAI's format)")
         return self
 
     @property

@@ -96,7 +96,8 @@ def base_sources(wildcards):
     """What a base is made of: the files of its folder, what it learns from here, and the base it hears with."""
     base = STUDY.bases[wildcards.base]
     folder = base.path or published_folder(STUDY, wildcards.base)
-    own = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    found = [Path(folder), *Path(folder).rglob("*")] if folder else []
+    own = sorted(str(path) for path in found if path.is_file())
     data = collect("<results>/general/{domain}/{file}", domain=base.corpora, file=("train.parquet", "audit.json"))
     return own + data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
 

@@ -128,7 +128,8 @@ def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tup
     config.suppress_tokens = config.begin_suppress_tokens = None
     model = WhisperForConditionalGeneration(config)
     model.generation_config.forced_decoder_ids = None
-    base = Whisper("pretrain", UNTRAINED, model.to(job.device), tokenizer)
+    manifest = UNTRAINED | {"whisper": entry.whisper and entry.whisper.model_dump()}
+    base = Whisper("pretrain", manifest, model.to(job.device), tokenizer)
     return base, learn(base, named(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job)
 
 
