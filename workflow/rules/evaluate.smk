@@ -45,7 +45,7 @@ rule predict:
 
 rule predict_baselines:
     input:
-        expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "test")),
+        expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid", "test")),
     output:
         "<results>/predictions/data/{domain}/baselines.parquet",
     log:
@@ -60,6 +60,7 @@ rule predict_baselines:
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         max_records=STUDY.evaluation.max_records,
+        max_valid=STUDY.evaluation.max_valid,
         samples=STUDY.evaluation.samples,
         code=lambda wc: code_digest("evaluation/baselines.py", f"domains/{wc.domain}/task.py"),
     script:
