@@ -21,7 +21,7 @@ from loratory.errors import InputError
 
 GENCODE = "ENST{0}.1|ENSG{1}.{2}|OTTHUMG1.1|-|NAME-201|NAME|{3}|"
 GENES = 100  # of each class, in the simulated sets
-VALUES = {metric.name: metric.value for metric in metrics.METRICS}
+VALUES = {metric.name: metric.measure for metric in metrics.METRICS}
 
 
 def letters(n: int, seed=0) -> str:

@@ -317,7 +317,7 @@ def row(**values) -> dict:
 
 def value(name: str, rows) -> float:
     metric = next(metric for metric in metrics.METRICS if metric.name == name)
-    return metric.value(metrics.columns(rows, [], Task()))
+    return metric.measure(metrics.columns(rows, [], Task()))
 
 
 def test_nll_is_pooled_over_residues_without_the_end():

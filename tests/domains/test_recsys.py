@@ -522,7 +522,7 @@ def test_a_prompt_without_room_for_ratings_still_has_an_answer():
 
 # --- metrics
 
-VALUE = {metric.name: metric.value for metric in metrics.METRICS}
+VALUE = {metric.name: metric.measure for metric in metrics.METRICS}
 PREDICTIONS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 16), st.integers(0, 3)), min_size=1, max_size=40)
 
 

@@ -35,7 +35,7 @@ rule predict:
         mixtures=lambda wc: mixtures_on(wc.corpus, wc.base),
         asked=lambda wc: ASKED[wc.corpus],
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
-        evaluation=plain(STUDY.evaluation, without=["resamples", "folded"]),
+        evaluation=plain(STUDY.evaluation, without=["resamples", "folded", "min_records", "min_groups"]),
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=lambda wc: code_digest("evaluation/predict.py", "bases", "mixers/kinds", f"domains/{wc.domain}/task.py"),
@@ -88,6 +88,7 @@ rule score:
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
         seeds=SEEDS,
         resamples=STUDY.evaluation.resamples,
+        floor=[STUDY.evaluation.min_records, STUDY.evaluation.min_groups],
         code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),
     script:
         "../../scripts/score.py"
