@@ -158,6 +158,8 @@ class Evaluation(Options):
     temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus of sampled sequences")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
+    min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
+    min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples behind each 95 % interval")
 
 

@@ -21,7 +21,7 @@ from loratory.errors import InputError
 
 GENCODE = "ENST{0}.1|ENSG{1}.{2}|OTTHUMG1.1|-|NAME-201|NAME|{3}|"
 GENES = 100  # of each class, in the simulated sets
-VALUES = {metric.name: metric.value for metric in metrics.METRICS}
+VALUES = {metric.name: metric.measure for metric in metrics.METRICS}
 
 
 def letters(n: int, seed=0) -> str:
@@ -398,6 +398,13 @@ def test_only_the_sequence_reaches_prompts_and_baselines(simulated):
         assert [r["id"] for r in rows[system]] == [r["id"] for r in test]
 
 
+def test_the_joint_control_sees_length_frame_and_composition():
+    sequence = "CC" + "ATG" + 3 * "GAA" + "TAG" + "C"
+    found = task.length_orf_kmers(sequence)
+    assert found[:3] == pytest.approx([np.log(18), np.log1p(12), 12 / 18])
+    np.testing.assert_array_equal(found[3:], task.kmer_shares(sequence))
+
+
 def slow_orf(sequence: str) -> int:
     """Every ATG, read codon by codon."""
     best = 0
@@ -514,6 +521,7 @@ def test_populations_share_nothing_and_composition_carries_over_only_in_part(sim
     across = scores(parts["general"], test)
     assert 0.7 < within["kmer_frequency"] < 0.95 and across["kmer_frequency"] < within["kmer_frequency"] - 0.05
     assert 0.9 < within["orf_only"] < 1 and 0.65 < within["length_only"] < 0.95
+    assert within["length_orf_kmer"] > within["kmer_frequency"]
 
 
 def half_of(gene: str) -> int:

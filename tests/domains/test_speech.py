@@ -358,7 +358,7 @@ def test_deaf_baseline_hears_nothing(corpus):
 
 # metrics
 
-VALUE = {metric.name: metric.value for metric in metrics.METRICS}
+VALUE = {metric.name: metric.measure for metric in metrics.METRICS}
 LINES = st.lists(st.sampled_from(["cat", "dog", "red", "blue", "house", "jump"]), max_size=6).map(" ".join)
 
 

@@ -1,7 +1,7 @@
 """The words in which a domain speaks to the rest: options, examples, metrics. See `loratory.domains`."""
 
 import codecs
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -131,6 +131,8 @@ class Metric:
         name, unit: as printed; `direction` is "up" if more is better, else "down".
         output: the prediction output it needs: "nll", "choice", "text", "sample", or "structure" (folded samples).
         value: columns -> float; NaN if undefined (a single class, no rows).
+        where: columns -> (n,) bool, the rows that count (an age group, users with both classes): `value` sees them
+            alone, and their number is printed. None: all rows.
         primary: the one metric of the domain that systems are ranked and recovered by.
         note: how it is computed, for the table's foot.
     """
@@ -142,3 +144,18 @@ class Metric:
     value: Callable[[Mapping], float]
     primary: bool = False
     note: str = ""
+    where: Callable[[Mapping], Sequence[bool]] | None = None
+
+    @property
+    def sign(self) -> int:
+        """By which a difference is multiplied to be above 0 where it is for the better."""
+        return 1 if self.direction == "up" else -1
+
+    def counted(self, columns: Mapping) -> Sequence[bool] | slice:
+        """What selects the rows that count."""
+        return self.where(columns) if self.where else slice(None)
+
+    def measure(self, columns: Mapping) -> float:
+        """Its value on the rows that count."""
+        counted = self.counted(columns)
+        return float(self.value({name: column[counted] for name, column in columns.items()}))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from loratory.domains.contract import Example
+from loratory.domains.regression import logistic_regression
 
 CHOICES = (" coding", " noncoding")
 SUFFIX = {"causal": "\n", "encoder": ""}
@@ -67,16 +68,6 @@ def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]
     return rows
 
 
-def logistic_regression(x_train: np.ndarray, label: list[int], x_test: np.ndarray) -> np.ndarray:
-    """P(label 1) of each test row, after standardising the features on the training rows."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return model.fit(x_train, label).predict_proba(x_test)[:, 1]
-
-
 def prediction(record: dict, p: float) -> dict:
     reference = CHOICES[record["label"]]
     nothing = {"nll": None, "tokens": None, "text": None}
@@ -113,6 +104,12 @@ def kmer_shares(sequence: str) -> np.ndarray:
     return counts / max(1, counts.sum())
 
 
+def length_orf_kmers(sequence: str) -> np.ndarray:
+    """(67,) log of the length and of the longest reading frame, the frame's share of the transcript, 3-mer shares."""
+    length, orf = len(sequence), longest_orf(sequence)
+    return np.array([np.log(length), np.log1p(orf), orf / length, *kmer_shares(sequence)])
+
+
 DIGITS = np.full(256, 4)
 DIGITS[np.frombuffer(b"ACGT", np.uint8)] = range(4)
 
@@ -120,4 +117,5 @@ FEATURES: dict[str, Callable[[str], np.ndarray]] = {
     "length_only": lambda sequence: np.log([len(sequence)]),
     "orf_only": lambda sequence: np.log1p([longest_orf(sequence)]),
     "kmer_frequency": kmer_shares,
+    "length_orf_kmer": length_orf_kmers,
 }

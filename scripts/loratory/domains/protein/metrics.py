@@ -60,6 +60,10 @@ def nll_per_residue(columns) -> float:
     return float(columns["nll"][scored].sum() / residues) if residues else float("nan")
 
 
+def has(column: str):
+    return lambda columns: ~np.isnan(columns[column])
+
+
 def mean_of(column: str):
     def value(columns) -> float:
         known = columns[column][~np.isnan(columns[column])]
@@ -104,6 +108,7 @@ METRICS = (
         "structure",
         mean_of("plddt"),
         note="mean of Cα pLDDT, averaged over the samples that were folded (`evaluation.folded`)",
+        where=has("plddt"),
     ),
     Metric(
         "tm_score",
@@ -112,5 +117,6 @@ METRICS = (
         "structure",
         mean_of("tm"),
         note="to the nearest test chain of `domains.structure`, normalised by the length of that chain",
+        where=has("tm"),
     ),
 )
