@@ -47,7 +47,7 @@ def study(tmp_path):
         adapter = trained_adapter(base.model, Method(rank=2 + seed), seed)
         adapter.run["base_sha256"] = base.fingerprint
         adapters[domain], data[domain] = str(tmp_path / f"{domain}.lora"), tmp_path / domain
-        deltas.save_adapter(adapters[domain], adapter, causal=True)
+        deltas.save_adapter(f"{adapters[domain]}/seed0", adapter, causal=True)
         records(data[domain], domain, seed)
         features[domain] = tmp_path / "features" / domain
         for split in ("train", "gate"):
@@ -56,12 +56,12 @@ def study(tmp_path):
 
     def train(out, known=None, mixer="xlora", **options):
         """The trained gate."""
-        training = {"steps": STEPS, "batch_tokens": 96, "learning_rate": 0.005, "save_every": 0}
+        training = {"steps": STEPS, "batch_tokens": 96, "learning_rates": [0.005], "save_every": 0}
         experts = dict.fromkeys(DOMAINS, "lora")
         given = entry({"mixer": mixer, "base": "tiny", "experts": experts, "training": training} | options)
-        places = (base.folder, adapters, data, TASKS, 0, "cpu", tmp_path / "checkpoints", tmp_path / out)
+        places = (base.folder, adapters, data, TASKS, (0,), "cpu", tmp_path / "checkpoints", 4, tmp_path / out)
         train_mixture(out, given, *places, known)
-        return load_file(tmp_path / out / GATE)
+        return load_file(tmp_path / out / "seed0" / GATE)
 
     return SimpleNamespace(base=base, data=data, features=features, train=train)
 
@@ -98,7 +98,7 @@ def test_with_features_the_bare_pass_never_runs_and_the_gate_is_the_same(study, 
     calls[LlamaModel] = 0
     found = study.train("known", study.features, features=True, **options)
     assert calls[LlamaModel] == STEPS * len(DOMAINS)
-    begun = study.train("begun", training={"steps": 1, "learning_rate": 1e-9}, **options)
+    begun = study.train("begun", training={"steps": 1, "learning_rates": [1e-9]}, **options)
     assert found.keys() == expected.keys()
     for name, gate in found.items():  # batches are padded otherwise than when the states were made: no bit-equality
         torch.testing.assert_close(gate, expected[name], rtol=0, atol=1e-6)
