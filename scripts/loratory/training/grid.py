@@ -46,8 +46,13 @@ def best_trial(rates: Sequence[float], train: Callable[[float], dict]) -> tuple[
 
 
 def curve_rows(seed: int, trials: list[dict]) -> list[dict]:
-    """The points of all trials' curves, each with the run that it is from."""
-    return [row | {"seed": seed, "run": f"seed {seed}, lr {t['rate']:g}"} for t in trials for row in t["curve"]]
+    """The points of all trials' curves, each with the run that it is from and that run's rate, which is not the one
+    that the schedule had come to at that step."""
+    return [
+        row | {"run": f"seed {seed}, lr {trial['rate']:g}", "seed": seed, "learning_rate": trial["rate"]}
+        for trial in trials
+        for row in trial["curve"]
+    ]
 
 
 def write_curves(path, rows: list[dict]) -> None:
