@@ -41,11 +41,10 @@ def train_mixture(
     """
     base, out, features = load_base(base_folder, device), Path(out), features or {}
     rates = entry.training.learning_rates if entry.trained else (None,)
-    learnt, chosen_on = experts if entry.trained else (), experts if len(rates) > 1 else ()
-    sets = {d: read(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in learnt}
-    valid = {d: encoded(base, d, data[d], tasks[d], "valid", max_valid) for d in chosen_on}
+    sets = {d: read(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts if entry.trained}
+    valid = {d: encoded(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
     facts = {"entry": entry.model_dump(mode="json"), "base": base.fingerprint}
-    facts["data"] = {d: data_digest(data[d]) for d in learnt}
+    facts["data"] = {d: data_digest(data[d]) for d in sets}
     runs, jobs = [], []
 
     def train(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
