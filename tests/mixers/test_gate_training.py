@@ -18,6 +18,7 @@ from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
 from loratory.bases.core import load_base
 from loratory.config import mixture as entry
+from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
@@ -411,6 +412,13 @@ def test_a_killed_training_goes_on_to_the_same_mixture(study, options, monkeypat
     assert files(study.train(study.folder / "parts", **options)) == expected
     assert len(calls) == 2  # four of six steps were saved
     assert not list((study.folder / "checkpoints").iterdir())
+
+
+def test_a_rate_is_chosen_on_every_family_and_what_was_tried_before_leaves_no_trace(study):
+    found = study.train(study.folder / "grid", rates=(1e-9, 0.02), train_experts=True)
+    run = read_json(found / "mixture.json")
+    assert run["learning_rate"] == min(run["grid"], key=lambda trial: trial["valid_loss"])["rate"] == 0.02
+    assert files(found) == files(study.train(study.folder / "alone", train_experts=True))
 
 
 def test_a_trained_mixture_opens_and_predicts_better_than_it_began(study):
