@@ -144,6 +144,9 @@ MISFITS = {  # how the line begins: the change that causes it
         "bases.gpt": LOCAL | {"audio": HEARING["audio"] | {"corpus": "protein"}}
     },
     "mixtures.xlora.experts: too few experts (1); expected at least 2": {"mixtures.xlora.experts": {"speech": "lora"}},
+    "mixtures.xlora.training: `learning_rate` was renamed to `learning_rates`, a list: [0.1]": {
+        "mixtures.xlora.training": {"steps": 3, "learning_rate": 0.1}
+    },
     "mixtures.xlora.base: mini_whisper cannot be mixed on (whisper)": {"mixtures.xlora.base": "mini_whisper"},
     "mixtures.xlora.experts.lncrna: lncrna trains lora on mini_bert (lora); expected an adapter of base mini_lm": {
         "domains.lncrna.adapters": {"mini_bert": ["lora"]}

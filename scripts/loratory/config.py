@@ -73,6 +73,13 @@ class Sweep(Schedule):
 
     learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
 
+    @model_validator(mode="before")
+    @classmethod
+    def one_rate(cls, given):
+        if isinstance(given, dict) and "learning_rate" in given:
+            raise ValueError(f"`learning_rate` was renamed to `learning_rates`, a list: [{given['learning_rate']}]")
+        return given
+
 
 class Corpus(Options):
     """General data that bases are pretrained on: the entry of one domain under `general`."""
@@ -201,7 +208,7 @@ CHECKPOINTING = Field(False, description="compute activations anew in the backwa
 MIXED = {
     "base": (Name, Field(description="the base that all experts were trained on")),
     "experts": (dict[Name, Name], EXPERTS),
-    "training": (Training, Field(Training(), description="of the gate")),
+    "training": (Sweep, Field(Sweep(), description="of what the mixer trains")),
     "features": (bool, FEATURES),
     "gradient_checkpointing": (bool, CHECKPOINTING),
 }
