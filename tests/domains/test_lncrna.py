@@ -431,6 +431,21 @@ def test_longest_orf_is_on_the_sense_strand_and_may_be_open(sequence, nt):
     assert task.longest_orf(sequence) == nt
 
 
+@pytest.mark.parametrize(
+    "sequence, frame", [("CATGAAATAACTAG", "ATGAAATAA"), ("CATGAAACC", "ATGAAA"), ("TTTTAA", ""), ("CCATGTGA", "ATGTGA")]
+)
+def test_a_frame_is_read_codon_by_codon_with_its_stop(sequence, frame):
+    options = sources.Task(prompt="", reads="frame")
+    (example,) = task.examples([{"id": "r", "group": "g", "sequence": sequence, "label": 0}], options, "causal")
+    assert example.prompt == task.kmers(frame) + "\n"
+
+
+def test_windows_of_a_frame_start_at_its_start_codon():
+    record = {"id": "r", "group": "g", "sequence": "C" + "ATG" + 50 * "GAA" + "TGA" + 90 * "C", "label": 0}
+    (example,) = task.examples([record], sources.Task(prompt="", reads="frame", window=30, max_windows=1), "causal")
+    assert example.prompt == "atg " + " ".join(9 * ["gaa"]) + "\n"
+
+
 @given(st.text("ACGTN", min_size=1, max_size=60))
 def test_kmer_shares_are_counts_of_overlapping_words(sequence):
     words = [sequence[i : i + 3] for i in range(len(sequence) - 2) if "N" not in sequence[i : i + 3]]

@@ -18,12 +18,13 @@ def examples(records: list[dict], task, family: str) -> list[Example]:
         Example(
             id=record["id"],
             group=record["group"],
-            prompt=prefix + LAYOUTS[task.layout](record["sequence"][start : start + task.window]) + SUFFIX[family],
+            prompt=prefix + LAYOUTS[task.layout](sequence[start : start + task.window]) + SUFFIX[family],
             target=CHOICES[record["label"]],
             choices=CHOICES,
         )
         for record in records
-        for start in window_starts(record["length"], task.window, task.stride, task.max_windows)
+        for sequence in [READINGS[task.reads](record["sequence"])]
+        for start in window_starts(len(sequence), task.window, task.stride, task.max_windows)
     ]
 
 
@@ -75,14 +76,31 @@ def prediction(record: dict, p: float) -> dict:
 
 
 def longest_orf(sequence: str) -> int:
-    """Nucleotides of the longest open reading frame of the sense strand, its stop codon not counted.
+    """Nucleotides of the longest open reading frame, its stop codon not counted."""
+    return longest_frame(sequence)[1]
+
+
+def frame_with_stop(sequence: str) -> str:
+    """The longest open reading frame with the codon that stops it, if it is not open-ended; "" if there is none."""
+    start, length = longest_frame(sequence)
+    stop = sequence[start + length : start + length + 3]
+    return sequence[start : start + length] + (stop if length and len(stop) == 3 else "")
+
+
+def longest_frame(sequence: str) -> tuple[int, int]:
+    """Where the longest open reading frame of the sense strand starts, and its nucleotides without the stop codon.
 
     It starts with ATG and runs to a stop codon or, open-ended, to the last whole codon. Transcripts are stranded:
-    frames of the reverse complement would only blur the feature.
+    frames of the reverse complement would only blur the feature. (0, 0) where no codon starts one.
     """
-    marks = codon_marks(sequence)
-    stretches = (s for frame in range(3) for s in marks[frame::3].split(b"*"))
-    return 3 * max((len(s) - s.index(b"M") for s in stretches if b"M" in s), default=0)
+    marks, longest = codon_marks(sequence), (0, 0)
+    for at in range(3):
+        for stretch in marks[at::3].split(b"*"):
+            start = stretch.find(b"M")
+            if start >= 0 and 3 * (len(stretch) - start) > longest[1]:
+                longest = at + 3 * start, 3 * (len(stretch) - start)
+            at += 3 * (len(stretch) + 1)
+    return longest
 
 
 def codon_marks(sequence: str) -> bytes:
@@ -119,3 +137,5 @@ FEATURES: dict[str, Callable[[str], np.ndarray]] = {
     "kmer_frequency": kmer_shares,
     "length_orf_kmer": length_orf_kmers,
 }
+
+READINGS: dict[str, Callable[[str], str]] = {"transcript": str, "frame": frame_with_stop}
