@@ -58,6 +58,7 @@ rule train_mixture:
         "<logs>/train_mixture/{mixture}.log",
     benchmark:
         "<benchmarks>/train_mixture/{mixture}.tsv"
+    priority: 1  # all predictions of its base wait for it
     conda:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.mixtures[wc.mixture].training.threads
