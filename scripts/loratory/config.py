@@ -110,7 +110,7 @@ class BaseEntry(Options):
     """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
 
     family: Family = Field(description="how it reads and what it can be asked")
-    path: str | None = Field(None, description="local folder with safetensors, config and tokenizer; or OpenAI's `.pt`")
+    path: str | None = Field(None, description="folder with safetensors, config and tokenizer, or OpenAI's `.pt`")
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
     revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")

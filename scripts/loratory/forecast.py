@@ -34,7 +34,8 @@ def forecast(study: BaseModel, cores: int) -> str:
     parts = ", ".join(f"{part} {value / 60:.0f}" for part, value in seconds.items())
     absent = [name for name, size in sizes.items() if not size]
     left_out = f"; not counted, as not on this disk yet: {', '.join(absent)}" if absent else ""
-    line = f"about {sum(seconds.values()) / 60:.0f} minutes on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
+    total = sum(seconds.values()) / 60
+    line = f"about {total:.0f} minutes on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
     return f"This study takes {line} ({parts}){left_out}."
 
 

@@ -432,7 +432,8 @@ def test_longest_orf_is_on_the_sense_strand_and_may_be_open(sequence, nt):
 
 
 @pytest.mark.parametrize(
-    "sequence, frame", [("CATGAAATAACTAG", "ATGAAATAA"), ("CATGAAACC", "ATGAAA"), ("TTTTAA", ""), ("CCATGTGA", "ATGTGA")]
+    "sequence, frame",
+    [("CATGAAATAACTAG", "ATGAAATAA"), ("CATGAAACC", "ATGAAA"), ("TTTTAA", ""), ("CCATGTGA", "ATGTGA")],
 )
 def test_a_frame_is_read_codon_by_codon_with_its_stop(sequence, frame):
     options = sources.Task(prompt="", reads="frame")

@@ -19,7 +19,14 @@ from loratory.domains.speech.sources import Dataset, Files, Task
 from loratory.domains.speech.task import examples
 
 LIMIT = 48  # tokens; nobody says more in these clips, but some answers would never end
-GREEDY = {"temperature": 0, "beam_size": None, "without_timestamps": True, "fp16": False, "language": "en", "sample_len": LIMIT}
+GREEDY = {
+    "temperature": 0,
+    "beam_size": None,
+    "without_timestamps": True,
+    "fp16": False,
+    "language": "en",
+    "sample_len": LIMIT,
+}
 PLAIN = {"suppress_tokens": "", "suppress_blank": False}
 
 

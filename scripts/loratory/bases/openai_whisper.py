@@ -12,7 +12,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor
+from transformers import (
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from loratory.bases.prepare import prepare_folder, write_manifest
@@ -96,6 +101,18 @@ def check_names(where, found, expected) -> None:
             raise InputError(where, f"{len(names)} weights are {what}, such as {some}", None, "Whisper's alone", fix)
 
 
+def check_shapes(where, weights, config: WhisperConfig) -> None:
+    """Raises:
+    InputError: what is called a weight is no tensor, or one of another size than the config says.
+    """
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config)
+    for name, expected in model.state_dict().items():
+        if name in weights and getattr(weights[name], "shape", None) != expected.shape:
+            given = getattr(weights[name], "shape", None)
+            raise InputError(f"{where}:{name}", "wrong size", given and str(tuple(given)), str(tuple(expected.shape)))
+
+
 def config_of(path, sizes: dict[str, int]) -> WhisperConfig:
     """Raises:
     InputError: encoder and decoder differ in width, or the vocabulary is not one of OpenAI's.
@@ -106,7 +123,7 @@ def config_of(path, sizes: dict[str, int]) -> WhisperConfig:
     check_vocabulary(path, sizes["n_vocab"])
     end = 50256 + (sizes["n_vocab"] > ENGLISH_ONLY)
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": end + 1}
-    wide = {side: 4 * sizes["n_text_state"] for side in ("encoder_ffn_dim", "decoder_ffn_dim")}
+    wide = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 4 * sizes["n_text_state"])
     given = {name: sizes[theirs] for theirs, name in SIZES.items()}
     config = WhisperConfig(**given, **wide, **ids, suppress_tokens=None, begin_suppress_tokens=None)
     config.architectures = ["WhisperForConditionalGeneration"]
@@ -153,6 +170,7 @@ def import_openai(path, out) -> None:
     """
     sizes, weights = read_checkpoint(path)
     config, names = config_of(path, sizes), weight_names(sizes)
+    check_shapes(path, {names[name]: tensor for name, tensor in weights.items()}, config)
     with whole(out) as aside:
         aside.mkdir(parents=True)
         config.save_pretrained(aside)

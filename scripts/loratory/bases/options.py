@@ -13,7 +13,7 @@ class WhisperOptions(Options):
 
     language: str = Field("en", description="language spoken, as `en`; English-only checkpoints know no other")
     task: Literal["transcribe", "translate"] = Field("transcribe", description="write what is said, or it in English")
-    suppress: bool = Field(False, description="never write symbols that nobody speaks, nor begin with a blank or the end")
+    suppress: bool = Field(False, description="no symbols that nobody speaks, no blank or end at the beginning")
     window: Literal["full", "clip"] = Field(
         "full", description="what the encoder reads: 30 s whatever the clip, or as much as the batch's longest clip"
     )

@@ -63,7 +63,7 @@ class Whisper(Base):
         return Encoded(prompt + target, labels, heard + len(labels), example.audio)
 
     def features(self, items) -> torch.Tensor:
-        """Log-mel features `[batch, n_mels, frames]` of the longest window among the items, each clip computed alone."""
+        """Log-mel features `[batch, n_mels, frames]`, as long as the longest item's; each clip is computed alone."""
         frames = 2 * max(item.length - len(item.labels) for item in items)
         n_mels = self.model.config.num_mel_bins
         clips = [clip_features(item.audio, n_mels, self.frames)[:, :frames] for item in items]
@@ -156,8 +156,8 @@ def prompt_tokens(folder, model, vocabulary: dict[str, int], options: WhisperOpt
     asked = [f"<|{options.language}|>", f"<|{options.task}|>"]
     if not is_multilingual(model, languages):
         if asked != list(PROMPT[1:3]):
-            given = f"{options.language}, {options.task}"
-            raise InputError(f"{folder}: whisper", "an English-only base", given, "en, transcribe", "take another base")
+            given, fix = f"{options.language}, {options.task}", "take a multilingual base"
+            raise InputError(f"{folder}: whisper", "an English-only base", given, "en, transcribe", fix)
         asked = []
     elif options.language not in languages:
         raise unknown(f"{folder}: whisper.language", "language of this base", options.language, languages)

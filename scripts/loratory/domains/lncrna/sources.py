@@ -64,7 +64,8 @@ class Task(TaskOptions):
         "3-mers", description="how nucleotides are written: `atg cga`, `a t g c g a` or `ATGCGA`"
     )
     reads: Literal["transcript", "frame"] = Field(
-        "transcript", description="what is cut into windows; `frame`: the longest open reading frame, with its stop codon"
+        "transcript",
+        description="what is cut into windows; `frame`: the longest open reading frame, with its stop codon",
     )
     window: int = Field(384, ge=3, description="nucleotides that a model reads at once")
     stride: int | None = Field(None, ge=1, description="nucleotides between window starts; half a window by default")
