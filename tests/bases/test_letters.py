@@ -1,5 +1,6 @@
 """Targets of a closed alphabet: an exact distribution over sequences, scored, learnt and sampled."""
 
+from contextlib import contextmanager
 from itertools import product
 
 import pytest
@@ -25,19 +26,28 @@ def base(tmp_path_factory):
     return causal_base(tmp_path_factory.mktemp("letters") / "base", ears=False)
 
 
-@pytest.fixture(params=["plain", "lora", "mixture"])
-def model(request, base):
-    """What answers; taken off again afterwards."""
-    if request.param == "mixture":
+KINDS = ("plain", "lora", "mixture")
+
+
+@contextmanager
+def put_on(base, kind: str):
+    """What answers, where the base is now; taken off again."""
+    if kind == "mixture":
         experts = {str(rank): trained_adapter(base.model, Method(rank=rank), rank) for rank in (2, 3)}
         mixture = opinionated(Mixture(base.model, experts, XLora())).eval()
         yield mixture
         mixture.unwrap()
         return
-    if request.param == "lora":
+    if kind == "lora":
         core.apply(base.model, trained_adapter(base.model, Method(rank=2), 1), "lora")
     yield base.model
     core.detach(base.model)
+
+
+@pytest.fixture(params=KINDS)
+def model(request, base):
+    with put_on(base, request.param) as model:
+        yield model
 
 
 def of(target: str, prompt: str = "acg tta", **changes) -> Example:
@@ -143,16 +153,16 @@ def test_a_letter_that_is_no_token_a_strange_letter_and_mixed_alphabets_are_refu
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to replay steps on")
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_replayed_steps_write_the_same_on_a_gpu(base, model):
+def test_replayed_steps_write_the_same_on_a_gpu(base, kind):
     base.model.cuda()
     try:
-        model.cuda()
-        steps = StepsByShape(model)
-        for prompts in (("acg", "MKTAY acg"), ("yes", "no yes no yes"), ("acg tta",)):
-            items = [base.encode(of("", prompt, alphabet=())) for prompt in prompts]
-            assert base.text(model, items, 20, in_place=steps) == base.text(model, items, 20)
-            assert steps.latest.capture and any(steps.latest.graphs.values())
+        with put_on(base, kind) as model:
+            steps = StepsByShape(model)
+            for prompts in (("acg", "MKTAY acg"), ("yes", "no yes no yes"), ("acg tta",)):
+                items = [base.encode(of("", prompt, alphabet=())) for prompt in prompts]
+                assert base.text(model, items, 20, in_place=steps) == base.text(model, items, 20)
+                assert steps.latest.capture and any(steps.latest.graphs.values())
     finally:
-        model.cpu()
         base.model.cpu()

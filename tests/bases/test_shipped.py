@@ -24,6 +24,8 @@ def test_a_shipped_base_opens(name, tmp_path):
     base = load_base(tmp_path / name)
     assert base.family == BASES[name].family
     assert bool(base.audio) == BASES[name].hears
+    if base.family == "causal":  # as it was pretrained
+        assert base.begin == [base.tokenizer.bos_token_id]
 
 
 def test_the_shipped_folding_base_is_surer_of_a_protein_than_of_its_shuffled_residues():

@@ -106,6 +106,18 @@ def test_steps_in_place_serve_one_request_after_another():
         assert generate(made, ids, mask, max_new_tokens=NEW, eos=(), fixed=fixed) == expected
 
 
+def test_steps_that_cannot_be_captured_go_on_as_they_are(monkeypatch, capsys):
+    made = mixture(XLora())
+    fixed = FixedSteps(made, 2, 20, capture=True)
+
+    def captured():
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(fixed, "captured", captured)
+    assert generate(made, IDS, MASK, max_new_tokens=NEW, eos=(), fixed=fixed) == anew(made)[0]
+    assert capsys.readouterr().out == "steps are not replayed: operation not permitted when stream is capturing\n"
+
+
 @pytest.mark.parametrize("place", ["growing", "fixed"])
 def test_samples_depend_on_the_seed_and_not_on_where_caches_lie(place):
     made = mixture(XLora())
