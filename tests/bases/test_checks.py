@@ -189,6 +189,12 @@ FAULTS = {
         link_out,
         r"model\.safetensors: a link leads out of the folder .* fix: copy the folder with its contents",
     ),
+    "links in a circle": (
+        lambda f: (drop(f, "model.safetensors"), (f / "model.safetensors").symlink_to("model.safetensors")),
+        r"no weights; expected model\.safetensors",
+    ),
+    "odd architectures": (config(architectures=[["x"]]), r"config\.json: `architectures` is no list of names"),
+    "odd manifest": (lambda f: (f / "base.json").write_text("[]"), r"base\.json: not a JSON object"),
     "quantised": (
         config(quantization_config={}),
         r"config\.json: the weights are quantised; expected weights in fp32",
