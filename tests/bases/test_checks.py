@@ -253,6 +253,20 @@ def test_shards_constants_of_older_versions_and_links_inside_are_accepted(publis
     assert all(map(torch.equal, found.state_dict().values(), given.state_dict().values()))
 
 
+def test_weights_in_a_single_shard_open_and_an_index_beside_a_whole_file_is_left_out(published, tmp_path):
+    whole, single = tmp_path / "whole", tmp_path / "single"
+    for folder in (whole, single):
+        shutil.copytree(published["causal"], folder)
+        places = dict.fromkeys(load_file(folder / "model.safetensors"), "model-1-of-1.safetensors")
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (single / "model.safetensors").rename(single / "model-1-of-1.safetensors")
+    for folder, kept in ((whole, {"model.safetensors"}), (single, {p.name for p in single.glob("model*")})):
+        prepare_folder(folder, "b", entry("causal"), tmp_path / f"prepared {folder.name}")
+        load_base(tmp_path / f"prepared {folder.name}")
+        assert {path.name for path in (tmp_path / f"prepared {folder.name}").glob("model*")} == kept
+
+
 def test_an_encoder_needs_no_heads_and_loses_that_of_its_pretraining(published, tmp_path):
     names = load_file(published["encoder"] / "model.safetensors")
     assert any(name.startswith("cls.") for name in names) and "classifier.weight" not in names

@@ -138,15 +138,15 @@ def architectures(kind: str) -> dict[str, set[str]]:
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """The files that the model's weights are in.
+    """The files that the model's weights are in: one file if it is there, as the library chooses, or shards.
 
     Raises:
         InputError: there is none, there are pickles alone, or one is missing.
     """
     index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if not index.is_file():
-        if (folder / WEIGHTS).is_file():
-            return [folder / WEIGHTS]
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
             what = "the weights are pickled, and a pickle can run code"

@@ -6,7 +6,7 @@ from shutil import copy2
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from loratory.bases.checks import HEADS, INDEX, check_links, check_model_folder, read_object, weight_paths
+from loratory.bases.checks import HEADS, INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
 from loratory.bases.core import MANIFEST, open_model, open_tokenizer, weights_digest
 from loratory.bases.hub import download
 from loratory.data.files import read_json, whole, write_json
@@ -41,7 +41,7 @@ def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
     kept = {path for pattern in KEPT for path in source.glob(pattern) if path.name != INDEX}
     kept |= {path for pattern in (*KEPT, "*.safetensors") for path in (source / "audio").glob(pattern)}
     weights = weight_paths(source)
-    kept |= {*weights, source / INDEX} if len(weights) > 1 else {*weights}
+    kept |= {*weights} if weights[0].name == WEIGHTS else {*weights, source / INDEX}
     with whole(out) as aside:
         for path in sorted(kept):
             target = aside / path.relative_to(source)
