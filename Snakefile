@@ -44,6 +44,13 @@ rule all:
         rules.compare_mixers.input,
 
 
+onstart:
+    if STUDY.resources.device == "cpu":
+        from loratory.forecast import forecast
+
+        print(forecast(STUDY, workflow.cores), file=sys.stderr)
+
+
 onsuccess:
     from loratory.reporting.tables import show
 

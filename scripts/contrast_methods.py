@@ -9,5 +9,5 @@ with logged(snakemake.log[0]):
     wildcards, files, params = snakemake.wildcards, snakemake.input, snakemake.params
     predictions = list(zip(params.seeds, files.predictions))
     task, data = options(wildcards.domain, "Task", params.task), Path(files.data[0]).parent
-    asked = (params.against, params.resamples, 0, snakemake.output[0])
-    contrast(wildcards.domain, wildcards.base, predictions, data, task, *asked)
+    asked = (files.baselines, data, task, params.against, params.resamples, 0, snakemake.output[0])
+    contrast(wildcards.domain, wildcards.base, predictions, *asked)

@@ -6,9 +6,10 @@ with logged(snakemake.log[0]):
     from loratory.config import options
     from loratory.evaluation.recovery import Asked, recover
 
-    params, predictions, asked = snakemake.params, iter(snakemake.input.predictions), {}
-    for (domain, task), data in zip(params.tasks.items(), snakemake.input.data):
+    given, params, asked = snakemake.input, snakemake.params, {}
+    predictions = iter(given.predictions)
+    for (domain, task), data, baselines in zip(params.tasks.items(), given.data, given.baselines):
         files = {seed: next(predictions) for seed in params.seeds}
-        asked[domain] = Asked(files, Path(data).parent, options(domain, "Task", task))
+        asked[domain] = Asked(files, Path(data).parent, options(domain, "Task", task), baselines)
     drawn = (params.against, params.resamples, 0, snakemake.output[0])
     recover(snakemake.wildcards.base, asked, params.experts, params.mixtures, *drawn)

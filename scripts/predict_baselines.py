@@ -8,4 +8,5 @@ with logged(snakemake.log[0]):
 
     domain, params = snakemake.wildcards.domain, snakemake.params
     task, data = options(domain, "Task", params.task), Path(snakemake.input[0]).parent
-    predict_baselines(domain, data, task, params.max_records, params.samples, snakemake.output[0])
+    asked = (params.max_records, params.max_valid, params.samples)
+    predict_baselines(domain, data, task, *asked, snakemake.output[0])

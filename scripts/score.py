@@ -4,7 +4,7 @@ with logged(snakemake.log[0]):
     from pathlib import Path
 
     from loratory.config import options
-    from loratory.evaluation.score import score
+    from loratory.evaluation.score import Floor, score
 
     domain, files, params = snakemake.wildcards.domain, snakemake.input, snakemake.params
     predictions = list(zip(params.seeds, files.predictions))
@@ -21,5 +21,6 @@ with logged(snakemake.log[0]):
         structures,
         params.resamples,
         0,
+        Floor(*params.floor),
         out,
     )

@@ -6,19 +6,18 @@ with logged(snakemake.log[0], snakemake.params.entry["training"]["threads"]):
     from loratory.config import mixture, options
     from loratory.training.mixture import train_mixture
 
-    name, params, out = snakemake.wildcards.mixture, snakemake.params, Path(snakemake.output[0]).parent
-    entry = mixture(params.entry)
-    every = len(entry.splits)  # a domain's splits are side by side, in one folder
+    params, given, out = snakemake.params, snakemake.input, Path(snakemake.output.runs).parent
     train_mixture(
-        name,
-        entry,
-        Path(snakemake.input.base).parent,
-        dict(zip(entry.experts, [Path(path).parent for path in snakemake.input.experts])),
-        dict(zip(entry.experts, [Path(path).parent for path in snakemake.input.data[::every]])),
+        snakemake.wildcards.mixture,
+        mixture(params.entry),
+        Path(given.base).parent,
+        {path.parents[3].name: path.parents[1] for path in map(Path, given.experts)},
+        {path.parent.name: path.parent for path in map(Path, given.data)},
         {domain: options(domain, "Task", task) for domain, task in params.tasks.items()},
-        int(snakemake.wildcards.seed),
+        params.seeds,
         params.device,
-        out.parents[2] / "checkpoints",
+        out.parents[1] / "checkpoints",
+        params.max_valid,
         out,
-        dict(zip(entry.experts, [Path(path).parents[1] for path in snakemake.input.features[::every]])),
+        {path.parents[2].name: path.parents[1] for path in map(Path, given.features)},
     )

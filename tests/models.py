@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -29,7 +30,8 @@ TEXTS = [
 
 
 def entry(family: str, precision: str = "fp32"):
-    return SimpleNamespace(family=family, hub=None, revision=None, precision=precision, licence=None, note="tiny")
+    given = dict.fromkeys(("hub", "revision", "licence", "whisper"))
+    return SimpleNamespace(family=family, precision=precision, note="tiny", **given)
 
 
 def llama(vocab_size: int = 300, **changes) -> LlamaForCausalLM:
@@ -77,6 +79,7 @@ def bert(vocab_size: int = 64) -> BertForSequenceClassification:
 def text_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<|pad|>", "<|begin|>", "<|end|>"]
     core = byte_pairs(TEXTS * 4, 300, special, letters=True)
+    core.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=special[0], bos_token=special[1], eos_token=special[2]
     )

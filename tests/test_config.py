@@ -115,6 +115,8 @@ MISFITS = {  # how the line begins: the change that causes it
         "bases.big": {"family": "folding", "path": "esm", "precision": "bf16"}
     },
     "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
+    "bases.mini_bert: only a base of family whisper takes `whisper`": {"bases.mini_bert.whisper": {}},
+    "bases.gpt: only a base of family whisper may be a `.pt` file": {"bases.gpt": LOCAL | {"path": "tiny.pt"}},
     "bases.mini_bert.pretrain.domains: the domain lncrna has no task for a base of family folding; expected a base": {
         "bases.mini_bert.family": "folding"
     },
@@ -144,6 +146,9 @@ MISFITS = {  # how the line begins: the change that causes it
         "bases.gpt": LOCAL | {"audio": HEARING["audio"] | {"corpus": "protein"}}
     },
     "mixtures.xlora.experts: too few experts (1); expected at least 2": {"mixtures.xlora.experts": {"speech": "lora"}},
+    "mixtures.xlora.training: `learning_rate` was renamed to `learning_rates`, a list: [0.1]": {
+        "mixtures.xlora.training": {"steps": 3, "learning_rate": 0.1}
+    },
     "mixtures.xlora.base: mini_whisper cannot be mixed on (whisper)": {"mixtures.xlora.base": "mini_whisper"},
     "mixtures.xlora.experts.lncrna: lncrna trains lora on mini_bert (lora); expected an adapter of base mini_lm": {
         "domains.lncrna.adapters": {"mini_bert": ["lora"]}

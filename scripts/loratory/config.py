@@ -23,6 +23,7 @@ from pydantic import (
 
 from loratory import registry
 from loratory.adapters.contract import OwnWeights
+from loratory.bases.options import WhisperOptions
 from loratory.domains.contract import Options
 from loratory.errors import InputError, shown
 from loratory.problems import first_problem
@@ -72,6 +73,13 @@ class Sweep(Schedule):
 
     learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
 
+    @model_validator(mode="before")
+    @classmethod
+    def one_rate(cls, given):
+        if isinstance(given, dict) and "learning_rate" in given:
+            raise ValueError(f"`learning_rate` was renamed to `learning_rates`, a list: [{given['learning_rate']}]")
+        return given
+
 
 class Corpus(Options):
     """General data that bases are pretrained on: the entry of one domain under `general`."""
@@ -102,12 +110,13 @@ class BaseEntry(Options):
     """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
 
     family: Family = Field(description="how it reads and what it can be asked")
-    path: str | None = Field(None, description="local folder with safetensors, config and tokenizer")
+    path: str | None = Field(None, description="folder with safetensors, config and tokenizer, or OpenAI's `.pt`")
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
     revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="in which its frozen weights are held in memory")
     audio: Audio | None = Field(None, description="audio prefix of a causal base")
+    whisper: WhisperOptions | None = Field(None, description="how a base of family whisper is asked")
     licence: str | None = Field(None, description="licence of the weights")
     note: str = Field("", description="one line for the tables: what this base is and is not")
 
@@ -124,6 +133,10 @@ class BaseEntry(Options):
             raise ValueError("a folding base has its own precision; leave `precision` out")
         if self.audio and self.family != "causal":
             raise ValueError("only a causal base takes `audio`")
+        if self.whisper and self.family != "whisper":
+            raise ValueError("only a base of family whisper takes `whisper`")
+        if self.path and self.path.endswith(".pt") and self.family != "whisper":
+            raise ValueError("only a base of family whisper may be a `.pt` file (OpenAI's format)")
         return self
 
     @property
@@ -152,6 +165,8 @@ class Evaluation(Options):
     temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus of sampled sequences")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
+    min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
+    min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples behind each 95 % interval")
 
 
@@ -193,7 +208,7 @@ CHECKPOINTING = Field(False, description="compute activations anew in the backwa
 MIXED = {
     "base": (Name, Field(description="the base that all experts were trained on")),
     "experts": (dict[Name, Name], EXPERTS),
-    "training": (Training, Field(Training(), description="of the gate")),
+    "training": (Sweep, Field(Sweep(), description="of what the mixer trains")),
     "features": (bool, FEATURES),
     "gradient_checkpointing": (bool, CHECKPOINTING),
 }

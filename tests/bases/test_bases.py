@@ -9,17 +9,21 @@ import torch
 from folding_model import save_folding_model
 from models import causal_base, encoder_base, entry, llama, save, text_tokenizer, whisper_base, whisper_config
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import ByteLevel
 from transformers import WhisperConfig
 
 from loratory.adapters.core import attach, head_parameters
 from loratory.bases.audio import AudioPrefix
 from loratory.bases.checks import check_readable
+from loratory.bases.causal import Causal
 from loratory.bases.core import IGNORED, load_base
 from loratory.bases.decoding import Sampling
 from loratory.bases.folding import check_folder
 from loratory.bases.prepare import prepare_folder
 from loratory.data.audio import log_mel, read_audio
 from loratory.domains.contract import Example
+from loratory.domains.lncrna.sources import Task
+from loratory.domains.questions import examples
 from loratory.errors import InputError
 from loratory.registry import load
 
@@ -234,10 +238,56 @@ def test_a_clip_longer_than_the_window_is_refused(causal, whisper, tmp_path):
             base.encode(question("", "yes", audio=str(tmp_path / "long.flac")))
 
 
-def test_choices_with_a_common_first_token_are_refused(causal):
-    item = causal.encode(question())
-    with pytest.raises(InputError, match="choices share their first token"):
-        causal.choice(causal.model, [item], ("Yes", "Yes."))
+@torch.no_grad()
+def test_choices_with_a_common_first_token_are_scored_whole(causal):
+    choices = ("MK", "MAC", "MKT")
+    items = [causal.encode(question("coding " * n)) for n in (1, 3)]
+    found = causal.choice(causal.model, items, choices)
+    for item, row in zip(items, found):
+        prompt, scores = item.ids[: item.labels.count(IGNORED)], []
+        for choice in choices:
+            ids = causal.tokens(choice)
+            logs = causal.model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            scores.append(sum(logs[len(prompt) - 1 + i, id] for i, id in enumerate(ids)))
+        torch.testing.assert_close(row, torch.stack(scores).log_softmax(-1), rtol=0, atol=1e-5)
+
+
+def test_choices_that_are_the_same_tokens_are_refused(causal):
+    with pytest.raises(InputError, match="choices are the same tokens"):
+        causal.choice(causal.model, [causal.encode(question())], (" yes", " yes"))
+
+
+def test_a_base_begins_as_its_own_tokenizer_does_and_never_scores_what_nothing_precedes(causal):
+    begin, tokens = causal.tokenizer.bos_token_id, causal.tokens("yes no")
+    assert causal.begin == [begin] and causal.encode(question("yes no", "")).ids == [begin, *tokens]
+    tokenizer = text_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = ByteLevel()
+    bare = Causal(causal.folder, causal.manifest, causal.model, tokenizer)
+    assert bare.begin == [] and bare.encode(question("yes no", "")).ids == tokens
+    assert bare.encode(question("", "yes no")).ids == [begin, *tokens, bare.end]
+
+
+CHAT = "{% for m in messages %}<|begin|>{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}<|begin|>assistant: "
+
+
+def test_in_a_chat_the_prompt_is_a_users_turn_and_the_answer_the_assistants(causal, monkeypatch):
+    monkeypatch.setattr(causal.tokenizer, "chat_template", CHAT)
+    item = causal.encode(question("will the user", " yes", chat=True))
+    turn = [{"role": "user", "content": "will the user"}]
+    asked = causal.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    assert item.ids == [*asked, *causal.tokens(" yes"), causal.end] and item.labels.count(IGNORED) == len(asked)
+
+
+def test_a_chat_is_refused_without_a_template_with_audio_and_by_other_families(causal, clips, monkeypatch):
+    with pytest.raises(InputError, match=r":r: this base has no chat template.*chat: false"):
+        causal.encode(question(chat=True))
+    monkeypatch.setattr(causal.tokenizer, "chat_template", CHAT)
+    with pytest.raises(InputError, match="no place for audio"):
+        causal.encode(question(audio=clips[0], chat=True))
+    record, task = {"id": "r", "group": "g", "sequence": "ACGT", "length": 4, "label": 1}, Task(chat=True)
+    assert all(example.chat for example in examples("lncrna", [record], task, "causal"))
+    with pytest.raises(InputError, match=r"domains.lncrna.task.chat: only causal bases have chat templates .encoder"):
+        examples("lncrna", [record], task, "encoder")
 
 
 def test_a_deaf_base_is_refused_for_audio(tmp_path, clips):

@@ -21,7 +21,7 @@ from loratory.errors import InputError
 
 GENCODE = "ENST{0}.1|ENSG{1}.{2}|OTTHUMG1.1|-|NAME-201|NAME|{3}|"
 GENES = 100  # of each class, in the simulated sets
-VALUES = {metric.name: metric.value for metric in metrics.METRICS}
+VALUES = {metric.name: metric.measure for metric in metrics.METRICS}
 
 
 def letters(n: int, seed=0) -> str:
@@ -345,6 +345,14 @@ def test_prompts_are_three_letter_words_with_the_positive_choice_second():
     assert task.examples(table({"a": "ACG"}), sources.Task(), "causal")[0].target == " coding"
 
 
+def test_nucleotides_are_written_as_words_as_letters_or_as_they_are():
+    (record,) = table({"a": "ACGTTNAC"})
+    written = {"3-mers": "acg ttn ac", "letters": "a c g t t n a c", "sequence": "ACGTTNAC"}
+    for layout, expected in written.items():
+        [causal], [encoder] = (task.examples([record], sources.Task(layout=layout), f) for f in ("causal", "encoder"))
+        assert (causal.prompt, encoder.prompt) == (f"[Classify RNA] {expected}\n", expected)
+
+
 @given(st.integers(1, 3000), st.integers(3, 500), st.none() | st.integers(1, 500), st.none() | st.integers(1, 9))
 def test_windows_cover_every_nucleotide_unless_limited(length, window, stride, limit):
     stride = stride and min(stride, window)
@@ -390,6 +398,13 @@ def test_only_the_sequence_reaches_prompts_and_baselines(simulated):
         assert [r["id"] for r in rows[system]] == [r["id"] for r in test]
 
 
+def test_the_joint_control_sees_length_frame_and_composition():
+    sequence = "CC" + "ATG" + 3 * "GAA" + "TAG" + "C"
+    found = task.length_orf_kmers(sequence)
+    assert found[:3] == pytest.approx([np.log(18), np.log1p(12), 12 / 18])
+    np.testing.assert_array_equal(found[3:], task.kmer_shares(sequence))
+
+
 def slow_orf(sequence: str) -> int:
     """Every ATG, read codon by codon."""
     best = 0
@@ -414,6 +429,22 @@ def test_longest_orf_is_that_of_a_slow_search(sequence):
 )
 def test_longest_orf_is_on_the_sense_strand_and_may_be_open(sequence, nt):
     assert task.longest_orf(sequence) == nt
+
+
+@pytest.mark.parametrize(
+    "sequence, frame",
+    [("CATGAAATAACTAG", "ATGAAATAA"), ("CATGAAACC", "ATGAAA"), ("TTTTAA", ""), ("CCATGTGA", "ATGTGA")],
+)
+def test_a_frame_is_read_codon_by_codon_with_its_stop(sequence, frame):
+    options = sources.Task(prompt="", reads="frame")
+    (example,) = task.examples([{"id": "r", "group": "g", "sequence": sequence, "label": 0}], options, "causal")
+    assert example.prompt == task.kmers(frame) + "\n"
+
+
+def test_windows_of_a_frame_start_at_its_start_codon():
+    record = {"id": "r", "group": "g", "sequence": "C" + "ATG" + 50 * "GAA" + "TGA" + 90 * "C", "label": 0}
+    (example,) = task.examples([record], sources.Task(prompt="", reads="frame", window=30, max_windows=1), "causal")
+    assert example.prompt == "atg " + " ".join(9 * ["gaa"]) + "\n"
 
 
 @given(st.text("ACGTN", min_size=1, max_size=60))
@@ -506,6 +537,7 @@ def test_populations_share_nothing_and_composition_carries_over_only_in_part(sim
     across = scores(parts["general"], test)
     assert 0.7 < within["kmer_frequency"] < 0.95 and across["kmer_frequency"] < within["kmer_frequency"] - 0.05
     assert 0.9 < within["orf_only"] < 1 and 0.65 < within["length_only"] < 0.95
+    assert within["length_orf_kmer"] > within["kmer_frequency"]
 
 
 def half_of(gene: str) -> int:

@@ -266,6 +266,14 @@ def test_a_protein_is_asked_for_in_the_stage_1_format():
     assert first.id != second.id
 
 
+def test_as_letters_residues_and_the_bracket_that_closes_are_the_whole_alphabet():
+    asked = Task(tokens="letters")
+    examples = [*task.examples([{"id": "a", "group": "g", "sequence": "MKV"}], asked, "causal")]
+    examples += task.samples(1, asked, "causal")
+    assert {example.alphabet for example in examples} == {(*RESIDUES, ">")}
+    assert {example.alphabet for example in task.samples(1, Task(), "causal")} == {()}
+
+
 def test_residue_frequency_is_a_distribution_fitted_on_train_alone():
     def records(*sequences):
         return [{"id": s, "group": s, "sequence": s} for s in sequences]
@@ -281,6 +289,33 @@ def test_residue_frequency_is_a_distribution_fitted_on_train_alone():
     assert sum(once) + math.exp(-end) == pytest.approx(1)
 
 
+def test_the_trigram_is_a_distribution_in_every_context_and_equals_a_hand_count():
+    counts = task.count_trigrams([{"sequence": "ACA"}, {"sequence": "AC"}])
+    shares = task.trigram_shares(counts, (2.0, 10.0))
+    assert shares.shape == (22, 22, 21) and (shares > 0).all()
+    np.testing.assert_allclose(shares.sum(axis=-1), 1)
+    a, c, end = map(task.LETTERS.index, "AC>")
+    # letters A 3, C 2, > 2 of 7, one added to each of 21; after C come A and >, after AC too
+    of_a, of_end = 4 / 28, 3 / 28
+    for letter, share in ((a, of_a), (end, of_end)):
+        after_c = (1 + 2 * share) / (2 + 2)
+        assert shares[a, c, letter] == pytest.approx((1 + 10 * after_c) / (2 + 10))
+    assert shares[c, c, a] == pytest.approx((1 + 2 * of_a) / (2 + 2)), "an unseen context is the shorter one"
+    first = (2 + 2 * of_a) / (2 + 2)
+    assert shares[task.OPEN, task.OPEN, a] == pytest.approx((2 + 10 * first) / (2 + 10)), "both begin with A"
+
+
+def test_the_trigram_learns_from_train_what_single_letters_do_not_show():
+    def records(name, n):
+        return [{"id": f"{name}{i}", "group": f"{name}{i}", "sequence": "ACD" * (3 + i % 4)} for i in range(n)]
+
+    train, test = records("train", 40), records("test", 4)
+    nll = {name: sum(row["nll"] for row in rows) for name, rows in task.baselines(train, test, Task()).items()}
+    assert nll["trigram"] < 0.4 * nll["residue_frequency"]
+    own, other = (task.baselines(train, part, Task())["trigram"] for part in (test[:1], test[::-1]))
+    assert own[0] == other[-1], "no record of test changes what is said of another"
+
+
 # metrics
 
 
@@ -290,7 +325,7 @@ def row(**values) -> dict:
 
 def value(name: str, rows) -> float:
     metric = next(metric for metric in metrics.METRICS if metric.name == name)
-    return metric.value(metrics.columns(rows, [], Task()))
+    return metric.measure(metrics.columns(rows, [], Task()))
 
 
 def test_nll_is_pooled_over_residues_without_the_end():

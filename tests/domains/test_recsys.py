@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import re
 import subprocess
 import sys
 import zipfile
@@ -463,20 +464,65 @@ def test_titles_keep_what_is_theirs():
     assert task.plain("x" * 81, 80) == "x" * 77 + "..."
 
 
+def a_rating(user, item, label, at, stars=(3.0,)):
+    history = [[n, f"Film {n}", each] for n, each in enumerate(stars)]
+    known = {"id": f"{user}:{item}:{at}", "group": user, "user": user, "item": item, "label": label, "timestamp": at}
+    return a_record(history, rating=4.0 if label else 2.0) | known
+
+
+def probabilities(train, test, **options):
+    rows = task.baselines(train, test, Task(**options))
+    return {system: [row["p"] for row in own] for system, own in rows.items()}
+
+
 def test_baselines_know_nothing_but_train():
-    train = [{"user": "1", "item": i, "label": label} for i, label in (("a", 1), ("a", 1), ("b", 0), ("c", 1))]
-    test = [{"id": f"{u}:{i}", "group": u, "user": u, "item": i, "label": 0} for u, i in (("1", "a"), ("2", "d"))]
-    p = {system: [row["p"] for row in rows] for system, rows in task.baselines(train, test, Task()).items()}
+    liked = (("a", 1), ("a", 1), ("b", 0), ("c", 1))
+    train = [a_rating("1", item, label, 10 + n) for n, (item, label) in enumerate(liked)]
+    test = [a_rating(user, item, 0, 20) for user, item in (("1", "a"), ("2", "d"))]
+    p = probabilities(train, test)
     assert p["constant"] == [0.75, 0.75]
     assert p["item_mean"] == pytest.approx([(2 + 5 * 0.75) / 7, 0.75])
     assert p["user_mean"] == pytest.approx([0.75, 0.75])
-    flipped = task.baselines(train, [{**record, "label": 1} for record in test], Task())
-    assert {system: [row["p"] for row in rows] for system, rows in flipped.items()} == p
+    assert p["history_mean"] == pytest.approx([0.75, 0.75], abs=1e-3), "all saw the same stars"
+    assert probabilities(train, [{**record, "label": 1, "rating": 5.0} for record in test]) == p
+    assert probabilities(train, test[:1])["history_regression"] == p["history_regression"][:1]
+
+
+def test_an_items_mean_and_popularity_are_those_before_the_record():
+    rated = (("1", "a", 1, 10), ("2", "a", 0, 10), ("3", "a", 1, 11), ("4", "b", 0, 12))
+    train = [a_rating(*each) for each in rated]
+    found = task.item_features(train, [a_rating("5", "a", 1, 12), a_rating("6", "a", 1, 13)])
+    prior = 5 * 0.5
+    expected = [(prior / 5, 0), (prior / 5, 0), ((1 + prior) / 7, 2), (prior / 5, 0), *[((2 + prior) / 8, 3)] * 2]
+    assert [*found.values()] == [pytest.approx([share, math.log1p(n)]) for share, n in expected]
+
+
+def test_the_mean_of_shown_stars_reads_what_the_prompt_shows_and_no_more():
+    train = [a_rating("1", "a", n % 2, n, [4.0 if n % 2 else 2.0] * 3) for n in range(8)]
+    hidden = a_rating("2", "b", 0, 20, [0.5, 3.0, 3.5])
+    other = a_rating("3", "b", 0, 20, [5.0, 3.0, 3.5])
+    shown = a_rating("4", "b", 0, 20, [0.5, 3.5, 3.5])
+    p = probabilities(train, [hidden, other, shown], history=2)
+    assert p["history_mean"][0] == p["history_mean"][1] < p["history_mean"][2]
+    assert p["history_regression"][0] == p["history_regression"][1] != p["history_regression"][2]
+    assert p["past_mean"][0] < p["past_mean"][1]
+    long = a_record([[n, "very long title " * 20, 1.0 + n % 5] for n in range(30)])
+    cut = Task(history=30, max_prompt=900)
+    listed = re.findall(r"^- .* \(([\d.]+) stars\)$", task.prompt(long, cut), re.MULTILINE)
+    assert 0 < len(listed) < 30 and [stars for *_, stars in task.shown_events(long, cut)] == [*map(float, listed)]
+
+
+def test_a_prompt_without_room_for_ratings_still_has_an_answer():
+    train = [a_rating("1", "a", n % 2, n, [4.0 if n % 2 else 2.0]) for n in range(8)]
+    silent = a_rating("2", "b", 1, 20) | {"title": "x" * 400}
+    cramped = {"max_title": 400, "max_prompt": 300}
+    assert task.shown_events(silent, Task(**cramped)) == []
+    assert all(0 < p < 1 for (p,) in probabilities(train, [silent], **cramped).values())
 
 
 # --- metrics
 
-VALUE = {metric.name: metric.value for metric in metrics.METRICS}
+VALUE = {metric.name: metric.measure for metric in metrics.METRICS}
 PREDICTIONS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 16), st.integers(0, 3)), min_size=1, max_size=40)
 
 

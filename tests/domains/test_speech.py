@@ -312,6 +312,31 @@ def test_audit_finds_what_is_planted_in_test(dataset, tmp_path, stolen, count):
         audit_split("speech", dataset, Dataset(), tmp_path / "audit.json")
 
 
+def test_sentences_of_held_out_utterances_are_dropped_from_what_is_learnt_and_the_audit_finds_those_that_are_not(
+    corpus, tmp_path
+):
+    for speaker in range(12):
+        for i in range(1, 4):
+            change(corpus, "text", f"s{speaker:02d}-{i}", f"{TEXTS[i]} number {speaker} {i}")
+    change(corpus, "text", "s05-0", "Red, BALL!")  # read by all; normalised, the same sentence
+    for speaker in (0, 3):
+        change(corpus, "text", f"s{speaker:02d}-1", "um")  # nothing is left of fillers: compared as they are
+    unseen = Dataset(held_out_sentences="unseen")
+    build_dataset("speech", files(corpus), unseen, 0, tmp_path / "data")
+    parts = {split: read_split(tmp_path / "data", split) for split in ("train", "gate", "valid", "test")}
+    texts = {split: {record["text"].lower().strip("!").replace(",", "") for record in parts[split]} for split in parts}
+    assert "red ball" in texts["test"] and not texts["test"] & (texts["train"] | texts["gate"] | texts["valid"])
+    card = json.loads((tmp_path / "data" / "card.json").read_text())
+    speakers = {split: len({record["speaker"] for record in part}) for split, part in parts.items()}
+    assert card["n_rejected"]["resembles_held_out"] >= 12 - speakers["test"]
+    assert card["n_in"] == card["n_kept"] + sum(card["n_rejected"].values()) == 48
+    audit_split("speech", tmp_path / "data", unseen, tmp_path / "audit.json")
+    assert json.loads((tmp_path / "audit.json").read_text())["counts"]["resembles_test"] == 0
+    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "any")
+    with pytest.raises(InputError, match="resembles_test"):
+        audit_split("speech", tmp_path / "any", unseen, tmp_path / "audit.json")
+
+
 # task
 
 
@@ -356,9 +381,19 @@ def test_deaf_baseline_hears_nothing(corpus):
     assert {row["text"] for row in rows} <= {plain(text) for text in TEXTS}
 
 
+def test_the_empty_transcript_is_a_baseline_of_exactly_all_words_wrong(corpus):
+    found, _ = records(corpus)
+    for record in found:
+        record["group"] = record["speaker"]
+    rows = baselines(found[:40], found[40:], Task())["empty"]
+    assert {row["text"] for row in rows} == {""} and len(rows) == len(found[40:])
+    columns = metrics.columns(rows, found, Task())
+    assert VALUE["wer"](columns) == VALUE["deletions"](columns) == VALUE["cer"](columns) == 1.0
+
+
 # metrics
 
-VALUE = {metric.name: metric.value for metric in metrics.METRICS}
+VALUE = {metric.name: metric.measure for metric in metrics.METRICS}
 LINES = st.lists(st.sampled_from(["cat", "dog", "red", "blue", "house", "jump"]), max_size=6).map(" ".join)
 
 

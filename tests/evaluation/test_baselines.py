@@ -34,12 +34,19 @@ def test_fewer_test_sequences_than_samples_come_again():
 
 @pytest.mark.parametrize("samples", [0, 4])
 def test_rows_of_both_kinds_stand_in_one_file(tmp_path, monkeypatch, samples):
-    monkeypatch.setattr(baselines, "read_records", lambda data, split, limit=None: TEST)
-    baselines.predict_baselines("protein", tmp_path, Task(), None, samples, tmp_path / "b.parquet")
+    def read(data, split, limit=None):
+        return [record | {"id": f"{split}-{record['id']}"} for record in TEST][:limit]
+
+    monkeypatch.setattr(baselines, "read_records", read)
+    baselines.predict_baselines("protein", tmp_path, Task(), None, 2, samples, tmp_path / "b.parquet")
     rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
     assert {row["kind"] for row in rows} == {"baseline"}
     found = Counter((row["split"], row["system"]) for row in rows)
     written = {("sample", "natural"): samples, ("sample", "shuffled"): samples} if samples else {}
-    assert found == {("test", "residue_frequency"): 3} | written
+    answered = {
+        (split, name): n for split, n in (("valid", 2), ("test", 3)) for name in ("residue_frequency", "trigram")
+    }
+    assert found == answered | written
+    assert {row["id"] for row in rows if row["split"] == "valid"} == {"valid-p0", "valid-p1"}
     for row in rows:
         assert (row["nll"] is None) == (row["split"] == "sample") == (row["text"] is not None)

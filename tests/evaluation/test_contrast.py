@@ -44,7 +44,7 @@ def study(tmp_path):
             ]
             files.append((seed, tmp_path / f"seed{seed}.parquet"))
             write_rows(files[-1][1], rows)
-        contrast("toy", "mini", files, tmp_path, None, against, 200, 0, tmp_path / "out.json")
+        contrast("toy", "mini", files, None, tmp_path, None, against, 200, 0, tmp_path / "out.json")
         return {row["adapter"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
 
     return contrasted

@@ -2,6 +2,7 @@
 windows of a record are merged."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +18,13 @@ from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
 from loratory.config import Evaluation
 from loratory.domains.contract import Example
+from loratory.domains.protein.sources import Task as Protein
+from loratory.domains.questions import samples
 from loratory.evaluation import predict
 from loratory.evaluation.controls import Shuffled, is_shuffled
 from loratory.mixers.contract import Seen, Sizes
 from loratory.mixers.core import Mixture
+from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import save_mixture
 from loratory.training.mixture import start_gate
 
@@ -182,6 +186,27 @@ def test_what_is_read_and_written_is_counted_without_padding(study):
     written = sum(len(study.base.tokens(row["text"])) for row in rows)
     assert (cost.read, cost.written) == (0, written) and cost.writing > 0 == cost.reading
     assert cost + cost == predict.Cost(0, 0.0, 2 * written, 2 * cost.writing)
+
+
+def test_letters_that_are_written_are_counted_one_by_one_and_samples_are_a_users_turn_where_the_task_is_a_chat(study):
+    task = Protein(tokens="letters", chat=True, max_new_tokens=9)
+    ask = samples("protein", 3, task, "causal")
+    assert all(question.chat and question.alphabet for question in ask)
+    ask = [replace(question, chat=False) for question in ask]  # this base has no template
+    rows, cost = predict.answer(study.base, study.base.model, ask, ("sample",), task, Evaluation(), 0)
+    assert cost.written == sum(len(row["text"]) for row in rows) > 0
+
+
+def test_steps_in_place_are_for_causal_models_on_a_gpu_whose_attention_is_full():
+    llama = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False, model_type="llama"))
+    sliding = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False, model_type="x", sliding_window=8))
+
+    def steps(family, device, model):
+        return predict.steps_in_place(SimpleNamespace(family=family, device=torch.device(device)), model)
+
+    assert isinstance(steps("causal", "cuda", llama), StepsByShape)
+    others = (("causal", "cpu", llama), ("whisper", "cuda", llama), ("causal", "cuda", sliding))
+    assert [steps(*other) for other in others] == [None] * 3
 
 
 def test_ranks_are_shuffled_by_an_experts_ranks():

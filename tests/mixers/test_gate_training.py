@@ -18,6 +18,7 @@ from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
 from loratory.bases.core import load_base
 from loratory.config import mixture as entry
+from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
@@ -370,20 +371,18 @@ def study(request, tmp_path, monkeypatch):
         adapter = trained_adapter(other.model, Method(rank=2 + seed), seed, base.heads)
         adapter.run["base_sha256"] = base.fingerprint
         folders[field], data[field] = str(tmp_path / field), tmp_path / f"{field}.data"
-        deltas.save_adapter(folders[field], adapter, causal=False)
+        deltas.save_adapter(f"{folders[field]}/seed0", adapter, causal=False)
         data[field].mkdir()
         write(data[field], seed)
     encoded = training.encoded
     monkeypatch.setattr(training, "encoded", lambda base, field, *rest: encoded(base, domain, *rest))
 
-    def train(out, precision="fp32", **options):
+    def train(out, precision="fp32", rates=(0.02,), **options):
         given = {"mixer": "xlora", "base": "tiny", "experts": dict.fromkeys(folders, "lora"), **options}
-        schedule = {"steps": 6, "batch_tokens": 256, "learning_rate": 0.02, "save_every": 2, "precision": precision}
-        checkpoints, tasks = tmp_path / "checkpoints", dict.fromkeys(folders, task)
-        training.train_mixture(
-            "x", entry(given | {"training": schedule}), base.folder, folders, data, tasks, 0, "cpu", checkpoints, out
-        )
-        return out
+        schedule = {"steps": 6, "batch_tokens": 256, "learning_rates": rates, "save_every": 2, "precision": precision}
+        places = (base.folder, folders, data, dict.fromkeys(folders, task), (0,), "cpu", tmp_path / "checkpoints", 4)
+        training.train_mixture("x", entry(given | {"training": schedule}), *places, out)
+        return out / "seed0"
 
     return SimpleNamespace(base=base, train=train, folder=tmp_path, data=data, task=task, domain=domain)
 
@@ -415,10 +414,16 @@ def test_a_killed_training_goes_on_to_the_same_mixture(study, options, monkeypat
     assert not list((study.folder / "checkpoints").iterdir())
 
 
+def test_a_rate_is_chosen_on_every_family_and_what_was_tried_before_leaves_no_trace(study):
+    found = study.train(study.folder / "grid", rates=(1e-9, 0.02), train_experts=True)
+    run = read_json(found / "mixture.json")
+    assert run["learning_rate"] == min(run["grid"], key=lambda trial: trial["valid_loss"])["rate"] == 0.02
+    assert files(found) == files(study.train(study.folder / "alone", train_experts=True))
+
+
 def test_a_trained_mixture_opens_and_predicts_better_than_it_began(study):
-    study.train(study.folder / "mixture", train_experts=True)
     base = load_base(study.base.folder)
-    opened = open_mixture(study.folder / "mixture", base)
+    opened = open_mixture(study.train(study.folder / "mixture", train_experts=True), base)
     losses = {"after": 0.0, "before": 0.0}
     for place, field in enumerate(opened.domains):
         items = training.encoded(base, field, study.data[field], study.task, "gate")
@@ -426,7 +431,7 @@ def test_a_trained_mixture_opens_and_predicts_better_than_it_began(study):
         with torch.no_grad():
             losses["after"] += float(base.loss(opened, base.collate(items))[0])
     opened.unwrap()
-    given = {field: deltas.load_adapter(study.folder / field) for field in opened.domains}
+    given = {field: deltas.load_adapter(study.folder / field / "seed0") for field in opened.domains}
     start = Mixture(base.model, given, registry.load("mixer", "uniform").Mixer()).eval()
     for place, field in enumerate(opened.domains):
         items = training.encoded(base, field, study.data[field], study.task, "gate")
@@ -437,6 +442,6 @@ def test_a_trained_mixture_opens_and_predicts_better_than_it_began(study):
 
 
 def test_a_training_in_bf16_autocast_ends_with_a_finite_gate(study):
-    study.train(study.folder / "mixture", precision="bf16")
-    opened = open_mixture(study.folder / "mixture", load_base(study.base.folder))
+    folder = study.train(study.folder / "mixture", precision="bf16")
+    opened = open_mixture(folder, load_base(study.base.folder))
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in opened.gate.parameters())

@@ -33,12 +33,14 @@ def metric_row(system, value, split="test", metric="AUC", **other):
         **{"n": 40, "n_groups": 20, "unit": "0–1", "direction": "up", "primary": metric == "AUC"},
         **{"note": "ties count half", "status": "ok", "per_seed": [value, None, value], "gain": gain},
         **{"gain_low": None if gain is None else gain - 0.03, "gain_high": None if gain is None else gain + 0.03},
+        **{"vs_control": None, "vs_control_low": None, "vs_control_high": None},
         **other,
     }
 
 
 def write_report(path, domain, rows, **other):
-    made = {"domain": domain, "base": "mini-lm", "rows": rows, "seeds": [0, 1, 2], "resamples": 1000, "seed": 0}
+    made = {"domain": domain, "base": "mini-lm", "control": None, "rows": rows, "seeds": [0, 1, 2]}
+    made |= {"resamples": 1000, "seed": 0}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(made | {"inputs": {}, "versions": {}} | other))
     return path

@@ -12,6 +12,7 @@ from test_figures import BANNER, SCRIPTS, texts
 from loratory.errors import InputError
 from loratory.reporting.method_figures import final_losses, front, pareto, rates
 from loratory.reporting.methods import tables
+from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("protein", "speech")
 METHODS = {"lora": 1000, "zeta": 100, "alpha": 5000}  # in the config's order, with trainable parameters
@@ -52,9 +53,9 @@ def files(tmp_path):
     contrasts = []
     for domain in DOMAINS:
         rows = [contrast_row(domain, name) for name in ("alpha", "base", "lora", "zeta")]
-        report = {"domain": domain, "base": "mini-lm", "against": "lora", "rows": rows, "seeds": [0, 1]}
+        report = {"domain": domain, "base": "mini-lm", "against": "lora", "control": None, "rows": rows}
         contrasts.append(tmp_path / f"{domain}.json")
-        contrasts[-1].write_text(json.dumps(report | {"resamples": 1000, "seed": 0}))
+        contrasts[-1].write_text(json.dumps(report | {"seeds": [0, 1], "resamples": 1000, "seed": 0}))
     runs = []
     for name in METHODS:
         for domain in DOMAINS:
@@ -69,6 +70,28 @@ def files(tmp_path):
 def made(tmp_path, files):
     tables(*files, tmp_path / "methods", tmp_path / "costs", about="a small one", banner=BANNER)
     return tmp_path
+
+
+@pytest.mark.parametrize(("above", "says"), [(0.1, "is better than trigram by 0.100"), (-0.1, "trigram wins: ")])
+def test_the_best_control_stands_under_the_base_and_the_foot_says_who_wins(tmp_path, files, above, says):
+    for path in files[0]:
+        report = json.loads(path.read_text())
+        if report["domain"] == "protein":
+            for row, less in zip(report["rows"], (0.2, 0.3, 0.0, 0.1)):  # alpha, base, lora, zeta
+                over = above - less
+                row |= {"vs_control": over, "vs_control_low": over - 0.01, "vs_control_high": over + 0.01}
+            control = contrast_row("protein", "alpha") | {"adapter": "trigram", "system": "trigram", "value": 0.625}
+            report |= {"control": {"system": "trigram", "split": "test"}, "rows": [*report["rows"], control]}
+        path.write_text(json.dumps(report))
+    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    shown = {row[0]: row[1:] for row in cells(tmp_path / "methods.md")[1:]}
+    assert [*shown][:2] == ["base", CONTROL]
+    assert shown[CONTROL][0].startswith("0.625")
+    assert shown[CONTROL][2:] == ["–", "–"]
+    assert {name for name, row in shown.items() if "*" in row[0]} == ({"lora"} if above > 0 else set())
+    foot = (tmp_path / "methods.md").read_text()
+    assert says in foot and "protein: trigram; speech: none." in foot
+    assert "chosen on test, which favours it: protein." in foot
 
 
 def cells(path) -> list[list[str]]:

@@ -8,11 +8,13 @@ from test_figures import BANNER, texts
 from loratory.reporting.figures import layers, shortened, tokens
 from loratory.reporting.mixers import NOTES, facts, table
 from loratory.reporting.routes import gather_routes
+from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("protein", "speech")
 EXPERTS = {domain: f"lora@{domain}" for domain in DOMAINS}
 MIXTURES = {"uniform": 0.1, "oracle": 0.4, "zeta": 0.3, "alpha": 0.05}  # in the config's order, with their gains
-GAINS = {"base": None, **dict.fromkeys(EXPERTS.values(), 0.4), **MIXTURES, "zeta:shuffled": -0.1}
+CONTROLS = {"protein": {"system": "trigram", "split": "valid"}, "speech": None}
+GAINS = {"base": None, "trigram": 0.35, **dict.fromkeys(EXPERTS.values(), 0.4), **MIXTURES, "zeta:shuffled": -0.1}
 SEEDS = (0, 1)
 
 
@@ -28,6 +30,8 @@ def row(domain, name) -> dict:
     difference = None if name == "uniform" else (gain or 0) - MIXTURES["uniform"]
     low, high = (None, None) if difference is None else (difference - 0.06, difference + 0.06)
     parts |= {"difference": difference, "difference_low": low, "difference_high": high}
+    over = (gain or 0) - GAINS["trigram"] if domain == "protein" and name != "trigram" else None
+    parts |= {"vs_control": over, "vs_control_low": over and over - 0.03, "vs_control_high": over and over + 0.03}
     return metric_row(name, 0.5 + (gain or 0)) | parts | {"domain": domain}
 
 
@@ -48,6 +52,7 @@ def routes(domain, seed) -> dict:
 @pytest.fixture
 def files(tmp_path):
     rows = [row(domain, name) for domain in DOMAINS for name in sorted(GAINS)]
+    rows = [each for each in rows if (each["domain"], each["system"]) != ("speech", "trigram")]
     valid = [metric_row(name, 0.5 + (GAINS[name] or 0), "valid") for name in ("base", *EXPERTS.values())]
     valid = [each | {"domain": domain} for domain in DOMAINS for each in valid]
     for each in valid:  # on valid, the expert of speech is the better of the two
@@ -55,7 +60,7 @@ def files(tmp_path):
     means = [{"system": name, "recovery": (GAINS[name] or 0) / 0.4, "domains": 1} for name in GAINS]
     means = [mean | {"recovery_low": 0.0, "recovery_high": 1.0} for mean in means]
     report = {"base": "mini-lm", "against": "uniform", "experts": EXPERTS, "domains": DOMAINS, "rows": rows}
-    report |= {"valid": valid, "means": means, "seeds": SEEDS, "resamples": 1000, "seed": 0}
+    report |= {"controls": CONTROLS, "valid": valid, "means": means, "seeds": SEEDS, "resamples": 1000, "seed": 0}
     contrast = tmp_path / "contrast.json"
     contrast.write_text(json.dumps(report))
     told = []
@@ -85,7 +90,7 @@ def cells(path) -> dict[str, dict[str, str]]:
 
 
 def test_lines_keep_the_configs_order_and_shuffled_gates_stand_under_their_own(made):
-    order = ["base", "best single (lora@speech)", "uniform", "oracle †", "zeta", "zeta:shuffled", "alpha"]
+    order = ["base", CONTROL, "best single (lora@speech)", "uniform", "oracle †", "zeta", "zeta:shuffled", "alpha"]
     assert list(cells(made / "mixers.md")) == order
 
 
@@ -108,9 +113,21 @@ def test_routing_is_told_where_several_experts_are_weighed(made):
     assert found["alpha"] == found["base"] == found["zeta:shuffled"] == ("–", "–", "–")
 
 
+def test_the_best_control_of_each_domain_stands_in_one_line_and_what_beats_it_is_marked(made):
+    shown = cells(made / "mixers.md")
+    control = shown[CONTROL]
+    assert control["protein: recovery (%)"] == "87.5 [77.5, 87.5]" and control["speech: recovery (%)"] == "–"
+    assert control["mean recovery (%)"] == "–"
+    starred = {name for name, row in shown.items() if "*" in row["protein: recovery (%)"]}
+    assert starred == {"best single (lora@speech)", "oracle †"}, "by an interval above 0"
+    foot = (made / "mixers.md").read_text()
+    assert "protein: trigram; speech: none." in foot
+    assert "protein: lora@speech, the best adapter or mixture here, is better than trigram by 0.050" in foot
+
+
 def test_costs_are_rates_over_all_domains_and_seeds(made):
     shown = cells(made / "mixers.md")
-    for row in shown.values():
+    for row in (row for name, row in shown.items() if name != CONTROL):
         assert (row["read (tokens/s)"], row["written (tokens/s)"]) == ("150.0", "75.0")
         assert (row["memory, answering (MB)"], row["memory, training (MB)"]) == ("4.0", "–")
     assert (shown["zeta"]["trained"], shown["zeta"]["stored"]) == ("5,000", "1,234")
@@ -128,7 +145,7 @@ def test_the_foot_says_how_intervals_were_made_and_how_many_marks_are_chance(mad
         "Means over seeds 0, 1; [95 % interval] from 1000 bootstrap draws of whole groups of test records and of"
         in foot
     )
-    assert "not corrected for the 12 comparisons, of which one in twenty may be marked by chance" in foot
+    assert "not corrected for the 13 comparisons, of which one in twenty may be marked by chance" in foot
     assert "Best single: lora@speech, by mean recovery on the validation splits." in foot
     assert all(note in foot for note in NOTES) and "Base: a small one" in foot
 
@@ -144,7 +161,7 @@ def test_the_tab_separated_file_has_a_row_for_each_system_and_domain(made):
     with open(made / "mixers.tsv", newline="") as stream:
         rows = {(row["domain"], row["system"]): row for row in csv.DictReader(stream, delimiter="\t")}
     shown = {"base", "lora@speech", *MIXTURES, "zeta:shuffled"}
-    assert set(rows) == {(domain, name) for domain in DOMAINS for name in shown}
+    assert set(rows) == {(domain, name) for domain in DOMAINS for name in shown} | {("protein", "trigram")}
     found = rows["protein", "zeta"]
     assert float(found["recovery"]) == pytest.approx(0.75) == float(found["mean_recovery"])
     assert (found["told"], found["first_pass"], found["stored"]) == ("False", "True", "1234.0")

@@ -16,7 +16,7 @@ from metric_files import DOMAINS, EXPERTS, metric_row, routed, rows_of, write_re
 from loratory.errors import InputError
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import number, show, summary, table
+from loratory.reporting.tables import CONTROL, number, show, summary, table
 
 BANNER = "simulated data: shows the pipeline, not science"
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -269,6 +269,79 @@ def test_adapters_that_are_no_expert_stay_out_of_the_summary(tmp_path, reports):
     speech = write_report(tmp_path / "speech.json", "speech", rows)
     summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     assert "dylora" not in (tmp_path / "s.md").read_text()
+
+
+def against(domain, control, over: dict, split="valid"):
+    """A report whose systems are better than the control by what `over` says, give or take 0.02."""
+    rows = rows_of(domain)
+    for row in rows:
+        if row["primary"] and row["system"] in over:
+            gain = over[row["system"]]
+            row |= {"vs_control": gain, "vs_control_low": gain - 0.02, "vs_control_high": gain + 0.02}
+    return {"rows": rows, "control": {"system": control, "split": split}}
+
+
+def summed_against(folder, *reports) -> tuple[dict, str]:
+    files = [write_report(folder / f"{domain}.json", domain, **report) for domain, report in zip(DOMAINS, reports)]
+    summary(files, folder / "s", mixture="mix", experts=EXPERTS, **routed(folder))
+    text = (folder / "s.md").read_text()
+    return lines(text), text
+
+
+def test_a_control_that_wins_stands_under_the_base_and_the_foot_says_where_it_wins(tmp_path):
+    losing = {"base": -0.4, "lora@speech": -0.1, "lora@protein": -0.3, "mix": -0.25}
+    winning = {"base": -0.4, "lora@protein": 0.2, "mix": 0.01}
+    found, text = summed_against(
+        tmp_path, against("speech", "length_only", losing), against("protein", "pooled", winning, "test")
+    )
+    assert [*found][:3] == ["base", CONTROL, "lora@speech"]
+    assert found[CONTROL]["speech: AUC (0–1) ↑"] == "0.520 [0.470, 0.570]"
+    assert found[CONTROL]["protein: AUC (0–1) ↑"] == "0.650 [0.600, 0.700] ▲"
+    starred = {(name, head) for name, row in found.items() for head, cell in row.items() if r"\*" in cell}
+    assert starred == {("lora@protein", "protein: AUC (0–1) ↑")}, "0.01 is within its interval"
+    for line in (
+        "chosen on valid: speech: length_only; protein: pooled.",
+        "chosen on test, which favours it: protein.",
+        "speech: length_only wins: lora@speech, the best adapter or mixture here, differs by −0.100 [−0.120, −0.080]",
+        "protein: lora@protein, the best adapter or mixture here, is better than pooled by 0.200 [0.180, 0.220].",
+    ):
+        assert line in text
+
+
+def test_a_control_that_is_neither_beaten_nor_wins_is_said_so_and_a_domain_without_one_is_named(tmp_path):
+    equal = against("speech", "length_only", {"lora@speech": 0.01, "mix": -0.01})
+    found, text = summed_against(tmp_path, equal, {"rows": rows_of("protein")})
+    assert "speech: length_only is not beaten: lora@speech, the best adapter or mixture here, differs by 0.010" in text
+    assert "speech: length_only; protein: none." in text
+    assert found[CONTROL]["protein: AUC (0–1) ↑"] == "–"
+
+
+def test_a_domains_table_marks_what_beats_its_best_control(tmp_path):
+    report = against("speech", "length_only", {"lora@speech": 0.3, "mix": -0.1})
+    table([write_report(tmp_path / "m.json", "speech", **report)], tmp_path / "t")
+    text = (tmp_path / "t.md").read_text()
+    assert lines(text)["lora@speech"]["AUC (0–1) ↑"].endswith(r"▲\*")
+    assert "speech: lora@speech, the best adapter or mixture here, is better than length_only by 0.300" in text
+    assert "Best control" not in (tmp_path / "t.tex").read_text().split(r"\end{tabular}")[0]
+
+
+def test_a_column_on_fewer_records_says_how_many_and_too_few_print_no_number(tmp_path):
+    small = {"n": 24, "n_groups": 5, "note": "of this age"}
+    few = {"n": 7, "n_groups": 2, "status": "n < 10: too few records", "note": ""}
+    rows = [metric_row("base", 0.5), metric_row("base", 0.4, metric="young", **small)]
+    rows += [metric_row("base", None, metric="old", **few)]
+    table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
+    text = (tmp_path / "t.md").read_text()
+    cells = lines(text)["base"]
+    assert cells["young (0–1) ↑"].startswith("0.400") and cells["old (0–1) ↑"] == "n &lt; 10"
+    for line in (
+        "n = 40 (test) in 20 groups.",
+        "young: of this age; n = 24 in 5 groups",
+        "old: n = 7 in 2 groups",
+        "old: n &lt; 10: too few records.",
+    ):
+        assert f"- {line}\n" in text
+    assert "AUC: ties count half\n" in text
 
 
 def test_a_base_that_was_not_scored_is_said_so(tmp_path):

@@ -1,13 +1,16 @@
-"""Trainings of mixtures from files: with states from disk, with activations computed anew, from one split or two."""
+"""Trainings of mixtures from files: with states from disk, with activations computed anew, from one split or two, over
+a grid of learning rates and several seeds."""
 
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from models import causal_base, trained_adapter
 from safetensors.torch import load_file
 from studies import changed, shipped
+from torch.nn.functional import cross_entropy
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
 from loratory import registry
@@ -15,11 +18,13 @@ from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
 from loratory.config import mixture as entry
 from loratory.config import read_config
+from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
 from loratory.errors import InputError
-from loratory.mixers.store import GATE
+from loratory.mixers.store import GATE, open_mixture
+from loratory.training import mixture as training
 from loratory.training.features import write_features
-from loratory.training.mixture import read, train_mixture
+from loratory.training.mixture import read, train_mixture, validation_loss
 
 DOMAINS = ("protein", "lncrna")
 TASKS = {domain: registry.load("domain", domain, "sources").Task() for domain in DOMAINS}
@@ -43,27 +48,29 @@ def records(folder, domain: str, seed: int) -> None:
 def study(tmp_path):
     """A base, an adapter and a dataset of each domain, and the features of all that a gate may learn from."""
     base, data, adapters, features = causal_base(tmp_path / "base", ears=False), {}, {}, {}
-    for seed, domain in enumerate(DOMAINS):
-        adapter = trained_adapter(base.model, Method(rank=2 + seed), seed)
-        adapter.run["base_sha256"] = base.fingerprint
+    for place, domain in enumerate(DOMAINS):
         adapters[domain], data[domain] = str(tmp_path / f"{domain}.lora"), tmp_path / domain
-        deltas.save_adapter(adapters[domain], adapter, causal=True)
-        records(data[domain], domain, seed)
+        for seed in (0, 1):
+            adapter = trained_adapter(base.model, Method(rank=2 + place), 2 * seed + place)
+            adapter.run["base_sha256"] = base.fingerprint
+            deltas.save_adapter(f"{adapters[domain]}/seed{seed}", adapter, causal=True)
+        records(data[domain], domain, place)
         features[domain] = tmp_path / "features" / domain
         for split in ("train", "gate"):
             given = (domain, data[domain], TASKS[domain], split, base.folder, "cpu", 64, tmp_path / "shards")
             write_features(*given, features[domain] / split)
 
-    def train(out, known=None, mixer="xlora", **options):
-        """The trained gate."""
-        training = {"steps": STEPS, "batch_tokens": 96, "learning_rate": 0.005, "save_every": 0}
+    def train(out, known=None, mixer="xlora", seeds=(0,), rates=(0.005,), save_every=0, max_valid=4, **options):
+        """The trained gate of the first seed."""
+        training = {"steps": STEPS, "batch_tokens": 96, "learning_rates": rates, "save_every": save_every}
         experts = dict.fromkeys(DOMAINS, "lora")
         given = entry({"mixer": mixer, "base": "tiny", "experts": experts, "training": training} | options)
-        places = (base.folder, adapters, data, TASKS, 0, "cpu", tmp_path / "checkpoints", tmp_path / out)
-        train_mixture(out, given, *places, known)
-        return load_file(tmp_path / out / GATE)
+        checkpoints = tmp_path / "checkpoints"
+        places = (base.folder, adapters, data, TASKS, seeds, "cpu", checkpoints, max_valid, tmp_path / out)
+        train_mixture("toy", given, *places, known)
+        return load_file(tmp_path / out / f"seed{seeds[0]}" / GATE)
 
-    return SimpleNamespace(base=base, data=data, features=features, train=train)
+    return SimpleNamespace(base=base, data=data, features=features, train=train, folder=tmp_path)
 
 
 @pytest.fixture
@@ -98,7 +105,7 @@ def test_with_features_the_bare_pass_never_runs_and_the_gate_is_the_same(study, 
     calls[LlamaModel] = 0
     found = study.train("known", study.features, features=True, **options)
     assert calls[LlamaModel] == STEPS * len(DOMAINS)
-    begun = study.train("begun", training={"steps": 1, "learning_rate": 1e-9}, **options)
+    begun = study.train("begun", training={"steps": 1, "learning_rates": [1e-9]}, **options)
     assert found.keys() == expected.keys()
     for name, gate in found.items():  # batches are padded otherwise than when the states were made: no bit-equality
         torch.testing.assert_close(gate, expected[name], rtol=0, atol=1e-6)
@@ -143,3 +150,168 @@ def test_features_that_nothing_would_read_are_refused(options):
     plain["mixtures"]["xlora"]["features"] = True
     with pytest.raises(InputError, match=rf"mixtures\.xlora\.features: .* \({options['mixer']}\)"):
         read_config(plain, "study.yaml")
+
+
+# --- a grid of learning rates, and several seeds ---------------------------------------------------------------------
+
+
+def told(study, out: str, seed: int = 0) -> dict:
+    return read_json(study.folder / out / f"seed{seed}" / "mixture.json")
+
+
+def curves(study, out: str) -> list[tuple]:
+    rows = pq.read_table(study.folder / out / "runs.parquet").to_pylist()
+    return [tuple(row[key] for key in ("seed", "learning_rate", "step", "loss", "valid_loss")) for row in rows]
+
+
+def weights(study, out: str, seed: int) -> dict[str, bytes]:
+    folder = study.folder / out / f"seed{seed}"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Every (domain, split, limit) that a training reads."""
+    found, encoded = [], training.encoded
+
+    def noted(base, domain, data, task, split, limit=None):
+        items = encoded(base, domain, data, task, split, limit)
+        found.append((domain, split, limit))
+        return items
+
+    monkeypatch.setattr(training, "encoded", noted)
+    return found
+
+
+@pytest.mark.parametrize("rates", [(1e-9, 0.3), (0.3, 1e-9)])
+@pytest.mark.parametrize("features", [False, True])
+def test_of_two_rates_the_one_that_learns_is_kept_and_the_other_seeds_learn_at_it(study, rates, features):
+    known = study.features if features else None
+    study.train("mixture", known, seeds=(0, 1), rates=rates, features=features)
+    first, second = told(study, "mixture"), told(study, "mixture", 1)
+    losses = {trial["rate"]: trial["valid_loss"] for trial in first["grid"]}
+    assert losses.keys() == {*rates} and losses[0.3] < losses[1e-9]
+    assert first["learning_rate"] == second["learning_rate"] == 0.3
+    assert [trial["rate"] for trial in second["grid"]] == [0.3]
+    runs = {(seed, rate) for seed, rate, *_ in curves(study, "mixture")}
+    assert runs == {(0, 1e-9), (0, 0.3), (1, 0.3)}
+    ends = {(seed, rate): loss for seed, rate, step, _, loss in curves(study, "mixture") if step == STEPS - 1}
+    assert ends[0, 1e-9] == losses[1e-9] and ends[1, 0.3] == second["grid"][0]["valid_loss"]
+
+
+def test_what_is_stored_is_what_the_better_rate_made(study):
+    alone = study.train("alone", rates=(0.3,))
+    kept = study.train("grid", rates=(0.3, 1e-9))
+    assert alone.keys() == kept.keys() and all(torch.equal(alone[name], kept[name]) for name in alone)
+
+
+def test_the_loss_on_valid_is_that_of_the_stored_mixture_and_each_domain_weighs_alike(study):
+    study.train("mixture", rates=(0.3, 1e-9), max_valid=3)
+    opened, losses = open_mixture(study.folder / "mixture/seed0", study.base), []
+    for place, domain in enumerate(DOMAINS):
+        items = training.encoded(study.base, domain, study.data[domain], TASKS[domain], "valid")
+        assert len(items) > 3
+        opened.domain, nats = place, []
+        for item in training.encoded(study.base, domain, study.data[domain], TASKS[domain], "valid", 3):
+            with torch.no_grad():
+                logits = opened(input_ids=torch.tensor([item.ids])).logits[0, :-1]
+            labels = torch.tensor(item.labels[1:])
+            nats += cross_entropy(logits, labels, reduction="none")[labels != -100].tolist()
+        losses.append(sum(nats) / len(nats))
+    expected = min(trial["valid_loss"] for trial in told(study, "mixture")["grid"])
+    assert abs(losses[0] - losses[1]) > 0.01  # a mean over targets would be another
+    assert expected == pytest.approx(sum(losses) / 2, abs=1e-5)
+
+
+def test_what_a_mixer_adds_to_learn_by_is_in_neither_curve(study):
+    study.train("plain", rates=(1e-9, 1e-8))
+    bare, labelled = curves(study, "plain"), []
+    study.train("labels", rates=(1e-9, 1e-8), domain_loss=9.0)
+    labelled = curves(study, "labels")
+    assert [row[:3] for row in labelled] == [row[:3] for row in bare]
+    for ours, theirs in zip(labelled, bare):
+        assert ours[3:] == pytest.approx(theirs[3:], abs=1e-4, nan_ok=True) if theirs[4] else ours[4] is None
+
+
+def test_a_penalty_is_learnt_from(study):
+    plain, labels = study.train("plain"), study.train("labels", domain_loss=9.0)
+    assert any(not torch.equal(plain[name], labels[name]) for name in plain)
+
+
+def test_validation_asks_no_penalty(study, monkeypatch):
+    study.train("mixture", domain_loss=1.0)
+    opened = open_mixture(study.folder / "mixture/seed0", study.base)
+    monkeypatch.setattr(training, "penalty", None)
+    valid = {d: training.encoded(study.base, d, study.data[d], TASKS[d], "valid") for d in DOMAINS}
+    assert 0 < validation_loss(study.base, opened, valid, 96) < 20
+
+
+def test_valid_is_read_where_rates_are_chosen_and_no_further_than_its_limit(study, asked):
+    study.train("one")
+    assert {split for _, split, _ in asked} == {"gate"}
+    assert told(study, "one")["grid"] == [] and told(study, "one")["learning_rate"] == 0.005
+    assert {loss for *_, loss in curves(study, "one")} == {None}
+    asked.clear()
+    study.train("two", rates=(0.1, 0.2), max_valid=3)
+    assert asked == [(d, "gate", None) for d in DOMAINS] + [(d, "valid", 3) for d in DOMAINS]
+
+
+def test_a_mixture_without_anything_to_train_reads_no_data(study, asked):
+    study.train("even", mixer="uniform", seeds=(0, 1), rates=(0.1, 0.2))
+    assert not asked and curves(study, "even") == []
+    for seed in (0, 1):
+        run = told(study, "even", seed)
+        assert run["learning_rate"] is None and run["grid"] == [] and run["trainable_parameters"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"mixer": "slide_lora", "gating": "learned"}, {"mixer": "ties"}])
+def test_two_seeds_in_one_job_are_two_jobs_of_one_seed(study, options):
+    study.train("both", seeds=(0, 1), **options)
+    for seed in (0, 1):
+        study.train(f"single{seed}", seeds=(seed,), **options)
+        assert weights(study, "both", seed) == weights(study, f"single{seed}", seed)
+    assert curves(study, "both") == curves(study, "single0") + curves(study, "single1")
+    assert weights(study, "both", 0) != weights(study, "both", 1)
+
+
+@pytest.mark.parametrize("updates", [STEPS + 2, 2 * STEPS + 2], ids=["second rate", "second seed"])
+def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monkeypatch):
+    given = {"seeds": (0, 1), "rates": (1e-9, 0.3), "save_every": 1}
+    study.train("whole", **given)
+    update, calls = training.fit.__globals__["update"], []
+
+    def killed(*args):
+        if len(calls) == updates:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return update(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setitem(training.fit.__globals__, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            study.train("parts", **given)
+    assert not (study.folder / "parts/runs.parquet").exists()
+    calls.clear()
+    monkeypatch.setitem(training.fit.__globals__, "update", lambda *args: (calls.append(1), update(*args))[1])
+    study.train("parts", **given)
+    assert len(calls) == 3 * STEPS - updates  # no step is made twice
+    assert curves(study, "parts") == curves(study, "whole")
+    assert all(weights(study, "parts", seed) == weights(study, "whole", seed) for seed in (0, 1))
+    assert not list((study.folder / "checkpoints").iterdir())
+
+
+def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):
+    fit = training.fit
+
+    def diverging(parameters, micro_batches, loss, steps, seed, folder, title, validate):
+        if steps.learning_rate > 1:
+            raise InputError(title, "the loss is nan at step 0", reason="diverged")
+        return fit(parameters, micro_batches, loss, steps, seed, folder, title, validate)
+
+    monkeypatch.setattr(training, "fit", diverging)
+    kept, alone = study.train("mixture", rates=(9.0, 0.3)), study.train("alone", rates=(0.3,))
+    assert "left out of the grid: toy seed 0 lr 9.0: the loss is nan at step 0" in capsys.readouterr().out
+    assert [trial["rate"] for trial in told(study, "mixture")["grid"]] == [0.3]
+    assert all(torch.equal(kept[name], alone[name]) for name in alone)
+    with pytest.raises(InputError, match=r"toy seed 0 lr 9\.0: the loss is nan"):
+        study.train("none", rates=(9.0,))

@@ -24,7 +24,7 @@ def swept(monkeypatch, tmp_path):
         made.append((seed, rate))
         if rate not in losses:
             raise InputError("toy", "the loss is nan", reason="diverged")
-        curve = [{"step": 0, "loss": 1.0, "learning_rate": rate, "valid_loss": losses[rate]}]
+        curve = [{"step": 0, "loss": 1.0, "learning_rate": rate / 7, "valid_loss": losses[rate]}]  # by its schedule
         return {"adapter": Adapter(), "curve": curve, "valid_loss": losses[rate], "transposed": False}
 
     losses = {}

@@ -49,7 +49,7 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "summarise_mixture": {"prepare_base", "score", "draw_routing"},
     "draw_routing": {"predict"},
     "draw_transfer": {"summarise_mixture"},
-    "draw_curves": {"train_sweep"},
+    "draw_curves": {"train_sweep", "train_mixture"},
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
@@ -101,7 +101,7 @@ def test_nothing_learns_from_test_records(demo):
     assert len(learners) == 10
     assert not [path for job in learners for path in job.input if Path(path).name == "test.parquet"]
     gates = [path for job in learners for path in job.input if job.rule.name == "train_mixture"]
-    assert {Path(path).name for path in gates if path.endswith(".parquet")} == {"gate.parquet"}
+    assert {Path(path).name for path in gates if path.endswith(".parquet")} == {"gate.parquet", "valid.parquet"}
 
 
 def test_every_rule_says_what_it_needs(demo):
@@ -119,8 +119,8 @@ def test_an_adapter_more_is_a_training_more(demo, plan):
     assert plan(wide).counts - demo.counts == {"train_sweep": 1}
 
 
-def test_a_seed_more_is_a_mixture_more_as_other_jobs_do_all_seeds_on_one_loaded_base(demo, plan):
-    assert plan({"seeds": [0, 1]}).counts - demo.counts == {"train_mixture": 1}
+def test_a_seed_more_is_no_job_more_as_every_job_does_all_seeds_on_one_loaded_base(demo, plan):
+    assert plan({"seeds": [0, 1]}).counts == demo.counts
 
 
 def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
@@ -174,6 +174,23 @@ def test_a_sweep_declares_one_file_a_seed_as_folders_are_moved_in_whole(plan):
     job = next(job for job in plan({"seeds": [0, 1]}).jobs if told(job) == "train_sweep recsys mini_lm lora")
     made = {str(Path(path).relative_to("results/adapters/recsys/mini_lm/lora")) for path in job.output}
     assert made == {"runs.parquet", *(f"seed{seed}/run.json" for seed in (0, 1))}
+
+
+def test_a_mixture_declares_one_file_a_seed_and_reads_the_experts_of_all_seeds(plan):
+    job = next(job for job in plan({"seeds": [0, 1]}).jobs if told(job) == "train_mixture xlora")
+    made = {str(Path(path).relative_to("results/mixtures/xlora")) for path in job.output}
+    assert made == {"runs.parquet", *(f"seed{seed}/mixture.json" for seed in (0, 1))}
+    experts = [tuple(Path(path).parts[2:6]) for path in job.input.experts]
+    pairs = [(domain, f"seed{seed}") for domain in DEMO["mixtures"]["xlora"]["experts"] for seed in (0, 1)]
+    assert experts == [(domain, "mini_lm", "lora", seed) for domain, seed in pairs]
+
+
+def test_curves_are_drawn_of_every_adapter_and_of_mixtures_that_learn(plan):
+    even = {"mixer": "uniform", "base": "mini_lm", "experts": {"protein": "lora", "lncrna": "lora"}}
+    job = next(job for job in plan({"mixtures.even": even}).jobs if told(job) == "draw_curves mini_lm")
+    folders = {f"lora@{domain}": f"adapters/{domain}/mini_lm/lora" for domain in DEMO["mixtures"]["xlora"]["experts"]}
+    folders["xlora"] = "mixtures/xlora"
+    assert dict(zip(job.params.names, job.input)) == {n: f"results/{f}/runs.parquet" for n, f in folders.items()}
 
 
 def test_without_general_data_nothing_is_asked_of_them(plan):
@@ -269,7 +286,7 @@ def test_another_dataset_option_rebuilds_one_dataset_and_retrains_on_it(finished
     remade = {job for job in due if job.split()[0] in {"fetch_source", "build_dataset", "audit_split", "train_sweep"}}
     assert remade == {"build_dataset data recsys", "audit_split data recsys", "train_sweep recsys mini_lm lora"}
     assert "predict data recsys mini_lm" in due
-    assert "train_mixture xlora 0" in due
+    assert "train_mixture xlora" in due
     assert not [job for job in due if "mini_bert" in job or "mini_whisper" in job or "prepare_base" in job]
 
 

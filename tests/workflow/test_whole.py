@@ -21,7 +21,7 @@ STUDY = changed(
     {
         "pathvars": ABSENT,
         "adapters.lora.training": {"steps": 20, "learning_rates": [0.003, 0.01], "batch_tokens": 512} | OFTEN,
-        "mixtures.xlora.training": {"steps": 5, "learning_rate": 0.003, "batch_tokens": 512} | OFTEN,
+        "mixtures.xlora.training": {"steps": 5, "learning_rates": [0.003, 0.01], "batch_tokens": 512} | OFTEN,
     },
 )
 TRACKS = [f"{domain}.{base}" for domain, given in STUDY["domains"].items() for base in given.get("adapters", ())]

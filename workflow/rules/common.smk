@@ -33,7 +33,6 @@ wildcard_constraints:
     base="|".join(STUDY.bases),
     adapter="|".join(STUDY.adapters) or "none",
     mixture="|".join(STUDY.mixtures) or "none",
-    seed="[0-9]+",
 
 
 def plain(model, without=()):
@@ -77,9 +76,13 @@ def mixtures_on(corpus, base):
     return [name for name, mixture in STUDY.mixtures.items() if corpus == "data" and mixture.base == base]
 
 
-def trained_on(base):
-    """(domain, adapter) of everything trained on a base."""
-    return [(domain, adapter) for domain, given in DOMAINS.items() for adapter in given.adapters.get(base, ())]
+def curves_on(base):
+    """{name: learning curves} of everything trained on a base."""
+    pairs = [(domain, adapter) for domain, given in DOMAINS.items() for adapter in given.adapters.get(base, ())]
+    mixtures = [name for name in mixtures_on("data", base) if STUDY.mixtures[name].trained]
+    found = {f"{adapter}@{domain}": f"adapters/{domain}/{base}/{adapter}" for domain, adapter in pairs}
+    found |= {name: f"mixtures/{name}" for name in mixtures}
+    return {name: f"<results>/{folder}/runs.parquet" for name, folder in found.items()}
 
 
 def is_structured(domain, base):
@@ -96,7 +99,8 @@ def base_sources(wildcards):
     """What a base is made of: the files of its folder, what it learns from here, and the base it hears with."""
     base = STUDY.bases[wildcards.base]
     folder = base.path or published_folder(STUDY, wildcards.base)
-    own = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    found = [Path(folder), *Path(folder).rglob("*")] if folder else []
+    own = sorted(str(path) for path in found if path.is_file())
     data = collect("<results>/general/{domain}/{file}", domain=base.corpora, file=("train.parquet", "audit.json"))
     return own + data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
 
@@ -109,8 +113,9 @@ def base_threads(base):
 def experts_of(wildcards):
     mixture = STUDY.mixtures[wildcards.mixture]
     return [
-        f"<results>/adapters/{domain}/{mixture.base}/{adapter}/seed{wildcards.seed}/run.json"
+        f"<results>/adapters/{domain}/{mixture.base}/{adapter}/seed{seed}/run.json"
         for domain, adapter in mixture.experts.items()
+        for seed in SEEDS
     ]
 
 

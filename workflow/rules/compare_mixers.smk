@@ -23,6 +23,7 @@ rule compare_mixers:
 rule contrast_mixers:
     input:
         predictions=[f"<results>/predictions/data/{d}/{{base}}/seed{seed}.parquet" for d in MIXED for seed in SEEDS],
+        baselines=collect("<results>/predictions/data/{domain}/baselines.parquet", domain=MIXED),
         data=collect("<results>/data/{domain}/test.parquet", domain=MIXED),
         valid=collect("<results>/data/{domain}/valid.parquet", domain=MIXED),
     output:

@@ -35,7 +35,7 @@ rule predict:
         mixtures=lambda wc: mixtures_on(wc.corpus, wc.base),
         asked=lambda wc: ASKED[wc.corpus],
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
-        evaluation=plain(STUDY.evaluation, without=["resamples", "folded"]),
+        evaluation=plain(STUDY.evaluation, without=["resamples", "folded", "min_records", "min_groups"]),
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=lambda wc: code_digest("evaluation/predict.py", "bases", "mixers/kinds", f"domains/{wc.domain}/task.py"),
@@ -45,7 +45,7 @@ rule predict:
 
 rule predict_baselines:
     input:
-        expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "test")),
+        expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid", "test")),
     output:
         "<results>/predictions/data/{domain}/baselines.parquet",
     log:
@@ -60,6 +60,7 @@ rule predict_baselines:
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         max_records=STUDY.evaluation.max_records,
+        max_valid=STUDY.evaluation.max_valid,
         samples=STUDY.evaluation.samples,
         code=lambda wc: code_digest("evaluation/baselines.py", f"domains/{wc.domain}/task.py"),
     script:
@@ -87,6 +88,7 @@ rule score:
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
         seeds=SEEDS,
         resamples=STUDY.evaluation.resamples,
+        floor=[STUDY.evaluation.min_records, STUDY.evaluation.min_groups],
         code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),
     script:
         "../../scripts/score.py"

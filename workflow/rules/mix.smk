@@ -1,9 +1,9 @@
 """Mixtures.
 
-Inputs: adapters of one base and the `gate` splits of their domains (`train` too where a mixer starts experts of its
-own). Outputs: `<results>/mixtures/{mixture}/seed{seed}/`, whole: gate, order of the experts, and the experts themselves;
-for mixtures with `features: true`, `<results>/features/{domain}/{base}/{split}/` with what the frozen base makes of a
-split.
+Inputs: adapters of one base, the `gate` splits of their domains (`train` too where a mixer starts experts of its own)
+and `valid`, which chooses learning rates. Outputs: `<results>/mixtures/{mixture}/` with every learning curve and one
+folder for each seed: gate, order of the experts, and the experts themselves; for mixtures with `features: true`,
+`<results>/features/{domain}/{base}/{split}/` with what the frozen base makes of a split that is learnt from.
 """
 
 
@@ -43,7 +43,7 @@ rule train_mixture:
         data=lambda wc: collect(
             "<results>/data/{domain}/{split}.parquet",
             domain=STUDY.mixtures[wc.mixture].experts,
-            split=STUDY.mixtures[wc.mixture].splits,
+            split=(*STUDY.mixtures[wc.mixture].splits, "valid"),
         ),
         features=lambda wc: collect(
             "<results>/features/{domain}/{base}/{split}/index.json",
@@ -52,11 +52,13 @@ rule train_mixture:
             split=STUDY.mixtures[wc.mixture].splits if STUDY.mixtures[wc.mixture].features else (),
         ),
     output:
-        "<results>/mixtures/{mixture}/seed{seed}/mixture.json",
+        runs="<results>/mixtures/{mixture}/runs.parquet",
+        mixtures=expand("<results>/mixtures/{{mixture}}/seed{seed}/mixture.json", seed=SEEDS),
     log:
-        "<logs>/train_mixture/{mixture}/seed{seed}.log",
+        "<logs>/train_mixture/{mixture}.log",
     benchmark:
-        "<benchmarks>/train_mixture/{mixture}/seed{seed}.tsv"
+        "<benchmarks>/train_mixture/{mixture}.tsv"
+    priority: 1  # all predictions of its base wait for it
     conda:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.mixtures[wc.mixture].training.threads
@@ -67,6 +69,8 @@ rule train_mixture:
     params:
         entry=lambda wc: plain(STUDY.mixtures[wc.mixture]),
         tasks=lambda wc: {domain: plain(DOMAINS[domain].task) for domain in STUDY.mixtures[wc.mixture].experts},
+        seeds=SEEDS,
+        max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
         code=lambda wc: code_digest(
             "training/mixture.py", "bases", "mixers/kinds", *task_modules(STUDY.mixtures[wc.mixture].experts)

@@ -147,7 +147,7 @@ rule draw_transfer:
 
 rule draw_curves:
     input:
-        lambda wc: [f"<results>/adapters/{d}/{wc.base}/{a}/runs.parquet" for d, a in trained_on(wc.base)],
+        lambda wc: list(curves_on(wc.base).values()),
     output:
         report(
             "<results>/figures/{base}.curves.svg",
@@ -165,7 +165,7 @@ rule draw_curves:
         mem_mb=500,
         runtime=10,
     params:
-        names=lambda wc: [f"{adapter}@{domain}" for domain, adapter in trained_on(wc.base)],
+        names=lambda wc: list(curves_on(wc.base)),
         banner=BANNER,
         code=code_digest("reporting"),
     script:

@@ -17,6 +17,7 @@ rule train_sweep:
         "<logs>/train_sweep/{domain}/{base}/{adapter}.log",
     benchmark:
         "<benchmarks>/train_sweep/{domain}/{base}/{adapter}.tsv"
+    priority: 1  # mixtures wait for it
     conda:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.adapters[wc.adapter].training.threads

@@ -14,9 +14,8 @@ from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from loratory.data.audio import log_mel, read_audio
+from loratory.data.audio import SAMPLES_PER_POSITION, log_mel, read_audio
 
-SAMPLES_PER_POSITION = 320  # 10 ms frames, halved by the encoder's second convolution
 REMEMBERED = 2**30  # bytes of encoder states at most
 
 

@@ -1,5 +1,10 @@
 """Decoder-only language models (Llama, Qwen, GPT-2, Phi, …), with an optional audio prefix."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from itertools import takewhile
+
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
@@ -12,13 +17,18 @@ from loratory.errors import InputError
 
 
 class Causal(Base):
-    """Sequence = [begin] [audio] prompt | target [end]; only what stands behind the bar is scored."""
+    """Sequence = [begin] [audio] prompt | target [end]; only what stands behind the bar is scored.
+
+    Where the target has an alphabet, each of its letters is one token, its last letter is the end, and probabilities
+    are those among the letters alone: a distribution over sequences, whatever the tokenizer would make of them.
+    """
 
     family = "causal"
 
     def __init__(self, folder, manifest, model, tokenizer, audio: AudioPrefix | None = None):
         super().__init__(folder, manifest, model, tokenizer)
         self.audio = audio
+        self.alphabets: dict[tuple[str, ...], tuple[int, ...]] = {}
         self.context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
 
     @classmethod
@@ -40,16 +50,73 @@ class Causal(Base):
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    @cached_property
+    def begin(self) -> list[int]:
+        """What the tokenizer puts before a text: what the model saw there in its pretraining."""
+        encoded = self.tokenizer("a", return_special_tokens_mask=True)
+        marked = zip(encoded["input_ids"], encoded["special_tokens_mask"])
+        return [id for id, _ in takewhile(lambda pair: pair[1], marked)]
+
     def encode(self, example) -> Encoded:
-        begin = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        begin = [] if example.chat else self.begin  # a chat template brings its own
         heard = self.audio_tokens(example) if example.audio else 0
-        prompt = begin + [self.filler] * heard + self.tokens(example.prompt)
-        target = [*self.tokens(example.target), self.end] if example.target else []
+        prompt = begin + [self.filler] * heard + self.prompt_tokens(example)
+        if not prompt:  # the first token of a target is scored too, so something must come before it
+            prompt = [self.end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
+        target = self.target_tokens(example)
+        if target and not example.alphabet:
+            target = [*target, self.end]
         if len(prompt) + len(target) > self.context:
             raise too_long(self.folder, example.id, len(prompt) + len(target), self.context)
         label = example.choices.index(example.target) if example.choices and example.target else -1
         labels = [IGNORED] * len(prompt) + target
-        return Encoded(prompt + target, labels, len(labels), example.audio, heard, label)
+        return Encoded(prompt + target, labels, len(labels), example.audio, heard, label, example.alphabet)
+
+    def prompt_tokens(self, example) -> list[int]:
+        """Raises:
+        InputError: a chat is asked for, and the base has no template for one, or the example is heard.
+        """
+        if not example.chat:
+            return self.tokens(example.prompt)
+        where, fix = f"{self.folder}:{example.id}", "set `task.chat: false` of the domain"
+        if self.tokenizer.chat_template is None:
+            raise InputError(where, "this base has no chat template", expected="an instructed base", fix=fix)
+        if example.audio:
+            raise InputError(where, "a chat template has no place for audio", example.audio, "text alone", fix)
+        turn = [{"role": "user", "content": example.prompt}]
+        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return self.tokens(text)
+
+    def target_tokens(self, example) -> list[int]:
+        """Raises:
+        InputError: a letter is not in the example's alphabet.
+        """
+        if not example.alphabet:
+            return self.tokens(example.target)
+        known = dict(zip(example.alphabet, self.letter_ids(example.alphabet)))
+        for letter in example.target:
+            if letter not in known:
+                where, letters = f"{self.folder}:{example.id}", "".join(example.alphabet)
+                raise InputError(where, "a letter outside the alphabet", letter, f"one of {letters}")
+        return [known[letter] for letter in example.target]
+
+    def letter_ids(self, alphabet: tuple[str, ...]) -> tuple[int, ...]:
+        """The token of each letter.
+
+        Raises:
+            InputError: the tokenizer has no token of its own for a letter.
+        """
+        if alphabet not in self.alphabets:
+            ids = []
+            for letter in alphabet:
+                found = self.tokens(letter)
+                if len(found) != 1 or found[0] in (*ids, self.tokenizer.unk_token_id):
+                    what = "the tokenizer has no token of its own for a letter"
+                    fix = "set `task.tokens: text` of the domain"
+                    raise InputError(self.folder, what, letter, "one token a letter", fix)
+                ids += found
+            self.alphabets[alphabet] = tuple(ids)
+        return self.alphabets[alphabet]
 
     def audio_tokens(self, example) -> int:
         """Raises:
@@ -67,8 +134,7 @@ class Causal(Base):
 
     def collate_prompts(self, items, left: bool = False):
         """The prompts alone: to be continued (padded on the left) or answered by a choice."""
-        prompts = [[id for id, label in zip(item.ids, item.labels) if label == IGNORED] for item in items]
-        return self.assemble(items, prompts, None, left)
+        return self.assemble(items, list(map(prompt_ids, items)), None, left)
 
     def assemble(self, items, rows, labels, left: bool = False) -> dict:
         lengths = [len(row) for row in rows]
@@ -79,12 +145,17 @@ class Causal(Base):
         if left:
             batch["positions"] = (batch["mask"].cumsum(-1) - 1).clamp(min=0)
         batch["prompt"] = batch["mask"].bool()
+        alphabets = {item.alphabet for item in items}
+        if len(alphabets) > 1:
+            raise ValueError(f"examples of different alphabets in one batch: {sorted(alphabets)}")
+        if alphabet := alphabets.pop():
+            batch["alphabet"] = torch.tensor(self.letter_ids(alphabet), device=self.device)
         if labels is not None:
             batch["labels"] = pad(labels, IGNORED, self.device, left)
             batch["prompt"] = batch["prompt"] & (batch["labels"] == IGNORED)
         heard = [item for item in items if item.audio]
         if heard:
-            begin = int(self.tokenizer.bos_token_id is not None)
+            begin = len(self.begin)
             is_audio = [
                 [begin <= at < begin + item.audio_tokens for at in range(n)] for item, n in zip(items, lengths)
             ]
@@ -111,6 +182,8 @@ class Causal(Base):
         labels = batch["labels"][:, 1:]
         scored = (labels != IGNORED).any(0).nonzero()[:, 0]
         logits, labels = self.logits(model, batch, scored), labels[:, scored]
+        if "alphabet" in batch:
+            logits, labels = logits[..., batch["alphabet"]], letter_places(labels, batch["alphabet"])
         nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         return nll.view(labels.shape)
 
@@ -129,27 +202,64 @@ class Causal(Base):
         return list(zip(self.token_nll(model, batch).double().sum(1).tolist(), counts.tolist()))
 
     def choice(self, model, items, choices: tuple[str, ...]) -> torch.Tensor:
-        """Log probability of each choice `[items, choices]`, renormalised over the choices' first tokens.
+        """Log probability of each choice `[items, choices]`, renormalised over the choices.
+
+        By their first tokens, or, where choices share one, by all of their tokens (without end-of-sequence).
 
         Raises:
-            InputError: the tokenizer gives two choices the same first token.
+            InputError: the tokenizer makes no difference between two choices.
         """
-        first = [self.tokens(choice)[0] for choice in choices]
+        ids = [self.tokens(choice) for choice in choices]
+        if len(set(map(tuple, ids))) < len(ids):
+            raise InputError(self.folder, "choices are the same tokens", str(choices), "distinct choices")
+        first = [tokens[0] for tokens in ids]
         if len(set(first)) < len(first):
-            raise InputError(self.folder, "choices share their first token", str(choices), "distinct first tokens")
+            return torch.stack([self.continued(model, items, tokens) for tokens in ids], 1).log_softmax(-1)
         batch = self.collate_prompts(items)
         last, place = (batch["mask"].sum(1) - 1).unique(return_inverse=True)
         return self.logits(model, batch, last)[torch.arange(len(items)), place][:, first].log_softmax(-1)
 
-    def text(self, model, items, limit: int, sampling=None) -> list[str]:
-        """Continuations of the prompts without end-of-sequence; greedy unless `sampling` is given."""
+    def continued(self, model, items, tokens: list[int]) -> torch.Tensor:
+        """Log probability of these tokens after each prompt `[items]`."""
+        asked = []
+        for item in items:
+            prompt = prompt_ids(item)
+            labels = [IGNORED] * len(prompt) + tokens
+            asked.append(replace(item, ids=prompt + tokens, labels=labels, length=len(labels)))
+        return -self.token_nll(model, self.collate(asked)).sum(1)
+
+    def text(self, model, items, limit: int, sampling=None, in_place: Callable | None = None) -> list[str]:
+        """Continuations of the prompts; greedy unless `sampling` is given.
+
+        Without end-of-sequence, or up to and with the letter that closes them.
+
+        Args:
+            in_place: (forward, rows, length) -> the forward to use, whose steps may stay in place.
+        """
         batch = self.collate_prompts(items, left=True)
-        written = decode(
-            lambda inputs, cache: model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1),
-            self.inputs(batch) | self.facts(model, batch),
-            new_cache(model),
-            self.end,
-            limit,
-            sampling,
-        )
-        return [self.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
+
+        def forward(inputs, cache):
+            return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+        if in_place is not None:
+            rows, width = batch["mask"].shape
+            forward = in_place(forward, rows, width + limit)
+        start = self.inputs(batch) | self.facts(model, batch), new_cache(model)
+        if "alphabet" not in batch:
+            written = decode(forward, *start, self.end, limit, sampling)
+            return [self.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
+        ids = batch["alphabet"]
+        letter = dict(zip(ids.tolist(), items[0].alphabet))
+        closed = lambda written, logits: written[:, -1] == ids[-1]  # noqa: E731
+        written = decode(forward, *start, (), limit, sampling, stopping=closed, allowed=ids)
+        return ["".join(letter[id] for id in row) for row in written]
+
+
+def prompt_ids(item: Encoded) -> list[int]:
+    return [id for id, label in zip(item.ids, item.labels) if label == IGNORED]
+
+
+def letter_places(labels: torch.Tensor, alphabet: torch.Tensor) -> torch.Tensor:
+    """Labels as places in the alphabet; what is ignored stays so."""
+    places = (labels[..., None] == alphabet).int().argmax(-1)
+    return torch.where(labels == IGNORED, labels, places)

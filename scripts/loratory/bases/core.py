@@ -3,16 +3,14 @@
 import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 from loratory.data import files
-from loratory.data.audio import HOP, RATE, log_mel, read_audio
+from loratory.data.audio import HOP, RATE
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -30,6 +28,7 @@ class Encoded:
         ids: token ids read by the (decoder of the) model; labels: the same length, IGNORED where nothing is scored.
         audio: path of the audio file, or ""; audio_tokens: how many positions of `ids` it fills.
         label: index of the target among the choices, or -1.
+        alphabet: see `Example`.
         length: what the example costs a batch, in positions.
     """
 
@@ -39,6 +38,7 @@ class Encoded:
     audio: str = ""
     audio_tokens: int = 0
     label: int = -1
+    alphabet: tuple[str, ...] = ()
 
 
 class Base(ABC):
@@ -80,17 +80,6 @@ class Base(ABC):
     def facts(model, batch: dict) -> dict:
         """What a model wants to know of a batch beside its inputs: nothing, unless it is a mixture."""
         return {name: batch[name] for name in getattr(model, "wants", ()) if name in batch}
-
-    def features(self, items: list[Encoded], n_mels: int, frames: int) -> torch.Tensor:
-        """Log-mel features `[batch, n_mels, frames]`, each clip computed alone."""
-        return torch.from_numpy(np.stack([clip_features(item.audio, n_mels, frames) for item in items])).to(
-            self.device
-        )
-
-
-@lru_cache(maxsize=1024)
-def clip_features(path: str, n_mels: int, frames: int) -> np.ndarray:
-    return log_mel(read_audio(path), n_mels=n_mels, frames=frames)
 
 
 def pad(rows: list[list[int]], value: int, device, left: bool = False) -> torch.Tensor:

@@ -70,10 +70,10 @@ def empty_cache(model) -> Cache:
 
 
 def decode(
-    forward, inputs: dict, cache, end: int | Collection[int], limit: int, sampling: Sampling | None = None
+    forward, inputs: dict, cache, end: int | Collection[int], limit: int, sampling: Sampling | None = None, **options
 ) -> list[list[int]]:
     """The written ids of each row, without `end`; arguments are those of `steps`."""
-    return gathered(steps(forward, inputs, cache, end, limit, sampling), len(inputs["attention_mask"]))
+    return gathered(steps(forward, inputs, cache, end, limit, sampling, **options), len(inputs["attention_mask"]))
 
 
 def gathered(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:
@@ -93,7 +93,8 @@ def steps(
     end: int | Collection[int],
     limit: int,
     sampling: Sampling | None = None,
-    stopping: StoppingCriteria | None = None,
+    stopping: StoppingCriteria | Callable | None = None,
+    allowed: torch.Tensor | None = None,
 ) -> Iterator[list[int | None]]:
     """Continues a left-padded batch until every row is done or wrote `limit` tokens.
 
@@ -105,6 +106,7 @@ def steps(
         inputs: first inputs: `attention_mask`, `position_ids`, and `input_ids` or `inputs_embeds`.
         end: the id, or ids, after which nothing follows.
         stopping: is shown the written ids `[batch, written]`; says which rows are done.
+        allowed: the only ids that are written; all if None.
 
     Yields:
         One id for each row; None for a row that is done, so for `end` too.
@@ -116,7 +118,9 @@ def steps(
     written, open_rows = [], set(range(len(mask)))
     for step in range(limit):
         logits = forward(inputs, cache).logits[:, -1].float()
+        logits = logits if allowed is None else logits[:, allowed]
         token = draw(logits, warpers, generator) if sampling else logits.argmax(-1)
+        token = token if allowed is None else allowed[token]
         ids = token.tolist()
         open_rows -= {row for row in open_rows if ids[row] in ends}
         yield [id if row in open_rows else None for row, id in enumerate(ids)]

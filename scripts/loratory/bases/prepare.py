@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from loratory.bases.checks import HEADS, INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
 from loratory.bases.core import MANIFEST, open_model, open_tokenizer, weights_digest
 from loratory.bases.hub import download
+from loratory.bases.options import WhisperOptions
 from loratory.data.files import read_json, whole, write_json
 
 KEPT = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # besides weights; no pickles, no code
@@ -82,6 +83,8 @@ def write_manifest(folder, name: str, entry, origin: str, **facts) -> None:
         "weights": "trained",
         "weights_sha256": weights_digest(folder),
     }
+    if entry.family == "whisper":
+        facts["whisper"] = (entry.whisper or WhisperOptions()).model_dump()
     write_json(folder / MANIFEST, manifest | facts)
 
 

@@ -1,20 +1,42 @@
 """Whisper and models of its class: log-mel features in, transcript out (Radford et al. 2022, arXiv:2212.04356)."""
 
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad, too_long
 from loratory.bases.decoding import decode, new_cache
-from loratory.data.audio import read_audio
+from loratory.bases.options import WhisperOptions
+from loratory.data.audio import SAMPLES_PER_POSITION, log_mel, read_audio
+from loratory.errors import InputError
+from loratory.registry import unknown
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+TIMESTAMPS = "<|0.00|>"  # the first of them; they are the last ids
+ENGLISH_ONLY = 51864  # tokens of OpenAI's English-only checkpoints; the multilingual ones have more
 
 
 class Whisper(Base):
     """Language and task are fixed by the decoder prompt: children's speech is easily taken for another language."""
 
     family = "whisper"
+
+    def __init__(self, folder, manifest, model, tokenizer):
+        super().__init__(folder, manifest, model, tokenizer)
+        self.options = WhisperOptions(**manifest.get("whisper") or {})
+        vocabulary = tokenizer.get_vocab()
+        self.prompt_ids = [vocabulary[token] for token in prompt_tokens(folder, model, vocabulary, self.options)]
+        self.timestamps = vocabulary.get(TIMESTAMPS, model.config.vocab_size)
+        self.suppressed = suppressed_logits(folder, model) if self.options.suppress else None
+        if self.options.window == "clip":
+            model.model.encoder = ClipEncoder.of(model.model.encoder)
 
     @classmethod
     def open(cls, folder, manifest, dtype):
@@ -26,22 +48,30 @@ class Whisper(Base):
         return 2 * self.model.config.max_source_positions
 
     def prompt(self) -> list[int]:
-        """The decoder's first tokens; models for English alone know neither language nor task tokens."""
-        known = self.tokenizer.get_vocab()
-        return [known[token] for token in PROMPT if token in known]
+        """The decoder's first tokens."""
+        return list(self.prompt_ids)
 
     def encode(self, example) -> Encoded:
-        check_clip(f"{self.folder}:{example.id}", len(read_audio(example.audio)), self.frames)
+        samples = len(read_audio(example.audio))
+        check_clip(f"{self.folder}:{example.id}", samples, self.frames)
         text = self.tokenizer(example.target, add_special_tokens=False)["input_ids"] if example.target else []
         prompt, target = self.prompt(), [*text, self.tokenizer.eos_token_id]
         if len(prompt) + len(target) > self.model.config.max_target_positions:
             raise too_long(self.folder, example.id, len(prompt) + len(target), self.model.config.max_target_positions)
         labels = [IGNORED] * len(prompt) + target
-        return Encoded(prompt + target, labels, self.frames // 2 + len(labels), example.audio)
+        heard = self.frames // 2 if self.options.window == "full" else ceil(samples / SAMPLES_PER_POSITION)
+        return Encoded(prompt + target, labels, heard + len(labels), example.audio)
+
+    def features(self, items) -> torch.Tensor:
+        """Log-mel features `[batch, n_mels, frames]`, as long as the longest item's; each clip is computed alone."""
+        frames = 2 * max(item.length - len(item.labels) for item in items)
+        n_mels = self.model.config.num_mel_bins
+        clips = [clip_features(item.audio, n_mels, self.frames)[:, :frames] for item in items]
+        return torch.from_numpy(np.stack(clips)).to(self.device, self.model.dtype)
 
     def collate(self, items):
         return {
-            "features": self.features(items, self.model.config.num_mel_bins, self.frames).to(self.model.dtype),
+            "features": self.features(items),
             "ids": pad([item.ids for item in items], self.tokenizer.eos_token_id, self.device),
             "mask": pad([[1] * (len(item.ids) - 1) for item in items], 0, self.device),  # of what the decoder reads
             "labels": pad([item.labels for item in items], IGNORED, self.device),
@@ -59,21 +89,116 @@ class Whisper(Base):
         return nll, int((labels != IGNORED).sum())
 
     def text(self, model, items, limit: int, sampling=None) -> list[str]:
-        """Transcripts; greedy, without fallback or suppression unless `sampling` is given."""
-        batch = self.collate(items)
-        heard = model.get_encoder()(batch["features"])
+        return [self.transcript(ids) for ids in self.write(model, items, limit, sampling)]
+
+    def transcript(self, ids: list[int]) -> str:
+        """The text of written ids, without times."""
+        spoken = [id for id in ids if id < self.timestamps]
+        return self.tokenizer.decode(spoken, skip_special_tokens=True).strip()
+
+    @torch.no_grad()
+    def write(self, model, items, limit: int, sampling=None) -> list[list[int]]:
+        """Ids that follow the prompt, without end; greedy unless `sampling` is given, and without fallback."""
+        heard = model.get_encoder()(self.features(items))
         prompt = torch.tensor([self.prompt()] * len(items), device=self.device)
         limit = min(limit, self.model.config.max_target_positions - prompt.shape[1])
         positions = torch.arange(prompt.shape[1], device=self.device).expand(len(items), -1)
-        inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "position_ids": positions}
+        begin = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "position_ids": positions}
+        first, later = (each.to(self.device) for each in self.suppressed) if self.suppressed else (None, None)
 
         def forward(inputs, cache):
-            return model(
+            output = model(
                 encoder_outputs=heard,
                 decoder_input_ids=inputs["input_ids"],
                 past_key_values=cache,
                 use_cache=True,
             )
+            if self.suppressed:
+                output.logits = output.logits[:, -1:] + (first if inputs is begin else later)
+            return output
 
-        written = decode(forward, inputs, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
+        return decode(forward, begin, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
+
+
+@lru_cache(maxsize=1024)
+def clip_features(path: str, n_mels: int, frames: int) -> np.ndarray:
+    return log_mel(read_audio(path), n_mels=n_mels, frames=frames)
+
+
+class ClipEncoder(WhisperEncoder):
+    """Whisper's encoder for windows of any even number of frames: it reads as many positions as there are."""
+
+    @classmethod
+    def of(cls, encoder: WhisperEncoder) -> "ClipEncoder":
+        """The same weights (not copies), under the same names."""
+        with torch.device("meta"):
+            clip = cls(encoder.config)
+        clip.load_state_dict(encoder.state_dict(), assign=True)
+        return clip.train(encoder.training)
+
+    def forward(self, input_features, attention_mask=None, **kwargs) -> BaseModelOutput:
+        """`[batch, n_mels, frames]` → `[batch, frames / 2, d_model]`; nothing is masked, as in Whisper's training."""
+        states = F.gelu(self.conv2(F.gelu(self.conv1(input_features)))).transpose(1, 2)
+        states = states + self.embed_positions.weight[: states.shape[1]]
+        states = F.dropout(states, self.dropout, self.training)
+        for layer in self.layers:
+            states = layer(states, None, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(states))
+
+
+def prompt_tokens(folder, model, vocabulary: dict[str, int], options: WhisperOptions) -> list[str]:
+    """The decoder prompt: language and task only where the checkpoint was trained with them.
+
+    Raises:
+        InputError: the base knows no such language or task, or its tokenizer lacks a token of the prompt.
+    """
+    languages = [code for code in LANGUAGES if f"<|{code}|>" in vocabulary]
+    asked = [f"<|{options.language}|>", f"<|{options.task}|>"]
+    if not is_multilingual(model, languages):
+        if asked != list(PROMPT[1:3]):
+            given, fix = f"{options.language}, {options.task}", "take a multilingual base"
+            raise InputError(f"{folder}: whisper", "an English-only base", given, "en, transcribe", fix)
+        asked = []
+    elif options.language not in languages:
+        raise unknown(f"{folder}: whisper.language", "language of this base", options.language, languages)
+    tokens = [PROMPT[0], *asked, PROMPT[3]]
+    for token in tokens:
+        if token not in vocabulary:
+            what = "the tokenizer lacks a token of the decoder prompt"
+            raise InputError(folder, what, token, fix="give the tokenizer that the weights were trained with")
+    return tokens
+
+
+def is_multilingual(model, languages: list[str]) -> bool:
+    """As the folder says, else by OpenAI's sizes of vocabularies, else by whether languages have tokens.
+
+    Tokens alone do not tell: those of English-only checkpoints name languages too, and were never trained.
+    """
+    for config in (model.generation_config, model.config):
+        if (stated := getattr(config, "is_multilingual", None)) is not None:
+            return stated
+    size = model.config.vocab_size
+    return size > ENGLISH_ONLY if size >= ENGLISH_ONLY else bool(languages)
+
+
+def suppressed_logits(folder, model) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is added to the logits `[vocabulary]` of the first token and of later ones: 0, or -inf where OpenAI's
+    default suppression (`suppress_tokens="-1"`, `suppress_blank`) forbids the token.
+
+    Raises:
+        InputError: the vocabulary is not one of OpenAI's, which the suppression is defined for.
+    """
+    from whisper.tokenizer import get_tokenizer
+
+    size = model.config.vocab_size
+    multilingual = size > ENGLISH_ONLY
+    known = get_tokenizer(multilingual, num_languages=max(0, size - ENGLISH_ONLY + 99 - multilingual))
+    if known.encoding.n_vocab != size:
+        what, expected = "suppression is defined for OpenAI's vocabularies alone", "51864, 51865 or 51866 tokens"
+        raise InputError(f"{folder}: whisper.suppress", what, f"{size} tokens", expected, "set it to false")
+    never = {known.transcribe, known.translate, known.sot, known.sot_prev, known.sot_lm, known.no_speech}
+    later = torch.zeros(size)
+    later[[*never, *known.non_speech_tokens]] = -torch.inf
+    first = later.clone()
+    first[[*known.encode(" "), known.eot]] = -torch.inf
+    return first, later

@@ -15,6 +15,7 @@ RATE = 16_000  # Hz, what every speech base listens at
 LOWEST_RATE = 8_000  # telephone; below it consonants are gone
 SILENCE = 1e-3  # root mean square of -60 dBFS
 WINDOW, HOP = 400, 160  # 25 ms every 10 ms
+SAMPLES_PER_POSITION = 2 * HOP  # the encoder's second convolution halves the frames
 FLOOR = 1e-10  # power that stands for silence
 RANGE = 8.0  # decades of power that are kept below the loudest cell
 NO_LENGTH = 2**63 - 1  # frames of a FLAC that was written to a pipe, as libsndfile tells it

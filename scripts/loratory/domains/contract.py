@@ -1,7 +1,7 @@
 """The words in which a domain speaks to the rest: options, examples, metrics. See `loratory.domains`."""
 
 import codecs
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -84,6 +84,7 @@ class TaskOptions(Options):
     """What every domain's task can be told."""
 
     max_new_tokens: int = Field(64, ge=1, description="longest continuation, where a model writes")
+    chat: bool = Field(False, description="a causal base reads the prompt as a user's turn of its chat template")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Example:
         target: text that is learnt and scored.
         choices: the possible targets when the task is a choice, the negative first; else empty.
         audio: path of the utterance's audio file, or "".
+        alphabet: the letters that the target is made of, the last of which closes it and occurs nowhere else; a causal
+            base reads, scores and writes them one by one and knows no others. Empty: text, as its tokenizer cuts it.
+        chat: the prompt is a user's turn of the base's chat template.
     """
 
     id: str
@@ -105,12 +109,15 @@ class Example:
     target: str
     choices: tuple[str, ...] = ()
     audio: str = ""
+    alphabet: tuple[str, ...] = ()
+    chat: bool = False
 
 
 # One prediction, as `metrics.columns` receives it (a dict; None where an output does not apply):
 #   id, group    of the record, or "sample-0001", … for samples
 #   reference    the example's target
-#   nll, tokens  summed negative log-likelihood of the target in nats, and its number of tokens (output "nll")
+#   nll, tokens  summed negative log-likelihood of the target in nats, and its number of tokens (output "nll"): with
+#                end-of-sequence, unless an alphabet's last letter closes it
 #   p            probability of `choices[1]` among the choices, windows averaged in log odds (output "choice")
 #   text         what the model wrote, without end-of-sequence (outputs "text" and "sample")
 ROW = ("id", "group", "reference", "nll", "tokens", "p", "text")
@@ -124,6 +131,8 @@ class Metric:
         name, unit: as printed; `direction` is "up" if more is better, else "down".
         output: the prediction output it needs: "nll", "choice", "text", "sample", or "structure" (folded samples).
         value: columns -> float; NaN if undefined (a single class, no rows).
+        where: columns -> (n,) bool, the rows that count (an age group, users with both classes): `value` sees them
+            alone, and their number is printed. None: all rows.
         primary: the one metric of the domain that systems are ranked and recovered by.
         note: how it is computed, for the table's foot.
     """
@@ -135,3 +144,18 @@ class Metric:
     value: Callable[[Mapping], float]
     primary: bool = False
     note: str = ""
+    where: Callable[[Mapping], Sequence[bool]] | None = None
+
+    @property
+    def sign(self) -> int:
+        """By which a difference is multiplied to be above 0 where it is for the better."""
+        return 1 if self.direction == "up" else -1
+
+    def counted(self, columns: Mapping) -> Sequence[bool] | slice:
+        """What selects the rows that count."""
+        return self.where(columns) if self.where else slice(None)
+
+    def measure(self, columns: Mapping) -> float:
+        """Its value on the rows that count."""
+        counted = self.counted(columns)
+        return float(self.value({name: column[counted] for name, column in columns.items()}))

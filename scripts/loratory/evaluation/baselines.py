@@ -1,18 +1,24 @@
-"""Controls that know no language model: what a domain's baselines say about the same test records, or write."""
+"""Controls that know no language model: what a domain's baselines say about the same records, or write."""
 
 from loratory import registry
 from loratory.domains.questions import read_records
 from loratory.evaluation.rows import write_rows
 
 
-def predict_baselines(domain, data, task, max_records, samples: int, out) -> None:
-    """Writes one row for each (baseline, test record) and (baseline, sample); none for a domain without baselines."""
+def predict_baselines(domain, data, task, max_records, max_valid, samples: int, out) -> None:
+    """Writes one row for each (baseline, record of valid or test) and (baseline, sample); none without baselines.
+
+    Args:
+        max_records, max_valid: most records of test and of valid, the same ones that trained systems are asked.
+    """
     module = registry.load("domain", domain, "task")
     train, test = read_records(data, "train"), read_records(data, "test", max_records)
     rows = []
     if hasattr(module, "baselines"):
-        found = module.baselines(train, test, task)
-        rows += [row | labels("test", name) for name, own in found.items() for row in own]
+        valid = read_records(data, "valid", max_valid)
+        home = {record["id"]: split for split, part in (("valid", valid), ("test", test)) for record in part}
+        found = module.baselines(train, [*valid, *test], task)
+        rows += [row | labels(home[row["id"]], name) for name, own in found.items() for row in own]
     if hasattr(module, "sample_baselines"):
         found = module.sample_baselines(test, samples, task)
         rows += [row | labels("sample", name) for name, own in found.items() for row in own]

@@ -31,9 +31,20 @@ class Drawn(Mapping):
         return len(self.columns)
 
 
-def statistic(value: Callable[[Mapping], float], seeds: Sequence[Mapping[str, np.ndarray]]):
-    """A function of drawn row numbers: the mean of `value` over the seeds' columns, which are aligned row by row."""
-    return lambda rows: sum(value(Drawn(columns, rows)) for columns in seeds) / len(seeds)
+def statistic(
+    value: Callable[[Mapping], float],
+    seeds: Sequence[Mapping[str, np.ndarray]],
+    counted: Callable[[Mapping], np.ndarray] | None = None,
+):
+    """A function of drawn row numbers: the mean of `value` over the seeds' columns, which are aligned row by row.
+
+    Args:
+        counted: columns -> (n,) bool, the rows that `value` may see; None: all.
+    """
+    if counted is None:
+        return lambda rows: sum(value(Drawn(columns, rows)) for columns in seeds) / len(seeds)
+    chosen = [counted(columns) for columns in seeds]
+    return lambda rows: sum(value(Drawn(c, rows[own[rows]])) for c, own in zip(seeds, chosen)) / len(seeds)
 
 
 def draws(groups: Sequence[str], times: int, seed: int) -> Iterator[np.ndarray]:

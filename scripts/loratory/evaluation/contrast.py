@@ -15,7 +15,17 @@ from loratory.data.files import sha256, write_json
 from loratory.domains.contract import Metric
 from loratory.domains.dataset import read_split
 from loratory.evaluation.bootstrap import distributions, statistic
-from loratory.evaluation.score import BASE, described, estimate, gain, gather
+from loratory.evaluation.score import (
+    BASE,
+    CONTROL,
+    choose_control,
+    described,
+    estimate,
+    gain,
+    gather,
+    primary_metric,
+    size,
+)
 
 SPLIT = "test"
 
@@ -28,6 +38,7 @@ class Paired:
         values: {system: {training seed: value}}.
         spreads: {system: (resamples,) means over drawn seeds of drawn groups}, the same draws for all of them.
         sizes: of the split. seeds: training seeds, in order.
+        control: as of `score.choose_control`; it is one of the systems.
     """
 
     metric: Metric
@@ -35,32 +46,40 @@ class Paired:
     spreads: dict[str, np.ndarray]
     sizes: dict
     seeds: list[int]
+    control: dict | None = None
 
     def row(self, system: str) -> dict:
-        """As a row of `evaluation.score`, with the gain over the base."""
+        """As a row of `evaluation.score`, with the gains over the base and over the control."""
         known = {"system": system, **self.sizes, **described(self.metric)}
         known |= estimate(self.values[system], self.spreads[system], self.seeds)
-        return known | self.better(system, BASE)
+        control = self.control and self.control["system"]
+        return known | self.better(system, BASE) | self.better(system, control, CONTROL)
 
-    def better(self, system: str, than: str, name: str = "gain") -> dict:
-        """How much better a system is than another: `{name}`, `{name}_low` and `{name}_high`, all None if it is that
-        system, or if the other was not asked."""
-        found = gain(self.metric, self.values, self.spreads, system, than if than != system else None)
-        return {part.replace("gain", name): value for part, value in found.items()}
+    def better(self, system: str, than: str | None, name: str = "gain") -> dict:
+        """As `score.gain`."""
+        return gain(self.metric, self.values, self.spreads, system, than, name)
 
     def gains(self, system: str) -> np.ndarray:
         """(resamples,) gains over the base, above 0 where the system is better."""
-        sign = 1 if self.metric.direction == "up" else -1
-        return sign * (self.spreads[system] - self.spreads[BASE])
+        return self.metric.sign * (self.spreads[system] - self.spreads[BASE])
 
 
 def paired(
-    domain: str, files: Mapping, data, task, split: str, chosen: Callable[[str], bool], resamples: int, seed
+    domain: str,
+    files: Mapping,
+    data,
+    task,
+    split: str,
+    chosen: Callable[[str], bool],
+    resamples: int,
+    seed,
+    baselines=None,
 ) -> Paired:
-    """Compares the systems that are `chosen` by their names.
+    """Compares the systems that are `chosen` by their names, and the best control without a language model.
 
     Args:
         files: {training seed: parquet file of predictions}, in order.
+        baselines: parquet file of controls without a language model; None: they are left out.
         data: folder of the domain's dataset. task: the domain's `Task` options.
         resamples, seed: how many bootstrap draws, and a seed, or several numbers that are one, of the drawn groups;
             the drawn training seeds depend on its first number alone, so that they are the same in all domains.
@@ -69,52 +88,55 @@ def paired(
         InputError: as `evaluation.score`.
     """
     metrics = registry.load("domain", domain, "metrics")
-    metric = next(m for m in metrics.METRICS if m.primary)
-    systems = {name: runs for name, runs in gather(files, data, {})[split].items() if chosen(name)}
+    metric = primary_metric(metrics)
+    splits = gather({**files, **({None: baselines} if baselines else {})}, data, {})
+    control = choose_control(metrics, splits, data, task)
+    wanted = {name for name in splits[split] if chosen(name)} | ({control["system"]} if control else set())
+    systems = {name: runs for name, runs in splits[split].items() if name in wanted}
     records = read_split(data, split)
     columns = {
         (name, run): metrics.columns(rows, records, task)
         for name, runs in systems.items()
         for run, rows in runs.items()
     }
-    values = {name: {run: float(metric.value(columns[name, run])) for run in files} for name in systems}
-    statistics = {key: statistic(metric.value, [each]) for key, each in columns.items()}
-    groups = [row["group"] for row in next(iter(systems.values()))[next(iter(files))]]
+    values = {name: {run: metric.measure(columns[name, run]) for run in runs} for name, runs in systems.items()}
+    statistics = {key: statistic(metric.value, [each], metric.where) for key, each in columns.items()}
+    groups = np.array([row["group"] for row in next(iter(next(iter(systems.values())).values()))])
     spreads = distributions(statistics, groups, resamples, seed)
-    seeds = list(files)
-    over = {name: over_seeds(spreads, name, seeds, np.atleast_1d(seed)[0]) for name in systems}
-    sizes = {"split": split, "n": len(groups), "n_groups": len(set(groups))}
-    return Paired(metric, values, over, sizes, seeds)
+    over = {name: over_seeds(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in systems.items()}
+    n, n_groups = size(groups[metric.counted(next(iter(columns.values())))])
+    return Paired(metric, values, over, {"split": split, "n": n, "n_groups": n_groups}, list(files), control)
 
 
-def contrast(domain, base, predictions, data, task, against, resamples: int, seed: int, out) -> None:
-    """Writes a row for the base and for each adapter of the domain to the JSON file `out`.
+def contrast(domain, base, predictions, baselines, data, task, against, resamples: int, seed: int, out) -> None:
+    """Writes a row for the base, each adapter of the domain and the best control to the JSON file `out`.
 
-    A row is one of `evaluation.score` with the name of its `adapter`, and with `difference`, `difference_low` and
-    `difference_high`: how much better it is than the adapter `against`.
+    A row is one of `evaluation.score` with the name of its `adapter` (or of the control), and with `difference`,
+    `difference_low` and `difference_high`: how much better it is than the adapter `against`.
 
     Args:
         predictions: (training seed, parquet file) pairs.
-        data, task, resamples, seed: as of `paired`.
+        baselines, data, task, resamples, seed: as of `paired`.
 
     Raises:
         InputError: as `evaluation.score`, or `against` was not asked.
     """
     files, reference = dict(sorted(predictions)), f"{against}@{domain}"
-    found = paired(domain, files, data, task, SPLIT, lambda name: is_own(name, domain), resamples, seed)
+    found = paired(domain, files, data, task, SPLIT, lambda name: is_own(name, domain), resamples, seed, baselines)
     if reference not in found.values:
         raise registry.unknown(next(iter(files.values())), "system", reference, found.values)
     rows = [
         found.row(name) | {"adapter": name.removesuffix(f"@{domain}")} | found.better(name, reference, "difference")
         for name in found.values
     ]
-    report = {"domain": domain, "base": base, "against": against, "rows": rows, "seeds": list(files)}
-    report |= {"resamples": resamples, "seed": seed, "inputs": digests(files)}
+    report = {"domain": domain, "base": base, "against": against, "control": found.control, "rows": rows}
+    report |= {"seeds": list(files), "resamples": resamples, "seed": seed, "inputs": digests(files, baselines)}
     write_json(out, report)
 
 
-def digests(files: Mapping) -> dict[str, str]:
-    return {f"seed{run}": sha256(path) for run, path in files.items()}
+def digests(files: Mapping, baselines=None) -> dict[str, str]:
+    named = {f"seed{run}": path for run, path in files.items()} | ({"baselines": baselines} if baselines else {})
+    return {name: sha256(path) for name, path in named.items()}
 
 
 def is_own(system: str, domain: str) -> bool:

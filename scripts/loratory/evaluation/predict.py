@@ -14,10 +14,12 @@ from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
 from loratory.data.batching import by_length
 from loratory.data.files import read_json, write_json
-from loratory.domains.questions import examples, read_records
+from loratory.domains.questions import examples, read_records, samples
+from loratory.errors import InputError
 from loratory.evaluation.controls import Shuffled, is_shuffled
 from loratory.evaluation.rows import write_rows
 from loratory.mixers.core import Mixture
+from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import MANIFEST, open_experts, open_mixture
 from loratory.mixers.streams import TOKENS, streams_of
 
@@ -110,7 +112,7 @@ def questions_of(domain: str, data, task, base, asked, evaluation) -> dict[str, 
         if split in asked
     }
     if "sample" in asked and "sample" in registry.outputs(domain, base.family) and evaluation.samples:
-        sets["sample"] = registry.load("domain", domain, "task").samples(evaluation.samples, task, base.family)
+        sets["sample"] = samples(domain, evaluation.samples, task, base.family)
     return sets
 
 
@@ -205,7 +207,7 @@ def answer(base, model, questions, wanted, task, evaluation, seed: int) -> tuple
         {"id": q.id, "group": q.group, "reference": q.target, "nll": None, "tokens": None, "p": None, "text": None}
         for q in questions
     ]
-    cost = Cost()
+    cost, in_place = Cost(), steps_in_place(base, model)
     on_gpu = base.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(base.device)
@@ -214,7 +216,8 @@ def answer(base, model, questions, wanted, task, evaluation, seed: int) -> tuple
         sampling = Sampling(seed * 1_000_003 + batch[0], evaluation.temperature, evaluation.top_p)
         for output in wanted:
             started = perf_counter()
-            filled = ask(base, model, output, part, questions[batch[0]].choices, task.max_new_tokens, sampling)
+            choices, limit = questions[batch[0]].choices, task.max_new_tokens
+            filled = ask(base, model, output, part, choices, limit, sampling, in_place)
             cost += spent(base, output, part, filled, perf_counter() - started)
             for i, columns in zip(batch, filled):
                 rows[i] |= columns
@@ -224,19 +227,35 @@ def answer(base, model, questions, wanted, task, evaluation, seed: int) -> tuple
     return merged(rows, odds) if "choice" in wanted else rows, cost
 
 
-def ask(base, model, output: str, items: list[Encoded], choices, limit: int, sampling: Sampling) -> list[dict]:
+def steps_in_place(base, model) -> StepsByShape | None:
+    """Steps that a GPU replays while a causal model writes; None elsewhere, and where its attention forbids them."""
+    if base.family != "causal" or base.device.type != "cuda":
+        return None
+    try:
+        return StepsByShape(model)
+    except InputError:
+        return None
+
+
+def ask(
+    base, model, output: str, items: list[Encoded], choices, limit: int, sampling: Sampling, in_place=None
+) -> list[dict]:
     """What one output says of each item: the columns that it fills, or `odds` of the second choice in nats."""
     if output == "nll":
         return [{"nll": nll, "tokens": tokens} for nll, tokens in base.nll(model, items)]
     if output == "choice":
         logs = base.choice(model, items, choices).double()
         return [{"odds": odds} for odds in (logs[:, 1] - logs[:, 0]).tolist()]
-    return [{"text": text} for text in base.text(model, items, limit, sampling if output == "sample" else None)]
+    options = {} if in_place is None else {"in_place": in_place}
+    texts = base.text(model, items, limit, sampling if output == "sample" else None, **options)
+    return [{"text": text} for text in texts]
 
 
 def spent(base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
     if output in ("text", "sample"):
         texts = [columns["text"] for columns in filled]
+        if items[0].alphabet:  # each letter is a token
+            return Cost(written=sum(map(len, texts)), writing=seconds)
         written = sum(len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
         return Cost(written=written, writing=seconds)
     lengths = map(prompt_length, items) if output == "choice" else (item.length for item in items)

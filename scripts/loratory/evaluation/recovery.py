@@ -23,19 +23,22 @@ Shares = dict[str, tuple[float, np.ndarray]]  # {system: (recovery, its (resampl
 
 @dataclass(frozen=True)
 class Asked:
-    """One domain's answers: {training seed: parquet file}, the folder of its dataset, and its `Task` options."""
+    """One domain's answers: {training seed: parquet file}, the folder of its dataset, its `Task` options, and the
+    parquet file of controls without a language model, if any."""
 
     files: dict
     data: object
     task: object
+    baselines: object = None
 
 
 def recover(base, asked: Mapping[str, Asked], experts, mixtures: Sequence[str], against, resamples, seed, out) -> None:
     """Writes how the mixtures of some experts compare, on all their domains, to the JSON file `out`.
 
-    `rows` are those of `evaluation.score` on test, for each domain and each of base, experts, mixtures and shuffled
-    gates, with `recovery` and `difference` (to the mixture `against`), each with `_low` and `_high`; `valid` those of
-    base and experts where the best single expert is chosen; `means` recoveries over the domains that have one.
+    `rows` are those of `evaluation.score` on test, for each domain and each of base, experts, mixtures, shuffled gates
+    and the best control without a language model, with `recovery` and `difference` (to the mixture `against`), each
+    with `_low` and `_high`; `controls` names these controls; `valid` are rows of base and experts where the best
+    single expert is chosen; `means` recoveries over the domains that have one.
 
     Args:
         experts: {domain: its adapter}. mixtures: their names.
@@ -47,18 +50,20 @@ def recover(base, asked: Mapping[str, Asked], experts, mixtures: Sequence[str], 
     own = {domain: f"{adapter}@{domain}" for domain, adapter in experts.items()}
     alone = [BASE, *own.values()]
     wanted = {*alone, *mixtures, *(f"{name}:shuffled" for name in mixtures)}
-    rows, valid, shares = [], [], []
+    rows, valid, shares, controls = [], [], [], {}
     for place, (domain, of) in enumerate(asked.items()):
         draws = (resamples, [seed, place])  # groups of different domains have nothing to do with one another
-        found = paired(domain, of.files, of.data, of.task, "test", wanted.__contains__, *draws)
+        found = paired(domain, of.files, of.data, of.task, "test", wanted.__contains__, *draws, of.baselines)
         check(found, [*alone, *mixtures], next(iter(of.files.values())))
-        shares.append(recoveries(found, own[domain]))
-        rows += [{"domain": domain} | row(found, name, against, shares[-1]) for name in found.values]
+        controls[domain], recovered = found.control, recoveries(found, own[domain])
+        rows += [{"domain": domain} | row(found, name, against, recovered) for name in found.values]
+        shares.append({name: share for name, share in recovered.items() if name in wanted})
         chosen = paired(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
         valid += [{"domain": domain} | chosen.row(name) for name in chosen.values]
     report = {"base": base, "against": against, "experts": own, "domains": list(asked), "seeds": found.seeds}
-    report |= {"rows": rows, "valid": valid, "means": means(shares), "resamples": resamples, "seed": seed}
-    write_json(out, report | {"inputs": {domain: digests(of.files) for domain, of in asked.items()}})
+    report |= {"controls": controls, "rows": rows, "valid": valid, "means": means(shares)}
+    report |= {"resamples": resamples, "seed": seed}
+    write_json(out, report | {"inputs": {domain: digests(of.files, of.baselines) for domain, of in asked.items()}})
 
 
 def check(found: Paired, wanted: Sequence[str], path) -> None:

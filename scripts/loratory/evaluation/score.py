@@ -1,7 +1,8 @@
 """Predictions → metrics with intervals. Reads files only, so that scores can be made again without any model."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import isfinite
@@ -22,16 +23,34 @@ FILLED = {"nll": "nll", "choice": "p", "text": "text", "sample": "text", "struct
 RECORDS = {"valid": "valid", "test": "test", "sample": "train"}  # samples are compared with what was learnt from
 BASE = "base"
 NOT_FOLDED = "not run: no trained folding base"
+CONTROL = "vs_control"  # fields of what a system gains over the best control without a language model
 
 Runs = dict[int | None, list[dict]]  # the rows of one system and split, in id order, by training seed
 
 
-def score(domain, base, predictions, baselines, data, task, structures, resamples: int, seed: int, out) -> None:
+@dataclass(frozen=True)
+class Floor:
+    """How few records, and groups of them, a number may be computed on."""
+
+    records: int
+    groups: int
+
+    def shortage(self, n: int, n_groups: int) -> str:
+        """The status of a cell that is not printed; "" if it may be, or if there is nothing to print."""
+        if 0 < n < self.records:
+            return f"n < {self.records}: too few records"
+        return f"groups < {self.groups}: too few groups of records" if 0 < n_groups < self.groups else ""
+
+
+def score(
+    domain, base, predictions, baselines, data, task, structures, resamples: int, seed: int, floor: Floor, out
+) -> None:
     """Writes each metric of each system, with 95 % intervals and paired gains over the base, to the JSON file `out`.
 
-    Values are means over training seeds, in raw units; whatever is undefined is null. A gain is positive where the
-    system is better than the base, whichever way the metric points. `per_seed` follows `seeds` (null: not run with
-    that seed) and is empty for baselines, which have no seed.
+    Values are means over training seeds, in raw units; whatever is undefined is null. `n` and `n_groups` count the
+    records that a metric looks at. A gain is positive where the system is better than the base, whichever way the
+    metric points; `vs_control` is the same over the baseline named in `control`, which `choose_control` chose.
+    `per_seed` follows `seeds` (null: not run with that seed) and is empty for baselines, which have no seed.
 
     Args:
         predictions: (training seed, parquet file) pairs; rows as `domains.contract.ROW`, with split, system and kind.
@@ -41,6 +60,7 @@ def score(domain, base, predictions, baselines, data, task, structures, resample
         structures: parquet file of folded samples with `seed`, `system`, `id` and a column for each measure (they
             join the sample's row before `metrics.columns` sees it); None if nothing was folded.
         resamples, seed: how many bootstrap draws, and their seed.
+        floor: on fewer records or groups nothing is computed, and `status` says so.
 
     Raises:
         InputError: a file lacks a column, repeats a record, fills an output for some records only, or covers other
@@ -51,16 +71,20 @@ def score(domain, base, predictions, baselines, data, task, structures, resample
     sources = {**files, **({None: baselines} if baselines else {})}
     folded = read_structures(structures) if structures else None
     resample = partial(distributions, times=resamples, seed=seed)
+    splits = gather(sources, data, folded or {})
+    control = choose_control(metrics, splits, data, task)
+    told = {"task": task, "folded": folded is not None, "seeds": list(files), "floor": floor, "resample": resample}
     rows = []
-    for split, systems in sorted(gather(sources, data, folded or {}).items()):
+    for split, systems in sorted(splits.items()):
         records = read_split(data, RECORDS[split])
-        rows += score_split(metrics, split, systems, records, task, folded is not None, list(files), resample)
+        rows += score_split(metrics, split, systems, records, control=control and control["system"], **told)
     inputs = {f"seed{run}": path for run, path in files.items()} | {
         name: path for name, path in [("baselines", baselines), ("structures", structures)] if path
     }
     report = {
         "domain": domain,
         "base": base,
+        "control": control,
         "rows": rows,
         "seeds": list(files),
         "resamples": resamples,
@@ -137,40 +161,77 @@ def read_rows(path) -> dict[tuple[str, str], list[dict]]:
     return found
 
 
+def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task) -> dict | None:
+    """The baseline that is best by the primary metric on valid; on test, which favours it, if none answered there.
+
+    Returns:
+        `system`, and the `split` that it was chosen on; None where no baseline has a value.
+    """
+    metric = primary_metric(metrics)
+    for split in ("valid", "test"):
+        values = {
+            name: metric.measure(metrics.columns(runs[None], read_split(data, split), task))
+            for name, runs in sorted(splits.get(split, {}).items())
+            if None in runs and offers(metric, split, runs)
+        }
+        defined = {name: value * metric.sign for name, value in values.items() if isfinite(value)}
+        if defined:
+            return {"system": max(defined, key=defined.get), "split": split}
+    return None
+
+
+def primary_metric(metrics) -> Metric:
+    return next(metric for metric in metrics.METRICS if metric.primary)
+
+
 def score_split(
     metrics,
     split: str,
     systems: Mapping[str, Runs],
     records: list[dict],
+    *,
     task,
     folded: bool,
     seeds: Sequence[int],
+    control: str | None,
+    floor: Floor,
     resample: Callable,
 ) -> list[dict]:
     """One row for each system and metric of a split; see `score`."""
-    values, statistics = {}, {}
+    some_rows = next(iter(next(iter(systems.values())).values()))
+    groups = np.array([row["group"] for row in some_rows])
+    values, statistics, sizes, missing = {}, {}, {}, {}
     for system, runs in systems.items():
         asked = [m for m in metrics.METRICS if offers(m, split, runs) and (folded or m.output != "structure")]
         columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
         for metric in asked:
-            values[system, metric.name] = {run: float(metric.value(columns[run])) for run in runs}
-            statistics[system, metric.name] = statistic(metric.value, list(columns.values()))
-    some_rows = next(iter(next(iter(systems.values())).values()))
-    groups = [row["group"] for row in some_rows]
+            key = system, metric.name
+            sizes[key] = min(size(groups[metric.counted(each)]) for each in columns.values())
+            missing[key] = floor.shortage(*sizes[key])
+            if not missing[key]:
+                values[key] = {run: metric.measure(each) for run, each in columns.items()}
+                statistics[key] = statistic(metric.value, list(columns.values()), metric.where)
     spreads = resample(statistics, groups)
     scored = []
     for system, runs in sorted(systems.items()):
         kind = next(iter(runs.values()))[0]["kind"]
         for metric in metrics.METRICS:
             if offers(metric, split, runs):
-                key, reference = (system, metric.name), (BASE, metric.name)
+                key = system, metric.name
+                n, n_groups = sizes.get(key, size(groups))
                 scored.append(
-                    {"system": system, "kind": kind, "split": split, "n": len(groups), "n_groups": len(set(groups))}
+                    {"system": system, "kind": kind, "split": split, "n": n, "n_groups": n_groups}
                     | described(metric)
-                    | estimate(values.get(key, {}), spreads.get(key), seeds)
-                    | gain(metric, values, spreads, key, reference if system != BASE else None)
+                    | estimate(values.get(key, {}), spreads.get(key), seeds, missing.get(key, NOT_FOLDED))
+                    | gain(metric, values, spreads, key, (BASE, metric.name))
+                    | gain(metric, values, spreads, key, (control, metric.name), CONTROL)
                 )
     return scored
+
+
+def size(groups: np.ndarray) -> tuple[int, int]:
+    """How many records, in how many groups."""
+    return len(groups), len(set(groups.tolist()))
 
 
 def offers(metric: Metric, split: str, runs: Runs) -> bool:
@@ -184,12 +245,12 @@ def described(metric: Metric) -> dict:
     return {"metric": metric.name} | {name: getattr(metric, name) for name in names}
 
 
-def estimate(values: Mapping, spread, seeds: Sequence[int]) -> dict:
-    """The mean over seeds with its interval; `status` says why a number is missing."""
+def estimate(values: Mapping, spread, seeds: Sequence[int], missing: str = "") -> dict:
+    """The mean over seeds with its interval; `status` says why a number is missing, `missing` why there are none."""
     value = finite(np.mean(list(values.values()))) if values else None
     low, high = map(finite, interval(spread)) if value is not None else (None, None)
     if not values:
-        status = NOT_FOLDED
+        status = missing
     elif value is None:
         status = "undefined"
     else:
@@ -198,14 +259,16 @@ def estimate(values: Mapping, spread, seeds: Sequence[int]) -> dict:
     return {"value": value, "low": low, "high": high, "status": status, "per_seed": seeded}
 
 
-def gain(metric: Metric, values: Mapping, spreads: Mapping, key: tuple, reference: tuple | None) -> dict:
-    """How much better than the base, with the interval of the paired difference; null where there is none."""
-    if reference not in values or key not in values:
-        return {"gain": None, "gain_low": None, "gain_high": None}
-    sign = 1 if metric.direction == "up" else -1
+def gain(
+    metric: Metric, values: Mapping, spreads: Mapping, key: Hashable, reference: Hashable, name: str = "gain"
+) -> dict:
+    """How much better than another system, with the interval of the paired difference, as `{name}`, `{name}_low` and
+    `{name}_high`; null where there is no other."""
+    if reference not in values or key not in values or key == reference:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
     mean, before = (np.mean(list(values[k].values())) for k in (key, reference))
-    low, high = interval(sign * (spreads[key] - spreads[reference]))
-    return {"gain": finite(sign * (mean - before)), "gain_low": finite(low), "gain_high": finite(high)}
+    low, high = interval(metric.sign * (spreads[key] - spreads[reference]))
+    return {name: finite(metric.sign * (mean - before)), f"{name}_low": finite(low), f"{name}_high": finite(high)}
 
 
 def finite(value) -> float | None:

@@ -44,8 +44,9 @@ def joined(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encoded, lis
     (_, first), *_ = questions
     ids, domains = [], []
     for domain, question in questions:
-        text = question.prompt + ("" if question.audio or question.choices else question.target)
-        part = base.tokens(text) if ids else base.encode(replace(question, prompt=text, target="")).ids
+        part = base.prompt_tokens(question) if ids else base.encode(replace(question, target="")).ids
+        if not (question.audio or question.choices):
+            part = part + base.target_tokens(question)
         ids, domains = ids + part, domains + [domain] * len(part)
     if len(ids) > base.context:
         raise too_long(base.folder, first.id, len(ids), base.context)

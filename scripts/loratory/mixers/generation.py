@@ -15,6 +15,8 @@ from loratory.errors import InputError
 from loratory.mixers.core import Mixture, PairCache
 from loratory.mixers.streams import TOKENS, bare_states
 
+BUCKET = 64  # tokens
+
 
 def generate(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options) -> list[list[int]]:
     """The ids that are written after each row, without the end token; arguments are those of `stream`."""
@@ -162,7 +164,8 @@ class FixedSteps:
 
     The prompt runs as ever; its caches are then copied into place. Made once, it serves any number of requests of
     `rows` rows, one after another: a new one ends the one before. The first step of its kind (weights asked or held)
-    runs as it is and warms up, the second is captured.
+    runs as it is and warms up, the second is captured; where that fails, as something waits for the GPU, all go on
+    as they are.
 
     Args:
         model: decoder-only, with full attention in all layers; may be a `Mixture`.
@@ -256,7 +259,12 @@ class FixedSteps:
             self.graphs.setdefault(kind, None)
             return self.quick_step()
         if self.graphs[kind] is None:
-            self.graphs[kind] = self.captured()
+            try:
+                self.graphs[kind] = self.captured()
+            except RuntimeError as error:
+                print(f"steps are not replayed: {str(error).splitlines()[0]}", flush=True)
+                self.capture = False
+                return self.quick_step()
         graph, output = self.graphs[kind]
         graph.replay()
         return output
@@ -297,6 +305,32 @@ class FixedSteps:
         if self.mixture is not None:
             self.cache.calls = 0  # steps are alike: what a compiler sees change, it compiles anew
         return output
+
+
+class StepsByShape:
+    """`FixedSteps` of one model for batch after batch: made and captured anew only where the shape changes.
+
+    Lengths are rounded up to multiples of `BUCKET`, so batches that come by length share most. The latest steps alone
+    are kept. The model must stay as it is: what is put on it or taken off it needs steps of its own.
+
+    Args:
+        capture: see `FixedSteps`.
+
+    Raises:
+        InputError: the model's attention is not full.
+    """
+
+    def __init__(self, model, capture: bool | None = None):
+        check_attention(model.config)
+        self.model, self.capture, self.latest = model, capture, None
+
+    def __call__(self, forward: Callable, rows: int, length: int) -> Callable:
+        """`forward` for a prompt of `rows` rows, and steps in place for what follows, up to `length` tokens in all."""
+        length = -(-length // BUCKET) * BUCKET
+        if self.latest is None or (self.latest.rows, self.latest.length) != (rows, length):
+            self.latest = None  # frees its caches before the next ones are made
+            self.latest = FixedSteps(self.model, rows, length, self.capture)
+        return self.latest.after(forward, getattr(self.model, "hold_after", None))
 
 
 def check_attention(config) -> None:

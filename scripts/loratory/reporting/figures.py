@@ -130,10 +130,10 @@ def transfer(summary, out, banner: str = "") -> None:
 
 
 def curves(runs: Mapping[str, object], out, banner: str = "") -> None:
-    """Training loss (thin) and validation loss (dots) by step: a panel for each adapter, every rate and seed.
+    """Training loss (thin) and validation loss (dots) by step: a panel for each of `runs`, with all rates and seeds.
 
     Args:
-        runs: {adapter: its `runs.parquet` with `run`, `seed`, `learning_rate`, `step`, `loss`, `valid_loss`}.
+        runs: {name: its `runs.parquet` with `run`, `seed`, `learning_rate`, `step`, `loss`, `valid_loss`}.
 
     Raises:
         InputError: there is nothing to draw.

@@ -9,7 +9,18 @@ from loratory.data.files import read_json
 from loratory.errors import InputError
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import ABSENT, BASE, FEW_SEEDS, cell, heading, number, sizes
+from loratory.reporting.tables import (
+    ABSENT,
+    BASE,
+    CONTROL,
+    FEW_SEEDS,
+    cell,
+    control_notes,
+    control_systems,
+    heading,
+    number,
+    sizes,
+)
 
 COSTS = {  # of `train_info`: means over seeds
     "num_trainable_params": "trainable",
@@ -70,7 +81,7 @@ def check_budget(paths: Sequence, runs: Sequence[Mapping]) -> None:
 
 
 def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
-    """A line for the base and for each method; two columns for each domain: its value, and how it differs."""
+    """A line for the base, the best baseline and each method; two columns a domain: its value, how it differs."""
     against = reports[0]["against"]
     rows = {(report["domain"], row["adapter"]): row for report in reports for row in report["rows"]}
     heads = {report["domain"]: report["rows"][0] for report in reports}
@@ -78,8 +89,11 @@ def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str
     for domain, row in heads.items():
         header += [f"{domain}: {heading(row)}", f"{domain}: better than {against} by"]
     lines = []
-    for name in [BASE, *dict.fromkeys(name for name, _ in runs)]:
-        shown = [rows.get((domain, name)) for domain in heads]
+    methods = list(dict.fromkeys(name for name, _ in runs))
+    controls = {report["domain"]: report["control"] for report in reports}
+    for name in [BASE, *([CONTROL] if any(controls.values()) else []), *methods]:
+        systems = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
+        shown = [rows.get((domain, systems[domain])) for domain in heads]
         cells = [text for row in shown for text in (cell(row and unmarked(row)), difference(row))]
         lines.append([name, *cells])
     sized = {key: mean(run["train_info"]["num_trainable_params"] for run in of) for key, of in grouped(runs).items()}
@@ -90,7 +104,9 @@ def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str
         for row in report["rows"]
     ]
     foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
-    foot += [*dict.fromkeys(map(drawn, reports)), marks(against, reports), *budgets(runs), *about]
+    foot += [*dict.fromkeys(map(drawn, reports)), marks(against, reports)]
+    learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
+    foot += [*control_notes(controls, learnt), *budgets(runs), *about]
     return Layout(f"Methods on {reports[0]['base']}", banner, header, lines, foot, records)
 
 

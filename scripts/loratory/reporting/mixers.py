@@ -9,7 +9,19 @@ from loratory.data.files import read_json
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 from loratory.reporting.methods import difference, drawn, marks, mean, scaled
-from loratory.reporting.tables import ABSENT, BASE, best_single, chosen, heading, share, sizes
+from loratory.reporting.tables import (
+    ABSENT,
+    BASE,
+    CONTROL,
+    best_single,
+    chosen,
+    control_notes,
+    control_systems,
+    heading,
+    share,
+    sizes,
+    star,
+)
 
 TOLD = "†"
 NOTES = (
@@ -45,12 +57,14 @@ def table(contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *
 
 
 def layout(report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], about: str, banner: str) -> Layout:
-    """A line for the base, the best single expert, each mixture and its shuffled gate; two columns for each domain."""
+    """A line for the base, the best baseline and expert, each mixture and its shuffled gate; two columns a domain."""
     rows = {(row["domain"], row["system"]): row for row in report["rows"]}
     heads = {domain: rows[domain, BASE] for domain in report["domains"]}
     best = best_of(report)
     mixtures = list(dict.fromkeys(name for name, _ in runs))
-    systems = [BASE, *([best] if best else []), *order(mixtures, {system for _, system in rows})]
+    controls = report["controls"]
+    first = [BASE, *([CONTROL] if any(controls.values()) else []), *([best] if best else [])]
+    systems = [*first, *order(mixtures, {system for _, system in rows})]
     means = {row["system"]: row for row in report["means"]}
     known = {name: facts(name, answered, [run for mixture, run in runs if mixture == name]) for name in systems}
     header = ["system"]
@@ -58,18 +72,20 @@ def layout(report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], 
         header += [f"{domain}: recovery (%)", f"{domain}: better than {report['against']} by, {heading(row)}"]
     header += ["mean recovery (%)", "top-1 (%)", "entropy", "read (tokens/s)", "written (tokens/s)"]
     header += ["memory, answering (MB)", "memory, training (MB)", "trained", "stored", "first pass"]
-    lines = []
+    lines, shown = [], []
     for name in systems:
-        shown = [rows.get((domain, name)) for domain in heads]
-        cells = [text for row in shown for text in (recovered(row), difference(row))]
+        own = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
+        found = [rows.get((domain, own[domain])) for domain in heads]
+        cells = [text for row in found for text in (recovered(row) + (star(row) if row else ""), difference(row))]
         label = f"best single ({name})" if name == best else f"{name} {TOLD}" if known[name]["told"] else name
         lines.append([label, *cells, recovered(means.get(name)), *told(known[name])])
-    shown = [rows[domain, name] for name in systems for domain in heads if (domain, name) in rows]
+        shown += [row | averaged(means.get(name)) | known[name] for row in found if row]
+    learnt = {d: [rows[d, name] for name in (best, *mixtures) if (d, name) in rows] for d in heads}
     foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
-    foot += [drawn(report), marks(report["against"], [{"rows": shown}]), chosen(best), *NOTES]
+    foot += [drawn(report), marks(report["against"], [{"rows": shown}]), chosen(best)]
+    foot += [*control_notes(controls, learnt), *NOTES]
     foot += [f"Base: {about}"] if about else []
-    extra = {name: averaged(means.get(name)) | known[name] for name in systems}
-    records = [{"base": report["base"], **row, **extra[row["system"]]} for row in shown]
+    records = [{"base": report["base"], **row} for row in shown]
     return Layout(f"Mixers on {report['base']}", banner, header, lines, foot, records)
 
 

@@ -25,6 +25,9 @@ MARKS = (
     "▲ better, ▼ worse than the base: the 95 % interval of the paired difference excludes 0; "
     "not corrected for the number of comparisons."
 )
+BEATS = "*"
+CONTROL = "best control without a language model"
+BETTER = f"{BEATS} better than that control: the 95 % interval of the paired difference is above 0."
 FORGETTING = "the same on test records of the general population: what adaptation cost there"
 RECOVERY = (
     "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; "
@@ -92,6 +95,8 @@ def domain_layout(
     rows = [[system, *(cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
     notes = [] if compact else [*sizes(shown), seeded(report), *explained(metrics.values(), shown), *foot]
     scored = {"data": report} | ({GENERAL: general} if general else {})
+    learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
+    notes += [] if compact else control_notes({domain: report["control"]}, {domain: learnt})
     records = [{"corpus": c, "domain": domain, "base": base, **row} for c, of in scored.items() for row in of["rows"]]
     header = ["system", *map(heading, metrics.values())]
     notes.append(MARKS if (BASE, BASE) in systems else "The base alone was not scored, so gains are undefined.")
@@ -108,11 +113,13 @@ def forgetting(general: Mapping | None) -> list[dict]:
 def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: Sequence, banner) -> Layout:
     test, valid = ({report["domain"]: primary(report, split) for report in reports} for split in ("test", "valid"))
     oracles = dict.fromkeys(test, f"{mixture}:oracle")
-    best = best_single(valid, experts)
+    best, controls = best_single(valid, experts), {report["domain"]: report["control"] for report in reports}
+    first, *others = summary_order(test, mixture, experts, best)
     rows, records = [], []
-    for label, system in summary_order(test, mixture, experts, best):
-        found = {domain: of.get(system) for domain, of in test.items()}
-        shares = {domain: recovery(of, system, oracles[domain]) for domain, of in test.items()}
+    for label, system in [first, *([(CONTROL, None)] if any(controls.values()) else []), *others]:
+        systems = control_systems(controls) if label == CONTROL else dict.fromkeys(test, system)
+        found = {domain: of.get(systems[domain]) for domain, of in test.items()}
+        shares = {domain: recovery(of, systems[domain], oracles[domain]) for domain, of in test.items()}
         mean = mean_recovery(test, system, oracles)
         rows.append([label, *map(cell, found.values()), *map(share, shares.values()), share(mean)])
         for domain, row in found.items():
@@ -122,7 +129,9 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, 
     header = ["system", *(f"{domain}: {heading(row)}" for domain, row in heads.items())]
     header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)"]
     foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
-    foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS, *about]
+    learnt = {domain: [of[name] for name in (*experts, mixture) if name in of] for domain, of in test.items()}
+    foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS]
+    foot += [*control_notes(controls, learnt), *about]
     return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
 
 
@@ -193,7 +202,7 @@ def cell(row: Mapping | None, compact: bool = False) -> str:
     if row["value"] is None:
         return row["status"].partition(":")[0]
     value, low, high = (number(row[name], row["unit"]) for name in ("value", "low", "high"))
-    return " ".join(filter(None, [value, "" if compact else f"[{low}, {high}]", mark(row)]))
+    return " ".join(filter(None, [value, "" if compact else f"[{low}, {high}]", mark(row) + star(row)]))
 
 
 def number(value: float | None, unit: str) -> str:
@@ -215,8 +224,52 @@ def mark(row: Mapping) -> str:
     return "▲" if low > 0 else "▼"
 
 
+def star(row: Mapping) -> str:
+    """* where the interval of the gain over the best control is above 0."""
+    return BEATS if row["vs_control_low"] is not None and row["vs_control_low"] > 0 else ""
+
+
+def control_systems(controls: Mapping[str, Mapping | None]) -> dict[str, str | None]:
+    """{domain: its best control}, from `evaluation.score.choose_control` of each."""
+    return {domain: control and control["system"] for domain, control in controls.items()}
+
+
+def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, Sequence[Mapping]]) -> list[str]:
+    """Which control is the best in each domain, and whether any adapter or mixture of a table is better.
+
+    Args:
+        controls: as of `control_systems`. learnt: {domain: rows of adapters and mixtures, of the primary metric}.
+    """
+    known = {domain: system for domain, system in control_systems(controls).items() if system}
+    if not known:
+        return []
+    named = "; ".join(f"{domain}: {known.get(domain, 'none')}" for domain in controls)
+    lines = [f"Best control without a language model, chosen on valid: {named}. {BETTER}"]
+    tested = [domain for domain in known if controls[domain]["split"] == "test"]
+    lines += [f"Without answers for valid, chosen on test, which favours it: {', '.join(tested)}."] if tested else []
+    return [*lines, *(verdict(domain, system, learnt[domain]) for domain, system in known.items())]
+
+
+def verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
+    """Whether the best of some rows is better than the control, by the paired interval."""
+    compared = [row for row in rows if row["vs_control_low"] is not None]
+    if not compared:
+        return f"{domain}: no adapter or mixture can be compared with {control}."
+    best = max(compared, key=lambda row: row["vs_control"])
+    gain, low, high = (best[f"vs_control{part}"] for part in ("", "_low", "_high"))
+    by = "by {} [{}, {}]".format(*(number(part, best["unit"]) for part in (gain, low, high)))
+    name = f"{best['system']}, the best adapter or mixture here,"
+    if low > 0:
+        return f"{domain}: {name} is better than {control} {by}."
+    says = "wins" if high < 0 else "is not beaten"
+    return f"{domain}: {control} {says}: {name} differs {by} (above 0: better)."
+
+
 def sizes(rows: Iterable[Mapping]) -> list[str]:
-    found = {row["split"]: (row["n"], row["n_groups"]) for row in rows}
+    """How many records of each split are behind a table; what looks at fewer says so in `explained`."""
+    found: dict[str, tuple] = {}
+    for row in rows:
+        found[row["split"]] = max(found.get(row["split"], (0, 0)), (row["n"], row["n_groups"]))
     return [f"n = {n} ({split}) in {groups} groups." for split, (n, groups) in sorted(found.items(), reverse=True)]
 
 
@@ -229,12 +282,20 @@ def seeded(report: Mapping) -> str:
 
 
 def explained(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:
-    """Which metric is primary, how each is computed, and why numbers are missing."""
+    """Which metric is primary, how each is computed, on how many records if not all, and why numbers are missing."""
     metrics = list(metrics)
     first = [f"Primary metric: {row['metric']}." for row in metrics if row["primary"]]
-    notes = [f"{row['metric']}: {row['note']}" for row in metrics if row["note"]]
+    told = {row["metric"]: "; ".join(filter(None, [row["note"], own_size(row, rows)])) for row in metrics}
+    notes = [f"{metric}: {line}" for metric, line in told.items() if line]
     missing = {f"{row['metric']}: {row['status']}." for row in rows if row["value"] is None and ":" in row["status"]}
     return [*first, *notes, *sorted(missing)]
+
+
+def own_size(column: Mapping, rows: Iterable[Mapping]) -> str:
+    """How many records are behind the cells of a metric, where they are not all those of its split."""
+    own = {(row["n"], row["n_groups"]) for row in rows if row["metric"] == column["metric"]}
+    most = max((row["n"], row["n_groups"]) for row in rows if row["split"] == column["split"])
+    return "" if own == {most} else " or ".join(f"n = {n} in {groups} groups" for n, groups in sorted(own))
 
 
 def audited(audit: Mapping) -> str:

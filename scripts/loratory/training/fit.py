@@ -81,7 +81,7 @@ class Stopped(SystemExit):
 def fit(
     parameters: dict[str, torch.nn.Parameter],
     micro_batches: Callable[[int], list[MicroBatch]],
-    loss: Callable[[MicroBatch], tuple[torch.Tensor, int]],
+    loss: Callable[[MicroBatch], tuple],
     recipe: Recipe,
     seed: int,
     folder,
@@ -93,7 +93,8 @@ def fit(
 
     Args:
         micro_batches: step -> the step's micro-batches; a pure function.
-        loss: micro-batch -> (summed loss, number of targets).
+        loss: micro-batch -> (summed loss, number of targets), and what is learnt besides, if anything: a sum over
+            the targets too, which the curve leaves out.
         validate: called after the last step; its value ends the curve.
         course: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
@@ -149,10 +150,10 @@ def update(parameters, batches, loss, optimizer, recipe, step, accelerator, cour
             counts[micro.task] = counts.get(micro.task, 0) + count_targets(micro.batch)
     for micro in batches:
         with accelerator.autocast():
-            total, n = loss(micro)
-        share = total / (counts.get(micro.task, n) * len(tasks))
-        accelerator.backward(share)
-        results.append((share.detach(), n))
+            total, n, *besides = loss(micro)
+        parts = counts.get(micro.task, n) * len(tasks)
+        accelerator.backward((total + sum(besides)) / parts)
+        results.append((total.detach() / parts, n))
     penalty = course.penalty()
     if penalty is not None:
         accelerator.backward(penalty)

@@ -2,6 +2,8 @@
 mixer declares instead."""
 
 from dataclasses import dataclass, field
+from functools import partial
+from math import isfinite, nan
 from pathlib import Path
 from time import perf_counter
 
@@ -17,53 +19,80 @@ from loratory.mixers.store import open_experts, save_mixture
 from loratory.training.budget import Memory
 from loratory.training.features import Rows, open_features, padded
 from loratory.training.fit import MicroBatch, fit
+from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job, recipe
-from loratory.training.sweep import data_digest, encoded
+from loratory.training.sweep import data_digest, encoded, held_weights, mean_loss
 
 
-def train_mixture(name, entry, base_folder, experts, data, tasks, seed, device, checkpoints, out, features=None):
-    """Writes the mixture's folder, whole.
+def train_mixture(
+    name, entry, base_folder, experts, data, tasks, seeds, device, checkpoints, max_valid, out, features=None
+):
+    """Writes `runs.parquet` (every learning curve) and `seed{n}/` (the mixture's folder, whole, for each seed).
+
+    The grid of learning rates is tried on the first seed, the best one is used on the others; see `validation_loss`.
 
     Args:
         entry: config entry: the mixer with its options, `experts`, `training`.
-        experts: {domain: adapter folder}, in the order of the gate's outputs. data: {domain: dataset folder}.
-        tasks: {domain: task options}.
-        features: {domain: folder}, each with a folder of what the base makes of every split (see
+        experts: {domain: folder of an adapter, with `seed{n}/`}, in the order of the gate's outputs.
+        data: {domain: dataset folder}. tasks: {domain: task options}.
+        max_valid: valid records of a domain that choose between learning rates; a single rate is not validated.
+        features: {domain: folder}, each with a folder of what the base makes of every split that is learnt from (see
             `training.features`); without them each step asks the base anew.
     """
-    started = perf_counter()
-    base = load_base(base_folder, device)
-    memory = Memory(base.model)
-    given = open_experts(experts, base.fingerprint)
-    check_given(given, name)
-    mixture = Mixture(base.model, entry.experts_of(given, seed), entry, name, list(experts))
-    digests = {domain: sha256(Path(folder) / WEIGHTS) for domain, folder in experts.items()}
-    curve, job = [], None
-    if mixture.gate is not None:
-        start_gate(mixture.gate, seed)
-    if entry.gradient_checkpointing:
-        mixture.checkpoint_gradients()
-    if mixture.trainable():
-        features = features or {}
-        sets = {d: read(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts}
-        facts = {"data": {d: data_digest(data[d]) for d in experts}, "experts": digests}
-        facts["base"] = [base.fingerprint, base.manifest.get("precision")]  # weights, and how they are rounded
-        job = Job(device, checkpoints, f"{name} seed {seed}", entry=entry.model_dump(mode="json"), seed=seed, **facts)
-        curve = learn(base, mixture, sets, entry.training, seed, job)
-    run = {
-        "name": name,
-        "base": base.manifest["name"],
-        "base_sha256": base.fingerprint,
-        "expert_sha256": digests,
-        "adapters": dict(entry.experts),
-        "seed": seed,
-        "trainable_parameters": sum(p.numel() for p in mixture.trainable().values()),
-        "curve": curve,
-        "accelerator_memory_max": memory.peak(),
-        "seconds": round(perf_counter() - started, 3),
-    }
-    save_mixture(out, mixture, entry.mixer, experts, run)
-    if job:
+    base, out, features = load_base(base_folder, device), Path(out), features or {}
+    rates = entry.training.learning_rates if entry.trained else (None,)
+    sets = {d: read(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts if entry.trained}
+    valid = {d: encoded(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
+    facts = {"entry": entry.model_dump(mode="json"), "base": held_weights(base)}
+    facts["data"] = {d: data_digest(data[d]) for d in sets}
+    runs, jobs = [], []
+
+    def train(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
+        job = Job(device, checkpoints, f"{name} seed {seed} lr {rate}", seed=seed, rate=rate, experts=digests, **facts)
+        jobs.append(job)
+        memory = Memory(base.model)
+        mixture = Mixture(base.model, stacked, entry, name, list(experts))
+        try:
+            if mixture.gate is not None:
+                start_gate(mixture.gate, seed)
+            if entry.gradient_checkpointing:
+                mixture.checkpoint_gradients()
+            curve = learn(base, mixture, sets, valid, entry.training, rate, seed, job) if sets else []
+            return {
+                "mixture": mixture,
+                "curve": curve,
+                "valid_loss": curve[-1].get("valid_loss", nan) if curve else nan,
+                "trainable_parameters": sum(p.numel() for p in mixture.trainable().values()),
+                "accelerator_memory_max": memory.peak(),
+            }
+        finally:
+            mixture.unwrap()  # it keeps its layers and its gate, and the base is bare for the next one
+
+    for seed in seeds:
+        started = perf_counter()
+        folders = {domain: Path(folder) / f"seed{seed}" for domain, folder in experts.items()}
+        digests = {domain: sha256(folder / WEIGHTS) for domain, folder in folders.items()}
+        given = open_experts(folders, base.fingerprint)
+        check_given(given, name)
+        best, trials = best_trial(rates, partial(train, seed, digests, entry.experts_of(given, seed)))
+        rates = (best["rate"],)
+        run = {
+            "name": name,
+            "base": base.manifest["name"],
+            "base_sha256": base.fingerprint,
+            "expert_sha256": digests,
+            "adapters": dict(entry.experts),
+            "seed": seed,
+            "learning_rate": best["rate"],
+            "grid": [{key: t[key] for key in ("rate", "valid_loss")} for t in trials if isfinite(t["valid_loss"])],
+            "trainable_parameters": best["trainable_parameters"],
+            "accelerator_memory_max": best["accelerator_memory_max"],
+            "seconds": round(perf_counter() - started, 3),
+        }
+        save_mixture(out / f"seed{seed}", best["mixture"], entry.mixer, folders, run)
+        runs += curve_rows(seed, trials)
+    write_curves(out / "runs.parquet", runs)
+    for job in jobs:
         job.done()
 
 
@@ -101,10 +130,16 @@ def start_gate(gate: torch.nn.Module, seed: int) -> None:
             parameter.data.zero_()
 
 
-def learn(base, mixture: Mixture, sets: dict[str, Examples], training, seed: int, job: Job) -> list[dict]:
-    """Every step takes one batch of each domain, and each domain's loss weighs alike."""
+def learn(base, mixture: Mixture, sets, valid, training, rate: float, seed: int, job: Job) -> list[dict]:
+    """Every step takes one batch of each domain, and each domain's loss weighs alike.
+
+    Args:
+        sets: {domain: `Examples`} to learn from. valid: {domain: encoded examples} that a rate is chosen on, if any.
+        training: the config's; its batches are those of validation too.
+    """
+    budget, steps = training.batch_tokens, recipe(training, rate)
     lengths = {domain: [item.length for item in examples.items] for domain, examples in sets.items()}
-    plans = {domain: batching.Batches(lengths[domain], training.batch_tokens, seed) for domain in sets}
+    plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
     places = {domain: place for place, domain in enumerate(sets)}
 
     def micro_batches(step):
@@ -113,12 +148,24 @@ def learn(base, mixture: Mixture, sets: dict[str, Examples], training, seed: int
     def loss(micro):
         mixture.domain = places[micro.task]
         total, targets = base.loss(mixture, micro.batch)
-        return total + targets * penalty(mixture, micro.batch["mask"].bool(), mixture.domain), targets
+        return total, targets, targets * penalty(mixture, micro.batch["mask"].bool(), mixture.domain)
+
+    def validate():
+        return validation_loss(base, mixture.eval(), valid, budget)
 
     mixture.train()
-    curve = fit(mixture.trainable(), micro_batches, loss, recipe(training, training.learning_rate), seed, *job.place)
+    curve = fit(mixture.trainable(), micro_batches, loss, steps, seed, *job.place, validate if valid else None)
     mixture.eval()
     return curve
+
+
+def validation_loss(base, mixture: Mixture, valid: dict[str, list[Encoded]], budget: int) -> float:
+    """The mean over domains of the loss per target, as in training but without what the mixer adds to it: mixtures
+    with different penalties, or none, are chosen by what they are for."""
+    losses = []
+    for mixture.domain, items in enumerate(valid.values()):
+        losses.append(mean_loss(base, mixture, items, budget))
+    return sum(losses) / len(losses)
 
 
 def penalty(mixture: Mixture, mask: torch.Tensor, domain: int) -> torch.Tensor | float:

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from loratory.bases.core import weights_digest
+from loratory.bases.openai_whisper import prepare_openai
 from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import sha256, whole
 from loratory.domains.questions import examples, read_records
@@ -27,7 +28,8 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, fo
         return
     with whole(out) as aside:
         if folder := entry.path or folder:
-            prepare_folder(folder, name, entry, aside)
+            prepare = prepare_openai if str(folder).endswith(".pt") else prepare_folder
+            prepare(folder, name, entry, aside)
         else:
             prepare_hub(entry.hub, name, entry, aside)
         if ears:

@@ -8,6 +8,7 @@ from itertools import chain
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -69,8 +70,10 @@ def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tupl
     """
     texts = (example.prompt + example.target for examples in corpora.values() for example in examples)
     special = ["<|pad|>", "<|begin|>", "<|end|>"]
+    core = byte_pairs(texts, entry.pretrain.vocabulary, special, letters=True)
+    core.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_pairs(texts, entry.pretrain.vocabulary, special, letters=True),
+        tokenizer_object=core,
         pad_token=special[0],
         bos_token=special[1],
         eos_token=special[2],
@@ -125,7 +128,8 @@ def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tup
     config.suppress_tokens = config.begin_suppress_tokens = None
     model = WhisperForConditionalGeneration(config)
     model.generation_config.forced_decoder_ids = None
-    base = Whisper("pretrain", UNTRAINED, model.to(job.device), tokenizer)
+    manifest = UNTRAINED | {"whisper": entry.whisper and entry.whisper.model_dump()}
+    base = Whisper("pretrain", manifest, model.to(job.device), tokenizer)
     return base, learn(base, named(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job)
 
 
@@ -164,8 +168,6 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
         mask_token="[MASK]",
         unk_token="[UNK]",
     )
-    from tokenizers.processors import TemplateProcessing
-
     template = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     tokenizer.backend_tokenizer.post_processor = template
     training, seed = entry.pretrain.training, entry.pretrain.seed

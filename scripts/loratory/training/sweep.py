@@ -3,13 +3,11 @@
 import platform
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
-from math import isnan
 from pathlib import Path
 from time import perf_counter
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from loratory.adapters import core, deltas
@@ -17,12 +15,12 @@ from loratory.adapters.contract import DenseMethod
 from loratory.bases.checks import check_readable
 from loratory.bases.core import load_base
 from loratory.data import batching
-from loratory.data.files import sha256, whole
+from loratory.data.files import sha256
 from loratory.data.splits import SPLITS
 from loratory.domains.questions import examples, read_records
-from loratory.errors import InputError
 from loratory.training import budget
 from loratory.training.fit import MicroBatch, fit
+from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job, recipe
 from loratory.training.session import Session
 
@@ -41,34 +39,31 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         "train": encoded(base, domain, data, task, "train"),
         "valid": encoded(base, domain, data, task, "valid", max_valid),
     }
-    held = [base.fingerprint, base.manifest.get("precision")]  # weights, and how they are rounded
-    facts = {"domain": domain, "base": held, "data": data_digest(data), "task": task.model_dump_json()}
-    runs, jobs, chosen = [], [], None
+    facts = {"domain": domain, "base": held_weights(base), "data": data_digest(data), "task": task.model_dump_json()}
+    runs, jobs, rates = [], [], adapter.training.learning_rates
+
+    def train(seed: int, rate: float) -> dict:
+        title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
+        entry = adapter.model_dump(mode="json")
+        job = Job(device, checkpoints, title, adapter=entry, rate=rate, seed=seed, version=version("torch"), **facts)
+        jobs.append(job)
+        return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
+
     for seed in seeds:
-        rates = adapter.training.learning_rates if chosen is None else (chosen,)
-        trials = []
-        for rate in rates:
-            title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
-            entry = adapter.model_dump(mode="json")
-            job = Job(
-                device, checkpoints, title, adapter=entry, rate=rate, seed=seed, version=version("torch"), **facts
-            )
-            try:
-                trials.append(train_one(base, sets, adapter, seed, rate, job) | {"rate": rate, "job": job})
-            except InputError as error:
-                if error.reason != "diverged" or (rate == rates[-1] and not trials):
-                    raise
-                print(f"{title}: left out of the grid: {error}", flush=True)
-        best = min(trials, key=lambda trial: (isnan(trial["valid_loss"]), trial["valid_loss"]))
-        chosen = best["rate"]
+        best, trials = best_trial(rates, partial(train, seed))
+        rates = (best["rate"],)
         run = describe(base, domain, adapter, seed, best, facts["data"])
         stored = replace(best["adapter"], run=run)
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
-        runs += [row | {"seed": seed, "run": f"seed {seed}, lr {t['rate']:g}"} for t in trials for row in t["curve"]]
-        jobs += [trial["job"] for trial in trials]
-    write_runs(out / "runs.parquet", runs)
+        runs += curve_rows(seed, trials)
+    write_curves(out / "runs.parquet", runs)
     for job in jobs:
         job.done()
+
+
+def held_weights(base) -> list[str | None]:
+    """What tells one loaded base from another: its weights, and how they are rounded."""
+    return [base.fingerprint, base.manifest.get("precision")]
 
 
 def encoded(base, domain: str, data, task, split: str, limit: int | None = None):
@@ -205,10 +200,3 @@ def describe(base, domain: str, adapter, seed: int, trial: dict, data: list[str]
 def data_digest(data) -> list[str]:
     """Digests of the splits that training may look at."""
     return [sha256(Path(data) / f"{split}.parquet") for split in SPLITS if split != "test"]
-
-
-def write_runs(path, runs: list[dict]) -> None:
-    columns = ("run", "seed", "learning_rate", "step", "loss", "valid_loss", "targets", "seconds")
-    table = pa.table({name: [row.get(name) for row in runs] for name in columns})
-    with whole(path) as aside:
-        pq.write_table(table, aside)

@@ -42,11 +42,6 @@ def area(columns) -> float:
     return auc(columns["label"], columns["p"])
 
 
-def area_length_matched(columns) -> float:
-    matched = columns["matched"]
-    return auc(columns["label"][matched], columns["p"][matched])
-
-
 def confusion(columns) -> tuple[float, float, float, float]:
     """`(true positives, false positives, true negatives, false negatives)` at p ≥ 0.5; all NaN where a p is NaN."""
     truth, p = columns["label"] == 1, columns["p"]
@@ -88,8 +83,9 @@ METRICS = (
         "",
         "up",
         "choice",
-        area_length_matched,
+        area,
         note="AUC of equally many records of both classes in length bins of ratio 1.2: length itself scores 0.5",
+        where=lambda columns: columns["matched"],
     ),
     Metric("mcc", "", "up", "choice", matthews, note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted"),
     Metric("f1", "", "up", "choice", f1, note="of lncRNA, at P(lncRNA) ≥ 0.5"),

@@ -60,6 +60,13 @@ class Task(TaskOptions):
     """How a transcript is cut into windows that a model reads."""
 
     prompt: str = Field("[Classify RNA] ", description="what a causal base reads before the sequence")
+    layout: Literal["3-mers", "letters", "sequence"] = Field(
+        "3-mers", description="how nucleotides are written: `atg cga`, `a t g c g a` or `ATGCGA`"
+    )
+    reads: Literal["transcript", "frame"] = Field(
+        "transcript",
+        description="what is cut into windows; `frame`: the longest open reading frame, with its stop codon",
+    )
     window: int = Field(384, ge=3, description="nucleotides that a model reads at once")
     stride: int | None = Field(None, ge=1, description="nucleotides between window starts; half a window by default")
     max_windows: int | None = Field(None, ge=1, description="most windows of a transcript, evenly spread; default all")

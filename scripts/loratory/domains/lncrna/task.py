@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from loratory.domains.contract import Example
+from loratory.domains.regression import logistic_regression
 
 CHOICES = (" coding", " noncoding")
 SUFFIX = {"causal": "\n", "encoder": ""}
@@ -17,12 +18,13 @@ def examples(records: list[dict], task, family: str) -> list[Example]:
         Example(
             id=record["id"],
             group=record["group"],
-            prompt=prefix + kmers(record["sequence"][start : start + task.window]) + SUFFIX[family],
+            prompt=prefix + LAYOUTS[task.layout](sequence[start : start + task.window]) + SUFFIX[family],
             target=CHOICES[record["label"]],
             choices=CHOICES,
         )
         for record in records
-        for start in window_starts(record["length"], task.window, task.stride, task.max_windows)
+        for sequence in [READINGS[task.reads](record["sequence"])]
+        for start in window_starts(len(sequence), task.window, task.stride, task.max_windows)
     ]
 
 
@@ -33,6 +35,13 @@ def kmers(sequence: str) -> str:
     """
     letters = sequence.lower()
     return " ".join(letters[at : at + 3] for at in range(0, len(letters), 3))
+
+
+LAYOUTS: dict[str, Callable[[str], str]] = {
+    "3-mers": kmers,
+    "letters": lambda sequence: " ".join(sequence.lower()),  # most tokenizers make one token of a blank and a letter
+    "sequence": str.upper,
+}
 
 
 def window_starts(length: int, window: int, stride: int | None = None, limit: int | None = None) -> list[int]:
@@ -60,16 +69,6 @@ def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]
     return rows
 
 
-def logistic_regression(x_train: np.ndarray, label: list[int], x_test: np.ndarray) -> np.ndarray:
-    """P(label 1) of each test row, after standardising the features on the training rows."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return model.fit(x_train, label).predict_proba(x_test)[:, 1]
-
-
 def prediction(record: dict, p: float) -> dict:
     reference = CHOICES[record["label"]]
     nothing = {"nll": None, "tokens": None, "text": None}
@@ -77,14 +76,31 @@ def prediction(record: dict, p: float) -> dict:
 
 
 def longest_orf(sequence: str) -> int:
-    """Nucleotides of the longest open reading frame of the sense strand, its stop codon not counted.
+    """Nucleotides of the longest open reading frame, its stop codon not counted."""
+    return longest_frame(sequence)[1]
+
+
+def frame_with_stop(sequence: str) -> str:
+    """The longest open reading frame with the codon that stops it, if it is not open-ended; "" if there is none."""
+    start, length = longest_frame(sequence)
+    stop = sequence[start + length : start + length + 3]
+    return sequence[start : start + length] + (stop if length and len(stop) == 3 else "")
+
+
+def longest_frame(sequence: str) -> tuple[int, int]:
+    """Where the longest open reading frame of the sense strand starts, and its nucleotides without the stop codon.
 
     It starts with ATG and runs to a stop codon or, open-ended, to the last whole codon. Transcripts are stranded:
-    frames of the reverse complement would only blur the feature.
+    frames of the reverse complement would only blur the feature. (0, 0) where no codon starts one.
     """
-    marks = codon_marks(sequence)
-    stretches = (s for frame in range(3) for s in marks[frame::3].split(b"*"))
-    return 3 * max((len(s) - s.index(b"M") for s in stretches if b"M" in s), default=0)
+    marks, longest = codon_marks(sequence), (0, 0)
+    for at in range(3):
+        for stretch in marks[at::3].split(b"*"):
+            start = stretch.find(b"M")
+            if start >= 0 and 3 * (len(stretch) - start) > longest[1]:
+                longest = at + 3 * start, 3 * (len(stretch) - start)
+            at += 3 * (len(stretch) + 1)
+    return longest
 
 
 def codon_marks(sequence: str) -> bytes:
@@ -106,6 +122,12 @@ def kmer_shares(sequence: str) -> np.ndarray:
     return counts / max(1, counts.sum())
 
 
+def length_orf_kmers(sequence: str) -> np.ndarray:
+    """(67,) log of the length and of the longest reading frame, the frame's share of the transcript, 3-mer shares."""
+    length, orf = len(sequence), longest_orf(sequence)
+    return np.array([np.log(length), np.log1p(orf), orf / length, *kmer_shares(sequence)])
+
+
 DIGITS = np.full(256, 4)
 DIGITS[np.frombuffer(b"ACGT", np.uint8)] = range(4)
 
@@ -113,4 +135,7 @@ FEATURES: dict[str, Callable[[str], np.ndarray]] = {
     "length_only": lambda sequence: np.log([len(sequence)]),
     "orf_only": lambda sequence: np.log1p([longest_orf(sequence)]),
     "kmer_frequency": kmer_shares,
+    "length_orf_kmer": length_orf_kmers,
 }
+
+READINGS: dict[str, Callable[[str], str]] = {"transcript": str, "frame": frame_with_stop}

@@ -16,9 +16,9 @@ LONGEST_PERIOD = 6  # of a repeat that may not fill more than half of the sequen
 def columns(rows, records, task) -> dict[str, np.ndarray]:
     """One value for each row and column; NaN where the row has no such output.
 
-    `nll` in nats with the closing bracket, over `residues` without it. Of a sample: `valid` and `truncated` are 0 or
-    1, `distinct` is 1 over the number of samples with the same sequence, so that its mean is the distinct share of
-    all samples. `plddt` 0–100 and `tm` 0–1 come with folded samples.
+    `nll` in nats with the closing bracket (as `text` also with end-of-sequence), over `residues` without it. Of a
+    sample: `valid` and `truncated` are 0 or 1, `distinct` is 1 over the number of samples with the same sequence, so
+    that its mean is the distinct share of all samples. `plddt` 0–100 and `tm` 0–1 come with folded samples.
     """
     copies = Counter(row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
     judged = [{**row, **scored(row), **sampled(row, copies, task)} for row in rows]
@@ -60,6 +60,10 @@ def nll_per_residue(columns) -> float:
     return float(columns["nll"][scored].sum() / residues) if residues else float("nan")
 
 
+def has(column: str):
+    return lambda columns: ~np.isnan(columns[column])
+
+
 def mean_of(column: str):
     def value(columns) -> float:
         known = columns[column][~np.isnan(columns[column])]
@@ -76,7 +80,8 @@ METRICS = (
         "nll",
         nll_per_residue,
         primary=True,
-        note="summed over all sequences with their ends, over all residues",
+        note="summed over all sequences with their closing brackets (with `tokens: text` also end-of-sequence), over"
+        " all residues",
     ),
     Metric(
         "perplexity",
@@ -103,6 +108,7 @@ METRICS = (
         "structure",
         mean_of("plddt"),
         note="mean of Cα pLDDT, averaged over the samples that were folded (`evaluation.folded`)",
+        where=has("plddt"),
     ),
     Metric(
         "tm_score",
@@ -111,5 +117,6 @@ METRICS = (
         "structure",
         mean_of("tm"),
         note="to the nearest test chain of `domains.structure`, normalised by the length of that chain",
+        where=has("tm"),
     ),
 )

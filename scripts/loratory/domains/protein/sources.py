@@ -50,8 +50,13 @@ class Dataset(DatasetOptions):
 
 
 class Task(TaskOptions):
-    """What a generated sequence must be to count as valid."""
+    """How a sequence becomes tokens, and what a generated one must be to count as valid."""
 
+    tokens: Literal["text", "letters"] = Field(
+        "text",
+        description="`letters`: each residue is one token, and probabilities are those among the twenty residues and"
+        " the closing bracket; `text`: as the base's tokenizer cuts it, among all of its tokens",
+    )
     min_length: int = Field(30, ge=1, description="shortest valid sample, residues")
     max_length: int = Field(1022, ge=1, description="longest valid sample, residues")
 

@@ -1,25 +1,34 @@
 """A protein as text: `Seq=<MKT…>`, the stage-1 format of ProLLaMA (https://github.com/PKU-YuanGroup/ProLLaMA)."""
 
-import math
 import random
-from collections import Counter
-from itertools import cycle
+from collections.abc import Iterable
+from itertools import cycle, product
+
+import numpy as np
 
 from loratory.data.alphabets import RESIDUES, strangers
-from loratory.data.splits import smallest
+from loratory.data.splits import position, smallest
 from loratory.domains.contract import Example
 
 PROMPT, CLOSE = "Seq=<", ">"
+LETTERS = (*RESIDUES, CLOSE)
+OPEN = len(LETTERS)  # the number of the mark before a sequence
+STRENGTHS = (10_000, 1_000, 100, 10)  # of a shorter context in a longer one
+HELD_OUT_SEED = 1  # not the seed of splits, of which train's groups are one end
 
 
 def examples(records, task, family: str) -> list[Example]:
     """Sequence and closing bracket are scored, the opening is not."""
-    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE) for r in records]
+    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, alphabet=alphabet(task)) for r in records]
 
 
 def samples(n: int, task, family: str) -> list[Example]:
     names = [f"sample-{number:04d}" for number in range(1, n + 1)]
-    return [Example(name, name, PROMPT, "") for name in names]
+    return [Example(name, name, PROMPT, "", alphabet=alphabet(task)) for name in names]
+
+
+def alphabet(task) -> tuple[str, ...]:
+    return LETTERS if task.tokens == "letters" else ()
 
 
 def chain(text: str) -> str | None:
@@ -28,27 +37,64 @@ def chain(text: str) -> str | None:
     return sequence if closed and sequence and not strangers(sequence.encode(), RESIDUES) else None
 
 
-def baselines(train, test, task) -> dict[str, list[dict]]:
-    """`residue_frequency`: each letter by its share in train alone, one added to every count."""
-    targets = [example.target for example in examples(train, task, "causal")]
-    counts = Counter(RESIDUES + CLOSE)
-    for target in targets:
-        counts.update(target)
-    total = sum(counts.values())
-    cost = {letter: -math.log(count / total) for letter, count in counts.items()}
-    rows = [
-        {
-            "id": example.id,
-            "group": example.group,
-            "reference": example.target,
-            "nll": sum(cost[letter] for letter in example.target),
-            "tokens": len(example.target),
-            "p": None,
-            "text": None,
-        }
-        for example in examples(test, task, "causal")
-    ]
-    return {"residue_frequency": rows}
+def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
+    """Prediction rows of Markov chains over residues and the closing bracket, fitted on train alone.
+
+    `residue_frequency` knows the share of each letter, `trigram` the two letters before it too.
+    """
+    counts = count_trigrams(train)
+    frequency = np.broadcast_to(letter_shares(counts), counts.shape)
+    tables = {"residue_frequency": frequency, "trigram": trigram_shares(counts, choose_strengths(train))}
+    return {system: [prediction(record, shares) for record in test] for system, shares in tables.items()}
+
+
+def count_trigrams(records: Iterable[dict]) -> np.ndarray:
+    """(22, 22, 21) how often each letter follows each two; two opening marks stand before the first residue."""
+    counts = np.zeros((OPEN + 1, OPEN + 1, len(LETTERS)))
+    for record in records:
+        np.add.at(counts, letter_triples(record), 1)
+    return counts
+
+
+def letter_triples(record: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of the two letters before each scored letter, and of that letter."""
+    codes = np.array([OPEN, OPEN, *map(LETTERS.index, record["sequence"] + CLOSE)])
+    return codes[:-2], codes[1:-1], codes[2:]
+
+
+def letter_shares(counts: np.ndarray) -> np.ndarray:
+    """(21,) P(letter), one added to every count."""
+    seen = counts.sum(axis=(0, 1)) + 1
+    return seen / seen.sum()
+
+
+def trigram_shares(counts: np.ndarray, strengths: tuple[float, float]) -> np.ndarray:
+    """(22, 22, 21) P(c | ab) = (n(abc) + strength · P(c | b)) / (n(ab) + strength), and P(c | b) likewise from P(c).
+
+    Args:
+        strengths: how many letters of train the shorter context weighs as much as: in P(c | b), in P(c | ab).
+
+    Source: MacKay and Peto 1995, doi:10.1017/S1351324900000218.
+    """
+    shares = letter_shares(counts)
+    for seen, strength in zip((counts.sum(axis=0), counts), strengths):
+        shares = (seen + strength * shares) / (seen.sum(axis=-1, keepdims=True) + strength)
+    return shares
+
+
+def choose_strengths(train: list[dict]) -> tuple[float, float]:
+    """The strengths under which a held-out fifth of train's groups is most likely, by the rest of train."""
+    held_out = [record for record in train if position(record["group"], HELD_OUT_SEED) < 0.2]
+    ids = {record["id"] for record in held_out}
+    rest, asked = count_trigrams(r for r in train if r["id"] not in ids), count_trigrams(held_out)
+    return max(product(STRENGTHS, repeat=2), key=lambda pair: np.sum(asked * np.log(trigram_shares(rest, pair))))
+
+
+def prediction(record: dict, shares: np.ndarray) -> dict:
+    target = record["sequence"] + CLOSE
+    nll = -float(np.log(shares[letter_triples(record)]).sum())
+    scored = {"nll": nll, "tokens": len(target), "p": None, "text": None}
+    return {"id": record["id"], "group": record["group"], "reference": target, **scored}
 
 
 def sample_baselines(test, n: int, task) -> dict[str, list[dict]]:

@@ -36,6 +36,13 @@ def accuracy(columns) -> float:
     return float(np.mean((p >= 0.5) == (label == 1)))
 
 
+def has_both_classes(columns) -> np.ndarray:
+    """(n,) bool: whether the user of a row likes some and not others."""
+    label, user = columns["label"], columns["user"]
+    rows, positive = np.bincount(user), np.bincount(user, label)
+    return ((positive > 0) & (positive < rows))[user]
+
+
 def gauc(columns) -> float:
     """Source: Zhou et al. 2018, arXiv 1706.06978. NaN where no user has both classes."""
     label, p, user = columns["label"], columns["p"], columns["user"]
@@ -79,6 +86,7 @@ METRICS = (
         "choice",
         gauc,
         note="mean AUC within the users that have both classes, weighted by their records",
+        where=has_both_classes,
     ),
     Metric(
         "ece",

@@ -1,10 +1,17 @@
 """Records → a prompt that shows the user's latest ratings and asks for yes or no; controls without a model."""
 
 import json
+import math
 import re
 from collections import defaultdict
+from itertools import groupby
+from operator import itemgetter
+from statistics import fmean
+
+import numpy as np
 
 from loratory.domains.contract import Example
+from loratory.domains.regression import logistic_regression
 
 CHOICES = (" no", " yes")
 PRIOR = 5  # records that the overall share of likes weighs as in the smoothed means
@@ -32,15 +39,22 @@ def prompt(record: dict, task) -> str:
 
     Shape after ReLLa (arXiv 2308.11131) and RecLoRA (arXiv 2408.03533), answers in lower case.
     """
+    return prompt_text(record, shown_events(record, task), task)
+
+
+def shown_events(record: dict, task) -> list[list]:
+    """The [timestamp, title, stars] that the prompt shows, oldest first."""
     events = json.loads(record["history"])[-task.history :]
-    shown = [f"- {plain(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
+    while events and len(prompt_text(record, events, task)) > task.max_prompt:
+        events = events[1:]
+    return events
+
+
+def prompt_text(record: dict, events: list[list], task) -> str:
     head = [record["profile"]] if record["profile"] else []
     head.append("The user rated these movies in the past, in this order:")
-    question = QUESTION.format(title=plain(record["title"], task.max_title))
-    text = "\n".join([*head, *shown, question])
-    while shown and len(text) > task.max_prompt:
-        text = "\n".join([*head, *(shown := shown[1:]), question])
-    return text
+    shown = [f"- {plain(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
+    return "\n".join([*head, *shown, QUESTION.format(title=plain(record["title"], task.max_title))])
 
 
 def plain(title: str, longest: int) -> str:
@@ -51,14 +65,65 @@ def plain(title: str, longest: int) -> str:
 
 
 def baselines(train, test, task) -> dict[str, list[dict]]:
-    """Share of likes in train: of all, of the item, of the user; the latter two smoothed towards the first."""
-    overall = sum(record["label"] for record in train) / len(train)
-    means = {
+    """Controls that know train, and of a record its item, its user and the ratings before it.
+
+    `constant`, `item_mean`, `user_mean`: share of likes in train, the latter two smoothed towards the first.
+    Probabilities by logistic regressions on train: `popularity`, how many ratings of train the item has;
+    `history_mean` and `past_mean`, mean of the stars that the prompt shows, and of all that the record carries;
+    `history_regression`, what the prompt shows, and the item's mean and popularity.
+    """
+    overall = fmean(record["label"] for record in train)
+    shares = {
         "constant": lambda record: overall,
         "item_mean": smoothed(train, "item", overall),
         "user_mean": smoothed(train, "user", overall),
     }
-    return {system: [row(record, mean(record)) for record in test] for system, mean in means.items()}
+    found = {system: [share(record) for record in test] for system, share in shares.items()}
+    label = [record["label"] for record in train]
+    for system, (x_train, x_test) in control_features(train, test, task).items():
+        found[system] = logistic_regression(np.array(x_train), label, np.array(x_test)).tolist()
+    return {system: [row(record, p) for record, p in zip(test, each)] for system, each in found.items()}
+
+
+def control_features(train, test, task) -> dict[str, tuple[list, list]]:
+    """{control: its features of train, of test}, a list of numbers for each record."""
+    items = item_features(train, test)
+    least = min((record["rating"] for record in train if record["label"]), default=math.inf)
+    usual = fmean(record["rating"] for record in train)
+
+    def features(record) -> dict[str, list[float]]:
+        item, shown = items[record["id"]], [stars for *_, stars in shown_events(record, task)]
+        known = shown or [usual]  # a long title may leave no room for ratings
+        liked = fmean(stars >= least for stars in known)
+        return {
+            "popularity": item[1:],
+            "history_mean": [fmean(known)],
+            "past_mean": [fmean(stars for *_, stars in json.loads(record["history"]))],
+            "history_regression": [fmean(known), liked, len(shown), known[-1], *item],
+        }
+
+    parts = [[features(record) for record in part] for part in (train, test)]
+    return {system: tuple([of[system] for of in part] for part in parts) for system in parts[0][0]}
+
+
+def item_features(train, test) -> dict[str, list[float]]:
+    """{record: [smoothed share of likes of its item, log of 1 + their number]}, over the ratings of train before it.
+
+    So no record of train meets its own answer, and what is learnt from holds as little of the future as test does.
+    """
+    overall, learnt = fmean(record["label"] for record in train), {record["id"] for record in train}
+    likes, n, found = defaultdict(int), defaultdict(int), {}
+    for _, together in groupby(sorted([*train, *test], key=itemgetter("timestamp")), key=itemgetter("timestamp")):
+        together = list(together)
+        for record in together:
+            item = record["item"]
+            share = (likes[item] + PRIOR * overall) / (n[item] + PRIOR)
+            found[record["id"]] = [share, math.log1p(n[item])]
+        for record in together:
+            if record["id"] in learnt:
+                likes[record["item"]] += record["label"]
+                n[record["item"]] += 1
+    return found
 
 
 def smoothed(train, column: str, overall: float):
@@ -68,11 +133,11 @@ def smoothed(train, column: str, overall: float):
         likes[record[column]] += record["label"]
         n[record[column]] += 1
 
-    def mean(record):
+    def share(record):
         key = record[column]
         return (likes.get(key, 0) + PRIOR * overall) / (n.get(key, 0) + PRIOR)
 
-    return mean
+    return share
 
 
 def row(record: dict, p: float) -> dict:

@@ -199,6 +199,26 @@ def group(records: list[dict], dataset) -> list[str]:
     return [record["speaker"] for record in records]
 
 
+def leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
+    """Utterances of others whose sentence, as `metrics` compares it, is one of those held out."""
+    if dataset.held_out_sentences == "any":
+        return {}
+    first: dict[str, str] = {}
+    for sentence, record in zip(sentences(held_out), held_out):
+        first.setdefault(sentence, record["id"])
+    pairs = zip(sentences(others), others)
+    return {record["id"]: first[sentence] for sentence, record in pairs if sentence in first}
+
+
+def sentences(records: list[dict]) -> list[str]:
+    """Normalised transcripts; of one that is nothing but fillers, which the normaliser removes, the fillers."""
+    from loratory.domains.speech.metrics import normalised  # brings torch along
+    from loratory.domains.speech.task import plain
+
+    spoken = [plain(record["text"]) for record in records]
+    return [words or fillers for words, fillers in zip(normalised("english", spoken), spoken)]
+
+
 def proof(splits: dict[str, list[dict]], dataset) -> dict[str, int]:
     return {
         "speakers_in_two_splits": shared(splits, "speaker"),

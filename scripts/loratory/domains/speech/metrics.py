@@ -21,22 +21,22 @@ AGE_BINS = {  # metric: (youngest, oldest) in years; -1 stands for an unknown ag
 POOLED = "errors of all utterances over words of all references, both normalised"
 
 
-def ratio(columns: Mapping, errors: tuple[str, ...], length: str, where=slice(None)) -> float:
+def ratio(columns: Mapping, errors: tuple[str, ...], length: str) -> float:
     """Summed errors over summed length; NaN without any reference."""
-    total = columns[length][where].sum()
-    return float(sum(columns[name][where].sum() for name in errors) / total) if total else float("nan")
+    total = columns[length].sum()
+    return float(sum(columns[name].sum() for name in errors) / total) if total else float("nan")
 
 
 def rate(name: str, errors: tuple[str, ...], length: str = "N", **more) -> Metric:
-    return Metric(name, "ratio", "down", "text", lambda columns: ratio(columns, errors, length), **more)
+    counted = {"where": lambda columns: columns[length] > 0} | more
+    return Metric(name, "ratio", "down", "text", lambda columns: ratio(columns, errors, length), **counted)
 
 
 def age_rate(name: str, youngest: int, oldest: int) -> Metric:
-    def value(columns):
-        age = columns["age"]
-        return ratio(columns, ("S", "D", "I"), "N", (youngest <= age) & (age <= oldest))
+    def is_of_age(columns) -> np.ndarray:
+        return (youngest <= columns["age"]) & (columns["age"] <= oldest) & (columns["N"] > 0)
 
-    return Metric(name, "ratio", "down", "text", value, note="wer of speakers of this age")
+    return rate(name, ("S", "D", "I"), where=is_of_age, note="wer of speakers of this age")
 
 
 METRICS = (

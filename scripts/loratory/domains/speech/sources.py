@@ -46,6 +46,9 @@ class Dataset(DatasetOptions):
     min_seconds: float = Field(0.1, ge=0.1, description="shortest utterance")
     max_seconds: float = Field(30, gt=0, le=30, description="longest utterance; 30 s is what Whisper hears")
     untranscribed: Literal["error", "drop"] = Field("error", description="audio that has no transcript")
+    held_out_sentences: Literal["any", "unseen"] = Field(
+        "any", description="`unseen` drops utterances whose sentence is also read in a more protected split"
+    )
     tags: tuple[str, ...] = Field((), description="markers removed from transcripts, as <NOISE>; others are errors")
 
     @model_validator(mode="after")

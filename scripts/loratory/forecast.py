@@ -1,0 +1,93 @@
+"""How long a study will take on CPUs, said before it starts: its work over the measured speed of this machine.
+
+A forecast and not a promise: it knows the config and the sizes of bases that lie on this disk, and no lengths of
+records. What is done already is counted too.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from pydantic import BaseModel
+
+from loratory.config import entries, published_folder
+
+RECORD = 300  # positions of a test record that is read; domains differ from 150 to 600
+FORWARD, BACKWARD = 2, 2  # operations of a pass for each weight and position; frozen weights have no gradient
+HALF = 0.5  # share of Whisper's weights that a position meets: those of its encoder, or those of its decoder
+SHARE = 0.5  # of the speed of a matrix product that a pass reaches
+START = 12.0  # seconds of a job that loads a model: its imports, its base, its results
+
+
+def forecast(study: BaseModel, cores: int) -> str:
+    """One line: about how many minutes a study takes on so many cores, from its beginning."""
+    sizes = {name: stored_numbers(study, name) for name in study.bases}
+    seconds, jobs = {"adapters": 0.0, "mixtures": 0.0, "predictions": 0.0}, 0
+    speed = multiplication_speed()
+    for part, base, positions, operations in jobs_of(study):
+        share = HALF if study.bases[base].family == "whisper" else 1
+        seconds[part] += positions * operations * share * sizes[base] / (SHARE * speed)
+        jobs += 1
+    seconds["starting jobs"] = START * jobs / cores
+    parts = ", ".join(f"{part} {value / 60:.0f}" for part, value in seconds.items())
+    absent = [name for name, size in sizes.items() if not size]
+    left_out = f"; not counted, as not on this disk yet: {', '.join(absent)}" if absent else ""
+    total = sum(seconds.values()) / 60
+    line = f"about {total:.0f} minutes on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
+    return f"This study takes {line} ({parts}){left_out}."
+
+
+def jobs_of(study: BaseModel) -> Iterator[tuple[str, str, float, int]]:
+    """(part, base, positions that it reads, operations for each weight and position) of each job with a model."""
+    for domain, given in entries(study.domains).items():
+        for base, adapters in given.adapters.items():
+            for adapter in adapters:
+                yield "adapters", base, read_in_training(study.adapters[adapter].training, study), FORWARD + BACKWARD
+            for corpus in (study.domains, study.general):
+                if domain in entries(corpus):
+                    mixtures = count_mixtures(study, domain, base) if corpus is study.domains else 0
+                    yield "predictions", base, read_in_prediction(study, len(adapters), mixtures), FORWARD
+    for mixture in study.mixtures.values():
+        positions = len(mixture.experts) * read_in_training(mixture.training, study) if mixture.trained else 0
+        yield "mixtures", mixture.base, positions, 2 * FORWARD + BACKWARD  # the base alone first, then with experts
+
+
+def read_in_training(training, study: BaseModel) -> int:
+    """Positions of the whole grid on the first seed and of one run for each other seed."""
+    runs = len(training.learning_rates) + len(study.seeds) - 1
+    return runs * training.steps * training.batch_tokens
+
+
+def read_in_prediction(study: BaseModel, adapters: int, mixtures: int) -> int:
+    """Positions of the base, and for each seed of adapters and mixtures; these and their shuffled gates read twice."""
+    systems = 1 + len(study.seeds) * (adapters + 4 * mixtures + (adapters + 1 if mixtures else 0))
+    return systems * (study.evaluation.max_records or 1000) * RECORD
+
+
+def count_mixtures(study: BaseModel, domain: str, base: str) -> int:
+    return sum(mixture.base == base and domain in mixture.experts for mixture in study.mixtures.values())
+
+
+def stored_numbers(study: BaseModel, base: str) -> int:
+    """How many numbers the safetensors files of a base hold, by their headers; 0 where it is not on this disk."""
+    folder = study.bases[base].path or published_folder(study, base)
+    return sum(map(count_numbers, Path(folder).rglob("*.safetensors"))) if folder else 0
+
+
+def count_numbers(path: Path) -> int:
+    with open(path, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+
+
+def multiplication_speed(seconds: float = 0.3) -> float:
+    """Operations a second of products of single-precision matrices, on all cores that numpy takes."""
+    matrix = np.full((768, 768), 0.5, np.float32)
+    matrix @ matrix
+    started, products = perf_counter(), 0
+    while perf_counter() - started < seconds:
+        matrix @ matrix
+        products += 1
+    return products * 2 * len(matrix) ** 3 / (perf_counter() - started)
