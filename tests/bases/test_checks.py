@@ -189,6 +189,12 @@ FAULTS = {
         link_out,
         r"model\.safetensors: a link leads out of the folder .* fix: copy the folder with its contents",
     ),
+    "links in a circle": (
+        lambda f: (drop(f, "model.safetensors"), (f / "model.safetensors").symlink_to("model.safetensors")),
+        r"no weights; expected model\.safetensors",
+    ),
+    "odd architectures": (config(architectures=[["x"]]), r"config\.json: `architectures` is no list of names"),
+    "odd manifest": (lambda f: (f / "base.json").write_text("[]"), r"base\.json: not a JSON object"),
     "quantised": (
         config(quantization_config={}),
         r"config\.json: the weights are quantised; expected weights in fp32",
@@ -245,6 +251,20 @@ def test_shards_constants_of_older_versions_and_links_inside_are_accepted(publis
     assert {path.name for path in (tmp_path / "b").glob("*.safetensors")} == {"one.safetensors", "two.safetensors"}
     found, given = load_base(tmp_path / "b").model, load_base(published["causal"]).model
     assert all(map(torch.equal, found.state_dict().values(), given.state_dict().values()))
+
+
+def test_weights_in_a_single_shard_open_and_an_index_beside_a_whole_file_is_left_out(published, tmp_path):
+    whole, single = tmp_path / "whole", tmp_path / "single"
+    for folder in (whole, single):
+        shutil.copytree(published["causal"], folder)
+        places = dict.fromkeys(load_file(folder / "model.safetensors"), "model-1-of-1.safetensors")
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (single / "model.safetensors").rename(single / "model-1-of-1.safetensors")
+    for folder, kept in ((whole, {"model.safetensors"}), (single, {p.name for p in single.glob("model*")})):
+        prepare_folder(folder, "b", entry("causal"), tmp_path / f"prepared {folder.name}")
+        load_base(tmp_path / f"prepared {folder.name}")
+        assert {path.name for path in (tmp_path / f"prepared {folder.name}").glob("model*")} == kept
 
 
 def test_an_encoder_needs_no_heads_and_loses_that_of_its_pretraining(published, tmp_path):

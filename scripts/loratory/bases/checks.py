@@ -6,6 +6,7 @@ tensor at a time, so that memory does not grow with the model.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import realpath
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 NEEDED = {"causal": "eos_token", "whisper": "eos_token", "encoder": "pad_token"}
 TEXTS = ("the user likes it", "MKTAYIAKQR", "M K T A Y I A K Q R", "acg tta gca", "ACG TTA GCA")
+UNKNOWN = 0.5  # share of unknown tokens above which a text is as good as not read
 CONVERT = "load it once where you trust it and `save_pretrained(folder, safe_serialization=True)`"
 
 
@@ -66,9 +68,9 @@ def check_links(folder) -> None:
     """Raises:
     InputError: a link leads out of the folder: it would bring in what nobody meant to publish.
     """
-    folder = Path(folder).resolve()
+    folder = Path(realpath(folder))  # `resolve` raises for links in a circle
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and not path.resolve().is_relative_to(folder):
+        if path.is_symlink() and not Path(realpath(path)).is_relative_to(folder):
             fix = "copy the folder with its contents (`cp -rL`)"
             raise InputError(path, "a link leads out of the folder", str(path.readlink()), "files", fix, "link")
 
@@ -100,6 +102,8 @@ def check_architecture(folder: Path, family: str) -> None:
     if kernel := next((value for value in attention if isinstance(value, str) and "/" in value), None):
         raise InputError(path, "it asks for foreign code as attention", kernel, fix="take the key out", reason="code")
     kind, given = config.get("model_type"), config.get("architectures") or []
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise InputError(path, "`architectures` is no list of names", given, '["LlamaForCausalLM"]')
     names = architectures(str(kind))
     if family == "folding" and not config.get("is_folding_model"):
         expected = "the folder of an EsmForProteinFolding, such as facebook/esmfold_v1"
@@ -111,7 +115,7 @@ def check_architecture(folder: Path, family: str) -> None:
         what = "a model of another architecture"
         if not fits and "auto_map" in config:
             what, expected = "a model with code of its own, which is never run", "a class of transformers"
-        raise InputError(path, what, ", ".join(map(str, given)) or str(kind), expected, fix, "family")
+        raise InputError(path, what, ", ".join(given) or str(kind), expected, fix, "family")
 
 
 def architectures(kind: str) -> dict[str, set[str]]:
@@ -134,15 +138,15 @@ def architectures(kind: str) -> dict[str, set[str]]:
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """The files that the model's weights are in.
+    """The files that the model's weights are in: one file if it is there, as the library chooses, or shards.
 
     Raises:
         InputError: there is none, there are pickles alone, or one is missing.
     """
     index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if not index.is_file():
-        if (folder / WEIGHTS).is_file():
-            return [folder / WEIGHTS]
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
             what = "the weights are pickled, and a pickle can run code"
@@ -255,7 +259,7 @@ def check_tokenizer(folder: Path, family: str, embeddings: int) -> None:
     if getattr(tokenizer, NEEDED[family]) is None:
         fix = "name it in tokenizer_config.json"
         raise InputError(folder, f"the tokenizer has no `{NEEDED[family]}`", None, "one", fix, "tokenizer")
-    if min(unknown_share(tokenizer, [text]) for text in TEXTS) > 0.5:
+    if min(unknown_share(tokenizer, [text]) for text in TEXTS) > UNKNOWN:
         what = "the tokenizer knows neither words nor residues nor codons"
         raise InputError(folder, what, f"{largest + 1} tokens", "the model's own tokenizer", reason="tokenizer")
 
@@ -268,11 +272,11 @@ def unknown_share(tokenizer, texts: list[str]) -> float:
 
 def check_readable(base, domain: str, texts: list[str]) -> None:
     """Raises:
-    InputError: most of a domain's texts is unknown to the base's tokenizer, so nothing can be learnt of them.
+    InputError: most of a domain's text is unknown to the base's tokenizer, so nothing can be learnt of it.
     """
     share = unknown_share(base.tokenizer, texts)
-    if share > 0.5:
-        what, expected = f"the tokenizer does not know what {domain} is written in", "at most half"
+    if texts and share > UNKNOWN:
+        what, expected = f"the tokenizer does not know what {domain} is written in", f"at most {UNKNOWN:.0%}"
         raise InputError(base.folder, what, f"{share:.0%} unknown tokens", expected, "take another base", "tokenizer")
 
 
@@ -298,7 +302,8 @@ def check_finite(path: Path) -> None:
     InputError: a weight is NaN or infinite.
     """
     for name, tensor in tensors(path):
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        values = tensor if tensor.itemsize > 1 else tensor.float()  # of 8 bits torch finds no extremes
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(values.aminmax()).isfinite().all():
             raise InputError(f"{path}:{name}", "a weight is NaN or infinite", None, "numbers", reason="weights")
 
 

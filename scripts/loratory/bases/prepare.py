@@ -6,7 +6,7 @@ from shutil import copy2
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from loratory.bases.checks import HEADS, INDEX, check_links, check_model_folder, weight_paths
+from loratory.bases.checks import HEADS, INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
 from loratory.bases.core import MANIFEST, open_model, open_tokenizer, weights_digest
 from loratory.bases.hub import download
 from loratory.bases.options import WhisperOptions
@@ -38,10 +38,11 @@ def prepare_hub(repository: str, name: str, entry, out) -> None:
 def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
     """Checks and copies the files of one model; weights that are not the model's stay behind."""
     check_model_folder(source, entry.family)
+    said = declared(source)
     kept = {path for pattern in KEPT for path in source.glob(pattern) if path.name != INDEX}
     kept |= {path for pattern in (*KEPT, "*.safetensors") for path in (source / "audio").glob(pattern)}
     weights = weight_paths(source)
-    kept |= {*weights, source / INDEX} if len(weights) > 1 else {*weights}
+    kept |= {*weights} if weights[0].name == WEIGHTS else {*weights, source / INDEX}
     with whole(out) as aside:
         for path in sorted(kept):
             target = aside / path.relative_to(source)
@@ -49,13 +50,14 @@ def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
             copy2(path, target)
         if entry.family == "encoder":
             add_head(aside)
-        write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **declared(source))
+        write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **said)
 
 
 def declared(source: Path) -> dict:
     """What the folder says of its weights: random ones stay marked as random, so that nothing reports them."""
     manifest = source / MANIFEST
-    return {"weights": read_json(manifest)["weights"]} if manifest.is_file() else {}
+    said = read_object(manifest).get("weights") if manifest.is_file() else None
+    return {"weights": said} if said else {}
 
 
 def add_head(folder) -> None:
