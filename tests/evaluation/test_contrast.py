@@ -32,7 +32,8 @@ def study(tmp_path):
     records = [{"id": f"r{i:02}", "group": f"g{i // 2}", "split": "test"} for i in range(N)]
     own = np.random.default_rng(0).normal(3, 1, N)
 
-    def contrasted(worse: dict, against="lora"):
+    def contrasted(worse: dict, against="lora", controls: dict | None = None):
+        """`controls`: {baseline: (what it adds on valid, on test)}."""
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
         files = []
         for seed in range(len(next(iter(worse.values())))):
@@ -44,7 +45,18 @@ def study(tmp_path):
             ]
             files.append((seed, tmp_path / f"seed{seed}.parquet"))
             write_rows(files[-1][1], rows)
-        contrast("toy", "mini", files, None, tmp_path, None, against, 200, 0, tmp_path / "out.json")
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / "valid.parquet")
+        rows = [
+            {"split": split, "system": name, "kind": "baseline", "reference": "", "seconds": 0.0, "tokens": 1}
+            | {"id": record["id"], "group": record["group"], "nll": own[i] + added}
+            for name, both in (controls or {}).items()
+            for split, added in zip(("valid", "test"), both)
+            for i, record in enumerate(records)
+        ]
+        baselines = tmp_path / "baselines.parquet" if controls else None
+        if controls:
+            write_rows(baselines, rows)
+        contrast("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, tmp_path / "out.json")
         return {row["adapter"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
 
     return contrasted
@@ -65,6 +77,23 @@ def test_what_only_one_seed_shows_is_not_certain(study):
     assert rows["other"]["difference"] == pytest.approx(0.2)
     assert rows["other"]["difference_low"] < 0 < rows["other"]["difference_high"]
     assert rows["other"]["per_seed"][0] < rows["other"]["per_seed"][2]
+
+
+def test_every_method_is_paired_with_the_best_control_which_validation_chose(study):
+    worse = {"base": [1, 1], "lora@toy": [0.5, 0.5], "other@toy": [0.25, 0.25]}
+    rows = study(worse, controls={"chosen": (0.1, 0.3), "lucky": (0.2, 0.0)})
+    assert set(rows) == {"base", "lora", "other", "chosen"}
+    for part in ("vs_control", "vs_control_low", "vs_control_high"):
+        assert rows["other"][part] == pytest.approx(0.05)
+        assert rows["lora"][part] == pytest.approx(-0.2)
+        assert rows["chosen"][part] is None
+    assert rows["chosen"]["difference_low"] == pytest.approx(0.2) and rows["chosen"]["per_seed"] == []
+    assert {row["vs_control"] for row in study(worse).values()} == {None}
+
+
+def test_a_control_that_beats_one_seed_and_loses_to_another_is_not_told_apart(study):
+    rows = study({"base": [1, 1, 1], "lora@toy": [-0.5, 0.2, 0.2]}, controls={"one": (0, 0)})
+    assert rows["lora"]["vs_control_low"] < 0 < rows["lora"]["vs_control_high"]
 
 
 def test_seeds_are_paired(study):

@@ -37,7 +37,8 @@ def recovered(tmp_path):
     """Makes the report of a study in which each system is better than the base by what `gains` says, the same for all
     records but for `noise`, which all systems share."""
 
-    def report(gains: dict, noise=1.0, mixtures=("mix", "plain"), against="plain", systems=SYSTEMS):
+    def report(gains: dict, noise=1.0, mixtures=("mix", "plain"), against="plain", systems=SYSTEMS, controls=None):
+        """`controls`: {domain: {baseline: its gain over the base}}."""
         asked = {}
         for domain, direction in METRICS.items():
             folder = tmp_path / domain
@@ -59,7 +60,17 @@ def recovered(tmp_path):
                 ]
                 files[seed] = folder / f"seed{seed}.parquet"
                 write_rows(files[seed], rows)
-            asked[domain] = Asked(files, folder, None)
+            sign = 1 if direction == "up" else -1
+            rows = [
+                {"split": split, "system": name, "kind": "baseline", "reference": "", "seconds": 0.0, "tokens": 1}
+                | records[i]
+                | {"nll": own[i] + sign * gain}
+                for split in ("test", "valid")
+                for name, gain in (controls or {}).get(domain, {}).items()
+                for i in range(N)
+            ]
+            write_rows(folder / "baselines.parquet", rows)
+            asked[domain] = Asked(files, folder, None, folder / "baselines.parquet")
         recover("mini", asked, EXPERTS, mixtures, against, 200, 0, tmp_path / "out.json")
         return json.loads((tmp_path / "out.json").read_text())
 
@@ -86,6 +97,18 @@ def test_recovery_is_the_share_of_the_own_experts_gain_whichever_way_the_metric_
         assert rows[domain, f"lora@{domain}"]["recovery"] == pytest.approx(1)
         assert rows[domain, "mix"]["difference"] == pytest.approx(1)
         assert rows[domain, "plain"]["difference"] is None
+
+
+def test_the_best_control_of_each_domain_recovers_its_share_and_joins_no_mean(recovered):
+    controls = {"rise": {"good": 1.0, "poor": 0.1}, "fall": {"good": 3.0}}
+    report = recovered({"mix": 1.5}, controls=controls)
+    assert report["controls"] == {domain: {"system": "good", "split": "valid"} for domain in METRICS}
+    rows = rows_of(report)
+    assert (rows["rise", "good"]["recovery"], rows["fall", "good"]["recovery"]) == pytest.approx((0.5, 1.5))
+    assert rows["rise", "mix"]["vs_control_low"] == pytest.approx(0.5)
+    assert rows["fall", "mix"]["vs_control_high"] == pytest.approx(-1.5)
+    assert rows["rise", "good"]["vs_control"] is None and ("rise", "poor") not in rows
+    assert "good" not in {row["system"] for row in report["means"]}, "of two domains, it is not one system"
 
 
 def test_what_all_systems_share_does_not_blur_the_ratio(recovered):

@@ -38,8 +38,13 @@ def columns(rows, records, task):
     }
 
 
+def mean(values) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
 METRICS = (
     Metric("AUC", "0–1", "up", "choice", lambda c: auc(c["label"], c["p"]), primary=True, note="ties count half"),
+    Metric("of liked", "0–1", "up", "choice", lambda c: mean(c["p"]), where=lambda c: c["label"] == 1),
     Metric("NLL", "nats/token", "down", "nll", lambda c: float(c["nll"].sum() / c["tokens"].sum())),
     Metric("novelty", "0–1", "up", "sample", lambda c: float(c["new"].mean())),
     Metric("pLDDT", "0–100", "up", "structure", lambda c: float(np.nanmean(c["plddt"]))),
@@ -181,6 +186,71 @@ def test_baselines_join_with_one_value_and_only_the_outputs_they_fill(run, tmp_p
     assert found["kind"] == "baseline" and found["per_seed"] == [] and found["gain"] < 0
     assert pick(report, "length_only", "NLL") is None
     assert "baselines" in report["inputs"]
+
+
+def controls(tmp_path, splits=("valid", "test"), **qualities):
+    """A file of baselines whose quality on (valid, test) is given."""
+    rows = [
+        r | {"nll": None, "tokens": None}
+        for name, of in qualities.items()
+        for split, quality in zip(("valid", "test"), of)
+        if split in splits
+        for r in answers(name, "baseline", split, quality, seed=7)
+    ]
+    return write(tmp_path / "baselines.parquet", rows)
+
+
+def test_the_best_control_is_chosen_on_valid_whatever_test_says(run, tmp_path):
+    report = run(baselines=controls(tmp_path, steady=(3.0, 1.0), lucky=(0.0, 9.0)))
+    assert report["control"] == {"system": "steady", "split": "valid"}
+    found = pick(report, "lora@toy", "AUC")
+    expected = found["value"] - pick(report, "steady", "AUC")["value"]
+    assert found["vs_control"] == pytest.approx(expected)
+    assert found["vs_control_low"] < expected < found["vs_control_high"]
+    assert pick(report, "steady", "AUC")["vs_control"] is None
+    assert pick(report, "lora@toy", "NLL")["vs_control"] is None, "the control has no likelihoods"
+
+
+def test_a_planted_control_wins_and_a_planted_adapter_wins(run, tmp_path):
+    won = pick(run(baselines=controls(tmp_path, knows=(9.0, 9.0))), "lora@toy", "AUC")
+    assert won["vs_control_high"] < 0 < won["gain_low"]
+    lost = pick(run(baselines=controls(tmp_path, guesses=(0.0, 0.0))), "lora@toy", "AUC")
+    assert lost["vs_control_low"] > 0
+
+
+def test_a_system_that_says_what_the_control_says_differs_by_exactly_nothing(run, tmp_path):
+    rows = [r | {"nll": None, "tokens": None} for r in answers("twin", "baseline", "test", 0.2)]
+    found = pick(run(baselines=write(tmp_path / "b.parquet", rows)), "base", "AUC")
+    assert [found[f"vs_control{part}"] for part in ("", "_low", "_high")] == [0, 0, 0], "paired"
+
+
+def test_without_answers_for_valid_the_control_is_chosen_on_test_and_without_baselines_there_is_none(run, tmp_path):
+    report = run(baselines=controls(tmp_path, ("test",), steady=(0, 1.0), lucky=(0, 9.0)))
+    assert report["control"] == {"system": "lucky", "split": "test"}
+    report = run()
+    assert report["control"] is None and {row["vs_control"] for row in report["rows"]} == {None}
+
+
+def test_a_metric_of_some_records_counts_them_and_sees_no_others(run, predictions):
+    found = pick(run(), "lora@toy", "of liked")
+    assert (found["n"], found["n_groups"]) == (N // 2, GROUPS // 2)
+    rows = [row for _, path in predictions for row in pq.read_table(path).to_pylist()]
+    liked = [r["p"] for r in rows if (r["system"], r["split"], r["reference"]) == ("lora@toy", "test", "1")]
+    assert found["value"] == pytest.approx(np.mean(liked))
+    assert found["low"] < found["value"] < found["high"]
+
+
+@pytest.mark.parametrize(
+    ("floor", "status"),
+    [((21, 1), "n < 21: too few records"), ((1, 11), "groups < 11: too few groups of records"), ((20, 10), "ok")],
+)
+def test_below_the_floor_nothing_is_computed(run, floor, status):
+    report = run(floor=floor)
+    found = pick(report, "lora@toy", "of liked")
+    assert found["status"] == status and (found["n"], found["n_groups"]) == (20, 10)
+    numbers = [found[name] for name in ("value", "low", "high", "gain", "gain_low", "gain_high")]
+    assert (None in numbers) == (status != "ok") and len({value is None for value in numbers}) == 1
+    assert pick(report, "lora@toy", "AUC")["status"] == "ok"
 
 
 def test_a_baseline_named_like_a_trained_system_is_refused(run, tmp_path):

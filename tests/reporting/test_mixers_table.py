@@ -122,7 +122,7 @@ def test_the_best_control_of_each_domain_stands_in_one_line_and_what_beats_it_is
     assert starred == {"best single (lora@speech)", "oracle †"}, "by an interval above 0"
     foot = (made / "mixers.md").read_text()
     assert "protein: trigram; speech: none." in foot
-    assert "protein: lora@speech, the best adapter or mixture here, is better than trigram by 0.050" in foot
+    assert "protein: lora@speech is better than trigram by 0.050" in foot
 
 
 def test_costs_are_rates_over_all_domains_and_seeds(made):

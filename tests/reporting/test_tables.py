@@ -302,8 +302,8 @@ def test_a_control_that_wins_stands_under_the_base_and_the_foot_says_where_it_wi
     for line in (
         "chosen on valid: speech: length_only; protein: pooled.",
         "chosen on test, which favours it: protein.",
-        "speech: length_only wins: lora@speech, the best adapter or mixture here, differs by −0.100 [−0.120, −0.080]",
-        "protein: lora@protein, the best adapter or mixture here, is better than pooled by 0.200 [0.180, 0.220].",
+        "speech: length_only wins: lora@speech is worse by 0.100 [0.080, 0.120]",
+        "protein: lora@protein is better than pooled by 0.200 [0.180, 0.220].",
     ):
         assert line in text
 
@@ -311,7 +311,7 @@ def test_a_control_that_wins_stands_under_the_base_and_the_foot_says_where_it_wi
 def test_a_control_that_is_neither_beaten_nor_wins_is_said_so_and_a_domain_without_one_is_named(tmp_path):
     equal = against("speech", "length_only", {"lora@speech": 0.01, "mix": -0.01})
     found, text = summed_against(tmp_path, equal, {"rows": rows_of("protein")})
-    assert "speech: length_only is not beaten: lora@speech, the best adapter or mixture here, differs by 0.010" in text
+    assert "speech: length_only is not beaten: lora@speech is better by 0.010" in text
     assert "speech: length_only; protein: none." in text
     assert found[CONTROL]["protein: AUC (0–1) ↑"] == "–"
 
@@ -321,7 +321,7 @@ def test_a_domains_table_marks_what_beats_its_best_control(tmp_path):
     table([write_report(tmp_path / "m.json", "speech", **report)], tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     assert lines(text)["lora@speech"]["AUC (0–1) ↑"].endswith(r"▲\*")
-    assert "speech: lora@speech, the best adapter or mixture here, is better than length_only by 0.300" in text
+    assert "speech: lora@speech is better than length_only by 0.300" in text
     assert "Best control" not in (tmp_path / "t.tex").read_text().split(r"\end{tabular}")[0]
 
 

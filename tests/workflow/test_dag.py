@@ -53,7 +53,7 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
-EMPTY = '{"domain": "", "base": "", "rows": []}'  # what the end of a run can print
+EMPTY = '{"domain": "", "base": "", "control": null, "rows": []}'  # what the end of a run can print
 TRAINING = {"prepare_base", "train_sweep", "train_mixture"}
 
 

@@ -21,7 +21,8 @@
     examples(records, task, family) -> list of `contract.Example`, one or more for a record, in the records' order
     samples(n, task, family) -> n Examples with an empty target, to be continued; only with the output "sample"
     chain(text) -> residues of a sample, or None; only if FOLDED
-    baselines(train, test, task) -> {system: prediction rows}; optional, controls that need no language model
+    baselines(train, held_out, task) -> {system: prediction rows of `held_out`}; optional, controls that need no
+                 language model: they learn from train, and of a held-out record they see what a model may see
     sample_baselines(test, n, task) -> {system: rows of samples, with the ids of `samples`}; optional, likewise
 `metrics.py`
     METRICS      tuple of `contract.Metric`

@@ -28,6 +28,7 @@ MARKS = (
 BEATS = "*"
 CONTROL = "best control without a language model"
 BETTER = f"{BEATS} better than that control: the 95 % interval of the paired difference is above 0."
+STRONGEST = "Held against it in each domain: the adapter or mixture of this table that is best on test."
 FORGETTING = "the same on test records of the general population: what adaptation cost there"
 RECOVERY = (
     "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; "
@@ -96,7 +97,7 @@ def domain_layout(
     notes = [] if compact else [*sizes(shown), seeded(report), *explained(metrics.values(), shown), *foot]
     scored = {"data": report} | ({GENERAL: general} if general else {})
     learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
-    notes += [] if compact else control_notes({domain: report["control"]}, {domain: learnt})
+    notes += control_notes({domain: report["control"]}, {domain: learnt})
     records = [{"corpus": c, "domain": domain, "base": base, **row} for c, of in scored.items() for row in of["rows"]]
     header = ["system", *map(heading, metrics.values())]
     notes.append(MARKS if (BASE, BASE) in systems else "The base alone was not scored, so gains are undefined.")
@@ -244,7 +245,7 @@ def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, S
     if not known:
         return []
     named = "; ".join(f"{domain}: {known.get(domain, 'none')}" for domain in controls)
-    lines = [f"Best control without a language model, chosen on valid: {named}. {BETTER}"]
+    lines = [f"Best control without a language model, chosen on valid: {named}. {BETTER}", STRONGEST]
     tested = [domain for domain in known if controls[domain]["split"] == "test"]
     lines += [f"Without answers for valid, chosen on test, which favours it: {', '.join(tested)}."] if tested else []
     return [*lines, *(verdict(domain, system, learnt[domain]) for domain, system in known.items())]
@@ -257,12 +258,13 @@ def verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
         return f"{domain}: no adapter or mixture can be compared with {control}."
     best = max(compared, key=lambda row: row["vs_control"])
     gain, low, high = (best[f"vs_control{part}"] for part in ("", "_low", "_high"))
-    by = "by {} [{}, {}]".format(*(number(part, best["unit"]) for part in (gain, low, high)))
-    name = f"{best['system']}, the best adapter or mixture here,"
+    parts = (-gain, -high, -low) if high < 0 else (gain, low, high)
+    by = "by {} [{}, {}]".format(*(number(part, best["unit"]) for part in parts))
     if low > 0:
-        return f"{domain}: {name} is better than {control} {by}."
-    says = "wins" if high < 0 else "is not beaten"
-    return f"{domain}: {control} {says}: {name} differs {by} (above 0: better)."
+        return f"{domain}: {best['system']} is better than {control} {by}."
+    if high < 0:
+        return f"{domain}: {control} wins: {best['system']} is worse {by}."
+    return f"{domain}: {control} is not beaten: {best['system']} is better {by}."
 
 
 def sizes(rows: Iterable[Mapping]) -> list[str]:
