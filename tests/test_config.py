@@ -6,8 +6,10 @@ import sys
 from copy import deepcopy
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snakemake.utils import update_config
 from studies import ABSENT, ROOT, changed, pretrained, shipped
 
 from loratory import config as loratory_config
@@ -18,6 +20,7 @@ from loratory.errors import InputError
 FILE = "study.yaml"
 DEMO = pretrained()
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+BUDGETS = sorted((ROOT / "config" / "budgets").glob("*.yaml"))  # for what they are added to
 
 
 def complaint(changes: dict) -> str:
@@ -219,6 +222,13 @@ def test_a_comparison_names_a_base_and_an_adapter_of_all_its_domains(changes, to
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path):
     loratory_config.load_config(path)
+
+
+@pytest.mark.parametrize("path", BUDGETS, ids=lambda path: path.name)
+def test_a_budget_fits_the_study_on_real_data(path):
+    config = shipped("real")
+    update_config(config, yaml.safe_load(path.read_text()))
+    loratory_config.read_config(config, str(path))
 
 
 def test_the_root_of_the_data_is_filled_in_everywhere():
