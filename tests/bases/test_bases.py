@@ -14,8 +14,8 @@ from transformers import WhisperConfig
 
 from loratory.adapters.core import attach, head_parameters
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.checks import check_readable
 from loratory.bases.causal import Causal
+from loratory.bases.checks import check_readable
 from loratory.bases.core import IGNORED, load_base
 from loratory.bases.decoding import Sampling
 from loratory.bases.folding import check_folder
