@@ -119,7 +119,7 @@ class Whisper(Base):
                 use_cache=True,
             )
             if self.suppressed:
-                output.logits = output.logits[:, -1:] + (first if inputs is begin else later)
+                output.logits = output.logits[:, -1:] + (first if inputs is begin else later)  # `begin` comes once
             return output
 
         return decode(forward, begin, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
