@@ -1,10 +1,10 @@
 """Whisper that reads 30 s whatever the clip, against Whisper that reads as much as a batch's longest clip.
 
-    python benchmarks/whisper_window.py BASE FOLDER… [--audio-root ROOT] [--clips 40] [--max-age 15]
+    python benchmarks/whisper_window.py BASE FOLDER… [--audio-root ROOT] [--clips 40] [--max-age 15] [--silence 8]
 
-Zero-shot transcripts (`window: full` and `window: clip`) of the same real clips in one process: BASE is a Whisper
-folder or OpenAI's `.pt`, FOLDERs are Kaldi's. Word error rate as in the tables, and seconds from features to text
-with batches of as many positions; clips are read and their features computed before.
+Zero-shot transcripts of the same real clips in one process (`window: full`, `window: clip`, and `clip` with silence):
+BASE is a Whisper folder or OpenAI's `.pt`, FOLDERs are Kaldi's. Word error rate as in the tables, and seconds from
+features to text in batches of as many positions; clips are read and their features computed before.
 """
 
 import argparse
@@ -38,6 +38,7 @@ def arguments():
     parser.add_argument("--audio-root", default="")
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--max-age", type=int)
+    parser.add_argument("--silence", type=float, default=8, help="seconds after the clip")
     parser.add_argument("--batch-tokens", type=int, default=8192)
     return parser.parse_args()
 
@@ -56,10 +57,10 @@ def transcripts(base, items, batch_tokens: int) -> list[str]:
     return texts
 
 
-def measure(window: str, options, records) -> tuple[float, float, float]:
+def measure(asked: dict, options, records) -> tuple[float, float, float]:
     """Word error rate, seconds, and seconds of CPU."""
     with TemporaryDirectory() as scratch:
-        entry = BaseEntry(family="whisper", path=options.base, whisper={"window": window})
+        entry = BaseEntry(family="whisper", path=options.base, whisper=asked)
         prepare_base("whisper", entry, {}, {}, None, "cpu", Path(scratch, "checkpoints"), Path(scratch, "base"))
         base = load_base(Path(scratch, "base"))
         items = [base.encode(example) for example in examples(records, Task(), "whisper")]
@@ -81,10 +82,14 @@ def main():
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| window | WER | seconds | CPU seconds | full over it |\n|---|---|---|---|---|")
     full = None
-    for window in ("full", "clip"):
-        wer, seconds, cpu = measure(window, options, records)
+    silent = {"window": "clip", "silence": options.silence}
+    for asked in ({"window": "full"}, {"window": "clip"}, silent):
+        wer, seconds, cpu = measure(asked, options, records)
         full = full or cpu
-        print(f"| {window} | {wer:.1%} | {seconds:.1f} | {cpu:.1f} | {full / cpu:.1f} |", flush=True)
+        print(
+            f"| {', '.join(map(str, asked.values()))} | {wer:.1%} | {seconds:.1f} | {cpu:.1f} | {full / cpu:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

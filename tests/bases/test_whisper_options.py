@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from models import entry, opinionated, trained_adapter, whisper_base
+from pydantic import ValidationError
 from transformers import GenerationConfig
 
 from loratory.adapters import core
@@ -16,6 +17,7 @@ from loratory.bases.options import WhisperOptions
 from loratory.bases.prepare import prepare_folder
 from loratory.bases.whisper import PROMPT, prompt_tokens
 from loratory.config import RESOURCES
+from loratory.data.files import write_json
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
@@ -77,6 +79,13 @@ def test_the_shipped_base_keeps_its_prompt_and_knows_no_other_language(tmp_path)
         prepared(source, tmp_path / "quiet", suppress=True)
 
 
+def test_what_a_published_folder_says_of_its_languages_is_read(tmp_path):
+    whisper_base(tmp_path / "source")
+    write_json(tmp_path / "source" / "generation_config.json", {"is_multilingual": False})
+    found = prepared(tmp_path / "source", tmp_path / "b")
+    assert found.tokenizer.convert_ids_to_tokens(found.prompt()) == ENGLISH
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """A base with a window of 2 s, opened with both windows, and clips of 0.5, 0.9 and 2 s as examples."""
@@ -98,6 +107,16 @@ def test_a_clip_costs_its_own_positions_and_a_batch_is_as_long_as_its_longest(cl
     assert clips.full.collate([clips.full.encode(clips.examples[0])])["features"].shape == (1, 80, 200)
     for name, parameter in clips.full.model.named_parameters():
         assert torch.equal(parameter, clips.clip.model.get_parameter(name)), name
+
+
+def test_silence_after_a_clip_is_read_as_far_as_the_window_goes(clips, tmp_path):
+    base = prepared(clips.full.folder, tmp_path / "b", window="clip", silence=1.2)
+    items = [base.encode(example) for example in clips.examples]
+    assert [item.length - len(item.labels) for item in items] == [85, 100, 100]
+    full = clips.full.features([clips.full.encode(clips.examples[0])])
+    assert torch.equal(base.features(items[:1]), full[..., :170])
+    with pytest.raises(ValidationError, match="`silence` needs `window: clip`"):
+        WhisperOptions(silence=1)
 
 
 def test_a_clip_as_long_as_the_window_gives_the_same_loss_gradients_and_text(clips):

@@ -3,7 +3,7 @@ heavy."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loratory.domains.contract import Options
 
@@ -17,3 +17,10 @@ class WhisperOptions(Options):
     window: Literal["full", "clip"] = Field(
         "full", description="what the encoder reads: 30 s whatever the clip, or as much as the batch's longest clip"
     )
+    silence: float = Field(0, ge=0, le=30, description="seconds of silence that a `clip` window has after the clip")
+
+    @model_validator(mode="after")
+    def silence_has_a_place(self):
+        if self.silence and self.window == "full":
+            raise ValueError("`silence` needs `window: clip`: a full window ends in silence anyway")
+        return self

@@ -14,7 +14,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad, too_long
 from loratory.bases.decoding import decode, new_cache
 from loratory.bases.options import WhisperOptions
-from loratory.data.audio import SAMPLES_PER_POSITION, log_mel, read_audio
+from loratory.data.audio import RATE, SAMPLES_PER_POSITION, log_mel, read_audio
 from loratory.errors import InputError
 from loratory.registry import unknown
 
@@ -59,8 +59,13 @@ class Whisper(Base):
         if len(prompt) + len(target) > self.model.config.max_target_positions:
             raise too_long(self.folder, example.id, len(prompt) + len(target), self.model.config.max_target_positions)
         labels = [IGNORED] * len(prompt) + target
-        heard = self.frames // 2 if self.options.window == "full" else ceil(samples / SAMPLES_PER_POSITION)
-        return Encoded(prompt + target, labels, heard + len(labels), example.audio)
+        return Encoded(prompt + target, labels, self.positions(samples) + len(labels), example.audio)
+
+    def positions(self, samples: int) -> int:
+        """What the encoder reads of a clip of so many samples."""
+        if self.options.window == "full":
+            return self.frames // 2
+        return min(self.frames // 2, ceil((samples + self.options.silence * RATE) / SAMPLES_PER_POSITION))
 
     def features(self, items) -> torch.Tensor:
         """Log-mel features `[batch, n_mels, frames]`, as long as the longest item's; each clip is computed alone."""
@@ -114,7 +119,7 @@ class Whisper(Base):
                 use_cache=True,
             )
             if self.suppressed:
-                output.logits = output.logits[:, -1:] + (first if inputs is begin else later)
+                output.logits = output.logits[:, -1:] + (first if inputs is begin else later)  # `begin` comes once
             return output
 
         return decode(forward, begin, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
