@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from studies import changed, shipped, succeeded
 
+from loratory.reporting.tables import CONTROL
+
 pytestmark = pytest.mark.whole
 
 METHODS = {
@@ -48,13 +50,14 @@ def table(results: Path, name: str) -> list[dict]:
 
 
 def test_every_method_is_compared_on_every_domain(results):
-    systems = ["base", *METHODS]
+    contrasts = {domain: json.loads((results / f"contrasts/{domain}/mini_lm.json").read_text()) for domain in DOMAINS}
+    controls = {domain: report["control"]["system"] for domain, report in contrasts.items()}
     assert sorted((row["domain"], row["adapter"]) for row in table(results, "methods")) == sorted(
-        (domain, name) for domain in DOMAINS for name in systems
+        (domain, name) for domain in DOMAINS for name in ["base", controls[domain], *METHODS]
     )
     lines = (results / "tables/mini_lm.methods.md").read_text().splitlines()
     head, _, *named = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
-    assert [head, *named] == ["method", *systems]
+    assert [head, *named] == ["method", "base", CONTROL, *METHODS]
 
 
 def test_each_is_paired_with_lora_and_lora_with_nothing(results):

@@ -11,6 +11,7 @@ from studies import ABSENT, changed, shipped, snakemake, succeeded
 from loratory.config import MIXED, read_config
 from loratory.errors import InputError
 from loratory.registry import load, names
+from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("lncrna", "recsys")
 SEEDS = [0, 1]
@@ -116,13 +117,15 @@ def rows(results) -> dict:
 @pytest.mark.whole
 def test_every_mixer_and_its_controls_are_compared_on_every_domain(results, rows):
     systems = {"base", *MIXERS, "xlora:shuffled"}
-    best = {system for _, system in rows} - systems
+    report = json.loads((results / "contrasts/mini_lm.mixers.json").read_text())
+    controls = {(domain, control["system"]) for domain, control in report["controls"].items()}
+    best = {system for _, system in {*rows} - controls} - systems
     assert best <= {"lora@lncrna", "lora@recsys"} and len(best) <= 1
-    assert set(rows) == {(domain, name) for domain in DOMAINS for name in systems | best}
+    assert set(rows) == {(domain, name) for domain in DOMAINS for name in systems | best} | controls
     lines = (results / "tables/mini_lm.mixers.md").read_text().splitlines()
     named = [line.split("|")[1].strip() for line in lines if line.startswith("| ") and "---" not in line]
     shown = [name for name in named if not name.startswith("best single")]
-    assert shown == ["system", "base", "uniform", "xlora", "xlora:shuffled", "one"]
+    assert shown == ["system", "base", CONTROL, "uniform", "xlora", "xlora:shuffled", "one"]
 
 
 @pytest.mark.whole

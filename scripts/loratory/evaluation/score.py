@@ -73,11 +73,11 @@ def score(
     resample = partial(distributions, times=resamples, seed=seed)
     splits = gather(sources, data, folded or {})
     control = choose_control(metrics, splits, data, task)
-    told = {"task": task, "folded": folded is not None, "seeds": list(files), "floor": floor, "resample": resample}
+    common = {"task": task, "folded": folded is not None, "seeds": list(files), "floor": floor, "resample": resample}
     rows = []
     for split, systems in sorted(splits.items()):
         records = read_split(data, RECORDS[split])
-        rows += score_split(metrics, split, systems, records, control=control and control["system"], **told)
+        rows += score_split(metrics, split, systems, records, control=control and control["system"], **common)
     inputs = {f"seed{run}": path for run, path in files.items()} | {
         name: path for name, path in [("baselines", baselines), ("structures", structures)] if path
     }
@@ -169,10 +169,12 @@ def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task
     """
     metric = primary_metric(metrics)
     for split in ("valid", "test"):
+        baselines = {name: runs for name, runs in sorted(splits.get(split, {}).items()) if None in runs}
+        records = read_split(data, split) if baselines else []
         values = {
-            name: metric.measure(metrics.columns(runs[None], read_split(data, split), task))
-            for name, runs in sorted(splits.get(split, {}).items())
-            if None in runs and offers(metric, split, runs)
+            name: metric.measure(metrics.columns(runs[None], records, task))
+            for name, runs in baselines.items()
+            if offers(metric, split, runs)
         }
         defined = {name: value * metric.sign for name, value in values.items() if isfinite(value)}
         if defined:

@@ -258,13 +258,11 @@ def verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
         return f"{domain}: no adapter or mixture can be compared with {control}."
     best = max(compared, key=lambda row: row["vs_control"])
     gain, low, high = (best[f"vs_control{part}"] for part in ("", "_low", "_high"))
-    parts = (-gain, -high, -low) if high < 0 else (gain, low, high)
+    says, parts = ("worse", (-gain, -high, -low)) if gain < 0 else ("better", (gain, low, high))
     by = "by {} [{}, {}]".format(*(number(part, best["unit"]) for part in parts))
     if low > 0:
         return f"{domain}: {best['system']} is better than {control} {by}."
-    if high < 0:
-        return f"{domain}: {control} wins: {best['system']} is worse {by}."
-    return f"{domain}: {control} is not beaten: {best['system']} is better {by}."
+    return f"{domain}: {control} {'wins' if high < 0 else 'is not beaten'}: {best['system']} is {says} {by}."
 
 
 def sizes(rows: Iterable[Mapping]) -> list[str]:

@@ -60,7 +60,8 @@ def nll_per_residue(columns) -> float:
     return float(columns["nll"][scored].sum() / residues) if residues else float("nan")
 
 
-def has(column: str):
+def is_known(column: str):
+    """columns -> (n,) bool, the rows that have a value."""
     return lambda columns: ~np.isnan(columns[column])
 
 
@@ -108,7 +109,7 @@ METRICS = (
         "structure",
         mean_of("plddt"),
         note="mean of Cα pLDDT, averaged over the samples that were folded (`evaluation.folded`)",
-        where=has("plddt"),
+        where=is_known("plddt"),
     ),
     Metric(
         "tm_score",
@@ -117,6 +118,6 @@ METRICS = (
         "structure",
         mean_of("tm"),
         note="to the nearest test chain of `domains.structure`, normalised by the length of that chain",
-        where=has("tm"),
+        where=is_known("tm"),
     ),
 )
