@@ -45,6 +45,14 @@ def test_numbers_are_counted_from_headers_alone(tmp_path):
     assert forecast.count_numbers(tmp_path / "model.safetensors") == 12 + 5 + 1
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x04\0\0\0\0\0\0\0null"]
+)
+def test_what_is_no_weights_file_stops_nothing_before_it_is_opened(content, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert forecast.count_numbers(tmp_path / "model.safetensors") == 0
+
+
 def test_a_base_that_is_not_here_yet_counts_with_the_size_that_the_config_gives():
     real = shipped("real")
     line = forecast.forecast(read_config(real, "study"), 2)

@@ -7,6 +7,7 @@ already is counted too, and downloads are not.
 import json
 import re
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from time import perf_counter
 
@@ -81,9 +82,14 @@ def stored_numbers(study: BaseModel, base: str) -> int:
 
 
 def count_numbers(path: Path) -> int:
+    """By the file's header; 0 where it has none, which is told when the base is opened."""
     with open(path, "rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(int(np.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(min(length, path.stat().st_size)))
+            return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, AttributeError, LookupError, TypeError):
+            return 0
 
 
 def has_half_precision() -> bool:
