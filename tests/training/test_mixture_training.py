@@ -300,6 +300,16 @@ def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monke
     assert not list((study.folder / "checkpoints").iterdir())
 
 
+def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monkeypatch):
+    fit, places = training.fit, []
+    monkeypatch.setattr(training, "fit", lambda *given: (places.append(given[5]), fit(*given))[1])
+    study.train("codons")
+    study.train("again")
+    monkeypatch.setitem(TASKS, "lncrna", TASKS["lncrna"].model_copy(update={"layout": "letters"}))
+    study.train("letters")
+    assert places[0] == places[1] != places[2]
+
+
 def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):
     fit = training.fit
 
