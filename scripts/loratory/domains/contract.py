@@ -151,11 +151,11 @@ class Metric:
         """By which a difference is multiplied to be above 0 where it is for the better."""
         return 1 if self.direction == "up" else -1
 
-    def counted(self, columns: Mapping) -> Sequence[bool] | slice:
+    def selection(self, columns: Mapping) -> Sequence[bool] | slice:
         """What selects the rows that count."""
         return self.where(columns) if self.where else slice(None)
 
     def measure(self, columns: Mapping) -> float:
         """Its value on the rows that count."""
-        counted = self.counted(columns)
-        return float(self.value({name: column[counted] for name, column in columns.items()}))
+        rows = self.selection(columns)
+        return float(self.value({name: column[rows] for name, column in columns.items()}))

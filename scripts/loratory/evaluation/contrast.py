@@ -104,7 +104,7 @@ def paired(
     groups = np.array([row["group"] for row in next(iter(next(iter(systems.values())).values()))])
     spreads = distributions(statistics, groups, resamples, seed)
     over = {name: over_seeds(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in systems.items()}
-    n, n_groups = size(groups[metric.counted(next(iter(columns.values())))])
+    n, n_groups = size(groups[metric.selection(next(iter(columns.values())))])
     return Paired(metric, values, over, {"split": split, "n": n, "n_groups": n_groups}, list(files), control)
 
 

@@ -208,7 +208,7 @@ def score_split(
         columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
         for metric in asked:
             key = system, metric.name
-            sizes[key] = min(size(groups[metric.counted(each)]) for each in columns.values())
+            sizes[key] = min(size(groups[metric.selection(each)]) for each in columns.values())
             missing[key] = floor.shortage(*sizes[key])
             if not missing[key]:
                 values[key] = {run: metric.measure(each) for run, each in columns.items()}
