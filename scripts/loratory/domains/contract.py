@@ -123,6 +123,11 @@ class Example:
 ROW = ("id", "group", "reference", "nll", "tokens", "p", "text")
 
 
+def prediction_row(record: Mapping, reference: str, **filled) -> dict:
+    """What a control without a language model says of a record; columns that are not `filled` are None."""
+    return dict.fromkeys(ROW) | {"id": record["id"], "group": record["group"], "reference": reference} | filled
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number computed from prediction columns (numpy arrays of equal length).
