@@ -309,6 +309,16 @@ def test_a_wrong_config_stops_snakemake_with_one_line(tmp_path):
     assert "Traceback" not in done.stdout
 
 
+def test_a_cluster_to_which_no_cores_are_given_starts_without_a_forecast(tmp_path):
+    """There is no cluster here: the job that is to be handed over is as far as this comes."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    cluster = ["--workflow-profile", "none", "--executor", "slurm", "--jobs", "1"]
+    cluster += ["--slurm-init-seconds-before-status-checks", "1"]
+    done = snakemake(tmp_path, shipped("config"), *cluster, "results/bases/mini_lm/base.json")
+    assert "Execute 1 jobs" in done.stdout, done.stdout
+    assert "This study takes" not in done.stdout
+
+
 CHECKS = {
     "snakemake --lint": ["snakemake", "--lint"],
     "snakefmt": ["snakefmt", "--check", "Snakefile", "workflow"],
