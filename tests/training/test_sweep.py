@@ -79,6 +79,27 @@ def test_the_checkpoints_of_a_base_that_is_held_or_asked_otherwise_are_others(sw
     assert not {*before} & {*after} and after == again
 
 
+def test_what_fails_behind_the_last_step_costs_no_step(tmp_path, monkeypatch):
+    entry = adapter({"method": "lora", "training": TRAINING})
+    assert entry.training.save_every > entry.training.steps
+
+    def trial():
+        toy = FAMILIES["llama"]()
+        sets = {"train": toy.items, "valid": toy.items}
+        return sweep.train_one(toy, sets, entry, 0, 0.01, sweep.Job("cpu", tmp_path, "toy"))
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(sweep.core, "export", fail)
+        trial()
+    monkeypatch.setitem(sweep.fit.__globals__, "update", fail)
+    again = trial()
+    assert [point["step"] for point in again["curve"]] == [0, 1] and again["valid_loss"] > 0
+    assert all(delta.B.any() for delta in again["adapter"].deltas.values())
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_dense_change_is_cut_to_its_export_rank_and_what_is_lost_is_told(family, rank, tmp_path):
