@@ -5,8 +5,7 @@ import re
 import struct
 
 import pytest
-import yaml
-from studies import ROOT, changed, shipped
+from studies import changed, shipped
 
 from loratory import forecast
 from loratory.config import read_config
@@ -46,7 +45,18 @@ def test_numbers_are_counted_from_headers_alone(tmp_path):
     assert forecast.count_numbers(tmp_path / "model.safetensors") == 12 + 5 + 1
 
 
-def test_a_base_on_the_hub_is_said_to_be_left_out():
-    real = yaml.safe_load((ROOT / "config" / "real.yaml").read_text())
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x04\0\0\0\0\0\0\0null"]
+)
+def test_what_is_no_weights_file_stops_nothing_before_it_is_opened(content, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert forecast.count_numbers(tmp_path / "model.safetensors") == 0
+
+
+def test_a_base_that_is_not_here_yet_counts_with_the_size_that_the_config_gives():
+    real = shipped("real")
     line = forecast.forecast(read_config(real, "study"), 2)
-    assert line.endswith("; not counted, as not on this disk yet: whisper_tiny_en, smollm2_135m.")
+    assert "unknown size" not in line
+    del real["bases"]["smollm2_135m"]["parameters"]
+    line = forecast.forecast(read_config(real, "study"), 2)
+    assert line.endswith("; not counted, as of unknown size: smollm2_135m.")

@@ -117,6 +117,9 @@ class BaseEntry(Options):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="in which its frozen weights are held in memory")
     audio: Audio | None = Field(None, description="audio prefix of a causal base")
     whisper: WhisperOptions | None = Field(None, description="how a base of family whisper is asked")
+    parameters: int | None = Field(
+        None, ge=1, description="numbers in its weights, for a forecast before it is on disk"
+    )
     licence: str | None = Field(None, description="licence of the weights")
     note: str = Field("", description="one line for the tables: what this base is and is not")
 
