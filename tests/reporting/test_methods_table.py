@@ -227,6 +227,24 @@ def test_a_base_without_a_score_has_no_pareto_figure(made):
         pareto(made / "methods.tsv", "lora", made / "p.svg")
 
 
+@pytest.mark.parametrize("scarce", [DOMAINS[:1], DOMAINS])
+def test_below_the_floor_cells_foot_and_figure_say_so_and_hold_no_number(files, tmp_path, scarce):
+    for path in files[0]:
+        report = json.loads(path.read_text())
+        if report["domain"] in scarce:
+            numbers = [key for key in report["rows"][0] if key.startswith(("value", "low", "high", "gain", "differ"))]
+            few = dict.fromkeys(numbers) | {"n": 4, "status": "n < 10: too few records"}
+            report["rows"] = [row | few for row in report["rows"]]
+        path.write_text(json.dumps(report))
+    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    assert {(row[1], row[2]) for row in cells(tmp_path / "methods.md")[1:]} == {("n &lt; 10", "–")}
+    assert ("speech" in scarce) == ("n &lt; 10" in {row[3] for row in cells(tmp_path / "methods.md")[1:]})
+    assert "- protein: AUC: n &lt; 10: too few records.\n" in (tmp_path / "methods.md").read_text()
+    pareto(tmp_path / "methods.tsv", "lora", tmp_path / "p.svg")
+    shown = texts(tmp_path / "p.svg")
+    assert {*DOMAINS} <= set(shown) and shown.count("n < 10: too few records") == len(scarce)
+
+
 def test_table_and_figures_need_no_torch():
     code = (
         "import sys, loratory.reporting.methods, loratory.reporting.method_figures; sys.exit('torch' in sys.modules)"

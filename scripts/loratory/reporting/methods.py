@@ -15,11 +15,11 @@ from loratory.reporting.tables import (
     CONTROL,
     FEW_SEEDS,
     cell,
+    column_notes,
     control_notes,
     control_systems,
     heading,
     number,
-    sizes,
 )
 
 COSTS = {  # of `train_info`: means over seeds
@@ -103,7 +103,7 @@ def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str
         for report in reports
         for row in report["rows"]
     ]
-    foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
+    foot = column_notes({report["domain"]: (heads[report["domain"]], report["rows"]) for report in reports})
     foot += [*dict.fromkeys(map(drawn, reports)), marks(against, reports)]
     learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
     foot += [*control_notes(controls, learnt), *budgets(runs), *about]
