@@ -9,7 +9,7 @@ from families import FAMILIES
 from loratory.adapters.deltas import Adapter
 from loratory.config import adapter
 from loratory.errors import InputError
-from loratory.training import sweep
+from loratory.training import job, sweep
 
 TRAINING = {"steps": 2, "batch_tokens": 24}
 RATES = (0.1, 0.2, 0.3)
@@ -77,6 +77,13 @@ def test_the_checkpoints_of_a_base_that_is_held_or_asked_otherwise_are_others(sw
         swept(losses={0.1: 1.0, 0.2: 2.0, 0.3: 3.0})
     before, after, again = swept.places[:5], swept.places[5:10], swept.places[10:]
     assert not {*before} & {*after} and after == again
+
+
+def test_the_checkpoints_of_another_pytorch_are_others(swept, monkeypatch):
+    swept(losses={0.1: 1.0, 0.2: 2.0, 0.3: 3.0})
+    monkeypatch.setattr(job, "version", lambda _: "0.0")
+    swept(losses={})
+    assert not {*swept.places[:5]} & {*swept.places[5:]} and len(swept.places) == 10
 
 
 def test_what_fails_behind_the_last_step_costs_no_step(tmp_path, monkeypatch):

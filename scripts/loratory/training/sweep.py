@@ -45,7 +45,7 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
     def train(seed: int, rate: float) -> dict:
         title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
         entry = adapter.model_dump(mode="json")
-        job = Job(device, checkpoints, title, adapter=entry, rate=rate, seed=seed, version=version("torch"), **facts)
+        job = Job(device, checkpoints, title, adapter=entry, rate=rate, seed=seed, **facts)
         jobs.append(job)
         return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
 
