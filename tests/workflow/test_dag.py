@@ -272,8 +272,10 @@ def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
     }
 
 
-def test_other_bootstrap_resamples_only_score_again(finished):
-    rules = {job.partition(" ")[0] for job in finished({"evaluation.resamples": 500})}
+@pytest.mark.parametrize("change", [{"resamples": 500}, {"min_records": 2}, {"min_groups": 2}])
+def test_other_bootstrap_resamples_and_another_floor_only_score_again(finished, change):
+    changes = {f"evaluation.{key}": value for key, value in change.items()}
+    rules = {job.partition(" ")[0] for job in finished(changes)}
     assert rules == {"score", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
 
 
