@@ -55,7 +55,7 @@ def look(place: int, count: int, is_reference: bool) -> dict:
 
 
 def pareto(table, against: str, out, banner: str = "") -> None:
-    """Gain over the base against trainable parameters, with intervals: a panel a domain, or why it has no value.
+    """Gain over the base against trainable parameters, with intervals: a panel a domain, or why it has none.
 
     The line joins methods that no other surpasses with fewer parameters, by their means alone; they are named.
 
@@ -76,7 +76,8 @@ def pareto(table, against: str, out, banner: str = "") -> None:
             if gained := [row for row in own if row["gain"]]:
                 draw_front(axis, gained, against)
             else:
-                axis.text(0.5, 0.5, own[0]["status"], transform=axis.transAxes, ha="center")
+                reason = "no gain over the base" if own[0]["value"] else own[0]["status"]
+                axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center")
             axis.axhline(0, color="0.6", lw=0.8, ls="--")
             unit = f" ({own[0]['unit']})" if own[0]["unit"] else ""
             axis.set(title=domain, xscale="log", ylabel=f"gain in {own[0]['metric']}{unit}")
