@@ -45,10 +45,11 @@ rule all:
 
 
 onstart:
-    if STUDY.resources.device == "cpu":
+    cores = workflow.resource_settings.cores
+    if STUDY.resources.device == "cpu" and cores:  # none is given where the jobs go to other machines
         from loratory.forecast import forecast
 
-        print(forecast(STUDY, workflow.cores), file=sys.stderr)
+        print(forecast(STUDY, cores), file=sys.stderr)
 
 
 onsuccess:

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from types import SimpleNamespace
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -27,6 +26,7 @@ from loratory.adapters import core, deltas  # noqa: E402
 from loratory.bases.causal import Causal  # noqa: E402
 from loratory.bases.core import MANIFEST, load_base  # noqa: E402
 from loratory.bases.prepare import prepare_folder  # noqa: E402
+from loratory.config import BaseEntry  # noqa: E402
 from loratory.domains.contract import Example  # noqa: E402
 from loratory.mixers.core import Mixture  # noqa: E402
 from loratory.mixers.generation import StepsByShape  # noqa: E402
@@ -45,8 +45,7 @@ class Endless(Causal):
 
 def open_base(folder: Path, device: str, dtype: torch.dtype, scratch: Path) -> Endless:
     if not (folder / MANIFEST).is_file():
-        entry = SimpleNamespace(family="causal", hub=None, revision=None, licence=None, note="")
-        prepare_folder(folder, folder.name, entry, scratch / "base")
+        prepare_folder(folder, folder.name, BaseEntry(family="causal", path=str(folder)), scratch / "base")
         folder = scratch / "base"
     base = load_base(folder, device, dtype)
     base.__class__ = Endless

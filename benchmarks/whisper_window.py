@@ -70,7 +70,7 @@ def measure(asked: dict, options, records) -> tuple[float, float, float]:
         seconds = perf_counter() - started[0], process_time() - started[1]
     rows = [{"id": r["id"], "reference": r["text"], "text": text} for r, text in zip(records, texts)]
     wer = next(metric for metric in metrics.METRICS if metric.name == "wer")
-    return wer.value(metrics.columns(rows, records, Task())), *seconds
+    return wer.measure(metrics.columns(rows, records, Task())), *seconds
 
 
 def main():

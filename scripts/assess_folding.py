@@ -5,6 +5,7 @@ with logged(snakemake.log[0], snakemake.params.threads):
 
     from loratory.config import options
     from loratory.evaluation.assess import assess_folding
+    from loratory.evaluation.score import Floor
 
     files, params = snakemake.input, snakemake.params
     assess_folding(
@@ -17,6 +18,7 @@ with logged(snakemake.log[0], snakemake.params.threads):
         params.max_records,
         params.resamples,
         0,
+        Floor(*params.floor),
         snakemake.output.residues,
         snakemake.output.metrics,
         params.device,

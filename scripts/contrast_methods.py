@@ -5,9 +5,10 @@ with logged(snakemake.log[0]):
 
     from loratory.config import options
     from loratory.evaluation.contrast import contrast
+    from loratory.evaluation.score import Floor
 
     wildcards, files, params = snakemake.wildcards, snakemake.input, snakemake.params
     predictions = list(zip(params.seeds, files.predictions))
     task, data = options(wildcards.domain, "Task", params.task), Path(files.data[0]).parent
-    asked = (files.baselines, data, task, params.against, params.resamples, 0, snakemake.output[0])
-    contrast(wildcards.domain, wildcards.base, predictions, *asked)
+    asked = (files.baselines, data, task, params.against, params.resamples, 0, Floor(*params.floor))
+    contrast(wildcards.domain, wildcards.base, predictions, *asked, snakemake.output[0])

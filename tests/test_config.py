@@ -231,6 +231,13 @@ def test_a_budget_fits_the_study_on_real_data(path):
     loratory_config.read_config(config, str(path))
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_what_a_shipped_config_draws_is_enough_to_print(path):
+    evaluation = loratory_config.read_config(shipped(path.stem), path.name).evaluation
+    drawn = [evaluation.max_records, evaluation.max_valid, evaluation.samples, evaluation.folded]
+    assert all(n >= evaluation.min_records for n in drawn if n)
+
+
 def test_the_root_of_the_data_is_filled_in_everywhere():
     files = {"kind": "files", "fasta": "{data_root}/uniref.fasta.gz"}
     fold = {"bases.esm": {"family": "folding", "path": "{data_root}/esm"}, "folding": "esm"}

@@ -164,7 +164,7 @@ class Evaluation(Options):
     max_records: int | None = Field(200, ge=1, description="test records a domain, by id hash; none means all")
     max_valid: int = Field(100, ge=1, description="valid records a domain for choices made on `valid`")
     samples: int = Field(32, ge=0, description="sequences written by each system where a domain generates")
-    folded: int | None = Field(8, ge=1, description="of these samples, the first that are folded; none means all")
+    folded: int | None = Field(10, ge=1, description="of these samples, the first that are folded; none means all")
     temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus of sampled sequences")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
-from huggingface_hub import constants, file_download
+from huggingface_hub import _tree_cache, constants, file_download
 from models import entry, llama, save, text_tokenizer
 
 from loratory.bases import hub
@@ -210,11 +210,39 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path, reposi
 def test_a_connection_that_breaks_at_every_attempt_is_told_and_other_files_stay(server, tmp_path):
     server.broken[WEIGHTS] = [30 * CHUNK, *[0] * 9]
     line = refusal(tmp_path)
-    assert re.match(r"someone/tiny-lm@87c71024: it could not be fetched from http\S+ \(.+\); fix: try again", line)
+    says = r"model.safetensors: it could not be fetched from http\S+ \(.+\); fix: try again"
+    assert re.match(f"someone/tiny-lm@87c71024:{says}", line)
     server.asked.clear()
     server.broken.clear()
     prepare(tmp_path)
     assert server.fetched() == {WEIGHTS}
+
+
+def lose_network(server, tmp_path, monkeypatch, listed: bool) -> None:
+    """A download breaks off; the next process finds no network and, unless `listed`, no list of the files."""
+    server.broken[WEIGHTS] = [30 * CHUNK, *[0] * 9]
+    refusal(tmp_path)
+    point_to("http://127.0.0.1:1", monkeypatch)
+    monkeypatch.setattr(_tree_cache, "_IN_MEMORY_TREE_CACHE", {})
+    if not listed:
+        shutil.rmtree(next((tmp_path / "cache").glob("*/trees")))
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_what_broke_off_and_finds_no_network_names_the_file_and_the_network(offline, server, tmp_path, monkeypatch):
+    lose_network(server, tmp_path, monkeypatch, listed=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    (next((tmp_path / "cache").glob("*/snapshots/*")) / "tokenizer.json").unlink()
+    line = refusal(tmp_path)
+    says = r"model.safetensors: it and 1 more could not be fetched from http\S+ \(.+\); fix: .*`bases_root`"
+    assert re.match(f"someone/tiny-lm@87c71024:{says}", line)
+
+
+def test_a_part_of_a_repository_is_never_taken_for_the_whole(server, tmp_path, monkeypatch):
+    lose_network(server, tmp_path, monkeypatch, listed=False)
+    line = refusal(tmp_path)
+    says = r"the cache has files of it but no list of all, and http\S+ gave none; fix: .*`bases_root`"
+    assert re.match(f"someone/tiny-lm@87c71024: {says}", line)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])

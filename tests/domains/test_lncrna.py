@@ -495,7 +495,7 @@ def test_length_matching_takes_equally_many_of_each_class_whatever_the_order():
     assert VALUES["auc"](found) > 0.8 and 0.45 < VALUES["auc_length_matched"](found) < 0.55
     assert matched[label == 0].sum() == matched[label == 1].sum() > 50
     (metric,) = (m for m in metrics.METRICS if m.name == "auc_length_matched")
-    assert (metric.counted(found) == matched).all(), "its n is that of the matched records"
+    assert (metric.selection(found) == matched).all(), "its n is that of the matched records"
     order = draw.permutation(len(label))
     ids = [f"r{i:04d}" for i in order]
     assert (metrics.length_matched(ids, length[order].astype(float), label[order]) == matched[order]).all()

@@ -564,7 +564,7 @@ def test_metrics_equal_brute_force_and_scikit_learn(drawn):
 def test_gauc_counts_the_records_of_users_with_both_classes():
     columns = {"label": np.array([0, 1, 1, 1, 0]), "p": np.full(5, 0.5), "user": np.array([0, 0, 1, 1, 2])}
     (metric,) = (m for m in metrics.METRICS if m.name == "gauc")
-    assert metric.counted(columns).tolist() == [True, True, False, False, False]
+    assert metric.selection(columns).tolist() == [True, True, False, False, False]
 
 
 def test_shuffled_labels_and_constants_score_as_chance_does():

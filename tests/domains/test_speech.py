@@ -472,7 +472,7 @@ def test_emptied_references_are_counted_and_left_out():
 
 def test_rates_count_the_utterances_that_hold_words_and_an_age_those_of_its_speakers():
     columns = counted([("a b", "a b"), ("um", "x"), ("c d", "c"), ("e", "e")], ages=[5, 5, 8, 30])
-    found = {metric.name: int(np.sum(metric.counted(columns))) for metric in metrics.METRICS if metric.where}
+    found = {metric.name: int(np.sum(metric.selection(columns))) for metric in metrics.METRICS if metric.where}
     assert (found["wer"], found["wer_verbatim"]) == (3, 4), "um is emptied by one normaliser alone"
     assert (found["wer_age_to_6"], found["wer_age_7_8"], found["wer_adult"], found["wer_age_unknown"]) == (1, 1, 1, 0)
 

@@ -17,6 +17,7 @@ from loratory.domains.structure import build, metrics
 from loratory.domains.structure.sources import Dataset
 from loratory.errors import InputError
 from loratory.evaluation.assess import RESIDUES, assess_folding, judged, lddt_of
+from loratory.evaluation.score import Floor
 
 SEQUENCES = [
     "ACDEFGHIKLMNPQRSTVWYACDEFGHIKL",
@@ -59,10 +60,11 @@ def backbone(structure) -> np.ndarray:
     return structure.coordinates[:, [0, 1, 2, 4]]
 
 
-def assess(folder, data, out, learnt=None, limit=None) -> tuple[list[dict], dict]:
+def assess(folder, data, out, learnt=None, limit=None, floor=(1, 1)) -> tuple[list[dict], dict]:
     out.mkdir()
     residues, report = out / "residues.parquet", out / "metrics.json"
-    assess_folding("structure", "mini", data, folder, learnt, Dataset(), limit, 200, 0, residues, report)
+    drawn = (200, 0, Floor(*floor))
+    assess_folding("structure", "mini", data, folder, learnt, Dataset(), limit, *drawn, residues, report)
     assert pq.read_schema(residues).equals(RESIDUES)
     return pq.read_table(residues).to_pylist(), json.loads(report.read_text())
 
@@ -86,6 +88,18 @@ def test_a_prediction_that_is_true_is_found_to_be_so(folder, folds, tmp_path):
     assert sizes == [(4, sum(map(len, SEQUENCES))), (2, len(SEQUENCES[1]) + len(SEQUENCES[3]))]
     assert sum(each["residues"] for each in report["bins"]) == sizes[0][1]
     assert report["left_out"] is None
+
+
+def test_a_part_below_the_floor_has_no_number(folder, folds, tmp_path):
+    records = [record(k, backbone(fold), "simulated" if k == 3 else "experiment") for k, fold in enumerate(folds)]
+    residues, report = assess(folder, saved(tmp_path / "data", records), tmp_path / "out", floor=(3, 4))
+    rows = {(row["part"], row["metric"]): row for row in report["rows"]}
+    assert rows["all", "lddt"]["status"] == "ok" and rows["all", "lddt"]["value"] == pytest.approx(100)
+    status = {"simulated": "n < 3: too few records", "experiment": "groups < 4: too few groups of records"}
+    for part, says in status.items():
+        for row in (rows[part, name] for name in NAMES):
+            assert (row["value"], row["low"], row["high"], row["status"]) == (None, None, None, says)
+    assert len(residues) == sum(map(len, SEQUENCES)), "what was folded stays known"
 
 
 def test_numbers_are_those_of_the_table_of_residues(folder, folds, tmp_path):

@@ -13,6 +13,7 @@ from loratory.domains.contract import Metric
 from loratory.errors import InputError
 from loratory.evaluation.contrast import contrast, over_seeds
 from loratory.evaluation.rows import write_rows
+from loratory.evaluation.score import Floor
 
 N = 40
 KINDS = {"base": "base", "pooled": "control"}
@@ -32,7 +33,7 @@ def study(tmp_path):
     records = [{"id": f"r{i:02}", "group": f"g{i // 2}", "split": "test"} for i in range(N)]
     own = np.random.default_rng(0).normal(3, 1, N)
 
-    def contrasted(worse: dict, against="lora", controls: dict | None = None):
+    def contrasted(worse: dict, against="lora", controls: dict | None = None, floor=(1, 1)):
         """`controls`: {baseline: (what it adds on valid, on test)}."""
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
         files = []
@@ -56,8 +57,9 @@ def study(tmp_path):
         baselines = tmp_path / "baselines.parquet" if controls else None
         if controls:
             write_rows(baselines, rows)
-        contrast("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, tmp_path / "out.json")
-        return {row["adapter"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+        out = tmp_path / "out.json"
+        contrast("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, Floor(*floor), out)
+        return {row["adapter"]: row for row in json.loads(out.read_text())["rows"]}
 
     return contrasted
 
@@ -109,6 +111,18 @@ def test_the_method_of_reference_is_paired_with_nothing(study):
 def test_only_the_domains_own_adapters_are_compared(study):
     rows = study({"base": [0], "lora@toy": [0], "lora@other": [0], "pooled": [0]})
     assert set(rows) == {"base", "lora"}
+
+
+@pytest.mark.parametrize(
+    ("floor", "status"),
+    [((N + 1, 1), "n < 41: too few records"), ((1, 21), "groups < 21: too few groups of records"), ((N, 20), "ok")],
+)
+def test_below_the_floor_no_method_has_a_number(study, floor, status):
+    rows = study({"base": [1, 1], "lora@toy": [0.5, 0.5], "other@toy": [0, 0]}, controls={"one": (0, 0)}, floor=floor)
+    assert set(rows) == {"base", "lora", "other", "one"}
+    assert {(row["n"], row["n_groups"], row["status"]) for row in rows.values()} == {(N, 20, status)}
+    parts = [f"{name}{end}" for name in ("gain", "vs_control", "difference") for end in ("", "_low", "_high")]
+    assert {rows["other"][part] is None for part in ("value", "low", "high", *parts)} == {status != "ok"}
 
 
 def test_a_reference_that_was_not_asked_is_named(study):

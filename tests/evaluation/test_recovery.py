@@ -14,6 +14,7 @@ from loratory.errors import InputError
 from loratory.evaluation.contrast import Paired
 from loratory.evaluation.recovery import Asked, means, recover, recoveries
 from loratory.evaluation.rows import write_rows
+from loratory.evaluation.score import Floor
 
 N, SEEDS = 40, (0, 1)
 METRICS = {"rise": "up", "fall": "down"}  # domain: where better is
@@ -37,16 +38,25 @@ def recovered(tmp_path):
     """Makes the report of a study in which each system is better than the base by what `gains` says, the same for all
     records but for `noise`, which all systems share."""
 
-    def report(gains: dict, noise=1.0, mixtures=("mix", "plain"), against="plain", systems=SYSTEMS, controls=None):
-        """`controls`: {domain: {baseline: its gain over the base}}."""
+    def report(
+        gains: dict,
+        noise=1.0,
+        mixtures=("mix", "plain"),
+        against="plain",
+        systems=SYSTEMS,
+        controls=None,
+        n=None,
+    ):
+        """`controls`: {domain: {baseline: its gain over the base}}; `n`: {domain: its records}, N if not given."""
         asked = {}
         for domain, direction in METRICS.items():
+            size = (n or {}).get(domain, N)
             folder = tmp_path / domain
             folder.mkdir()
-            records = [{"id": f"r{i:02}", "group": f"g{i // 2}"} for i in range(N)]
+            records = [{"id": f"r{i:02}", "group": f"g{i // 2}"} for i in range(size)]
             for split in ("test", "valid"):
                 pq.write_table(pa.Table.from_pylist(records), folder / f"{split}.parquet")
-            own = np.random.default_rng(len(domain)).normal(3, noise, N)
+            own = np.random.default_rng(len(domain)).normal(3, noise, size)
             files = {}
             for seed in SEEDS:
                 rows = [
@@ -56,7 +66,7 @@ def recovered(tmp_path):
                     for split in ("test", "valid")
                     for name in systems
                     if split == "test" or name == "base" or "@" in name
-                    for i in range(N)
+                    for i in range(size)
                 ]
                 files[seed] = folder / f"seed{seed}.parquet"
                 write_rows(files[seed], rows)
@@ -67,11 +77,11 @@ def recovered(tmp_path):
                 | {"nll": own[i] + sign * gain}
                 for split in ("test", "valid")
                 for name, gain in (controls or {}).get(domain, {}).items()
-                for i in range(N)
+                for i in range(size)
             ]
             write_rows(folder / "baselines.parquet", rows)
             asked[domain] = Asked(files, folder, None, folder / "baselines.parquet")
-        recover("mini", asked, EXPERTS, mixtures, against, 200, 0, tmp_path / "out.json")
+        recover("mini", asked, EXPERTS, mixtures, against, 200, 0, Floor(10, 3), tmp_path / "out.json")
         return json.loads((tmp_path / "out.json").read_text())
 
     return report
@@ -149,6 +159,19 @@ def test_a_mean_recovery_is_over_domains_draw_by_draw(recovered):
     assert (mean["recovery_low"], mean["recovery_high"]) == pytest.approx((0.25, 0.75))
 
 
+def test_a_domain_below_the_floor_has_no_number_and_joins_no_mean(recovered):
+    report = recovered({"mix": 1.5}, n={"rise": 8}, controls={"rise": {"good": 1.0}})
+    rows = rows_of(report)
+    numbers = [key for key in rows["rise", "mix"] if key.startswith(("value", "gain", "diff", "recov", "vs_"))]
+    few = {system: row for (domain, system), row in rows.items() if domain == "rise"}
+    assert {"mix", "base", "good", "lora@rise"} < set(few) and len(numbers) == 13
+    assert {row[name] for row in few.values() for name in numbers} == {None}
+    assert {(row["n"], row["status"]) for row in few.values()} == {(8, "n < 10: too few records")}
+    assert {row["value"] for row in report["valid"] if row["domain"] == "rise"} == {None}
+    [mean] = [row for row in report["means"] if row["system"] == "mix"]
+    assert (mean["recovery"], mean["domains"]) == (rows["fall", "mix"]["recovery"], 1) == (pytest.approx(0.75), 1)
+
+
 def test_training_seeds_are_drawn_alike_in_all_domains(recovered):
     opposed = {"rise": 1, "fall": -1}
     report = recovered({"mix": lambda domain, seed, i: 1.0 + opposed[domain] * seed})
@@ -191,7 +214,7 @@ def test_draws_without_a_gain_of_the_oracle_have_no_recovery():
     gains = np.r_[np.full(99, 2.0), -2.0]
     spreads = {"base": np.zeros(100), "own": gains, "mix": np.ones(100)}
     values = {"base": {0: 0.0}, "own": {0: 2.0}, "mix": {0: 1.0}}
-    value, draws = recoveries(Paired(metric, values, spreads, {}, [0]), "own")["mix"]
+    value, draws = recoveries(Paired(metric, "test", {}, values, spreads, [0], Floor(1, 1)), "own")["mix"]
     assert value == 0.5
     np.testing.assert_array_equal(draws, np.r_[np.full(99, 0.5), np.nan])
 

@@ -13,7 +13,7 @@ METRICS = {"spearman": ("rank correlation", "up"), "rmsd": ("Å", "down")}
 
 def row(part, metric, value, chains=3) -> dict:
     unit, direction = METRICS[metric]
-    known = {"value": value, "low": value and value - 0.1, "high": value and value + 0.1}
+    known = {"value": value, "low": value and value - 0.1, "high": value and value + 0.1, "status": "ok"}
     sizes = {"part": part, "chains": chains, "groups": chains, "residues": 100 * chains}
     return (
         sizes
@@ -26,7 +26,7 @@ def row(part, metric, value, chains=3) -> dict:
 def metrics(tmp_path):
     def written(**more):
         rows = [row(part, metric, 0.5) for part in ("all", "simulated") for metric in METRICS]
-        rows[3] |= {"value": None, "low": None, "high": None}
+        rows[3] |= {"value": None, "low": None, "high": None, "status": "undefined"}
         bins = [
             {"low": low, "high": low + 10, "residues": n, "plddt": low + 4.0, "lddt": lddt}
             for low, n, lddt in ((30, 20, 41.0), (60, 70, 55.5), (90, 10, 93.0))
@@ -49,6 +49,16 @@ def test_each_part_is_a_line_with_its_sizes_and_intervals(metrics, tmp_path):
     assert "Left out, because they resemble a chain that the base learnt from: 4." in text
     lines = (tmp_path / "t.tsv").read_text().splitlines()
     assert len(lines) == 5 and {"base", "part", "value"} < set(lines[0].split("\t"))
+
+
+def test_a_part_below_the_floor_says_so_in_its_cells_and_below(metrics, tmp_path):
+    few = {"value": None, "low": None, "high": None, "status": "n < 10: too few records"}
+    rows = [row("all", metric, 0.5, 12) for metric in METRICS]
+    table(metrics(rows=rows + [row("simulated", metric, None) | few for metric in METRICS]), tmp_path / "t")
+    text = (tmp_path / "t.md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert cells[2][3:] == ["0.500 [0.400, 0.600]", "0.50 [0.40, 0.60]"] and cells[3][3:] == ["n &lt; 10"] * 2
+    assert text.count("- simulated: n &lt; 10: too few records.") == 1
 
 
 def test_what_is_not_known_of_the_training_is_said(metrics, tmp_path):

@@ -30,7 +30,7 @@ def contrast_row(domain, name) -> dict:
     return row | {"difference": difference, "difference_low": low, "difference_high": high}
 
 
-def run(domain, name, seed, targets=500, data="d" * 64, memory=2e6) -> dict:
+def run(domain, name, seed, targets=500, data="d" * 64, memory=2e6, flops=3e12) -> dict:
     return {
         **{"domain": domain, "base": "mini-lm", "base_sha256": "b", "seed": seed, "learning_rate": RATES[1]},
         "run_info": {
@@ -41,7 +41,7 @@ def run(domain, name, seed, targets=500, data="d" * 64, memory=2e6) -> dict:
         "train_info": {
             **{"targets": targets + seed, "num_trainable_params": METHODS[name], "num_stored_params": 70},
             **{"optimizer_state": 2 * METHODS[name], "accelerator_memory_max": memory, "adapted_modules": 14},
-            **{"positions": 900, "other_positions": 100, "flops": 3e12, "train_time": 1.5},
+            **{"positions": 900, "other_positions": 100, "flops": flops, "train_time": 1.5},
         },
         "meta_info": {"dataset_info": {"sha256": [data]}},
     }
@@ -144,11 +144,14 @@ def test_a_rate_at_the_edge_of_its_grid_is_told(files, tmp_path):
     assert found["zeta@speech"] == "0.016 (edge)" and found["lora@speech"] == "0.004"
 
 
-def test_memory_that_is_not_known_is_left_open(files, tmp_path):
+@pytest.mark.parametrize(("cost", "column"), [("memory", 5), ("flops", 7)])
+def test_a_cost_that_is_not_known_is_left_open(files, tmp_path, cost, column):
     for name, path in files[1]:
-        path.write_text(json.dumps(run("protein" if "protein" in path.name else "speech", name, 0, memory=None)))
+        domain = "protein" if "protein" in path.name else "speech"
+        path.write_text(json.dumps(run(domain, name, 0, **{cost: None})))
     tables(*files, tmp_path / "methods", tmp_path / "costs")
-    assert cells(tmp_path / "costs.md")[1][5] == "–"
+    row = cells(tmp_path / "costs.md")[1]
+    assert [at for at, text in enumerate(row) if text == "–"] == [column]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +225,24 @@ def test_a_base_without_a_score_has_no_pareto_figure(made):
     (made / "methods.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
     with pytest.raises(InputError, match="no gain over the base to draw"):
         pareto(made / "methods.tsv", "lora", made / "p.svg")
+
+
+@pytest.mark.parametrize("scarce", [DOMAINS[:1], DOMAINS])
+def test_below_the_floor_cells_foot_and_figure_say_so_and_hold_no_number(files, tmp_path, scarce):
+    for path in files[0]:
+        report = json.loads(path.read_text())
+        if report["domain"] in scarce:
+            numbers = [key for key in report["rows"][0] if key.startswith(("value", "low", "high", "gain", "differ"))]
+            few = dict.fromkeys(numbers) | {"n": 4, "status": "n < 10: too few records"}
+            report["rows"] = [row | few for row in report["rows"]]
+        path.write_text(json.dumps(report))
+    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    assert {(row[1], row[2]) for row in cells(tmp_path / "methods.md")[1:]} == {("n &lt; 10", "–")}
+    assert ("speech" in scarce) == ("n &lt; 10" in {row[3] for row in cells(tmp_path / "methods.md")[1:]})
+    assert "- protein: AUC: n &lt; 10: too few records.\n" in (tmp_path / "methods.md").read_text()
+    pareto(tmp_path / "methods.tsv", "lora", tmp_path / "p.svg")
+    shown = texts(tmp_path / "p.svg")
+    assert {*DOMAINS} <= set(shown) and shown.count("n < 10: too few records") == len(scarce)
 
 
 def test_table_and_figures_need_no_torch():

@@ -150,6 +150,21 @@ def test_the_foot_says_how_intervals_were_made_and_how_many_marks_are_chance(mad
     assert all(note in foot for note in NOTES) and "Base: a small one" in foot
 
 
+def test_below_the_floor_cells_and_foot_say_so_and_hold_no_number(tmp_path, files):
+    report = json.loads(files[0].read_text())
+    kinds = ("value", "low", "high", "gain", "differ", "recov", "vs_")
+    few = dict.fromkeys(key for key in report["rows"][0] if key.startswith(kinds))
+    few |= {"n": 4, "status": "n < 10: too few records"}
+    report["rows"] = [row | few if row["domain"] == "protein" else row for row in report["rows"]]
+    files[0].write_text(json.dumps(report))
+    table(*files, tmp_path / "mixers")
+    shown = cells(tmp_path / "mixers.md").values()
+    assert {row["protein: recovery (%)"] for row in shown} == {"n &lt; 10"}
+    assert {row["protein: better than uniform by, AUC (0–1) ↑"] for row in shown} == {"–"}
+    assert "- protein: AUC: n &lt; 10: too few records.\n" in (tmp_path / "mixers.md").read_text()
+    assert "n &lt; 10" not in {row["speech: recovery (%)"] for row in shown}
+
+
 def test_nothing_is_bold_and_every_form_is_written(made):
     for suffix in ("tsv", "md", "tex", "html"):
         text = (made / f"mixers.{suffix}").read_text()

@@ -6,11 +6,15 @@ import pytest
 import torch
 from families import FAMILIES, begin, train
 from torch import nn
+from torch.utils import flop_counter
 
 from loratory.adapters import core
 from loratory.adapters.methods.full_ft import Method as Whole
 from loratory.adapters.methods.lora import Method as Lora
+from loratory.config import adapter
 from loratory.training import budget
+from loratory.training.job import Job
+from loratory.training.sweep import train_one
 
 
 class OneLayer:
@@ -73,6 +77,35 @@ def test_counting_moves_no_parameter_and_leaves_no_gradient(tmp_path):
     after = dict(toy.model.named_parameters())
     assert all(torch.equal(after[name], before[name]) and after[name].grad is None for name in before)
     core.detach(toy.model)
+
+
+def test_an_operation_that_cannot_be_counted_costs_a_figure_and_not_the_training(tmp_path, monkeypatch, capsys):
+    """As torch 2.11 refuses grouped-query attention; here it is the last product of the backward pass."""
+    product, limit, calls = torch.ops.aten.mm, float("inf"), []
+    count = flop_counter.flop_registry[product]
+
+    def refuse(*args, **options):
+        calls.append(1)
+        if len(calls) == limit:
+            raise AssertionError("shapes are incompatible")
+        return count(*args, **options)
+
+    monkeypatch.setitem(flop_counter.flop_registry, product, refuse)
+
+    def trained(folder):
+        toy, entry = FAMILIES["llama"](), adapter({"method": "lora", "training": {"steps": 2, "batch_tokens": 24}})
+        sets = {"train": toy.items, "valid": toy.items}
+        found = train_one(toy, sets, entry, 0, 0.01, Job("cpu", tmp_path / folder, "toy"))
+        assert all(parameter.grad is None for parameter in toy.model.parameters())
+        return found
+
+    expected = trained("counted")
+    limit = len(calls)
+    calls.clear()
+    found = trained("refused")
+    assert expected["flops"] > 0 and found["flops"] is None
+    assert "operations are not counted: shapes are incompatible" in capsys.readouterr().out
+    assert all(torch.equal(found["adapter"].deltas[name].B, d.B) for name, d in expected["adapter"].deltas.items())
 
 
 def test_peak_memory_is_not_guessed_on_a_cpu():

@@ -22,6 +22,7 @@ from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
 from loratory.errors import InputError
 from loratory.mixers.store import GATE, open_mixture
+from loratory.training import job
 from loratory.training import mixture as training
 from loratory.training.features import write_features
 from loratory.training.mixture import read, train_mixture, validation_loss
@@ -298,6 +299,25 @@ def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monke
     assert curves(study, "parts") == curves(study, "whole")
     assert all(weights(study, "parts", seed) == weights(study, "whole", seed) for seed in (0, 1))
     assert not list((study.folder / "checkpoints").iterdir())
+
+
+def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monkeypatch):
+    fit, places = training.fit, []
+    monkeypatch.setattr(training, "fit", lambda *given: (places.append(given[5]), fit(*given))[1])
+    study.train("codons")
+    study.train("again")
+    monkeypatch.setitem(TASKS, "lncrna", TASKS["lncrna"].model_copy(update={"layout": "letters"}))
+    study.train("letters")
+    assert places[0] == places[1] != places[2]
+
+
+def test_the_checkpoints_of_another_pytorch_are_others(study, monkeypatch):
+    fit, places = training.fit, []
+    monkeypatch.setattr(training, "fit", lambda *given: (places.append(given[5]), fit(*given))[1])
+    study.train("one")
+    monkeypatch.setattr(job, "version", lambda _: "0.0")
+    study.train("other")
+    assert places[0] != places[1]
 
 
 def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):

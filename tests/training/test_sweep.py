@@ -9,7 +9,7 @@ from families import FAMILIES
 from loratory.adapters.deltas import Adapter
 from loratory.config import adapter
 from loratory.errors import InputError
-from loratory.training import sweep
+from loratory.training import job, sweep
 
 TRAINING = {"steps": 2, "batch_tokens": 24}
 RATES = (0.1, 0.2, 0.3)
@@ -18,10 +18,11 @@ RATES = (0.1, 0.2, 0.3)
 @pytest.fixture
 def swept(monkeypatch, tmp_path):
     """Runs a sweep whose trainings end at once with the given {rate: validation loss}; a missing rate diverges."""
-    made = []
+    made, places = [], []
 
     def train_one(base, sets, method, seed, rate, job):
         made.append((seed, rate))
+        places.append(job.folder)
         if rate not in losses:
             raise InputError("toy", "the loss is nan", reason="diverged")
         curve = [{"step": 0, "loss": 1.0, "learning_rate": rate / 7, "valid_loss": losses[rate]}]  # by its schedule
@@ -43,6 +44,7 @@ def swept(monkeypatch, tmp_path):
         rows = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
         return made, [(row["seed"], row["learning_rate"], row["valid_loss"]) for row in rows]
 
+    run.places, run.manifest = places, base.manifest
     return run
 
 
@@ -66,6 +68,43 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(swept):
 def test_a_grid_that_diverges_everywhere_ends_the_job(swept):
     with pytest.raises(InputError, match="the loss is nan"):
         swept(losses={})
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"whisper": {"window": "clip"}}])
+def test_the_checkpoints_of_a_base_that_is_held_or_asked_otherwise_are_others(swept, change):
+    for manifest in ({"name": "mini", "precision": "fp32", "whisper": {"window": "full"}}, change, {}):
+        swept.manifest |= manifest
+        swept(losses={0.1: 1.0, 0.2: 2.0, 0.3: 3.0})
+    before, after, again = swept.places[:5], swept.places[5:10], swept.places[10:]
+    assert not {*before} & {*after} and after == again
+
+
+def test_the_checkpoints_of_another_pytorch_are_others(swept, monkeypatch):
+    swept(losses={0.1: 1.0, 0.2: 2.0, 0.3: 3.0})
+    monkeypatch.setattr(job, "version", lambda _: "0.0")
+    swept(losses={})
+    assert not {*swept.places[:5]} & {*swept.places[5:]} and len(swept.places) == 10
+
+
+def test_what_fails_behind_the_last_step_costs_no_step(tmp_path, monkeypatch):
+    entry = adapter({"method": "lora", "training": TRAINING})
+    assert entry.training.save_every > entry.training.steps
+
+    def trial():
+        toy = FAMILIES["llama"]()
+        sets = {"train": toy.items, "valid": toy.items}
+        return sweep.train_one(toy, sets, entry, 0, 0.01, sweep.Job("cpu", tmp_path, "toy"))
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(sweep.core, "export", fail)
+        trial()
+    monkeypatch.setitem(sweep.fit.__globals__, "update", fail)
+    again = trial()
+    assert [point["step"] for point in again["curve"]] == [0, 1] and again["valid_loss"] > 0
+    assert all(delta.B.any() for delta in again["adapter"].deltas.values())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

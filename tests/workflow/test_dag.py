@@ -272,8 +272,10 @@ def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
     }
 
 
-def test_other_bootstrap_resamples_only_score_again(finished):
-    rules = {job.partition(" ")[0] for job in finished({"evaluation.resamples": 500})}
+@pytest.mark.parametrize("change", [{"resamples": 500}, {"min_records": 2}, {"min_groups": 2}])
+def test_other_bootstrap_resamples_and_another_floor_only_score_again(finished, change):
+    changes = {f"evaluation.{key}": value for key, value in change.items()}
+    rules = {job.partition(" ")[0] for job in finished(changes)}
     assert rules == {"score", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
 
 
@@ -307,6 +309,16 @@ def test_a_wrong_config_stops_snakemake_with_one_line(tmp_path):
     told = f"adapters.lora: unknown key (rnak); expected one of {allowed}; fix: did you mean `rank`?"
     assert f"{tmp_path}/study.yaml: {told}" in done.stdout.splitlines()
     assert "Traceback" not in done.stdout
+
+
+def test_a_cluster_to_which_no_cores_are_given_starts_without_a_forecast(tmp_path):
+    """There is no cluster here: the job that is to be handed over is as far as this comes."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    cluster = ["--workflow-profile", "none", "--executor", "slurm", "--jobs", "1"]
+    cluster += ["--slurm-init-seconds-before-status-checks", "1"]
+    done = snakemake(tmp_path, shipped("config"), *cluster, "results/bases/mini_lm/base.json")
+    assert "Execute 1 jobs" in done.stdout, done.stdout
+    assert "This study takes" not in done.stdout
 
 
 CHECKS = {

@@ -22,6 +22,7 @@ CORPORA = {"data": DOMAINS, "general": GENERAL}
 POPULATION = {"data": "domain", "general": "general"}
 ASKED = {"data": ("test", "valid", "sample"), "general": ("test",)}  # what systems are asked of each corpus
 SEEDS = STUDY.seeds
+FLOOR = [STUDY.evaluation.min_records, STUDY.evaluation.min_groups]  # below it no number is printed
 RESULTS = STUDY.pathvars.get("results", "results")
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]

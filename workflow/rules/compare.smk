@@ -37,6 +37,7 @@ rule contrast_methods:
         seeds=SEEDS,
         against=AGAINST,
         resamples=STUDY.evaluation.resamples,
+        floor=FLOOR,
         code=lambda wc: code_digest("evaluation/contrast.py", f"domains/{wc.domain}/metrics.py"),
     script:
         "../../scripts/contrast_methods.py"

@@ -44,6 +44,7 @@ rule contrast_mixers:
         mixtures=[*MIXERS],
         against=MIXING and MIXING.against,
         resamples=STUDY.evaluation.resamples,
+        floor=FLOOR,
         code=code_digest("evaluation/recovery.py", *(f"domains/{domain}/metrics.py" for domain in MIXED)),
     script:
         "../../scripts/contrast_mixers.py"

@@ -88,7 +88,7 @@ rule score:
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
         seeds=SEEDS,
         resamples=STUDY.evaluation.resamples,
-        floor=[STUDY.evaluation.min_records, STUDY.evaluation.min_groups],
+        floor=FLOOR,
         code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),
     script:
         "../../scripts/score.py"

@@ -65,6 +65,7 @@ rule assess_folding:
         dataset=plain(DOMAINS[TRUTH].dataset) if TRUTH else None,
         max_records=STUDY.evaluation.max_records,
         resamples=STUDY.evaluation.resamples,
+        floor=FLOOR,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=code_digest(

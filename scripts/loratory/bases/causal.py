@@ -214,12 +214,12 @@ class Causal(Base):
             raise InputError(self.folder, "choices are the same tokens", str(choices), "distinct choices")
         first = [tokens[0] for tokens in ids]
         if len(set(first)) < len(first):
-            return torch.stack([self.continued(model, items, tokens) for tokens in ids], 1).log_softmax(-1)
+            return torch.stack([self.loglikelihood(model, items, tokens) for tokens in ids], 1).log_softmax(-1)
         batch = self.collate_prompts(items)
         last, place = (batch["mask"].sum(1) - 1).unique(return_inverse=True)
         return self.logits(model, batch, last)[torch.arange(len(items)), place][:, first].log_softmax(-1)
 
-    def continued(self, model, items, tokens: list[int]) -> torch.Tensor:
+    def loglikelihood(self, model, items, tokens: list[int]) -> torch.Tensor:
         """Log probability of these tokens after each prompt `[items]`."""
         asked = []
         for item in items:

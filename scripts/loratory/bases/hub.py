@@ -1,7 +1,8 @@
 """Downloading one commit of a repository of the Hugging Face hub, or of a server that speaks its layout.
 
 A broken connection is taken up where it broke (as long as the process lives), and files that came whole are not
-fetched again. What arrived is held against the hub's checksums, as the library compares sizes alone.
+fetched again. What arrived is held against the hub's list, as the library may hand back a part of it when it finds no
+network, and against its checksums, as the library compares sizes alone.
 """
 
 import hashlib
@@ -9,6 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from loratory.data.files import BLOCK, sha256
 from loratory.errors import InputError
+
+SKIPPED = ["*/*", "consolidated*"]
+OTHERWISE = "try again; without a network, put the folder where `bases_root` says"
 
 
 def download(repository: str, revision: str, patterns: list[str]) -> Path:
@@ -25,7 +29,7 @@ def download(repository: str, revision: str, patterns: list[str]) -> Path:
             repository,
             revision=revision,
             allow_patterns=patterns,
-            ignore_patterns=["*/*", "consolidated*"],
+            ignore_patterns=SKIPPED,
         )
     except errors.GatedRepoError:
         fix = f"accept its licence at {constants.ENDPOINT}/{repository} and set HF_TOKEN to a token of your account"
@@ -40,11 +44,29 @@ def download(repository: str, revision: str, patterns: list[str]) -> Path:
         what, fix = "a file that the hub lists is missing there", "try again later"
         raise InputError(f"{where}:{name}", what, fix=fix, reason="missing") from None
     except (OSError, ValueError, errors.EntryNotFoundError, errors.HTTPError) as error:
-        what = f"it could not be fetched from {constants.ENDPOINT}"
-        fix = "try again; without a network, put the folder where `bases_root` says"
-        raise InputError(where, what, error.__cause__ or error, fix=fix, reason="network") from error
+        first, *others = missing_files(repository, revision, patterns) or [None]
+        what = f"it {f'and {len(others)} more ' * bool(others)}could not be fetched from {constants.ENDPOINT}"
+        where += f":{first}" if first else ""
+        raise InputError(where, what, error.__cause__ or error, fix=OTHERWISE, reason="network") from error
+    if missing_files(repository, revision, patterns) is None:
+        what = f"the cache has files of it but no list of all, and {constants.ENDPOINT} gave none"
+        raise InputError(where, what, fix=OTHERWISE, reason="network")
     check_arrived(Path(folder), where)
     return Path(folder)
+
+
+def missing_files(repository: str, revision: str, patterns: list[str]) -> list[str] | None:
+    """What the cache lacks of a commit's files that match; None if it has no list of them."""
+    from huggingface_hub import errors, get_cached_repo_tree, try_to_load_from_cache
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        listed = [file.path for file in get_cached_repo_tree(repository, revision=revision)]
+    except errors.CachedRepoTreeNotFoundError:
+        return None
+    wanted = filter_repo_objects(sorted(listed), allow_patterns=patterns, ignore_patterns=SKIPPED)
+    found = {name: try_to_load_from_cache(repository, name, revision=revision) for name in wanted}
+    return [name for name, path in found.items() if not isinstance(path, str)]
 
 
 def check_arrived(folder: Path, where: str) -> None:

@@ -123,6 +123,11 @@ class Example:
 ROW = ("id", "group", "reference", "nll", "tokens", "p", "text")
 
 
+def prediction_row(record: Mapping, reference: str, **filled) -> dict:
+    """What a control without a language model says of a record; columns that are not `filled` are None."""
+    return dict.fromkeys(ROW) | {"id": record["id"], "group": record["group"], "reference": reference} | filled
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number computed from prediction columns (numpy arrays of equal length).
@@ -151,11 +156,11 @@ class Metric:
         """By which a difference is multiplied to be above 0 where it is for the better."""
         return 1 if self.direction == "up" else -1
 
-    def counted(self, columns: Mapping) -> Sequence[bool] | slice:
+    def selection(self, columns: Mapping) -> Sequence[bool] | slice:
         """What selects the rows that count."""
         return self.where(columns) if self.where else slice(None)
 
     def measure(self, columns: Mapping) -> float:
         """Its value on the rows that count."""
-        counted = self.counted(columns)
-        return float(self.value({name: column[counted] for name, column in columns.items()}))
+        rows = self.selection(columns)
+        return float(self.value({name: column[rows] for name, column in columns.items()}))

@@ -14,8 +14,8 @@ from loratory.data.structures import alphas
 from loratory.domains.dataset import read_split
 from loratory.domains.questions import read_records
 from loratory.errors import InputError
-from loratory.evaluation.bootstrap import distributions, interval, statistic
-from loratory.evaluation.score import described, finite
+from loratory.evaluation.bootstrap import distributions, statistic
+from loratory.evaluation.score import Floor, described, estimate, finite
 from loratory.evaluation.superposition import rmsd, tm_of_pairs
 
 RESIDUES = pa.schema(
@@ -32,7 +32,19 @@ EVERY = "all"
 
 
 def assess_folding(
-    domain, base, data, model_folder, learnt, dataset, limit, resamples, seed, residues, metrics, device="cpu"
+    domain,
+    base,
+    data,
+    model_folder,
+    learnt,
+    dataset,
+    limit,
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    residues,
+    metrics,
+    device="cpu",
 ) -> None:
     """Folds the test chains of a domain; writes a row for each residue, and metrics with 95 % intervals.
 
@@ -43,6 +55,7 @@ def assess_folding(
         learnt: folders of the datasets whose `train` split the base learnt from, or None if that is not known.
         dataset: the domain's `Dataset` options. limit: most chains, by id hash.
         resamples, seed: how many bootstrap draws, and their seed.
+        floor: a part with fewer chains, or groups of them, has no numbers, and `status` says so.
         residues, metrics: the parquet file (RESIDUES) and the JSON file that are written.
 
     Raises:
@@ -64,7 +77,7 @@ def assess_folding(
     report = {
         "domain": domain,
         "base": base,
-        "rows": [row for part, own in parts.items() for row in scored(task, part, own, resamples, seed)],
+        "rows": [row for part, own in parts.items() for row in scored(task, part, own, resamples, seed, floor)],
         "bins": task.calibration(resolved(task, chains)),
         "left_out": len(seen) if learnt is not None else None,
         "resamples": resamples,
@@ -119,15 +132,17 @@ def resolved(task, chains: Sequence[dict]) -> dict:
     return task.columns(rows, None, None)
 
 
-def scored(task, part: str, chains: Sequence[dict], resamples: int, seed: int) -> list[dict]:
+def scored(task, part: str, chains: Sequence[dict], resamples: int, seed: int, floor: Floor) -> list[dict]:
     """One row for each metric, over the chains of one part."""
     columns, groups = resolved(task, chains), [chain["group"] for chain in chains]
-    statistics = {metric.name: statistic(metric.value, [columns]) for metric in task.METRICS}
+    missing = floor.shortage(len(chains), len(set(groups)))
+    metrics = [] if missing else task.METRICS
+    values = {metric.name: {None: metric.value(columns)} for metric in metrics}
+    statistics = {metric.name: statistic(metric.value, [columns]) for metric in metrics}
     spreads = distributions(statistics, groups, resamples, seed)
     sizes = {"chains": len(chains), "groups": len(set(groups)), "residues": sum(map(len, columns["lddt"]))}
     rows = []
     for metric in task.METRICS:
-        value, (low, high) = metric.value(columns), interval(spreads[metric.name])
-        found = {"value": finite(value), "low": finite(low), "high": finite(high)}
+        found = estimate(values.get(metric.name, {}), spreads.get(metric.name), [], missing)
         rows.append({"part": part, **sizes, **described(metric), **found})
     return rows

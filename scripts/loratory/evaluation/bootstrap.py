@@ -34,17 +34,17 @@ class Drawn(Mapping):
 def statistic(
     value: Callable[[Mapping], float],
     seeds: Sequence[Mapping[str, np.ndarray]],
-    counted: Callable[[Mapping], np.ndarray] | None = None,
+    where: Callable[[Mapping], np.ndarray] | None = None,
 ):
     """A function of drawn row numbers: the mean of `value` over the seeds' columns, which are aligned row by row.
 
     Args:
-        counted: columns -> (n,) bool, the rows that `value` may see; None: all.
+        where: columns -> (n,) bool, the rows that `value` may see; None: all.
     """
-    if counted is None:
+    if where is None:
         return lambda rows: sum(value(Drawn(columns, rows)) for columns in seeds) / len(seeds)
-    chosen = [counted(columns) for columns in seeds]
-    return lambda rows: sum(value(Drawn(c, rows[own[rows]])) for c, own in zip(seeds, chosen)) / len(seeds)
+    selections = [where(columns) for columns in seeds]
+    return lambda rows: sum(value(Drawn(c, rows[own[rows]])) for c, own in zip(seeds, selections)) / len(seeds)
 
 
 def draws(groups: Sequence[str], times: int, seed: int) -> Iterator[np.ndarray]:

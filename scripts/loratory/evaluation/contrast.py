@@ -18,13 +18,14 @@ from loratory.evaluation.bootstrap import distributions, statistic
 from loratory.evaluation.score import (
     BASE,
     CONTROL,
+    Floor,
     choose_control,
     described,
     estimate,
     gain,
     gather,
     primary_metric,
-    size,
+    selected_size,
 )
 
 SPLIT = "test"
@@ -35,23 +36,28 @@ class Paired:
     """Some systems on the same records of one split, by the domain's primary metric.
 
     Attributes:
-        values: {system: {training seed: value}}.
+        sizes: {system: (records, groups) behind its value}, of all systems.
+        values: {system: {training seed: value}}, of systems above the floor.
         spreads: {system: (resamples,) means over drawn seeds of drawn groups}, the same draws for all of them.
-        sizes: of the split. seeds: training seeds, in order.
+        seeds: training seeds, in order. floor: as of `score.score`.
         control: as of `score.choose_control`; it is one of the systems.
     """
 
     metric: Metric
+    split: str
+    sizes: dict[str, tuple[int, int]]
     values: dict[str, dict]
     spreads: dict[str, np.ndarray]
-    sizes: dict
     seeds: list[int]
+    floor: Floor
     control: dict | None = None
 
     def row(self, system: str) -> dict:
         """As a row of `evaluation.score`, with the gains over the base and over the control."""
-        known = {"system": system, **self.sizes, **described(self.metric)}
-        known |= estimate(self.values[system], self.spreads[system], self.seeds)
+        n, n_groups = self.sizes[system]
+        known = {"system": system, "split": self.split, "n": n, "n_groups": n_groups, **described(self.metric)}
+        missing = self.floor.shortage(n, n_groups)
+        known |= estimate(self.values.get(system, {}), self.spreads.get(system), self.seeds, missing)
         control = self.control and self.control["system"]
         return known | self.better(system, BASE) | self.better(system, control, CONTROL)
 
@@ -73,6 +79,7 @@ def paired(
     chosen: Callable[[str], bool],
     resamples: int,
     seed,
+    floor: Floor,
     baselines=None,
 ) -> Paired:
     """Compares the systems that are `chosen` by their names, and the best control without a language model.
@@ -83,6 +90,7 @@ def paired(
         data: folder of the domain's dataset. task: the domain's `Task` options.
         resamples, seed: how many bootstrap draws, and a seed, or several numbers that are one, of the drawn groups;
             the drawn training seeds depend on its first number alone, so that they are the same in all domains.
+        floor: as of `score.score`.
 
     Raises:
         InputError: as `evaluation.score`.
@@ -94,21 +102,27 @@ def paired(
     wanted = {name for name in splits[split] if chosen(name)} | ({control["system"]} if control else set())
     systems = {name: runs for name, runs in splits[split].items() if name in wanted}
     records = read_split(data, split)
-    columns = {
-        (name, run): metrics.columns(rows, records, task)
-        for name, runs in systems.items()
-        for run, rows in runs.items()
-    }
-    values = {name: {run: metric.measure(columns[name, run]) for run in runs} for name, runs in systems.items()}
-    statistics = {key: statistic(metric.value, [each], metric.where) for key, each in columns.items()}
     groups = np.array([row["group"] for row in next(iter(next(iter(systems.values())).values()))])
+    columns = {
+        name: {run: metrics.columns(rows, records, task) for run, rows in runs.items()}
+        for name, runs in systems.items()
+    }
+    sizes = {name: selected_size(metric, groups, runs.values()) for name, runs in columns.items()}
+    columns = {name: runs for name, runs in columns.items() if not floor.shortage(*sizes[name])}
+    values = {name: {run: metric.measure(each) for run, each in runs.items()} for name, runs in columns.items()}
+    statistics = {
+        (name, run): statistic(metric.value, [each], metric.where)
+        for name, runs in columns.items()
+        for run, each in runs.items()
+    }
     spreads = distributions(statistics, groups, resamples, seed)
-    over = {name: over_seeds(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in systems.items()}
-    n, n_groups = size(groups[metric.counted(next(iter(columns.values())))])
-    return Paired(metric, values, over, {"split": split, "n": n, "n_groups": n_groups}, list(files), control)
+    over = {name: over_seeds(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in columns.items()}
+    return Paired(metric, split, sizes, values, over, list(files), floor, control)
 
 
-def contrast(domain, base, predictions, baselines, data, task, against, resamples: int, seed: int, out) -> None:
+def contrast(
+    domain, base, predictions, baselines, data, task, against, resamples: int, seed: int, floor: Floor, out
+) -> None:
     """Writes a row for the base, each adapter of the domain and the best control to the JSON file `out`.
 
     A row is one of `evaluation.score` with the name of its `adapter` (or of the control), and with `difference`,
@@ -116,18 +130,19 @@ def contrast(domain, base, predictions, baselines, data, task, against, resample
 
     Args:
         predictions: (training seed, parquet file) pairs.
-        baselines, data, task, resamples, seed: as of `paired`.
+        baselines, data, task, resamples, seed, floor: as of `paired`.
 
     Raises:
         InputError: as `evaluation.score`, or `against` was not asked.
     """
     files, reference = dict(sorted(predictions)), f"{against}@{domain}"
-    found = paired(domain, files, data, task, SPLIT, lambda name: is_own(name, domain), resamples, seed, baselines)
-    if reference not in found.values:
-        raise registry.unknown(next(iter(files.values())), "system", reference, found.values)
+    own = lambda name: is_own(name, domain)  # noqa: E731
+    found = paired(domain, files, data, task, SPLIT, own, resamples, seed, floor, baselines)
+    if reference not in found.sizes:
+        raise registry.unknown(next(iter(files.values())), "system", reference, found.sizes)
     rows = [
         found.row(name) | {"adapter": name.removesuffix(f"@{domain}")} | found.better(name, reference, "difference")
-        for name in found.values
+        for name in found.sizes
     ]
     report = {"domain": domain, "base": base, "against": against, "control": found.control, "rows": rows}
     report |= {"seeds": list(files), "resamples": resamples, "seed": seed, "inputs": digests(files, baselines)}

@@ -16,7 +16,7 @@ from loratory import registry
 from loratory.data.files import write_json
 from loratory.evaluation.bootstrap import interval
 from loratory.evaluation.contrast import Paired, digests, paired
-from loratory.evaluation.score import BASE, finite
+from loratory.evaluation.score import BASE, Floor, finite
 
 Shares = dict[str, tuple[float, np.ndarray]]  # {system: (recovery, its (resamples,) draws)}
 
@@ -32,7 +32,17 @@ class Asked:
     baselines: object = None
 
 
-def recover(base, asked: Mapping[str, Asked], experts, mixtures: Sequence[str], against, resamples, seed, out) -> None:
+def recover(
+    base,
+    asked: Mapping[str, Asked],
+    experts,
+    mixtures: Sequence[str],
+    against,
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    out,
+) -> None:
     """Writes how the mixtures of some experts compare, on all their domains, to the JSON file `out`.
 
     `rows` are those of `evaluation.score` on test, for each domain and each of base, experts, mixtures, shuffled gates
@@ -43,6 +53,7 @@ def recover(base, asked: Mapping[str, Asked], experts, mixtures: Sequence[str], 
     Args:
         experts: {domain: its adapter}. mixtures: their names.
         resamples, seed: how many bootstrap draws, and their seed.
+        floor: as of `score.score`.
 
     Raises:
         InputError: as `evaluation.score`; or the base, an expert, a mixture was not asked.
@@ -52,14 +63,14 @@ def recover(base, asked: Mapping[str, Asked], experts, mixtures: Sequence[str], 
     wanted = {*alone, *mixtures, *(f"{name}:shuffled" for name in mixtures)}
     rows, valid, shares, controls = [], [], [], {}
     for place, (domain, of) in enumerate(asked.items()):
-        draws = (resamples, [seed, place])  # groups of different domains have nothing to do with one another
+        draws = (resamples, [seed, place], floor)  # groups of different domains have nothing to do with one another
         found = paired(domain, of.files, of.data, of.task, "test", wanted.__contains__, *draws, of.baselines)
         check(found, [*alone, *mixtures], next(iter(of.files.values())))
         controls[domain], recovered = found.control, recoveries(found, own[domain])
-        rows += [{"domain": domain} | row(found, name, against, recovered) for name in found.values]
+        rows += [{"domain": domain} | row(found, name, against, recovered) for name in found.sizes]
         shares.append({name: share for name, share in recovered.items() if name in wanted})
         chosen = paired(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
-        valid += [{"domain": domain} | chosen.row(name) for name in chosen.values]
+        valid += [{"domain": domain} | chosen.row(name) for name in chosen.sizes]
     report = {"base": base, "against": against, "experts": own, "domains": list(asked), "seeds": found.seeds}
     report |= {"controls": controls, "rows": rows, "valid": valid, "means": means(shares)}
     report |= {"resamples": resamples, "seed": seed}
@@ -68,12 +79,12 @@ def recover(base, asked: Mapping[str, Asked], experts, mixtures: Sequence[str], 
 
 def check(found: Paired, wanted: Sequence[str], path) -> None:
     for name in wanted:
-        if name not in found.values:
-            raise registry.unknown(path, "system", name, found.values)
+        if name not in found.sizes:
+            raise registry.unknown(path, "system", name, found.sizes)
 
 
 def recoveries(found: Paired, oracle: str) -> Shares:
-    """Of every system; {} where the oracle's gain may be 0."""
+    """Of every system that has a value; {} where the oracle's gain may be 0."""
     gap = found.better(oracle, BASE)
     if gap["gain_low"] is None or gap["gain_low"] <= 0:
         return {}

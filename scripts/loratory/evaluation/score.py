@@ -1,7 +1,7 @@
 """Predictions → metrics with intervals. Reads files only, so that scores can be made again without any model."""
 
 import platform
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -208,7 +208,7 @@ def score_split(
         columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
         for metric in asked:
             key = system, metric.name
-            sizes[key] = min(size(groups[metric.counted(each)]) for each in columns.values())
+            sizes[key] = selected_size(metric, groups, columns.values())
             missing[key] = floor.shortage(*sizes[key])
             if not missing[key]:
                 values[key] = {run: metric.measure(each) for run, each in columns.items()}
@@ -234,6 +234,11 @@ def score_split(
 def size(groups: np.ndarray) -> tuple[int, int]:
     """How many records, in how many groups."""
     return len(groups), len(set(groups.tolist()))
+
+
+def selected_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]) -> tuple[int, int]:
+    """The `size` of what a metric looks at, in the run where it is the smallest."""
+    return min(size(groups[metric.selection(each)]) for each in columns)
 
 
 def offers(metric: Metric, split: str, runs: Runs) -> bool:

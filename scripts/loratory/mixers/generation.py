@@ -1,6 +1,7 @@
 """Generation from a causal model or a mixture on one: batches, shared prefixes, and steps that a GPU replays.
 
-All of it is exact but for `hold_after`: greedy tokens are those of running the whole text anew for each of them.
+All of it is exact but for `hold_after`: greedy tokens are those of running the whole text anew for each of them. Sums
+of other shapes are rounded otherwise, so in half precision nearly equal tokens may change places.
 """
 
 from collections.abc import Callable, Collection, Iterator

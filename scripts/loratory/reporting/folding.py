@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from loratory.data.files import read_json
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import UNDEFINED, heading, number
+from loratory.reporting.tables import heading, number
 
 
 def table(metrics, out, *, about: str = "", banner: str = "") -> None:
@@ -26,6 +26,7 @@ def layout(report: Mapping, about: str, banner: str) -> Layout:
     sizes = {row["part"]: [str(row["chains"]), str(row["residues"])] for row in rows}
     lines = [[part, *size, *(cells[part, name] for name in metrics)] for part, size in sizes.items()]
     foot = [f"{name}: {row['note']}" for name, row in metrics.items()]
+    foot += dict.fromkeys(f"{row['part']}: {row['status']}." for row in rows if ":" in row["status"])
     foot += [
         f"[95 % interval] from {report['resamples']} bootstrap draws of whole groups.",
         left_out(report["left_out"]),
@@ -39,7 +40,7 @@ def layout(report: Mapping, about: str, banner: str) -> Layout:
 
 def cell(row: Mapping) -> str:
     if row["value"] is None:
-        return UNDEFINED
+        return row["status"].partition(":")[0]
     value, low, high = (number(row[name], row["unit"]) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 

@@ -55,7 +55,7 @@ def look(place: int, count: int, is_reference: bool) -> dict:
 
 
 def pareto(table, against: str, out, banner: str = "") -> None:
-    """Gain over the base against trainable parameters, with intervals: a panel a domain.
+    """Gain over the base against trainable parameters, with intervals: a panel a domain, or why it has none.
 
     The line joins methods that no other surpasses with fewer parameters, by their means alone; they are named.
 
@@ -66,14 +66,18 @@ def pareto(table, against: str, out, banner: str = "") -> None:
         InputError: the base alone was not scored, so there is no gain.
     """
     with open(table, newline="") as stream:
-        rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["gain"] and row["num_trainable_params"]]
-    if not rows:
+        rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["num_trainable_params"]]
+    if not any(row["gain"] or not row["value"] for row in rows):
         raise InputError(table, "no gain over the base to draw", expected="a base that answers without an adapter")
     found = {f"{row['adapter']}@{row['domain']}": row for row in rows}
     with panels(found, out, banner) as (figure, axes):
         for domain, axis in axes.items():
             own = [row for row in rows if row["domain"] == domain]
-            draw_front(axis, own, against)
+            if gained := [row for row in own if row["gain"]]:
+                draw_front(axis, gained, against)
+            else:
+                reason = "no gain over the base" if own[0]["value"] else own[0]["status"]
+                axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center")
             axis.axhline(0, color="0.6", lw=0.8, ls="--")
             unit = f" ({own[0]['unit']})" if own[0]["unit"] else ""
             axis.set(title=domain, xscale="log", ylabel=f"gain in {own[0]['metric']}{unit}")

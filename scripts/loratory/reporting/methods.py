@@ -15,11 +15,11 @@ from loratory.reporting.tables import (
     CONTROL,
     FEW_SEEDS,
     cell,
+    column_notes,
     control_notes,
     control_systems,
     heading,
     number,
-    sizes,
 )
 
 COSTS = {  # of `train_info`: means over seeds
@@ -34,8 +34,8 @@ COST_NOTES = (
     "state: numbers that it remembers in the end.",
     "peak memory: of tensors on the GPU, the base included; not known of runs on a CPU.",
     "time: of preparation and all steps, without validation and storage.",
-    "compute: counted on the first batch, forward and backward, and taken as proportional to positions; of it before "
-    "or besides the steps: gradient passes and selection stages.",
+    "compute: counted on the first batch, forward and backward, and taken as proportional to positions, "
+    "where PyTorch can count all operations; of it before or besides the steps: gradient passes and selection stages.",
     "learning rate: chosen on `valid` with the first seed; at the edge of its grid, a better one may lie beyond.",
 )
 Run = tuple[str, Mapping]  # an adapter's name in the config, and the `run.json` of one seed
@@ -103,7 +103,7 @@ def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str
         for report in reports
         for row in report["rows"]
     ]
-    foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
+    foot = column_notes({report["domain"]: (heads[report["domain"]], report["rows"]) for report in reports})
     foot += [*dict.fromkeys(map(drawn, reports)), marks(against, reports)]
     learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
     foot += [*control_notes(controls, learnt), *budgets(runs), *about]
@@ -122,7 +122,7 @@ def costs(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
             *(f"{round(record[name]):,}" for name in COSTS),
             scaled(record["accelerator_memory_max"], 1e6),
             f"{record['total_time']:.1f}",
-            f"{record['flops'] / 1e12:.3g}",
+            scaled(record["flops"], 1e12, ".3g"),
             f"{100 * record['other_positions'] / (record['positions'] + record['other_positions']):.0f}",
         ]
         for record in records
@@ -180,8 +180,8 @@ def difference(row: Mapping | None) -> str:
     return " ".join(filter(None, [f"{sign}{value} [{low}, {high}]", mark]))
 
 
-def scaled(value: float | None, unit: float) -> str:
-    return ABSENT if value is None else f"{value / unit:.1f}"
+def scaled(value: float | None, unit: float, form: str = ".1f") -> str:
+    return ABSENT if value is None else f"{value / unit:{form}}"
 
 
 def drawn(report: Mapping) -> str:

@@ -14,12 +14,13 @@ from loratory.reporting.tables import (
     BASE,
     CONTROL,
     best_single,
+    cell,
     chosen,
+    column_notes,
     control_notes,
     control_systems,
     heading,
     share,
-    sizes,
     star,
 )
 
@@ -76,12 +77,12 @@ def layout(report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], 
     for name in systems:
         own = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
         found = [rows.get((domain, own[domain])) for domain in heads]
-        cells = [text for row in found for text in (recovered(row) + (star(row) if row else ""), difference(row))]
+        cells = [text for row in found for text in compared(row)]
         label = f"best single ({name})" if name == best else f"{name} {TOLD}" if known[name]["told"] else name
         lines.append([label, *cells, recovered(means.get(name)), *told(known[name])])
         shown += [row | averaged(means.get(name)) | known[name] for row in found if row]
     learnt = {d: [rows[d, name] for name in (best, *mixtures) if (d, name) in rows] for d in heads}
-    foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
+    foot = column_notes({d: (head, [row for row in shown if row["domain"] == d]) for d, head in heads.items()})
     foot += [drawn(report), marks(report["against"], [{"rows": shown}]), chosen(best)]
     foot += [*control_notes(controls, learnt), *NOTES]
     foot += [f"Base: {about}"] if about else []
@@ -145,6 +146,13 @@ def told(known: Mapping) -> list[str]:
     speeds = [scaled(known[name], 1) for name in ("read_per_second", "written_per_second")]
     memory = [scaled(known[name], 1e6) for name in ("memory", "training_memory")]
     return [share(known["top1"]), entropy, *speeds, *memory, *numbers, "yes" if known["first_pass"] else ABSENT]
+
+
+def compared(row: Mapping | None) -> tuple[str, str]:
+    """The cells of one domain: what is recovered, or why there is no value, and the difference."""
+    if row is None or row["value"] is None:
+        return cell(row), ABSENT
+    return recovered(row) + star(row), difference(row)
 
 
 def recovered(row: Mapping | None) -> str:

@@ -129,7 +129,7 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, 
     heads = {domain: next(iter(of.values())) for domain, of in test.items()}
     header = ["system", *(f"{domain}: {heading(row)}" for domain, row in heads.items())]
     header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)"]
-    foot = [f"{domain}: {line}" for domain, row in heads.items() for line in (*sizes([row]), row["note"]) if line]
+    foot = column_notes({domain: (heads[domain], of.values()) for domain, of in test.items()})
     learnt = {domain: [of[name] for name in (*experts, mixture) if name in of] for domain, of in test.items()}
     foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS]
     foot += [*control_notes(controls, learnt), *about]
@@ -273,6 +273,16 @@ def sizes(rows: Iterable[Mapping]) -> list[str]:
     return [f"n = {n} ({split}) in {groups} groups." for split, (n, groups) in sorted(found.items(), reverse=True)]
 
 
+def column_notes(columns: Mapping[str, tuple[Mapping, Iterable[Mapping]]]) -> list[str]:
+    """Of the primary metrics of several domains: how many records, how computed, and why numbers are missing.
+
+    Args:
+        columns: {domain: (the row that heads its column, its rows)}.
+    """
+    notes = {domain: (*sizes([head]), head["note"], *reasons(rows)) for domain, (head, rows) in columns.items()}
+    return [f"{domain}: {line}" for domain, lines in notes.items() for line in lines if line]
+
+
 def seeded(report: Mapping) -> str:
     seeds = report["seeds"]
     names = ", ".join(map(str, seeds))
@@ -287,8 +297,13 @@ def explained(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:
     first = [f"Primary metric: {row['metric']}." for row in metrics if row["primary"]]
     told = {row["metric"]: "; ".join(filter(None, [row["note"], own_size(row, rows)])) for row in metrics}
     notes = [f"{metric}: {line}" for metric, line in told.items() if line]
-    missing = {f"{row['metric']}: {row['status']}." for row in rows if row["value"] is None and ":" in row["status"]}
-    return [*first, *notes, *sorted(missing)]
+    return [*first, *notes, *reasons(rows)]
+
+
+def reasons(rows: Iterable[Mapping]) -> list[str]:
+    """Why numbers are missing, where a cell has no room to say it."""
+    found = {f"{row['metric']}: {row['status']}." for row in rows if row["value"] is None and ":" in row["status"]}
+    return sorted(found)
 
 
 def own_size(column: Mapping, rows: Iterable[Mapping]) -> str:

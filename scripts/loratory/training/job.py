@@ -1,5 +1,6 @@
 """What the config's `training` means to the loop, and where a job keeps its checkpoints."""
 
+from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 
@@ -14,11 +15,11 @@ def recipe(schedule, rate: float) -> Recipe:
 
 
 class Job:
-    """Where a training runs and keeps its checkpoints."""
+    """Where a training runs, and keeps checkpoints that no other facts and no other PyTorch go on from."""
 
     def __init__(self, device: str, checkpoints, title: str, **facts):
         self.device, self.title = device, title
-        self.folder = Path(checkpoints) / fingerprint(title=title, **facts)
+        self.folder = Path(checkpoints) / fingerprint(title=title, version=version("torch"), **facts)
 
     @property
     def place(self) -> tuple[Path, str]:

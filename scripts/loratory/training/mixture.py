@@ -21,7 +21,7 @@ from loratory.training.features import Rows, open_features, padded
 from loratory.training.fit import MicroBatch, fit
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job, recipe
-from loratory.training.sweep import data_digest, encoded, held_weights, mean_loss
+from loratory.training.sweep import base_facts, data_digest, encoded, mean_loss
 
 
 def train_mixture(
@@ -43,8 +43,8 @@ def train_mixture(
     rates = entry.training.learning_rates if entry.trained else (None,)
     sets = {d: read(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts if entry.trained}
     valid = {d: encoded(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
-    facts = {"entry": entry.model_dump(mode="json"), "base": held_weights(base)}
-    facts["data"] = {d: data_digest(data[d]) for d in sets}
+    facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base)}
+    facts |= {"data": {d: data_digest(data[d]) for d in sets}, "tasks": {d: tasks[d].model_dump_json() for d in sets}}
     runs, jobs = [], []
 
     def train(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:

@@ -22,7 +22,8 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, fo
     corpora = {d: corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
     facts = {"data_sha256": {d: sha256(f"{general[d]}/train.parquet") for d in corpora}, "torch": version("torch")}
     facts["ears_sha256"] = weights_digest(ears) if ears else None
-    job = Job(device, checkpoints, f"base {name}", entry=entry.model_dump(mode="json"), **facts)
+    asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump_json() for d in corpora}}
+    job = Job(device, checkpoints, f"base {name}", **asked, **facts)
     if entry.pretrain:
         pretrain(name, entry, corpora, ears, job, out, **facts)
         return

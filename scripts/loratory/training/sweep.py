@@ -39,13 +39,13 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         "train": encoded(base, domain, data, task, "train"),
         "valid": encoded(base, domain, data, task, "valid", max_valid),
     }
-    facts = {"domain": domain, "base": held_weights(base), "data": data_digest(data), "task": task.model_dump_json()}
+    facts = {"domain": domain, "base": base_facts(base), "data": data_digest(data), "task": task.model_dump_json()}
     runs, jobs, rates = [], [], adapter.training.learning_rates
 
     def train(seed: int, rate: float) -> dict:
         title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
         entry = adapter.model_dump(mode="json")
-        job = Job(device, checkpoints, title, adapter=entry, rate=rate, seed=seed, version=version("torch"), **facts)
+        job = Job(device, checkpoints, title, adapter=entry, rate=rate, seed=seed, **facts)
         jobs.append(job)
         return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
 
@@ -61,9 +61,9 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         job.done()
 
 
-def held_weights(base) -> list[str | None]:
-    """What tells one loaded base from another: its weights, and how they are rounded."""
-    return [base.fingerprint, base.manifest.get("precision")]
+def base_facts(base) -> list:
+    """What tells one loaded base from another: its weights, how they are rounded, and how a Whisper base is asked."""
+    return [base.fingerprint, base.manifest.get("precision"), base.manifest.get("whisper")]
 
 
 def encoded(base, domain: str, data, task, split: str, limit: int | None = None):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from loratory.domains.contract import Example
+from loratory.domains.contract import Example, prediction_row
 from loratory.domains.regression import logistic_regression
 
 CHOICES = (" coding", " noncoding")
@@ -65,14 +65,9 @@ def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]
     for system, features in FEATURES.items():
         x_train, x_test = (np.array([features(record["sequence"]) for record in part]) for part in (train, test))
         probabilities = logistic_regression(x_train, label, x_test)
-        rows[system] = [prediction(record, p) for record, p in zip(test, probabilities.tolist())]
+        answers = zip(test, probabilities.tolist())
+        rows[system] = [prediction_row(record, CHOICES[record["label"]], p=p) for record, p in answers]
     return rows
-
-
-def prediction(record: dict, p: float) -> dict:
-    reference = CHOICES[record["label"]]
-    nothing = {"nll": None, "tokens": None, "text": None}
-    return {"id": record["id"], "group": record["group"], "reference": reference, "p": p, **nothing}
 
 
 def longest_orf(sequence: str) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from loratory.data.alphabets import RESIDUES, strangers
 from loratory.data.splits import position, smallest
-from loratory.domains.contract import Example
+from loratory.domains.contract import Example, prediction_row
 
 PROMPT, CLOSE = "Seq=<", ">"
 LETTERS = (*RESIDUES, CLOSE)
@@ -93,8 +93,7 @@ def choose_strengths(train: list[dict]) -> tuple[float, float]:
 def prediction(record: dict, shares: np.ndarray) -> dict:
     target = record["sequence"] + CLOSE
     nll = -float(np.log(shares[letter_triples(record)]).sum())
-    scored = {"nll": nll, "tokens": len(target), "p": None, "text": None}
-    return {"id": record["id"], "group": record["group"], "reference": target, **scored}
+    return prediction_row(record, target, nll=nll, tokens=len(target))
 
 
 def sample_baselines(test, n: int, task) -> dict[str, list[dict]]:

@@ -10,7 +10,7 @@ from statistics import fmean
 
 import numpy as np
 
-from loratory.domains.contract import Example
+from loratory.domains.contract import Example, prediction_row
 from loratory.domains.regression import logistic_regression
 
 CHOICES = (" no", " yes")
@@ -82,7 +82,10 @@ def baselines(train, test, task) -> dict[str, list[dict]]:
     label = [record["label"] for record in train]
     for system, (x_train, x_test) in control_features(train, test, task).items():
         found[system] = logistic_regression(np.array(x_train), label, np.array(x_test)).tolist()
-    return {system: [row(record, p) for record, p in zip(test, each)] for system, each in found.items()}
+    return {
+        system: [prediction_row(record, CHOICES[record["label"]], p=p) for record, p in zip(test, each)]
+        for system, each in found.items()
+    }
 
 
 def control_features(train, test, task) -> dict[str, tuple[list, list]]:
@@ -138,8 +141,3 @@ def smoothed(train, column: str, overall: float):
         return (likes.get(key, 0) + PRIOR * overall) / (n.get(key, 0) + PRIOR)
 
     return share
-
-
-def row(record: dict, p: float) -> dict:
-    unused = dict.fromkeys(("nll", "tokens", "text"))
-    return {"id": record["id"], "group": record["group"], "reference": CHOICES[record["label"]], "p": p, **unused}

@@ -28,8 +28,8 @@ def ratio(columns: Mapping, errors: tuple[str, ...], length: str) -> float:
 
 
 def rate(name: str, errors: tuple[str, ...], length: str = "N", **more) -> Metric:
-    counted = {"where": lambda columns: columns[length] > 0} | more
-    return Metric(name, "ratio", "down", "text", lambda columns: ratio(columns, errors, length), **counted)
+    more = {"where": lambda columns: columns[length] > 0} | more
+    return Metric(name, "ratio", "down", "text", lambda columns: ratio(columns, errors, length), **more)
 
 
 def age_rate(name: str, youngest: int, oldest: int) -> Metric:

@@ -3,7 +3,7 @@
 import unicodedata
 
 from loratory.data.splits import position
-from loratory.domains.contract import ROW, Example
+from loratory.domains.contract import Example, prediction_row
 
 
 def examples(records: list[dict], task, family: str) -> list[Example]:
@@ -40,7 +40,4 @@ def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]
 
 def answers(records: list[dict], texts: list[str]) -> list[dict]:
     """Prediction rows."""
-    return [
-        dict.fromkeys(ROW) | {"id": r["id"], "group": r["group"], "reference": plain(r["text"]), "text": text}
-        for r, text in zip(records, texts)
-    ]
+    return [prediction_row(record, plain(record["text"]), text=text) for record, text in zip(records, texts)]
