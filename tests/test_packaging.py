@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from snakemake.utils import update_config
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -92,9 +93,13 @@ def test_scripts_are_doors_and_no_rooms(path):
     assert len(path.read_text().splitlines()) <= 30
 
 
-def test_real_data_meets_the_bases_of_the_demo_but_for_folding_which_learnt_from_such_chains():
-    demo, real = (yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", "real.yaml"))
-    assert real["bases"] == {name: base for name, base in demo["bases"].items() if base["family"] != "folding"}
+@pytest.mark.parametrize("files", [("real",), ("real", "budgets/study")], ids=str)
+def test_real_data_meets_published_models_at_a_commit_and_with_a_licence(files):
+    study = yaml.safe_load((ROOT / "config" / f"{files[0]}.yaml").read_text())
+    for file in files[1:]:
+        update_config(study, yaml.safe_load((ROOT / "config" / f"{file}.yaml").read_text()))
+    for base in study["bases"].values():
+        assert base["hub"] and len(base["revision"]) == 40 and base["licence"] and base["parameters"]
 
 
 def test_no_script_takes_the_name_of_an_installed_package():
