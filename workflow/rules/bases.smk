@@ -27,7 +27,7 @@ rule prepare_base:
         runtime=STUDY.resources.runtime,
         gpu=STUDY.resources.gpu,
     params:
-        entry=lambda wc: plain(STUDY.bases[wc.base]),
+        entry=lambda wc: plain(STUDY.bases[wc.base], without=["parameters"]),  # for the forecast alone
         folder=lambda wc: published_folder(STUDY, wc.base),
         tasks=lambda wc: {domain: plain(GENERAL[domain].task) for domain in STUDY.bases[wc.base].corpora},
         threads=lambda wc: base_threads(wc.base),
