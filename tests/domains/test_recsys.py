@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from loratory.domains.recsys.sources import Dataset, Files, Simulation, Task
 from loratory.domains.scores import auc
 from loratory.errors import InputError
 
+AVERAGES = ("user_ratings", "user_mean", "item_ratings", "item_mean")
 LOOSE = Dataset(k_core=1, min_history=1)
 TITLES = {"10": "Heat: Part One (1995)", "11": 'Hello, "Dolly" (1969)', "12": "Amélie (2001)", "13": "M*A*S*H (1970)"}
 LOG = [  # user, item, stars, time
@@ -352,7 +354,9 @@ def test_records_match_a_naive_count_whatever_the_order_of_rows(tmp_path_factory
         past = sorted((t, str(i), s / 2) for u, i, s, t in core if u == user and t < time)
         if len(past) >= least:
             history = [[t, f"Film {i}", s] for t, i, s in past[-most:]]
-            expected[f"{user}:{item}:{time}"] = (int(half_stars >= 8), history)
+            others = [s / 2 for _, i, s, t in core if i == item and t < time]
+            averages = [len(past), fmean(s for *_, s in past), len(others), fmean(others) if others else 0]
+            expected[f"{user}:{item}:{time}"] = (int(half_stars >= 8), history, pytest.approx(averages))
     titles = {str(i): f"Film {i}" for i in range(7)}
     log = [(u, i, s / 2, t) for u, i, s, t in random.sample(rows, len(rows))]
     files = place(tmp_path_factory.mktemp("log"), log, titles)
@@ -363,10 +367,15 @@ def test_records_match_a_naive_count_whatever_the_order_of_rows(tmp_path_factory
         assert (
             (error.reason == "empty" and not rows)
             or (error.reason == "k_core_empty" and not core)
-            or (error.reason == "one_class" and len({label for label, _ in expected.values()}) == 1)
+            or (error.reason == "one_class" and len({label for label, *_ in expected.values()}) == 1)
         )
         return
-    assert {r["id"]: (r["label"], json.loads(r["history"])) for r in records} == expected
+    assert {
+        r["id"]: (r["label"], json.loads(r["history"]), [r[name] for name in AVERAGES]) for r in records
+    } == expected
+    assert build.proof({split: records if split == "train" else [] for split in SPLITS}, dataset) == dict.fromkeys(
+        build.proof({split: [] for split in SPLITS}, dataset), 0
+    )
     assert ledger.n_in == len(records) + len(ledger.rows)
 
 
@@ -400,10 +409,11 @@ def test_splits_have_their_shares_and_ties_at_a_cut_fall_behind_it():
 
 
 def test_the_proof_counts_every_kind_of_leak():
-    def record(time, title="A", history=()):
-        return {"timestamp": time, "title": title, "history": json.dumps(history)}
+    def record(time, title="A", history=(), user="new"):
+        known = {"timestamp": time, "title": title, "history": json.dumps(history), "user": user, "item": str(time)}
+        return {**known, "user_ratings": 1, "item_ratings": 0}
 
-    sound = {split: [record(10 * i + 5, history=[[10 * i, "B", 4.0]])] for i, split in enumerate(SPLITS)}
+    sound = {split: [record(10 * i + 5, history=[[10 * i, "B", 4.0]], user=str(i))] for i, split in enumerate(SPLITS)}
     assert set(build.proof(sound, LOOSE).values()) == {0}
     for name, split, bad in (
         ("not_before_later_split", "train", record(15)),
@@ -411,6 +421,7 @@ def test_the_proof_counts_every_kind_of_leak():
         ("future_in_history", "test", record(40, history=[[40, "B", 4.0]])),
         ("history_not_in_order", "test", record(40, history=[[9, "B", 4.0], [8, "C", 4.0]])),
         ("title_in_own_history", "test", record(40, history=[[9, "A", 4.0]])),
+        ("future_in_averages", "test", record(40, user="3")),
     ):
         counts = build.proof({**sound, split: [*sound[split], bad]}, LOOSE)
         assert {key: n for key, n in counts.items() if n} == {name: 1}
@@ -421,7 +432,8 @@ def test_the_proof_counts_every_kind_of_leak():
 
 def a_record(history, **other):
     record = {"id": "1:2:3", "group": "1", "title": "Ronin (1998)", "profile": "", "label": 1, "rating": 4.0}
-    return {**record, "history": json.dumps(history), **other}
+    averages = dict(zip(AVERAGES, (len(history) or 1, 3.0, 0, 0.0)))
+    return {**record, **averages, "history": json.dumps(history), **other}
 
 
 def test_the_prompt_shows_the_latest_ratings_in_order_and_ends_with_the_question():
@@ -433,6 +445,27 @@ def test_the_prompt_shows_the_latest_ratings_in_order_and_ends_with_the_question
     assert lines[-1] == "Answer only yes or no:"
     assert (example.target, example.choices, example.group) == (" yes", (" no", " yes"), "1")
     assert task.examples([{**record, "label": 0}], Task(), "causal")[0].target == " no"
+
+
+def test_the_prompt_tells_the_averages_of_the_past_where_it_is_asked_to():
+    known = {"user_ratings": 240, "user_mean": 3.636, "item_ratings": 57, "item_mean": 4.1}
+    lines = task.prompt(a_record([[1, "Heat (1995)", 3.0]], **known), Task(averages=True)).splitlines()
+    assert lines[2:4] == [
+        "The user gave 3.64 stars on average (240 ratings).",
+        "Other users gave this movie 4.10 stars on average (57 ratings).",
+    ]
+    fresh = task.prompt(a_record([[1, "Heat (1995)", 3.0]], **known | {"item_ratings": 0}), Task(averages=True))
+    assert fresh.splitlines()[3] == "No other user has rated it yet."
+    assert "average" not in task.prompt(a_record([[1, "Heat (1995)", 3.0]], **known), Task())
+
+
+def test_the_regression_reads_the_averages_where_the_prompt_tells_them():
+    train = [a_rating("1", "a", n % 2, n) | {"item_mean": 2.0 + 2 * (n % 2), "item_ratings": 50} for n in range(8)]
+    test = [a_rating("2", "b", 0, 20) | {"item_mean": mean, "item_ratings": 50} for mean in (2.0, 4.0)]
+    low, high = probabilities(train, test, averages=True)["history_regression"]
+    assert low < high - 0.1
+    low, high = probabilities(train, test)["history_regression"]
+    assert low == high
 
 
 def test_the_prompt_does_not_depend_on_the_targets_rating():

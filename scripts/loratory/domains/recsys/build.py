@@ -3,7 +3,7 @@
 import json
 import re
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from itertools import pairwise
 
@@ -23,6 +23,10 @@ COLUMNS = {
     "timestamp": "int64",  # seconds since 1970
     "rating": "double",  # stars
     "label": "int8",  # 1 if the user liked the item
+    "user_ratings": "int32",  # how many strictly earlier ratings the user gave, all of them
+    "user_mean": "double",  # their mean in stars; 0 if there is none
+    "item_ratings": "int32",  # how many strictly earlier ratings the item got
+    "item_mean": "double",
     "history": "string",  # JSON list of [timestamp, title, stars], oldest first
 }
 LATEST = 4_102_444_800  # 2100-01-01: no wall clock, so that the same input is right or wrong for ever
@@ -59,21 +63,17 @@ def read(files, dataset, ledger):
     rows = rows.sort_values(["user", "timestamp", "item", "rating", "line"], ignore_index=True)
     rows = dense(unique(rows, location, ledger), dataset.k_core, location, ledger)
     events = [json.dumps(event, ensure_ascii=False) for event in zip(rows["timestamp"], rows["title"], rows["rating"])]
-    rows = with_past(rows, dataset, location, ledger)
+    rows = with_past(with_averages(rows), dataset, location, ledger)
     if rows["label"].nunique() == 1:
         what, value = f"all {len(rows)} records have one label", CLASSES[rows["label"].iloc[0]]
         raise InputError(location, what, value, "both classes", "change `positive`", "one_class")
-    columns = ("user", "item", "title", "timestamp", "rating", "label", "start", "end")
-    for user, item, title, timestamp, rating, label, start, end in zip(*(rows[name].tolist() for name in columns)):
-        yield {
-            "id": f"{user}:{item}:{timestamp}",
-            "user": user,
-            "item": item,
-            "title": title,
+    columns = [name for name in COLUMNS if name in rows]
+    for start, end, *values in zip(*(rows[name].tolist() for name in ("start", "end", *columns))):
+        record = dict(zip(columns, values))
+        user = record["user"]
+        yield record | {
+            "id": f"{user}:{record['item']}:{record['timestamp']}",
             "profile": profiles[user] if profiles else "",
-            "timestamp": timestamp,
-            "rating": rating,
-            "label": label,
             "history": f"[{', '.join(events[start:end])}]",
         }
 
@@ -241,6 +241,33 @@ def k_core(users, items, k: int) -> np.ndarray:
         alive = still
 
 
+def with_averages(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with number and mean stars of the ratings before theirs, of the same user and of the same item."""
+    found = {}
+    for name in ("user", "item"):
+        past = past_average(rows[name].cat.codes.to_numpy(), rows["timestamp"].to_numpy(), rows["rating"].to_numpy())
+        found[f"{name}_ratings"], found[f"{name}_mean"] = past
+    return rows.assign(**found)
+
+
+def past_average(codes: np.ndarray, timestamps: np.ndarray, stars: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) how many rows of the same code lie in earlier seconds, and (n,) their mean stars, 0 if there are none."""
+    order = np.lexsort((timestamps, codes))
+    codes, timestamps = codes[order], timestamps[order]
+    first, end = np.searchsorted(codes, codes, "left"), start_of_second(codes, timestamps)
+    sums = np.r_[0.0, np.cumsum(stars[order], dtype=float)]
+    number, mean = np.empty(len(codes), int), np.empty(len(codes))
+    number[order] = end - first
+    mean[order] = (sums[end] - sums[first]) / np.maximum(end - first, 1)
+    return number, mean
+
+
+def start_of_second(codes: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """(n,) the first row with the code and the second of each row; rows are sorted by code and time."""
+    new = np.r_[True, (np.diff(codes) != 0) | (np.diff(timestamps) != 0)]
+    return np.maximum.accumulate(np.where(new, np.arange(len(codes)), 0))
+
+
 def with_past(rows: pd.DataFrame, dataset, location: str, ledger: Ledger) -> pd.DataFrame:
     """The rows with enough history, and where in `rows` it starts and ends; a shared second is not history.
 
@@ -249,8 +276,7 @@ def with_past(rows: pd.DataFrame, dataset, location: str, ledger: Ledger) -> pd.
     """
     users, timestamps = rows["user"].cat.codes.to_numpy(), rows["timestamp"].to_numpy()
     first = np.searchsorted(users, users, "left")
-    new = np.r_[True, (np.diff(users) != 0) | (np.diff(timestamps) != 0)]
-    end = np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))
+    end = start_of_second(users, timestamps)
     rows = rows.assign(start=np.maximum(first, end - dataset.max_history), end=end)
     return kept(rows, end - first >= dataset.min_history, "short_history", location, ledger)
 
@@ -278,15 +304,31 @@ def split(records, groups, dataset, seed) -> list[str]:
 
 def proof(splits, dataset) -> dict[str, int]:
     counts = Counter(not_before_later_split=0, future_in_history=0, history_not_in_order=0, title_in_own_history=0)
+    everything = [record for name in SPLITS for record in splits[name]]
+    counts["future_in_averages"] = sum(premature_averages(everything, of) for of in ("user", "item"))
     for i, name in enumerate(SPLITS):
         later = min((record["timestamp"] for other in SPLITS[i + 1 :] for record in splits[other]), default=np.inf)
         counts["not_before_later_split"] += sum(record["timestamp"] >= later for record in splits[name])
-    for record in (record for name in SPLITS for record in splits[name]):
+    for record in everything:
         history = json.loads(record["history"])
         counts["future_in_history"] += any(event[0] >= record["timestamp"] for event in history)
         counts["history_not_in_order"] += any(a[0] > b[0] for a, b in pairwise(history))
         counts["title_in_own_history"] += any(event[1] == record["title"] for event in history)
     return dict(counts)
+
+
+def premature_averages(records, of: str) -> int:
+    """Records of a user (or item) whose number of earlier ratings leaves none for themselves in the next second's.
+
+    What is known of the past must grow by every record that becomes past; a total of all times would not.
+    """
+    seconds = defaultdict(list)
+    for record in records:
+        seconds[record[of], record["timestamp"]].append(record[f"{of}_ratings"])
+    found = 0
+    for (earlier, then), (later, now) in pairwise(sorted(seconds.items())):
+        found += len(then) if earlier[0] == later[0] and min(now) < max(then) + len(then) else 0
+    return found
 
 
 def summary(records) -> dict:

@@ -75,6 +75,9 @@ class Task(TaskOptions):
     """The user's latest ratings as text, then a question to be answered by yes or no."""
 
     history: int = Field(5, ge=1, description="most recent ratings shown, at most the dataset's `max_history`")
+    averages: bool = Field(
+        False, description="tell how many ratings the user gave before and the item got before, and their mean stars"
+    )
     max_title: int = Field(80, ge=8, description="characters of a title; longer ones are cut")
     max_prompt: int = Field(1500, ge=300, description="characters of a prompt; oldest ratings are left out to fit")
 

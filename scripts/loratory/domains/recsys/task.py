@@ -14,6 +14,7 @@ from loratory.domains.contract import Example, prediction_row
 from loratory.domains.regression import logistic_regression
 
 CHOICES = (" no", " yes")
+KEYS = ("user", "item")
 PRIOR = 5  # records that the overall share of likes weighs as in the smoothed means
 QUESTION = """\
 Based on these ratings, deduce whether the user will like the movie ***{title}***.
@@ -54,7 +55,15 @@ def prompt_text(record: dict, events: list[list], task) -> str:
     head = [record["profile"]] if record["profile"] else []
     head.append("The user rated these movies in the past, in this order:")
     shown = [f"- {plain(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
-    return "\n".join([*head, *shown, QUESTION.format(title=plain(record["title"], task.max_title))])
+    told = average_lines(record) if task.averages else []
+    return "\n".join([*head, *shown, *told, QUESTION.format(title=plain(record["title"], task.max_title))])
+
+
+def average_lines(record: dict) -> list[str]:
+    """What is known of the user and of the item before the record, a line each."""
+    user, item = (f"{record[f'{of}_mean']:.2f} stars on average ({record[f'{of}_ratings']} ratings)" for of in KEYS)
+    others = f"Other users gave this movie {item}." if record["item_ratings"] else "No other user has rated it yet."
+    return [f"The user gave {user}.", others]
 
 
 def plain(title: str, longest: int) -> str:
@@ -70,7 +79,7 @@ def baselines(train, test, task) -> dict[str, list[dict]]:
     `constant`, `item_mean`, `user_mean`: share of likes in train, the latter two smoothed towards the first.
     Probabilities by logistic regressions on train: `popularity`, how many ratings of train the item has;
     `history_mean` and `past_mean`, mean of the stars that the prompt shows, and of all that the record carries;
-    `history_regression`, what the prompt shows, and the item's mean and popularity.
+    `history_regression`, what the prompt shows and tells, and the item's mean and popularity in train.
     """
     overall = fmean(record["label"] for record in train)
     shares = {
@@ -98,15 +107,22 @@ def control_features(train, test, task) -> dict[str, tuple[list, list]]:
         item, shown = items[record["id"]], [stars for *_, stars in shown_events(record, task)]
         known = shown or [usual]  # a long title may leave no room for ratings
         liked = fmean(stars >= least for stars in known)
+        told = [value for of in KEYS for value in shrunk(record, of, usual)] if task.averages else []
         return {
             "popularity": item[1:],
             "history_mean": [fmean(known)],
             "past_mean": [fmean(stars for *_, stars in json.loads(record["history"]))],
-            "history_regression": [fmean(known), liked, len(shown), known[-1], *item],
+            "history_regression": [fmean(known), liked, len(shown), known[-1], *item, *told],
         }
 
     parts = [[features(record) for record in part] for part in (train, test)]
     return {system: tuple([of[system] for of in part] for part in parts) for system in parts[0][0]}
+
+
+def shrunk(record: dict, of: str, usual: float) -> tuple[float, float]:
+    """Mean stars before the record as if `PRIOR` usual ratings came with them, and log of 1 + their number."""
+    n = record[f"{of}_ratings"]
+    return (n * record[f"{of}_mean"] + PRIOR * usual) / (n + PRIOR), math.log1p(n)
 
 
 def item_features(train, test) -> dict[str, list[float]]:
