@@ -166,7 +166,7 @@ class Evaluation(Options):
     samples: int = Field(32, ge=0, description="sequences written by each system where a domain generates")
     folded: int | None = Field(10, ge=1, description="of these samples, the first that are folded; none means all")
     temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
-    top_p: float = Field(0.95, gt=0, le=1, description="nucleus of sampled sequences")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampled sequences; a small one cuts the rare end")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
     min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
     min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")
