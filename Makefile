@@ -1,14 +1,21 @@
-# `make` sets up and runs the demo; `make test` sets up and tests. Setting up happens once for each requirements.lock.
+# `make` sets up and runs the demo; `make test` sets up and tests; `make lint` sets up and looks for faults of form. Setting up happens once for each requirements.lock.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/requirements.lock
 
-.PHONY: demo test
+.PHONY: demo test lint
 demo: $(READY)
 	@$(BIN)/snakemake --cores all
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check Snakefile workflow/rules
+	@$(BIN)/snakemake --lint
+	@$(BIN)/mypy
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'
