@@ -104,7 +104,7 @@ def main() -> None:
         report("plain", base, lambda: base.model, lambda model: None, options)
         experts = {str(seed): random_expert(base.model, seed) for seed in range(EXPERTS)}
         report("LoRA", base, lambda: with_lora(base, experts["0"]), lambda model: core.detach(base.model), options)
-        report("X-LoRA", base, lambda: mixture(base, experts), lambda model: model.unwrap(), options)
+        report("X-LoRA", base, lambda: mixture(base, experts), lambda model: model.remove_experts(), options)
 
 
 def with_lora(base: Endless, adapter: deltas.Adapter):

@@ -121,7 +121,7 @@ def ours(experts: dict, folder: Path, features: bool, checkpointing: bool):
         states = mixture.bare_states({"input_ids": ids})["tokens"].cpu()
         save_file({HIDDEN: states.flatten(0, 1)}, folder / shard(0))
         mapped = safe_open(folder / shard(0), framework="pt").get_slice(HIDDEN)
-        return [Rows(mapped, row * SHAPE.length, (row + 1) * SHAPE.length) for row in range(SHAPE.rows)]
+        return [Rows(mapped, score_row * SHAPE.length, (score_row + 1) * SHAPE.length) for score_row in range(SHAPE.rows)]
 
     def loss(ids):
         batch = {"ids": ids, "labels": ids, "prompt": torch.ones_like(ids, dtype=torch.bool)}

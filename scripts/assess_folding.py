@@ -1,9 +1,9 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0], snakemake.params.threads):
+with log_job(snakemake.log[0], snakemake.params.threads):
     from pathlib import Path
 
-    from loratory.config import options
+    from loratory.config import domain_options
     from loratory.evaluation.assess import assess_folding
     from loratory.evaluation.score import Floor
 
@@ -14,7 +14,7 @@ with logged(snakemake.log[0], snakemake.params.threads):
         Path(files.data).parent,
         Path(files.base).parent,
         [Path(path).parent for path in files.get("learnt", [])] or None,
-        options(params.domain, "Dataset", params.dataset),
+        domain_options(params.domain, "Dataset", params.dataset),
         params.max_records,
         params.resamples,
         0,

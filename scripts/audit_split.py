@@ -1,10 +1,10 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from pathlib import Path
 
-    from loratory.config import options
+    from loratory.config import domain_options
     from loratory.domains.dataset import audit_split
 
     domain, out = snakemake.wildcards.domain, Path(snakemake.output[0])
-    audit_split(domain, out.parent, options(domain, "Dataset", snakemake.params.dataset), out)
+    audit_split(domain, out.parent, domain_options(domain, "Dataset", snakemake.params.dataset), out)

@@ -1,13 +1,13 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from pathlib import Path
 
-    from loratory.config import options
+    from loratory.config import domain_options
     from loratory.domains.dataset import build_dataset
     from loratory.domains.fetch import open_source
 
     domain, params = snakemake.wildcards.domain, snakemake.params
     files = open_source(domain, Path(snakemake.input[0]).parent)
     out = Path(snakemake.output[0]).parent
-    build_dataset(domain, files, options(domain, "Dataset", params.dataset), params.seed, out)
+    build_dataset(domain, files, domain_options(domain, "Dataset", params.dataset), params.seed, out)

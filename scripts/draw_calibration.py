@@ -1,6 +1,6 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
-    from loratory.reporting.figures import calibration
+with log_job(snakemake.log[0]):
+    from loratory.reporting.figures import draw_calibration
 
-    calibration(snakemake.input[0], snakemake.output[0], snakemake.params.banner)
+    draw_calibration(snakemake.input[0], snakemake.output[0], snakemake.params.banner)

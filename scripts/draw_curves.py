@@ -1,6 +1,6 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
-    from loratory.reporting.figures import curves
+with log_job(snakemake.log[0]):
+    from loratory.reporting.figures import draw_curves
 
-    curves(dict(zip(snakemake.params.names, snakemake.input)), snakemake.output[0], snakemake.params.banner)
+    draw_curves(dict(zip(snakemake.params.names, snakemake.input)), snakemake.output[0], snakemake.params.banner)

@@ -1,6 +1,6 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
-    from loratory.reporting.method_figures import pareto
+with log_job(snakemake.log[0]):
+    from loratory.reporting.method_figures import draw_pareto
 
-    pareto(snakemake.input[0], snakemake.params.against, snakemake.output[0], snakemake.params.banner)
+    draw_pareto(snakemake.input[0], snakemake.params.against, snakemake.output[0], snakemake.params.banner)

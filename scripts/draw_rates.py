@@ -1,7 +1,7 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
-    from loratory.reporting.method_figures import rates
+with log_job(snakemake.log[0]):
+    from loratory.reporting.method_figures import draw_rates
 
     runs, params = dict(zip(snakemake.params.names, snakemake.input)), snakemake.params
-    rates(runs, params.against, snakemake.output[0], params.banner)
+    draw_rates(runs, params.against, snakemake.output[0], params.banner)

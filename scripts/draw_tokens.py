@@ -1,6 +1,6 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
-    from loratory.reporting.figures import tokens
+with log_job(snakemake.log[0]):
+    from loratory.reporting.figures import draw_token_weights
 
-    tokens(snakemake.input[0], snakemake.wildcards.mixture, snakemake.output[0], snakemake.params.banner)
+    draw_token_weights(snakemake.input[0], snakemake.wildcards.mixture, snakemake.output[0], snakemake.params.banner)

@@ -1,11 +1,11 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from pathlib import Path
 
-    from loratory.config import source
+    from loratory.config import domain_source
     from loratory.domains.fetch import fetch_source
 
     domain, params = snakemake.wildcards.domain, snakemake.params
     out = Path(snakemake.output[0]).parent
-    fetch_source(domain, source(domain, params.source), params.population, params.seed, out)
+    fetch_source(domain, domain_source(domain, params.source), params.population, params.seed, out)

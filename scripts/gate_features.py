@@ -1,16 +1,16 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0], snakemake.params.threads):
+with log_job(snakemake.log[0], snakemake.params.threads):
     from pathlib import Path
 
-    from loratory.config import options
+    from loratory.config import domain_options
     from loratory.training.features import write_features
 
     wanted, params, out = snakemake.wildcards, snakemake.params, Path(snakemake.output[0]).parent
     write_features(
         wanted.domain,
         Path(snakemake.input.data).parent,
-        options(wanted.domain, "Task", params.task),
+        domain_options(wanted.domain, "Task", params.task),
         wanted.split,
         Path(snakemake.input.base).parent,
         params.device,

@@ -1,10 +1,10 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0], snakemake.params.threads):
+with log_job(snakemake.log[0], snakemake.params.threads):
     from pathlib import Path
 
-    from loratory.config import Evaluation, options
-    from loratory.evaluation.predict import Trained, predict
+    from loratory.config import Evaluation, domain_options
+    from loratory.evaluation.predict import TrainedModels, predict_domain
 
     given, params, domain = snakemake.input, snakemake.params, snakemake.wildcards.domain
 
@@ -13,11 +13,11 @@ with logged(snakemake.log[0], snakemake.params.threads):
         return {seed: {name: next(folders) for name in names} for seed in params.seeds}
 
     adapters, mixtures = by_seed(given.adapters, params.systems), by_seed(given.mixtures, params.mixtures)
-    trained = {seed: Trained(adapters[seed], mixtures[seed]) for seed in params.seeds}
-    predict(
+    trained = {seed: TrainedModels(adapters[seed], mixtures[seed]) for seed in params.seeds}
+    predict_domain(
         domain,
         Path(given.data[0]).parent,
-        options(domain, "Task", params.task),
+        domain_options(domain, "Task", params.task),
         Path(given.base).parent,
         trained,
         params.asked,

@@ -1,12 +1,12 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from pathlib import Path
 
-    from loratory.config import options
+    from loratory.config import domain_options
     from loratory.evaluation.baselines import predict_baselines
 
     domain, params = snakemake.wildcards.domain, snakemake.params
-    task, data = options(domain, "Task", params.task), Path(snakemake.input[0]).parent
+    task, data = domain_options(domain, "Task", params.task), Path(snakemake.input[0]).parent
     asked = (params.max_records, params.max_valid, params.samples)
     predict_baselines(domain, data, task, *asked, snakemake.output[0])

@@ -1,17 +1,17 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from pathlib import Path
 
-    from loratory.config import options
-    from loratory.evaluation.score import Floor, score
+    from loratory.config import domain_options
+    from loratory.evaluation.score import Floor, score_domain
 
     domain, files, params = snakemake.wildcards.domain, snakemake.input, snakemake.params
     predictions = list(zip(params.seeds, files.predictions))
     baselines, structures = (next(iter(files.get(name, [])), None) for name in ("baselines", "structures"))
-    task, data = options(domain, "Task", params.task), Path(files.data[0]).parent
+    task, data = domain_options(domain, "Task", params.task), Path(files.data[0]).parent
     out = snakemake.output[0]
-    score(
+    score_domain(
         domain,
         snakemake.wildcards.base,
         predictions,

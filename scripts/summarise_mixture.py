@@ -1,10 +1,10 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from loratory.data.files import read_json
-    from loratory.reporting.tables import summary
+    from loratory.reporting.tables import write_summary
 
     files, params, out = snakemake.input, snakemake.params, snakemake.output[0].removesuffix(".html")
     told = {"about": read_json(files.base)["note"], "banner": params.banner}
     told |= {"routing": files.routing, "mixer": params.mixer, "experts": params.experts}
-    summary(list(files.metrics), out, mixture=snakemake.wildcards.mixture, **told)
+    write_summary(list(files.metrics), out, mixture=snakemake.wildcards.mixture, **told)

@@ -1,9 +1,9 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from loratory.data.files import read_json
-    from loratory.reporting.tables import table
+    from loratory.reporting.tables import write_domain_table
 
     files, out = snakemake.input, snakemake.output[0].removesuffix(".html")
     about = read_json(files.base)["note"]
-    table(files.metrics, out, audits=files.audits, about=about, banner=snakemake.params.banner)
+    write_domain_table(files.metrics, out, audits=files.audits, about=about, banner=snakemake.params.banner)

@@ -1,8 +1,8 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from loratory.data.files import read_json
-    from loratory.reporting.folding import table
+    from loratory.reporting.folding import write_folding_table
 
     files, out = snakemake.input, snakemake.output[0].removesuffix(".html")
-    table(files.metrics, out, about=read_json(files.base)["note"], banner=snakemake.params.banner)
+    write_folding_table(files.metrics, out, about=read_json(files.base)["note"], banner=snakemake.params.banner)

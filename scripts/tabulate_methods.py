@@ -1,10 +1,10 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0]):
+with log_job(snakemake.log[0]):
     from loratory.data.files import read_json
-    from loratory.reporting.methods import tables
+    from loratory.reporting.methods import write_method_tables
 
     files, params = snakemake.input, snakemake.params
     out = [path.removesuffix(".html") for path in (snakemake.output.methods, snakemake.output.costs)]
     told = {"about": read_json(files.base)["note"], "banner": params.banner}
-    tables(list(files.contrasts), list(zip(params.names, files.runs)), *out, **told)
+    write_method_tables(list(files.contrasts), list(zip(params.names, files.runs)), *out, **told)

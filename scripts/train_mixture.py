@@ -1,19 +1,19 @@
-from loratory.job import logged
+from loratory.job import log_job
 
-with logged(snakemake.log[0], snakemake.params.entry["training"]["threads"]):
+with log_job(snakemake.log[0], snakemake.params.entry["training"]["threads"]):
     from pathlib import Path
 
-    from loratory.config import mixture, options
+    from loratory.config import mixture_entry, domain_options
     from loratory.training.mixture import train_mixture
 
     params, given, out = snakemake.params, snakemake.input, Path(snakemake.output.runs).parent
     train_mixture(
         snakemake.wildcards.mixture,
-        mixture(params.entry),
+        mixture_entry(params.entry),
         Path(given.base).parent,
         {path.parents[3].name: path.parents[1] for path in map(Path, given.experts)},
         {path.parent.name: path.parent for path in map(Path, given.data)},
-        {domain: options(domain, "Task", task) for domain, task in params.tasks.items()},
+        {domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
         params.seeds,
         params.device,
         out.parents[1] / "checkpoints",

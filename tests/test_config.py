@@ -260,9 +260,9 @@ def test_published_bases_are_taken_from_the_one_folder_that_is_given():
     assert loratory_config.published_folder(connected, "big") is None
 
 
-@pytest.mark.parametrize("name", registry.names("method"))
+@pytest.mark.parametrize("name", registry.registered_names("method"))
 def test_a_base_in_half_precision_takes_every_method_but_those_that_train_its_weights(name):
-    method = registry.load("method", name).Method
+    method = registry.load_module("method", name).Method
     needed = {"type": "vera"} if name == "peft" else {}
     changes = {"bases.mini_lm.precision": "bf16", "adapters.own": {"method": name, **needed}}
     changes |= {"domains.protein.adapters.mini_lm": ["lora", "own"]}
@@ -297,8 +297,8 @@ def test_entries_come_back_from_the_plain_values_that_rules_pass():
     for read, entry in plain.items():
         again = getattr(loratory_config, read)(entry.model_dump(mode="json"))
         assert again.model_dump() == entry.model_dump()
-    for domain, given_there in loratory_config.entries(study.domains).items():
-        source = loratory_config.source(domain, given_there.source.model_dump(mode="json"))
+    for domain, given_there in loratory_config.entries_by_name(study.domains).items():
+        source = loratory_config.domain_source(domain, given_there.source.model_dump(mode="json"))
         assert source == given_there.source
 
 

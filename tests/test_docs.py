@@ -12,7 +12,7 @@ from loratory.adapters.deltas import LowRank
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.fetch import fetch_source, open_source
 from loratory.errors import InputError
-from loratory.mixers.contract import Seen, Sizes
+from loratory.mixers.contract import GateInput, GateShape
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -42,7 +42,7 @@ def test_the_page_has_all_parts_of_a_domain_a_method_and_a_mixer():
 
 
 def dataset(folder: Path, population: str = "domain"):
-    part = registry.load("domain", "promoter", "sources")
+    part = registry.load_module("domain", "promoter", "sources")
     fetch_source("promoter", part.Simulation(), population, 0, folder / "raw")
     build_dataset("promoter", open_source("promoter", folder / "raw"), part.Dataset(), 0, folder / "data")
     audit_split("promoter", folder / "data", part.Dataset(), folder / "audit.json")
@@ -50,7 +50,7 @@ def dataset(folder: Path, population: str = "domain"):
 
 
 def test_the_domain_goes_from_simulation_to_a_metric(examples, tmp_path):
-    sources, task, metrics = (registry.load("domain", "promoter", part) for part in ("sources", "task", "metrics"))
+    sources, task, metrics = (registry.load_module("domain", "promoter", part) for part in ("sources", "task", "metrics"))
     records = read_split(dataset(tmp_path), "test")
     asked = task.examples(records, sources.Task(), "causal")
     assert {example.target for example in asked} == {" no", " yes"}
@@ -72,7 +72,7 @@ def test_the_domains_populations_share_no_record(examples, tmp_path):
 
 @pytest.mark.parametrize("line", ["a\tg\t2\tACGT", "a\tg\t1", "a\tg\t1\tACXT", "b\tg\t1\tACGT"])
 def test_the_domain_names_file_and_line_of_what_is_wrong(examples, line, tmp_path):
-    part = registry.load("domain", "promoter", "sources")
+    part = registry.load_module("domain", "promoter", "sources")
     table = tmp_path / "bad.tsv"
     table.write_text(f"b\tg\t0\tACGT\n{line}\n")
     with pytest.raises(InputError, match=rf"^{re.escape(str(table))}:2: "):
@@ -80,7 +80,7 @@ def test_the_domain_names_file_and_line_of_what_is_wrong(examples, line, tmp_pat
 
 
 def test_the_methods_forward_is_its_delta(examples):
-    method = registry.load("method", "plain_lora").Method(rank=4, alpha=8.0)
+    method = registry.load_module("method", "plain_lora").Method(rank=4, alpha=8.0)
     random = torch.Generator().manual_seed(0)
     tensors = method.start(torch.zeros(6, 5), random)
     tensors["B"].normal_(generator=random)
@@ -92,6 +92,6 @@ def test_the_methods_forward_is_its_delta(examples):
 
 
 def test_the_mixers_weights_are_its_shares(examples):
-    mixer = registry.load("mixer", "fixed").Mixer(shares=(0.7, 0.3))
-    weights = mixer.weights(None, Seen(), Sizes(2, 4, ("q", "k", "v"), (4, 4, 4), (8, 8, 8)))
+    mixer = registry.load_module("mixer", "fixed").Mixer(shares=(0.7, 0.3))
+    weights = mixer.weights(None, GateInput(), GateShape(2, 4, ("q", "k", "v"), (4, 4, 4), (8, 8, 8)))
     torch.testing.assert_close(weights.expand(2, 5, 3, 2)[1, 4, 2], torch.tensor([0.7, 0.3]))

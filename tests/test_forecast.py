@@ -13,7 +13,7 @@ from loratory.config import read_config
 
 def minutes(config: dict, monkeypatch, speed: float = 1e9) -> float:
     monkeypatch.setattr(forecast, "multiplication_speed", lambda: speed)
-    return float(re.search(r"about (\d+) minutes", forecast.forecast(read_config(config, "study"), 2))[1])
+    return float(re.search(r"about (\d+) minutes", forecast.study_forecast(read_config(config, "study"), 2))[1])
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_another_run_of_every_adapter_costs_its_steps(changes, study, monkeypatc
     """Of 20,000 steps of 1,536 positions; what else the runs read is in the hundredths."""
     runs = {"seeds": len(changes.get("seeds", study["seeds"])), "rates": 2 if "seeds" not in changes else 1}
     config = read_config(changed(study, changes), "study")
-    trained = sum(read for part, base, read, _ in forecast.jobs_of(config) if part == "adapters" and base == "mini_lm")
+    trained = sum(read for part, base, read, _ in forecast.model_jobs(config) if part == "adapters" and base == "mini_lm")
     assert trained == 4 * (runs["seeds"] + runs["rates"] - 1) * 20_000 * 1_536
 
 
@@ -42,7 +42,7 @@ def test_numbers_are_counted_from_headers_alone(tmp_path):
     header = {"__metadata__": {"format": "pt"}, "a": {"shape": [3, 4]}, "b": {"shape": [5]}, "c": {"shape": []}}
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    assert forecast.count_numbers(tmp_path / "model.safetensors") == 12 + 5 + 1
+    assert forecast.count_file_parameters(tmp_path / "model.safetensors") == 12 + 5 + 1
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_numbers_are_counted_from_headers_alone(tmp_path):
 )
 def test_what_is_no_weights_file_stops_nothing_before_it_is_opened(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
-    assert forecast.count_numbers(tmp_path / "model.safetensors") == 0
+    assert forecast.count_file_parameters(tmp_path / "model.safetensors") == 0
 
 
 def test_a_base_that_is_not_here_yet_counts_with_the_size_that_the_config_gives():
     real = shipped("real")
-    line = forecast.forecast(read_config(real, "study"), 2)
+    line = forecast.study_forecast(read_config(real, "study"), 2)
     assert "unknown size" not in line
     del real["bases"]["smollm2_135m"]["parameters"]
-    line = forecast.forecast(read_config(real, "study"), 2)
+    line = forecast.study_forecast(read_config(real, "study"), 2)
     assert line.endswith("; not counted, as of unknown size: smollm2_135m.")

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from loratory import provenance
-from loratory.provenance import LIBRARY, code_digest, imported, modules
+from loratory.provenance import LIBRARY, code_digest, direct_imports, reachable_modules
 
 MODULES = sorted(LIBRARY.rglob("*.py"))
 
@@ -28,11 +28,11 @@ def by_python(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
 def test_every_import_is_seen(module):
-    assert imported(module) == by_python(module)
+    assert direct_imports(module) == by_python(module)
 
 
 def test_a_stage_is_its_modules_and_what_they_import():
-    names = {str(path.relative_to(LIBRARY)) for path in modules(("training/sweep.py", "adapters/methods/lora.py"))}
+    names = {str(path.relative_to(LIBRARY)) for path in reachable_modules(("training/sweep.py", "adapters/methods/lora.py"))}
     assert {
         "training/fit.py",
         "data/batching.py",
@@ -52,7 +52,7 @@ def test_an_edit_changes_the_digest_of_those_who_import_it(monkeypatch, tmp_path
 
     def digests():
         code_digest.cache_clear()
-        imported.cache_clear()
+        direct_imports.cache_clear()
         return code_digest("top.py"), code_digest("apart.py")
 
     monkeypatch.setattr(provenance, "LIBRARY", library)
@@ -62,4 +62,4 @@ def test_an_edit_changes_the_digest_of_those_who_import_it(monkeypatch, tmp_path
     assert before[0] != after[0]
     assert before[1] == after[1]
     code_digest.cache_clear()
-    imported.cache_clear()
+    direct_imports.cache_clear()

@@ -5,9 +5,9 @@ import re
 import yaml
 
 from loratory import reference
-from loratory.config import model
+from loratory.config import config_model
 
-SCHEMA = model().model_json_schema()
+SCHEMA = config_model().model_json_schema()
 
 
 def test_the_shipped_files_are_what_the_models_give():
@@ -23,26 +23,26 @@ def test_the_introduction_survives_and_the_rest_is_replaced():
 
 
 def test_every_key_of_every_group_is_listed_once():
-    text = reference.reference(SCHEMA)
-    groups = [SCHEMA, *(SCHEMA["$defs"][name] for name in reference.found_at(SCHEMA))]
+    text = reference.reference_text(SCHEMA)
+    groups = [SCHEMA, *(SCHEMA["$defs"][name] for name in reference.config_paths(SCHEMA))]
     keys = [key for group in groups for key in group["properties"]]
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == keys
-    assert {*reference.found_at(SCHEMA)} == {*SCHEMA["$defs"]}
+    assert {*reference.config_paths(SCHEMA)} == {*SCHEMA["$defs"]}
 
 
 def test_links_lead_to_headings():
-    text = reference.reference(SCHEMA)
-    headings = [reference.anchor(line.removeprefix("## ")) for line in text.splitlines() if line.startswith("## ")]
+    text = reference.reference_text(SCHEMA)
+    headings = [reference.heading_anchor(line.removeprefix("## ")) for line in text.splitlines() if line.startswith("## ")]
     assert len({*headings}) == len(headings)
     assert {*re.findall(r"\]\(#([^)]+)\)", text)} <= {*headings}
 
 
 def test_rows_have_four_cells():
-    rows = [line for line in reference.reference(SCHEMA).splitlines() if line.startswith("|")]
+    rows = [line for line in reference.reference_text(SCHEMA).splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
 
 
 def test_a_key_the_demo_gives_is_in_the_reference():
     demo = yaml.safe_load((reference.ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
     for key in demo:
-        assert f"| `{key}` |" in reference.reference(SCHEMA)
+        assert f"| `{key}` |" in reference.reference_text(SCHEMA)

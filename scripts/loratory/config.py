@@ -25,7 +25,7 @@ from loratory import registry
 from loratory.adapters.contract import OwnWeights
 from loratory.bases.options import WhisperOptions
 from loratory.domains.contract import Options
-from loratory.errors import InputError, shown
+from loratory.errors import InputError, short_value
 from loratory.problems import first_problem
 
 RESOURCES = Path(__file__).parents[2] / "resources"  # what the project ships, wherever it runs
@@ -35,7 +35,7 @@ Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 Family = Literal["causal", "encoder", "whisper", "folding"]
 
 
-def distinct(values: tuple) -> tuple:
+def require_distinct(values: tuple) -> tuple:
     """`values`, which must differ: each of them names something that is made."""
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
@@ -43,9 +43,9 @@ def distinct(values: tuple) -> tuple:
     return values
 
 
-Names = Annotated[tuple[Name, ...], AfterValidator(distinct)]
-Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(distinct)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(distinct)]
+Names = Annotated[tuple[Name, ...], AfterValidator(require_distinct)]
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(require_distinct)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(require_distinct)]
 
 
 class Schedule(Options):
@@ -131,7 +131,7 @@ class BaseEntry(Options):
         if self.hub and not self.revision:
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
         if self.revision and not COMMIT.fullmatch(self.revision):
-            raise ValueError(f"`revision` is no whole commit ({shown(self.revision)}); expected 40 hexadecimal digits")
+            raise ValueError(f"`revision` is no whole commit ({short_value(self.revision)}); expected 40 hexadecimal digits")
         if self.precision != "fp32" and self.family == "folding":
             raise ValueError("a folding base has its own precision; leave `precision` out")
         if self.audio and self.family != "causal":
@@ -148,7 +148,7 @@ class BaseEntry(Options):
         return self.pretrain.domains if self.pretrain else (self.audio.corpus,) if self.audio else ()
 
     @property
-    def hears(self) -> bool:
+    def has_audio(self) -> bool:
         """Ears are made here, or come with the folder."""
         return self.audio is not None or bool(self.path and Path(self.path, "audio").is_dir())
 
@@ -204,11 +204,11 @@ BASES_ROOT = (
     "folder of published models, one subfolder named as the entry each: bases with `hub` are taken from there instead "
     "of the hub; also replaces `{bases_root}` in `path`"
 )
-SWEPT = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
+SWEEP_FIELDS = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
 EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
 FEATURES = Field(False, description="compute what the gate reads of the base once, and keep it on disk")
 CHECKPOINTING = Field(False, description="compute activations anew in the backward pass: less memory, more time")
-MIXED = {
+MIXTURE_FIELDS = {
     "base": (Name, Field(description="the base that all experts were trained on")),
     "experts": (dict[Name, Name], EXPERTS),
     "training": (Sweep, Field(Sweep(), description="of what the mixer trains")),
@@ -217,7 +217,7 @@ MIXED = {
 }
 
 
-def entry(noun: str, name: str, module, extra: dict) -> type[BaseModel]:
+def entry_model(noun: str, name: str, module, extra: dict) -> type[BaseModel]:
     """The config entry of one registered kind: its own options, its name, and what every such entry has.
 
     Raises:
@@ -229,15 +229,15 @@ def entry(noun: str, name: str, module, extra: dict) -> type[BaseModel]:
     return create_model(f"{name}_{noun}", __base__=own, __doc__=own.__doc__, **{noun: (Literal[name], ...)}, **extra)
 
 
-def one_of(noun: str, extra: dict):
+def entry_type(noun: str, extra: dict):
     """The type of an entry that names its kind under the key `noun`."""
-    kinds = [entry(noun, name, registry.load(noun, name), extra) for name in registry.names(noun)]
+    kinds = [entry_model(noun, name, registry.load_module(noun, name), extra) for name in registry.registered_names(noun)]
     return Annotated[Union[tuple(kinds)], Field(discriminator=noun)] if len(kinds) > 1 else kinds[0]  # noqa: UP007
 
 
 def domain_models(name: str) -> tuple[type[BaseModel], type[BaseModel]]:
     """The models of a domain's entries under `domains` and under `general`."""
-    own = registry.load("domain", name, "sources")
+    own = registry.load_module("domain", name, "sources")
     source = Annotated[own.Files | own.Simulation, Field(discriminator="kind")]
     corpus = {
         "source": (source, Field(description="raw files, or the simulator that writes such files")),
@@ -252,9 +252,9 @@ def domain_models(name: str) -> tuple[type[BaseModel], type[BaseModel]]:
 
 
 @cache
-def model() -> type[BaseModel]:
+def config_model() -> type[BaseModel]:
     """The model of the whole config."""
-    pairs = {name: domain_models(name) for name in registry.names("domain")}
+    pairs = {name: domain_models(name) for name in registry.registered_names("domain")}
     absent = Field(None, validate_default=False)  # a domain may be left out, yet not be left empty
     domains = create_model("domains", __base__=Options, **{n: (pair[0], absent) for n, pair in pairs.items()})
     general = create_model("general", __base__=Options, **{n: (pair[1], absent) for n, pair in pairs.items()})
@@ -271,8 +271,8 @@ def model() -> type[BaseModel]:
         domains=(domains, Field(description="what adapters learn and what is reported")),
         general=(general, Field(general(), description="what bases are pretrained on")),
         bases=(dict[Name, BaseEntry], Field(min_length=1, description="frozen pretrained models by name")),
-        adapters=(dict[Name, one_of("method", SWEPT)], Field({}, description="methods with their settings by name")),
-        mixtures=(dict[Name, one_of("mixer", MIXED)], Field({}, description="mixers over adapters by name")),
+        adapters=(dict[Name, entry_type("method", SWEEP_FIELDS)], Field({}, description="methods with their settings by name")),
+        mixtures=(dict[Name, entry_type("mixer", MIXTURE_FIELDS)], Field({}, description="mixers over adapters by name")),
         folding=(Name | None, Field(None, description="a base of family folding, judged on `domains.structure`")),
         compare=(Compare | None, Field(None, description="what `compare_methods` tells of")),
         compare_mixers=(CompareMixers | None, Field(None, description="what `compare_mixers` tells of")),
@@ -282,9 +282,9 @@ def model() -> type[BaseModel]:
 
 
 @cache
-def schema() -> dict:
+def config_schema() -> dict:
     """The JSON schema of the whole config."""
-    return model().model_json_schema()
+    return config_model().model_json_schema()
 
 
 def read_config(raw: dict, where: str) -> BaseModel:
@@ -294,10 +294,10 @@ def read_config(raw: dict, where: str) -> BaseModel:
         InputError: the first thing that is wrong, with file, key, value, what is allowed and the nearest name.
     """
     try:
-        config = model().model_validate(raw)
+        config = config_model().model_validate(raw)
     except ValidationError as error:
-        raise first_problem(error, raw, where, schema()) from None
-    config = located(config, where)
+        raise first_problem(error, raw, where, config_schema()) from None
+    config = fill_locations(config, where)
     check_names(config, where)
     return config
 
@@ -315,7 +315,7 @@ def load_config(path) -> BaseModel:
     return read_config(raw or {}, str(path))
 
 
-def entries(group: BaseModel) -> dict[str, BaseModel]:
+def entries_by_name(group: BaseModel) -> dict[str, BaseModel]:
     """The entries that the config gives, by name, in the config's order of registration."""
     return {name: value for name in type(group).model_fields if (value := getattr(group, name)) is not None}
 
@@ -326,20 +326,20 @@ def check_names(config: BaseModel, where: str) -> None:
     Raises:
         InputError: the first thing that does not.
     """
-    domains, bases = entries(config.domains), config.bases
+    domains, bases = entries_by_name(config.domains), config.bases
     if not domains and not any(base.pretrain for base in bases.values()):
-        raise InputError(f"{where}: domains", "no domain is configured", expected=", ".join(registry.names("domain")))
+        raise InputError(f"{where}: domains", "no domain is configured", expected=", ".join(registry.registered_names("domain")))
     for name, base in bases.items():
         check_base(f"{where}: bases.{name}", base, config)
     for domain, given in domains.items():
         for base, adapters in given.adapters.items():
             at = f"{where}: domains.{domain}.adapters"
-            known(at, "base", base, bases)
+            require_known(at, "base", base, bases)
             if bases[base].family == "folding":
                 raise InputError(f"{at}.{base}", "a folding base takes no adapters", fix="leave it out")
             check_fit(f"{at}.{base}", domain, bases[base])
             for adapter in adapters:
-                known(f"{at}.{base}", "adapter", adapter, config.adapters)
+                require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
                 check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
@@ -348,7 +348,7 @@ def check_names(config: BaseModel, where: str) -> None:
     if config.compare_mixers is not None:
         check_mixers(f"{where}: compare_mixers", config.compare_mixers, config)
     if config.folding is not None:
-        known(f"{where}: folding", "base", config.folding, bases)
+        require_known(f"{where}: folding", "base", config.folding, bases)
         if bases[config.folding].family != "folding":
             at = f"{where}: folding"
             raise InputError(at, "not a folding base", bases[config.folding].family, "a base of family folding")
@@ -357,29 +357,29 @@ def check_names(config: BaseModel, where: str) -> None:
 def check_base(at: str, base: BaseEntry, config) -> None:
     if base.audio:
         encoder = base.audio.encoder
-        known(f"{at}.audio.encoder", "base", encoder, config.bases)
+        require_known(f"{at}.audio.encoder", "base", encoder, config.bases)
         if config.bases[encoder].family != "whisper":
             family = config.bases[encoder].family
             raise InputError(f"{at}.audio.encoder", "not a Whisper base", family, "a base of family whisper")
     at = f"{at}.pretrain.domains" if base.pretrain else f"{at}.audio.corpus"
     for domain in base.corpora:
-        known(at, "corpus of `general`", str(domain), entries(config.general))
+        require_known(at, "corpus of `general`", str(domain), entries_by_name(config.general))
         check_fit(at, domain, base)
     if base.audio and not any(is_spoken(domain) for domain in base.corpora):
         raise InputError(at, "nothing to learn hearing from", ", ".join(base.corpora), "a spoken domain")
 
 
 def is_spoken(domain: str) -> bool:
-    return getattr(registry.load("domain", domain, "sources"), "AUDIO", False)
+    return getattr(registry.load_module("domain", domain, "sources"), "AUDIO", False)
 
 
 def check_fit(at: str, domain: str, base: BaseEntry) -> None:
     """A base of this family can answer what the domain asks, and hear what is spoken."""
-    families = registry.families(domain)
+    families = registry.base_families(domain)
     if base.family not in families:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
-    if is_spoken(domain) and base.family == "causal" and not base.hears:
+    if is_spoken(domain) and base.family == "causal" and not base.has_audio:
         raise InputError(at, f"this base cannot hear {domain}", expected="a causal base with `audio:`")
 
 
@@ -391,17 +391,17 @@ def check_precision(at: str, adapter, name: str, base: BaseEntry) -> None:
 
 
 def check_mixture(at: str, mixture, config) -> None:
-    known(f"{at}.base", "base", mixture.base, config.bases)
+    require_known(f"{at}.base", "base", mixture.base, config.bases)
     family = config.bases[mixture.base].family
     if family != "causal":
         raise InputError(f"{at}.base", f"{mixture.base} cannot be mixed on", family, "a base of family causal")
     if len(mixture.experts) < 2:
         raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
     check_features(at, mixture, family)
-    domains = entries(config.domains)
+    domains = entries_by_name(config.domains)
     for domain, adapter in mixture.experts.items():
-        known(f"{at}.experts", "domain", domain, domains)
-        known(f"{at}.experts.{domain}", "adapter", adapter, config.adapters)
+        require_known(f"{at}.experts", "domain", domain, domains)
+        require_known(f"{at}.experts.{domain}", "adapter", adapter, config.adapters)
         trained = domains[domain].adapters
         if adapter not in trained.get(mixture.base, ()):
             on = [base for base, adapters in trained.items() if adapter in adapters]
@@ -421,8 +421,8 @@ def check_features(at: str, mixture, family: str) -> None:
 
 def check_comparison(at: str, compare: Compare, config) -> None:
     """Everything is compared with one adapter, so every domain must train it."""
-    known(f"{at}.base", "base", compare.base, config.bases)
-    domains = entries(config.domains).items()
+    require_known(f"{at}.base", "base", compare.base, config.bases)
+    domains = entries_by_name(config.domains).items()
     given = {name: domain.adapters[compare.base] for name, domain in domains if compare.base in domain.adapters}
     if not given:
         fix = "name it under `adapters` of a domain"
@@ -436,9 +436,9 @@ def check_comparison(at: str, compare: Compare, config) -> None:
 
 def check_mixers(at: str, compare: CompareMixers, config) -> None:
     """Recovery is a share of what the experts gain, so all mixtures must have the same."""
-    known(f"{at}.base", "base", compare.base, config.bases)
+    require_known(f"{at}.base", "base", compare.base, config.bases)
     mixtures = {name: mixture for name, mixture in config.mixtures.items() if mixture.base == compare.base}
-    known(f"{at}.against", "mixture", compare.against, mixtures)
+    require_known(f"{at}.against", "mixture", compare.against, mixtures)
     experts = mixtures[compare.against].experts
     for name, mixture in mixtures.items():
         if mixture.experts != experts:
@@ -455,17 +455,17 @@ def check_prompt(at: str, domains: tuple[str, ...], experts, base: BaseEntry) ->
     if len(domains) < 2:
         raise InputError(at, "too few domains", len(domains), "at least 2")
     for place, domain in enumerate(domains):
-        known(at, "domain", domain, experts)
+        require_known(at, "domain", domain, experts)
         if place and is_spoken(domain):
             raise InputError(at, "what is heard stands before all text", domain, fix="name it first")
 
 
-def known(at: str, noun: str, name: str, allowed) -> None:
+def require_known(at: str, noun: str, name: str, allowed) -> None:
     if name not in allowed:
-        raise registry.unknown(at, noun, name, allowed)
+        raise registry.unknown_name_error(at, noun, name, allowed)
 
 
-def located(config: BaseModel, where: str) -> BaseModel:
+def fill_locations(config: BaseModel, where: str) -> BaseModel:
     """A copy with `{data_root}`, `{bases_root}` and `{resources}` filled in, everywhere a location is given.
 
     Raises:
@@ -476,26 +476,26 @@ def located(config: BaseModel, where: str) -> BaseModel:
             fix = "give it, as with `--config bases_root=/folder`"
             raise InputError(f"{where}: bases.{name}.path", "`bases_root` is not set", base.path, fix=fix)
 
-    def move(location: str) -> str:
+    def fill_location(location: str) -> str:
         return location.replace("{data_root}", config.data_root.rstrip("/")).replace("{resources}", str(RESOURCES))
 
-    def moved(group):
+    def fill_sources(group):
         placed = {
-            name: given.model_copy(update={"source": given.source.moved(move)})
-            for name, given in entries(group).items()
+            name: given.model_copy(update={"source": given.source.moved(fill_location)})
+            for name, given in entries_by_name(group).items()
             if given.source.kind == "files"
         }
         return group.model_copy(update=placed)
 
     def base_path(path: str) -> str:
-        return move(path.replace("{bases_root}", (config.bases_root or "").rstrip("/")))
+        return fill_location(path.replace("{bases_root}", (config.bases_root or "").rstrip("/")))
 
     bases = {
         name: base.model_copy(update={"path": base_path(base.path)}) if base.path else base
         for name, base in config.bases.items()
     }
     return config.model_copy(
-        update={"domains": moved(config.domains), "general": moved(config.general), "bases": bases}
+        update={"domains": fill_sources(config.domains), "general": fill_sources(config.general), "bases": bases}
     )
 
 
@@ -504,27 +504,27 @@ def published_folder(config: BaseModel, name: str) -> str | None:
     return str(Path(config.bases_root, name)) if config.bases_root and config.bases[name].hub else None
 
 
-def options(domain: str, part: str, values: dict):
+def domain_options(domain: str, part: str, values: dict):
     """A domain's `Files`, `Dataset` or `Task` from plain values, as rules pass them."""
-    return getattr(registry.load("domain", domain, "sources"), part)(**values)
+    return getattr(registry.load_module("domain", domain, "sources"), part)(**values)
 
 
-def source(domain: str, values: dict):
+def domain_source(domain: str, values: dict):
     """A domain's source (`Files` or `Simulation`) from plain values."""
-    return options(domain, {"files": "Files", "simulate": "Simulation"}[values["kind"]], values)
+    return domain_options(domain, {"files": "Files", "simulate": "Simulation"}[values["kind"]], values)
 
 
-def adapter(values: dict):
+def adapter_entry(values: dict):
     """An entry of `adapters` from plain values."""
-    return TypeAdapter(one_of("method", SWEPT)).validate_python(values)
+    return TypeAdapter(entry_type("method", SWEEP_FIELDS)).validate_python(values)
 
 
-def mixture(values: dict):
+def mixture_entry(values: dict):
     """An entry of `mixtures` from plain values."""
-    return TypeAdapter(one_of("mixer", MIXED)).validate_python(values)
+    return TypeAdapter(entry_type("mixer", MIXTURE_FIELDS)).validate_python(values)
 
 
 def is_simulated(config: BaseModel) -> bool:
     """Whether any domain that is reported on comes from a simulator, in whole or in part."""
-    sources = [given.source for given in entries(config.domains).values()]
-    return any(source.kind == "simulate" or getattr(source, "simulated", None) for source in sources)
+    sources = [given.source for given in entries_by_name(config.domains).values()]
+    return any(domain_source.kind == "simulate" or getattr(domain_source, "simulated", None) for domain_source in sources)

@@ -1,6 +1,6 @@
 """The one exception that tells a user what is wrong with what they gave."""
 
-SHOWN = 40  # longest piece of a user's value that an error line repeats
+MAX_VALUE_LENGTH = 40  # longest piece of a user's value that an error line repeats
 
 
 class InputError(Exception):
@@ -21,7 +21,7 @@ class InputError(Exception):
         self.where, self.reason = str(where), reason
         line = what
         if value is not None:
-            line += f" ({shown(value)})"
+            line += f" ({short_value(value)})"
         if expected:
             line += f"; expected {expected}"
         if fix:
@@ -30,8 +30,8 @@ class InputError(Exception):
         super().__init__(f"{where}: {line}")
 
 
-def shown(value) -> str:
+def short_value(value) -> str:
     """`value` on one line, cut to 40 characters."""
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split()) or repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"

@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 from pydantic import BaseModel
 
-from loratory.config import entries, published_folder
+from loratory.config import entries_by_name, published_folder
 
 RECORD = 300  # positions of a test record that is read; domains differ from 150 to 600
 FORWARD, BACKWARD = 2, 2  # operations of a pass for each weight and position; frozen weights have no gradient
@@ -24,12 +24,12 @@ SHARE = 0.5  # of the speed of a matrix product that a pass reaches
 START = 12.0  # seconds of a job that loads a model: its imports, its base, its results
 
 
-def forecast(study: BaseModel, cores: int) -> str:
+def study_forecast(study: BaseModel, cores: int) -> str:
     """One line: about how many minutes a study takes on so many cores, from its beginning."""
-    sizes = {name: stored_numbers(study, name) for name in study.bases}
+    sizes = {name: base_parameter_count(study, name) for name in study.bases}
     seconds, jobs = {"adapters": 0.0, "mixtures": 0.0, "predictions": 0.0}, 0
     speed = multiplication_speed()
-    for part, base, positions, operations in jobs_of(study):
+    for part, base, positions, operations in model_jobs(study):
         share = HALF if study.bases[base].family == "whisper" else 1
         times = HALF_PRECISION if study.bases[base].precision == "bf16" and has_half_precision() else 1
         seconds[part] += positions * operations * share * sizes[base] / (SHARE * speed * times)
@@ -43,28 +43,28 @@ def forecast(study: BaseModel, cores: int) -> str:
     return f"This study takes {line} ({parts}){left_out}."
 
 
-def jobs_of(study: BaseModel) -> Iterator[tuple[str, str, float, int]]:
+def model_jobs(study: BaseModel) -> Iterator[tuple[str, str, float, int]]:
     """(part, base, positions that it reads, operations for each weight and position) of each job with a model."""
-    for domain, given in entries(study.domains).items():
+    for domain, given in entries_by_name(study.domains).items():
         for base, adapters in given.adapters.items():
             for adapter in adapters:
-                yield "adapters", base, read_in_training(study.adapters[adapter].training, study), FORWARD + BACKWARD
+                yield "adapters", base, training_positions(study.adapters[adapter].training, study), FORWARD + BACKWARD
             for corpus in (study.domains, study.general):
-                if domain in entries(corpus):
+                if domain in entries_by_name(corpus):
                     mixtures = count_mixtures(study, domain, base) if corpus is study.domains else 0
-                    yield "predictions", base, read_in_prediction(study, len(adapters), mixtures), FORWARD
+                    yield "predictions", base, prediction_positions(study, len(adapters), mixtures), FORWARD
     for mixture in study.mixtures.values():
-        positions = len(mixture.experts) * read_in_training(mixture.training, study) if mixture.trained else 0
+        positions = len(mixture.experts) * training_positions(mixture.training, study) if mixture.trained else 0
         yield "mixtures", mixture.base, positions, 2 * FORWARD + BACKWARD  # the base alone first, then with experts
 
 
-def read_in_training(training, study: BaseModel) -> int:
+def training_positions(training, study: BaseModel) -> int:
     """Positions of the whole grid on the first seed and of one run for each other seed."""
     runs = len(training.learning_rates) + len(study.seeds) - 1
     return runs * training.steps * training.batch_tokens
 
 
-def read_in_prediction(study: BaseModel, adapters: int, mixtures: int) -> int:
+def prediction_positions(study: BaseModel, adapters: int, mixtures: int) -> int:
     """Positions of the base, and for each seed of adapters and mixtures; these and their shuffled gates read twice."""
     systems = 1 + len(study.seeds) * (adapters + 4 * mixtures + (adapters + 1 if mixtures else 0))
     return systems * (study.evaluation.max_records or 1000) * RECORD
@@ -74,14 +74,14 @@ def count_mixtures(study: BaseModel, domain: str, base: str) -> int:
     return sum(mixture.base == base and domain in mixture.experts for mixture in study.mixtures.values())
 
 
-def stored_numbers(study: BaseModel, base: str) -> int:
+def base_parameter_count(study: BaseModel, base: str) -> int:
     """How many numbers the safetensors files of a base hold, by their headers or, before it is here, by the config."""
     folder = study.bases[base].path or published_folder(study, base)
-    found = sum(map(count_numbers, Path(folder).rglob("*.safetensors"))) if folder else 0
+    found = sum(map(count_file_parameters, Path(folder).rglob("*.safetensors"))) if folder else 0
     return found or study.bases[base].parameters or 0
 
 
-def count_numbers(path: Path) -> int:
+def count_file_parameters(path: Path) -> int:
     """By the file's header; 0 where it has none, which is told when the base is opened."""
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

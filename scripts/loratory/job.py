@@ -7,7 +7,7 @@ import traceback
 
 
 @contextlib.contextmanager
-def logged(path, threads: int = 1):
+def log_job(path, threads: int = 1):
     """Sends output to the rule's log. Bad input ends the job with one line there, a fault of ours with a traceback.
 
     Args:

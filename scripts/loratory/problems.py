@@ -5,7 +5,7 @@ import re
 from pydantic import ValidationError
 
 from loratory import registry
-from loratory.errors import InputError, shown
+from loratory.errors import InputError, short_value
 
 KINDS = ("kind", "method", "mixer")  # keys that say which options an entry has
 IN_YAML = {  # what pydantic tells in the words of Python
@@ -28,35 +28,35 @@ def first_problem(error: ValidationError, raw: dict, where: str, schema: dict) -
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     loc, kind, value, context = problem["loc"], problem["type"], problem["input"], problem.get("ctx", {})
-    path = readable(loc, raw)
+    path = key_path(loc, raw)
     if kind == "extra_forbidden":
         noun = "domain" if path[:-1] in (["domains"], ["general"]) else "key"
-        return registry.unknown(place(where, path[:-1]), noun, path[-1], allowed_keys(loc[:-1], schema))
+        return registry.unknown_name_error(problem_location(where, path[:-1]), noun, path[-1], allowed_keys(loc[:-1], schema))
     if kind == "literal_error":
-        return registry.unknown(place(where, path), path[-1], value, quoted(context["expected"]))
+        return registry.unknown_name_error(problem_location(where, path), path[-1], value, quoted_names(context["expected"]))
     if kind == "union_tag_invalid":
-        key = quoted(context["discriminator"])[0]
-        return registry.unknown(place(where, [*path, key]), key, context["tag"], quoted(context["expected_tags"]))
+        key = quoted_names(context["discriminator"])[0]
+        return registry.unknown_name_error(problem_location(where, [*path, key]), key, context["tag"], quoted_names(context["expected_tags"]))
     if kind in ("missing", "union_tag_not_found"):
-        key = [] if kind == "missing" else quoted(context["discriminator"])
-        return InputError(place(where, [*path, *key]), "the key is missing", fix="add it")
+        key = [] if kind == "missing" else quoted_names(context["discriminator"])
+        return InputError(problem_location(where, [*path, *key]), "the key is missing", fix="add it")
     message = problem["msg"]
     if kind not in IN_YAML and not message.startswith("Input should be "):
-        return InputError(place(where, path), message.removeprefix("Value error, "))
+        return InputError(problem_location(where, path), message.removeprefix("Value error, "))
     expected = IN_YAML.get(kind) or message.removeprefix("Input should be ").partition(",")[0]
-    return InputError(place(where, path), "wrong value", "nothing" if value is None else value, expected)
+    return InputError(problem_location(where, path), "wrong value", "nothing" if value is None else value, expected)
 
 
-def place(where: str, path: list) -> str:
-    return ": ".join(filter(None, [where, ".".join(map(shown, path))]))
+def problem_location(where: str, path: list) -> str:
+    return ": ".join(filter(None, [where, ".".join(map(short_value, path))]))
 
 
-def quoted(text: str) -> list[str]:
+def quoted_names(text: str) -> list[str]:
     """The names that pydantic quotes in a message."""
     return re.findall(r"'([^']*)'", text)
 
 
-def readable(loc: tuple, raw) -> list:
+def key_path(loc: tuple, raw) -> list:
     """pydantic's location as the keys of the file: without union tags and its mark for a bad key."""
     path, here = [], raw
     for part in loc:
@@ -71,13 +71,13 @@ def readable(loc: tuple, raw) -> list:
 def allowed_keys(loc: tuple, schema: dict) -> list[str]:
     """The keys allowed at pydantic's location, which tells by its tags which kind of entry it is in."""
 
-    def resolved(node: dict) -> dict:
+    def resolve_reference(node: dict) -> dict:
         node = next((option for option in node.get("anyOf", []) if "$ref" in option), node)
         return schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
 
-    node = resolved(schema)
+    node = resolve_reference(schema)
     for part in loc:
         tags = node.get("discriminator", {}).get("mapping", {})
         named = node.get("properties", {}) | {tag: {"$ref": model} for tag, model in tags.items()}
-        node = resolved(named.get(part) or next(iter(node["patternProperties"].values())))
+        node = resolve_reference(named.get(part) or next(iter(node["patternProperties"].values())))
     return list(node["properties"])

@@ -17,27 +17,27 @@ def code_digest(*parts: str) -> str:
     registry finds by its name is imported by nobody, so rules name it: a domain's task, a method, a family of bases.
     """
     digest = sha256()
-    for module in modules(parts):
+    for module in reachable_modules(parts):
         digest.update(module.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def modules(parts: tuple[str, ...]) -> list[Path]:
+def reachable_modules(parts: tuple[str, ...]) -> list[Path]:
     """The modules at `parts` and, transitively, those they import."""
     found: set[Path] = set()
-    waiting = {module for part in parts for module in files(LIBRARY / part)}
+    waiting = {module for part in parts for module in module_files(LIBRARY / part)}
     while waiting:
         found |= waiting
-        waiting = {needed for module in waiting for needed in imported(module)} - found
+        waiting = {needed for module in waiting for needed in direct_imports(module)} - found
     return sorted(found)
 
 
-def files(path: Path) -> list[Path]:
+def module_files(path: Path) -> list[Path]:
     return [*path.rglob("*.py")] if path.is_dir() else [path]
 
 
 @cache
-def imported(module: Path) -> frozenset[Path]:
+def direct_imports(module: Path) -> frozenset[Path]:
     """The library's modules that a module imports, at its top or inside a function."""
     places = set()
     for package, names in IMPORT.findall(module.read_text()):

@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from loratory.config import model
+from loratory.config import config_model
 
 ROOT = Path(__file__).parents[2]
 README, SCHEMA = ROOT / "config" / "README.md", ROOT / "workflow" / "schemas" / "config.schema.json"
@@ -21,93 +21,93 @@ TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": 
 def schema_text() -> str:
     """The JSON schema of the config file."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(dialect | model().model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(dialect | config_model().model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def readme_text(current: str) -> str:
     """`config/README.md`: its own introduction, then every key."""
-    return current.partition(MARK)[0] + MARK + "\n" + reference(model().model_json_schema())
+    return current.partition(MARK)[0] + MARK + "\n" + reference_text(config_model().model_json_schema())
 
 
-def reference(schema: dict) -> str:
+def reference_text(schema: dict) -> str:
     """Markdown with one table for each group of keys, in the order of the config."""
-    places = found_at(schema)
-    headings = {name: heading(schema["$defs"][name], paths[0]) for name, paths in places.items()}
-    parts = ["## Top level", table(schema, headings)]
+    places = config_paths(schema)
+    headings = {name: group_heading(schema["$defs"][name], paths[0]) for name, paths in places.items()}
+    parts = ["## Top level", group_table(schema, headings)]
     for name, paths in places.items():
         group, others = schema["$defs"][name], list(dict.fromkeys(paths[1:]))
         also = f"The same at {', '.join(f'`{path}`' for path in others)}." if others else ""
-        parts += [f"## {headings[name]}", group.get("description", ""), also, table(group, headings)]
+        parts += [f"## {headings[name]}", group.get("description", ""), also, group_table(group, headings)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def found_at(schema: dict) -> dict[str, list[str]]:
+def config_paths(schema: dict) -> dict[str, list[str]]:
     """{group of keys: the config paths where it stands}, both in the order of the config."""
     places: dict[str, list[str]] = {}
 
-    def walk(node: dict, path: str):
+    def collect_paths(node: dict, path: str):
         if "$ref" in node:
-            name = definition(node)
+            name = definition_name(node)
             places.setdefault(name, []).append(path)
             if len(places[name]) == 1:
-                walk(schema["$defs"][name], path)
-        for child in variants(node):
-            walk(child, path)
+                collect_paths(schema["$defs"][name], path)
+        for child in schema_variants(node):
+            collect_paths(child, path)
         for key, child in node.get("properties", {}).items():
-            walk(child, f"{path}.{key}".lstrip("."))
-        for child in values(node):
-            walk(child, f"{path}.<name>")
+            collect_paths(child, f"{path}.{key}".lstrip("."))
+        for child in value_schemas(node):
+            collect_paths(child, f"{path}.<name>")
 
-    walk(schema, "")
+    collect_paths(schema, "")
     return places
 
 
-def definition(node: dict) -> str:
+def definition_name(node: dict) -> str:
     return node["$ref"].rpartition("/")[2]
 
 
-def variants(node: dict) -> list[dict]:
+def schema_variants(node: dict) -> list[dict]:
     """Schemas of which one holds."""
     return node.get("anyOf", []) + node.get("oneOf", [])
 
 
-def values(node: dict) -> list[dict]:
+def value_schemas(node: dict) -> list[dict]:
     """Schemas of the values of a mapping whose keys are the user's names."""
     extra = node.get("additionalProperties")
     return [*node.get("patternProperties", {}).values(), *([extra] if isinstance(extra, dict) else [])]
 
 
-def heading(group: dict, path: str) -> str:
+def group_heading(group: dict, path: str) -> str:
     """The path, and the key that says which of several groups stands there."""
     chosen = [f"{key}: {child['const']}" for key, child in group["properties"].items() if "const" in child]
     return f"`{path}`" + "".join(f" with `{choice}`" for choice in chosen)
 
 
-def table(group: dict, headings: dict[str, str]) -> str:
+def group_table(group: dict, headings: dict[str, str]) -> str:
     required = group.get("required", [])
     rows = [
-        row(f"`{key}`", type_of(node, headings), default(node, key in required), meaning(node))
+        table_row(f"`{key}`", type_text(node, headings), default_text(node, key in required), description_text(node))
         for key, node in group["properties"].items()
     ]
-    return "\n".join([row("key", "type", "default", "meaning"), "|---|---|---|---|", *rows])
+    return "\n".join([table_row("key", "type", "default", "meaning"), "|---|---|---|---|", *rows])
 
 
-def row(*cells: str) -> str:
+def table_row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
-def type_of(node: dict, headings: dict[str, str]) -> str:
+def type_text(node: dict, headings: dict[str, str]) -> str:
     if "$ref" in node:
-        text = headings[definition(node)]
-        return f"[{text.partition(' with ')[2] or 'keys'}](#{anchor(text)})"
-    if variants(node):
-        return " or ".join(type_of(variant, headings) for variant in variants(node))
+        text = headings[definition_name(node)]
+        return f"[{text.partition(' with ')[2] or 'keys'}](#{heading_anchor(text)})"
+    if schema_variants(node):
+        return " or ".join(type_text(variant, headings) for variant in schema_variants(node))
     if "enum" in node or "const" in node:
         return " or ".join(f"`{value}`" for value in node.get("enum", [node.get("const")]))
     if node["type"] == "array":
-        return f"list of {type_of(node['items'], headings)}"
+        return f"list of {type_text(node['items'], headings)}"
     if node["type"] == "object":
-        inside = [type_of(child, headings) for child in values(node)]
+        inside = [type_text(child, headings) for child in value_schemas(node)]
         return f"{{name: {inside[0]}}}" if inside else "mapping"
     if "pattern" in node:
         return "name"
@@ -115,7 +115,7 @@ def type_of(node: dict, headings: dict[str, str]) -> str:
     return " ".join([TYPES[node["type"]], ", ".join(bounds)]).strip()
 
 
-def default(node: dict, required: bool) -> str:
+def default_text(node: dict, required: bool) -> str:
     if required or "const" in node:
         return "**required**"
     if "$ref" in node:
@@ -123,11 +123,11 @@ def default(node: dict, required: bool) -> str:
     return f"`{json.dumps(node['default'], ensure_ascii=False)}`"
 
 
-def meaning(node: dict) -> str:
+def description_text(node: dict) -> str:
     return node.get("description", "").replace("<", "&lt;")  # or it would be read as HTML
 
 
-def anchor(text: str) -> str:
+def heading_anchor(text: str) -> str:
     """The fragment that Markdown viewers give a heading."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 

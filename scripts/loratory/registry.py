@@ -12,25 +12,25 @@ from loratory.errors import InputError
 PACKAGES = {"domain": "loratory.domains", "method": "loratory.adapters.methods", "mixer": "loratory.mixers.kinds"}
 
 
-def names(noun: str) -> list[str]:
+def registered_names(noun: str) -> list[str]:
     """The registered names of `noun` (`domain`, `method` or `mixer`), sorted."""
     package = importlib.import_module(PACKAGES[noun])
     modules = pkgutil.iter_modules(package.__path__)
     return sorted(m.name for m in modules if m.ispkg or noun != "domain")
 
 
-def load(noun: str, name: str, part: str = ""):
+def load_module(noun: str, name: str, part: str = ""):
     """The module of a registered name, or one `part` (submodule) of it.
 
     Raises:
         InputError: no such name.
     """
-    if name not in names(noun):
-        raise unknown("config", noun, name, names(noun))
+    if name not in registered_names(noun):
+        raise unknown_name_error("config", noun, name, registered_names(noun))
     return importlib.import_module(".".join(filter(None, [PACKAGES[noun], name, part])))
 
 
-def unknown(where, noun: str, name, allowed) -> InputError:
+def unknown_name_error(where, noun: str, name, allowed) -> InputError:
     """The error for a name that is not among `allowed`, with the nearest one."""
     allowed = sorted(map(str, allowed))
     near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
@@ -39,16 +39,16 @@ def unknown(where, noun: str, name, allowed) -> InputError:
     return InputError(where, f"unknown {noun}", name, expected, fix)
 
 
-def families(domain: str) -> dict[str, tuple[str, ...]]:
+def base_families(domain: str) -> dict[str, tuple[str, ...]]:
     """The families of bases that have a task in a domain, and what they predict there."""
-    return load("domain", domain, "sources").FAMILIES
+    return load_module("domain", domain, "sources").FAMILIES
 
 
-def outputs(domain: str, family: str) -> tuple[str, ...]:
+def family_outputs(domain: str, family: str) -> tuple[str, ...]:
     """What is predicted for a domain by a base of a family."""
-    return families(domain)[family]
+    return base_families(domain)[family]
 
 
 def is_folded(domain: str) -> bool:
     """Whether a domain's samples are proteins to be folded."""
-    return getattr(load("domain", domain, "sources"), "FOLDED", False)
+    return getattr(load_module("domain", domain, "sources"), "FOLDED", False)

@@ -11,7 +11,7 @@ from loratory import registry
 from loratory.adapters import core, deltas
 from loratory.errors import InputError
 
-METHODS = registry.names("method")
+METHODS = registry.registered_names("method")
 PAIRS = [(method, family) for method in METHODS for family in FAMILIES]
 every = pytest.mark.parametrize(("name", "family"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -26,7 +26,7 @@ def row(name: str):
 
 
 def made(name: str):
-    return registry.load("method", name).Method(**row(name).options)
+    return registry.load_module("method", name).Method(**row(name).options)
 
 
 def state(model) -> dict:
@@ -47,7 +47,7 @@ def test_every_method_has_a_row(name):
 def test_a_fresh_adapter_starts_where_its_method_says(name, family):
     toy, starts = FAMILIES[family](), row(name).starts
     if toy.heads:  # heads are drawn anew, by their names
-        core.attach(toy.model, registry.load("method", "lora").Method(), 0, toy.heads)
+        core.attach(toy.model, registry.load_module("method", "lora").Method(), 0, toy.heads)
         core.detach(toy.model)
     before = toy.output()
     begin(toy, made(name))

@@ -25,7 +25,7 @@ from loratory.domains.contract import Example
 from loratory.domains.lncrna.sources import Task
 from loratory.domains.questions import examples
 from loratory.errors import InputError
-from loratory.registry import load
+from loratory.registry import load_module
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_a_base_in_half_precision_takes_half_the_memory_and_says_nearly_the_same
 
 def test_the_heads_of_an_encoder_learn_in_single_precision_whatever_the_bases(tmp_path):
     base = encoder_base(tmp_path / "b", precision="bf16")
-    attach(base.model, load("method", "lora").Method(), 0, base.heads)
+    attach(base.model, load_module("method", "lora").Method(), 0, base.heads)
     heads = head_parameters(base.model, base.heads)
     assert {parameter.dtype for parameter in heads.values()} == {torch.float32}
     before = {name: parameter.detach().clone() for name, parameter in heads.items()}

@@ -43,7 +43,7 @@ def script(*rows):
 
     def forward(inputs, cache):
         at = next(place)
-        return SimpleNamespace(logits=torch.nn.functional.one_hot(torch.tensor([[row[at]] for row in rows]), 10))
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(torch.tensor([[score_row[at]] for score_row in rows]), 10))
 
     return forward
 
@@ -85,7 +85,7 @@ def test_what_fulfils_a_criterion_is_written_and_closes_its_row():
 
 
 def decode_with(stopping, forward):
-    return [list(row) for row in zip(*steps(forward, start(IDS[:2], MASK[:2]), None, (), 9, None, stopping))]
+    return [list(score_row) for score_row in zip(*steps(forward, start(IDS[:2], MASK[:2]), None, (), 9, None, stopping))]
 
 
 def test_an_unpadded_batch_is_given_no_mask_after_its_prompt():

@@ -36,7 +36,7 @@ def put_on(base, kind: str):
         experts = {str(rank): trained_adapter(base.model, Method(rank=rank), rank) for rank in (2, 3)}
         mixture = opinionated(Mixture(base.model, experts, XLora())).eval()
         yield mixture
-        mixture.unwrap()
+        mixture.remove_experts()
         return
     if kind == "lora":
         core.apply(base.model, trained_adapter(base.model, Method(rank=2), 1), "lora")

@@ -7,7 +7,7 @@ import pytest
 from loratory.bases.core import load_base
 from loratory.bases.folding import fold, load_folding_model
 from loratory.bases.prepare import prepare_folder
-from loratory.config import RESOURCES, entries, load_config
+from loratory.config import RESOURCES, entries_by_name, load_config
 from loratory.domains.dataset import build_dataset, read_split
 from loratory.domains.fetch import fetch_source, open_source
 
@@ -23,7 +23,7 @@ def test_a_shipped_base_opens(name, tmp_path):
     prepare_folder(BASES[name].path, name, BASES[name], tmp_path / name)
     base = load_base(tmp_path / name)
     assert base.family == BASES[name].family
-    assert bool(base.audio) == BASES[name].hears
+    assert bool(base.audio) == BASES[name].has_audio
     if base.family == "causal":  # as it was pretrained
         assert base.begin == [base.tokenizer.bos_token_id]
 
@@ -56,7 +56,7 @@ def test_the_recipes_of_the_shipped_bases_are_valid_configs_for_the_same_bases()
 def test_no_config_asks_shipped_bases_about_the_general_records_that_they_learnt_from(path):
     study, recipe = load_config(path), load_config(ROOT / "config" / "bases.yaml")
     ships = any(base.path and Path(base.path).is_relative_to(RESOURCES) for base in study.bases.values())
-    simulated = [name for name, given in entries(study.general).items() if given.source.kind == "simulate"]
+    simulated = [name for name, given in entries_by_name(study.general).items() if given.source.kind == "simulate"]
     assert not (ships and simulated) or study.split_seed != recipe.split_seed, "the simulators would draw them again"
 
 

@@ -165,4 +165,4 @@ def test_a_mixture_hears_a_short_window_in_both_passes_and_writes_what_it_would_
     end, rows = base.tokenizer.eos_token_id, ids[:, len(base.prompt()) :].tolist()
     expected = [row[: row.index(end)] if end in row else row for row in rows]
     assert base.write(mixture, items, 5) == expected
-    mixture.unwrap()
+    mixture.remove_experts()

@@ -16,7 +16,7 @@ from loratory.bases import folding
 from loratory.domains.structure import build, metrics
 from loratory.domains.structure.sources import Dataset
 from loratory.errors import InputError
-from loratory.evaluation.assess import RESIDUES, assess_folding, judged, lddt_of
+from loratory.evaluation.assess import RESIDUES, assess_folding, chain_scores, residue_lddt
 from loratory.evaluation.score import Floor
 
 SEQUENCES = [
@@ -128,7 +128,7 @@ def test_a_rigid_motion_of_the_truth_changes_nothing(folds):
     rng = np.random.default_rng(2)
     truth = backbone(folds[0]) + rng.normal(size=(30, 1, 3))
     moved = truth @ Rotation.random(rng=rng).as_matrix() + 40
-    one, two = (judged(record(0, points), folds[0]) for points in (truth, moved))
+    one, two = (chain_scores(record(0, points), folds[0]) for points in (truth, moved))
     for name in ("lddt", "plddt", "tm", "rmsd"):
         np.testing.assert_allclose(one[name], two[name], atol=1e-3)
     assert one["rmsd"] > 0.5 and 0.1 < one["tm"] < 1
@@ -138,11 +138,11 @@ def test_lddt_counts_kept_distances():
     line = np.arange(6)[:, None] * [3.8, 0, 0]
     bent = line.copy()
     bent[5] += [1.5, 0, 0]  # its distances are off by 1.5 Å: kept at 2 and 4 Å, not at 0.5 and 1
-    found = lddt_of(line, bent)
+    found = residue_lddt(line, bent)
     assert found[5] == pytest.approx(50)
     assert found[0] == pytest.approx(100)  # 15 Å reach residues 1 to 3
     assert found[4] == pytest.approx(100 * 3.5 / 4)
-    np.testing.assert_allclose(lddt_of(line, line), 100)
+    np.testing.assert_allclose(residue_lddt(line, line), 100)
 
 
 def test_chains_like_those_learnt_from_are_left_out(folder, folds, tmp_path):

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from loratory.evaluation.bootstrap import LEVEL, distributions, draws, interval, statistic
+from loratory.evaluation.bootstrap import LEVEL, bootstrap_distributions, group_draws, percentile_interval, row_statistic
 
 
 def mean(columns):
@@ -15,7 +15,7 @@ def ratio(columns):
 
 
 def spread(value, seeds, groups, times=1000, seed=0):
-    return distributions({"it": statistic(value, seeds)}, groups, times, seed)["it"]
+    return bootstrap_distributions({"it": row_statistic(value, seeds)}, groups, times, seed)["it"]
 
 
 def names(codes):
@@ -28,7 +28,7 @@ def test_interval_covers_a_known_mean_about_as_often_as_it_says():
     hits = 0
     for _ in range(200):
         x = generator.normal(3.0, 2.0, size=60)
-        low, high = interval(spread(mean, [{"x": x}], groups, times=250))
+        low, high = percentile_interval(spread(mean, [{"x": x}], groups, times=250))
         hits += low <= 3.0 <= high
     assert 0.90 <= hits / 200 <= 0.98
 
@@ -39,7 +39,7 @@ def test_groups_of_one_record_give_the_closed_form_of_a_mean():
     standard_error = x.std() / np.sqrt(len(x))
     assert values.mean() == pytest.approx(x.mean(), abs=4 * standard_error / np.sqrt(20_000))
     assert values.std() == pytest.approx(standard_error, rel=0.03)
-    low, high = interval(values)
+    low, high = percentile_interval(values)
     assert (low, high) == pytest.approx((x.mean() - 1.96 * standard_error, x.mean() + 1.96 * standard_error), abs=0.02)
 
 
@@ -58,7 +58,7 @@ def test_draws_hold_whole_groups_of_any_size_wherever_their_rows_stand():
     groups = names([2, 0, 1, 2, 0, 2, 7])
     members = {g: sorted(i for i, h in enumerate(groups) if h == g) for g in groups}
     seen = set()
-    for rows in draws(groups, 200, seed=4):
+    for rows in group_draws(groups, 200, seed=4):
         counts = np.bincount(rows, minlength=len(groups))
         for rows_of_group in members.values():
             assert len(set(counts[rows_of_group])) == 1
@@ -69,19 +69,19 @@ def test_draws_hold_whole_groups_of_any_size_wherever_their_rows_stand():
 
 def test_difference_of_a_system_with_itself_is_exactly_zero():
     x = np.random.default_rng(5).normal(size=50)
-    both = {"a": statistic(mean, [{"x": x}]), "b": statistic(mean, [{"x": x.copy()}])}
-    found = distributions(both, names(np.arange(50) % 20), 500, 0)
-    assert interval(found["a"] - found["b"]) == (0.0, 0.0)
+    both = {"a": row_statistic(mean, [{"x": x}]), "b": row_statistic(mean, [{"x": x.copy()}])}
+    found = bootstrap_distributions(both, names(np.arange(50) % 20), 500, 0)
+    assert percentile_interval(found["a"] - found["b"]) == (0.0, 0.0)
 
 
 def test_pairing_sees_a_small_steady_gain_that_separate_intervals_hide():
     x = np.random.default_rng(6).normal(size=100)
-    found = distributions(
-        {"a": statistic(mean, [{"x": x}]), "b": statistic(mean, [{"x": x + 0.05}])}, names(range(100)), 500, 0
+    found = bootstrap_distributions(
+        {"a": row_statistic(mean, [{"x": x}]), "b": row_statistic(mean, [{"x": x + 0.05}])}, names(range(100)), 500, 0
     )
-    low, high = interval(found["b"] - found["a"])
+    low, high = percentile_interval(found["b"] - found["a"])
     assert low == pytest.approx(0.05) and high == pytest.approx(0.05)
-    assert interval(found["b"])[0] < interval(found["a"])[1]
+    assert percentile_interval(found["b"])[0] < percentile_interval(found["a"])[1]
 
 
 def test_seeds_are_averaged_inside_each_draw():
@@ -104,19 +104,19 @@ def test_same_seed_same_draws_whatever_else_is_computed():
     x = np.random.default_rng(8).normal(size=30)
     groups = names(np.arange(30) // 2)
     alone = spread(mean, [{"x": x}], groups, times=50, seed=9)
-    many = distributions({k: statistic(mean, [{"x": x * k}]) for k in (1, 2, 3)}, groups, 50, 9)
+    many = bootstrap_distributions({k: row_statistic(mean, [{"x": x * k}]) for k in (1, 2, 3)}, groups, 50, 9)
     assert np.array_equal(alone, many[1])
     assert not np.array_equal(alone, spread(mean, [{"x": x}], groups, times=50, seed=10))
 
 
 def test_undefined_stays_undefined():
     nan = float("nan")
-    assert np.isnan(interval(spread(lambda columns: nan, [{"x": np.ones(4)}], list("abcd"), 20))).all()
-    assert np.isnan(interval(spread(mean, [{"x": np.ones(4)}], list("aaaa"), 20))).all(), "one group cannot vary"
-    assert np.isnan(interval(spread(mean, [{"x": np.ones(0)}], [], 20))).all()
+    assert np.isnan(percentile_interval(spread(lambda columns: nan, [{"x": np.ones(4)}], list("abcd"), 20))).all()
+    assert np.isnan(percentile_interval(spread(mean, [{"x": np.ones(4)}], list("aaaa"), 20))).all(), "one group cannot vary"
+    assert np.isnan(percentile_interval(spread(mean, [{"x": np.ones(0)}], [], 20))).all()
     mostly = np.r_[np.full(4, nan), np.arange(96)]
-    assert interval(mostly) == pytest.approx(tuple(np.percentile(np.arange(96), [2.5, 97.5])))
-    assert np.isnan(interval(np.r_[np.full(6, nan), np.arange(94)])).all()
+    assert percentile_interval(mostly) == pytest.approx(tuple(np.percentile(np.arange(96), [2.5, 97.5])))
+    assert np.isnan(percentile_interval(np.r_[np.full(6, nan), np.arange(94)])).all()
     assert LEVEL == 0.95
 
 
@@ -124,7 +124,7 @@ def test_a_table_of_systems_takes_seconds():
     generator = np.random.default_rng(10)
     groups = names(np.arange(200) // 2)
     columns = [{"x": generator.normal(size=200), "y": generator.random(200) + 1} for _ in range(15)]
-    cells = {(i, j): statistic(ratio, [c]) for i, c in enumerate(columns) for j in range(6)}
+    cells = {(i, j): row_statistic(ratio, [c]) for i, c in enumerate(columns) for j in range(6)}
     start = time.process_time()
-    distributions(cells, groups, 1000, 0)
+    bootstrap_distributions(cells, groups, 1000, 0)
     assert time.process_time() - start < 5

@@ -11,7 +11,7 @@ import pytest
 from loratory import registry
 from loratory.domains.contract import Metric
 from loratory.errors import InputError
-from loratory.evaluation.contrast import contrast, over_seeds
+from loratory.evaluation.contrast import contrast_methods, seed_distribution
 from loratory.evaluation.rows import write_rows
 from loratory.evaluation.score import Floor
 
@@ -58,8 +58,8 @@ def study(tmp_path):
         if controls:
             write_rows(baselines, rows)
         out = tmp_path / "out.json"
-        contrast("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, Floor(*floor), out)
-        return {row["adapter"]: row for row in json.loads(out.read_text())["rows"]}
+        contrast_methods("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, Floor(*floor), out)
+        return {score_row["adapter"]: score_row for score_row in json.loads(out.read_text())["rows"]}
 
     return contrasted
 
@@ -132,6 +132,6 @@ def test_a_reference_that_was_not_asked_is_named(study):
 
 def test_drawn_seeds_vary_a_mean_by_its_standard_error():
     spreads = {("a", run): np.full(4000, float(value)) for run, value in enumerate((0, 1, 5))}
-    drawn = over_seeds(spreads, "a", [0, 1, 2], seed=0)
+    drawn = seed_distribution(spreads, "a", [0, 1, 2], seed=0)
     assert drawn.mean() == pytest.approx(2, abs=0.1)
     assert drawn.std() == pytest.approx(np.std([0, 1, 5]) / np.sqrt(3), rel=0.05)

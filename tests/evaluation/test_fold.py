@@ -72,7 +72,7 @@ def test_a_sample_too_short_for_a_tm_score_has_none(done):
 
 def test_without_references_there_is_no_tm_score(model_folder, done, tmp_path):
     rows = pq.read_table(fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)).to_pylist()
-    assert all(row["tm"] is None for row in rows)
+    assert all(score_row["tm"] is None for row in rows)
     assert [row["plddt"] for row in rows] == pq.read_table(done)["plddt"].to_pylist()
 
 

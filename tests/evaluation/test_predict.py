@@ -21,8 +21,8 @@ from loratory.domains.contract import Example
 from loratory.domains.protein.sources import Task as Protein
 from loratory.domains.questions import samples
 from loratory.evaluation import predict
-from loratory.evaluation.controls import Shuffled, is_shuffled
-from loratory.mixers.contract import Seen, Sizes
+from loratory.evaluation.controls import ShuffledMixer, can_shuffle
+from loratory.mixers.contract import GateInput, GateShape
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import save_mixture
@@ -55,27 +55,27 @@ def study(tmp_path_factory):
 
 
 def mix(base, kind: str, folders, out) -> None:
-    mixer = registry.load("mixer", kind).Mixer()
+    mixer = registry.load_module("mixer", kind).Mixer()
     given = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
-    mixture = Mixture(base.model, mixer.experts_of(given, 0), mixer, domains=list(given))
+    mixture = Mixture(base.model, mixer.prepare_experts(given, 0), mixer, domains=list(given))
     if mixture.gate is not None:
         start_gate(mixture.gate, 0)
     run = {"base_sha256": base.fingerprint, "adapters": dict.fromkeys(folders, "lora")}
     save_mixture(out, mixture, kind, folders, run)
-    mixture.unwrap()
+    mixture.remove_experts()
 
 
-def made(study, *mixtures) -> predict.Trained:
+def made(study, *mixtures) -> predict.TrainedModels:
     adapters = {f"lora@{name}": folder for name, folder in study.folders.items()}
-    return predict.Trained(adapters, {name: study.mixtures[name] for name in mixtures})
+    return predict.TrainedModels(adapters, {name: study.mixtures[name] for name in mixtures})
 
 
 def asked(study, model):
-    return predict.answer(study.base, model, questions(), ("nll", "choice"), TASK, Evaluation(), 0)[0]
+    return predict.predict_examples(study.base, model, questions(), ("nll", "choice"), TASK, Evaluation(), 0)[0]
 
 
 def systems(study, domain, *mixtures):
-    for system in predict.systems(study.base, domain, made(study, *(mixtures or ("xlora",)))):
+    for system in predict.iterate_systems(study.base, domain, made(study, *(mixtures or ("xlora",)))):
         yield system, asked(study, system.model)
 
 
@@ -100,7 +100,7 @@ def test_the_oracle_is_the_domains_own_adapter_and_the_base_comes_back(study):
 
 
 def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(study, tmp_path, monkeypatch):
-    heard, told = [], predict.told
+    heard, told = [], predict.run_system
 
     def listened(base, domain, system, split, questions, task, evaluation, seed):
         heard.append((system.name, split, seed))
@@ -108,9 +108,9 @@ def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(s
 
     monkeypatch.setattr(predict, "told", listened)
     monkeypatch.setattr(predict, "questions_of", lambda *_: {"test": questions(), "valid": questions(4)})
-    alone = predict.Trained({"lora@recsys": study.folders["recsys"]}, {})
+    alone = predict.TrainedModels({"lora@recsys": study.folders["recsys"]}, {})
     folder = study.base.folder
-    predict.predict("recsys", None, TASK, folder, {0: alone, 5: alone}, (), Evaluation(), "cpu", tmp_path)
+    predict.predict_domain("recsys", None, TASK, folder, {0: alone, 5: alone}, (), Evaluation(), "cpu", tmp_path)
     assert heard == [
         ("base", "test", 0),
         ("base", "valid", 0),
@@ -132,7 +132,7 @@ def test_a_domain_without_an_expert_has_no_oracle(study):
 
 def test_windows_of_a_record_are_one_row_with_the_mean_log_odds():
     rows = [{"id": "a"}, {"id": "b"}, {"id": "a"}]
-    merged = predict.merged(rows, [0.0, -1e9, 2.0])
+    merged = predict.merge_windows(rows, [0.0, -1e9, 2.0])
     assert [row["id"] for row in merged] == ["a", "b"]
     assert merged[0]["p"] == pytest.approx(1 / (1 + torch.tensor(-1.0).exp().item()))
     assert merged[1]["p"] == pytest.approx(0.0, abs=1e-300)
@@ -141,7 +141,7 @@ def test_windows_of_a_record_are_one_row_with_the_mean_log_odds():
 def test_mixtures_of_the_same_experts_share_what_they_are_controlled_by(study, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "questions_of", lambda *_: {"test": questions()})
     trained = {0: made(study, "xlora", "weighted_merge", "oracle", "smora")}
-    names = [system.names for system in predict.systems(study.base, "recsys", trained[0])]
+    names = [system.names for system in predict.iterate_systems(study.base, "recsys", trained[0])]
     assert names[3:] == [
         *(tuple(f"{name}:{control}" for name in trained[0].mixtures) for control in ("uniform", "oracle")),
         ("xlora:shuffled",),
@@ -149,7 +149,7 @@ def test_mixtures_of_the_same_experts_share_what_they_are_controlled_by(study, t
         ("smora:shuffled",),
         ("smora",),
     ]
-    predict.predict("recsys", None, TASK, study.base.folder, trained, (), Evaluation(), "cpu", tmp_path)
+    predict.predict_domain("recsys", None, TASK, study.base.folder, trained, (), Evaluation(), "cpu", tmp_path)
     rows = pq.read_table(tmp_path / "seed0.parquet").to_pylist()
     said = {name: [row["nll"] for row in rows if row["system"] == name] for names in names for name in names}
     assert said["smora:uniform"] == said["xlora:uniform"] == pytest.approx(said["weighted_merge"], abs=1e-4)
@@ -168,10 +168,10 @@ def test_a_mixture_that_must_be_told_the_domain_is_not_asked_of_others(study):
 
 def test_stored_numbers_are_those_of_the_folder(study):
     for name in ("xlora", "weighted_merge"):
-        [found] = [s.model for s in predict.systems(study.base, "recsys", made(study, name)) if s.kind == "mixture"]
+        [found] = [s.model for s in predict.iterate_systems(study.base, "recsys", made(study, name)) if s.kind == "mixture"]
         files = study.mixtures[name].rglob("*.safetensors")
         numbers = sum(t.numel() for file in files for t in load_file(file).values())
-        assert predict.described(found)["stored"] == numbers > 0
+        assert predict.mixture_facts(found)["stored"] == numbers > 0
 
 
 def test_what_is_read_and_written_is_counted_without_padding(study):
@@ -180,9 +180,9 @@ def test_what_is_read_and_written_is_counted_without_padding(study):
     tokens = {"nll": sum(len(item.ids) for item in items)}
     tokens["choice"] = sum(label == -100 for item in items for label in item.labels)
     for output, expected in tokens.items():
-        _, cost = predict.answer(study.base, study.base.model, ask, (output,), TASK, Evaluation(), 0)
+        _, cost = predict.predict_examples(study.base, study.base.model, ask, (output,), TASK, Evaluation(), 0)
         assert (cost.read, cost.written) == (expected, 0) and cost.reading > 0 == cost.writing
-    rows, cost = predict.answer(study.base, study.base.model, ask, ("text",), TASK, Evaluation(), 0)
+    rows, cost = predict.predict_examples(study.base, study.base.model, ask, ("text",), TASK, Evaluation(), 0)
     written = sum(len(study.base.tokens(row["text"])) for row in rows)
     assert (cost.read, cost.written) == (0, written) and cost.writing > 0 == cost.reading
     assert cost + cost == predict.Cost(0, 0.0, 2 * written, 2 * cost.writing)
@@ -193,7 +193,7 @@ def test_letters_that_are_written_are_counted_one_by_one_and_samples_are_a_users
     ask = samples("protein", 3, task, "causal")
     assert all(question.chat and question.alphabet for question in ask)
     ask = [replace(question, chat=False) for question in ask]  # this base has no template
-    rows, cost = predict.answer(study.base, study.base.model, ask, ("sample",), task, Evaluation(), 0)
+    rows, cost = predict.predict_examples(study.base, study.base.model, ask, ("sample",), task, Evaluation(), 0)
     assert cost.written == sum(len(row["text"]) for row in rows) > 0
 
 
@@ -211,22 +211,22 @@ def test_steps_in_place_are_for_causal_models_on_a_gpu_whose_attention_is_full()
 
 def test_ranks_are_shuffled_by_an_experts_ranks():
     weights = torch.arange(6.0)
-    shuffled = Shuffled(inner=SimpleNamespace(weights=lambda *_: weights, keep=lambda weights: weights))
-    sizes = Sizes(3, 4, ("q",), (4,), (6,))
-    assert shuffled.keep(shuffled.weights(None, Seen(), sizes)).tolist() == [4, 5, 0, 1, 2, 3]
+    shuffled = ShuffledMixer(inner=SimpleNamespace(weights=lambda *_: weights, keep=lambda weights: weights))
+    sizes = GateShape(3, 4, ("q",), (4,), (6,))
+    assert shuffled.select_weights(shuffled.routing_weights(None, GateInput(), sizes)).tolist() == [4, 5, 0, 1, 2, 3]
 
 
 def test_only_gates_over_experts_that_were_given_are_shuffled():
     gate = torch.nn.Linear(1, 1)
-    load = {name: registry.load("mixer", name).Mixer() for name in ("xlora", "arrow", "llava_mole", "uniform")}
-    assert [is_shuffled(mixer, gate) for name, mixer in load.items() if name != "uniform"] == [True, True, False]
-    assert not is_shuffled(load["uniform"], None)
+    load = {name: registry.load_module("mixer", name).Mixer() for name in ("xlora", "arrow", "llava_mole", "uniform")}
+    assert [can_shuffle(mixer, gate) for name, mixer in load.items() if name != "uniform"] == [True, True, False]
+    assert not can_shuffle(load["uniform"], None)
 
 
 def test_routing_shares_sum_to_one_and_know_prompt_from_answer(study):
     for system, _ in systems(study, "recsys"):
         if system.kind == "mixture":
-            found = predict.route(study.base, system.model, questions(), 64)
+            found = predict.routing_summary(study.base, system.model, questions(), 64)
     assert sum(found["weights"]) == pytest.approx(1)
     assert sum(found["prompt"]) == pytest.approx(1) and sum(found["target"]) == pytest.approx(1)
     assert 0 <= found["entropy"] <= 1 and 0 <= found["top1"] <= 1
@@ -234,23 +234,23 @@ def test_routing_shares_sum_to_one_and_know_prompt_from_answer(study):
 
 
 def test_a_single_expert_has_no_top1_and_no_entropy(study):
-    for system in predict.systems(study.base, "recsys", made(study, "weighted_merge")):
+    for system in predict.iterate_systems(study.base, "recsys", made(study, "weighted_merge")):
         if system.kind == "mixture":
-            found = predict.route(study.base, system.model, questions(), 64)
+            found = predict.routing_summary(study.base, system.model, questions(), 64)
     assert (found["experts"], found["weights"], found["layers"]) == (["merged"], [1.0], ["all"])
     assert found["top1"] is None and found["entropy"] == 0
 
 
 def test_the_oracle_routes_to_the_domains_own_expert(study):
-    for system in predict.systems(study.base, "recsys", made(study, "oracle")):
+    for system in predict.iterate_systems(study.base, "recsys", made(study, "oracle")):
         if system.kind == "mixture":
-            found = predict.route(study.base, system.model, questions(), 64)
+            found = predict.routing_summary(study.base, system.model, questions(), 64)
     assert (found["top1"], found["entropy"], found["weights"]) == (1.0, 0.0, [0.0, 1.0])
 
 
 def test_entropies_are_of_shares():
     weights = torch.tensor([[2.0, 2.0], [0.0, 0.5], [0.0, 0.0]])
-    torch.testing.assert_close(predict.entropies(weights), torch.tensor([2.0, 1.0, 1.0]).log(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(predict.weight_entropies(weights), torch.tensor([2.0, 1.0, 1.0]).log(), rtol=0, atol=1e-6)
 
 
 @pytest.fixture(params=["encoder", "whisper"])
@@ -268,9 +268,9 @@ def unlike(request, tmp_path):
 def test_routing_is_told_of_encoders_and_of_what_whispers_decoder_reads(unlike, kind):
     base, ask, targets = unlike
     experts = {n: trained_adapter(base.model, Method(rank=2, target_modules=targets), i) for i, n in enumerate("ab")}
-    mixture = Mixture(base.model, experts, registry.load("mixer", kind).Mixer()).eval()
+    mixture = Mixture(base.model, experts, registry.load_module("mixer", kind).Mixer()).eval()
     mixture.domain = 0
-    found = predict.route(base, mixture, ask, 500)
+    found = predict.routing_summary(base, mixture, ask, 500)
     items = [base.encode(question) for question in ask]
     is_whisper = int(base.family == "whisper")  # its decoder reads no token that nothing follows
     assert found["tokens"] == sum(len(item.ids) - is_whisper for item in items)

@@ -13,7 +13,7 @@ from loratory import registry
 from loratory.domains.contract import Metric
 from loratory.domains.scores import auc
 from loratory.errors import InputError
-from loratory.evaluation.score import NOT_FOLDED, Floor, score
+from loratory.evaluation.score import NOT_FOLDED, Floor, score_domain
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("split", "system", "kind", "id", "group", "reference")]
@@ -129,7 +129,7 @@ def predictions(tmp_path):
 @pytest.fixture
 def run(tmp_path, data, predictions):
     def run(predictions=predictions, baselines=None, structures=None, floor=(1, 1), out="metrics.json"):
-        score("toy", "mini", predictions, baselines, data, None, structures, 200, 0, Floor(*floor), tmp_path / out)
+        score_domain("toy", "mini", predictions, baselines, data, None, structures, 200, 0, Floor(*floor), tmp_path / out)
         return json.loads((tmp_path / out).read_text())
 
     return run

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from loratory.errors import InputError
 from loratory.evaluation import superposition
-from loratory.evaluation.structure import SEARCHED, TmScore, mean_plddt, nearest_reference, read_trace, tm_score
+from loratory.evaluation.structure import MAX_ALIGNED, TmScore, mean_plddt, nearest_reference, read_trace, tm_score
 
 TOOLS = ("search", "tmtools")
 
@@ -274,9 +274,9 @@ def test_tm_align_uses_the_same_distance_scale():
 def test_climbing_never_loses_and_never_mirrors(seed, n, scale):
     random = np.random.default_rng(seed)
     a, b = random.normal(size=(2, n, 3)) * 10
-    move, scores = superposition.superpose(a, b), []
+    move, scores = superposition.superpose_points(a, b), []
     for _ in range(8):
-        score, move = superposition.climb_pairs(a, b, move, scale, rounds=1)
+        score, move = superposition.refine_pairs(a, b, move, scale, rounds=1)
         scores.append(score)
         assert np.linalg.det(move[0]) == pytest.approx(1)
     assert np.all(np.diff(scores) >= -1e-9)
@@ -350,7 +350,7 @@ def test_of_many_references_a_similar_fold_is_found_and_little_is_lost(shared_da
     folder = shared_data / "proteins" / "structures"
     pfam, globins = (traces(folder / name) for name in ("pfam_domains", "scope40_globins"))
     references = dict([*pfam.items(), *globins.items()][:30])
-    assert len(references) > 2 * SEARCHED
+    assert len(references) > 2 * MAX_ALIGNED
     for name, model in [*globins.items()][5:6]:
         found, score = nearest_reference(moved(model, 1), {k: v for k, v in references.items() if k != name})
         assert found in globins and score.norm_reference > 0.6

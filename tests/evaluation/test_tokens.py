@@ -15,7 +15,7 @@ from loratory.adapters.methods.lora import Method
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.evaluation import tokens
-from loratory.evaluation.tokens import HEARD, joined, route_tokens, weighed
+from loratory.evaluation.tokens import AUDIO_MARK, join_examples, route_tokens, token_weights
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import save_mixture
 
@@ -43,7 +43,7 @@ def chosen(asked, *domains) -> list:
 
 
 def test_a_sequence_is_read_whole_and_a_choice_is_left_open(base, asked):
-    item, domains = joined(base, chosen(asked, "protein", "lncrna"))
+    item, domains = join_examples(base, chosen(asked, "protein", "lncrna"))
     protein = [base.tokenizer.bos_token_id, *base.tokens("MKTAY")]
     assert item.ids == protein + base.tokens("acg tta\n")
     assert domains == ["protein"] * len(protein) + ["lncrna"] * len(base.tokens("acg tta\n"))
@@ -51,7 +51,7 @@ def test_a_sequence_is_read_whole_and_a_choice_is_left_open(base, asked):
 
 
 def test_what_is_heard_stands_first_and_its_transcript_is_left_out(base, asked):
-    item, domains = joined(base, chosen(asked, "speech", "protein"))
+    item, domains = join_examples(base, chosen(asked, "speech", "protein"))
     positions = base.audio_tokens(asked["speech"])
     assert (item.audio, item.audio_tokens) == (asked["speech"].audio, positions)
     assert domains.count("speech") == 1 + positions + len(base.tokens("to text "))
@@ -61,24 +61,24 @@ def test_what_is_heard_stands_first_and_its_transcript_is_left_out(base, asked):
 def test_an_input_longer_than_the_context_is_refused(base, asked):
     long = Example("l", "g", "acg tta " * 200, "", CHOICES)
     with pytest.raises(InputError, match="does not fit into the base's context"):
-        joined(base, [("protein", asked["protein"]), ("lncrna", long)])
+        join_examples(base, [("protein", asked["protein"]), ("lncrna", long)])
 
 
 def mixture_of(base, kind: str) -> Mixture:
     experts = {n: trained_adapter(base.model, Method(rank=2), i) for i, n in enumerate(("protein", "speech"))}
-    return opinionated(Mixture(base.model, experts, registry.load("mixer", kind).Mixer())).eval()
+    return opinionated(Mixture(base.model, experts, registry.load_module("mixer", kind).Mixer())).eval()
 
 
 @torch.no_grad()
 def test_weights_are_the_means_over_layers_of_the_gate_at_each_position(base, asked):
     mixture = mixture_of(base, "xlora")
-    item, domains = joined(base, chosen(asked, "speech", "protein"))
-    found = weighed(base, mixture, item, domains)
-    mixture.unwrap()
+    item, domains = join_examples(base, chosen(asked, "speech", "protein"))
+    found = token_weights(base, mixture, item, domains)
+    mixture.remove_experts()
     hidden = base.model(**base.inputs(base.collate([item])), output_hidden_states=True).hidden_states[-1]
     weights = mixture.gate["tokens"](hidden).unflatten(-1, (-1, 2)).softmax(-1).mean(2)[0]
     np.testing.assert_allclose(found["weights"], weights.numpy(), atol=1e-5)
-    heard = [token == HEARD for token in found["tokens"]]
+    heard = [token == AUDIO_MARK for token in found["tokens"]]
     assert heard == [0 < at <= item.audio_tokens for at in range(len(item.ids))]
     assert "".join(found["tokens"][-domains.count("protein") :]) == "MKTAY"
     assert found["experts"] == ["protein", "speech"] and found["domains"] == domains
@@ -86,8 +86,8 @@ def test_weights_are_the_means_over_layers_of_the_gate_at_each_position(base, as
 
 def test_a_mixer_of_whole_sequences_weighs_all_positions_alike(base, asked):
     mixture = mixture_of(base, "router")
-    found = weighed(base, mixture, *joined(base, chosen(asked, "protein", "lncrna")))
-    mixture.unwrap()
+    found = token_weights(base, mixture, *join_examples(base, chosen(asked, "protein", "lncrna")))
+    mixture.remove_experts()
     assert len(found["weights"]) == len(found["tokens"]) > 5
     assert all(weights == found["weights"][0] for weights in found["weights"])
 
@@ -102,7 +102,7 @@ def test_every_mixture_is_told_of_every_prompt(base, asked, tmp_path, monkeypatc
             deltas.save_adapter(folders[name], adapter, causal=True)
         mixtures[kind] = tmp_path / kind
         save_mixture(mixtures[kind], mixture, kind, folders, {"base_sha256": base.fingerprint})
-        mixture.unwrap()
+        mixture.remove_experts()
     monkeypatch.setattr(tokens, "read_records", lambda folder, split, limit: [folder] if split == "test" else [])
     monkeypatch.setattr(tokens, "examples", lambda domain, records, task, family: [asked[domain]])
     prompts = {"both": ("protein", "lncrna"), "spoken": ("speech", "protein")}

@@ -10,15 +10,15 @@ from loratory import registry
 from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
-from loratory.evaluation.controls import Shuffled
+from loratory.evaluation.controls import ShuffledMixer
 from loratory.mixers.contract import Mixer
-from loratory.mixers.core import Mixture, check_given
+from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training.mixture import penalty, start_gate
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 CLOSE = {"rtol": 0, "atol": 1e-5}
-KINDS = registry.names("mixer")
+KINDS = registry.registered_names("mixer")
 
 
 class Fixed(Mixer):
@@ -27,7 +27,7 @@ class Fixed(Mixer):
     reads: ClassVar[str] = "nothing"
     values: list[float]
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return torch.tensor(self.values).view(1, 1, 1, -1)
 
 
@@ -43,7 +43,7 @@ def experts(model=None) -> dict:
 
 def mixed(mixer, order="abc", model=None) -> Mixture:
     found = experts()
-    made = mixer.experts_of({name: found[name] for name in order}, seed=4)
+    made = mixer.prepare_experts({name: found[name] for name in order}, seed=4)
     mixture = Mixture(model or llama(), made, mixer, domains=list(order))
     mixture.domain = 1
     return opinionated(mixture).eval()
@@ -81,7 +81,7 @@ def test_constant_weights_are_the_merged_weight():
 
 @torch.no_grad()
 def test_renumbering_experts_together_with_the_gate_changes_nothing():
-    mixer = registry.load("mixer", "xlora").Mixer()
+    mixer = registry.load_module("mixer", "xlora").Mixer()
     first, second = mixed(mixer), mixed(mixer, "cab")
     for theirs, ours in zip(second.gate.parameters(), first.gate.parameters()):
         rows = ours.data.unflatten(0, (-1, 3))[:, [2, 0, 1]]
@@ -90,11 +90,11 @@ def test_renumbering_experts_together_with_the_gate_changes_nothing():
     torch.testing.assert_close(second.applied["tokens"], first.applied["tokens"][..., [2, 0, 1]], **CLOSE)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if registry.load("mixer", k).Mixer.trained])
+@pytest.mark.parametrize("kind", [k for k in KINDS if registry.load_module("mixer", k).Mixer.trained])
 def test_only_what_is_declared_gets_gradients_and_moves(kind):
-    mixture = mixed(registry.load("mixer", kind).Mixer()).train()
+    mixture = mixed(registry.load_module("mixer", kind).Mixer()).train()
     gate = dict(mixture.gate.named_parameters(prefix="gate")) if mixture.gate is not None else {}
-    declared = set(gate) | {name for name in mixture.trainable() if mixture.mixer.trains_experts}
+    declared = set(gate) | {name for name in mixture.trainable_parameters() if mixture.mixer.trains_experts}
     before = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in mixture.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     for _ in range(3):
@@ -106,17 +106,17 @@ def test_only_what_is_declared_gets_gradients_and_moves(kind):
     assert changed == declared
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if registry.load("mixer", k).Mixer.trained])
+@pytest.mark.parametrize("kind", [k for k in KINDS if registry.load_module("mixer", k).Mixer.trained])
 def test_checkpointed_blocks_give_the_same_gradients(kind):
     found = []
     for checkpoints in (False, True):
-        mixture = mixed(registry.load("mixer", kind).Mixer()).train()
+        mixture = mixed(registry.load_module("mixer", kind).Mixer()).train()
         if checkpoints:
             mixture.checkpoint_gradients()
         torch.manual_seed(3)
         logits = mixture(input_ids=IDS).logits
         (logits.square().mean() + penalty(mixture, torch.ones_like(IDS, dtype=torch.bool), 1)).backward()
-        found.append({name: p.grad for name, p in mixture.trainable().items() if p.grad is not None})
+        found.append({name: p.grad for name, p in mixture.trainable_parameters().items() if p.grad is not None})
     assert found[0].keys() == found[1].keys() and any(gradient.any() for gradient in found[0].values())
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)
@@ -125,7 +125,7 @@ def test_checkpointed_blocks_give_the_same_gradients(kind):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_batch_or_padding(kind):
-    mixture = mixed(registry.load("mixer", kind).Mixer())
+    mixture = mixed(registry.load_module("mixer", kind).Mixer())
     row = IDS[:1, :6]
     alone = mixture(input_ids=row).logits
     for pads in ((0, 3), (3, 0)):
@@ -146,15 +146,15 @@ def test_a_saved_mixture_opens_with_equal_logits(kind, tmp_path):
         folders[name] = tmp_path / name
         adapter.run["base_sha256"] = base.fingerprint
         deltas.save_adapter(folders[name], adapter, causal=True)
-    mixer = registry.load("mixer", kind).Mixer()
+    mixer = registry.load_module("mixer", kind).Mixer()
     given = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
-    mixture = Mixture(base.model, mixer.experts_of(given, seed=4), mixer, domains=list(given))
+    mixture = Mixture(base.model, mixer.prepare_experts(given, seed=4), mixer, domains=list(given))
     if mixture.gate is not None:
         start_gate(mixture.gate, 5)
     mixture.eval().domain = 2
     expected = mixture(input_ids=IDS).logits
     save_mixture(tmp_path / "mixture", mixture, kind, folders, {"base": "tiny", "base_sha256": base.fingerprint})
-    mixture.unwrap()
+    mixture.remove_experts()
     for folder in folders.values():  # the saved mixture needs nothing but its base
         folder.rename(folder.with_suffix(".moved"))
     again = open_mixture(tmp_path / "mixture", base)
@@ -166,7 +166,7 @@ def test_a_saved_mixture_opens_with_equal_logits(kind, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_caches_write_the_same_as_running_everything_anew(kind):
-    mixture = mixed(registry.load("mixer", kind).Mixer())
+    mixture = mixed(registry.load_module("mixer", kind).Mixer())
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     start = {
         "input_ids": IDS[:, :6] * mask,
@@ -187,23 +187,23 @@ def test_two_caches_write_the_same_as_running_everything_anew(kind):
 
 @torch.no_grad()
 def test_a_zero_gate_is_the_uniform_mixture():
-    mixture = mixed(registry.load("mixer", "xlora").Mixer())
+    mixture = mixed(registry.load_module("mixer", "xlora").Mixer())
     for parameter in mixture.gate.parameters():
         parameter.zero_()
-    uniform = mixed(registry.load("mixer", "uniform").Mixer())
+    uniform = mixed(registry.load_module("mixer", "uniform").Mixer())
     torch.testing.assert_close(mixture(input_ids=IDS).logits, uniform(input_ids=IDS).logits, **CLOSE)
 
 
 @torch.no_grad()
 def test_the_first_pass_is_the_base_bit_for_bit():
-    mixture = mixed(registry.load("mixer", "xlora").Mixer())
+    mixture = mixed(registry.load_module("mixer", "xlora").Mixer())
     expected = llama()(IDS, output_hidden_states=True).hidden_states[-1]
     assert torch.equal(mixture.bare_states({"input_ids": IDS})["tokens"], expected)
 
 
 @torch.no_grad()
 def test_weights_are_a_distribution_over_experts():
-    mixture = mixed(registry.load("mixer", "xlora").Mixer(depth=2, width=16))
+    mixture = mixed(registry.load_module("mixer", "xlora").Mixer(depth=2, width=16))
     mixture(input_ids=IDS)
     weights = mixture.applied["tokens"]
     assert weights.shape == (2, 9, len(mixture.layers), 3)
@@ -213,7 +213,7 @@ def test_weights_are_a_distribution_over_experts():
 
 @torch.no_grad()
 def test_the_shuffled_control_hands_each_weight_to_another_expert():
-    shuffled = mixed(Shuffled(inner=Fixed(values=[1.0, 0.0, 0.0])))
+    shuffled = mixed(ShuffledMixer(inner=Fixed(values=[1.0, 0.0, 0.0])))
     torch.testing.assert_close(shuffled(input_ids=IDS).logits, alone("b")(IDS).logits, **CLOSE)
 
 
@@ -229,12 +229,12 @@ def test_an_untrained_expert_is_refused():
     fresh = core.export(model, (), {})
     core.detach(model)
     with pytest.raises(InputError, match=r"mixture:new: the expert is untrained"):
-        check_given({**experts(), "new": fresh}, "mixture")
+        check_trained_experts({**experts(), "new": fresh}, "mixture")
 
 
 def test_a_single_expert_is_refused():
     with pytest.raises(InputError, match="too few experts"):
-        check_given({"a": experts()["a"]}, "mixture")
+        check_trained_experts({"a": experts()["a"]}, "mixture")
 
 
 def test_an_expert_of_another_base_is_refused(tmp_path):
@@ -251,5 +251,5 @@ def test_an_expert_of_another_base_is_refused(tmp_path):
 def test_the_domain_loss_of_x_lora_is_the_cross_entropy_of_its_weights(domain_loss):
     weights = torch.tensor([[[0.5, 0.25, 0.25]], [[0.5, 0.125, 0.375]]])
     expected = -domain_loss * (torch.tensor([0.25, 0.125]).log().mean())
-    mixer = registry.load("mixer", "xlora").Mixer(domain_loss=domain_loss)
+    mixer = registry.load_module("mixer", "xlora").Mixer(domain_loss=domain_loss)
     torch.testing.assert_close(mixer.penalty(weights, 1), expected)

@@ -41,7 +41,7 @@ class Fixed(Mixer):
     reads: ClassVar[str] = "nothing"
     values: list[float]
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return torch.tensor(self.values).view(1, 1, 1, -1)
 
 
@@ -50,10 +50,10 @@ class Local(Mixer):
 
     reads: ClassVar[str] = "input"
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         return nn.ModuleList(nn.Linear(width, sizes.experts) for width in sizes.widths)
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return gate[seen.layer](seen.input.float()).softmax(-1)
 
 
@@ -256,7 +256,7 @@ def test_a_saved_mixture_opens_with_equal_logits_and_unwraps_to_the_base(family,
     mixture = placed(Mixture(base.model, given, XLora(**options)))
     if options.get("train_experts"):
         said(toy, mixture.train()).square().mean().backward()
-        torch.optim.SGD(mixture.trainable().values(), lr=0.5).step()
+        torch.optim.SGD(mixture.trainable_parameters().values(), lr=0.5).step()
     mixture.checkpoint_gradients()
     run = {"base": "tiny", "base_sha256": base.fingerprint}
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_a_saved_mixture_opens_with_equal_logits_and_unwraps_to_the_base(family,
         mixture.domain = 2
         expected.append(said(toy, mixture))
     save_mixture(tmp_path / "mixture", mixture.train(), "xlora", folders, run)
-    mixture.unwrap()
+    mixture.remove_experts()
     after = base.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert not any(module.training for module in base.model.modules())
@@ -280,7 +280,7 @@ def test_a_saved_mixture_opens_with_equal_logits_and_unwraps_to_the_base(family,
 @pytest.mark.parametrize("family", ["gpt2", "whisper"])
 def test_experts_that_moved_are_folders_that_peft_reads(family, tmp_path):
     mixture, toy = mixed(family, XLora(train_experts=True))
-    for parameter in mixture.trainable().values():
+    for parameter in mixture.trainable_parameters().values():
         parameter.add_(0.01)
     save_mixture(tmp_path / "mixture", mixture, "xlora", {}, {"base_sha256": "0"})
     theirs = peft.PeftModel.from_pretrained(FAMILIES[family]().model, tmp_path / "mixture/experts/b").eval()
@@ -445,14 +445,14 @@ def test_routes_are_the_weights_of_every_position_and_layer(family, mixer):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["bert", "whisper"])
-@pytest.mark.parametrize("kind", registry.names("mixer"))
+@pytest.mark.parametrize("kind", registry.registered_names("mixer"))
 def test_a_row_of_every_mixer_does_not_depend_on_its_batch_or_padding(kind, family):
-    mixer, given = registry.load("mixer", kind).Mixer(), experts(family)
-    if family == "bert" and type(mixer).experts_of is not Mixer.experts_of:
+    mixer, given = registry.load_module("mixer", kind).Mixer(), experts(family)
+    if family == "bert" and type(mixer).prepare_experts is not Mixer.prepare_experts:
         with pytest.raises(InputError, match=r"bert\.pooler\.dense\.weight"):  # there is no head for what is made
-            mixer.experts_of(given, seed=4)
+            mixer.prepare_experts(given, seed=4)
         return
-    mixture = placed(Mixture(FAMILIES[family]().model, mixer.experts_of(given, seed=4), mixer, domains=list("abc")))
+    mixture = placed(Mixture(FAMILIES[family]().model, mixer.prepare_experts(given, seed=4), mixer, domains=list("abc")))
     generator = torch.Generator().manual_seed(2)
     ids, sound = torch.randint(3, 60, (2, 6), generator=generator), torch.randn(2, 80, 200, generator=generator)
     if family == "bert":

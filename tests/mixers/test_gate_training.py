@@ -17,7 +17,7 @@ from loratory import registry
 from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
 from loratory.bases.core import load_base
-from loratory.config import mixture as entry
+from loratory.config import mixture_entry as entry
 from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
 from loratory.mixers.contract import Mixer
@@ -44,17 +44,17 @@ class Local(Mixer):
     reads: ClassVar[str] = "input"
     hears: bool = False
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         return nn.ModuleList(nn.Sequential(nn.Linear(w, sizes.experts), nn.Dropout(0.2)) for w in sizes.widths)
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         logits = gate[seen.layer](seen.input.float())
         if self.hears:
             logits = logits + seen.passed.get("first", 0)
             seen.passed.setdefault("first", logits)
         return logits.softmax(-1)
 
-    def penalty(self, weights, domain):
+    def routing_penalty(self, weights, domain):
         return -weights[..., domain].log().mean()
 
 
@@ -67,7 +67,7 @@ class Fixed(Mixer):
     def trains_experts(self):
         return True
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return torch.eye(sizes.experts)[0].view(1, 1, 1, -1)
 
 
@@ -118,7 +118,7 @@ def loss_of(toy: Toy, mixture: Mixture) -> torch.Tensor:
 def gradients(toy: Toy, mixture: Mixture) -> dict[str, torch.Tensor]:
     torch.manual_seed(11)  # of the gate's dropout
     loss_of(toy, mixture).backward()
-    return {name: parameter.grad for name, parameter in mixture.trainable().items()}
+    return {name: parameter.grad for name, parameter in mixture.trainable_parameters().items()}
 
 
 def counted(model) -> list[str]:
@@ -148,11 +148,11 @@ def test_checkpointed_gradients_are_those_without(family, mixer):
 
 def test_a_repeated_block_hears_what_earlier_blocks_said_and_not_what_it_said_itself():
     plain, again = toy_of("llama"), toy_of("llama")
-    expected = gradients(plain, mixed(plain, "llama", Local(hears=True)))
+    expected = gradients(plain, mixed(plain, "llama", Local(has_audio=True)))
     deaf = toy_of("llama")
     alone = gradients(deaf, mixed(deaf, "llama", Local()))
     assert not torch.allclose(expected["gate.tokens.0.0.weight"], alone["gate.tokens.0.0.weight"])
-    mixture = mixed(again, "llama", Local(hears=True))
+    mixture = mixed(again, "llama", Local(has_audio=True))
     mixture.checkpoint_gradients()
     found = gradients(again, mixture)
     for name in expected:
@@ -181,7 +181,7 @@ def test_dropout_of_the_base_stays_off_while_the_gate_trains(family, checkpoints
     found = gradients(wild, mixture)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], **EXACT)
-    mixture.unwrap()
+    mixture.remove_experts()
     assert not torch.equal(toy_loss(wild, wild.model.train()), toy_loss(wild, wild.model))  # it would be on otherwise
 
 
@@ -204,7 +204,7 @@ def test_a_checkpointed_mixture_writes_with_its_cache_once_it_is_evaluated(famil
 
 
 def frozen(mixture: Mixture) -> dict[str, torch.Tensor]:
-    moving = mixture.trainable()
+    moving = mixture.trainable_parameters()
     return {name: tensor.clone() for name, tensor in mixture.state_dict().items() if name not in moving}
 
 
@@ -217,7 +217,7 @@ def steps(toy: Toy, mixture: Mixture, precision: str, folder) -> list[dict]:
         return total + targets * penalty(mixture, micro.batch["mask"].bool(), 1), targets
 
     batch = toy.collate(toy.items[:4])
-    return fit(mixture.trainable(), lambda step: [MicroBatch("b", batch)], loss, recipe, 0, folder, "toy")
+    return fit(mixture.trainable_parameters(), lambda step: [MicroBatch("b", batch)], loss, recipe, 0, folder, "toy")
 
 
 @FAMILY
@@ -228,12 +228,12 @@ def steps(toy: Toy, mixture: Mixture, precision: str, folder) -> list[dict]:
 def test_the_gate_alone_moves_in_single_precision_whatever_the_bases(family, mixer, dtype, precision, tmp_path):
     toy = toy_of(family, dtype=dtype)
     mixture = mixed(toy, family, mixer)
-    before, start = frozen(mixture), {n: p.detach().clone() for n, p in mixture.trainable().items()}
+    before, start = frozen(mixture), {n: p.detach().clone() for n, p in mixture.trainable_parameters().items()}
     assert {name.partition(".")[0] for name in start} == {"gate"}
     curve = steps(toy, mixture, precision, tmp_path)
     after = mixture.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    for name, parameter in mixture.trainable().items():
+    for name, parameter in mixture.trainable_parameters().items():
         assert parameter.dtype == torch.float32 and parameter.isfinite().all()
         assert not torch.equal(parameter, start[name])
     assert np.isfinite([point["loss"] for point in curve]).all()
@@ -245,7 +245,7 @@ class Watched(XLora):
 
     answers: ClassVar[list] = []
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         self.answers.append(gate(seen.hidden.float()).dtype)
         return super().weights(gate, seen, sizes)
 
@@ -280,7 +280,7 @@ def test_experts_that_move_are_saved_and_come_back_exactly(family, tmp_path):
     steps(toy, mixture, "fp32", tmp_path / "steps")
     after = mixture.eval().state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    moved = mixture.experts()
+    moved = mixture.current_experts()
     for name, adapter in moved.items():
         for module, delta in adapter.deltas.items():
             assert not torch.equal(delta.A, given[name].deltas[module].A)
@@ -310,7 +310,7 @@ def test_an_expert_that_moves_alone_moves_as_lora_does(family):
     mixture = Mixture(toy.model, {"a": start, **{"b": trained_adapter(FAMILIES[family]().model, method, 2)}}, Fixed())
     for model, parameters in (
         (plain.model, core.trainable(plain.model).values()),
-        (mixture.train(), mixture.trainable().values()),
+        (mixture.train(), mixture.trainable_parameters().values()),
     ):
         optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
         for step in range(4):
@@ -319,7 +319,7 @@ def test_an_expert_that_moves_alone_moves_as_lora_does(family):
             optimizer.step()
             optimizer.zero_grad()
     expected = core.export(plain.model, (), {}).deltas
-    for name, delta in mixture.experts()["a"].deltas.items():
+    for name, delta in mixture.current_experts()["a"].deltas.items():
         assert delta.scale == expected[name].scale
         torch.testing.assert_close(delta.A, expected[name].A, rtol=0, atol=1e-5)
         torch.testing.assert_close(delta.B, expected[name].B, rtol=0, atol=1e-5)
@@ -332,7 +332,7 @@ def test_an_expert_that_moves_alone_moves_as_lora_does(family):
 def rna(folder, seed: int):
     """Datasets of short transcripts of the four codons that the tiny encoder knows, two for each class."""
     draw, codons = np.random.default_rng(seed), (["ACG", "TTA"], ["GCA", "CGT"])
-    build = registry.load("domain", "lncrna", "build")
+    build = registry.load_module("domain", "lncrna", "build")
     for split in ("train", "gate", "valid"):
         letters = ["".join(draw.choice(codons[i % 2], int(draw.integers(3, 10)))) for i in range(10)]
         rows = [
@@ -345,7 +345,7 @@ def rna(folder, seed: int):
 def speech(folder, seed: int):
     """Datasets of short tones with transcripts."""
     draw = np.random.default_rng(seed)
-    build, facts = registry.load("domain", "speech", "build"), {"speaker": "s", "age": 7, "gender": "", "sha256": ""}
+    build, facts = registry.load_module("domain", "speech", "build"), {"speaker": "s", "age": 7, "gender": "", "sha256": ""}
     for split in ("train", "gate", "valid"):
         rows = []
         for i, text in enumerate(("yes no", "the user", "like it", "to text")):
@@ -366,7 +366,7 @@ def study(request, tmp_path, monkeypatch):
     """A base, adapters and datasets of two fields of one domain: no two domains share an encoder or a Whisper yet."""
     make, domain, write = STUDIES[request.param]
     base, other = make(tmp_path / "base"), make(tmp_path / "other")
-    task, folders, data = registry.load("domain", domain, "sources").Task(), {}, {}
+    task, folders, data = registry.load_module("domain", domain, "sources").Task(), {}, {}
     for seed, field in enumerate(("adults", "children")):
         adapter = trained_adapter(other.model, Method(rank=2 + seed), seed, base.heads)
         adapter.run["base_sha256"] = base.fingerprint
@@ -430,9 +430,9 @@ def test_a_trained_mixture_opens_and_predicts_better_than_it_began(study):
         opened.domain = place
         with torch.no_grad():
             losses["after"] += float(base.loss(opened, base.collate(items))[0])
-    opened.unwrap()
+    opened.remove_experts()
     given = {field: deltas.load_adapter(study.folder / field / "seed0") for field in opened.domains}
-    start = Mixture(base.model, given, registry.load("mixer", "uniform").Mixer()).eval()
+    start = Mixture(base.model, given, registry.load_module("mixer", "uniform").Mixer()).eval()
     for place, field in enumerate(opened.domains):
         items = training.encoded(base, field, study.data[field], study.task, "gate")
         start.domain = place

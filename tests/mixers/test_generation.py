@@ -11,7 +11,7 @@ from loratory.bases.decoding import Sampling
 from loratory.errors import InputError
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
-from loratory.mixers.generation import FixedSteps, generate, run_prefix, stream
+from loratory.mixers.generation import FixedSteps, generate, run_prefix, stream_tokens
 from loratory.mixers.kinds.uniform import Mixer as Uniform
 from loratory.mixers.kinds.xlora import Mixer as XLora
 
@@ -26,7 +26,7 @@ class OfInput(Mixer):
 
     reads: ClassVar[str] = "input"
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return (seen.input[..., :2] * 5).softmax(-1)
 
 
@@ -141,7 +141,7 @@ def test_a_stream_gives_each_token_before_the_next_is_computed():
     made = mixture(XLora())
     expected = generate(made, IDS, MASK, max_new_tokens=4, eos=())
     ran, got = shown(made), []
-    for step, ids in enumerate(stream(made, IDS, MASK, max_new_tokens=4, eos=())):
+    for step, ids in enumerate(stream_tokens(made, IDS, MASK, max_new_tokens=4, eos=())):
         got.append(ids)
         assert len(ran) == step + 1
     assert [list(row) for row in zip(*got)] == expected
@@ -226,20 +226,20 @@ def held_by_hand(made: Mixture, after: int):
     exact = []
     for step in range(NEW):
         if step <= after:
-            weights = made.route(input_ids=ids)
+            weights = made.token_routing(input_ids=ids)
             exact.append(weights[:, -1:])
         per_token = torch.cat([made_prompt_weights(made), *exact[1:]], 1)
         missing = ids.shape[1] - per_token.shape[1]
         per_token = torch.cat([per_token, exact[-1].expand(-1, missing, -1, -1)], 1)
         parts = dict(enumerate(per_token.unbind(-2)))
-        with made.context.opened(lambda layer, x, parts=parts: parts[layer.slot]):
+        with made.context.use_weights(lambda layer, x, parts=parts: parts[layer.slot]):
             token = made.model(ids).logits[:, -1].argmax(-1)
         ids = torch.cat([ids, token[:, None]], 1)
     return ids[:, 7:].tolist()
 
 
 def made_prompt_weights(made: Mixture):
-    return made.route(input_ids=IDS[1:])
+    return made.token_routing(input_ids=IDS[1:])
 
 
 @pytest.mark.parametrize("place", ["growing", "fixed"])
@@ -279,9 +279,9 @@ def test_holding_after_all_tokens_is_exact(place):
 class Replayed(FixedSteps):
     """Graphs as a CPU can have them: what a replay does not run, Python's own state, is put back."""
 
-    def captured(self):
+    def capture_step(self):
         before = [tensor.clone() for tensor in self.state()]
-        output = self.step()
+        output = self.run_step()
         for tensor, kept in zip(self.state(), before):
             tensor.copy_(kept)  # capturing computes nothing
         steps, held = self, self.cache is not None and getattr(self.cache, "held", None)
@@ -290,7 +290,7 @@ class Replayed(FixedSteps):
             def replay(self):
                 assert getattr(steps.cache, "held", None) is held  # a graph reads the addresses it was captured with
                 calls = steps.calls
-                output.logits.copy_(steps.step().logits)
+                output.logits.copy_(steps.run_step().logits)
                 steps.calls = calls
 
         return Graph(), output
@@ -313,13 +313,13 @@ def test_replayed_steps_hold_weights_when_others_do(after):
 def test_a_request_whose_steps_another_took_over_fails_loudly():
     made = mixture(XLora())
     fixed = FixedSteps(made, 2, 20)
-    first = stream(made, IDS, MASK, max_new_tokens=5, eos=(), fixed=fixed)
+    first = stream_tokens(made, IDS, MASK, max_new_tokens=5, eos=(), fixed=fixed)
     next(first), next(first)
-    second = stream(made, IDS + 1, MASK, max_new_tokens=5, eos=(), fixed=fixed)
+    second = stream_tokens(made, IDS + 1, MASK, max_new_tokens=5, eos=(), fixed=fixed)
     next(second)
     with pytest.raises(RuntimeError, match="another request has taken over"):
         next(first)
-    assert [next(second) for _ in range(2)] == list(stream(made, IDS + 1, MASK, max_new_tokens=3, eos=()))[1:]
+    assert [next(second) for _ in range(2)] == list(stream_tokens(made, IDS + 1, MASK, max_new_tokens=3, eos=()))[1:]
 
 
 def test_requests_find_the_addresses_of_the_first_and_their_own_weights():
@@ -339,7 +339,7 @@ def test_steps_in_place_ask_no_mixer_whose_weights_are_constant():
     asked = []
 
     class Counted(Uniform):
-        def weights(self, gate, seen, sizes):
+        def routing_weights(self, gate, seen, sizes):
             asked.append(sizes.experts)
             return super().weights(gate, seen, sizes)
 
@@ -368,18 +368,18 @@ def test_steps_in_place_look_alike_to_a_compiler():
 def test_requests_that_cannot_be_met_are_refused(changes, options, what):
     made = mixture(changes.get("mixer", XLora()))
     with pytest.raises(InputError, match=what):
-        stream(made, IDS, max_new_tokens=1, **options)
+        stream_tokens(made, IDS, max_new_tokens=1, **options)
 
 
 def test_steps_in_place_refuse_what_they_would_get_wrong():
     made = mixture(XLora())
     fixed = FixedSteps(made, 2, 12)
     with pytest.raises(InputError, match="does not fit the steps"):
-        stream(made, IDS, max_new_tokens=6, fixed=fixed)
+        stream_tokens(made, IDS, max_new_tokens=6, fixed=fixed)
     with pytest.raises(InputError, match="does not fit the steps"):
-        stream(made, IDS[:1], max_new_tokens=2, fixed=fixed)
+        stream_tokens(made, IDS[:1], max_new_tokens=2, fixed=fixed)
     with pytest.raises(InputError, match="those of another model"):
-        stream(llama(), IDS, max_new_tokens=2, fixed=fixed)
+        stream_tokens(llama(), IDS, max_new_tokens=2, fixed=fixed)
     sliding = llama()
     sliding.config.sliding_window = 4
     with pytest.raises(InputError, match="not full attention"):

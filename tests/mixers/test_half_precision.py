@@ -44,27 +44,27 @@ def study(tmp_path):
     return base, folders, items, tmp_path
 
 
-@pytest.mark.parametrize("kind", registry.names("mixer"))
+@pytest.mark.parametrize("kind", registry.registered_names("mixer"))
 def test_a_mixer_learns_on_a_bf16_base_in_single_precision_and_comes_back(study, kind):
     base, folders, items, folder = study
     given = {domain: deltas.load_adapter(path) for domain, path in folders.items()}
-    mixer = registry.load("mixer", kind).Mixer()
+    mixer = registry.load_module("mixer", kind).Mixer()
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    mixture = Mixture(base.model, mixer.experts_of(given, seed=0), mixer, kind, list(DOMAINS)).eval()
+    mixture = Mixture(base.model, mixer.prepare_experts(given, seed=0), mixer, kind, list(DOMAINS)).eval()
     if mixture.gate is not None:
         start_gate(mixture.gate, 0)
-    start = {name: parameter.detach().clone() for name, parameter in mixture.trainable().items()}
+    start = {name: parameter.detach().clone() for name, parameter in mixture.trainable_parameters().items()}
     assert mixer.trained == bool(start)
     if mixer.trained:
         sets = {domain: Examples(encoded) for domain, encoded in items.items()}
         curve = learn(base, mixture, sets, items, TRAINING, 0.05, 0, Job("cpu", folder / "checkpoints", "toy"))
         assert np.isfinite([point["loss"] for point in curve]).all() and len(curve) == 2
-    after = mixture.trainable()
+    after = mixture.trainable_parameters()
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in after.values())
     assert not start or any(not torch.equal(start[name], parameter) for name, parameter in after.items())
     expected = validation_loss(base, mixture, items, 64)
     save_mixture(folder / "mixture", mixture, kind, folders, {"base": "tiny", "base_sha256": base.fingerprint})
-    mixture.unwrap()
+    mixture.remove_experts()
     assert all(tensor.equal(before[name]) for name, tensor in base.model.state_dict().items())
     assert base.model.dtype == torch.bfloat16
     assert validation_loss(base, open_mixture(folder / "mixture", base), items, 64) == expected

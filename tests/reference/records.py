@@ -26,20 +26,20 @@ DATASETS = {"protein": {"max_length": 120, "min_length": 20}, "lncrna": {}, "rec
 
 def public_records(domain: str, n: int, data: Path) -> list[dict]:
     """Records of the public sample under `data`, as many of either class."""
-    files = config.source(domain, {"kind": "files"} | FILES[domain]).moved(lambda location: str(data / location))
+    files = config.domain_source(domain, {"kind": "files"} | FILES[domain]).moved(lambda location: str(data / location))
     return some_records(domain, files, DATASETS[domain], n)
 
 
 def simulated_records(domain: str, n: int, folder: Path) -> list[dict]:
     """Records of the domain's simulator, which writes its files under `folder`."""
-    fetch_source(domain, config.source(domain, {"kind": "simulate"} | SIMULATED[domain]), "domain", 0, folder)
+    fetch_source(domain, config.domain_source(domain, {"kind": "simulate"} | SIMULATED[domain]), "domain", 0, folder)
     small = {"recsys": {"k_core": 1}}.get(domain, {})
     return some_records(domain, open_source(domain, folder), DATASETS[domain] | small, n)
 
 
 def some_records(domain: str, files, dataset: dict, n: int) -> list[dict]:
-    chosen = config.options(domain, "Dataset", dataset | {"on_error": "skip"})
-    found = [*registry.load("domain", domain, "build").read(files, chosen, Ledger("skip"))]
+    chosen = config.domain_options(domain, "Dataset", dataset | {"on_error": "skip"})
+    found = [*registry.load_module("domain", domain, "build").read(files, chosen, Ledger("skip"))]
     labels = sorted({record.get("label", 0) for record in found})
     parts = [[record for record in found if record.get("label", 0) == label] for label in labels]
     each = [islice(part, n // len(parts)) for part in parts]

@@ -64,7 +64,7 @@ def causal(request, tmp_path_factory):
 
 
 def asked(given, domain: str, **options) -> list:
-    task = config.options(domain, "Task", TASKS[given.name][domain] | options)
+    task = config.domain_options(domain, "Task", TASKS[given.name][domain] | options)
     return examples(domain, given.records(domain), task, "causal")
 
 
@@ -131,7 +131,7 @@ def test_greedy_text_is_what_generate_writes(causal):
 
 @torch.no_grad()
 def test_samples_of_letters_are_proteins(causal):
-    task = config.options("protein", "Task", {"tokens": "letters", "max_new_tokens": 20})
+    task = config.domain_options("protein", "Task", {"tokens": "letters", "max_new_tokens": 20})
     items = [causal.base.encode(example) for example in samples("protein", 6, task, "causal")]
     found = causal.base.text(causal.base.model, items, 20, Sampling(0))
     assert all(set(text.removesuffix(">")) <= set(RESIDUES) for text in found) and len(set(found)) > 3
@@ -156,7 +156,7 @@ def test_a_window_of_6000_nucleotides_is_6000_tokens_of_smollm2(real_weights):
     folder = real_weights("smollm2_135m")
     model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=8192))
     base = Causal(folder, {"weights_sha256": ""}, model, AutoTokenizer.from_pretrained(folder))
-    task = config.options("lncrna", "Task", {"layout": "letters", "window": 6000, "prompt": ""})
+    task = config.domain_options("lncrna", "Task", {"layout": "letters", "window": 6000, "prompt": ""})
     sequence = "ACGTTGCANGCA" * 500
     record = {"id": "r", "group": "g", "sequence": sequence, "length": len(sequence), "label": 1}
     [question] = examples("lncrna", [record], task, "causal")
@@ -169,7 +169,7 @@ def test_a_window_of_6000_nucleotides_is_6000_tokens_of_smollm2(real_weights):
 def test_an_encoders_choices_are_the_plain_classifiers(name, request, tmp_path_factory):
     given = opened(name, "encoder", request, tmp_path_factory)
     options = {"window": 90, "max_windows": 1, "layout": "3-mers" if name == "mini_bert" else "sequence"}
-    questions = examples("lncrna", given.records("lncrna"), config.options("lncrna", "Task", options), "encoder")
+    questions = examples("lncrna", given.records("lncrna"), config.domain_options("lncrna", "Task", options), "encoder")
     found = given.base.choice(given.base.model, [given.base.encode(q) for q in questions], questions[0].choices)
     tokenizer = AutoTokenizer.from_pretrained(given.folder)
     model = AutoModelForSequenceClassification.from_pretrained(given.folder, dtype=torch.float32, num_labels=2).eval()

@@ -24,7 +24,7 @@ from loratory.training.mixture import Examples, learn, start_gate
 from loratory.training.sweep import mean_loss, train_one
 
 LAYERS = 2
-METHODS, MIXERS = registry.names("method"), registry.names("mixer")
+METHODS, MIXERS = registry.registered_names("method"), registry.registered_names("mixer")
 WHOLE = {"method": ("lora", "s2_lora"), "mixer": ("xlora", "router")}
 LETTERS = (*"ACDEFGHIKLMNPQRSTVWY", ">")
 PROTEINS = ["MKTAYIAKQR>", "GAVLIMFWP>", "MSTNQYC>", "DEKRHMAAG>"]
@@ -75,7 +75,7 @@ def trained_method(given, name: str, folder, domain="protein", seed=0):
     """What two steps on a domain made, by the code of a sweep."""
     options = importlib.import_module(f"methods.test_{name}").ROW.options
     training = {"steps": STEPS, "learning_rates": [1e-3], "batch_tokens": 64, "warmup": 0.0, "save_every": 0}
-    adapter = config.adapter({"method": name, "training": training} | options)
+    adapter = config.adapter_entry({"method": name, "training": training} | options)
     items = given.sets[domain]
     job = Job("cpu", folder / "checkpoints", name, seed=seed)
     return train_one(given.base, {"train": items, "valid": items}, adapter, seed, 1e-3, job)
@@ -137,15 +137,15 @@ def of_short(short, tmp_path_factory):
 def check_mixer(given, made, name: str, folder) -> None:
     base, domains = given.base, [*given.sets]
     training = {"steps": STEPS, "batch_tokens": 64, "learning_rate": 0.01, "warmup": 0.0, "save_every": 0}
-    chosen = config.mixture(
+    chosen = config.mixture_entry(
         {"mixer": name, "base": "smollm2", "experts": dict.fromkeys(domains, "lora"), "training": training}
     )
     before = logits(base, base.model)
-    mixture = Mixture(base.model, chosen.experts_of(made.adapters, 0), chosen, name, domains)
+    mixture = Mixture(base.model, chosen.prepare_experts(made.adapters, 0), chosen, name, domains)
     try:
         if mixture.gate is not None:
             start_gate(mixture.gate, 0)
-        if mixture.trainable():
+        if mixture.trainable_parameters():
             sets = {domain: Examples(items) for domain, items in given.sets.items()}
             curve = learn(base, mixture, sets, chosen.training, 0, Job("cpu", folder / "checkpoints", name))
             assert all(math.isfinite(point["loss"]) for point in curve)
@@ -154,7 +154,7 @@ def check_mixer(given, made, name: str, folder) -> None:
         run = {"base_sha256": base.fingerprint, "adapters": dict.fromkeys(domains, "lora")}
         save_mixture(folder / "mixture", mixture, name, made.folders, run)
     finally:
-        mixture.unwrap()
+        mixture.remove_experts()
     assert torch.isfinite(found).all() and (found - before).abs().max() > 1e-4
     assert torch.equal(logits(base, base.model), before), "the base did not come back"
     opened = open_mixture(folder / "mixture", base)
@@ -162,7 +162,7 @@ def check_mixer(given, made, name: str, folder) -> None:
         opened.domain = 0
         torch.testing.assert_close(logits(base, opened), found, **CLOSE)
     finally:
-        opened.unwrap()
+        opened.remove_experts()
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -11,8 +11,8 @@ import pytest
 from metric_files import EXPERTS, routed
 
 from loratory.errors import InputError
-from loratory.reporting.figures import CHANGES, curves, routing, transfer
-from loratory.reporting.tables import summary
+from loratory.reporting.figures import CHANGE_COLOURS, draw_curves, draw_routing, draw_transfer
+from loratory.reporting.tables import write_summary
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 BANNER = "simulated data"
@@ -55,15 +55,15 @@ def runs(tmp_path):
 
 @pytest.fixture
 def summary_file(tmp_path, reports):
-    summary(reports, tmp_path / "summary", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+    write_summary(reports, tmp_path / "summary", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     return tmp_path / "summary.tsv"
 
 
 def test_figures_are_byte_equal_and_carry_no_date(tmp_path, weights, runs, summary_file):
     for name in ("a", "b"):
-        routing(weights, tmp_path / f"{name}-routing.svg", BANNER)
-        curves(runs, tmp_path / f"{name}-curves.svg", BANNER)
-        transfer(summary_file, tmp_path / f"{name}-transfer.svg", BANNER)
+        draw_routing(weights, tmp_path / f"{name}-routing.svg", BANNER)
+        draw_curves(runs, tmp_path / f"{name}-curves.svg", BANNER)
+        draw_transfer(summary_file, tmp_path / f"{name}-transfer.svg", BANNER)
     for first in sorted(tmp_path.glob("a-*.svg")):
         assert first.read_bytes() == (tmp_path / first.name.replace("a-", "b-")).read_bytes()
         assert "dc:date" not in first.read_text() and BANNER in texts(first)
@@ -71,7 +71,7 @@ def test_figures_are_byte_equal_and_carry_no_date(tmp_path, weights, runs, summa
 
 
 def test_figures_are_the_same_in_another_process(tmp_path, weights):
-    routing(weights, tmp_path / "here.svg")
+    draw_routing(weights, tmp_path / "here.svg")
     code = (
         f"from loratory.reporting.figures import routing; routing({str(weights)!r}, {str(tmp_path / 'there.svg')!r})"
     )
@@ -80,7 +80,7 @@ def test_figures_are_the_same_in_another_process(tmp_path, weights):
 
 
 def test_routing_shows_weights_entropy_and_routing_accuracy(tmp_path, weights):
-    routing(weights, tmp_path / "r.svg")
+    draw_routing(weights, tmp_path / "r.svg")
     found = texts(tmp_path / "r.svg")
     assert [t for t in found if re.fullmatch(r"0\.\d\d", t)][:4] == ["0.88", "0.12", "0.25", "0.75"]
     joined = " ".join(found)
@@ -89,7 +89,7 @@ def test_routing_shows_weights_entropy_and_routing_accuracy(tmp_path, weights):
 
 
 def test_transfer_shows_every_adapter_on_every_domain_once(tmp_path, summary_file):
-    transfer(summary_file, tmp_path / "t.svg")
+    draw_transfer(summary_file, tmp_path / "t.svg")
     found = texts(tmp_path / "t.svg")
     assert [t for t in found if t.endswith("%")] == ["100%", "−17%", "−50%", "100%"]
     assert {"lora@speech", "lora@protein", "speech", "protein", "recovery (%)"} <= set(found)
@@ -103,17 +103,17 @@ def test_transfer_greys_what_has_no_recovery(tmp_path, summary_file):
     for row in blank[1:]:
         row[at] = ""
     summary_file.write_text("\n".join("\t".join(row) for row in blank) + "\n")
-    transfer(summary_file, tmp_path / "t.svg")
+    draw_transfer(summary_file, tmp_path / "t.svg")
     assert texts(tmp_path / "t.svg").count("–") == 4
 
 
 def test_transfer_colours_do_not_hide_the_sign():
-    worse, none, better = (CHANGES(x)[:3] for x in (0.15, 0.5, 0.85))
+    worse, none, better = (CHANGE_COLOURS(x)[:3] for x in (0.15, 0.5, 0.85))
     assert worse[0] > worse[2] and better[2] > better[0] and min(none) > 0.9
 
 
 def test_curves_show_every_rate_and_label_their_axes(tmp_path, runs):
-    curves(runs, tmp_path / "c.svg")
+    draw_curves(runs, tmp_path / "c.svg")
     found = texts(tmp_path / "c.svg")
     wanted = {"lora", "dylora", "0.0001", "0.001", "learning rate", "train", "validation"}
     assert wanted | {"optimiser step", "loss (nats per target token)"} <= set(found)
@@ -123,17 +123,17 @@ def test_curves_of_one_adapter_without_validation(tmp_path, runs):
     rows = [row | {"valid_loss": None} for row in pq.read_table(runs["lora"]).to_pylist()]
     schema = pa.schema([*pq.read_schema(runs["lora"])])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), runs["lora"])
-    curves({"lora": runs["lora"]}, tmp_path / "c.svg")
+    draw_curves({"lora": runs["lora"]}, tmp_path / "c.svg")
     assert "lora" in texts(tmp_path / "c.svg")
 
 
 def test_nothing_to_draw_is_said_and_leaves_no_file(tmp_path, runs, summary_file):
     pq.write_table(pq.read_table(runs["lora"]).slice(0, 0), runs["lora"])
     with pytest.raises(InputError, match=r"lora\.parquet: no run to draw"):
-        curves({"lora": runs["lora"]}, tmp_path / "c.svg")
+        draw_curves({"lora": runs["lora"]}, tmp_path / "c.svg")
     summary_file.write_text(summary_file.read_text().splitlines()[0] + "\n")
     with pytest.raises(InputError, match=r"summary\.tsv: no adapter to draw"):
-        transfer(summary_file, tmp_path / "t.svg")
+        draw_transfer(summary_file, tmp_path / "t.svg")
     assert not list(tmp_path.glob("*.svg"))
 
 

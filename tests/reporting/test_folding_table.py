@@ -5,8 +5,8 @@ import pytest
 from test_figures import BANNER, SCRIPTS, texts
 
 from loratory.data.files import write_json
-from loratory.reporting.figures import calibration
-from loratory.reporting.folding import table
+from loratory.reporting.figures import draw_calibration
+from loratory.reporting.folding import write_folding_table
 
 METRICS = {"spearman": ("rank correlation", "up"), "rmsd": ("Å", "down")}
 
@@ -39,7 +39,7 @@ def metrics(tmp_path):
 
 
 def test_each_part_is_a_line_with_its_sizes_and_intervals(metrics, tmp_path):
-    table(metrics(), tmp_path / "t", about="a small one", banner=BANNER)
+    write_folding_table(metrics(), tmp_path / "t", about="a small one", banner=BANNER)
     text = (tmp_path / "t.md").read_text()
     assert "| test chains | chains | residues | spearman (rank correlation) ↑ |" in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
@@ -54,7 +54,7 @@ def test_each_part_is_a_line_with_its_sizes_and_intervals(metrics, tmp_path):
 def test_a_part_below_the_floor_says_so_in_its_cells_and_below(metrics, tmp_path):
     few = {"value": None, "low": None, "high": None, "status": "n < 10: too few records"}
     rows = [row("all", metric, 0.5, 12) for metric in METRICS]
-    table(metrics(rows=rows + [row("simulated", metric, None) | few for metric in METRICS]), tmp_path / "t")
+    write_folding_table(metrics(rows=rows + [row("simulated", metric, None) | few for metric in METRICS]), tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     assert cells[2][3:] == ["0.500 [0.400, 0.600]", "0.50 [0.40, 0.60]"] and cells[3][3:] == ["n &lt; 10"] * 2
@@ -62,13 +62,13 @@ def test_a_part_below_the_floor_says_so_in_its_cells_and_below(metrics, tmp_path
 
 
 def test_what_is_not_known_of_the_training_is_said(metrics, tmp_path):
-    table(metrics(left_out=None), tmp_path / "t")
+    write_folding_table(metrics(left_out=None), tmp_path / "t")
     assert "What the base learnt from is not known here" in (tmp_path / "t.html").read_text()
 
 
 def test_calibration_shows_every_bin_with_its_count(metrics, tmp_path):
     for name in ("a", "b"):
-        calibration(metrics(), tmp_path / f"{name}.svg", BANNER)
+        draw_calibration(metrics(), tmp_path / f"{name}.svg", BANNER)
     found = texts(tmp_path / "a.svg")
     assert {"20", "70", "10", "mean true lDDT-Cα (0–100)", "residues", BANNER} <= set(found)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

@@ -10,8 +10,8 @@ from metric_files import metric_row
 from test_figures import BANNER, SCRIPTS, texts
 
 from loratory.errors import InputError
-from loratory.reporting.method_figures import final_losses, front, pareto, rates
-from loratory.reporting.methods import tables
+from loratory.reporting.method_figures import final_losses, pareto_front, draw_pareto, draw_rates
+from loratory.reporting.methods import write_method_tables
 from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("protein", "speech")
@@ -68,7 +68,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def made(tmp_path, files):
-    tables(*files, tmp_path / "methods", tmp_path / "costs", about="a small one", banner=BANNER)
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs", about="a small one", banner=BANNER)
     return tmp_path
 
 
@@ -83,7 +83,7 @@ def test_the_best_control_stands_under_the_base_and_the_foot_says_who_wins(tmp_p
             control = contrast_row("protein", "alpha") | {"adapter": "trigram", "system": "trigram", "value": 0.625}
             report |= {"control": {"system": "trigram", "split": "test"}, "rows": [*report["rows"], control]}
         path.write_text(json.dumps(report))
-    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
     shown = {row[0]: row[1:] for row in cells(tmp_path / "methods.md")[1:]}
     assert [*shown][:2] == ["base", CONTROL]
     assert shown[CONTROL][0].startswith("0.625")
@@ -139,7 +139,7 @@ def test_a_rate_at_the_edge_of_its_grid_is_told(files, tmp_path):
     for name, path in files[1]:
         if name == "zeta":
             path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": RATES[-1]}))
-    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
     found = {row[0]: row[1] for row in cells(tmp_path / "costs.md")}
     assert found["zeta@speech"] == "0.016 (edge)" and found["lora@speech"] == "0.004"
 
@@ -149,7 +149,7 @@ def test_a_cost_that_is_not_known_is_left_open(files, tmp_path, cost, column):
     for name, path in files[1]:
         domain = "protein" if "protein" in path.name else "speech"
         path.write_text(json.dumps(run(domain, name, 0, **{cost: None})))
-    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
     row = cells(tmp_path / "costs.md")[1]
     assert [at for at, text in enumerate(row) if text == "–"] == [column]
 
@@ -162,7 +162,7 @@ def test_unequal_budgets_are_refused_by_name(files, tmp_path, change, what):
     name, path = files[1][-1]
     path.write_text(json.dumps(run("speech", name, 1, **change)))
     with pytest.raises(InputError, match=f"{path}: the {what}") as caught:
-        tables(*files, tmp_path / "methods", tmp_path / "costs")
+        write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
     assert "speech-lora-1.json" in str(caught.value)
     assert not list(tmp_path.glob("methods.*"))
 
@@ -171,7 +171,7 @@ def test_the_tab_separated_file_holds_every_digit_and_the_size(made):
     with open(made / "methods.tsv", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert len(rows) == 8
-    found = next(row for row in rows if row["adapter"] == "zeta")
+    found = next(score_row for row in rows if row["adapter"] == "zeta")
     assert float(found["num_trainable_params"]) == 100 and float(found["gain"]) == 0.25
 
 
@@ -200,13 +200,13 @@ def test_rates_are_those_of_the_seed_that_chooses(curves):
 
 def test_a_front_leaves_out_what_is_surpassed():
     points = {"small": (10, 0.1), "worse": (20, 0.05), "large": (30, 0.4), "equal": (40, 0.4), "twin": (10, 0.0)}
-    assert front(points) == ["small", "large"]
+    assert pareto_front(points) == ["small", "large"]
 
 
 def test_figures_have_a_panel_for_each_domain_and_are_byte_equal(made, curves):
     for name in ("a", "b"):
-        rates(curves, "lora", made / f"{name}-rates.svg", BANNER)
-        pareto(made / "methods.tsv", "lora", made / f"{name}-pareto.svg", BANNER)
+        draw_rates(curves, "lora", made / f"{name}-rates.svg", BANNER)
+        draw_pareto(made / "methods.tsv", "lora", made / f"{name}-pareto.svg", BANNER)
     for figure in ("rates", "pareto"):
         assert (made / f"a-{figure}.svg").read_bytes() == (made / f"b-{figure}.svg").read_bytes()
         assert {BANNER, *DOMAINS} <= set(texts(made / f"a-{figure}.svg"))
@@ -224,7 +224,7 @@ def test_a_base_without_a_score_has_no_pareto_figure(made):
         row[at] = ""
     (made / "methods.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
     with pytest.raises(InputError, match="no gain over the base to draw"):
-        pareto(made / "methods.tsv", "lora", made / "p.svg")
+        draw_pareto(made / "methods.tsv", "lora", made / "p.svg")
 
 
 @pytest.mark.parametrize("scarce", [DOMAINS[:1], DOMAINS])
@@ -236,11 +236,11 @@ def test_below_the_floor_cells_foot_and_figure_say_so_and_hold_no_number(files, 
             few = dict.fromkeys(numbers) | {"n": 4, "status": "n < 10: too few records"}
             report["rows"] = [row | few for row in report["rows"]]
         path.write_text(json.dumps(report))
-    tables(*files, tmp_path / "methods", tmp_path / "costs")
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
     assert {(row[1], row[2]) for row in cells(tmp_path / "methods.md")[1:]} == {("n &lt; 10", "–")}
     assert ("speech" in scarce) == ("n &lt; 10" in {row[3] for row in cells(tmp_path / "methods.md")[1:]})
     assert "- protein: AUC: n &lt; 10: too few records.\n" in (tmp_path / "methods.md").read_text()
-    pareto(tmp_path / "methods.tsv", "lora", tmp_path / "p.svg")
+    draw_pareto(tmp_path / "methods.tsv", "lora", tmp_path / "p.svg")
     shown = texts(tmp_path / "p.svg")
     assert {*DOMAINS} <= set(shown) and shown.count("n < 10: too few records") == len(scarce)
 

@@ -5,8 +5,8 @@ import pytest
 from metric_files import metric_row
 from test_figures import BANNER, texts
 
-from loratory.reporting.figures import layers, shortened, tokens
-from loratory.reporting.mixers import NOTES, facts, table
+from loratory.reporting.figures import draw_layers, short_names, draw_token_weights
+from loratory.reporting.mixers import NOTES, system_facts, write_mixer_table
 from loratory.reporting.routes import gather_routes
 from loratory.reporting.tables import CONTROL
 
@@ -79,7 +79,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def made(tmp_path, files):
-    table(*files, tmp_path / "mixers", about="a small one", banner=BANNER)
+    write_mixer_table(*files, tmp_path / "mixers", about="a small one", banner=BANNER)
     return tmp_path
 
 
@@ -136,7 +136,7 @@ def test_costs_are_rates_over_all_domains_and_seeds(made):
 
 def test_memory_of_training_is_that_of_the_seed_that_took_most():
     runs = [{"trainable_parameters": 1, "accelerator_memory_max": most} for most in (3, 5)]
-    assert facts("x", [], runs)["training_memory"] == 5
+    assert system_facts("x", [], runs)["training_memory"] == 5
 
 
 def test_the_foot_says_how_intervals_were_made_and_how_many_marks_are_chance(made):
@@ -157,7 +157,7 @@ def test_below_the_floor_cells_and_foot_say_so_and_hold_no_number(tmp_path, file
     few |= {"n": 4, "status": "n < 10: too few records"}
     report["rows"] = [row | few if row["domain"] == "protein" else row for row in report["rows"]]
     files[0].write_text(json.dumps(report))
-    table(*files, tmp_path / "mixers")
+    write_mixer_table(*files, tmp_path / "mixers")
     shown = cells(tmp_path / "mixers.md").values()
     assert {row["protein: recovery (%)"] for row in shown} == {"n &lt; 10"}
     assert {row["protein: better than uniform by, AUC (0–1) ↑"] for row in shown} == {"–"}
@@ -202,15 +202,15 @@ def weights(tmp_path):
 
 
 def test_every_layer_and_domain_is_drawn(tmp_path, weights):
-    layers(weights, tmp_path / "layers.svg", BANNER)
+    draw_layers(weights, tmp_path / "layers.svg", BANNER)
     found = texts(tmp_path / "layers.svg")
     assert {*DOMAINS, "0.q", "1.q", "a", "b", "expert", "adapted layer", BANNER} <= set(found)
 
 
 def test_only_what_all_names_start_with_is_left_out():
-    assert shortened(["m.0.q", "m.0.k"]) == ["q", "k"]
-    assert shortened(["m.0", "m.0.q"]) == ["0", "0.q"]
-    assert shortened(["all"]) == ["all"]
+    assert short_names(["m.0.q", "m.0.k"]) == ["q", "k"]
+    assert short_names(["m.0", "m.0.q"]) == ["0", "0.q"]
+    assert short_names(["all"]) == ["all"]
 
 
 def test_every_prompt_is_drawn_with_where_its_domains_start(tmp_path):
@@ -221,7 +221,7 @@ def test_every_prompt_is_drawn_with_where_its_domains_start(tmp_path):
     }
     path = tmp_path / "tokens.json"
     path.write_text(json.dumps({"mix": found, "other": {}}))
-    tokens(path, "mix", tmp_path / "tokens.svg")
+    draw_token_weights(path, "mix", tmp_path / "tokens.svg")
     drawn = texts(tmp_path / "tokens.svg")
     assert {"rna", "short", "protein, from 0", "lncrna, from 2", "speech, from 0", "a", "b"} <= set(drawn)
     assert (tmp_path / "tokens.svg").read_text().count("<image") == 3  # two panels and the colour bar

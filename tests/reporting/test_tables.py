@@ -16,7 +16,7 @@ from metric_files import DOMAINS, EXPERTS, metric_row, routed, rows_of, write_re
 from loratory.errors import InputError
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import CONTROL, number, show, summary, table
+from loratory.reporting.tables import CONTROL, number_text, show_tables, write_summary, write_domain_table
 
 BANNER = "simulated data: shows the pipeline, not science"
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -62,20 +62,20 @@ def split_latex(text):
 @pytest.fixture
 def written(tmp_path, reports, audit):
     out = tmp_path / "tables" / "protein"
-    table([reports[1]], out, audits=[audit], about="mini-lm_1 <2 M parameters>", banner=BANNER)
+    write_domain_table([reports[1]], out, audits=[audit], about="mini-lm_1 <2 M parameters>", banner=BANNER)
     return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
 
 
 @pytest.fixture
 def summed(tmp_path, reports):
     out = tmp_path / "tables" / "summary"
-    summary(reports, out, mixture="mix", experts=EXPERTS, **routed(tmp_path), about="a small base", banner=BANNER)
+    write_summary(reports, out, mixture="mix", experts=EXPERTS, **routed(tmp_path), about="a small base", banner=BANNER)
     return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
 
 
 def lines(text):
     header, _, *rows = split_markdown(text)
-    return {row[0]: dict(zip(header, row)) for row in rows}
+    return {score_row[0]: dict(zip(header, score_row)) for score_row in rows}
 
 
 def test_every_format_parses_and_tells_the_same_rows(written, summed):
@@ -111,7 +111,7 @@ def test_not_run_is_said_in_the_cell_and_explained_below(written):
 
 def test_undefined_values_and_missing_intervals_show_no_number(tmp_path):
     rows = [metric_row("base", None, status="undefined"), metric_row("lora@toy", 0.7, low=None, high=None)]
-    table([write_report(tmp_path / "m.json", "toy", rows)], tmp_path / "t")
+    write_domain_table([write_report(tmp_path / "m.json", "toy", rows)], tmp_path / "t")
     found = lines((tmp_path / "t.md").read_text())
     assert [row["AUC (0–1) ↑"] for row in found.values()] == ["undefined", "0.700 [–, –] ▲"]
 
@@ -134,10 +134,10 @@ def test_few_seeds_are_warned_of(tmp_path, reports):
     made = json.loads(reports[0].read_text()) | {"seeds": [7]}
     path = tmp_path / "one.json"
     path.write_text(json.dumps(made))
-    table([path], tmp_path / "one")
+    write_domain_table([path], tmp_path / "one")
     text = (tmp_path / "one.md").read_text()
     assert "Seed 7 only" in text and "Fewer than 3 seeds" in text
-    table([reports[0]], tmp_path / "three")
+    write_domain_table([reports[0]], tmp_path / "three")
     assert "Fewer than" not in (tmp_path / "three.md").read_text()
 
 
@@ -146,7 +146,7 @@ def test_what_adaptation_cost_stands_beside_the_primary_metric(tmp_path, reports
     kept = [metric_row("base", 0.9, **sizes), metric_row("lora@protein", 0.6, **sizes, **worse)]
     other = metric_row("base", 0.4, metric="WER")
     general = write_report(tmp_path / "general.json", "protein", [*kept, other, metric_row("base", 0.1, "valid")])
-    table([reports[1], general], tmp_path / "t", audits=[audit, audit])
+    write_domain_table([reports[1], general], tmp_path / "t", audits=[audit, audit])
     text = (tmp_path / "t.md").read_text()
     found = lines(text)
     assert list(found["base"])[:4] == ["system", "AUC (0–1) ↑", "general: AUC (0–1) ↑", "WER (%) ↓"]
@@ -187,7 +187,7 @@ def test_special_characters_are_escaped(written):
 
 def test_tsv_has_every_digit_of_every_split(tmp_path):
     third = metric_row("base", 1 / 3, per_seed=[1 / 3, None, 0.1], note="a\ttab and\na line")
-    table([write_report(tmp_path / "m.json", "toy", [third, third | {"split": "valid"}])], tmp_path / "t")
+    write_domain_table([write_report(tmp_path / "m.json", "toy", [third, third | {"split": "valid"}])], tmp_path / "t")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "t.tsv").read_text()), delimiter="\t"))
     assert [row["split"] for row in rows] == ["test", "valid"]
     assert float(rows[0]["value"]) == 1 / 3 and rows[0]["gain"] == "" and rows[0]["base"] == "mini-lm"
@@ -229,7 +229,7 @@ def test_recovery_is_left_out_where_the_oracle_does_not_clearly_gain(tmp_path, r
     for gap in ({"gain_low": -0.01}, {"gain": -0.4, "gain_low": -0.5, "gain_high": -0.3}, {"gain_low": None}):
         rows = [row | gap if row["system"] == "mix:oracle" else row for row in rows_of("speech")]
         speech = write_report(tmp_path / "speech.json", "speech", rows)
-        summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+        write_summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
         found = lines((tmp_path / "s.md").read_text())
         assert {row["speech: recovery (%)"] for row in found.values()} == {"–"}
         assert found["mix"]["mean recovery (%)"] == found["mix"]["protein: recovery (%)"] == "83.3"
@@ -243,7 +243,7 @@ def test_best_single_is_chosen_on_valid_not_on_test(tmp_path):
             if row["split"] == "valid" and row["system"] == "lora@protein":
                 row |= {"value": 0.95, "gain": 0.45}
         paths.append(write_report(tmp_path / f"{domain}.json", domain, rows))
-    summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+    write_summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     text = (tmp_path / "s.md").read_text()
     assert lines(text)["best single (lora@protein)"]["speech: AUC (0–1) ↑"].startswith("0.300")
     assert "Best single: lora@protein, by mean recovery on the validation splits." in text
@@ -252,7 +252,7 @@ def test_best_single_is_chosen_on_valid_not_on_test(tmp_path):
 def test_an_expert_that_was_not_scored_on_every_domain_is_no_candidate(tmp_path, reports):
     alone = [metric_row("dylora@speech", 0.99, split) for split in ("test", "valid")]
     speech = write_report(tmp_path / "speech.json", "speech", rows_of("speech") + alone)
-    summary(
+    write_summary(
         [speech, reports[1]],
         tmp_path / "s",
         mixture="mix",
@@ -267,7 +267,7 @@ def test_an_expert_that_was_not_scored_on_every_domain_is_no_candidate(tmp_path,
 def test_adapters_that_are_no_expert_stay_out_of_the_summary(tmp_path, reports):
     rows = [*rows_of("speech"), metric_row("dylora@speech", 0.99), metric_row("dylora@speech", 0.99, "valid")]
     speech = write_report(tmp_path / "speech.json", "speech", rows)
-    summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+    write_summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     assert "dylora" not in (tmp_path / "s.md").read_text()
 
 
@@ -283,7 +283,7 @@ def against(domain, control, over: dict, split="valid"):
 
 def summed_against(folder, *reports) -> tuple[dict, str]:
     files = [write_report(folder / f"{domain}.json", domain, **report) for domain, report in zip(DOMAINS, reports)]
-    summary(files, folder / "s", mixture="mix", experts=EXPERTS, **routed(folder))
+    write_summary(files, folder / "s", mixture="mix", experts=EXPERTS, **routed(folder))
     text = (folder / "s.md").read_text()
     return lines(text), text
 
@@ -318,7 +318,7 @@ def test_a_control_that_is_neither_beaten_nor_wins_is_said_so_and_a_domain_witho
 
 def test_a_domains_table_marks_what_beats_its_best_control(tmp_path):
     report = against("speech", "length_only", {"lora@speech": 0.3, "mix": -0.1})
-    table([write_report(tmp_path / "m.json", "speech", **report)], tmp_path / "t")
+    write_domain_table([write_report(tmp_path / "m.json", "speech", **report)], tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     assert lines(text)["lora@speech"]["AUC (0–1) ↑"].endswith(r"▲\*")
     assert "speech: lora@speech is better than length_only by 0.300" in text
@@ -330,7 +330,7 @@ def test_a_column_on_fewer_records_says_how_many_and_too_few_print_no_number(tmp
     few = {"n": 7, "n_groups": 2, "status": "n < 10: too few records", "note": ""}
     rows = [metric_row("base", 0.5), metric_row("base", 0.4, metric="young", **small)]
     rows += [metric_row("base", None, metric="old", **few)]
-    table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
+    write_domain_table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     cells = lines(text)["base"]
     assert cells["young (0–1) ↑"].startswith("0.400") and cells["old (0–1) ↑"] == "n &lt; 10"
@@ -346,7 +346,7 @@ def test_a_column_on_fewer_records_says_how_many_and_too_few_print_no_number(tmp
 
 def test_a_base_that_was_not_scored_is_said_so(tmp_path):
     rows = [metric_row("lora@toy", 0.7, gain=None, gain_low=None, gain_high=None)]
-    table([write_report(tmp_path / "m.json", "toy", rows)], tmp_path / "t")
+    write_domain_table([write_report(tmp_path / "m.json", "toy", rows)], tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     assert "The base alone was not scored, so gains are undefined." in text and "▲" not in text
 
@@ -356,7 +356,7 @@ def test_without_valid_scores_no_best_single_is_named(tmp_path):
         write_report(tmp_path / f"{d}.json", d, [row for row in rows_of(d) if row["split"] != "valid"])
         for d in DOMAINS
     ]
-    summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+    write_summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     text = (tmp_path / "s.md").read_text()
     assert set(list(lines(text)["best single"].values())[1:]) == {"–"} and "Best single: undefined" in text
 
@@ -364,23 +364,23 @@ def test_without_valid_scores_no_best_single_is_named(tmp_path):
 def test_summary_refuses_another_base_and_a_domain_without_a_primary_metric(tmp_path, reports):
     other = write_report(tmp_path / "other.json", "lncrna", rows_of("protein"), base="mini-bert")
     with pytest.raises(InputError, match=r"other\.json: systems of another base .*mini-bert"):
-        summary([*reports, other], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+        write_summary([*reports, other], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     rows = [row | {"primary": False} for row in rows_of("protein")]
     bare = write_report(tmp_path / "bare.json", "lncrna", rows)
     with pytest.raises(InputError, match=r"bare\.json: no primary metric on the test split"):
-        summary([*reports, bare], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+        write_summary([*reports, bare], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     assert not list(tmp_path.glob("s.*"))
 
 
 def test_numbers_are_printed_in_the_unit_that_readers_expect():
-    assert number(1.234, "ratio") == "123.4", "a word error rate above 1 is not cut"
-    assert number(87.654, "0–100") == "87.7" and number(1.257, "Å") == "1.26" and number(0.12345, "nats") == "0.123"
-    assert number(-0.5, "MCC") == "−0.500" and number(None, "ratio") == "–"
+    assert number_text(1.234, "ratio") == "123.4", "a word error rate above 1 is not cut"
+    assert number_text(87.654, "0–100") == "87.7" and number_text(1.257, "Å") == "1.26" and number_text(0.12345, "nats") == "0.123"
+    assert number_text(-0.5, "MCC") == "−0.500" and number_text(None, "ratio") == "–"
 
 
 def test_terminal_table_is_compact_and_aligned(reports):
     stream = io.StringIO()
-    show([[path] for path in reports], stream=stream)
+    show_tables([[path] for path in reports], stream=stream)
     text = stream.getvalue()
     assert "speech on mini-lm" in text and "protein on mini-lm" in text and "[" not in text
     block = [line for line in text.splitlines() if line.startswith(("system ", "base ", "lora@speech "))]
@@ -390,8 +390,8 @@ def test_terminal_table_is_compact_and_aligned(reports):
 
 def test_same_metrics_give_the_same_bytes(tmp_path, reports, audit):
     for name in ("a", "b"):
-        table([reports[0]], tmp_path / f"{name}-t", audits=[audit], banner=BANNER)
-        summary(reports, tmp_path / f"{name}-s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+        write_domain_table([reports[0]], tmp_path / f"{name}-t", audits=[audit], banner=BANNER)
+        write_summary(reports, tmp_path / f"{name}-s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
     for first in tmp_path.glob("a-*"):
         assert first.read_bytes() == (tmp_path / first.name.replace("a-", "b-")).read_bytes()
     assert len(list(tmp_path.glob("a-*"))) == 8
@@ -401,9 +401,9 @@ def test_same_metrics_give_the_same_bytes(tmp_path, reports, audit):
 def test_any_text_keeps_its_column(cells):
     layout = Layout("t", "", ["system"] * len(cells), [cells, cells], ["foot"], [])
     clean = [" ".join(cell.split()) for cell in cells]
-    found = Cells(formats.page(layout)).rows[1:]
+    found = Cells(formats.html_page(layout)).rows[1:]
     assert [len(row) for row in found] == [len(cells)] * 2
-    escaped = formats.latex(Layout("t", "", ["s"] * len(cells), [clean], [], []))
+    escaped = formats.latex_text(Layout("t", "", ["s"] * len(cells), [clean], [], []))
     assert len(split_latex(escaped)[1]) == len(cells)
     bare = re.sub(r"\\[{}]", "", escaped)
     assert bare.count("{") == bare.count("}")

@@ -11,7 +11,7 @@ from torch.utils import flop_counter
 from loratory.adapters import core
 from loratory.adapters.methods.full_ft import Method as Whole
 from loratory.adapters.methods.lora import Method as Lora
-from loratory.config import adapter
+from loratory.config import adapter_entry
 from loratory.training import budget
 from loratory.training.job import Job
 from loratory.training.sweep import train_one
@@ -93,7 +93,7 @@ def test_an_operation_that_cannot_be_counted_costs_a_figure_and_not_the_training
     monkeypatch.setitem(flop_counter.flop_registry, product, refuse)
 
     def trained(folder):
-        toy, entry = FAMILIES["llama"](), adapter({"method": "lora", "training": {"steps": 2, "batch_tokens": 24}})
+        toy, entry = FAMILIES["llama"](), adapter_entry({"method": "lora", "training": {"steps": 2, "batch_tokens": 24}})
         sets = {"train": toy.items, "valid": toy.items}
         found = train_one(toy, sets, entry, 0, 0.01, Job("cpu", tmp_path / folder, "toy"))
         assert all(parameter.grad is None for parameter in toy.model.parameters())

@@ -16,12 +16,12 @@ from loratory.training import features
 from loratory.training.features import INDEX, open_features, padded, write_features
 
 CLOSE = {"rtol": 0, "atol": 1e-6}
-TASK = registry.load("domain", "lncrna", "sources").Task()
+TASK = registry.load_module("domain", "lncrna", "sources").Task()
 
 
 def transcripts(folder, seed: int = 0) -> None:
     """A dataset of twelve short transcripts of unequal lengths."""
-    draw, build = np.random.default_rng(seed), registry.load("domain", "lncrna", "build")
+    draw, build = np.random.default_rng(seed), registry.load_module("domain", "lncrna", "build")
     codons = ["ACG", "TTA", "GCA", "CGT"]  # all that the tiny encoder knows
     letters = ["".join(draw.choice(codons, int(draw.integers(3, 14)))) for _ in range(12)]
     rows = [

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 from loratory import registry
 from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
-from loratory.config import mixture as entry
+from loratory.config import mixture_entry as entry
 from loratory.config import read_config
 from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
@@ -28,13 +28,13 @@ from loratory.training.features import write_features
 from loratory.training.mixture import read, train_mixture, validation_loss
 
 DOMAINS = ("protein", "lncrna")
-TASKS = {domain: registry.load("domain", domain, "sources").Task() for domain in DOMAINS}
+TASKS = {domain: registry.load_module("domain", domain, "sources").Task() for domain in DOMAINS}
 OWN = {"protein": {"tax_id": "", "name": ""}, "lncrna": {"label": 1, "gene": ""}}
 STEPS = 4
 
 
 def records(folder, domain: str, seed: int) -> None:
-    draw, build = np.random.default_rng(seed), registry.load("domain", domain, "build")
+    draw, build = np.random.default_rng(seed), registry.load_module("domain", domain, "build")
     folder.mkdir()
     for split in ("train", "gate", "valid"):
         letters = ["".join(draw.choice(list("ACGT"), int(draw.integers(6, 20)))) for _ in range(8)]
@@ -162,7 +162,7 @@ def told(study, out: str, seed: int = 0) -> dict:
 
 def curves(study, out: str) -> list[tuple]:
     rows = pq.read_table(study.folder / out / "runs.parquet").to_pylist()
-    return [tuple(row[key] for key in ("seed", "learning_rate", "step", "loss", "valid_loss")) for row in rows]
+    return [tuple(score_row[key] for key in ("seed", "learning_rate", "step", "loss", "valid_loss")) for score_row in rows]
 
 
 def weights(study, out: str, seed: int) -> dict[str, bytes]:

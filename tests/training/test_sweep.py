@@ -7,7 +7,7 @@ import pytest
 from families import FAMILIES
 
 from loratory.adapters.deltas import Adapter
-from loratory.config import adapter
+from loratory.config import adapter_entry
 from loratory.errors import InputError
 from loratory.training import job, sweep
 
@@ -38,11 +38,11 @@ def swept(monkeypatch, tmp_path):
 
     def run(**given):
         losses.update({float(rate): loss for rate, loss in given["losses"].items()})
-        entry = adapter({"method": "lora", "training": {"learning_rates": RATES}})
+        entry = adapter_entry({"method": "lora", "training": {"learning_rates": RATES}})
         task = SimpleNamespace(model_dump_json=lambda: "{}")
         sweep.train_sweep("toy", "", task, "", entry, (0, 1, 2), "cpu", tmp_path / "checkpoints", 4, tmp_path / "out")
         rows = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
-        return made, [(row["seed"], row["learning_rate"], row["valid_loss"]) for row in rows]
+        return made, [(score_row["seed"], score_row["learning_rate"], score_row["valid_loss"]) for score_row in rows]
 
     run.places, run.manifest = places, base.manifest
     return run
@@ -87,7 +87,7 @@ def test_the_checkpoints_of_another_pytorch_are_others(swept, monkeypatch):
 
 
 def test_what_fails_behind_the_last_step_costs_no_step(tmp_path, monkeypatch):
-    entry = adapter({"method": "lora", "training": TRAINING})
+    entry = adapter_entry({"method": "lora", "training": TRAINING})
     assert entry.training.save_every > entry.training.steps
 
     def trial():
@@ -111,7 +111,7 @@ def test_what_fails_behind_the_last_step_costs_no_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_dense_change_is_cut_to_its_export_rank_and_what_is_lost_is_told(family, rank, tmp_path):
     toy = FAMILIES[family]()
-    entry = adapter({"method": "full_ft", "export_rank": rank, "training": TRAINING})
+    entry = adapter_entry({"method": "full_ft", "export_rank": rank, "training": TRAINING})
     job = sweep.Job("cpu", tmp_path, "toy")
     trial = sweep.train_one(toy, {"train": toy.items, "valid": toy.items}, entry, 0, 0.01, job)
     found = trial["adapter"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from studies import ABSENT, changed, shipped, snakemake, succeeded
 
-from loratory.config import MIXED, read_config
+from loratory.config import MIXTURE_FIELDS, read_config
 from loratory.errors import InputError
-from loratory.registry import load, names
+from loratory.registry import load_module, registered_names
 from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("lncrna", "recsys")
@@ -44,17 +44,17 @@ STUDY = {
 
 def test_the_shipped_comparison_has_every_registered_mixer_and_the_controls_beside_them():
     config = read_config(shipped("mixers"), "mixers")
-    assert {mixture.mixer for mixture in config.mixtures.values()} == set(names("mixer"))
+    assert {mixture.mixer for mixture in config.mixtures.values()} == set(registered_names("mixer"))
     assert len(config.seeds) >= 3
     ranks = [mixture.rank for mixture in config.mixtures.values() if mixture.mixer == "pooled"]
     given = config.adapters["lora"].rank
     assert ranks == [given, given * len(config.mixtures["uniform"].experts)]
-    assert [name for name, mixture in config.mixtures.items() if mixture.told] == ["oracle", "slide_lora"]
+    assert [name for name, mixture in config.mixtures.items() if mixture.needs_domain] == ["oracle", "slide_lora"]
 
 
-@pytest.mark.parametrize("kind", names("mixer"))
+@pytest.mark.parametrize("kind", registered_names("mixer"))
 def test_no_option_of_a_mixer_is_hidden_by_one_that_every_mixture_has(kind):
-    assert not {*load("mixer", kind).Mixer.model_fields} & {*MIXED}
+    assert not {*load_module("mixer", kind).Mixer.model_fields} & {*MIXTURE_FIELDS}
 
 
 def test_the_shipped_comparison_asks_all_mixtures_of_a_domain_in_one_job(tmp_path):
@@ -111,7 +111,7 @@ def results(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def rows(results) -> dict:
     with open(results / "tables/mini_lm.mixers.tsv", newline="") as stream:
-        return {(row["domain"], row["system"]): row for row in csv.DictReader(stream, delimiter="\t")}
+        return {(score_row["domain"], score_row["system"]): score_row for score_row in csv.DictReader(stream, delimiter="\t")}
 
 
 @pytest.mark.whole

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from loratory.adapters.contract import Method
 from loratory.adapters.deltas import Adapter, Dense, LowRank, Own
 from loratory.errors import InputError
-from loratory.registry import unknown
+from loratory.registry import unknown_name_error
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -97,7 +97,7 @@ def targets(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, .
     last = {name.rpartition(".")[2] for name in layers}
     for name in names:
         if name not in last and name not in layers:
-            raise unknown(f"{type(model).__name__}: target_modules", "linear layer", name, last)
+            raise unknown_name_error(f"{type(model).__name__}: target_modules", "linear layer", name, last)
     return {name: layer for name, layer in layers.items() if name in names or name.rpartition(".")[2] in names}
 
 
@@ -209,7 +209,7 @@ def apply(model: nn.Module, adapter: Adapter, where) -> None:
     parameters = dict(model.named_parameters())  # by the names that they have before a layer is wrapped
     for name, tensor in (adapter.heads | adapter.dense).items():
         if name not in parameters:
-            raise unknown(where, "weight of this base", name, parameters)
+            raise unknown_name_error(where, "weight of this base", name, parameters)
         if tensor.shape != parameters[name].shape:
             expected = f"{tuple(parameters[name].shape)} as in this base"
             raise InputError(f"{where}:{name}", "wrong size", str(tuple(tensor.shape)), expected)
@@ -237,7 +237,7 @@ def known_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:
     InputError: the model has no such linear layer.
     """
     if name not in layers:
-        raise unknown(where, "linear layer of this base", name, [name.rpartition(".")[2] for name in layers])
+        raise unknown_name_error(where, "linear layer of this base", name, [name.rpartition(".")[2] for name in layers])
     return layers[name]
 
 

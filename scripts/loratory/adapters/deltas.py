@@ -186,14 +186,14 @@ def save_own(folder: Path, own: dict[str, Own]) -> None:
 
 
 def plain_options(part: Own) -> dict:
-    fields = set(registry.load("method", part.kind).Method.model_fields)
+    fields = set(registry.load_module("method", part.kind).Method.model_fields)
     return part.method.model_dump(mode="json", include=fields)
 
 
 def load_own(folder: Path) -> dict[str, Own]:
     tensors, own = load_file(folder / OWN), {}
     for name, described in read_json(folder / OWN_CONFIG).items():
-        method = registry.load("method", described["kind"]).Method(**described["options"])
+        method = registry.load_module("method", described["kind"]).Method(**described["options"])
         prefix = f"{name}/"
         parts = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         own[name] = Own(described["kind"], method, parts)

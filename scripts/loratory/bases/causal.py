@@ -252,12 +252,12 @@ class Causal(Base):
         start = self.inputs(batch) | self.facts(model, batch), new_cache(model)
         if "alphabet" not in batch:
             written = decode(forward, *start, self.end, limit, sampling)
-            return [self.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
+            return [self.tokenizer.decode(score_row, clean_up_tokenization_spaces=False) for score_row in written]
         ids = batch["alphabet"]
         letter = dict(zip(ids.tolist(), items[0].alphabet))
         closed = lambda written, logits: written[:, -1] == ids[-1]  # noqa: E731
         written = decode(forward, *start, (), limit, sampling, stopping=closed, allowed=ids)
-        return ["".join(letter[id] for id in row) for row in written]
+        return ["".join(letter[id] for id in score_row) for score_row in written]
 
 
 @contextmanager

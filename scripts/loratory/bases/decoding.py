@@ -122,8 +122,8 @@ def steps(
         token = draw(logits, warpers, generator) if sampling else logits.argmax(-1)
         token = token if allowed is None else allowed[token]
         ids = token.tolist()
-        open_rows -= {row for row in open_rows if ids[row] in ends}
-        yield [id if row in open_rows else None for row, id in enumerate(ids)]
+        open_rows -= {score_row for score_row in open_rows if ids[score_row] in ends}
+        yield [id if score_row in open_rows else None for score_row, id in enumerate(ids)]
         if stopping is not None:
             written.append(token)
             done = stopping(torch.stack(written, 1), logits)

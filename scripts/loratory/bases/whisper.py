@@ -16,7 +16,7 @@ from loratory.bases.decoding import decode, new_cache
 from loratory.bases.options import WhisperOptions
 from loratory.data.audio import RATE, SAMPLES_PER_POSITION, log_mel, read_audio
 from loratory.errors import InputError
-from loratory.registry import unknown
+from loratory.registry import unknown_name_error
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 TIMESTAMPS = "<|0.00|>"  # the first of them; they are the last ids
@@ -165,7 +165,7 @@ def prompt_tokens(folder, model, vocabulary: dict[str, int], options: WhisperOpt
             raise InputError(f"{folder}: whisper", "an English-only base", given, "en, transcribe", fix)
         asked = []
     elif options.language not in languages:
-        raise unknown(f"{folder}: whisper.language", "language of this base", options.language, languages)
+        raise unknown_name_error(f"{folder}: whisper.language", "language of this base", options.language, languages)
     tokens = [PROMPT[0], *asked, PROMPT[3]]
     for token in tokens:
         if token not in vocabulary:

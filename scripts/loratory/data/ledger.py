@@ -3,7 +3,7 @@
 from collections import Counter
 
 from loratory.data.files import whole
-from loratory.errors import InputError, shown
+from loratory.errors import InputError, short_value
 
 HEADER = ("file", "record", "id", "reason", "detail")
 
@@ -44,7 +44,7 @@ class Ledger:
         self.rows.append((str(file), str(record), id, reason, shown_detail(detail)))
 
     def reasons(self) -> dict[str, int]:
-        return dict(sorted(Counter(row[3] for row in self.rows).items()))
+        return dict(sorted(Counter(score_row[3] for score_row in self.rows).items()))
 
     def check(self, where, n_kept: int, max_reject_fraction: float):
         """Raises:
@@ -68,4 +68,4 @@ class Ledger:
 
 
 def shown_detail(detail) -> str:
-    return " ".join(str(detail).split())[:200] if detail != "" else shown("-")
+    return " ".join(str(detail).split())[:200] if detail != "" else short_value("-")

@@ -23,7 +23,7 @@ def build_dataset(domain: str, files, dataset, seed: int, out) -> None:
     Raises:
         InputError: malformed input, nothing left after filtering, or splits that cannot be kept apart.
     """
-    build = registry.load("domain", domain, "build")
+    build = registry.load_module("domain", domain, "build")
     ledger = Ledger(dataset.on_error)
     records = sorted(build.read(files, dataset, ledger), key=lambda record: record["id"])
     records = keep_sample(records, dataset.max_records, seed, ledger, domain)
@@ -113,7 +113,7 @@ def audit_split(domain: str, folder, dataset, out) -> None:
     Raises:
         InputError: a count that must be 0 is not.
     """
-    build = registry.load("domain", domain, "build")
+    build = registry.load_module("domain", domain, "build")
     parts = {split: read_split(folder, split) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
     counts["ids_in_two_splits"] = splits.shared(parts, "id")

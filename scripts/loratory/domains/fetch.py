@@ -37,7 +37,7 @@ def fetch_source(domain: str, source, population: str, seed: int, out) -> None:
 
 def simulated(domain: str, simulation, population: str, seed: int, aside: Path, out: Path):
     """The `Files` that the simulator writes into `aside`, located as they will be under `out`."""
-    simulate, sources = (registry.load("domain", domain, part) for part in ("simulate", "sources"))
+    simulate, sources = (registry.load_module("domain", domain, part) for part in ("simulate", "sources"))
     files = simulate.simulate(simulation, population, seed, aside)
     return sources.Files(**files).moved(lambda path: str(out / path))
 
@@ -49,7 +49,7 @@ def joined(files, more):
 
 def open_source(domain: str, folder):
     """The `Files` options that `fetch_source` noted."""
-    return registry.load("domain", domain, "sources").Files(**read_json(Path(folder) / MANIFEST)["files"])
+    return registry.load_module("domain", domain, "sources").Files(**read_json(Path(folder) / MANIFEST)["files"])
 
 
 def fetched(location: str, digests: dict[str, str], aside: Path, out: Path) -> str:

@@ -20,12 +20,12 @@ def examples(domain: str, records: list[dict], task, family: str) -> list[Exampl
     Raises:
         InputError: a chat is asked for with a base of a family that has none.
     """
-    return in_chat(domain, registry.load("domain", domain, "task").examples(records, task, family), task, family)
+    return in_chat(domain, registry.load_module("domain", domain, "task").examples(records, task, family), task, family)
 
 
 def samples(domain: str, n: int, task, family: str) -> list[Example]:
     """What a base is to continue freely, `n` times."""
-    return in_chat(domain, registry.load("domain", domain, "task").samples(n, task, family), task, family)
+    return in_chat(domain, registry.load_module("domain", domain, "task").samples(n, task, family), task, family)
 
 
 def in_chat(domain: str, asked: list[Example], task, family: str) -> list[Example]:

@@ -14,8 +14,8 @@ from loratory.data.structures import alphas
 from loratory.domains.dataset import read_split
 from loratory.domains.questions import read_records
 from loratory.errors import InputError
-from loratory.evaluation.bootstrap import distributions, statistic
-from loratory.evaluation.score import Floor, described, estimate, finite
+from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
+from loratory.evaluation.score import Floor, metric_columns, estimate_columns, finite_or_none
 from loratory.evaluation.superposition import rmsd, tm_of_pairs
 
 RESIDUES = pa.schema(
@@ -62,23 +62,23 @@ def assess_folding(
         InputError: the base will not do, or no chain is left to judge it by.
     """
     records = read_records(data, "test", limit)
-    seen = resembling(domain, records, learnt or [], dataset)
+    seen = similar_ids(domain, records, learnt or [], dataset)
     records = [record for record in records if record["id"] not in seen]
     if not records:
         what = f"each of {len(seen)} test chains resembles one that {base} learnt from"
         raise InputError(data, what, expected="other chains", fix="give more data", reason="leak")
     model = folding.load_folding_model(model_folder, device)
-    chains = [judged(record, folding.fold(model, record["sequence"])) for record in records]
+    chains = [chain_scores(record, folding.fold(model, record["sequence"])) for record in records]
     write_residues(chains, residues)
-    task = registry.load("domain", domain, "metrics")
+    task = registry.load_module("domain", domain, "metrics")
     parts: dict[str, list[dict]] = {EVERY: chains}
     for chain in chains:
         parts.setdefault(chain["origin"], []).append(chain)
     report = {
         "domain": domain,
         "base": base,
-        "rows": [row for part, own in parts.items() for row in scored(task, part, own, resamples, seed, floor)],
-        "bins": task.calibration(resolved(task, chains)),
+        "rows": [row for part, own in parts.items() for row in metric_rows(task, part, own, resamples, seed, floor)],
+        "bins": task.calibration(resolved_columns(task, chains)),
         "left_out": len(seen) if learnt is not None else None,
         "resamples": resamples,
         "seed": seed,
@@ -86,19 +86,19 @@ def assess_folding(
     write_json(metrics, report)
 
 
-def resembling(domain: str, records: Sequence, learnt: Sequence, dataset) -> set[str]:
+def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset) -> set[str]:
     """The ids of records that resemble one of the `train` splits."""
     known = [record for folder in learnt for record in read_split(folder, "train")]
-    build = registry.load("domain", domain, "build")
+    build = registry.load_module("domain", domain, "build")
     return set(build.leaks(known, records, dataset)) if known else set()
 
 
-def judged(record: dict, structure: folding.Structure) -> dict:
+def chain_scores(record: dict, structure: folding.Structure) -> dict:
     """A prediction beside the truth: `plddt` and `lddt` for each residue, `tm` and `rmsd` of the chain."""
     truth, model = alphas(record["backbone"]), structure.coordinates[:, folding.CA]
     known = np.isfinite(truth).all(axis=1)
     lddt = np.full(len(truth), np.nan)
-    lddt[known] = lddt_of(truth[known], model[known])
+    lddt[known] = residue_lddt(truth[known], model[known])
     return {
         **{name: record[name] for name in ("id", "group", "origin")},
         "plddt": structure.plddt,
@@ -108,7 +108,7 @@ def judged(record: dict, structure: folding.Structure) -> dict:
     }
 
 
-def lddt_of(truth: np.ndarray, model: np.ndarray) -> np.ndarray:
+def residue_lddt(truth: np.ndarray, model: np.ndarray) -> np.ndarray:
     """lDDT-Cα of each residue on the scale 0–100, of Cα coordinates (n, 3) in Å (Mariani et al. 2013)."""
     reference = biotite.AtomArray(len(truth))
     reference.coord, reference.res_id[:] = truth, np.arange(len(truth))
@@ -117,7 +117,7 @@ def lddt_of(truth: np.ndarray, model: np.ndarray) -> np.ndarray:
 
 def write_residues(chains: Sequence[dict], out) -> None:
     rows = [
-        {**{name: c[name] for name in ("id", "group", "origin")}, "position": i, "plddt": p, "lddt": finite(t)}
+        {**{name: c[name] for name in ("id", "group", "origin")}, "position": i, "plddt": p, "lddt": finite_or_none(t)}
         for c in chains
         for i, (p, t) in enumerate(zip(c["plddt"].tolist(), c["lddt"].tolist()), start=1)
     ]
@@ -125,24 +125,24 @@ def write_residues(chains: Sequence[dict], out) -> None:
         pq.write_table(pa.Table.from_pylist(rows, RESIDUES), aside, compression="zstd")
 
 
-def resolved(task, chains: Sequence[dict]) -> dict:
+def resolved_columns(task, chains: Sequence[dict]) -> dict:
     """The metrics' columns, of resolved residues alone."""
     known = [np.isfinite(chain["lddt"]) for chain in chains]
     rows = [c | {name: c[name][k] for name in ("plddt", "lddt")} for c, k in zip(chains, known)]
     return task.columns(rows, None, None)
 
 
-def scored(task, part: str, chains: Sequence[dict], resamples: int, seed: int, floor: Floor) -> list[dict]:
+def metric_rows(task, part: str, chains: Sequence[dict], resamples: int, seed: int, floor: Floor) -> list[dict]:
     """One row for each metric, over the chains of one part."""
-    columns, groups = resolved(task, chains), [chain["group"] for chain in chains]
-    missing = floor.shortage(len(chains), len(set(groups)))
+    columns, groups = resolved_columns(task, chains), [chain["group"] for chain in chains]
+    missing = floor.shortage_status(len(chains), len(set(groups)))
     metrics = [] if missing else task.METRICS
     values = {metric.name: {None: metric.value(columns)} for metric in metrics}
-    statistics = {metric.name: statistic(metric.value, [columns]) for metric in metrics}
-    spreads = distributions(statistics, groups, resamples, seed)
+    statistics = {metric.name: row_statistic(metric.value, [columns]) for metric in metrics}
+    spreads = bootstrap_distributions(statistics, groups, resamples, seed)
     sizes = {"chains": len(chains), "groups": len(set(groups)), "residues": sum(map(len, columns["lddt"]))}
     rows = []
     for metric in task.METRICS:
-        found = estimate(values.get(metric.name, {}), spreads.get(metric.name), [], missing)
-        rows.append({"part": part, **sizes, **described(metric), **found})
+        found = estimate_columns(values.get(metric.name, {}), spreads.get(metric.name), [], missing)
+        rows.append({"part": part, **sizes, **metric_columns(metric), **found})
     return rows

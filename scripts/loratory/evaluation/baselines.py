@@ -11,19 +11,19 @@ def predict_baselines(domain, data, task, max_records, max_valid, samples: int, 
     Args:
         max_records, max_valid: most records of test and of valid, the same ones that trained systems are asked.
     """
-    module = registry.load("domain", domain, "task")
+    module = registry.load_module("domain", domain, "task")
     train, test = read_records(data, "train"), read_records(data, "test", max_records)
     rows = []
     if hasattr(module, "baselines"):
         valid = read_records(data, "valid", max_valid)
         home = {record["id"]: split for split, part in (("valid", valid), ("test", test)) for record in part}
         found = module.baselines(train, [*valid, *test], task)
-        rows += [row | labels(home[row["id"]], name) for name, own in found.items() for row in own]
+        rows += [score_row | row_labels(home[score_row["id"]], name) for name, own in found.items() for score_row in own]
     if hasattr(module, "sample_baselines"):
         found = module.sample_baselines(test, samples, task)
-        rows += [row | labels("sample", name) for name, own in found.items() for row in own]
+        rows += [score_row | row_labels("sample", name) for name, own in found.items() for score_row in own]
     write_rows(out, rows)
 
 
-def labels(split: str, system: str) -> dict:
+def row_labels(split: str, system: str) -> dict:
     return {"split": split, "system": system, "kind": "baseline"}

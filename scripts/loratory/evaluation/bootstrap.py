@@ -15,7 +15,7 @@ LEVEL = 0.95
 TAILS = (50 * (1 - LEVEL), 50 * (1 + LEVEL))  # in percent
 
 
-class Drawn(Mapping):
+class Resamples(Mapping):
     """Columns at the drawn rows; a column is gathered only when it is looked at."""
 
     def __init__(self, columns: Mapping[str, np.ndarray], rows: np.ndarray):
@@ -31,7 +31,7 @@ class Drawn(Mapping):
         return len(self.columns)
 
 
-def statistic(
+def row_statistic(
     value: Callable[[Mapping], float],
     seeds: Sequence[Mapping[str, np.ndarray]],
     where: Callable[[Mapping], np.ndarray] | None = None,
@@ -42,12 +42,12 @@ def statistic(
         where: columns -> (n,) bool, the rows that `value` may see; None: all.
     """
     if where is None:
-        return lambda rows: sum(value(Drawn(columns, rows)) for columns in seeds) / len(seeds)
+        return lambda rows: sum(value(Resamples(columns, rows)) for columns in seeds) / len(seeds)
     selections = [where(columns) for columns in seeds]
-    return lambda rows: sum(value(Drawn(c, rows[own[rows]])) for c, own in zip(seeds, selections)) / len(seeds)
+    return lambda rows: sum(value(Resamples(c, rows[own[rows]])) for c, own in zip(seeds, selections)) / len(seeds)
 
 
-def draws(groups: Sequence[str], times: int, seed: int) -> Iterator[np.ndarray]:
+def group_draws(groups: Sequence[str], times: int, seed: int) -> Iterator[np.ndarray]:
     """Yields `times` arrays of row numbers: as many groups as there are, drawn with replacement, each with its rows.
 
     Args:
@@ -64,7 +64,7 @@ def draws(groups: Sequence[str], times: int, seed: int) -> Iterator[np.ndarray]:
         yield order[np.repeat(shifts, lengths) + np.arange(lengths.sum())]
 
 
-def distributions(
+def bootstrap_distributions(
     statistics: Mapping[Hashable, Callable[[np.ndarray], float]], groups: Sequence[str], times: int, seed: int
 ) -> dict[Hashable, np.ndarray]:
     """Each statistic's (times,) values over the same draws; all NaN where fewer than two groups leave nothing to vary.
@@ -75,12 +75,12 @@ def distributions(
     """
     if len(set(groups)) < 2:
         return {key: np.full(times, np.nan) for key in statistics}
-    values = [[of(rows) for of in statistics.values()] for rows in draws(groups, times, seed)]
+    values = [[of(rows) for of in statistics.values()] for rows in group_draws(groups, times, seed)]
     table = np.asarray(values, dtype=float).reshape(times, len(statistics))
     return dict(zip(statistics, table.T))
 
 
-def interval(distribution: np.ndarray) -> tuple[float, float]:
+def percentile_interval(distribution: np.ndarray) -> tuple[float, float]:
     """The central 95 % of a distribution.
 
     Returns:

@@ -14,16 +14,16 @@ from loratory import registry
 from loratory.data.files import sha256, write_json
 from loratory.domains.contract import Metric
 from loratory.domains.dataset import read_split
-from loratory.evaluation.bootstrap import distributions, statistic
+from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
 from loratory.evaluation.score import (
     BASE,
     CONTROL,
     Floor,
     choose_control,
-    described,
-    estimate,
-    gain,
-    gather,
+    metric_columns,
+    estimate_columns,
+    gain_columns,
+    gather_runs,
     primary_metric,
     selected_size,
 )
@@ -32,7 +32,7 @@ SPLIT = "test"
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """Some systems on the same records of one split, by the domain's primary metric.
 
     Attributes:
@@ -52,25 +52,25 @@ class Paired:
     floor: Floor
     control: dict | None = None
 
-    def row(self, system: str) -> dict:
+    def score_row(self, system: str) -> dict:
         """As a row of `evaluation.score`, with the gains over the base and over the control."""
         n, n_groups = self.sizes[system]
-        known = {"system": system, "split": self.split, "n": n, "n_groups": n_groups, **described(self.metric)}
-        missing = self.floor.shortage(n, n_groups)
-        known |= estimate(self.values.get(system, {}), self.spreads.get(system), self.seeds, missing)
+        known = {"system": system, "split": self.split, "n": n, "n_groups": n_groups, **metric_columns(self.metric)}
+        missing = self.floor.shortage_status(n, n_groups)
+        known |= estimate_columns(self.values.get(system, {}), self.spreads.get(system), self.seeds, missing)
         control = self.control and self.control["system"]
-        return known | self.better(system, BASE) | self.better(system, control, CONTROL)
+        return known | self.gain_over(system, BASE) | self.gain_over(system, control, CONTROL)
 
-    def better(self, system: str, than: str | None, name: str = "gain") -> dict:
+    def gain_over(self, system: str, than: str | None, name: str = "gain") -> dict:
         """As `score.gain`."""
-        return gain(self.metric, self.values, self.spreads, system, than, name)
+        return gain_columns(self.metric, self.values, self.spreads, system, than, name)
 
-    def gains(self, system: str) -> np.ndarray:
+    def gain_draws(self, system: str) -> np.ndarray:
         """(resamples,) gains over the base, above 0 where the system is better."""
         return self.metric.sign * (self.spreads[system] - self.spreads[BASE])
 
 
-def paired(
+def compare_systems(
     domain: str,
     files: Mapping,
     data,
@@ -81,7 +81,7 @@ def paired(
     seed,
     floor: Floor,
     baselines=None,
-) -> Paired:
+) -> PairedComparison:
     """Compares the systems that are `chosen` by their names, and the best control without a language model.
 
     Args:
@@ -95,9 +95,9 @@ def paired(
     Raises:
         InputError: as `evaluation.score`.
     """
-    metrics = registry.load("domain", domain, "metrics")
+    metrics = registry.load_module("domain", domain, "metrics")
     metric = primary_metric(metrics)
-    splits = gather({**files, **({None: baselines} if baselines else {})}, data, {})
+    splits = gather_runs({**files, **({None: baselines} if baselines else {})}, data, {})
     control = choose_control(metrics, splits, data, task)
     wanted = {name for name in splits[split] if chosen(name)} | ({control["system"]} if control else set())
     systems = {name: runs for name, runs in splits[split].items() if name in wanted}
@@ -108,19 +108,19 @@ def paired(
         for name, runs in systems.items()
     }
     sizes = {name: selected_size(metric, groups, runs.values()) for name, runs in columns.items()}
-    columns = {name: runs for name, runs in columns.items() if not floor.shortage(*sizes[name])}
+    columns = {name: runs for name, runs in columns.items() if not floor.shortage_status(*sizes[name])}
     values = {name: {run: metric.measure(each) for run, each in runs.items()} for name, runs in columns.items()}
     statistics = {
-        (name, run): statistic(metric.value, [each], metric.where)
+        (name, run): row_statistic(metric.value, [each], metric.where)
         for name, runs in columns.items()
         for run, each in runs.items()
     }
-    spreads = distributions(statistics, groups, resamples, seed)
-    over = {name: over_seeds(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in columns.items()}
-    return Paired(metric, split, sizes, values, over, list(files), floor, control)
+    spreads = bootstrap_distributions(statistics, groups, resamples, seed)
+    over = {name: seed_distribution(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in columns.items()}
+    return PairedComparison(metric, split, sizes, values, over, list(files), floor, control)
 
 
-def contrast(
+def contrast_methods(
     domain, base, predictions, baselines, data, task, against, resamples: int, seed: int, floor: Floor, out
 ) -> None:
     """Writes a row for the base, each adapter of the domain and the best control to the JSON file `out`.
@@ -137,19 +137,19 @@ def contrast(
     """
     files, reference = dict(sorted(predictions)), f"{against}@{domain}"
     own = lambda name: is_own(name, domain)  # noqa: E731
-    found = paired(domain, files, data, task, SPLIT, own, resamples, seed, floor, baselines)
+    found = compare_systems(domain, files, data, task, SPLIT, own, resamples, seed, floor, baselines)
     if reference not in found.sizes:
-        raise registry.unknown(next(iter(files.values())), "system", reference, found.sizes)
+        raise registry.unknown_name_error(next(iter(files.values())), "system", reference, found.sizes)
     rows = [
-        found.row(name) | {"adapter": name.removesuffix(f"@{domain}")} | found.better(name, reference, "difference")
+        found.score_row(name) | {"adapter": name.removesuffix(f"@{domain}")} | found.gain_over(name, reference, "difference")
         for name in found.sizes
     ]
     report = {"domain": domain, "base": base, "against": against, "control": found.control, "rows": rows}
-    report |= {"seeds": list(files), "resamples": resamples, "seed": seed, "inputs": digests(files, baselines)}
+    report |= {"seeds": list(files), "resamples": resamples, "seed": seed, "inputs": file_digests(files, baselines)}
     write_json(out, report)
 
 
-def digests(files: Mapping, baselines=None) -> dict[str, str]:
+def file_digests(files: Mapping, baselines=None) -> dict[str, str]:
     named = {f"seed{run}": path for run, path in files.items()} | ({"baselines": baselines} if baselines else {})
     return {name: sha256(path) for name, path in named.items()}
 
@@ -158,7 +158,7 @@ def is_own(system: str, domain: str) -> bool:
     return system == BASE or system.endswith(f"@{domain}")
 
 
-def over_seeds(spreads: Mapping, system: str, seeds: Sequence[int], seed: int) -> np.ndarray:
+def seed_distribution(spreads: Mapping, system: str, seeds: Sequence[int], seed: int) -> np.ndarray:
     """The distribution of a mean over seeds that are themselves drawn, the same ones for every system."""
     each = np.stack([spreads[system, run] for run in seeds])
     times = each.shape[1]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from loratory.mixers.contract import Mixer
 
 
-class Shuffled(Mixer):
+class ShuffledMixer(Mixer):
     """Another mixer's weights, handed to the wrong experts (each expert's weight goes to the next one).
 
     A gate whose choice of expert matters must do worse so. Weights of ranks move on by an expert's mean rank.
@@ -28,14 +28,14 @@ class Shuffled(Mixer):
     def by_rank(self):
         return self.inner.by_rank
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         found = self.inner.weights(gate, seen, sizes)
         return found.roll(found.shape[-1] // sizes.experts, -1)
 
-    def keep(self, weights):
-        return self.inner.keep(weights)
+    def select_weights(self, weights):
+        return self.inner.select_weights(weights)
 
 
-def is_shuffled(mixer: Mixer, gate) -> bool:
+def can_shuffle(mixer: Mixer, gate) -> bool:
     """Whether shuffling tells anything of a mixer: it has a gate over experts that were there before it."""
-    return gate is not None and type(mixer).experts_of is Mixer.experts_of
+    return gate is not None and type(mixer).prepare_experts is Mixer.prepare_experts

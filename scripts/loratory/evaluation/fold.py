@@ -67,14 +67,14 @@ def fold_samples(
     check_samples(samples, max_length)
     folding.check_folder(Path(model_folder), allow_random)
     digest = folder_digest(Path(model_folder))
-    todo = [(id, sequence) for id, sequence in samples if made_by(out / f"{id}.pdb") != mark(digest, sequence)]
+    todo = [(id, sequence) for id, sequence in samples if read_remark(out / f"{id}.pdb") != pdb_remark(digest, sequence)]
     if todo:
-        model = loaded(model_folder, digest, device, allow_random)
+        model = cached_model(model_folder, digest, device, allow_random)
         for id, sequence in sorted(todo, key=lambda sample: (len(sample[1]), sample[0])):
             text = folding.pdb_text(folding.fold(model, sequence, chunk_size))
             with whole(out / f"{id}.pdb") as aside:
-                aside.write_text(f"{mark(digest, sequence)}\n{text}")
-    rows = [score(id, sequence, out / f"{id}.pdb", references, tool) for id, sequence in samples]
+                aside.write_text(f"{pdb_remark(digest, sequence)}\n{text}")
+    rows = [score_structure(id, sequence, out / f"{id}.pdb", references, tool) for id, sequence in samples]
     with whole(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
     return out / SCORES
@@ -93,18 +93,18 @@ def fold_predictions(
     """
     out, rows, chains = Path(out), [], read_references(references) if references else {}
     for seed, path in [*predictions, (None, baselines)]:
-        for system, samples in finished(domain, path).items():
+        for system, samples in finished_samples(domain, path).items():
             folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
             scores = fold_samples(samples[:limit], chains, model_folder, folder, device)
-            rows += [{"seed": seed, "system": system} | row for row in pq.read_table(scores).to_pylist()]
+            rows += [{"seed": seed, "system": system} | score_row for score_row in pq.read_table(scores).to_pylist()]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
     with whole(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
 
 
-def finished(domain: str, path) -> dict[str, list[tuple[str, str]]]:
+def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
     """The (id, sequence) pairs of each system's samples that are whole chains, in id order."""
-    chain, systems = registry.load("domain", domain, "task").chain, {}
+    chain, systems = registry.load_module("domain", domain, "task").chain, {}
     table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
     for row in sorted(table.to_pylist(), key=lambda row: (row["system"], row["id"])):
         if sequence := chain(row["text"] or ""):
@@ -138,24 +138,24 @@ def folder_digest(folder: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def loaded(folder, digest: str, device: str, allow_random: bool):
+def cached_model(folder, digest: str, device: str, allow_random: bool):
     """The model with this digest, read once for all systems."""
     return folding.load_folding_model(folder, device, allow_random)
 
 
-def mark(digest: str, sequence: str) -> str:
+def pdb_remark(digest: str, sequence: str) -> str:
     """First line of a PDB file: who made it from what (REMARK 6 is free text in the format)."""
     return f"REMARK   6 LORATORY {blake2b(f'{digest} {sequence}'.encode(), digest_size=16).hexdigest()}"
 
 
-def made_by(path: Path) -> str:
+def read_remark(path: Path) -> str:
     if not path.is_file():
         return ""
     with open(path, errors="replace") as lines:
         return next(lines, "").rstrip("\n")
 
 
-def score(id: str, sequence: str, path: Path, references: dict, tool: str) -> dict:
+def score_structure(id: str, sequence: str, path: Path, references: dict, tool: str) -> dict:
     row = {"id": id, "plddt": mean_plddt(path), "plddt_atoms": "ca", "length": len(sequence)}
     row["tm_normalised_by"] = "reference"
     if references and len(sequence) >= SHORTEST:

@@ -16,12 +16,12 @@ from loratory.data.batching import by_length
 from loratory.data.files import read_json, write_json
 from loratory.domains.questions import examples, read_records, samples
 from loratory.errors import InputError
-from loratory.evaluation.controls import Shuffled, is_shuffled
+from loratory.evaluation.controls import ShuffledMixer, can_shuffle
 from loratory.evaluation.rows import write_rows
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import MANIFEST, open_experts, open_mixture
-from loratory.mixers.streams import TOKENS, streams_of
+from loratory.mixers.streams import TOKENS, module_streams
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModels:
     """What one seed's trainings made: {system name, such as "lora@protein": adapter folder}, {mixture: folder}."""
 
     adapters: dict[str, Path]
     mixtures: dict[str, Path]
 
 
-def predict(domain, data, task, base_folder, trained, asked, evaluation, device, out) -> None:
+def predict_domain(domain, data, task, base_folder, trained, asked, evaluation, device, out) -> None:
     """Writes all systems' predictions, what they cost and the mixtures' routing on this domain, for every seed.
 
     Args:
@@ -82,28 +82,28 @@ def predict(domain, data, task, base_folder, trained, asked, evaluation, device,
             {system: its `Cost` and, of a mixture, what `described` and `route` say}.
     """
     base = load_base(base_folder, device)
-    sets, found = questions_of(domain, data, task, base, asked, evaluation), {}
-    hear(base, [question for questions in sets.values() for question in questions])
+    sets, found = examples_by_split(domain, data, task, base, asked, evaluation), {}
+    cache_audio(base, [question for questions in sets.values() for question in questions])
     for seed, made in trained.items():
         rows, known = [], {}
-        for system in systems(base, domain, made):
+        for system in iterate_systems(base, domain, made):
             cost = Cost()
-            for split in (split for split in sets if is_asked(split, system, domain)):
+            for split in (split for split in sets if is_evaluated(split, system, domain)):
                 key = (system.name, split, seed if system.kind != "base" or split == "sample" else None)
                 if key not in found:  # the bare base says the same whatever the seed, unless it samples
-                    found[key] = told(base, domain, system, split, sets[split], task, evaluation, seed)
+                    found[key] = run_system(base, domain, system, split, sets[split], task, evaluation, seed)
                 answers, spent = found[key]
                 cost += spent
-                rows += [row | {"system": name} for name in system.names for row in answers]
+                rows += [score_row | {"system": name} for name in system.names for score_row in answers]
             known |= dict.fromkeys(system.names, asdict(cost))
             if system.kind == "mixture":
-                routed = route(base, system.model, sets["test"], evaluation.batch_tokens)
-                known[system.name] = asdict(cost) | described(system.model) | routed
+                routed = routing_summary(base, system.model, sets["test"], evaluation.batch_tokens)
+                known[system.name] = asdict(cost) | mixture_facts(system.model) | routed
         write_rows(Path(out, f"seed{seed}.parquet"), rows)
         write_json(Path(out, f"seed{seed}.routing.json"), known)
 
 
-def questions_of(domain: str, data, task, base, asked, evaluation) -> dict[str, list]:
+def examples_by_split(domain: str, data, task, base, asked, evaluation) -> dict[str, list]:
     """{split: its questions}."""
     limits = {"test": evaluation.max_records, "valid": evaluation.max_valid}
     sets = {
@@ -111,31 +111,31 @@ def questions_of(domain: str, data, task, base, asked, evaluation) -> dict[str, 
         for split, limit in limits.items()
         if split in asked
     }
-    if "sample" in asked and "sample" in registry.outputs(domain, base.family) and evaluation.samples:
+    if "sample" in asked and "sample" in registry.family_outputs(domain, base.family) and evaluation.samples:
         sets["sample"] = samples(domain, evaluation.samples, task, base.family)
     return sets
 
 
-def is_asked(split: str, system: System, domain: str) -> bool:
+def is_evaluated(split: str, system: System, domain: str) -> bool:
     """Choices on `valid` are between single experts; what another domain's adapter writes tells nobody anything."""
     if split == "valid":
         return system.kind in ("base", "adapter")
     return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
 
 
-def told(base, domain: str, system: System, split: str, questions, task, evaluation, seed: int):
+def run_system(base, domain: str, system: System, split: str, questions, task, evaluation, seed: int):
     """The rows of one system on one split, and their `Cost`."""
-    outputs = registry.outputs(domain, base.family)
+    outputs = registry.family_outputs(domain, base.family)
     wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
     started = perf_counter()
-    found, cost = answer(base, system.model, questions, wanted, task, evaluation, seed)
+    found, cost = predict_examples(base, system.model, questions, wanted, task, evaluation, seed)
     each = (perf_counter() - started) / max(1, len(found))
     print(f"{domain}: {system.name} answered {len(found)} {split} records, {each:.3f} s each", flush=True)
     label = {"split": split, "system": system.name, "kind": system.kind, "seconds": each}
-    return [label | row for row in found], cost
+    return [label | score_row for score_row in found], cost
 
 
-def systems(base, domain: str, made: Trained) -> Iterator[System]:
+def iterate_systems(base, domain: str, made: TrainedModels) -> Iterator[System]:
     """One system after the other on the one loaded model; each is taken off before the next comes."""
     if not base.heads:  # a head that nobody trained says nothing
         yield System(("base",), "base", base.model)
@@ -143,13 +143,13 @@ def systems(base, domain: str, made: Trained) -> Iterator[System]:
         core.apply(base.model, open_experts({name: folder}, base.fingerprint)[name], folder)
         yield System((name,), "adapter", base.model.eval())
         core.detach(base.model)
-    for experts, names in by_experts(made.mixtures).items():
-        yield from controls(base, domain, {d: made.adapters[f"{adapter}@{d}"] for d, adapter in experts}, names)
+    for experts, names in group_by_experts(made.mixtures).items():
+        yield from mixture_controls(base, domain, {d: made.adapters[f"{adapter}@{d}"] for d, adapter in experts}, names)
     for name, folder in made.mixtures.items():
-        yield from mixed(base, domain, name, folder)
+        yield from mixture_systems(base, domain, name, folder)
 
 
-def by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
+def group_by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
     """{(domain, adapter) pairs: mixtures that were given these experts}: what they are controlled by is the same."""
     found: dict[tuple, list[str]] = {}
     for name, folder in mixtures.items():
@@ -157,50 +157,50 @@ def by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
     return found
 
 
-def controls(base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
+def mixture_controls(base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
     """What mixtures of these experts must beat, asked once for all of them."""
-    mixture = Mixture(base.model, open_experts(dict(experts), base.fingerprint), mixer("uniform")).eval()
-    place(mixture, domain)
+    mixture = Mixture(base.model, open_experts(dict(experts), base.fingerprint), default_mixer("uniform")).eval()
+    set_domain(mixture, domain)
     for control in ("uniform", "oracle") if domain in experts else ("uniform",):
-        mixture.mixer = mixer(control)
+        mixture.mixer = default_mixer(control)
         yield System(tuple(f"{name}:{control}" for name in names), "control", mixture)
-    mixture.unwrap()
+    mixture.remove_experts()
 
 
-def mixed(base, domain: str, name: str, folder) -> Iterator[System]:
+def mixture_systems(base, domain: str, name: str, folder) -> Iterator[System]:
     """A mixture after its shuffled control; neither where it must be told a domain that it does not know."""
     mixture = open_mixture(folder, base)
-    place(mixture, domain)
+    set_domain(mixture, domain)
     own = mixture.mixer
-    if is_shuffled(own, mixture.gate):
-        mixture.mixer = Shuffled(inner=own)
+    if can_shuffle(own, mixture.gate):
+        mixture.mixer = ShuffledMixer(inner=own)
         yield System((f"{name}:shuffled",), "control", mixture)
         mixture.mixer = own
-    if not own.told or mixture.domain is not None:
+    if not own.needs_domain or mixture.domain is not None:
         yield System((name,), "mixture", mixture)
-    mixture.unwrap()
+    mixture.remove_experts()
 
 
-def place(mixture: Mixture, domain: str) -> None:
+def set_domain(mixture: Mixture, domain: str) -> None:
     mixture.domain = mixture.domains.index(domain) if domain in mixture.domains else None
 
 
-def mixer(kind: str):
-    return registry.load("mixer", kind).Mixer()
+def default_mixer(kind: str):
+    return registry.load_module("mixer", kind).Mixer()
 
 
-def described(mixture: Mixture) -> dict:
+def mixture_facts(mixture: Mixture) -> dict:
     """Whether a mixture is `told` the domain and makes a `first_pass` without experts, and how many numbers its folder
     holds in its gate and experts (`stored`)."""
     gate = [] if mixture.gate is None else mixture.gate.state_dict().values()
     experts = [tensor for layer in mixture.layers.values() for tensor in (layer.A, layer.B)]
     heads = [tensor for head in mixture.heads for tensor in head.values()]
     stored = sum(tensor.numel() for tensor in (*gate, *experts, *heads))
-    return {"told": mixture.mixer.told, "first_pass": mixture.mixer.reads == "hidden", "stored": stored}
+    return {"told": mixture.mixer.needs_domain, "first_pass": mixture.mixer.reads == "hidden", "stored": stored}
 
 
 @torch.no_grad()
-def answer(base, model, questions, wanted, task, evaluation, seed: int) -> tuple[list[dict], Cost]:
+def predict_examples(base, model, questions, wanted, task, evaluation, seed: int) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
     items = [base.encode(question) for question in questions]
     rows = [
@@ -217,14 +217,14 @@ def answer(base, model, questions, wanted, task, evaluation, seed: int) -> tuple
         for output in wanted:
             started = perf_counter()
             choices, limit = questions[batch[0]].choices, task.max_new_tokens
-            filled = ask(base, model, output, part, choices, limit, sampling, in_place)
-            cost += spent(base, output, part, filled, perf_counter() - started)
+            filled = run_output(base, model, output, part, choices, limit, sampling, in_place)
+            cost += measure_cost(base, output, part, filled, perf_counter() - started)
             for i, columns in zip(batch, filled):
                 rows[i] |= columns
     if on_gpu:
         cost.memory = torch.cuda.max_memory_allocated(base.device)
     odds = [row.pop("odds", None) for row in rows]
-    return merged(rows, odds) if "choice" in wanted else rows, cost
+    return merge_windows(rows, odds) if "choice" in wanted else rows, cost
 
 
 def steps_in_place(base, model) -> StepsByShape | None:
@@ -237,7 +237,7 @@ def steps_in_place(base, model) -> StepsByShape | None:
         return None
 
 
-def ask(
+def run_output(
     base, model, output: str, items: list[Encoded], choices, limit: int, sampling: Sampling, in_place=None
 ) -> list[dict]:
     """What one output says of each item: the columns that it fills, or `odds` of the second choice in nats."""
@@ -251,7 +251,7 @@ def ask(
     return [{"text": text} for text in texts]
 
 
-def spent(base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
+def measure_cost(base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
     if output in ("text", "sample"):
         texts = [columns["text"] for columns in filled]
         if items[0].alphabet:  # each letter is a token
@@ -262,7 +262,7 @@ def spent(base, output: str, items: list[Encoded], filled: list[dict], seconds: 
     return Cost(read=sum(lengths), reading=seconds)
 
 
-def hear(base, questions) -> None:
+def cache_audio(base, questions) -> None:
     """Clips are heard once and remembered: the first system that is asked must not be charged for it."""
     for question in questions:
         if question.audio:
@@ -273,7 +273,7 @@ def prompt_length(item: Encoded) -> int:
     return item.length - sum(label != IGNORED for label in item.labels)
 
 
-def merged(rows: list[dict], odds: list[float]) -> list[dict]:
+def merge_windows(rows: list[dict], odds: list[float]) -> list[dict]:
     """Windows of one record as one row with the probability of their mean log odds."""
     of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -286,7 +286,7 @@ def merged(rows: list[dict], odds: list[float]) -> list[dict]:
 
 
 @torch.no_grad()
-def route(base, mixture: Mixture, questions, budget: int) -> dict:
+def routing_summary(base, mixture: Mixture, questions, budget: int) -> dict:
     """How the gate weighed the experts on this domain: means over tokens, prompt and answer apart.
 
     Returns:
@@ -303,7 +303,7 @@ def route(base, mixture: Mixture, questions, budget: int) -> dict:
     modules, entropy, hits = 0.0, 0.0, 0
     for batch in by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
-        weights = mixture.route(**base.inputs(tensors), **base.facts(mixture, tensors)).double().cpu()
+        weights = mixture.token_routing(**base.inputs(tensors), **base.facts(mixture, tensors)).double().cpu()
         real = tensors["mask"].cpu().bool()
         scored = is_scored(tensors["labels"].cpu(), real)
         weights = weights.expand(*real.shape, -1, -1)
@@ -312,10 +312,10 @@ def route(base, mixture: Mixture, questions, budget: int) -> dict:
             total[part] += mean[chosen].sum(0)
             count[part] += int(chosen.sum())
         modules = modules + weights[real].sum(0)
-        entropy += float(entropies(weights[real]).mean(-1).sum())
+        entropy += float(weight_entropies(weights[real]).mean(-1).sum())
         hits += int((mean[real].argmax(-1) == own).sum()) if own is not None else 0
     tokens = count["prompt"] + count["target"]
-    read = streams_of(mixture.model, list(mixture.layers), apart=True).get(TOKENS, ())
+    read = module_streams(mixture.model, list(mixture.layers), apart=True).get(TOKENS, ())
     layers = next((names for names in (read, mixture.layers) if len(names) == len(modules)), ["all"])
     return {
         "experts": mixture.names,
@@ -335,7 +335,7 @@ def is_scored(labels: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return labels[:, : real.shape[1]] != IGNORED if labels.dim() == 2 else torch.zeros_like(real)
 
 
-def entropies(weights: torch.Tensor) -> torch.Tensor:
+def weight_entropies(weights: torch.Tensor) -> torch.Tensor:
     """In nats, of weights `[..., experts]` as shares of their sum."""
     shares = weights.clamp(min=0)
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)

@@ -14,15 +14,15 @@ import numpy as np
 
 from loratory import registry
 from loratory.data.files import write_json
-from loratory.evaluation.bootstrap import interval
-from loratory.evaluation.contrast import Paired, digests, paired
-from loratory.evaluation.score import BASE, Floor, finite
+from loratory.evaluation.bootstrap import percentile_interval
+from loratory.evaluation.contrast import PairedComparison, file_digests, compare_systems
+from loratory.evaluation.score import BASE, Floor, finite_or_none
 
 Shares = dict[str, tuple[float, np.ndarray]]  # {system: (recovery, its (resamples,) draws)}
 
 
 @dataclass(frozen=True)
-class Asked:
+class DomainPredictions:
     """One domain's answers: {training seed: parquet file}, the folder of its dataset, its `Task` options, and the
     parquet file of controls without a language model, if any."""
 
@@ -32,9 +32,9 @@ class Asked:
     baselines: object = None
 
 
-def recover(
+def contrast_mixers(
     base,
-    asked: Mapping[str, Asked],
+    asked: Mapping[str, DomainPredictions],
     experts,
     mixtures: Sequence[str],
     against,
@@ -64,51 +64,51 @@ def recover(
     rows, valid, shares, controls = [], [], [], {}
     for place, (domain, of) in enumerate(asked.items()):
         draws = (resamples, [seed, place], floor)  # groups of different domains have nothing to do with one another
-        found = paired(domain, of.files, of.data, of.task, "test", wanted.__contains__, *draws, of.baselines)
-        check(found, [*alone, *mixtures], next(iter(of.files.values())))
-        controls[domain], recovered = found.control, recoveries(found, own[domain])
-        rows += [{"domain": domain} | row(found, name, against, recovered) for name in found.sizes]
+        found = compare_systems(domain, of.files, of.data, of.task, "test", wanted.__contains__, *draws, of.baselines)
+        check_systems(found, [*alone, *mixtures], next(iter(of.files.values())))
+        controls[domain], recovered = found.control, system_recoveries(found, own[domain])
+        rows += [{"domain": domain} | recovery_row(found, name, against, recovered) for name in found.sizes]
         shares.append({name: share for name, share in recovered.items() if name in wanted})
-        chosen = paired(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
-        valid += [{"domain": domain} | chosen.row(name) for name in chosen.sizes]
+        chosen = compare_systems(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
+        valid += [{"domain": domain} | chosen.score_row(name) for name in chosen.sizes]
     report = {"base": base, "against": against, "experts": own, "domains": list(asked), "seeds": found.seeds}
-    report |= {"controls": controls, "rows": rows, "valid": valid, "means": means(shares)}
+    report |= {"controls": controls, "rows": rows, "valid": valid, "means": mean_recoveries(shares)}
     report |= {"resamples": resamples, "seed": seed}
-    write_json(out, report | {"inputs": {domain: digests(of.files, of.baselines) for domain, of in asked.items()}})
+    write_json(out, report | {"inputs": {domain: file_digests(of.files, of.baselines) for domain, of in asked.items()}})
 
 
-def check(found: Paired, wanted: Sequence[str], path) -> None:
+def check_systems(found: PairedComparison, wanted: Sequence[str], path) -> None:
     for name in wanted:
         if name not in found.sizes:
-            raise registry.unknown(path, "system", name, found.sizes)
+            raise registry.unknown_name_error(path, "system", name, found.sizes)
 
 
-def recoveries(found: Paired, oracle: str) -> Shares:
+def system_recoveries(found: PairedComparison, oracle: str) -> Shares:
     """Of every system that has a value; {} where the oracle's gain may be 0."""
-    gap = found.better(oracle, BASE)
+    gap = found.gain_over(oracle, BASE)
     if gap["gain_low"] is None or gap["gain_low"] <= 0:
         return {}
-    most = found.gains(oracle)
+    most = found.gain_draws(oracle)
     most = np.where(most > 0, most, np.nan)
-    gains = {name: 0.0 if name == BASE else found.better(name, BASE)["gain"] for name in found.values}
-    return {name: (gain / gap["gain"], found.gains(name) / most) for name, gain in gains.items() if gain is not None}
+    gains = {name: 0.0 if name == BASE else found.gain_over(name, BASE)["gain"] for name in found.values}
+    return {name: (gain / gap["gain"], found.gain_draws(name) / most) for name, gain in gains.items() if gain is not None}
 
 
-def row(found: Paired, name: str, against: str, shares: Shares) -> dict:
-    return found.row(name) | found.better(name, against, "difference") | told(*shares.get(name, (None, None)))
+def recovery_row(found: PairedComparison, name: str, against: str, shares: Shares) -> dict:
+    return found.score_row(name) | found.gain_over(name, against, "difference") | recovery_columns(*shares.get(name, (None, None)))
 
 
-def means(shares: Sequence[Shares]) -> list[dict]:
+def mean_recoveries(shares: Sequence[Shares]) -> list[dict]:
     """The mean recovery of each system over the domains that have one, draw by draw."""
     defined = [of for of in shares if of]
     systems = [name for name in (defined[0] if defined else {}) if all(name in of for of in defined)]
     found = []
     for name in systems:
         values, draws = zip(*(of[name] for of in defined))
-        found.append({"system": name, **told(float(np.mean(values)), np.mean(draws, axis=0)), "domains": len(defined)})
+        found.append({"system": name, **recovery_columns(float(np.mean(values)), np.mean(draws, axis=0)), "domains": len(defined)})
     return found
 
 
-def told(value: float | None, draws: np.ndarray | None) -> dict:
-    low, high = map(finite, interval(draws)) if draws is not None else (None, None)
-    return {"recovery": finite(value), "recovery_low": low, "recovery_high": high}
+def recovery_columns(value: float | None, draws: np.ndarray | None) -> dict:
+    low, high = map(finite_or_none, percentile_interval(draws)) if draws is not None else (None, None)
+    return {"recovery": finite_or_none(value), "recovery_low": low, "recovery_high": high}

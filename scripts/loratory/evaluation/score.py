@@ -16,10 +16,10 @@ from loratory.data.files import sha256, write_json
 from loratory.domains.contract import ROW, Metric
 from loratory.domains.dataset import read_split
 from loratory.errors import InputError
-from loratory.evaluation.bootstrap import distributions, interval, statistic
+from loratory.evaluation.bootstrap import bootstrap_distributions, percentile_interval, row_statistic
 
 COLUMNS = ("split", "system", "kind", *ROW)
-FILLED = {"nll": "nll", "choice": "p", "text": "text", "sample": "text", "structure": "text"}  # output: its column
+OUTPUT_COLUMNS = {"nll": "nll", "choice": "p", "text": "text", "sample": "text", "structure": "text"}  # output: its column
 RECORDS = {"valid": "valid", "test": "test", "sample": "train"}  # samples are compared with what was learnt from
 BASE = "base"
 NOT_FOLDED = "not run: no trained folding base"
@@ -35,14 +35,14 @@ class Floor:
     records: int
     groups: int
 
-    def shortage(self, n: int, n_groups: int) -> str:
+    def shortage_status(self, n: int, n_groups: int) -> str:
         """The status of a cell that is not printed; "" if it may be, or if there is nothing to print."""
         if 0 < n < self.records:
             return f"n < {self.records}: too few records"
         return f"groups < {self.groups}: too few groups of records" if 0 < n_groups < self.groups else ""
 
 
-def score(
+def score_domain(
     domain, base, predictions, baselines, data, task, structures, resamples: int, seed: int, floor: Floor, out
 ) -> None:
     """Writes each metric of each system, with 95 % intervals and paired gains over the base, to the JSON file `out`.
@@ -66,12 +66,12 @@ def score(
         InputError: a file lacks a column, repeats a record, fills an output for some records only, or covers other
             records than the dataset or than the other systems of its split.
     """
-    metrics = registry.load("domain", domain, "metrics")
+    metrics = registry.load_module("domain", domain, "metrics")
     files = dict(sorted(predictions))
     sources = {**files, **({None: baselines} if baselines else {})}
     folded = read_structures(structures) if structures else None
-    resample = partial(distributions, times=resamples, seed=seed)
-    splits = gather(sources, data, folded or {})
+    resample = partial(bootstrap_distributions, times=resamples, seed=seed)
+    splits = gather_runs(sources, data, folded or {})
     control = choose_control(metrics, splits, data, task)
     common = {"task": task, "folded": folded is not None, "seeds": list(files), "floor": floor, "resample": resample}
     rows = []
@@ -103,10 +103,10 @@ def read_structures(path) -> dict[tuple, dict]:
     """The measures of each folded sample, by (seed, system, id)."""
     keys = ("seed", "system", "id")
     rows = pq.read_table(path).to_pylist()
-    return {tuple(row[k] for k in keys): {k: v for k, v in row.items() if k not in keys} for row in rows}
+    return {tuple(score_row[k] for k in keys): {k: v for k, v in score_row.items() if k not in keys} for score_row in rows}
 
 
-def gather(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str, Runs]]:
+def gather_runs(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str, Runs]]:
     """{split: {system: runs}} of all files, every system of a split with the same records."""
     splits: dict[str, dict[str, Runs]] = {}
     covered = {}
@@ -151,7 +151,7 @@ def read_rows(path) -> dict[tuple[str, str], list[dict]]:
                 raise InputError(
                     f"{path}:{row['id']}", what, row["id"], "one row a record", "predict again", "duplicate_id"
                 )
-        for column in set(FILLED.values()):
+        for column in set(OUTPUT_COLUMNS.values()):
             holes = [row["id"] for row in rows if row[column] is None]
             if holes and len(holes) < len(rows):
                 what = f"`{system}` has no `{column}` for {len(holes)} of {len(rows)} records of {split}"
@@ -174,7 +174,7 @@ def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task
         values = {
             name: metric.measure(metrics.columns(runs[None], records, task))
             for name, runs in baselines.items()
-            if offers(metric, split, runs)
+            if has_output(metric, split, runs)
         }
         defined = {name: value * metric.sign for name, value in values.items() if isfinite(value)}
         if defined:
@@ -204,69 +204,69 @@ def score_split(
     groups = np.array([row["group"] for row in some_rows])
     values, statistics, sizes, missing = {}, {}, {}, {}
     for system, runs in systems.items():
-        asked = [m for m in metrics.METRICS if offers(m, split, runs) and (folded or m.output != "structure")]
+        asked = [m for m in metrics.METRICS if has_output(m, split, runs) and (folded or m.output != "structure")]
         columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
         for metric in asked:
             key = system, metric.name
             sizes[key] = selected_size(metric, groups, columns.values())
-            missing[key] = floor.shortage(*sizes[key])
+            missing[key] = floor.shortage_status(*sizes[key])
             if not missing[key]:
                 values[key] = {run: metric.measure(each) for run, each in columns.items()}
-                statistics[key] = statistic(metric.value, list(columns.values()), metric.where)
+                statistics[key] = row_statistic(metric.value, list(columns.values()), metric.where)
     spreads = resample(statistics, groups)
     scored = []
     for system, runs in sorted(systems.items()):
         kind = next(iter(runs.values()))[0]["kind"]
         for metric in metrics.METRICS:
-            if offers(metric, split, runs):
+            if has_output(metric, split, runs):
                 key = system, metric.name
-                n, n_groups = sizes.get(key, size(groups))
+                n, n_groups = sizes.get(key, sample_size(groups))
                 scored.append(
                     {"system": system, "kind": kind, "split": split, "n": n, "n_groups": n_groups}
-                    | described(metric)
-                    | estimate(values.get(key, {}), spreads.get(key), seeds, missing.get(key, NOT_FOLDED))
-                    | gain(metric, values, spreads, key, (BASE, metric.name))
-                    | gain(metric, values, spreads, key, (control, metric.name), CONTROL)
+                    | metric_columns(metric)
+                    | estimate_columns(values.get(key, {}), spreads.get(key), seeds, missing.get(key, NOT_FOLDED))
+                    | gain_columns(metric, values, spreads, key, (BASE, metric.name))
+                    | gain_columns(metric, values, spreads, key, (control, metric.name), CONTROL)
                 )
     return scored
 
 
-def size(groups: np.ndarray) -> tuple[int, int]:
+def sample_size(groups: np.ndarray) -> tuple[int, int]:
     """How many records, in how many groups."""
     return len(groups), len(set(groups.tolist()))
 
 
 def selected_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]) -> tuple[int, int]:
     """The `size` of what a metric looks at, in the run where it is the smallest."""
-    return min(size(groups[metric.selection(each)]) for each in columns)
+    return min(sample_size(groups[metric.selection(each)]) for each in columns)
 
 
-def offers(metric: Metric, split: str, runs: Runs) -> bool:
+def has_output(metric: Metric, split: str, runs: Runs) -> bool:
     """Whether the output that a metric needs is made on this split and was filled by this system."""
     made = (split == "sample") == (metric.output in ("sample", "structure"))
-    return made and all(row[FILLED[metric.output]] is not None for rows in runs.values() for row in rows)
+    return made and all(score_row[OUTPUT_COLUMNS[metric.output]] is not None for rows in runs.values() for score_row in rows)
 
 
-def described(metric: Metric) -> dict:
+def metric_columns(metric: Metric) -> dict:
     names = ("unit", "direction", "primary", "note")
     return {"metric": metric.name} | {name: getattr(metric, name) for name in names}
 
 
-def estimate(values: Mapping, spread, seeds: Sequence[int], missing: str = "") -> dict:
+def estimate_columns(values: Mapping, spread, seeds: Sequence[int], missing: str = "") -> dict:
     """The mean over seeds with its interval; `status` says why a number is missing, `missing` why there are none."""
-    value = finite(np.mean(list(values.values()))) if values else None
-    low, high = map(finite, interval(spread)) if value is not None else (None, None)
+    value = finite_or_none(np.mean(list(values.values()))) if values else None
+    low, high = map(finite_or_none, percentile_interval(spread)) if value is not None else (None, None)
     if not values:
         status = missing
     elif value is None:
         status = "undefined"
     else:
         status = "ok" if low is not None else "no interval"
-    seeded = [] if set(values) <= {None} else [finite(values.get(run)) for run in seeds]
+    seeded = [] if set(values) <= {None} else [finite_or_none(values.get(run)) for run in seeds]
     return {"value": value, "low": low, "high": high, "status": status, "per_seed": seeded}
 
 
-def gain(
+def gain_columns(
     metric: Metric, values: Mapping, spreads: Mapping, key: Hashable, reference: Hashable, name: str = "gain"
 ) -> dict:
     """How much better than another system, with the interval of the paired difference, as `{name}`, `{name}_low` and
@@ -274,9 +274,9 @@ def gain(
     if reference not in values or key not in values or key == reference:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     mean, before = (np.mean(list(values[k].values())) for k in (key, reference))
-    low, high = interval(metric.sign * (spreads[key] - spreads[reference]))
-    return {name: finite(metric.sign * (mean - before)), f"{name}_low": finite(low), f"{name}_high": finite(high)}
+    low, high = percentile_interval(metric.sign * (spreads[key] - spreads[reference]))
+    return {name: finite_or_none(metric.sign * (mean - before)), f"{name}_low": finite_or_none(low), f"{name}_high": finite_or_none(high)}
 
 
-def finite(value) -> float | None:
+def finite_or_none(value) -> float | None:
     return float(value) if value is not None and isfinite(value) else None

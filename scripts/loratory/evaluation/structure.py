@@ -9,7 +9,7 @@ import numpy as np
 from loratory.data.structures import atom, chain_of, letter, read_residues
 from loratory.errors import InputError
 
-SEARCHED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
+MAX_ALIGNED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
 SHORTEST = 20  # residues; TM-align scores 3 residues 1.0, so shorter chains say nothing
 
 
@@ -97,12 +97,12 @@ def tm_score(model, reference, tool: str = "search") -> TmScore:
         InputError: as `read_trace`; also a chain of fewer than 20 residues, or tmtools is wanted but not installed.
     """
     a, b = first_chain(model), first_chain(reference)
-    check_chain(a, label(model, "model"))
-    check_chain(b, label(reference, "reference"))
-    return {"search": by_search, "tmtools": by_tmtools}[tool](a, b)
+    check_chain(a, source_label(model, "model"))
+    check_chain(b, source_label(reference, "reference"))
+    return {"search": tm_by_search, "tmtools": tm_by_tmtools}[tool](a, b)
 
 
-def by_search(model: np.ndarray, reference: np.ndarray) -> TmScore:
+def tm_by_search(model: np.ndarray, reference: np.ndarray) -> TmScore:
     from loratory.evaluation.superposition import best_pairs, rmsd, tm_of_pairs
 
     i, j = best_pairs(model, reference)
@@ -111,7 +111,7 @@ def by_search(model: np.ndarray, reference: np.ndarray) -> TmScore:
     return TmScore(*scores, rmsd(a, b), len(i))
 
 
-def by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
+def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
     try:
         from tmtools import tm_align
     except ModuleNotFoundError as error:
@@ -136,7 +136,7 @@ def nearest_reference(model, references: Mapping[str, np.ndarray], tool: str = "
     chain, best = first_chain(model), None
     # a model can cover no more of a reference than its own length
     bounds = {name: min(1.0, len(chain) / len(other)) for name, other in chains.items()}
-    for name in promising(chain, chains):
+    for name in promising_names(chain, chains):
         if best and bounds[name] < best[1].norm_reference:
             continue
         score = tm_score(chain, chains[name], tool)
@@ -145,15 +145,15 @@ def nearest_reference(model, references: Mapping[str, np.ndarray], tool: str = "
     return best
 
 
-def promising(chain: np.ndarray, chains: Mapping[str, np.ndarray]) -> list[str]:
+def promising_names(chain: np.ndarray, chains: Mapping[str, np.ndarray]) -> list[str]:
     """The names of the SEARCHED most promising chains, the best first."""
-    from loratory.evaluation.superposition import promise
+    from loratory.evaluation.superposition import coarse_score
 
     check_chain(chain, "model")
     for name, other in chains.items():
         check_chain(other, name)
-    promises = {name: promise(chain, other) for name, other in chains.items()}
-    return sorted(chains, key=lambda name: (-promises[name], name))[:SEARCHED]
+    promises = {name: coarse_score(chain, other) for name, other in chains.items()}
+    return sorted(chains, key=lambda name: (-promises[name], name))[:MAX_ALIGNED]
 
 
 def first_chain(source) -> np.ndarray:
@@ -167,7 +167,7 @@ def first_chain(source) -> np.ndarray:
     return trace.coordinates[trace.chains == chains[0]]
 
 
-def label(source, role: str):
+def source_label(source, role: str):
     return role if isinstance(source, np.ndarray) else source
 
 

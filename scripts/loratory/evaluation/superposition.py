@@ -20,7 +20,7 @@ WINDOW, WINDOWS = 20, 30  # residues of a window, windows of a chain: as many st
 FEW_WINDOWS = 8  # where only the promise of a pair of chains is wanted
 TRIED, KEPT = 30, 4  # starts that are aligned once, and of those the ones followed to the end
 GAPS = (-0.6, 0.0)  # cost of opening a gap, in units of one residue pair's score; TM-align's two values
-SETTLED = 1e-4  # residue pairs: a sum that grew by less is at its top
+TOLERANCE = 1e-4  # residue pairs: a sum that grew by less is at its top
 STEPS = 20  # most rounds of alignment from one start; a few are enough
 SCALE = 1000  # dynamic programming works on integers
 
@@ -42,77 +42,77 @@ def best_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if (len(a), a.tobytes()) > (len(b), b.tobytes()):
         return best_pairs(b, a)[::-1]
     scale = d0(len(a))
-    first = [climb(a, b, move, scale, GAPS[0], rounds=1) for move in starts(a, b)]
+    first = [refine(a, b, move, scale, GAPS[0], rounds=1) for move in start_transforms(a, b)]
     climbed = []
     for score, move, pairs in sorted(first, key=lambda found: -found[0])[:KEPT]:
         climbed.append((score, move, pairs))
         for gap in GAPS:
-            climbed.append(climb(a, b, climbed[-1][1], scale, gap, STEPS))
+            climbed.append(refine(a, b, climbed[-1][1], scale, gap, STEPS))
     _, move, (i, j) = max(climbed, key=lambda found: found[0])
-    distance = np.linalg.norm(a[i] - apply(move, b[j]), axis=1)
+    distance = np.linalg.norm(a[i] - apply_transform(move, b[j]), axis=1)
     near = distance <= max(1.5 * len(a) ** 0.3 + 3.5, np.sort(distance)[:3].max())
     return i[near], j[near]
 
 
 def tm_of_pairs(a: np.ndarray, b: np.ndarray, length: int) -> float:
     """TM-score of paired residues, normalised by `length`, at the best superposition of `b` on `a` that is found."""
-    return climb_pairs(a, b, superpose(a, b), d0(length), rounds=100)[0] / length
+    return refine_pairs(a, b, superpose_points(a, b), d0(length), rounds=100)[0] / length
 
 
 def rmsd(a: np.ndarray, b: np.ndarray) -> float:
     """Root mean square distance in Å of paired points after the least-squares superposition."""
-    return float(np.sqrt(np.mean(np.sum((a - apply(superpose(a, b), b)) ** 2, axis=1))))
+    return float(np.sqrt(np.mean(np.sum((a - apply_transform(superpose_points(a, b), b)) ** 2, axis=1))))
 
 
-def starts(a: np.ndarray, b: np.ndarray) -> list[tuple]:
+def start_transforms(a: np.ndarray, b: np.ndarray) -> list[tuple]:
     """The superpositions of window on window that bring the most residues of `b` near any residue of `a`."""
-    rotation, shift, nearness = placements(a, b, WINDOWS, 2)
+    rotation, shift, nearness = window_placements(a, b, WINDOWS, 2)
     chosen = np.argsort(-nearness, kind="stable")[:TRIED]
     return [(rotation[k], shift[k]) for k in chosen]
 
 
-def promise(a: np.ndarray, b: np.ndarray) -> float:
+def coarse_score(a: np.ndarray, b: np.ndarray) -> float:
     """About which share of `b` comes near any residue of `a` at best: a hundredth of the work of an alignment."""
-    return 3 * placements(a, b, FEW_WINDOWS, 3)[2].max() / len(b)
+    return 3 * window_placements(a, b, FEW_WINDOWS, 3)[2].max() / len(b)
 
 
-def placements(a: np.ndarray, b: np.ndarray, count: int, step: int) -> tuple:
+def window_placements(a: np.ndarray, b: np.ndarray, count: int, step: int) -> tuple:
     """Superpositions of `b` on `a`, window on window: rotations, shifts, and the closeness that each brings about.
 
     Args:
         count: of windows of each chain.
         step: residues of `b` that are looked at, one in so many: neighbours in a chain say much the same.
     """
-    on, moved = windows(a, count), windows(b, count)
-    rotation, shift = superpose(np.repeat(on, len(moved), axis=0), np.tile(moved, (len(on), 1, 1)))
+    on, moved = spread_windows(a, count), spread_windows(b, count)
+    rotation, shift = superpose_points(np.repeat(on, len(moved), axis=0), np.tile(moved, (len(on), 1, 1)))
     points = b[::step] @ rotation + shift
     scale = max(d0(len(a)), 3.0)  # a start may be coarser than the score it leads to
     distance, _ = KDTree(a).query(points.reshape(-1, 3), distance_upper_bound=4 * scale)
-    return rotation, shift, closeness(distance, scale).reshape(len(rotation), -1).sum(axis=1)
+    return rotation, shift, distance_score(distance, scale).reshape(len(rotation), -1).sum(axis=1)
 
 
-def windows(a: np.ndarray, count: int) -> np.ndarray:
+def spread_windows(a: np.ndarray, count: int) -> np.ndarray:
     """Up to `count` evenly spread windows, shape (windows, WINDOW, 3)."""
     at = np.unique(np.linspace(0, len(a) - WINDOW, count).round().astype(int))
     return np.stack([a[k : k + WINDOW] for k in at])
 
 
-def climb(a, b, move, scale: float, gap: float, rounds: int) -> tuple:
+def refine(a, b, move, scale: float, gap: float, rounds: int) -> tuple:
     """Aligns and superposes in turn while the score grows; returns `(score, move, pairs)`."""
     best = (-1.0, move, None)
     for _ in range(rounds):
-        i, j = aligned(a, apply(move, b), scale, gap)
-        score, move = climb_pairs(a[i], b[j], move, scale, rounds=10 if rounds == 1 else 30)
+        i, j = align_residues(a, apply_transform(move, b), scale, gap)
+        score, move = refine_pairs(a[i], b[j], move, scale, rounds=10 if rounds == 1 else 30)
         if score <= best[0] + 1e-3:
             break
         best = (score, move, (i, j))
     return best
 
 
-def aligned(a: np.ndarray, b: np.ndarray, scale: float, gap: float) -> tuple[np.ndarray, np.ndarray]:
+def align_residues(a: np.ndarray, b: np.ndarray, scale: float, gap: float) -> tuple[np.ndarray, np.ndarray]:
     """Residue pairs of the global alignment with the largest Σ 1/(1 + (d/d0)²), gaps at the ends being free."""
     # at least 1: an alignment of chains that lie far apart is still not empty
-    scores = np.maximum(SCALE * closeness(cdist(a, b), scale), 1).astype(np.int32)
+    scores = np.maximum(SCALE * distance_score(cdist(a, b), scale), 1).astype(np.int32)
     rows, columns = PurePositionalSequence(len(a)), PurePositionalSequence(len(b))
     matrix = SubstitutionMatrix(rows.alphabet, columns.alphabet, scores)
     penalty = (round(gap * SCALE), 0)
@@ -120,7 +120,7 @@ def aligned(a: np.ndarray, b: np.ndarray, scale: float, gap: float) -> tuple[np.
     return tuple(trace[(trace >= 0).all(axis=1)].T)
 
 
-def climb_pairs(a: np.ndarray, b: np.ndarray, move, scale: float, rounds: int) -> tuple[float, tuple]:
+def refine_pairs(a: np.ndarray, b: np.ndarray, move, scale: float, rounds: int) -> tuple[float, tuple]:
     """Climbs Σ 1/(1 + (d/d0)²) of paired points from the superposition `move`; returns `(sum, move)`.
 
     1/(1 + u) is convex in u = (d/d0)², so its tangent lies below it: least squares weighted by the slope 1/(1 + u)²
@@ -128,18 +128,18 @@ def climb_pairs(a: np.ndarray, b: np.ndarray, move, scale: float, rounds: int) -
     """
     score = -np.inf
     for _ in range(rounds):
-        near = closeness(np.linalg.norm(a - apply(move, b), axis=1), scale)
-        if near.sum() - score < SETTLED:
+        near = distance_score(np.linalg.norm(a - apply_transform(move, b), axis=1), scale)
+        if near.sum() - score < TOLERANCE:
             break
-        score, move = near.sum(), superpose(a, b, near**2)
-    return float(closeness(np.linalg.norm(a - apply(move, b), axis=1), scale).sum()), move
+        score, move = near.sum(), superpose_points(a, b, near**2)
+    return float(distance_score(np.linalg.norm(a - apply_transform(move, b), axis=1), scale).sum()), move
 
 
-def closeness(distance: np.ndarray, scale: float) -> np.ndarray:
+def distance_score(distance: np.ndarray, scale: float) -> np.ndarray:
     return 1 / (1 + (distance / scale) ** 2)
 
 
-def superpose(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def superpose_points(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The proper rotation and shift that move `b` on `a` with the least (weighted) squared distance.
 
     Args:
@@ -160,6 +160,6 @@ def superpose(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) ->
     return rotation, centre_a - centre_b @ rotation
 
 
-def apply(move: tuple, b: np.ndarray) -> np.ndarray:
+def apply_transform(move: tuple, b: np.ndarray) -> np.ndarray:
     rotation, shift = move
     return b @ rotation + shift

@@ -12,7 +12,7 @@ from loratory.domains.questions import examples, read_records
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture
 
-HEARD = "♪"  # stands for a position that is heard
+AUDIO_MARK = "♪"  # stands for a position that is heard
 
 
 def route_tokens(base_folder, mixtures, prompts, data, tasks, device, out) -> None:
@@ -28,15 +28,15 @@ def route_tokens(base_folder, mixtures, prompts, data, tasks, device, out) -> No
     base, found = load_base(base_folder, device), {}
     domains = {domain for names in prompts.values() for domain in names}
     records = {d: examples(d, read_records(data[d], "test", 1), tasks[d], base.family)[0] for d in domains}
-    inputs = {name: joined(base, [(d, records[d]) for d in names]) for name, names in prompts.items()}
+    inputs = {name: join_examples(base, [(d, records[d]) for d in names]) for name, names in prompts.items()}
     for name, folder in mixtures.items():
         mixture = open_mixture(folder, base)
-        found[name] = {prompt: weighed(base, mixture, *given) for prompt, given in inputs.items()}
-        mixture.unwrap()
+        found[name] = {prompt: token_weights(base, mixture, *given) for prompt, given in inputs.items()}
+        mixture.remove_experts()
     write_json(out, found)
 
 
-def joined(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encoded, list[str]]:
+def join_examples(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encoded, list[str]]:
     """Questions of several domains as one input, and the domain of each position; only the first may be heard.
 
     An answer that is chosen or transcribed is left out; one that continues its prompt, as a sequence does, is read.
@@ -54,15 +54,15 @@ def joined(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encoded, lis
     return Encoded(ids, [IGNORED] * len(ids), len(ids), first.audio, heard), domains
 
 
-def weighed(base, mixture: Mixture, item: Encoded, domains: list[str]) -> Mapping:
+def token_weights(base, mixture: Mixture, item: Encoded, domains: list[str]) -> Mapping:
     """`experts`; and of each position its token in `tokens`, its domain in `domains`, and in `weights` those of the
     experts, mean over layers."""
     batch = base.collate([item])
     heard = batch["is_audio"][0].tolist() if item.audio else [False] * len(item.ids)
-    weights = mixture.route(**base.inputs(batch), **base.facts(mixture, batch)).double().mean(2)
+    weights = mixture.token_routing(**base.inputs(batch), **base.facts(mixture, batch)).double().mean(2)
     return {
         "experts": mixture.names,
-        "tokens": [HEARD if audio else base.tokenizer.decode([id]) for id, audio in zip(item.ids, heard)],
+        "tokens": [AUDIO_MARK if audio else base.tokenizer.decode([id]) for id, audio in zip(item.ids, heard)],
         "domains": domains,
         "weights": torch.round(weights.expand(1, len(item.ids), -1)[0], decimals=6).tolist(),
     }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class GateShape:
     """What a gate must fit.
 
     Attributes:
@@ -35,7 +35,7 @@ class Sizes:
 
 
 @dataclass
-class Seen:
+class GateInput:
     """What a mixer may look at.
 
     Attributes:
@@ -73,31 +73,31 @@ class Mixer(Options):
     trained: ClassVar[bool] = True
     reads: ClassVar[Literal["hidden", "input", "nothing"]] = "hidden"
     by_rank: ClassVar[bool] = False
-    told: ClassVar[bool] = False
+    needs_domain: ClassVar[bool] = False
     splits: ClassVar[tuple[str, ...]] = ("gate",)
 
     @property
-    def pooled(self) -> bool:
+    def per_sequence(self) -> bool:
         return False
 
     @property
     def trains_experts(self) -> bool:
         return False
 
-    def experts_of(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         """What is stacked, made once before training: the trained experts as they are, unless a mixer merges them or
         starts its own in their place."""
         return given
 
-    def gate(self, sizes: Sizes) -> torch.nn.Module | None:
+    def build_gate(self, sizes: GateShape) -> torch.nn.Module | None:
         """The trainable part, or None. The caller initialises the random numbers."""
         return None
 
-    def prepare(self, gate: torch.nn.Module, sizes: Sizes, experts: dict[str, Adapter]) -> None:
+    def prepare_gate(self, gate: torch.nn.Module, sizes: GateShape, experts: dict[str, Adapter]) -> None:
         """Writes into a new gate what it takes from the experts and not from training."""
 
     @abstractmethod
-    def weights(self, gate, seen: Seen, sizes: Sizes) -> torch.Tensor:
+    def routing_weights(self, gate, seen: GateInput, sizes: GateShape) -> torch.Tensor:
         """How much each expert is wanted.
 
         Args:
@@ -108,11 +108,11 @@ class Mixer(Options):
             Of any other: what broadcasts to `[batch, length, modules, experts]`.
         """
 
-    def keep(self, weights: torch.Tensor) -> torch.Tensor:
+    def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
         """What of the wanted weights is applied: all, the largest alone, …"""
         return weights
 
-    def penalty(self, weights: torch.Tensor, domain: int) -> torch.Tensor | float:
+    def routing_penalty(self, weights: torch.Tensor, domain: int) -> torch.Tensor | float:
         """What training adds to the loss of each target.
 
         Args:

@@ -15,10 +15,10 @@ from loratory.adapters.core import check_shape, linear_layers
 from loratory.adapters.deltas import Adapter, check_low_rank
 from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
-from loratory.mixers.contract import Mixer, Seen, Sizes
+from loratory.mixers.contract import Mixer, GateInput, GateShape
 from loratory.mixers.layers import GateContext, LayerWeights, MixedLinear
-from loratory.mixers.streams import FRAMES, TOKENS, Heard, bare_states, streams_of, whole
-from loratory.registry import unknown
+from loratory.mixers.streams import FRAMES, TOKENS, EncodedAudio, bare_states, module_streams, mean_pool
+from loratory.registry import unknown_name_error
 
 
 @dataclass
@@ -65,16 +65,16 @@ class Mixture(nn.Module):
         self.heads, self.own_heads = [adapter.heads for adapter in experts.values()], {}
         self.asked: int | None = None
         model.requires_grad_(False)
-        self.layers = self.stack(experts)
+        self.layers = self.stack_experts(experts)
         apart = mixer.reads == "hidden" and not mixer.pooled
-        self.streams = streams_of(model, list(self.layers), apart)
-        self.sizes = {stream: self.sizes_of(names) for stream, names in self.streams.items()}
+        self.streams = module_streams(model, list(self.layers), apart)
+        self.sizes = {stream: self.gate_shape(names) for stream, names in self.streams.items()}
         gates = {stream: mixer.gate(sizes) for stream, sizes in self.sizes.items()}
         self.gate = nn.ModuleDict(gates).to(model.device) if None not in gates.values() else None
         for stream, gate in self.gate.items() if self.gate is not None else ():
             mixer.prepare(gate, self.sizes[stream], experts)
 
-    def stack(self, experts: dict[str, Adapter]) -> dict[str, MixedLinear]:
+    def stack_experts(self, experts: dict[str, Adapter]) -> dict[str, MixedLinear]:
         """Puts the experts' changes on the model's layers; {module: layer} in the order of names."""
         layers, stacked = linear_layers(self.model), {}
         for slot, name in enumerate(sorted({name for adapter in experts.values() for name in adapter.deltas})):
@@ -83,10 +83,10 @@ class Mixture(nn.Module):
             self.model.set_submodule(name, stacked[name])
         return stacked
 
-    def sizes_of(self, names: tuple[str, ...]) -> Sizes:
+    def gate_shape(self, names: tuple[str, ...]) -> GateShape:
         layers = [self.layers[name] for name in names]
         widths, ranks = tuple(layer.A.shape[1] for layer in layers), tuple(len(layer.owner) for layer in layers)
-        return Sizes(len(self.names), self.model.config.hidden_size, names, widths, ranks)
+        return GateShape(len(self.names), self.model.config.hidden_size, names, widths, ranks)
 
     @property
     def config(self):
@@ -109,7 +109,7 @@ class Mixture(nn.Module):
             self.own_heads.setdefault(name, parameters[name].detach().clone())
             parameters[name].data.copy_(tensor)
 
-    def trainable(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """{name: parameter} of the gate and of experts that move, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
@@ -119,32 +119,32 @@ class Mixture(nn.Module):
         self.training = mode
         if self.gate is not None:
             self.gate.train(mode)
-        for block in self.blocks():
+        for block in self.transformer_blocks():
             block.training = mode and block.gradient_checkpointing  # it looks there before it checkpoints
         return self
 
-    def blocks(self) -> list[GradientCheckpointingLayer]:
+    def transformer_blocks(self) -> list[GradientCheckpointingLayer]:
         return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def checkpoint_gradients(self) -> None:
         """Activations of the base's blocks are computed anew in the backward pass, under the weights they had."""
-        for block in self.blocks():
-            block.gradient_checkpointing, block._gradient_checkpointing_func = True, partial(self.repeated, block)
+        for block in self.transformer_blocks():
+            block.gradient_checkpointing, block._gradient_checkpointing_func = True, partial(self.checkpoint_block, block)
         self.train(self.training)
 
-    def repeated(self, block: GradientCheckpointingLayer, forward: Callable, *args):
+    def checkpoint_block(self, block: GradientCheckpointingLayer, forward: Callable, *args):
         """A block's pass, now and, where there is something to learn, once more in the backward pass."""
         weights = self.context.weights
-        first, again = self.inside(block, weights), self.inside(block, weights and weights.anew())
+        first, again = self.block_context(block, weights), self.block_context(block, weights and weights.recompute_copy())
         if torch.is_grad_enabled():
             return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (first, again))
         with first:
             return forward(*args)
 
     @contextmanager
-    def inside(self, block: GradientCheckpointingLayer, weights: LayerWeights | None):
+    def block_context(self, block: GradientCheckpointingLayer, weights: LayerWeights | None):
         """A block is in training mode for no other reason than to be repeated: its own dropout stays off."""
-        with self.context.opened(weights):
+        with self.context.use_weights(weights):
             block.training = False
             try:
                 yield
@@ -165,38 +165,38 @@ class Mixture(nn.Module):
         inputs: of the wrapped model; `encoder_outputs`, if given, is what `listen` returned.
         """
         cache, heard = past_key_values, inputs.get("encoder_outputs")
-        seen = Seen(is_audio=is_audio, domain=self.domain)
-        weights = self.layer_weights(self.weigh(inputs, seen, cache, prompt, hidden), seen)
+        seen = GateInput(is_audio=is_audio, domain=self.domain)
+        weights = self.layer_weights(self.compute_weights(inputs, seen, cache, prompt, hidden), seen)
         if cache is not None:
             inputs["past_key_values"] = cache.mixed
             cache.calls += 1
-        if isinstance(heard, Heard):
+        if isinstance(heard, EncodedAudio):
             inputs["encoder_outputs"] = heard.mixed
-        with self.context.opened(weights):
+        with self.context.use_weights(weights):
             return self.model(**inputs)
 
     def get_encoder(self):
-        return self.listen
+        return self.encode_audio
 
-    def listen(self, features: torch.Tensor) -> Heard:
+    def encode_audio(self, features: torch.Tensor) -> EncodedAudio:
         """An encoder's work of a whole transcript: its states with experts and without them, and their weights."""
-        encoder, seen, states, weights = self.model.get_encoder(), Seen(domain=self.domain), None, {}
+        encoder, seen, states, weights = self.model.get_encoder(), GateInput(domain=self.domain), None, {}
         if self.mixer.reads == "hidden":
-            with torch.no_grad(), self.context.opened(None):
+            with torch.no_grad(), self.context.use_weights(None):
                 states = encoder(features)
-            weights = self.weigh_states(self.pooled({FRAMES: states.last_hidden_state}, None), seen)
+            weights = self.weights_from_states(self.gate_states({FRAMES: states.last_hidden_state}, None), seen)
         elif self.mixer.reads == "nothing":
-            weights = self.weigh_states(None, seen)
-        with self.context.opened(self.layer_weights(weights, seen)):
-            return Heard(encoder(features), states, weights)
+            weights = self.weights_from_states(None, seen)
+        with self.context.use_weights(self.layer_weights(weights, seen)):
+            return EncodedAudio(encoder(features), states, weights)
 
-    def weigh(self, inputs, seen: Seen, cache: PairCache | None = None, prompt=None, hidden=None) -> dict:
+    def compute_weights(self, inputs, seen: GateInput, cache: PairCache | None = None, prompt=None, hidden=None) -> dict:
         """The weights to apply {stream: `[batch, length, modules, experts]`}, without the pass that applies them."""
         if self.mixer.reads == "input":
             self.wanted, self.applied = {}, {}
             return {}
         heard = inputs.get("encoder_outputs")
-        known = dict(heard.weights) if isinstance(heard, Heard) else {}
+        known = dict(heard.weights) if isinstance(heard, EncodedAudio) else {}
         if cache is not None and cache.held is not None:
             known[TOKENS] = cache.held
         if known.keys() >= self.streams.keys():
@@ -204,75 +204,75 @@ class Mixture(nn.Module):
         states = None
         if self.mixer.reads == "hidden":
             states = {TOKENS: hidden} if hidden is not None else self.bare_states(inputs, cache and cache.bare)
-            states = self.pooled(states, prompt if prompt is not None else inputs.get("attention_mask"))
-        weights = known | self.weigh_states(states, seen, known)
+            states = self.gate_states(states, prompt if prompt is not None else inputs.get("attention_mask"))
+        weights = known | self.weights_from_states(states, seen, known)
         if cache is not None and (self.mixer.pooled or cache.calls == self.hold_after):
             cache.held = weights[TOKENS][:, -1:]
         return weights
 
     def bare_states(self, inputs, cache: Cache | None = None) -> dict[str, torch.Tensor]:
         """The base's last hidden states of each stream, computed without experts and without the head."""
-        with torch.no_grad(), self.context.opened(None):
+        with torch.no_grad(), self.context.use_weights(None):
             return bare_states(self.model, inputs, cache)
 
-    def pooled(self, states: dict[str, torch.Tensor], prompt) -> dict[str, torch.Tensor]:
+    def gate_states(self, states: dict[str, torch.Tensor], prompt) -> dict[str, torch.Tensor]:
         """The states that a gate reads: as they are, or one for each sequence."""
-        return {TOKENS: whole(states, prompt)} if self.mixer.pooled else states
+        return {TOKENS: mean_pool(states, prompt)} if self.mixer.pooled else states
 
-    def weigh_states(self, states: dict[str, torch.Tensor] | None, seen: Seen, known=()) -> dict[str, torch.Tensor]:
+    def weights_from_states(self, states: dict[str, torch.Tensor] | None, seen: GateInput, known=()) -> dict[str, torch.Tensor]:
         """The weights of the streams whose states are given, or of all streams if states do not matter."""
         self.wanted = {}
         for stream in self.sizes:
             if stream not in known and (states is None or stream in states):
-                self.wanted[stream] = self.ask(stream, replace(seen, hidden=states and states[stream]))
-        self.applied = {stream: self.mixer.keep(wanted) for stream, wanted in self.wanted.items()}
+                self.wanted[stream] = self.wanted_weights(stream, replace(seen, hidden=states and states[stream]))
+        self.applied = {stream: self.mixer.select_weights(wanted) for stream, wanted in self.wanted.items()}
         return self.applied
 
-    def ask(self, stream: str, seen: Seen) -> torch.Tensor:
+    def wanted_weights(self, stream: str, seen: GateInput) -> torch.Tensor:
         """The wanted weights; a gate computes in single precision whatever the passes around it do."""
         with torch.autocast(self.model.device.type, enabled=False):
-            return self.mixer.weights(self.gate_of(stream), seen, self.sizes[stream]).to(self.model.device)
+            return self.mixer.weights(self.stream_gate(stream), seen, self.sizes[stream]).to(self.model.device)
 
-    def gate_of(self, stream: str) -> nn.Module | None:
+    def stream_gate(self, stream: str) -> nn.Module | None:
         return None if self.gate is None else self.gate[stream]
 
-    def layer_weights(self, weights: dict[str, torch.Tensor], seen: Seen) -> LayerWeights:
+    def layer_weights(self, weights: dict[str, torch.Tensor], seen: GateInput) -> LayerWeights:
         if self.mixer.reads == "input":
-            return OfInput(self, seen)
+            return InputWeights(self, seen)
         by_slot: dict[int, torch.Tensor] = {}
         for stream, applied in weights.items():
             parts = applied.unbind(-2)
             slots = [self.layers[name].slot for name in self.streams[stream]]
             by_slot |= zip(slots, parts if len(parts) == len(slots) else parts * len(slots))
-        return OfPass(by_slot)
+        return PassWeights(by_slot)
 
-    def route(self, **inputs) -> torch.Tensor:
+    def token_routing(self, **inputs) -> torch.Tensor:
         """`routes` of the tokens alone."""
-        return self.routes(**inputs)[TOKENS]
+        return self.stream_routing(**inputs)[TOKENS]
 
     @torch.no_grad()
-    def routes(self, prompt=None, is_audio=None, hidden=None, **inputs) -> dict[str, torch.Tensor]:
+    def stream_routing(self, prompt=None, is_audio=None, hidden=None, **inputs) -> dict[str, torch.Tensor]:
         """The weights that are applied to each expert at each position of each stream,
         `[batch | 1, length | 1, modules | 1, experts]`; for a mixer of ranks, means over an expert's ranks.
 
         Streams that are weighed alike (a mixer that is pooled, or reads nothing) are one, `tokens`.
         """
         if self.mixer.reads != "input":
-            return self.weigh(inputs, Seen(is_audio=is_audio, domain=self.domain), None, prompt, hidden)
+            return self.compute_weights(inputs, GateInput(is_audio=is_audio, domain=self.domain), None, prompt, hidden)
         self(prompt=prompt, is_audio=is_audio, **inputs)
-        apart = streams_of(self.model, list(self.layers), apart=True)  # layers are not called in the order of names
+        apart = module_streams(self.model, list(self.layers), apart=True)  # layers are not called in the order of names
         return {
-            stream: torch.stack([self.of_experts(self.layers[name], self.applied[name]) for name in names], 2)
+            stream: torch.stack([self.expert_means(self.layers[name], self.applied[name]) for name in names], 2)
             for stream, names in apart.items()
         }
 
-    def of_experts(self, layer: MixedLinear, weights: torch.Tensor) -> torch.Tensor:
+    def expert_means(self, layer: MixedLinear, weights: torch.Tensor) -> torch.Tensor:
         if not layer.by_rank:
             return weights
         share = nn.functional.one_hot(layer.owner, len(self.names)).to(weights.dtype)
         return weights @ (share / share.sum(0).clamp(min=1))
 
-    def experts(self) -> dict[str, Adapter]:
+    def current_experts(self) -> dict[str, Adapter]:
         """The experts as they are now; those that do not move are those that were given, bit for bit."""
         if not self.mixer.trains_experts:
             return self.given
@@ -282,16 +282,16 @@ class Mixture(nn.Module):
             found[name] = Adapter(deltas, heads=adapter.heads)
         return found
 
-    def unwrap(self):
+    def remove_experts(self):
         """Takes the experts off the model again."""
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer.base)
         self.put_heads(self.own_heads)
-        for block in self.blocks():
+        for block in self.transformer_blocks():
             block.gradient_checkpointing = block.training = False
 
 
-class OfPass:
+class PassWeights:
     """Weights that were made before the pass: {slot: `[batch | 1, length | 1, experts]`}."""
 
     def __init__(self, by_slot: dict[int, torch.Tensor]):
@@ -300,34 +300,34 @@ class OfPass:
     def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
         return self.by_slot[layer.slot]
 
-    def anew(self):
+    def recompute_copy(self):
         return self
 
 
-class OfInput:
+class InputWeights:
     """Weights that each layer makes of its own input.
 
     Args:
         told: the mixture shows them as its latest. Those of a repeated pass would keep all that it computed anew.
     """
 
-    def __init__(self, mixture: Mixture, seen: Seen, told: bool = True):
+    def __init__(self, mixture: Mixture, seen: GateInput, told: bool = True):
         self.mixture, self.seen, self.told = mixture, seen, told
 
     def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
         mixture = self.mixture
-        wanted = mixture.ask(TOKENS, replace(self.seen, input=x, layer=layer.slot))
-        applied = mixture.mixer.keep(wanted)
+        wanted = mixture.wanted_weights(TOKENS, replace(self.seen, input=x, layer=layer.slot))
+        applied = mixture.mixer.select_weights(wanted)
         if self.told:
             mixture.wanted[layer.name], mixture.applied[layer.name] = wanted, applied
         return applied
 
-    def anew(self):
+    def recompute_copy(self):
         """For a repeated pass: it must find what earlier layers left, and not what it left itself the first time."""
-        return OfInput(self.mixture, replace(self.seen, passed=dict(self.seen.passed)), told=False)
+        return InputWeights(self.mixture, replace(self.seen, passed=dict(self.seen.passed)), told=False)
 
 
-def check_given(experts: dict[str, Adapter], where) -> None:
+def check_trained_experts(experts: dict[str, Adapter], where) -> None:
     """Raises:
     InputError: fewer than two experts, or one that is untrained (B = 0 gives its gate no gradient).
     """
@@ -347,7 +347,7 @@ def check_experts(model, experts: dict[str, Adapter], where) -> None:
         check_low_rank(f"{where}:{name}", adapter)
         for module, delta in adapter.deltas.items():
             if module not in layers:
-                raise unknown(f"{where}:{name}", "linear layer of this base", module, layers)
+                raise unknown_name_error(f"{where}:{name}", "linear layer of this base", module, layers)
             check_shape(f"{where}:{name}", module, layers[module], delta)
     check_heads(model, experts, where)
 
@@ -365,7 +365,7 @@ def check_heads(model, experts: dict[str, Adapter], where) -> None:
             raise InputError(f"{where}:{name}", what, parts, expected, "train all experts on the same base and task")
         for part, tensor in adapter.heads.items():
             if part not in shapes:
-                raise unknown(f"{where}:{name}", "weight of this base", part, shapes)
+                raise unknown_name_error(f"{where}:{name}", "weight of this base", part, shapes)
             if tuple(tensor.shape) != shapes[part]:
                 sizes = str(tuple(tensor.shape))
                 raise InputError(f"{where}:{name}:{part}", "wrong size", sizes, f"{shapes[part]} as in this base")

@@ -23,7 +23,7 @@ RANK = Field(None, ge=1, description="rank of a fresh expert; none takes each la
 ALPHA = Field(None, gt=0, description="its scale numerator; none takes that of the given expert of largest rank")
 
 
-class Starter(contract.Mixer):
+class UntrainedExperts(contract.Mixer):
     """A mixer that starts experts of its own and trains them on all that the given ones and gates learn from."""
 
     splits: ClassVar[tuple[str, ...]] = ("train", "gate")
@@ -33,7 +33,7 @@ class Starter(contract.Mixer):
         return True
 
 
-def widest(given: dict[str, Adapter]) -> dict[str, LowRank]:
+def max_rank_deltas(given: dict[str, Adapter]) -> dict[str, LowRank]:
     """{layer: the change of largest rank} of every layer that any of the given experts changes.
 
     Raises:
@@ -53,7 +53,7 @@ def widest(given: dict[str, Adapter]) -> dict[str, LowRank]:
     return found
 
 
-def fresh(
+def untrained_expert(
     name: str, like: dict[str, LowRank], seed: int, rank: int | None = None, alpha: float | None = None
 ) -> Adapter:
     """One untrained expert.
@@ -65,10 +65,10 @@ def fresh(
     """
     from loratory.adapters.deltas import Adapter
 
-    return Adapter({module: start(f"{name}.{module}", delta, seed, rank, alpha) for module, delta in like.items()})
+    return Adapter({module: untrained_delta(f"{name}.{module}", delta, seed, rank, alpha) for module, delta in like.items()})
 
 
-def start(name: str, like: LowRank, seed: int, rank: int | None, alpha: float | None) -> LowRank:
+def untrained_delta(name: str, like: LowRank, seed: int, rank: int | None, alpha: float | None) -> LowRank:
     import torch
 
     from loratory.adapters.core import generator_for

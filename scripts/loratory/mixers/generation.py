@@ -21,10 +21,10 @@ BUCKET = 64  # tokens
 
 def generate(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options) -> list[list[int]]:
     """The ids that are written after each row, without the end token; arguments are those of `stream`."""
-    return gathered(stream(model, input_ids, attention_mask, **options), len(input_ids))
+    return gathered(stream_tokens(model, input_ids, attention_mask, **options), len(input_ids))
 
 
-def stream(
+def stream_tokens(
     model,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -66,12 +66,12 @@ def stream(
     inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
 
     def forward(inputs, cache):
-        with held_after(model, hold_after):
+        with override_hold_after(model, hold_after):
             return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     if fixed is not None:
         fixed.check(model, rows, mask.shape[1] + max_new_tokens)
-        forward = fixed.after(forward, hold_after)
+        forward = fixed.wrap_forward(forward, hold_after)
     ends = model.config.eos_token_id if eos is None else eos
     stopping = StopStringCriteria(tokenizer, list(stop)) if stop else None
     return steps(forward, inputs, cache, () if ends is None else ends, max_new_tokens, sampling, stopping)
@@ -93,7 +93,7 @@ def check_request(model, input_ids, attention_mask, stop, tokenizer, hold_after)
 
 
 @contextmanager
-def held_after(model, hold_after: int | None):
+def override_hold_after(model, hold_after: int | None):
     """The option of one request, for one pass: requests may take turns on a mixture."""
     if hold_after is None:
         yield
@@ -120,7 +120,7 @@ class Prefix:
     bare: Cache | None
     mixed: Cache | None = None
 
-    def cache(self, model, rows: int) -> Cache | PairCache:
+    def request_cache(self, model, rows: int) -> Cache | PairCache:
         """A cache of `rows` requests that go on from here.
 
         Raises:
@@ -195,9 +195,9 @@ class FixedSteps:
         self.held: torch.Tensor | None = None
         self.graphs: dict = {}
         self.calls, self.request = 0, None
-        self.quick_step = torch.compile(self.step, dynamic=False) if compiled else self.step
+        self.quick_step = torch.compile(self.run_step, dynamic=False) if compiled else self.run_step
 
-    def check(self, model, rows: int, length: int) -> None:
+    def check_batch(self, model, rows: int, length: int) -> None:
         """Raises:
         InputError: the request is of another model or does not fit.
         """
@@ -207,7 +207,7 @@ class FixedSteps:
             asked, made = f"{rows} rows of {length} tokens", f"{self.rows} rows of at most {self.length}"
             raise InputError("generate: fixed", "the batch does not fit the steps", asked, made)
 
-    def after(self, forward: Callable, hold_after: int | None) -> Callable:
+    def wrap_forward(self, forward: Callable, hold_after: int | None) -> Callable:
         """`forward` for the prompt, and the steps in place for what follows."""
         started = False
 
@@ -218,15 +218,15 @@ class FixedSteps:
                     raise RuntimeError("another request has taken over these steps")
                 return self(inputs["input_ids"], hold_after)
             output, started = forward(inputs, cache), True
-            self.start(cache, inputs["attention_mask"], inputs["position_ids"])
+            self.start_request(cache, inputs["attention_mask"], inputs["position_ids"])
             self.request = fixed_forward
             return output
 
         return fixed_forward
 
-    def start(self, cache: Cache | PairCache, mask: torch.Tensor, positions: torch.Tensor) -> None:
+    def start_request(self, cache: Cache | PairCache, mask: torch.Tensor, positions: torch.Tensor) -> None:
         """Takes over what a prompt's pass left in growing caches."""
-        self.take([cache] if self.mixture is None else [c for c in (cache.bare, cache.mixed) if c is not None])
+        self.copy_caches([cache] if self.mixture is None else [c for c in (cache.bare, cache.mixed) if c is not None])
         self.mask.fill_(self.hidden_from)
         self.mask[:, 0, 0, : mask.shape[1]].masked_fill_(mask.bool(), 0.0)
         self.positions.copy_(positions[:, -1:] + 1)
@@ -237,9 +237,9 @@ class FixedSteps:
             constant = self.mixture.mixer.reads == "nothing"
             held = self.mixture.applied[TOKENS][:, -1:] if constant else cache.held
             self.cache, self.calls = PairCache(bare, self.caches[-1], held), cache.calls
-            self.keep_held()
+            self.store_held_weights()
 
-    def take(self, grown: list[Cache]) -> None:
+    def copy_caches(self, grown: list[Cache]) -> None:
         if not self.caches:
             self.caches = [DynamicCache() for _ in grown]
             for fixed, like in zip(self.caches, grown):
@@ -254,14 +254,14 @@ class FixedSteps:
         self.calls += 1
         asks = self.mixture is not None and self.cache.held is None
         if asks and self.calls - 1 == hold_after:
-            return self.last_asked(hold_after)
+            return self.step_and_hold(hold_after)
         kind = (asks, self.mixture and self.mixture.domain)
         if not self.capture or kind not in self.graphs:
             self.graphs.setdefault(kind, None)
             return self.quick_step()
         if self.graphs[kind] is None:
             try:
-                self.graphs[kind] = self.captured()
+                self.graphs[kind] = self.capture_step()
             except RuntimeError as error:
                 print(f"steps are not replayed: {str(error).splitlines()[0]}", flush=True)
                 self.capture = False
@@ -270,15 +270,15 @@ class FixedSteps:
         graph.replay()
         return output
 
-    def last_asked(self, hold_after: int):
+    def step_and_hold(self, hold_after: int):
         """A step after which the mixture's weights stay; never captured, as it changes more than tensors."""
         self.cache.calls = hold_after
-        with held_after(self.model, hold_after):
-            output = self.step()
-        self.keep_held()
+        with override_hold_after(self.model, hold_after):
+            output = self.run_step()
+        self.store_held_weights()
         return output
 
-    def keep_held(self) -> None:
+    def store_held_weights(self) -> None:
         """Held weights of all requests have one place, where graphs look for them."""
         if self.cache.held is None:
             return
@@ -286,13 +286,13 @@ class FixedSteps:
             self.held = self.cache.held.clone()
         self.cache.held = self.held.copy_(self.cache.held)
 
-    def captured(self):
+    def capture_step(self):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self.quick_step()
         return graph, output
 
-    def step(self):
+    def run_step(self):
         self.mask.index_fill_(-1, self.place, 0.0)
         output = self.model(
             input_ids=self.token,
@@ -331,7 +331,7 @@ class StepsByShape:
         if self.latest is None or (self.latest.rows, self.latest.length) != (rows, length):
             self.latest = None  # frees its caches before the next ones are made
             self.latest = FixedSteps(self.model, rows, length, self.capture)
-        return self.latest.after(forward, getattr(self.model, "hold_after", None))
+        return self.latest.wrap_forward(forward, getattr(self.model, "hold_after", None))
 
 
 def check_attention(config) -> None:

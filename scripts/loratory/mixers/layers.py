@@ -30,7 +30,7 @@ class GateContext:
         self.is_open = False
 
     @contextmanager
-    def opened(self, weights: LayerWeights | None):
+    def use_weights(self, weights: LayerWeights | None):
         before = self.weights, self.is_open
         self.weights, self.is_open = weights, True
         try:
@@ -77,12 +77,12 @@ class MixedLinear(nn.Module):
         if self.context.weights is None:
             return y
         inner = linear(x, self.A.to(x.dtype))
-        inner = self.weighed(inner, self.context.weights(self, x).to(inner.dtype))
+        inner = self.scale_ranks(inner, self.context.weights(self, x).to(inner.dtype))
         if self.moves:
             inner = inner * self.scale.to(inner.dtype)
         return y + linear(inner, self.B.to(inner.dtype))
 
-    def weighed(self, inner, weights):
+    def scale_ranks(self, inner, weights):
         """Each rank of `inner [batch, length, Σ rank]` times the weight of its expert."""
         if self.by_rank:
             return inner * weights
@@ -90,7 +90,7 @@ class MixedLinear(nn.Module):
             return inner * weights.index_select(-1, self.owner)
         return (inner.unflatten(-1, (-1, self.rank)) * weights[..., None]).flatten(-2)
 
-    def moved(self, expert: int, scale: float) -> LowRank:
+    def current_delta(self, expert: int, scale: float) -> LowRank:
         """The change of one of the experts that move, as it is now."""
         own = self.owner == expert
         return LowRank(self.A.detach()[own], self.B.detach()[:, own], scale)

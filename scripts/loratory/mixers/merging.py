@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratory.errors import InputError
 from loratory.mixers import contract
-from loratory.registry import unknown
+from loratory.registry import unknown_name_error
 
 if TYPE_CHECKING:
     from loratory.adapters.deltas import Adapter, LowRank
 
-MERGED = "merged"  # the name of the one expert that is left
+MERGED_NAME = "merged"  # the name of the one expert that is left
 
 
 class Merger(contract.Mixer):
@@ -24,13 +24,13 @@ class Merger(contract.Mixer):
     trained: ClassVar[bool] = False
     reads: ClassVar[str] = "nothing"
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         import torch
 
         return torch.ones(1, 1, 1, 1)
 
 
-def merged(
+def merge_experts(
     given: dict[str, Adapter], merge: Callable[[str, dict[str, LowRank]], LowRank], where="mixture"
 ) -> dict[str, Adapter]:
     """One adapter in place of those given.
@@ -50,10 +50,10 @@ def merged(
             raise InputError(f"{where}:{name}", what, first, "an expert without heads", fix)
     modules = sorted({module for adapter in given.values() for module in adapter.deltas})
     changes = {m: {n: a.deltas[m] for n, a in given.items() if m in a.deltas} for m in modules}
-    return {MERGED: Adapter({module: merge(module, found) for module, found in changes.items()})}
+    return {MERGED_NAME: Adapter({module: merge(module, found) for module, found in changes.items()})}
 
 
-def shares_of(asked: dict[str, float], given: dict[str, Adapter], usual: float, where="mixture") -> dict[str, float]:
+def expert_shares(asked: dict[str, float], given: dict[str, Adapter], usual: float, where="mixture") -> dict[str, float]:
     """The weight of each expert: the one that was asked for, or the `usual` one if none was asked for at all.
 
     Raises:
@@ -63,7 +63,7 @@ def shares_of(asked: dict[str, float], given: dict[str, Adapter], usual: float, 
         return dict.fromkeys(given, usual)
     for name in asked:
         if name not in given:
-            raise unknown(f"{where}.shares", "expert", name, given)
+            raise unknown_name_error(f"{where}.shares", "expert", name, given)
     for name in given:
         if name not in asked:
             raise InputError(f"{where}.shares", "an expert without a share", name, "all experts, or none")

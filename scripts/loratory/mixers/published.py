@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from loratory.adapters.deltas import CONFIG, WEIGHTS
 from loratory.data.files import read_json
 from loratory.errors import InputError
-from loratory.mixers.core import Mixture, check_given
+from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.kinds.xlora import Mixer
 from loratory.mixers.layers import MixedLinear
 from loratory.mixers.store import open_experts
@@ -25,7 +25,7 @@ LAYOUTS = {  # config file: (weights file, what a gate's tensor is called)
     "xlora_config.json": ("xlora_classifier.safetensors", r"^(?:inner\.(\d+)|last)\.(weight|bias)$"),
     CONFIG: (WEIGHTS, r"internal_xlora_classifier\.layers\.(\d+)\.(weight|bias)$"),
 }
-MEANT = {"scaling_pass_value": (0, 0.0), "use_trainable_adapters": (False,), "enable_relu_and_dropout": (True,)}
+SUPPORTED_VALUES = {"scaling_pass_value": (0, 0.0), "use_trainable_adapters": (False,), "enable_relu_and_dropout": (True,)}
 
 
 def open_published(folder, base, experts: dict[str, str]) -> Mixture:
@@ -49,23 +49,23 @@ def open_published(folder, base, experts: dict[str, str]) -> Mixture:
     if not (folder / weights).is_file():
         raise InputError(folder, f"no {weights}", expected="the gate as safetensors")
     opened = open_experts(experts, base.fingerprint)
-    check_given(opened, folder)
-    mixture = Mixture(base.model, opened, mixer(given, config), folder)
+    check_trained_experts(opened, folder)
+    mixture = Mixture(base.model, opened, mixer_from_config(given, config), folder)
     try:
-        fill(mixture, linear_tensors(load_file(folder / weights), pattern), folder / weights)
+        fill_gate(mixture, linear_tensors(load_file(folder / weights), pattern), folder / weights)
     except InputError:
-        mixture.unwrap()
+        mixture.remove_experts()
         raise
     return mixture.eval()
 
 
-def mixer(given: dict, where) -> Mixer:
+def mixer_from_config(given: dict, where) -> Mixer:
     """Our options from theirs.
 
     Raises:
         InputError: an option has a value that is not supported.
     """
-    for option, allowed in MEANT.items():
+    for option, allowed in SUPPORTED_VALUES.items():
         if given.get(option, allowed[0]) not in allowed:
             raise InputError(where, f"`{option}` is not supported", given[option], str(allowed[0]))
     top_k, first, again = (given.get(key) for key in ("top_k_lora", "enable_softmax", "enable_softmax_topk"))
@@ -93,7 +93,7 @@ def linear_tensors(tensors: dict[str, torch.Tensor], pattern: str) -> list[dict[
     return [layers[place] for place in sorted(layers)]
 
 
-def fill(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where) -> None:
+def fill_gate(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where) -> None:
     """Copies the layers into the gate.
 
     Raises:
@@ -106,8 +106,8 @@ def fill(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where) -> None
     for module, layer in zip(own, layers):
         bias = layer.get("bias", torch.zeros(len(layer["weight"])))
         if module is own[-1] and mixture.mixer.layerwise:
-            layer = {"weight": by_name(layer["weight"], mixture, where)}
-            bias = by_name(bias, mixture, where)
+            layer = {"weight": rows_by_name(layer["weight"], mixture, where)}
+            bias = rows_by_name(bias, mixture, where)
         if layer["weight"].shape != module.weight.shape:
             sizes = str(tuple(layer["weight"].shape))
             raise InputError(where, "the gate does not fit", sizes, str(tuple(module.weight.shape)))
@@ -115,7 +115,7 @@ def fill(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where) -> None
         module.bias.data.copy_(bias)
 
 
-def by_name(rows: torch.Tensor, mixture: Mixture, where) -> torch.Tensor:
+def rows_by_name(rows: torch.Tensor, mixture: Mixture, where) -> torch.Tensor:
     """Rows for (layer in the model's order, expert) → for (layer in the order of names, expert)."""
     walked = [name for name, module in mixture.model.named_modules() if isinstance(module, MixedLinear)]
     experts = len(mixture.names)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def largest(weights: torch.Tensor, k: int, again: Callable | None = None) -> torch.Tensor:
+def keep_largest(weights: torch.Tensor, k: int, again: Callable | None = None) -> torch.Tensor:
     """The `k` largest of the last axis, or all if there are fewer, and 0 for the others.
 
     Args:
@@ -23,17 +23,17 @@ def largest(weights: torch.Tensor, k: int, again: Callable | None = None) -> tor
     return best.new_zeros(weights.shape).scatter(-1, places, best)
 
 
-def shares(weights: torch.Tensor) -> torch.Tensor:
+def normalise_weights(weights: torch.Tensor) -> torch.Tensor:
     """Made to sum to 1."""
     return weights / weights.sum(-1, keepdim=True)
 
 
 def cross_entropy(weights: torch.Tensor, domain: int) -> torch.Tensor:
     """Mean of −log p of the domain's expert."""
-    return -logs(weights[..., domain]).mean()
+    return -finite_log(weights[..., domain]).mean()
 
 
-def logs(weights: torch.Tensor) -> torch.Tensor:
+def finite_log(weights: torch.Tensor) -> torch.Tensor:
     """log p, finite where p is rounded to 0."""
     import torch
 

@@ -39,7 +39,7 @@ def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, 
         gate = {} if mixture.gate is None else mixture.gate.state_dict()
         save_file({name: stored(tensor) for name, tensor in gate.items()}, aside / GATE, metadata={"format": "pt"})
         save_experts(aside / EXPERTS, mixture, expert_folders, run)
-        own = set(registry.load("mixer", kind).Mixer.model_fields)
+        own = set(registry.load_module("mixer", kind).Mixer.model_fields)
         options = mixture.mixer.model_dump(mode="json", include=own)
         manifest = {"mixer": kind, "options": options, "experts": mixture.names, "domains": mixture.domains}
         write_json(aside / MANIFEST, manifest | run)
@@ -48,7 +48,7 @@ def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, 
 def save_experts(folder: Path, mixture: Mixture, given: dict[str, str], run: dict) -> None:
     """Copies of the experts that were given, or what the mixer made of them."""
     mixer, model = mixture.mixer, mixture.model
-    if type(mixer).experts_of is contract.Mixer.experts_of and not mixer.trains_experts:
+    if type(mixer).prepare_experts is contract.Mixer.prepare_experts and not mixer.trains_experts:
         for name in mixture.names:
             copytree(given[name], folder / name)
         return
@@ -70,7 +70,7 @@ def open_mixture(folder, base) -> Mixture:
     if manifest["base_sha256"] != base.fingerprint:
         raise InputError(folder, "the mixture belongs to another base", manifest["base_sha256"][:12])
     folders = {name: folder / EXPERTS / name for name in manifest["experts"]}
-    mixer = registry.load("mixer", manifest["mixer"]).Mixer(**manifest["options"])
+    mixer = registry.load_module("mixer", manifest["mixer"]).Mixer(**manifest["options"])
     mixture = Mixture(base.model, open_experts(folders, base.fingerprint), mixer, folder, manifest["domains"])
     if mixture.gate is not None:
         mixture.gate.load_state_dict(load_file(folder / GATE))

@@ -16,7 +16,7 @@ READS_FRAMES = re.compile(r"(^|\.)encoder\.|\.encoder_attn\.[kv]_proj$")
 OF_HEADS = ("logits_to_keep", "labels")  # inputs that only a model with its head takes
 
 
-def streams_of(model, modules: list[str], apart: bool) -> dict[str, tuple[str, ...]]:
+def module_streams(model, modules: list[str], apart: bool) -> dict[str, tuple[str, ...]]:
     """{stream: its modules}; all modules are one stream unless the streams are to be told `apart`."""
     if not (apart and model.config.is_encoder_decoder):
         return {TOKENS: tuple(modules)}
@@ -26,7 +26,7 @@ def streams_of(model, modules: list[str], apart: bool) -> dict[str, tuple[str, .
 
 
 @dataclass
-class Heard:
+class EncodedAudio:
     """What an encoder made of audio, once for a whole transcript.
 
     Attributes:
@@ -44,7 +44,7 @@ def bare_states(model, inputs: dict, cache: Cache | None) -> dict[str, torch.Ten
     inputs = {name: value for name, value in inputs.items() if name not in OF_HEADS}
     if cache is not None:
         inputs["past_key_values"] = cache
-    if isinstance(inputs.get("encoder_outputs"), Heard):
+    if isinstance(inputs.get("encoder_outputs"), EncodedAudio):
         inputs["encoder_outputs"] = inputs["encoder_outputs"].bare
     found = model.base_model(**inputs)
     if not model.config.is_encoder_decoder:
@@ -52,7 +52,7 @@ def bare_states(model, inputs: dict, cache: Cache | None) -> dict[str, torch.Ten
     return {TOKENS: found.last_hidden_state, FRAMES: found.encoder_last_hidden_state}
 
 
-def whole(states: dict[str, torch.Tensor], prompt: torch.Tensor | None) -> torch.Tensor:
+def mean_pool(states: dict[str, torch.Tensor], prompt: torch.Tensor | None) -> torch.Tensor:
     """`[batch, 1, hidden]`: the mean over all frames, or over the tokens `[batch, length]` of the prompt."""
     if FRAMES in states:
         return states[FRAMES].mean(1, keepdim=True)

@@ -23,14 +23,14 @@ STYLE = {
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
 }
-SHARES = matplotlib.colormaps["cividis"]
-CHANGES = matplotlib.colormaps["PuOr"]  # orange: worse than the base, purple: better
+SHARE_COLOURS = matplotlib.colormaps["cividis"]
+CHANGE_COLOURS = matplotlib.colormaps["PuOr"]  # orange: worse than the base, purple: better
 UNDEFINED = "0.85"
 PANEL = (3.4, 2.6)  # inches
-COLUMNS = 3  # panels side by side
+PANEL_COLUMNS = 3  # panels side by side
 
 
-def routing(weights, out, banner: str = "") -> None:
+def draw_routing(weights, out, banner: str = "") -> None:
     """Which expert each domain's tokens are sent to.
 
     Args:
@@ -42,24 +42,24 @@ def routing(weights, out, banner: str = "") -> None:
     top = {domain: "–" if share is None else f"{share:.0%}" for domain, share in found["top1"].items()}
     names = [f"{d}\nentropy {found['entropy'][d]:.2f}, top-1 {top[d]}" for d in found["domains"]]
     shown = [[f"{weight:.2f}" for weight in row] for row in found["weights"]]
-    with drawn(out, (2.6 + 0.9 * len(found["experts"]), 1.5 + 0.55 * len(names)), banner) as figure:
-        heat(figure, found["weights"], shown, names, found["experts"], SHARES, (0, 1), "mean gate weight (share)")
+    with svg_figure(out, (2.6 + 0.9 * len(found["experts"]), 1.5 + 0.55 * len(names)), banner) as figure:
+        draw_heatmap(figure, found["weights"], shown, names, found["experts"], SHARE_COLOURS, (0, 1), "mean gate weight (share)")
         figure.axes[0].set(xlabel="expert", ylabel="domain of the input")
 
 
-def layers(weights, out, banner: str = "") -> None:
+def draw_layers(weights, out, banner: str = "") -> None:
     """Mean weight of each expert in each adapted layer: a panel for each domain of the input.
 
     Args:
         weights: JSON file of `routes.gather_routes`.
     """
     found = read_json(weights)
-    rows, domains = shortened(found["layers"]), found["domains"]
+    rows, domains = short_names(found["layers"]), found["domains"]
     size = (2.4 + (0.5 + 0.3 * len(found["experts"])) * len(domains), 1.5 + 0.14 * max(8, len(rows)))
-    with drawn(out, size, banner) as figure:
+    with svg_figure(out, size, banner) as figure:
         axes = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
         for axis, domain in zip(axes, domains):
-            image = axis.imshow(found["modules"][domain], cmap=SHARES, vmin=0, vmax=1, aspect="auto")
+            image = axis.imshow(found["modules"][domain], cmap=SHARE_COLOURS, vmin=0, vmax=1, aspect="auto")
             axis.set_xticks(range(len(found["experts"])), found["experts"], rotation=90)
             axis.set(title=domain)
             axis.spines[:].set_visible(False)
@@ -69,7 +69,7 @@ def layers(weights, out, banner: str = "") -> None:
         figure.colorbar(image, ax=axes.tolist(), label="mean gate weight")
 
 
-def shortened(names: Sequence[str]) -> list[str]:
+def short_names(names: Sequence[str]) -> list[str]:
     """Dotted names without the parts that all of them start with."""
     parts = [name.split(".") for name in names]
     same = 0
@@ -78,7 +78,7 @@ def shortened(names: Sequence[str]) -> list[str]:
     return [".".join(part[same:]) for part in parts]
 
 
-def tokens(routes, mixture: str, out, banner: str = "") -> None:
+def draw_token_weights(routes, mixture: str, out, banner: str = "") -> None:
     """Weight of each expert at each token, mean over layers: a panel for each input of several domains.
 
     Args:
@@ -87,11 +87,11 @@ def tokens(routes, mixture: str, out, banner: str = "") -> None:
     found = read_json(routes)[mixture]
     longest = max(len(routed["tokens"]) for routed in found.values())
     high = 1 + 0.22 * len(next(iter(found.values()))["experts"])
-    with drawn(out, (2.5 + 0.03 * longest, 0.6 + high * len(found)), banner) as figure:
+    with svg_figure(out, (2.5 + 0.03 * longest, 0.6 + high * len(found)), banner) as figure:
         axes = figure.subplots(len(found), 1, squeeze=False)[:, 0]
         for axis, (name, routed) in zip(axes, found.items()):
             weights = [*zip(*routed["weights"])]
-            image = axis.imshow(weights, cmap=SHARES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            image = axis.imshow(weights, cmap=SHARE_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             axis.set_yticks(range(len(routed["experts"])), routed["experts"])
             domains = routed["domains"]
             starts = [at for at, domain in enumerate(domains) if at == 0 or domain != domains[at - 1]]
@@ -105,7 +105,7 @@ def tokens(routes, mixture: str, out, banner: str = "") -> None:
         figure.colorbar(image, ax=axes.tolist(), label="weight, mean over layers")
 
 
-def transfer(summary, out, banner: str = "") -> None:
+def draw_transfer(summary, out, banner: str = "") -> None:
     """How much of the oracle's gain each adapter recovers on each domain; cells without one are grey.
 
     Args:
@@ -116,20 +116,20 @@ def transfer(summary, out, banner: str = "") -> None:
     """
     with open(summary, newline="") as stream:
         rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["label"] == row["system"]]
-    domains = list(dict.fromkeys(row["domain"] for row in rows))
-    adapters = list(dict.fromkeys(row["system"] for row in rows if row["kind"] == "adapter"))
+    domains = list(dict.fromkeys(score_row["domain"] for row in rows))
+    adapters = list(dict.fromkeys(score_row["system"] for row in rows if row["kind"] == "adapter"))
     if not adapters:
         raise InputError(summary, "no adapter to draw", expected="rows of kind `adapter`")
     shares = {(row["system"], row["domain"]): float(row["recovery"] or "nan") for row in rows}
     grid = [[shares.get((adapter, domain), float("nan")) for domain in domains] for adapter in adapters]
     shown = [["–" if isnan(value) else f"{value:.0%}".replace("-", "−") for value in row] for row in grid]
-    with drawn(out, (3 + 0.9 * len(domains), 1.6 + 0.4 * len(adapters)), banner) as figure:
+    with svg_figure(out, (3 + 0.9 * len(domains), 1.6 + 0.4 * len(adapters)), banner) as figure:
         percent = [[100 * value for value in row] for row in grid]
-        heat(figure, percent, shown, adapters, domains, CHANGES, (-100, 100), "recovery (%)")
+        draw_heatmap(figure, percent, shown, adapters, domains, CHANGE_COLOURS, (-100, 100), "recovery (%)")
         figure.axes[0].set(xlabel="domain of the test records", ylabel="adapter @ domain it learnt")
 
 
-def curves(runs: Mapping[str, object], out, banner: str = "") -> None:
+def draw_curves(runs: Mapping[str, object], out, banner: str = "") -> None:
     """Training loss (thin) and validation loss (dots) by step: a panel for each of `runs`, with all rates and seeds.
 
     Args:
@@ -142,13 +142,13 @@ def curves(runs: Mapping[str, object], out, banner: str = "") -> None:
     rates = sorted({row["learning_rate"] for rows in tables.values() for row in rows})
     if not rates:
         raise InputError(next(iter(runs.values()), "runs"), "no run to draw", expected="rows with a step and a loss")
-    colours = {rate: SHARES(0.9 * index / max(1, len(rates) - 1)) for index, rate in enumerate(rates)}
-    wide = min(COLUMNS, len(tables))
+    colours = {rate: SHARE_COLOURS(0.9 * index / max(1, len(rates) - 1)) for index, rate in enumerate(rates)}
+    wide = min(PANEL_COLUMNS, len(tables))
     high = -(-len(tables) // wide)
-    with drawn(out, (PANEL[0] * wide + 1.2, PANEL[1] * high), banner) as figure:
+    with svg_figure(out, (PANEL[0] * wide + 1.2, PANEL[1] * high), banner) as figure:
         axes = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
         for axis, (name, rows) in zip(axes.flat, tables.items()):
-            for run in dict.fromkeys(row["run"] for row in rows):
+            for run in dict.fromkeys(score_row["run"] for score_row in rows):
                 draw_run(axis, sorted((r for r in rows if r["run"] == run), key=lambda r: r["step"]), colours)
             axis.set(title=name)
             axis.tick_params(labelbottom=True, labelleft=True)
@@ -164,7 +164,7 @@ def curves(runs: Mapping[str, object], out, banner: str = "") -> None:
         figure.legend(handles=keys, title="learning rate", loc="outside right upper", frameon=False)
 
 
-def calibration(metrics, out, banner: str = "") -> None:
+def draw_calibration(metrics, out, banner: str = "") -> None:
     """Mean true lDDT of the residues in each bin of pLDDT, with the diagonal, above the number of residues.
 
     Args:
@@ -172,14 +172,14 @@ def calibration(metrics, out, banner: str = "") -> None:
     """
     bins = read_json(metrics)["bins"]
     centres = [(each["low"] + each["high"]) / 2 for each in bins]
-    with drawn(out, (3.8, 4.4), banner) as figure:
+    with svg_figure(out, (3.8, 4.4), banner) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         above.axline((0, 0), (100, 100), color="0.5", lw=0.8, ls="--")
         points = [(each["plddt"], each["lddt"]) for each in bins]
-        above.plot(*zip(*points), color=SHARES(0.15), marker="o", ms=4, lw=1)
+        above.plot(*zip(*points), color=SHARE_COLOURS(0.15), marker="o", ms=4, lw=1)
         above.set(xlim=(0, 100), ylim=(0, 100), ylabel="mean true lDDT-Cα (0–100)")
         widths = [0.9 * (each["high"] - each["low"]) for each in bins]
-        bars = below.bar(centres, [each["residues"] for each in bins], widths, color=SHARES(0.5))
+        bars = below.bar(centres, [each["residues"] for each in bins], widths, color=SHARE_COLOURS(0.5))
         below.bar_label(bars, fontsize=6)
         below.set(xlabel="mean pLDDT of the bin (0–100)", ylabel="residues")
         below.margins(y=0.2)
@@ -192,7 +192,7 @@ def draw_run(axis, rows: Sequence[Mapping], colours: Mapping):
         axis.plot(*zip(*points), color=colour, **look) if points else None
 
 
-def heat(figure, values, shown, rows, columns, colours, limits, label: str):
+def draw_heatmap(figure, values, shown, rows, columns, colours, limits, label: str):
     """A matrix of coloured cells with their values written on them; NaN is grey."""
     axis = figure.subplots()
     image = axis.imshow(
@@ -210,7 +210,7 @@ def heat(figure, values, shown, rows, columns, colours, limits, label: str):
 
 
 @contextmanager
-def drawn(out, size: tuple[float, float], banner: str):
+def svg_figure(out, size: tuple[float, float], banner: str):
     """Yields a figure; writes it as SVG, under its banner, when the block ends."""
     with matplotlib.rc_context(STYLE), whole(out) as aside:
         figure = Figure(figsize=size)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from loratory.data.files import read_json
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import heading, number
+from loratory.reporting.tables import column_heading, number_text
 
 
-def table(metrics, out, *, about: str = "", banner: str = "") -> None:
+def write_folding_table(metrics, out, *, about: str = "", banner: str = "") -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`.
 
     Args:
@@ -16,36 +16,36 @@ def table(metrics, out, *, about: str = "", banner: str = "") -> None:
         about: what the base is, in a sentence.
         banner: a warning above the table.
     """
-    formats.write(layout(read_json(metrics), about, banner), out)
+    formats.write_table(folding_layout(read_json(metrics), about, banner), out)
 
 
-def layout(report: Mapping, about: str, banner: str) -> Layout:
+def folding_layout(report: Mapping, about: str, banner: str) -> Layout:
     rows, base = report["rows"], report["base"]
     metrics = {row["metric"]: row for row in rows}
-    cells = {(row["part"], row["metric"]): cell(row) for row in rows}
+    cells = {(row["part"], row["metric"]): folding_cell(row) for row in rows}
     sizes = {row["part"]: [str(row["chains"]), str(row["residues"])] for row in rows}
     lines = [[part, *size, *(cells[part, name] for name in metrics)] for part, size in sizes.items()]
     foot = [f"{name}: {row['note']}" for name, row in metrics.items()]
-    foot += dict.fromkeys(f"{row['part']}: {row['status']}." for row in rows if ":" in row["status"])
+    foot += dict.fromkeys(f"{score_row['part']}: {score_row['status']}." for score_row in rows if ":" in score_row["status"])
     foot += [
         f"[95 % interval] from {report['resamples']} bootstrap draws of whole groups.",
-        left_out(report["left_out"]),
+        left_out_note(report["left_out"]),
     ]
     foot += [f"Base: {about}"] if about else []
-    header = ["test chains", "chains", "residues", *map(heading, metrics.values())]
+    header = ["test chains", "chains", "residues", *map(column_heading, metrics.values())]
     return Layout(
         f"{base} on chains of known structure", banner, header, lines, foot, [{"base": base} | r for r in rows]
     )
 
 
-def cell(row: Mapping) -> str:
+def folding_cell(row: Mapping) -> str:
     if row["value"] is None:
         return row["status"].partition(":")[0]
-    value, low, high = (number(row[name], row["unit"]) for name in ("value", "low", "high"))
+    value, low, high = (number_text(row[name], row["unit"]) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
-def left_out(count: int | None) -> str:
+def left_out_note(count: int | None) -> str:
     if count is None:
         return "What the base learnt from is not known here: some of these chains may be among it."
     return f"Left out, because they resemble a chain that the base learnt from: {count}."

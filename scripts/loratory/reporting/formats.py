@@ -51,14 +51,14 @@ class Layout:
     records: Sequence[Mapping]
 
 
-def write(layout: Layout, out) -> None:
+def write_table(layout: Layout, out) -> None:
     """Writes `{out}.tsv`, `{out}.md`, `{out}.tex` and `{out}.html`; the same layout gives the same bytes."""
-    for suffix, form in {"tsv": tsv, "md": markdown, "tex": latex, "html": page}.items():
+    for suffix, form in {"tsv": tsv_text, "md": markdown_text, "tex": latex_text, "html": html_page}.items():
         with whole(f"{out}.{suffix}") as aside:
             aside.write_text(form(layout))
 
 
-def tsv(layout: Layout) -> str:
+def tsv_text(layout: Layout) -> str:
     """The records with all digits; empty where a value is null, lists joined by `;`."""
     text = io.StringIO()
     names = list(layout.records[0]) if layout.records else []
@@ -75,29 +75,29 @@ def plain_value(value) -> str:
     return "" if value is None else " ".join(str(value).split())
 
 
-def markdown(layout: Layout) -> str:
-    header, *rows = padded([[cell.translate(MARKDOWN) for cell in row] for row in (layout.header, *layout.rows)])
+def markdown_text(layout: Layout) -> str:
+    header, *rows = pad_cells([[cell.translate(MARKDOWN) for cell in row] for row in (layout.header, *layout.rows)])
     rule = [":" + "-" * (len(header[0]) - 1), *("-" * (len(cell) - 1) + ":" for cell in header[1:])]
     lines = [f"# {layout.title.translate(MARKDOWN)}", ""]
     lines += [f"> **{layout.banner.translate(MARKDOWN)}**", ""] if layout.banner else []
-    lines += [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+    lines += [f"| {' | '.join(score_row)} |" for score_row in (header, rule, *rows)]
     return "\n".join([*lines, "", *(f"- {line.translate(MARKDOWN)}" for line in layout.foot), ""])
 
 
-def text(layout: Layout) -> str:
+def plain_text(layout: Layout) -> str:
     """For the terminal: aligned columns, no markup."""
     lines = [layout.title, *([layout.banner] if layout.banner else [])]
-    lines += ["  ".join(row).rstrip() for row in padded([layout.header, *layout.rows])]
+    lines += ["  ".join(score_row).rstrip() for score_row in pad_cells([layout.header, *layout.rows])]
     return "\n".join([*lines, *layout.foot, ""])
 
 
-def padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+def pad_cells(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Cells of one width in each column, at least 3; the first column to the left, the others to the right."""
     widths = [max(3, *map(len, column)) for column in zip(*rows)]
-    return [[row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))] for row in rows]
+    return [[score_row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(score_row[1:], widths[1:]))] for score_row in rows]
 
 
-def latex(layout: Layout) -> str:
+def latex_text(layout: Layout) -> str:
     """A `table` that needs no package."""
     header, *rows = ([cell.translate(LATEX) for cell in row] for row in (layout.header, *layout.rows))
     caption = ". ".join(filter(None, [layout.title, layout.banner])).translate(LATEX)
@@ -110,7 +110,7 @@ def latex(layout: Layout) -> str:
             r"\hline",
             " & ".join(header) + r" \\",
             r"\hline",
-            *(" & ".join(row) + r" \\" for row in rows),
+            *(" & ".join(score_row) + r" \\" for score_row in rows),
             r"\hline",
             r"\end{tabular}",
             r"\par\smallskip\raggedright\footnotesize",
@@ -121,7 +121,7 @@ def latex(layout: Layout) -> str:
     )
 
 
-def page(layout: Layout) -> str:
+def html_page(layout: Layout) -> str:
     """One HTML page that needs no other file."""
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in layout.header)
     body = "\n".join(

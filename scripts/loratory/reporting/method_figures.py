@@ -8,14 +8,14 @@ from math import isfinite
 import pyarrow.parquet as pq
 
 from loratory.errors import InputError
-from loratory.reporting.figures import PANEL, SHARES, drawn
+from loratory.reporting.figures import PANEL, SHARE_COLOURS, svg_figure
 
 LINES, MARKERS = ("-", "--", ":", "-."), "osv^D"
 REFERENCE = "#d55e00"  # the method that the others are compared with
 HIGH = 3.6  # inches of a panel that holds many methods
 
 
-def rates(runs: Mapping[str, object], against: str, out, banner: str = "") -> None:
+def draw_rates(runs: Mapping[str, object], against: str, out, banner: str = "") -> None:
     """Validation loss at the end of training over the learning rate, on the seed that chooses: a panel a domain.
 
     Args:
@@ -24,8 +24,8 @@ def rates(runs: Mapping[str, object], against: str, out, banner: str = "") -> No
     """
     found = {name: final_losses(path) for name, path in runs.items()}
     names = list(dict.fromkeys(name.partition("@")[0] for name in runs))
-    looks = {name: look(place, len(names), name == against) for place, name in enumerate(names)}
-    with panels(found, out, banner) as (figure, axes):
+    looks = {name: line_style(place, len(names), name == against) for place, name in enumerate(names)}
+    with domain_panels(found, out, banner) as (figure, axes):
         for domain, axis in axes.items():
             for name in names:
                 points = found.get(f"{name}@{domain}")
@@ -40,21 +40,21 @@ def rates(runs: Mapping[str, object], against: str, out, banner: str = "") -> No
 def final_losses(path) -> list[tuple[float, float]]:
     """(learning rate, validation loss) of the first seed's runs; a loss that is not finite is left out."""
     rows = [row for row in pq.read_table(path).to_pylist() if row["valid_loss"] is not None]
-    first = min(row["seed"] for row in rows)
+    first = min(score_row["seed"] for row in rows)
     found = {(row["learning_rate"], row["valid_loss"]) for row in rows if row["seed"] == first}
     return sorted(point for point in found if isfinite(point[1]))
 
 
-def look(place: int, count: int, is_reference: bool) -> dict:
+def line_style(place: int, count: int, is_reference: bool) -> dict:
     """How one of many lines is told from the others without relying on colour alone."""
     if is_reference:
         return {"color": REFERENCE, "lw": 2, "marker": "o", "ms": 4, "zorder": 3}
-    colour = SHARES(0.9 * place / max(1, count - 1))
+    colour = SHARE_COLOURS(0.9 * place / max(1, count - 1))
     style = {"ls": LINES[place % len(LINES)], "marker": MARKERS[place % len(MARKERS)]}
     return {"color": colour, "lw": 0.9, "ms": 3, **style}
 
 
-def pareto(table, against: str, out, banner: str = "") -> None:
+def draw_pareto(table, against: str, out, banner: str = "") -> None:
     """Gain over the base against trainable parameters, with intervals: a panel a domain, or why it has none.
 
     The line joins methods that no other surpasses with fewer parameters, by their means alone; they are named.
@@ -67,10 +67,10 @@ def pareto(table, against: str, out, banner: str = "") -> None:
     """
     with open(table, newline="") as stream:
         rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["num_trainable_params"]]
-    if not any(row["gain"] or not row["value"] for row in rows):
+    if not any(score_row["gain"] or not row["value"] for row in rows):
         raise InputError(table, "no gain over the base to draw", expected="a base that answers without an adapter")
     found = {f"{row['adapter']}@{row['domain']}": row for row in rows}
-    with panels(found, out, banner) as (figure, axes):
+    with domain_panels(found, out, banner) as (figure, axes):
         for domain, axis in axes.items():
             own = [row for row in rows if row["domain"] == domain]
             if gained := [row for row in own if row["gain"]]:
@@ -86,19 +86,19 @@ def pareto(table, against: str, out, banner: str = "") -> None:
 
 def draw_front(axis, rows: Sequence[Mapping], against: str) -> None:
     points = {row["adapter"]: (float(row["num_trainable_params"]), float(row["gain"])) for row in rows}
-    best = front(points)
+    best = pareto_front(points)
     for row in rows:
         name = row["adapter"]
         x, y = points[name]
-        colour = REFERENCE if name == against else SHARES(0.1 if name in best else 0.6)
+        colour = REFERENCE if name == against else SHARE_COLOURS(0.1 if name in best else 0.6)
         whiskers = [[y - float(row["gain_low"])], [float(row["gain_high"]) - y]] if row["gain_low"] else None
         axis.errorbar(x, y, yerr=whiskers, color=colour, marker="o", ms=4, lw=0.8)
         if name in best or name == against:
             axis.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
-    axis.plot(*zip(*(points[name] for name in best)), color=SHARES(0.1), lw=0.8, drawstyle="steps-post")
+    axis.plot(*zip(*(points[name] for name in best)), color=SHARE_COLOURS(0.1), lw=0.8, drawstyle="steps-post")
 
 
-def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Names of the points that no other one reaches with as few parameters, the fewest parameters first."""
     best, highest = [], float("-inf")
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
@@ -109,11 +109,11 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 @contextmanager
-def panels(names, out, banner: str):
+def domain_panels(names, out, banner: str):
     """Yields a figure and {domain: its panel} for the domains of `adapter@domain` names."""
     domains = list(dict.fromkeys(name.partition("@")[2] for name in names))
     wide, high = min(2, len(domains)), -(-len(domains) // 2)
-    with drawn(out, (1.3 * PANEL[0] * wide + 1.4, HIGH * high), banner) as figure:
+    with svg_figure(out, (1.3 * PANEL[0] * wide + 1.4, HIGH * high), banner) as figure:
         axes = figure.subplots(high, wide, squeeze=False).flatten()
         for axis in axes[len(domains) :]:
             axis.set_visible(False)

@@ -14,12 +14,12 @@ from loratory.reporting.tables import (
     BASE,
     CONTROL,
     FEW_SEEDS,
-    cell,
+    value_cell,
     column_notes,
     control_notes,
     control_systems,
-    heading,
-    number,
+    column_heading,
+    number_text,
 )
 
 COSTS = {  # of `train_info`: means over seeds
@@ -27,7 +27,7 @@ COSTS = {  # of `train_info`: means over seeds
     "num_stored_params": "stored",
     "optimizer_state": "optimizer state",
 }
-COUNTED = (*COSTS, "accelerator_memory_max", "adapted_modules", "positions", "other_positions", "flops", "train_time")
+MEAN_FIELDS = (*COSTS, "accelerator_memory_max", "adapted_modules", "positions", "other_positions", "flops", "train_time")
 COST_NOTES = (
     "Means over seeds, of runs at the chosen rate; a grid costs about as much again for each other rate.",
     "trainable: numbers that an optimizer may move, at the peak. stored: numbers in the exported adapter. optimizer "
@@ -41,7 +41,7 @@ COST_NOTES = (
 Run = tuple[str, Mapping]  # an adapter's name in the config, and the `run.json` of one seed
 
 
-def tables(contrasts: Sequence, runs: Sequence[tuple[str, object]], out, costs_out, *, about="", banner="") -> None:
+def write_method_tables(contrasts: Sequence, runs: Sequence[tuple[str, object]], out, costs_out, *, about="", banner="") -> None:
     """Writes both tables, each as `.tsv`, `.md`, `.tex` and `.html`.
 
     Args:
@@ -56,8 +56,8 @@ def tables(contrasts: Sequence, runs: Sequence[tuple[str, object]], out, costs_o
     found = [(name, read_json(path)) for name, path in runs]
     check_budget([path for _, path in runs], [run for _, run in found])
     told = [f"Base: {about}"] if about else []
-    formats.write(quality(reports, found, told, banner), out)
-    formats.write(costs(found, told, banner), costs_out)
+    formats.write_table(quality_layout(reports, found, told, banner), out)
+    formats.write_table(cost_layout(found, told, banner), costs_out)
 
 
 def check_budget(paths: Sequence, runs: Sequence[Mapping]) -> None:
@@ -80,23 +80,23 @@ def check_budget(paths: Sequence, runs: Sequence[Mapping]) -> None:
                 raise InputError(path, f"the {what} is not that of {other}", fact, wanted, fix, "budget")
 
 
-def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
+def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
     """A line for the base, the best baseline and each method; two columns a domain: its value, how it differs."""
     against = reports[0]["against"]
     rows = {(report["domain"], row["adapter"]): row for report in reports for row in report["rows"]}
     heads = {report["domain"]: report["rows"][0] for report in reports}
     header = ["method"]
     for domain, row in heads.items():
-        header += [f"{domain}: {heading(row)}", f"{domain}: better than {against} by"]
+        header += [f"{domain}: {column_heading(row)}", f"{domain}: better than {against} by"]
     lines = []
     methods = list(dict.fromkeys(name for name, _ in runs))
     controls = {report["domain"]: report["control"] for report in reports}
     for name in [BASE, *([CONTROL] if any(controls.values()) else []), *methods]:
         systems = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
         shown = [rows.get((domain, systems[domain])) for domain in heads]
-        cells = [text for row in shown for text in (cell(row and unmarked(row)), difference(row))]
+        cells = [text for row in shown for text in (value_cell(row and without_mark(row)), difference_cell(row))]
         lines.append([name, *cells])
-    sized = {key: mean(run["train_info"]["num_trainable_params"] for run in of) for key, of in grouped(runs).items()}
+    sized = {key: mean_or_none(run["train_info"]["num_trainable_params"] for run in of) for key, of in runs_by_method(runs).items()}
     records = [
         {"domain": report["domain"], "base": report["base"], **row}
         | {"num_trainable_params": sized.get((report["domain"], row["adapter"]))}
@@ -104,15 +104,15 @@ def quality(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str
         for row in report["rows"]
     ]
     foot = column_notes({report["domain"]: (heads[report["domain"]], report["rows"]) for report in reports})
-    foot += [*dict.fromkeys(map(drawn, reports)), marks(against, reports)]
+    foot += [*dict.fromkeys(map(draws_note, reports)), marks_note(against, reports)]
     learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
-    foot += [*control_notes(controls, learnt), *budgets(runs), *about]
+    foot += [*control_notes(controls, learnt), *budget_notes(runs), *about]
     return Layout(f"Methods on {reports[0]['base']}", banner, header, lines, foot, records)
 
 
-def costs(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
+def cost_layout(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
     """A line for each method on each domain."""
-    records = [cost(domain, name, of) for (domain, name), of in grouped(runs).items()]
+    records = [mean_costs(domain, name, of) for (domain, name), of in runs_by_method(runs).items()]
     header = ["method @ domain", "learning rate", *COSTS.values(), "peak memory (MB)", "time (s)", "compute (TFLOP)"]
     header.append("of it besides steps (%)")
     lines = [
@@ -120,18 +120,18 @@ def costs(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
             f"{record['adapter']}@{record['domain']}",
             f"{record['learning_rate']:g}" + (" (edge)" if record["edge"] else ""),
             *(f"{round(record[name]):,}" for name in COSTS),
-            scaled(record["accelerator_memory_max"], 1e6),
+            scaled_cell(record["accelerator_memory_max"], 1e6),
             f"{record['total_time']:.1f}",
-            scaled(record["flops"], 1e12, ".3g"),
+            scaled_cell(record["flops"], 1e12, ".3g"),
             f"{100 * record['other_positions'] / (record['positions'] + record['other_positions']):.0f}",
         ]
         for record in records
     ]
     title = f"Costs of methods on {runs[0][1]['base']}"
-    return Layout(title, banner, header, lines, [*COST_NOTES, *budgets(runs), *about], records)
+    return Layout(title, banner, header, lines, [*COST_NOTES, *budget_notes(runs), *about], records)
 
 
-def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Mapping]]:
+def runs_by_method(runs: Sequence[Run]) -> dict[tuple[str, str], list[Mapping]]:
     """{(domain, adapter): its runs}."""
     found: dict[tuple[str, str], list[Mapping]] = {}
     for name, run in runs:
@@ -139,7 +139,7 @@ def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Mapping]]:
     return found
 
 
-def cost(domain: str, name: str, runs: Sequence[Mapping]) -> dict:
+def mean_costs(domain: str, name: str, runs: Sequence[Mapping]) -> dict:
     """The means of one method on one domain."""
     settings, rate = runs[0]["run_info"], runs[0]["learning_rate"]
     rates = settings["train_config"]["learning_rates"]
@@ -150,57 +150,57 @@ def cost(domain: str, name: str, runs: Sequence[Mapping]) -> dict:
         "learning_rate": rate,
         "rates": list(rates),
         "edge": len(rates) > 1 and rate in (min(rates), max(rates)),
-        "total_time": mean(run["run_info"]["total_time"] for run in runs),
-        **{key: mean(run["train_info"][key] for run in runs) for key in COUNTED},
+        "total_time": mean_or_none(run["run_info"]["total_time"] for run in runs),
+        **{key: mean_or_none(run["train_info"][key] for run in runs) for key in MEAN_FIELDS},
     }
 
 
-def mean(values) -> float | None:
+def mean_or_none(values) -> float | None:
     """None where a value is not known."""
     values = list(values)
     return None if None in values else sum(values) / len(values)
 
 
-def unmarked(row: Mapping) -> dict:
+def without_mark(row: Mapping) -> dict:
     """A row whose mark is left to the column of differences."""
     return {**row, "gain_low": None}
 
 
-def difference(row: Mapping | None) -> str:
+def difference_cell(row: Mapping | None) -> str:
     """`+value [low, high] mark`, positive where it is better than the adapter it is paired with."""
     if row is None or row["difference"] is None:
         return ABSENT
     parts = {
         name.removeprefix("difference"): row[name] for name in ("difference", "difference_low", "difference_high")
     }
-    value, low, high = (number(part, row["unit"]) for part in parts.values())
+    value, low, high = (number_text(part, row["unit"]) for part in parts.values())
     sign = "+" if parts[""] > 0 else ""
     certain = parts["_low"] is not None and not parts["_low"] <= 0 <= parts["_high"]
     mark = ("▲" if parts[""] > 0 else "▼") if certain else ""
     return " ".join(filter(None, [f"{sign}{value} [{low}, {high}]", mark]))
 
 
-def scaled(value: float | None, unit: float, form: str = ".1f") -> str:
+def scaled_cell(value: float | None, unit: float, form: str = ".1f") -> str:
     return ABSENT if value is None else f"{value / unit:{form}}"
 
 
-def drawn(report: Mapping) -> str:
+def draws_note(report: Mapping) -> str:
     seeds = report["seeds"]
     line = f"Means over {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; [95 % interval] from "
     line += f"{report['resamples']} bootstrap draws of whole groups of test records and of seeds."
     return line + (f" Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds." * (len(seeds) < FEW_SEEDS))
 
 
-def marks(against: str, reports: Sequence[Mapping]) -> str:
+def marks_note(against: str, reports: Sequence[Mapping]) -> str:
     """How many differences of each table would be marked though there were none."""
-    compared = sum(row["difference"] is not None for report in reports for row in report["rows"])
+    compared = sum(score_row["difference"] is not None for report in reports for row in report["rows"])
     return (
         f"▲ better, ▼ worse than {against}: the 95 % interval of the paired difference excludes 0; not corrected for "
         f"the {compared} comparisons, of which one in twenty may be marked by chance."
     )
 
 
-def budgets(runs: Sequence[Run]) -> list[str]:
+def budget_notes(runs: Sequence[Run]) -> list[str]:
     """What every method of a domain was given."""
     targets = {(run["domain"], run["seed"]): run["train_info"]["targets"] for _, run in runs}
     domains = dict.fromkeys(domain for domain, _ in targets)

@@ -8,28 +8,28 @@ from collections.abc import Mapping, Sequence
 from loratory.data.files import read_json
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.methods import difference, drawn, marks, mean, scaled
+from loratory.reporting.methods import difference_cell, draws_note, marks_note, mean_or_none, scaled_cell
 from loratory.reporting.tables import (
     ABSENT,
     BASE,
     CONTROL,
     best_single,
-    cell,
-    chosen,
+    value_cell,
+    best_single_note,
     column_notes,
     control_notes,
     control_systems,
-    heading,
-    share,
-    star,
+    column_heading,
+    share_text,
+    control_mark,
 )
 
-TOLD = "†"
+DOMAIN_MARK = "†"
 NOTES = (
     "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; its interval is "
     f"of that ratio, draw by draw. {ABSENT} where the interval of the oracle's gain is not above 0; the mean is over "
     "the other domains.",
-    f"{TOLD} is told the domain of its input, which no other system knows. First pass: the base is run without "
+    f"{DOMAIN_MARK} is told the domain of its input, which no other system knows. First pass: the base is run without "
     "experts before they are weighed.",
     "shuffled: the same gate, each weight handed to the next expert. The best single expert was chosen once; "
     "intervals do not cover that choice.",
@@ -43,7 +43,7 @@ NOTES = (
 )
 
 
-def table(contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *, about="", banner="") -> None:
+def write_mixer_table(contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *, about="", banner="") -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`.
 
     Args:
@@ -54,47 +54,47 @@ def table(contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *
     """
     report, answered = read_json(contrast), [read_json(path) for path in routes]
     trained = [(name, read_json(path)) for name, path in runs]
-    formats.write(layout(report, answered, trained, about, banner), out)
+    formats.write_table(mixer_layout(report, answered, trained, about, banner), out)
 
 
-def layout(report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], about: str, banner: str) -> Layout:
+def mixer_layout(report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], about: str, banner: str) -> Layout:
     """A line for the base, the best baseline and expert, each mixture and its shuffled gate; two columns a domain."""
     rows = {(row["domain"], row["system"]): row for row in report["rows"]}
     heads = {domain: rows[domain, BASE] for domain in report["domains"]}
-    best = best_of(report)
+    best = best_expert(report)
     mixtures = list(dict.fromkeys(name for name, _ in runs))
     controls = report["controls"]
     first = [BASE, *([CONTROL] if any(controls.values()) else []), *([best] if best else [])]
-    systems = [*first, *order(mixtures, {system for _, system in rows})]
+    systems = [*first, *row_order(mixtures, {system for _, system in rows})]
     means = {row["system"]: row for row in report["means"]}
-    known = {name: facts(name, answered, [run for mixture, run in runs if mixture == name]) for name in systems}
+    known = {name: system_facts(name, answered, [run for mixture, run in runs if mixture == name]) for name in systems}
     header = ["system"]
     for domain, row in heads.items():
-        header += [f"{domain}: recovery (%)", f"{domain}: better than {report['against']} by, {heading(row)}"]
+        header += [f"{domain}: recovery (%)", f"{domain}: better than {report['against']} by, {column_heading(row)}"]
     header += ["mean recovery (%)", "top-1 (%)", "entropy", "read (tokens/s)", "written (tokens/s)"]
     header += ["memory, answering (MB)", "memory, training (MB)", "trained", "stored", "first pass"]
     lines, shown = [], []
     for name in systems:
         own = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
         found = [rows.get((domain, own[domain])) for domain in heads]
-        cells = [text for row in found for text in compared(row)]
-        label = f"best single ({name})" if name == best else f"{name} {TOLD}" if known[name]["told"] else name
-        lines.append([label, *cells, recovered(means.get(name)), *told(known[name])])
-        shown += [row | averaged(means.get(name)) | known[name] for row in found if row]
+        cells = [text for row in found for text in domain_cells(row)]
+        label = f"best single ({name})" if name == best else f"{name} {DOMAIN_MARK}" if known[name]["told"] else name
+        lines.append([label, *cells, recovery_cell(means.get(name)), *fact_cells(known[name])])
+        shown += [row | mean_columns(means.get(name)) | known[name] for row in found if row]
     learnt = {d: [rows[d, name] for name in (best, *mixtures) if (d, name) in rows] for d in heads}
     foot = column_notes({d: (head, [row for row in shown if row["domain"] == d]) for d, head in heads.items()})
-    foot += [drawn(report), marks(report["against"], [{"rows": shown}]), chosen(best)]
+    foot += [draws_note(report), marks_note(report["against"], [{"rows": shown}]), best_single_note(best)]
     foot += [*control_notes(controls, learnt), *NOTES]
     foot += [f"Base: {about}"] if about else []
     records = [{"base": report["base"], **row} for row in shown]
     return Layout(f"Mixers on {report['base']}", banner, header, lines, foot, records)
 
 
-def averaged(row: Mapping | None) -> dict:
+def mean_columns(row: Mapping | None) -> dict:
     return {f"mean_{part}": row and row[part] for part in ("recovery", "recovery_low", "recovery_high")}
 
 
-def best_of(report: Mapping) -> str | None:
+def best_expert(report: Mapping) -> str | None:
     """The expert with the best mean recovery on the validation split."""
     valid: dict[str, dict] = {}
     for row in report["valid"]:
@@ -102,11 +102,11 @@ def best_of(report: Mapping) -> str | None:
     return best_single(valid, list(report["experts"].values()))
 
 
-def order(mixtures: Sequence[str], asked: set[str]) -> list[str]:
+def row_order(mixtures: Sequence[str], asked: set[str]) -> list[str]:
     return [name for mixture in mixtures for name in (mixture, f"{mixture}:shuffled") if name in asked]
 
 
-def facts(system: str, answered: Sequence[Mapping], runs: Sequence[Mapping]) -> dict:
+def system_facts(system: str, answered: Sequence[Mapping], runs: Sequence[Mapping]) -> dict:
     """What is known of a system besides its answers; None where it is not known, or makes no sense.
 
     Args:
@@ -118,46 +118,46 @@ def facts(system: str, answered: Sequence[Mapping], runs: Sequence[Mapping]) -> 
     return {
         "told": any(each.get("told", False) for each in found),
         "first_pass": any(each.get("first_pass", False) for each in found),
-        "top1": mean(each["top1"] for each in routed) if routed else None,
-        "entropy": mean(each["entropy"] for each in routed) if routed else None,
-        "read_per_second": rate(found, "read", "reading"),
-        "written_per_second": rate(found, "written", "writing"),
-        "memory": most(each["memory"] for each in found),
-        "training_memory": most(run.get("accelerator_memory_max") for run in runs),
-        "trainable": mean(run["trainable_parameters"] for run in runs) if runs else None,
-        "stored": mean(stored) if stored else None,
+        "top1": mean_or_none(each["top1"] for each in routed) if routed else None,
+        "entropy": mean_or_none(each["entropy"] for each in routed) if routed else None,
+        "read_per_second": tokens_per_second(found, "read", "reading"),
+        "written_per_second": tokens_per_second(found, "written", "writing"),
+        "memory": max_known(each["memory"] for each in found),
+        "training_memory": max_known(run.get("accelerator_memory_max") for run in runs),
+        "trainable": mean_or_none(run["trainable_parameters"] for run in runs) if runs else None,
+        "stored": mean_or_none(stored) if stored else None,
     }
 
 
-def rate(found: Sequence[Mapping], amount: str, seconds: str) -> float | None:
+def tokens_per_second(found: Sequence[Mapping], amount: str, seconds: str) -> float | None:
     """Over all domains and seeds; None where a system did nothing of the kind."""
     total = sum(each[amount] for each in found)
     return total / sum(each[seconds] for each in found) if total else None
 
 
-def most(values) -> float | None:
+def max_known(values) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def told(known: Mapping) -> list[str]:
+def fact_cells(known: Mapping) -> list[str]:
     """The cells of routing and costs."""
     entropy = ABSENT if known["entropy"] is None else f"{known['entropy']:.2f}"
     numbers = [ABSENT if known[name] is None else f"{round(known[name]):,}" for name in ("trainable", "stored")]
-    speeds = [scaled(known[name], 1) for name in ("read_per_second", "written_per_second")]
-    memory = [scaled(known[name], 1e6) for name in ("memory", "training_memory")]
-    return [share(known["top1"]), entropy, *speeds, *memory, *numbers, "yes" if known["first_pass"] else ABSENT]
+    speeds = [scaled_cell(known[name], 1) for name in ("read_per_second", "written_per_second")]
+    memory = [scaled_cell(known[name], 1e6) for name in ("memory", "training_memory")]
+    return [share_text(known["top1"]), entropy, *speeds, *memory, *numbers, "yes" if known["first_pass"] else ABSENT]
 
 
-def compared(row: Mapping | None) -> tuple[str, str]:
+def domain_cells(row: Mapping | None) -> tuple[str, str]:
     """The cells of one domain: what is recovered, or why there is no value, and the difference."""
     if row is None or row["value"] is None:
-        return cell(row), ABSENT
-    return recovered(row) + star(row), difference(row)
+        return value_cell(row), ABSENT
+    return recovery_cell(row) + control_mark(row), difference_cell(row)
 
 
-def recovered(row: Mapping | None) -> str:
+def recovery_cell(row: Mapping | None) -> str:
     """`recovery [low, high]` in percent."""
     if row is None or row["recovery"] is None:
         return ABSENT
-    value, low, high = (share(row[part]) for part in ("recovery", "recovery_low", "recovery_high"))
+    value, low, high = (share_text(row[part]) for part in ("recovery", "recovery_low", "recovery_high"))
     return f"{value} [{low}, {high}]"

@@ -18,13 +18,13 @@ def gather_routes(files: Sequence[tuple[str, str]], mixture: str, out) -> None:
     found = {domain: [read_json(path)[mixture] for name, path in files if name == domain] for domain in domains}
     first = found[domains[0]][0]
     gathered = {"experts": first["experts"], "layers": first["layers"], "domains": domains}
-    gathered["weights"] = [mean(found[domain], "weights") for domain in domains]
+    gathered["weights"] = [mean_over_seeds(found[domain], "weights") for domain in domains]
     for part in ("prompt", "target", "modules", "entropy", "top1"):
-        gathered[part] = {domain: mean(found[domain], part) for domain in domains}
+        gathered[part] = {domain: mean_over_seeds(found[domain], part) for domain in domains}
     write_json(out, gathered)
 
 
-def mean(runs: list[dict], key: str):
+def mean_over_seeds(runs: list[dict], key: str):
     """The mean over seeds, element by element, rounded to what a reader can use; None where it is undefined."""
     if any(run[key] is None for run in runs):
         return None

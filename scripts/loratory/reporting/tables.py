@@ -11,7 +11,7 @@ from loratory.errors import InputError
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 
-PRINTED = {"ratio": (100, "%")}  # unit: factor and unit in print
+PRINT_UNITS = {"ratio": (100, "%")}  # unit: factor and unit in print
 DECIMALS = {"%": 1, "0–100": 1, "Å": 2, "utterances": 0}  # of a printed unit; else 3
 ARROWS = {"up": "↑", "down": "↓"}
 GENERAL = "general"
@@ -36,7 +36,7 @@ RECOVERY = (
 )
 
 
-def table(metrics: Sequence, out, *, audits: Sequence = (), about: str = "", banner: str = "") -> None:
+def write_domain_table(metrics: Sequence, out, *, audits: Sequence = (), about: str = "", banner: str = "") -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: every system of one domain and base, on test and on samples.
 
     The tab-separated file holds all digits, and the validation split too.
@@ -48,11 +48,11 @@ def table(metrics: Sequence, out, *, audits: Sequence = (), about: str = "", ban
         banner: a warning above the table.
     """
     foot = [f"Base: {about}"] if about else []
-    foot += [label + audited(read_json(path)) for label, path in zip(("", f"{GENERAL}: "), audits)]
-    formats.write(domain_layout(*map(read_json, metrics), foot=foot, banner=banner), out)
+    foot += [label + audit_note(read_json(path)) for label, path in zip(("", f"{GENERAL}: "), audits)]
+    formats.write_table(domain_layout(*map(read_json, metrics), foot=foot, banner=banner), out)
 
 
-def summary(
+def write_summary(
     metrics: Sequence, out, *, mixture: str, experts: Sequence[str], routing, mixer: Mapping, about="", banner=""
 ) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: a mixture, its controls and its experts on all its domains.
@@ -70,49 +70,49 @@ def summary(
     for path, report in zip(metrics, reports):
         if report["base"] != reports[0]["base"]:
             raise InputError(path, "systems of another base cannot be compared", report["base"], reports[0]["base"])
-        if not primary(report, "test"):
+        if not primary_rows(report, "test"):
             raise InputError(path, "no primary metric on the test split", expected="one row for each system")
-    foot = [routed(read_json(routing)), optioned(mixer)] + ([f"Base: {about}"] if about else [])
-    formats.write(summary_layout(reports, mixture, experts, foot, banner), out)
+    foot = [routing_note(read_json(routing)), mixer_note(mixer)] + ([f"Base: {about}"] if about else [])
+    formats.write_table(summary_layout(reports, mixture, experts, foot, banner), out)
 
 
-def show(tables: Iterable[Sequence], banner: str = "", stream=None) -> None:
+def show_tables(tables: Iterable[Sequence], banner: str = "", stream=None) -> None:
     """Prints a compact table for each item (`metrics` as of `table`): values and marks without intervals."""
     for metrics in tables:
         layout = domain_layout(*map(read_json, metrics), banner=banner, compact=True)
-        print(formats.text(layout), file=stream or sys.stdout)
+        print(formats.plain_text(layout), file=stream or sys.stdout)
 
 
 def domain_layout(
     report: Mapping, general: Mapping | None = None, *, foot: Sequence[str] = (), banner: str = "", compact=False
 ) -> Layout:
     domain, base = report["domain"], report["base"]
-    tested = [*forgetting(general), *(row for row in report["rows"] if row["split"] != "valid")]
+    tested = [*forgetting_rows(general), *(row for row in report["rows"] if row["split"] != "valid")]
     defined = {row["metric"] for row in tested if row["status"] != UNDEFINED}
-    shown = [row for row in sorted(tested, key=prominence) if row["metric"] in defined]
+    shown = [row for row in sorted(tested, key=column_key) if row["metric"] in defined]
     cells = {(row["system"], row["metric"]): row for row in shown}
     metrics = {row["metric"]: row for row in shown}
-    systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: position(*item, domain))
-    rows = [[system, *(cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
-    notes = [] if compact else [*sizes(shown), seeded(report), *explained(metrics.values(), shown), *foot]
+    systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: system_key(*item, domain))
+    rows = [[system, *(value_cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
+    notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
     scored = {"data": report} | ({GENERAL: general} if general else {})
     learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
     notes += control_notes({domain: report["control"]}, {domain: learnt})
     records = [{"corpus": c, "domain": domain, "base": base, **row} for c, of in scored.items() for row in of["rows"]]
-    header = ["system", *map(heading, metrics.values())]
+    header = ["system", *map(column_heading, metrics.values())]
     notes.append(MARKS if (BASE, BASE) in systems else "The base alone was not scored, so gains are undefined.")
     return Layout(f"{domain} on {base}", banner, header, rows, notes, records)
 
 
-def forgetting(general: Mapping | None) -> list[dict]:
+def forgetting_rows(general: Mapping | None) -> list[dict]:
     """Rows of the primary metric on the general population, named and noted for a column beside the domain's own."""
-    rows = primary(general, "test").values() if general else ()
+    rows = primary_rows(general, "test").values() if general else ()
     label = {"split": f"{GENERAL} test", "primary": False, "note": FORGETTING}
-    return [row | {"metric": f"{GENERAL}: {row['metric']}"} | label for row in rows]
+    return [score_row | {"metric": f"{GENERAL}: {score_row['metric']}"} | label for score_row in rows]
 
 
 def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: Sequence, banner) -> Layout:
-    test, valid = ({report["domain"]: primary(report, split) for report in reports} for split in ("test", "valid"))
+    test, valid = ({report["domain"]: primary_rows(report, split) for report in reports} for split in ("test", "valid"))
     oracles = dict.fromkeys(test, f"{mixture}:oracle")
     best, controls = best_single(valid, experts), {report["domain"]: report["control"] for report in reports}
     first, *others = summary_order(test, mixture, experts, best)
@@ -120,33 +120,33 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, 
     for label, system in [first, *([(CONTROL, None)] if any(controls.values()) else []), *others]:
         systems = control_systems(controls) if label == CONTROL else dict.fromkeys(test, system)
         found = {domain: of.get(systems[domain]) for domain, of in test.items()}
-        shares = {domain: recovery(of, systems[domain], oracles[domain]) for domain, of in test.items()}
+        shares = {domain: recovery_share(of, systems[domain], oracles[domain]) for domain, of in test.items()}
         mean = mean_recovery(test, system, oracles)
-        rows.append([label, *map(cell, found.values()), *map(share, shares.values()), share(mean)])
+        rows.append([label, *map(value_cell, found.values()), *map(share_text, shares.values()), share_text(mean)])
         for domain, row in found.items():
             extra = {"recovery": shares[domain], "mean_recovery": mean}
             records += [{"mixture": mixture, "label": label, "domain": domain, **row, **extra}] if row else []
     heads = {domain: next(iter(of.values())) for domain, of in test.items()}
-    header = ["system", *(f"{domain}: {heading(row)}" for domain, row in heads.items())]
+    header = ["system", *(f"{domain}: {column_heading(row)}" for domain, row in heads.items())]
     header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)"]
     foot = column_notes({domain: (heads[domain], of.values()) for domain, of in test.items()})
     learnt = {domain: [of[name] for name in (*experts, mixture) if name in of] for domain, of in test.items()}
-    foot += [*dict.fromkeys(map(seeded, reports)), RECOVERY, chosen(best), MARKS]
+    foot += [*dict.fromkeys(map(seeds_note, reports)), RECOVERY, best_single_note(best), MARKS]
     foot += [*control_notes(controls, learnt), *about]
     return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
 
 
-def primary(report: Mapping, split: str) -> dict[str, Mapping]:
+def primary_rows(report: Mapping, split: str) -> dict[str, Mapping]:
     """The row of the domain's primary metric for each system."""
-    return {row["system"]: row for row in report["rows"] if row["primary"] and row["split"] == split}
+    return {score_row["system"]: score_row for score_row in report["rows"] if score_row["primary"] and score_row["split"] == split}
 
 
-def prominence(row: Mapping) -> tuple:
+def column_key(row: Mapping) -> tuple:
     """The primary metric first (on the domain, then in general), then the others of test records, then of samples."""
     return not row["primary"], not row["split"].startswith(GENERAL), row["split"] != "test"
 
 
-def position(system: str, kind: str, domain: str) -> tuple:
+def system_key(system: str, kind: str, domain: str) -> tuple:
     """Base, baselines, adapters (of this domain, then of others), controls, mixtures; then by name."""
     return KINDS.index(kind), kind == "adapter" and not system.endswith(f"@{domain}"), system
 
@@ -176,12 +176,12 @@ def mean_recovery(domains: Mapping[str, Mapping], system: str | None, oracles: M
     """Mean over the domains where it is defined; None if the system lacks a value in any domain."""
     if any(system not in rows or rows[system]["value"] is None for rows in domains.values()):
         return None
-    shares = [recovery(rows, system, oracles[domain]) for domain, rows in domains.items()]
+    shares = [recovery_share(rows, system, oracles[domain]) for domain, rows in domains.items()]
     defined = [value for value in shares if value is not None]
     return sum(defined) / len(defined) if defined else None
 
 
-def recovery(rows: Mapping[str, Mapping], system: str | None, oracle: str | None) -> float | None:
+def recovery_share(rows: Mapping[str, Mapping], system: str | None, oracle: str | None) -> float | None:
     """Share of the oracle's gain over the base; None unless that gain is above 0 beyond its interval."""
     gap, row = rows.get(oracle), rows.get(system)
     if not gap or not row or gap["gain_low"] is None or gap["gain_low"] <= 0:
@@ -191,33 +191,33 @@ def recovery(rows: Mapping[str, Mapping], system: str | None, oracle: str | None
     return None if row["gain"] is None else row["gain"] / gap["gain"]
 
 
-def heading(row: Mapping) -> str:
-    _, unit = PRINTED.get(row["unit"], (1, row["unit"]))
+def column_heading(row: Mapping) -> str:
+    _, unit = PRINT_UNITS.get(row["unit"], (1, row["unit"]))
     return " ".join(filter(None, [row["metric"], unit and f"({unit})", ARROWS[row["direction"]]]))
 
 
-def cell(row: Mapping | None, compact: bool = False) -> str:
+def value_cell(row: Mapping | None, compact: bool = False) -> str:
     """`value [low, high] mark` in the unit of print, or why there is no value."""
     if row is None:
         return ABSENT
     if row["value"] is None:
         return row["status"].partition(":")[0]
-    value, low, high = (number(row[name], row["unit"]) for name in ("value", "low", "high"))
-    return " ".join(filter(None, [value, "" if compact else f"[{low}, {high}]", mark(row) + star(row)]))
+    value, low, high = (number_text(row[name], row["unit"]) for name in ("value", "low", "high"))
+    return " ".join(filter(None, [value, "" if compact else f"[{low}, {high}]", gain_mark(row) + control_mark(row)]))
 
 
-def number(value: float | None, unit: str) -> str:
+def number_text(value: float | None, unit: str) -> str:
     if value is None:
         return ABSENT
-    factor, unit = PRINTED.get(unit, (1, unit))
+    factor, unit = PRINT_UNITS.get(unit, (1, unit))
     return f"{value * factor:z.{DECIMALS.get(unit, 3)}f}".replace("-", "−")
 
 
-def share(value: float | None) -> str:
-    return number(value, "ratio")
+def share_text(value: float | None) -> str:
+    return number_text(value, "ratio")
 
 
-def mark(row: Mapping) -> str:
+def gain_mark(row: Mapping) -> str:
     """▲ or ▼ where the interval of the gain over the base excludes 0."""
     low, high = row["gain_low"], row["gain_high"]
     if low is None or low <= 0 <= high:
@@ -225,7 +225,7 @@ def mark(row: Mapping) -> str:
     return "▲" if low > 0 else "▼"
 
 
-def star(row: Mapping) -> str:
+def control_mark(row: Mapping) -> str:
     """* where the interval of the gain over the best control is above 0."""
     return BEATS if row["vs_control_low"] is not None and row["vs_control_low"] > 0 else ""
 
@@ -248,24 +248,24 @@ def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, S
     lines = [f"Best control without a language model, chosen on valid: {named}. {BETTER}", STRONGEST]
     tested = [domain for domain in known if controls[domain]["split"] == "test"]
     lines += [f"Without answers for valid, chosen on test, which favours it: {', '.join(tested)}."] if tested else []
-    return [*lines, *(verdict(domain, system, learnt[domain]) for domain, system in known.items())]
+    return [*lines, *(control_verdict(domain, system, learnt[domain]) for domain, system in known.items())]
 
 
-def verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
+def control_verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
     """Whether the best of some rows is better than the control, by the paired interval."""
     compared = [row for row in rows if row["vs_control_low"] is not None]
     if not compared:
         return f"{domain}: no adapter or mixture can be compared with {control}."
-    best = max(compared, key=lambda row: row["vs_control"])
+    best = max(compared, key=lambda score_row: score_row["vs_control"])
     gain, low, high = (best[f"vs_control{part}"] for part in ("", "_low", "_high"))
     says, parts = ("worse", (-gain, -high, -low)) if gain < 0 else ("better", (gain, low, high))
-    by = "by {} [{}, {}]".format(*(number(part, best["unit"]) for part in parts))
+    by = "by {} [{}, {}]".format(*(number_text(part, best["unit"]) for part in parts))
     if low > 0:
         return f"{domain}: {best['system']} is better than {control} {by}."
     return f"{domain}: {control} {'wins' if high < 0 else 'is not beaten'}: {best['system']} is {says} {by}."
 
 
-def sizes(rows: Iterable[Mapping]) -> list[str]:
+def size_notes(rows: Iterable[Mapping]) -> list[str]:
     """How many records of each split are behind a table; what looks at fewer says so in `explained`."""
     found: dict[str, tuple] = {}
     for row in rows:
@@ -279,11 +279,11 @@ def column_notes(columns: Mapping[str, tuple[Mapping, Iterable[Mapping]]]) -> li
     Args:
         columns: {domain: (the row that heads its column, its rows)}.
     """
-    notes = {domain: (*sizes([head]), head["note"], *reasons(rows)) for domain, (head, rows) in columns.items()}
+    notes = {domain: (*size_notes([head]), head["note"], *missing_notes(rows)) for domain, (head, rows) in columns.items()}
     return [f"{domain}: {line}" for domain, lines in notes.items() for line in lines if line]
 
 
-def seeded(report: Mapping) -> str:
+def seeds_note(report: Mapping) -> str:
     seeds = report["seeds"]
     names = ", ".join(map(str, seeds))
     line = f"Means over seeds {names}" if len(seeds) > 1 else f"Seed {names} only"
@@ -291,16 +291,16 @@ def seeded(report: Mapping) -> str:
     return line + (f" Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds." * (len(seeds) < FEW_SEEDS))
 
 
-def explained(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:
+def metric_notes(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:
     """Which metric is primary, how each is computed, on how many records if not all, and why numbers are missing."""
     metrics = list(metrics)
     first = [f"Primary metric: {row['metric']}." for row in metrics if row["primary"]]
     told = {row["metric"]: "; ".join(filter(None, [row["note"], own_size(row, rows)])) for row in metrics}
     notes = [f"{metric}: {line}" for metric, line in told.items() if line]
-    return [*first, *notes, *reasons(rows)]
+    return [*first, *notes, *missing_notes(rows)]
 
 
-def reasons(rows: Iterable[Mapping]) -> list[str]:
+def missing_notes(rows: Iterable[Mapping]) -> list[str]:
     """Why numbers are missing, where a cell has no room to say it."""
     found = {f"{row['metric']}: {row['status']}." for row in rows if row["value"] is None and ":" in row["status"]}
     return sorted(found)
@@ -313,23 +313,23 @@ def own_size(column: Mapping, rows: Iterable[Mapping]) -> str:
     return "" if own == {most} else " or ".join(f"n = {n} in {groups} groups" for n, groups in sorted(own))
 
 
-def audited(audit: Mapping) -> str:
+def audit_note(audit: Mapping) -> str:
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(audit["counts"].items()))
     return f"Leak audit, counted again in the written splits: {counts}."
 
 
-def routed(routes: Mapping) -> str:
-    each = [f"{d} {number(routes['top1'][d], 'ratio')} %, {routes['entropy'][d]:.2f}" for d in routes["domains"]]
+def routing_note(routes: Mapping) -> str:
+    each = [f"{d} {number_text(routes['top1'][d], 'ratio')} %, {routes['entropy'][d]:.2f}" for d in routes["domains"]]
     line = "Routing on test, the share of tokens whose heaviest expert is the domain's own, and the weights' entropy"
     return f"{line} (1: uniform): {'; '.join(each)}."
 
 
-def optioned(mixer: Mapping) -> str:
+def mixer_note(mixer: Mapping) -> str:
     options = ", ".join(f"{name} {value}" for name, value in sorted(mixer.items()) if name != "mixer")
     return f"Mixer: {mixer['mixer']}" + (f" ({options})." if options else ".")
 
 
-def chosen(best: str | None) -> str:
+def best_single_note(best: str | None) -> str:
     if best is None:
         return "Best single: undefined, as no expert has a mean recovery on the validation splits."
     return f"Best single: {best}, by mean recovery on the validation splits."

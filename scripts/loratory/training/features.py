@@ -111,7 +111,7 @@ def states(base, items: list, batch_tokens: int) -> torch.Tensor:
         inputs = base.inputs(base.collate([items[i] for i in chosen]))
         with torch.no_grad():
             hidden = bare_states(base.model, inputs, None)[TOKENS]
-        found |= {i: row[: items[i].length].cpu() for i, row in zip(chosen, hidden)}
+        found |= {i: score_row[: items[i].length].cpu() for i, score_row in zip(chosen, hidden)}
     return torch.cat([found[i] for i in range(len(items))])
 
 
@@ -135,4 +135,4 @@ def open_features(folder, base, data, split: str, items: list) -> list[Rows]:
 
 def padded(rows: list[Rows], device) -> torch.Tensor:
     """`[batch, longest, hidden]`, zero behind each example's end, where `Base.collate` pads too."""
-    return pad_sequence([row.read() for row in rows], batch_first=True).to(device)
+    return pad_sequence([score_row.read() for score_row in rows], batch_first=True).to(device)

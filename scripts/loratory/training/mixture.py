@@ -14,7 +14,7 @@ from loratory.adapters.deltas import WEIGHTS
 from loratory.bases.core import Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import sha256
-from loratory.mixers.core import Mixture, check_given
+from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_experts, save_mixture
 from loratory.training.budget import Memory
 from loratory.training.features import Rows, open_features, padded
@@ -62,19 +62,19 @@ def train_mixture(
                 "mixture": mixture,
                 "curve": curve,
                 "valid_loss": curve[-1].get("valid_loss", nan) if curve else nan,
-                "trainable_parameters": sum(p.numel() for p in mixture.trainable().values()),
+                "trainable_parameters": sum(p.numel() for p in mixture.trainable_parameters().values()),
                 "accelerator_memory_max": memory.peak(),
             }
         finally:
-            mixture.unwrap()  # it keeps its layers and its gate, and the base is bare for the next one
+            mixture.remove_experts()  # it keeps its layers and its gate, and the base is bare for the next one
 
     for seed in seeds:
         started = perf_counter()
         folders = {domain: Path(folder) / f"seed{seed}" for domain, folder in experts.items()}
         digests = {domain: sha256(folder / WEIGHTS) for domain, folder in folders.items()}
         given = open_experts(folders, base.fingerprint)
-        check_given(given, name)
-        best, trials = best_trial(rates, partial(train, seed, digests, entry.experts_of(given, seed)))
+        check_trained_experts(given, name)
+        best, trials = best_trial(rates, partial(train, seed, digests, entry.prepare_experts(given, seed)))
         rates = (best["rate"],)
         run = {
             "name": name,
@@ -154,7 +154,7 @@ def learn(base, mixture: Mixture, sets, valid, training, rate: float, seed: int,
         return validation_loss(base, mixture.eval(), valid, budget)
 
     mixture.train()
-    curve = fit(mixture.trainable(), micro_batches, loss, steps, seed, *job.place, validate if valid else None)
+    curve = fit(mixture.trainable_parameters(), micro_batches, loss, steps, seed, *job.place, validate if valid else None)
     mixture.eval()
     return curve
 

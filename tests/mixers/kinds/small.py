@@ -25,7 +25,7 @@ def given() -> dict[str, Adapter]:
 def mixed(mixer, experts=None, model=None, seed=4) -> Mixture:
     """A mixture whose fresh experts look trained and whose gate has opinions."""
     experts = experts or given()
-    mixture = Mixture(model or llama(), mixer.experts_of(experts, seed), mixer, domains=list(experts))
+    mixture = Mixture(model or llama(), mixer.prepare_experts(experts, seed), mixer, domains=list(experts))
     opinionated(mixture)
     if mixer.trains_experts:
         generator = torch.Generator().manual_seed(6)
@@ -64,6 +64,6 @@ def change(mixture: Mixture, module: str, **inputs) -> tuple[torch.Tensor, torch
 
 
 def gradients(mixture: Mixture, loss) -> dict[str, torch.Tensor]:
-    parameters = mixture.trainable()
+    parameters = mixture.trainable_parameters()
     found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
     return {name: gradient for name, gradient in zip(parameters, found) if gradient is not None}

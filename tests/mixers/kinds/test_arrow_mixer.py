@@ -9,9 +9,9 @@ from loratory.adapters import deltas
 from loratory.adapters.core import apply
 from loratory.adapters.deltas import Adapter, LowRank
 from loratory.adapters.methods.lora import Method
-from loratory.mixers.contract import Seen
+from loratory.mixers.contract import GateInput
 from loratory.mixers.core import Mixture
-from loratory.mixers.kinds.arrow import Mixer, main_input
+from loratory.mixers.kinds.arrow import Mixer, main_direction
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -43,7 +43,7 @@ def test_a_prototype_is_the_top_right_singular_vector_of_the_change():
     for adapter in experts().values():
         for delta in adapter.deltas.values():
             expected = torch.linalg.svd(delta.dense()).Vh[0]
-            found = main_input(delta)
+            found = main_direction(delta)
             torch.testing.assert_close(found * (found @ expected).sign(), expected, **CLOSE)
 
 
@@ -95,10 +95,10 @@ def test_the_sign_of_an_input_does_not_matter():
     mixture = Mixture(llama(), experts(), Mixer())
     gate, sizes = mixture.gate["tokens"], mixture.sizes["tokens"]
     x = torch.randn(1, 5, sizes.widths[0], generator=torch.Generator().manual_seed(0))
-    weights = [mixture.mixer.weights(gate, Seen(input=sign * x, layer=0), sizes) for sign in (1, -1)]
+    weights = [mixture.mixer.weights(gate, GateInput(input=sign * x, layer=0), sizes) for sign in (1, -1)]
     assert torch.equal(*weights)
     assert weights[0].std() > 0.01
 
 
 def test_a_change_of_nothing_has_no_prototype():
-    assert not main_input(LowRank(torch.ones(2, 4), torch.zeros(3, 2), 1.0)).any()
+    assert not main_direction(LowRank(torch.ones(2, 4), torch.zeros(3, 2), 1.0)).any()

@@ -12,7 +12,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
 def merge(given, seed=0, **options) -> Adapter:
-    (found,) = Mixer(**options).experts_of(given, seed).values()
+    (found,) = Mixer(**options).prepare_experts(given, seed).values()
     return found
 
 
@@ -24,7 +24,7 @@ def test_without_drops_the_merger_equals_peft(tmp_path, combine):
 
 
 def test_without_drops_the_linear_merger_is_the_weighted_sum():
-    (summed,) = weighted_merge.Mixer().experts_of(experts(), 0).values()
+    (summed,) = weighted_merge.Mixer().prepare_experts(experts(), 0).values()
     torch.testing.assert_close(dense(merge(experts(), density=1.0)), dense(summed), **CLOSE)
 
 

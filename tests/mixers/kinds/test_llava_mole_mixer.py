@@ -10,7 +10,7 @@ from torch import nn
 from loratory.adapters.deltas import Adapter, LowRank
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
-from loratory.mixers.kinds.llava_mole import Mixer, block_of
+from loratory.mixers.kinds.llava_mole import Mixer, mlp_block
 from loratory.training.mixture import penalty
 
 REAL = torch.ones_like(IDS, dtype=torch.bool)
@@ -66,7 +66,7 @@ def test_equal_experts_make_routing_irrelevant():
     first, second = mixed(Mixer(weight_by_prob=False)), mixed(Mixer(weight_by_prob=False))
     for mixture in (first, second):
         for name, layer in mixture.layers.items():
-            if block_of(name):
+            if mlp_block(name):
                 rank = len(layer.owner) // 3
                 layer.A.copy_(layer.A[:rank].repeat(3, 1))
                 layer.B.copy_(layer.B[:, :rank].repeat(1, 3))
@@ -82,7 +82,7 @@ def test_the_balance_loss_is_1_if_even_and_the_number_of_experts_if_collapsed():
     collapsed = even[[0]].expand(12, 3)
     for routed, expected in ((even, 1.0), (collapsed, 3.0)):
         for wanted in (routed, nn.functional.pad(routed, (1, 0))):  # without and with the plain expert
-            assert float(mixer.penalty(wanted.unsqueeze(1), 0)) == pytest.approx(0.5 * expected)
+            assert float(mixer.routing_penalty(wanted.unsqueeze(1), 0)) == pytest.approx(0.5 * expected)
 
 
 def test_layers_outside_mlps_add_nothing_to_the_balance_loss():
@@ -90,10 +90,10 @@ def test_layers_outside_mlps_add_nothing_to_the_balance_loss():
     mixture(input_ids=IDS)
     outside = mixture.wanted[QUERY]
     assert torch.equal(outside, torch.tensor([1.0, 0, 0, 0]).expand(2, 7, 4))
-    nothing = Mixer().penalty(outside.flatten(0, 1).unsqueeze(1), 0)
+    nothing = Mixer().routing_penalty(outside.flatten(0, 1).unsqueeze(1), 0)
     assert nothing == 0.0 and not torch.is_tensor(nothing)  # so that it does not count in the mean over layers
     assert (mixture.wanted[UP][..., 0] == 0).all()
-    assert Mixer().penalty(mixture.wanted[UP].flatten(0, 1).unsqueeze(1), 0) > 0
+    assert Mixer().routing_penalty(mixture.wanted[UP].flatten(0, 1).unsqueeze(1), 0) > 0
 
 
 @pytest.mark.parametrize("weight_by_prob", [True, False])
@@ -129,7 +129,7 @@ def test_each_block_of_every_family_has_one_router_that_its_mlp_alone_follows(fa
     assert len(routers) == 2 and {router.in_features for router in routers.values()} == {mixture.config.hidden_size}
     decisions: dict[str | None, list] = {}
     for name, wanted in mixture.wanted.items():
-        decisions.setdefault(block_of(name), []).append(wanted)
+        decisions.setdefault(mlp_block(name), []).append(wanted)
     outside = decisions.pop(None)
     assert all((wanted[..., 0] == 1).all() for wanted in outside)
     assert len(outside) + sum(map(len, decisions.values())) == len(mixture.layers)
@@ -149,4 +149,4 @@ def test_without_layers_outside_mlps_there_is_no_plain_expert():
 
 def test_experts_without_layers_of_an_mlp_are_refused():
     with pytest.raises(InputError, match="no expert has a layer of an MLP"):
-        Mixer().experts_of({"a": Adapter({QUERY: given()["a"].deltas[QUERY]})}, 0)
+        Mixer().prepare_experts({"a": Adapter({QUERY: given()["a"].deltas[QUERY]})}, 0)

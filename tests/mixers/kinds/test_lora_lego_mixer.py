@@ -14,7 +14,7 @@ BARE = {"reweight_output": False}
 
 
 def merge(given, seed=0, **options) -> Adapter:
-    (found,) = Mixer(**options).experts_of(given, seed).values()
+    (found,) = Mixer(**options).prepare_experts(given, seed).values()
     return found
 
 

@@ -49,12 +49,12 @@ def test_gates_that_are_sure_of_an_expert_give_that_expert(index):
 
 def test_keeping_all_experts_keeps_their_softmax():
     wanted = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    torch.testing.assert_close(Mixer(top_k=9).keep(wanted), wanted)
+    torch.testing.assert_close(Mixer(top_k=9).select_weights(wanted), wanted)
 
 
 @pytest.mark.parametrize("temperature, expected", [(1e6, [0.5, 0.5, 0.0]), (1e-3, [1.0, 0.0, 0.0])])
 def test_temperature_runs_from_even_weights_of_the_kept_to_one_expert(temperature, expected):
-    kept = Mixer(temperature=temperature).keep(torch.tensor([0.5, 0.3, 0.2]))
+    kept = Mixer(temperature=temperature).select_weights(torch.tensor([0.5, 0.3, 0.2]))
     torch.testing.assert_close(kept, torch.tensor(expected), rtol=0, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_the_gates_loss_is_the_cross_entropy_of_every_layers_own_logits_at_every
 def test_the_gates_loss_and_its_gradient_vanish_as_a_gate_becomes_right():
     logits = torch.tensor([-200.0, 0.0, 5.0, 20.0], requires_grad=True)
     gates = torch.stack([logits, torch.zeros(4)], -1).softmax(-1)
-    losses = torch.stack([Mixer().penalty(gate.view(1, 1, 2), 0) for gate in gates])
+    losses = torch.stack([Mixer().routing_penalty(gate.view(1, 1, 2), 0) for gate in gates])
     (slopes,) = torch.autograd.grad(losses.sum(), logits)
     assert losses.isfinite().all() and (losses.diff() < 0).all() and losses[-1] < 1e-5
     torch.testing.assert_close(slopes[1:], -50 * torch.sigmoid(-logits[1:]), rtol=1e-3, atol=1e-6)
@@ -94,6 +94,6 @@ def test_with_one_expert_kept_the_language_model_teaches_gates_nothing(top_k, le
 
 def test_experts_move_only_if_asked():
     experts_move = [
-        {name.rpartition(".")[2] for name in mixed(Mixer(train_experts=train)).trainable()} for train in (False, True)
+        {name.rpartition(".")[2] for name in mixed(Mixer(train_experts=train)).trainable_parameters()} for train in (False, True)
     ]
     assert experts_move == [{"weight"}, {"weight", "A", "B"}]

@@ -12,12 +12,12 @@ from loratory.adapters.deltas import Adapter
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
-from loratory.mixers.fresh import fresh, widest
+from loratory.mixers.fresh import untrained_expert, max_rank_deltas
 from loratory.mixers.kinds.pooled import Mixer
 
 
 def start(mixer) -> Mixture:
-    return Mixture(llama(), mixer.experts_of(given(), 4), mixer, domains=["a", "b"])
+    return Mixture(llama(), mixer.prepare_experts(given(), 4), mixer, domains=["a", "b"])
 
 
 def trained(model, parameters, steps=5):
@@ -39,9 +39,9 @@ def test_it_trains_as_a_plain_lora_does_on_the_same_batches():
     mixture.double(), plain.double()
     for name, layer in mixture.layers.items():
         wrappers[name].adapter["A"].data.copy_(layer.A)
-    trained(mixture, mixture.trainable().values())
+    trained(mixture, mixture.trainable_parameters().values())
     trained(plain, core.trainable(plain).values())
-    found, expected = mixture.experts()["pooled"], core.export(plain, (), {})
+    found, expected = mixture.current_experts()["pooled"], core.export(plain, (), {})
     assert found.deltas.keys() == expected.deltas.keys()
     for name, delta in expected.deltas.items():
         torch.testing.assert_close(found.deltas[name].A, delta.A, rtol=0, atol=1e-9)
@@ -55,22 +55,22 @@ def test_it_starts_as_the_base():
 
 
 def test_its_rank_is_the_largest_of_each_layer_unless_given():
-    ranks = {name: delta.rank for name, delta in start(Mixer()).experts()["pooled"].deltas.items()}
+    ranks = {name: delta.rank for name, delta in start(Mixer()).current_experts()["pooled"].deltas.items()}
     assert ranks == {name: 4 if name.endswith(("q_proj", "up_proj", "down_proj")) else 2 for name in ranks}
     assert len(ranks) == 14
-    assert {delta.rank for delta in start(Mixer(rank=6)).experts()["pooled"].deltas.values()} == {6}
+    assert {delta.rank for delta in start(Mixer(rank=6)).current_experts()["pooled"].deltas.values()} == {6}
 
 
 def test_scale_is_alpha_over_rank_and_alpha_that_of_the_widest_expert_unless_given():
-    like = widest(given())
+    like = max_rank_deltas(given())
     module = "model.layers.0.mlp.up_proj"  # rank 4, alpha 4
-    scales = [fresh("x", like, 0, *own).deltas[module].scale for own in ((None, None), (8, None), (8, 16.0))]
+    scales = [untrained_expert("x", like, 0, *own).deltas[module].scale for own in ((None, None), (8, None), (8, 16.0))]
     assert scales == [1.0, 0.5, 2.0]
 
 
 def test_fresh_experts_differ_by_name_layer_and_seed_alone():
-    like = widest(given())
-    one, same, other, later = fresh("x", like, 0), fresh("x", like, 0), fresh("y", like, 0), fresh("x", like, 1)
+    like = max_rank_deltas(given())
+    one, same, other, later = untrained_expert("x", like, 0), untrained_expert("x", like, 0), untrained_expert("y", like, 0), untrained_expert("x", like, 1)
     first, second = (f"model.layers.{i}.mlp.up_proj" for i in (0, 1))
     a = one.deltas[first].A
     assert torch.equal(a, same.deltas[first].A)
@@ -83,13 +83,13 @@ def test_fresh_experts_differ_by_name_layer_and_seed_alone():
 def test_an_expert_that_is_not_low_rank_is_refused():
     whole = Adapter(dense={"model.norm.weight": torch.zeros(32)})
     with pytest.raises(InputError, match=r"expert c: fresh experts cannot follow .* \(model.norm.weight\)"):
-        Mixer().experts_of(given() | {"c": whole}, 0)
+        Mixer().prepare_experts(given() | {"c": whole}, 0)
 
 
 def test_an_expert_with_its_own_head_is_refused():
     adapter = trained_adapter(bert(), Method(rank=2), 1, heads=("classifier",))
     with pytest.raises(InputError, match=r"expert a: fresh experts would lack this head \(classifier"):
-        Mixer().experts_of({"a": adapter}, 0)
+        Mixer().prepare_experts({"a": adapter}, 0)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def test_its_loss_is_the_cross_entropy_of_the_domain_and_teaches_the_gate_alone(
 
 def test_a_gate_that_is_sure_and_wrong_still_learns():
     logits = torch.tensor([[[80.0, 0.0]]], requires_grad=True)
-    Mixer().penalty(logits.softmax(-1), 1).backward()
+    Mixer().routing_penalty(logits.softmax(-1), 1).backward()
     torch.testing.assert_close(logits.grad, torch.tensor([[[1.0, -1.0]]]))
 
 
@@ -44,7 +44,7 @@ def test_it_learns_to_tell_domains_apart():
     mixture, generator = mixed(Mixer()).train(), torch.Generator().manual_seed(0)
     mixture.gate["tokens"].weight.data.zero_()  # so that it names the first for both
     rows = [torch.randint(3, 13, (64, 16), generator=generator) + 100 * domain for domain in (0, 1)]
-    optimizer = torch.optim.AdamW(mixture.trainable().values(), lr=0.03)
+    optimizer = torch.optim.AdamW(mixture.trainable_parameters().values(), lr=0.03)
     for _ in range(20):
         for domain, ids in enumerate(rows):
             mixture(input_ids=ids[:56])
@@ -52,15 +52,15 @@ def test_it_learns_to_tell_domains_apart():
         optimizer.step()
         optimizer.zero_grad()
     for domain, ids in enumerate(rows):
-        assert mixture.route(input_ids=ids[56:]).argmax(-1).flatten().tolist() == [domain] * 8
+        assert mixture.token_routing(input_ids=ids[56:]).argmax(-1).flatten().tolist() == [domain] * 8
 
 
 @torch.no_grad()
 def test_what_is_written_does_not_change_the_choice():
     mixture = mixed(Mixer())
     prompt = torch.arange(7).expand(2, 7) < 3
-    expected = mixture.route(input_ids=IDS[:, :3])
+    expected = mixture.token_routing(input_ids=IDS[:, :3])
     for last in range(4, 8):
-        found = mixture.route(input_ids=IDS[:, :last], prompt=prompt[:, :last])
+        found = mixture.token_routing(input_ids=IDS[:, :last], prompt=prompt[:, :last])
         assert torch.equal(found, expected)
         torch.testing.assert_close(mixture.wanted["tokens"].sum(-1), torch.ones(2, 1, 1))

@@ -36,7 +36,7 @@ def test_a_learnt_gate_that_is_sure_of_an_expert_gives_that_expert(index):
 @pytest.mark.parametrize("gating", ["task_id", "learned"])
 def test_weights_of_a_sequence_sum_to_one_and_hold_for_all_its_tokens(gating):
     mixture = mixed(Mixer(gating=gating))
-    weights = mixture.route(input_ids=IDS)
+    weights = mixture.token_routing(input_ids=IDS)
     assert weights.shape[1:] == (1, 1, 3)
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
@@ -74,4 +74,4 @@ def test_an_unknown_domain_is_refused(domain):
 @pytest.mark.parametrize("gating, told, reads", [("task_id", True, "nothing"), ("learned", False, "hidden")])
 def test_the_gating_says_what_must_be_known(gating, told, reads):
     mixer = Mixer(gating=gating)
-    assert (mixer.told, mixer.reads, mixer.pooled) == (told, reads, not told)
+    assert (mixer.needs_domain, mixer.reads, mixer.pooled) == (told, reads, not told)

@@ -57,5 +57,5 @@ def test_ranks_that_are_wanted_alike_within_an_expert_are_a_mixture_of_whole_exp
     gates = 6 * u / (2 * u[..., :1] + 4 * u[..., 1:])
     parts = [x @ adapter.deltas[UP].dense().T for adapter in given().values()]
     torch.testing.assert_close(found, gates[..., :1] * parts[0] + gates[..., 1:] * parts[1], **CLOSE)
-    share = mixture.of_experts(mixture.layers[UP], mixture.applied[UP])
+    share = mixture.expert_means(mixture.layers[UP], mixture.applied[UP])
     torch.testing.assert_close(share, gates)

@@ -10,7 +10,7 @@ SHARES = {"a": 0.5, "b": 1.5, "c": 1.0}
 
 
 def merge(given, **options) -> Adapter:
-    (found,) = Mixer(**options).experts_of(given, seed=0).values()
+    (found,) = Mixer(**options).prepare_experts(given, seed=0).values()
     return found
 
 

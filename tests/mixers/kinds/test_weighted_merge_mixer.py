@@ -16,13 +16,13 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
 def merge(**options) -> Adapter:
-    (found,) = Mixer(**options).experts_of(experts(), seed=0).values()
+    (found,) = Mixer(**options).prepare_experts(experts(), seed=0).values()
     return found
 
 
 @torch.no_grad()
 def test_the_merger_of_equal_shares_is_the_uniform_mixture():
-    merged = Mixture(llama(), Mixer().experts_of(experts(), 0), Mixer(), domains=["a", "b", "c"]).eval()
+    merged = Mixture(llama(), Mixer().prepare_experts(experts(), 0), Mixer(), domains=["a", "b", "c"]).eval()
     weighed = Mixture(llama(), experts(), uniform.Mixer()).eval()
     assert merged.names == ["merged"]
     torch.testing.assert_close(merged(input_ids=IDS).logits, weighed(input_ids=IDS).logits, **CLOSE)
@@ -78,4 +78,4 @@ def test_what_is_not_a_low_rank_change_is_refused_by_name(part, message):
     given = experts()
     given["b"] = Adapter(given["b"].deltas, **part)
     with pytest.raises(InputError, match=message):
-        Mixer().experts_of(given, seed=0)
+        Mixer().prepare_experts(given, seed=0)

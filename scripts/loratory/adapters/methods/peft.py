@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from loratory.adapters import contract
 from loratory.errors import InputError
-from loratory.registry import unknown
+from loratory.registry import unknown_name_error
 
 TYPES = {
     "boft": "butterfly-factorised orthogonal rotation, arXiv:2311.06243",
@@ -110,7 +110,7 @@ class Method(contract.DenseMethod):
         last = {name: name.rpartition(".")[2] for name in weights}
         for name in inputs:
             if name not in last.values():
-                raise unknown("feedforward_modules", "adapted layer", name, set(last.values()))
+                raise unknown_name_error("feedforward_modules", "adapted layer", name, set(last.values()))
         options = {
             name: self.options | {"feedforward_modules": ["it"] if last[name] in inputs else []} for name in last
         }
@@ -153,7 +153,7 @@ class Method(contract.DenseMethod):
         names = {field.name for field in fields(made)}
         for name in self.options:
             if name not in names:
-                raise unknown(f"PEFT's {self.type}", "option", name, {n for n in names if not is_elsewhere(n)})
+                raise unknown_name_error(f"PEFT's {self.type}", "option", name, {n for n in names if not is_elsewhere(n)})
         return made(target_modules=["it"], **self.options)
 
     def output(self, layer, x):

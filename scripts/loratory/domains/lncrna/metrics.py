@@ -19,7 +19,7 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
     length = np.array([record["length"] for record in found], float)
     return {
         "label": label,
-        "p": np.array([row["p"] for row in rows], float),
+        "p": np.array([score_row["p"] for score_row in rows], float),
         "matched": length_matched([record["id"] for record in found], length, label),
     }
 

@@ -83,7 +83,7 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
         "chars": np.array([len(text) for text in words[0]], int),
         "basic_errors": edits(jiwer.process_words, *basic).sum(axis=1),
         "basic_words": np.array([len(text.split()) for text in basic[0]], int),
-        "age": np.array([ages[row["id"]] for row in rows], int),
+        "age": np.array([ages[score_row["id"]] for score_row in rows], int),
         "emptied": (length == 0).astype(int),
     }
 

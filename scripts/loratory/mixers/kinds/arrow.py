@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from loratory.mixers import contract
-from loratory.mixers.routing import largest, shares
+from loratory.mixers.routing import keep_largest, normalise_weights
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Mixer(contract.Mixer):
     top_k: int | None = Field(3, ge=1, description="experts of a token and layer that are kept; none keeps all")
     temperature: float = Field(1.0, gt=0, description="softmax temperature")
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         """Prototypes of each layer, `[experts, width]` under its number; 0 where an expert has none."""
         import torch
 
@@ -42,13 +42,13 @@ class Mixer(contract.Mixer):
             gate.register_buffer(str(layer), torch.zeros(sizes.experts, width))
         return gate
 
-    def prepare(self, gate, sizes, experts):
+    def prepare_gate(self, gate, sizes, experts):
         for layer, module in enumerate(sizes.modules):
             for prototype, adapter in zip(gate.get_buffer(str(layer)), experts.values()):
                 if module in adapter.deltas:
-                    prototype.copy_(main_input(adapter.deltas[module]))
+                    prototype.copy_(main_direction(adapter.deltas[module]))
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         import torch
 
         prototypes = gate.get_buffer(str(seen.layer))
@@ -56,13 +56,13 @@ class Mixer(contract.Mixer):
         # the least number and not −inf: where no expert has a prototype, all weigh alike and nothing is NaN
         return alike.masked_fill(~prototypes.any(1), torch.finfo(alike.dtype).min).softmax(-1)
 
-    def keep(self, weights):
+    def select_weights(self, weights):
         if self.top_k is None:
             return weights
-        return largest(weights, self.top_k, shares)
+        return keep_largest(weights, self.top_k, normalise_weights)
 
 
-def main_input(delta: LowRank) -> torch.Tensor:
+def main_direction(delta: LowRank) -> torch.Tensor:
     """The top right singular vector `[in]` of B A, without the dense matrix; 0 if B A = 0."""
     import torch
 

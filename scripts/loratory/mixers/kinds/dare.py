@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
-from loratory.mixers.merging import Merger, merged, shares_of
+from loratory.mixers.merging import Merger, merge_experts, expert_shares
 
 
 class Mixer(Merger):
@@ -27,22 +27,22 @@ class Mixer(Merger):
     elect: Literal["total", "frequency"] = Field("total", description="how ties finds the sign, as in mixer ties")
     rank: int | None = Field(None, ge=1, description="of the merger, cut by SVD; the sum of the ranks if none")
 
-    def experts_of(self, given, seed):
+    def prepare_experts(self, given, seed):
         import torch
 
         from loratory.adapters.deltas import LowRank
 
-        shares = shares_of(self.shares, given, 1 / len(given) if self.combine == "linear" else 1.0)
+        shares = expert_shares(self.shares, given, 1 / len(given) if self.combine == "linear" else 1.0)
 
-        def merge(module, found):
+        def merge_module(module, found):
             changes, weights = [delta.dense() for delta in found.values()], torch.tensor([shares[n] for n in found])
-            with drawn_from(seed, module):
-                total = self.dropped_and_merged(changes, weights)
+            with seed_torch(seed, module):
+                total = self.drop_and_merge(changes, weights)
             return LowRank.nearest(total, self.rank or sum(delta.rank for delta in found.values()))
 
-        return merged(given, merge)
+        return merge_experts(given, merge_module)
 
-    def dropped_and_merged(self, changes, weights):
+    def drop_and_merge(self, changes, weights):
         from peft.utils.merge_utils import dare_linear, dare_ties
 
         if self.combine == "linear":
@@ -51,7 +51,7 @@ class Mixer(Merger):
 
 
 @contextmanager
-def drawn_from(seed: int, module: str):
+def seed_torch(seed: int, module: str):
     """Within, torch's own random numbers on the CPU are those of (seed, module): PEFT takes no generator."""
     import torch
 

@@ -19,14 +19,14 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.errors import InputError
-from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
+from loratory.mixers.fresh import ALPHA, RANK, UntrainedExperts, untrained_expert, max_rank_deltas
 
 BLOCK = re.compile(r"(.*?\.\d+)\.")
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 PLAIN = "plain"  # the first of the experts, if any layer is no MLP's
 
 
-class Mixer(Starter):
+class Mixer(UntrainedExperts):
     """Weights of (plain, expert 1, …, expert K): (1, 0, …) on layers outside MLPs, (0, p) on an MLP's."""
 
     reads: ClassVar[str] = "input"
@@ -37,37 +37,37 @@ class Mixer(Starter):
     weight_by_prob: bool = Field(True, description="weigh the chosen expert by its probability, not by 1")
     balance: float = Field(0.01, ge=0, description="weight of the balance loss")
 
-    def experts_of(self, given, seed):
-        like = widest(given)
-        routed = {module: delta for module, delta in like.items() if block_of(module)}
+    def prepare_experts(self, given, seed):
+        like = max_rank_deltas(given)
+        routed = {module: delta for module, delta in like.items() if mlp_block(module)}
         if not routed:
             raise InputError("llava_mole", "no expert has a layer of an MLP", fix="give experts that adapt MLPs")
         parts = {f"mlp_{i}": routed for i in range(1, self.mlp_experts + 1)}
         rest = {module: delta for module, delta in like.items() if module not in routed}
         parts = {PLAIN: rest} | parts if rest else parts
-        return {name: fresh(name, part, seed, self.rank, self.alpha) for name, part in parts.items()}
+        return {name: untrained_expert(name, part, seed, self.rank, self.alpha) for name, part in parts.items()}
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         from torch import nn
 
         widths: dict[str, list[int]] = {}
         for module, width in zip(sizes.modules, sizes.widths, strict=True):
-            if block := block_of(module):
-                widths.setdefault(key_of(block), []).append(width)
+            if block := mlp_block(module):
+                widths.setdefault(module_key(block), []).append(width)
         first = {key: sizes.hidden if sizes.hidden in found else found[0] for key, found in widths.items()}
         return nn.ModuleDict({key: nn.Linear(w, self.mlp_experts, bias=False) for key, w in first.items()})
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         from torch.nn.functional import pad
 
-        block = block_of(sizes.modules[seen.layer])
+        block = mlp_block(sizes.modules[seen.layer])
         if block is None:
             return pad(seen.input.new_ones(*seen.input.shape[:-1], 1).float(), (0, self.mlp_experts))
         if block not in seen.passed:
-            seen.passed[block] = gate[key_of(block)](seen.input.float()).softmax(-1)
+            seen.passed[block] = gate[module_key(block)](seen.input.float()).softmax(-1)
         return pad(seen.passed[block], (sizes.experts - self.mlp_experts, 0))
 
-    def keep(self, weights):
+    def select_weights(self, weights):
         import torch
 
         best, place = weights.max(-1, keepdim=True)
@@ -75,7 +75,7 @@ class Mixer(Starter):
             -1, place, best if self.weight_by_prob else torch.ones_like(best)
         )
 
-    def penalty(self, weights, domain):
+    def routing_penalty(self, weights, domain):
         """The balance loss of an MLP's layer; a plain 0 for any other."""
         from torch.nn.functional import one_hot
 
@@ -87,7 +87,7 @@ class Mixer(Starter):
 
 
 @cache
-def block_of(module: str) -> str | None:
+def mlp_block(module: str) -> str | None:
     """The block whose MLP a layer is in; None for attention and for layers outside the blocks.
 
     `model.layers.3.mlp.up_proj` (Llama), `transformer.h.3.mlp.c_fc` (GPT-2), `bert.encoder.layer.3.output.dense` and
@@ -97,6 +97,6 @@ def block_of(module: str) -> str | None:
     return found[1] if found and not ATTENTION.search(module, found.end()) else None
 
 
-def key_of(block: str) -> str:
+def module_key(block: str) -> str:
     """A block's name where dots are not allowed."""
     return block.replace(".", "/")

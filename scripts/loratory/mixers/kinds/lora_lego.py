@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from loratory.mixers.merging import Merger, merged
+from loratory.mixers.merging import Merger, merge_experts
 
 if TYPE_CHECKING:
     import torch
@@ -41,29 +41,29 @@ class Mixer(Merger):
         False, description="ours, not the paper's: first give equal units (a, b), (−a, −b), (2a, b/2) one form"
     )
 
-    def experts_of(self, given, seed):
+    def prepare_experts(self, given, seed):
         from loratory.adapters.core import generator_for
 
-        def merge(module, found):
-            return self.rebuilt(list(found.values()), generator_for(seed, f"lego.{module}").initial_seed() % 2**32)
+        def merge_module(module, found):
+            return self.rebuild_delta(list(found.values()), generator_for(seed, f"lego.{module}").initial_seed() % 2**32)
 
-        return merged(given, merge)
+        return merge_experts(given, merge_module)
 
-    def rebuilt(self, deltas: list[LowRank], seed: int) -> LowRank:
+    def rebuild_delta(self, deltas: list[LowRank], seed: int) -> LowRank:
         import torch
 
         from loratory.adapters.deltas import LowRank
 
         width, rank = deltas[0].A.shape[1], max(delta.rank for delta in deltas)
-        units = torch.cat([units_of(delta) for delta in deltas])
-        units = canonical(units, width) if self.canonical else units
+        units = torch.cat([rank_units(delta) for delta in deltas])
+        units = canonical_units(units, width) if self.canonical else units
         # sorted, so that the order of experts and ranks is nothing to k-means; equal units are one that counts more
         units, counts = units.unique(dim=0, return_counts=True)
-        labels = clusters(self.vectors_of(units, width), counts, self.rank or rank, seed)
-        a, b = self.centroids(units, counts, labels).float().split([width, units.shape[1] - width], 1)
+        labels = cluster_labels(self.cluster_vectors(units, width), counts, self.rank or rank, seed)
+        a, b = self.cluster_centroids(units, counts, labels).float().split([width, units.shape[1] - width], 1)
         return LowRank(a, (sqrt(rank / len(a)) if self.reweight_output else 1.0) * b.T, 1.0)
 
-    def vectors_of(self, units: torch.Tensor, width: int) -> torch.Tensor:
+    def cluster_vectors(self, units: torch.Tensor, width: int) -> torch.Tensor:
         import torch
         from torch.nn.functional import normalize
 
@@ -71,21 +71,21 @@ class Mixer(Merger):
             return units
         return torch.cat([normalize(units[:, :width]), normalize(units[:, width:])], 1)
 
-    def centroids(self, units: torch.Tensor, counts: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def cluster_centroids(self, units: torch.Tensor, counts: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Means `[clusters, in + out]` of units, of the mean length of their units."""
         import torch
 
         member = torch.nn.functional.one_hot(labels).T * counts.double()
         member = member / member.sum(1, keepdim=True)
 
-        def length(vectors):
+        def vector_lengths(vectors):
             return torch.linalg.vector_norm(vectors, ord=float(self.norm), dim=1, keepdim=True)
 
-        means, lengths = member @ units, member @ length(units)
-        return means * (lengths / length(means)).where(length(means) > NOISE * lengths, 0.0)
+        means, lengths = member @ units, member @ vector_lengths(units)
+        return means * (lengths / vector_lengths(means)).where(vector_lengths(means) > NOISE * lengths, 0.0)
 
 
-def units_of(delta: LowRank) -> torch.Tensor:
+def rank_units(delta: LowRank) -> torch.Tensor:
     """Units `[rank, in + out]` of a change, its scale divided between both halves."""
     import torch
 
@@ -93,7 +93,7 @@ def units_of(delta: LowRank) -> torch.Tensor:
     return torch.cat([root * delta.A.double(), copysign(root, delta.scale) * delta.B.double().T], 1)
 
 
-def canonical(units: torch.Tensor, width: int) -> torch.Tensor:
+def canonical_units(units: torch.Tensor, width: int) -> torch.Tensor:
     """Units of equal function in one form: both halves of equal length, the largest number of the first positive."""
     import torch
     from torch.nn.functional import normalize
@@ -104,7 +104,7 @@ def canonical(units: torch.Tensor, width: int) -> torch.Tensor:
     return sign * length * torch.cat([normalize(a), normalize(b)], 1)
 
 
-def clusters(features: torch.Tensor, counts: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+def cluster_labels(features: torch.Tensor, counts: torch.Tensor, k: int, seed: int) -> torch.Tensor:
     """The cluster of each row, numbered without gaps; no more than there are rows."""
     import torch
     from sklearn.cluster import KMeans

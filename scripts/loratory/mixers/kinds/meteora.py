@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.mixers import contract
-from loratory.mixers.routing import cross_entropy, largest, logs
+from loratory.mixers.routing import cross_entropy, keep_largest, finite_log
 
 
 class Mixer(contract.Mixer):
@@ -33,16 +33,16 @@ class Mixer(contract.Mixer):
     def trains_experts(self):
         return self.train_experts
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         from torch import nn
 
         return nn.ModuleList(nn.Linear(width, sizes.experts, bias=False) for width in sizes.widths)
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return gate[seen.layer](seen.input.float()).softmax(-1)
 
-    def keep(self, weights):
-        return largest(weights, self.top_k, lambda best: (logs(best) / self.temperature).softmax(-1))
+    def select_weights(self, weights):
+        return keep_largest(weights, self.top_k, lambda best: (finite_log(best) / self.temperature).softmax(-1))
 
-    def penalty(self, weights, domain):
+    def routing_penalty(self, weights, domain):
         return self.gate_loss * cross_entropy(weights, domain)

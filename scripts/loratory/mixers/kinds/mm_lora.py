@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
+from loratory.mixers.fresh import ALPHA, RANK, UntrainedExperts, untrained_expert, max_rank_deltas
 
 
-class Mixer(Starter):
+class Mixer(UntrainedExperts):
     """λ = one-hot at the expert of the position's kind; both experts start fresh."""
 
     reads: ClassVar[str] = "nothing"
@@ -24,14 +24,14 @@ class Mixer(Starter):
     read_rank: int | None = RANK
     read_alpha: float | None = ALPHA
 
-    def experts_of(self, given, seed):
-        like = widest(given)
+    def prepare_experts(self, given, seed):
+        like = max_rank_deltas(given)
         return {
-            "heard": fresh("heard", like, seed, self.heard_rank, self.heard_alpha),
-            "read": fresh("read", like, seed, self.read_rank, self.read_alpha),
+            "heard": untrained_expert("heard", like, seed, self.heard_rank, self.heard_alpha),
+            "read": untrained_expert("read", like, seed, self.read_rank, self.read_alpha),
         }
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         import torch
 
         heard = torch.zeros(1, 1, dtype=torch.bool) if seen.is_audio is None else seen.is_audio

@@ -12,9 +12,9 @@ class Mixer(contract.Mixer):
 
     trained: ClassVar[bool] = False
     reads: ClassVar[str] = "nothing"
-    told: ClassVar[bool] = True
+    needs_domain: ClassVar[bool] = True
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         import torch
 
         return torch.nn.functional.one_hot(torch.tensor([[[seen.domain]]]), sizes.experts).float()

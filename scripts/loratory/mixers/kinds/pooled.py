@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
+from loratory.mixers.fresh import ALPHA, RANK, UntrainedExperts, untrained_expert, max_rank_deltas
 
 
-class Mixer(Starter):
+class Mixer(UntrainedExperts):
     """A single fresh expert (LoRA, arXiv:2106.09685) of weight 1."""
 
     reads: ClassVar[str] = "nothing"
@@ -18,10 +18,10 @@ class Mixer(Starter):
     rank: int | None = RANK
     alpha: float | None = ALPHA
 
-    def experts_of(self, given, seed):
-        return {"pooled": fresh("pooled", widest(given), seed, self.rank, self.alpha)}
+    def prepare_experts(self, given, seed):
+        return {"pooled": untrained_expert("pooled", max_rank_deltas(given), seed, self.rank, self.alpha)}
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         import torch
 
         return torch.ones(1, 1, 1, sizes.experts)

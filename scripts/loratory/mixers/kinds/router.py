@@ -21,18 +21,18 @@ class Mixer(contract.Mixer):
     def pooled(self):
         return True
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         from torch import nn
 
         return nn.Linear(sizes.hidden, sizes.experts)
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return gate(seen.hidden.float()).softmax(-1).unsqueeze(-2)
 
-    def keep(self, weights):
+    def select_weights(self, weights):
         from torch.nn.functional import one_hot
 
         return one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
 
-    def penalty(self, weights, domain):
+    def routing_penalty(self, weights, domain):
         return cross_entropy(weights, domain)

@@ -16,12 +16,12 @@ from typing import Literal
 from pydantic import Field
 
 from loratory.errors import InputError
-from loratory.mixers.fresh import ALPHA, RANK, Starter, fresh, widest
+from loratory.mixers.fresh import ALPHA, RANK, UntrainedExperts, untrained_expert, max_rank_deltas
 
 SHARED = "shared"
 
 
-class Mixer(Starter):
+class Mixer(UntrainedExperts):
     """g = (0.5 at the domain's expert, 0.5 at the shared one, the last), or softmax(W h̄ + b) over all."""
 
     gating: Literal["task_id", "learned"] = Field(
@@ -31,33 +31,33 @@ class Mixer(Starter):
     alpha: float | None = ALPHA
 
     @property
-    def told(self):
+    def needs_domain(self):
         return self.gating == "task_id"
 
     @property
     def reads(self):
-        return "nothing" if self.told else "hidden"
+        return "nothing" if self.needs_domain else "hidden"
 
     @property
     def pooled(self):
-        return not self.told
+        return not self.needs_domain
 
-    def experts_of(self, given, seed):
-        like = widest(given)
-        return {name: fresh(name, like, seed, self.rank, self.alpha) for name in (*given, SHARED)}
+    def prepare_experts(self, given, seed):
+        like = max_rank_deltas(given)
+        return {name: untrained_expert(name, like, seed, self.rank, self.alpha) for name in (*given, SHARED)}
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         from torch import nn
 
-        return None if self.told else nn.Linear(sizes.hidden, sizes.experts)
+        return None if self.needs_domain else nn.Linear(sizes.hidden, sizes.experts)
 
-    def weights(self, gate, seen, sizes):
-        if self.told:
-            return halves(seen.domain, sizes.experts)
+    def routing_weights(self, gate, seen, sizes):
+        if self.needs_domain:
+            return half_weights(seen.domain, sizes.experts)
         return gate(seen.hidden.float()).softmax(-1).unsqueeze(-2)
 
 
-def halves(domain: int | None, experts: int):
+def half_weights(domain: int | None, experts: int):
     """0.5 for the domain's own expert, 0.5 for the last, `[1, 1, 1, experts]`.
 
     Raises:

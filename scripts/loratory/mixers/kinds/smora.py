@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.mixers import contract
-from loratory.mixers.routing import largest
+from loratory.mixers.routing import keep_largest
 
 
 class Mixer(contract.Mixer):
@@ -27,14 +27,14 @@ class Mixer(contract.Mixer):
 
     active: int = Field(8, ge=1, description="ranks that are active for a token and layer, k; all if there are fewer")
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         from torch import nn
 
         pairs = zip(sizes.widths, sizes.ranks, strict=True)
         return nn.ModuleList(nn.Linear(width, rank, bias=False) for width, rank in pairs)
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         return gate[seen.layer](seen.input.float()).sigmoid()
 
-    def keep(self, weights):
-        return largest(weights, self.active, lambda best: best / best.mean(-1, keepdim=True))
+    def select_weights(self, weights):
+        return keep_largest(weights, self.active, lambda best: best / best.mean(-1, keepdim=True))

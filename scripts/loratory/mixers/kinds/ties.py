@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
-from loratory.mixers.merging import Merger, merged, shares_of
+from loratory.mixers.merging import Merger, merge_experts, expert_shares
 
 
 class Mixer(Merger):
@@ -21,17 +21,17 @@ class Mixer(Merger):
     elect: Literal["total", "frequency"] = Field("total", description="the sign of most magnitude, or of most experts")
     rank: int | None = Field(None, ge=1, description="of the merger, cut by SVD; the sum of the ranks if none")
 
-    def experts_of(self, given, seed):
+    def prepare_experts(self, given, seed):
         import torch
         from peft.utils.merge_utils import ties
 
         from loratory.adapters.deltas import LowRank
 
-        shares = shares_of(self.shares, given, 1.0)
+        shares = expert_shares(self.shares, given, 1.0)
 
-        def merge(module, found):
+        def merge_module(module, found):
             changes, weights = [delta.dense() for delta in found.values()], torch.tensor([shares[n] for n in found])
             total = ties(changes, weights, self.density, self.elect)
             return LowRank.nearest(total, self.rank or sum(delta.rank for delta in found.values()))
 
-        return merged(given, merge)
+        return merge_experts(given, merge_module)

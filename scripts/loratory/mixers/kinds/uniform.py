@@ -13,7 +13,7 @@ class Mixer(contract.Mixer):
     trained: ClassVar[bool] = False
     reads: ClassVar[str] = "nothing"
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         import torch
 
         return torch.full((1, 1, 1, sizes.experts), 1 / sizes.experts)

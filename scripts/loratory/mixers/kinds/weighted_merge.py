@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
-from loratory.mixers.merging import Merger, merged, shares_of
+from loratory.mixers.merging import Merger, merge_experts, expert_shares
 
 if TYPE_CHECKING:
     from loratory.adapters.deltas import LowRank
@@ -21,17 +21,17 @@ class Mixer(Merger):
     shares: dict[str, FiniteFloat] = Field({}, description="{domain: weight of its expert}; 1/n each if empty")
     rank: int | None = Field(None, ge=1, description="cut the sum to this rank by SVD; none is exact")
 
-    def experts_of(self, given, seed):
-        shares = shares_of(self.shares, given, 1 / len(given))
+    def prepare_experts(self, given, seed):
+        shares = expert_shares(self.shares, given, 1 / len(given))
 
-        def merge(module, found):
-            total = side_by_side(found, shares)
-            return total if self.rank is None else cut(total, self.rank)
+        def merge_module(module, found):
+            total = concatenate_ranks(found, shares)
+            return total if self.rank is None else truncate_rank(total, self.rank)
 
-        return merged(given, merge)
+        return merge_experts(given, merge_module)
 
 
-def side_by_side(found: dict[str, LowRank], shares: dict[str, float]) -> LowRank:
+def concatenate_ranks(found: dict[str, LowRank], shares: dict[str, float]) -> LowRank:
     import torch
 
     from loratory.adapters.deltas import LowRank
@@ -41,7 +41,7 @@ def side_by_side(found: dict[str, LowRank], shares: dict[str, float]) -> LowRank
     return LowRank(a, b, 1.0)
 
 
-def cut(delta: LowRank, rank: int) -> LowRank:
+def truncate_rank(delta: LowRank, rank: int) -> LowRank:
     """The nearest change of `rank`, without the dense matrix: B A = Q_b (R_b R_aᵀ) Q_aᵀ."""
     import torch
 

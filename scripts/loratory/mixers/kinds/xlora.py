@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from loratory.mixers import contract
-from loratory.mixers.routing import largest, shares
+from loratory.mixers.routing import keep_largest, normalise_weights
 
 
 class Mixer(contract.Mixer):
@@ -37,7 +37,7 @@ class Mixer(contract.Mixer):
     def trains_experts(self):
         return self.train_experts
 
-    def gate(self, sizes):
+    def build_gate(self, sizes):
         from torch import nn
 
         out = sizes.experts * (len(sizes.modules) if self.layerwise else 1)
@@ -47,15 +47,15 @@ class Mixer(contract.Mixer):
             layers += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(self.dropout)]
         return nn.Sequential(*layers, nn.Linear(widths[-1], out))
 
-    def weights(self, gate, seen, sizes):
+    def routing_weights(self, gate, seen, sizes):
         logits = gate(seen.hidden.float()).unflatten(-1, (-1, sizes.experts))  # module-major, expert-minor
         return (logits / self.temperature).softmax(-1)
 
-    def keep(self, weights):
+    def select_weights(self, weights):
         """The `top_k` largest of each token and layer, 0 for the others; more than there are experts keeps all."""
         if self.top_k is None:
             return self.scale * weights
-        return self.scale * largest(weights, self.top_k, shares if self.renormalise else None)
+        return self.scale * keep_largest(weights, self.top_k, normalise_weights if self.renormalise else None)
 
-    def penalty(self, weights, domain):
+    def routing_penalty(self, weights, domain):
         return -self.domain_loss * weights[..., domain].clamp_min(1e-9).log().mean()
