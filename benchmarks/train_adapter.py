@@ -28,8 +28,8 @@ from loratory.adapters.methods.lora import Method  # noqa: E402
 from loratory.bases.causal import Causal  # noqa: E402
 from loratory.bases.core import Encoded  # noqa: E402
 from loratory.data.batching import Batches  # noqa: E402
-from loratory.training.fit import MicroBatch, Recipe, fit  # noqa: E402
-from loratory.training.session import Session  # noqa: E402
+from loratory.training.fit import MicroBatch, Recipe, train_model  # noqa: E402
+from loratory.training.session import AdapterSession  # noqa: E402
 from loratory.training.sweep import mean_loss  # noqa: E402
 
 EXAMPLES, HELD_OUT, VOCABULARY, RATE, SEED = 8, 64, 33, 3e-3, 0
@@ -82,10 +82,10 @@ def ours(items: list[Encoded], steps: int, folder: Path):
     recipe = recipe_of(steps)
     layers = core.attach(base.model, method, SEED)
     training = SimpleNamespace(batch_tokens=equal_budget(items, steps))
-    session = Session(base, method, layers, items, training, recipe, SEED)
-    parameters = core.trainable(base.model.train())
+    session = AdapterSession(base, method, layers, items, training, recipe, SEED)
+    parameters = core.trainable_parameters(base.model.train())
     before = process_time()
-    fit(
+    train_model(
         parameters,
         lambda step: [MicroBatch("train", session.batch(step))],
         lambda micro: base.loss(base.model, micro.batch),
@@ -131,8 +131,8 @@ def trainer(sampling: str):
         )
         rows = [{"input_ids": item.ids, "item": item} for item in items]
         recipe = recipe_of(steps)
-        optimizer = torch.optim.AdamW(core.trainable(model).values(), lr=RATE, weight_decay=0.0, fused=True)
-        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate(step) / RATE)
+        optimizer = torch.optim.AdamW(core.trainable_parameters(model).values(), lr=RATE, weight_decay=0.0, fused=True)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.learning_rate_at(step) / RATE)
         training = Trainer(model, arguments, train_dataset=rows, data_collator=collate, optimizers=(optimizer, rates))
         before = process_time()
         training.train()

@@ -34,7 +34,7 @@ from loratory.adapters.core import linear_layers  # noqa: E402
 from loratory.bases.causal import Causal  # noqa: E402
 from loratory.mixers.core import Mixture  # noqa: E402
 from loratory.mixers.kinds.xlora import Mixer  # noqa: E402
-from loratory.training.features import HIDDEN, Rows, padded, shard  # noqa: E402
+from loratory.training.features import HIDDEN, StoredStates, pad_states, shard_name  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ def ours(experts: dict, folder: Path, features: bool, checkpointing: bool):
     def known(ids):
         folder.mkdir(exist_ok=True)
         states = mixture.bare_states({"input_ids": ids})["tokens"].cpu()
-        save_file({HIDDEN: states.flatten(0, 1)}, folder / shard(0))
-        mapped = safe_open(folder / shard(0), framework="pt").get_slice(HIDDEN)
-        return [Rows(mapped, score_row * SHAPE.length, (score_row + 1) * SHAPE.length) for score_row in range(SHAPE.rows)]
+        save_file({HIDDEN: states.flatten(0, 1)}, folder / shard_name(0))
+        mapped = safe_open(folder / shard_name(0), framework="pt").get_slice(HIDDEN)
+        return [StoredStates(mapped, score_row * SHAPE.length, (score_row + 1) * SHAPE.length) for score_row in range(SHAPE.rows)]
 
     def loss(ids):
         batch = {"ids": ids, "labels": ids, "prompt": torch.ones_like(ids, dtype=torch.bool)}
         if features:
-            batch["hidden"] = padded(known(ids), DEVICE)
+            batch["hidden"] = pad_states(known(ids), DEVICE)
         total, targets = base.loss(mixture, batch)
         return total / targets
 

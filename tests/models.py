@@ -18,7 +18,7 @@ from loratory.bases.audio import AudioPrefix
 from loratory.bases.core import load_base
 from loratory.bases.prepare import write_manifest
 from loratory.bases.whisper import PROMPT
-from loratory.training.pretrain import byte_pairs, words
+from loratory.training.pretrain import byte_pair_tokenizer, word_tokenizer
 
 TEXTS = [
     "transcribe speech to text",
@@ -78,7 +78,7 @@ def bert(vocab_size: int = 64) -> BertForSequenceClassification:
 
 def text_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<|pad|>", "<|begin|>", "<|end|>"]
-    core = byte_pairs(TEXTS * 4, 300, special, letters=True)
+    core = byte_pair_tokenizer(TEXTS * 4, 300, special, letters=True)
     core.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=special[0], bos_token=special[1], eos_token=special[2]
@@ -105,7 +105,7 @@ def causal_base(folder, ears: bool = True, precision: str = "fp32"):
 
 def whisper_base(folder, precision: str = "fp32"):
     special = ["<|endoftext|>", *PROMPT]
-    core = byte_pairs(TEXTS * 4, 300, special, letters=False)
+    core = byte_pair_tokenizer(TEXTS * 4, 300, special, letters=False)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=special[0], pad_token=special[0], additional_special_tokens=list(PROMPT)
     )
@@ -115,7 +115,7 @@ def whisper_base(folder, precision: str = "fp32"):
 def encoder_base(folder, precision: str = "fp32"):
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words([TEXTS[-1]], 64, special), pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]"
+        tokenizer_object=word_tokenizer([TEXTS[-1]], 64, special), pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]"
     )
     return save(folder, "encoder", bert(), tokenizer, precision=precision)
 

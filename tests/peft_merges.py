@@ -19,7 +19,7 @@ def experts() -> dict[str, deltas.Adapter]:
 
 
 def dense(adapter: deltas.Adapter) -> dict[str, torch.Tensor]:
-    return {name: delta.dense() for name, delta in adapter.deltas.items()}
+    return {name: delta.to_dense() for name, delta in adapter.deltas.items()}
 
 
 def merged_by_peft(folder, given: dict[str, deltas.Adapter], weights, kind: str, **options) -> dict[str, torch.Tensor]:

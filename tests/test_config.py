@@ -14,7 +14,7 @@ from studies import ABSENT, ROOT, changed, pretrained, shipped
 
 from loratory import config as loratory_config
 from loratory import registry
-from loratory.adapters.contract import OwnWeights
+from loratory.adapters.contract import BaseWeightsMethod
 from loratory.errors import InputError
 
 FILE = "study.yaml"
@@ -266,7 +266,7 @@ def test_a_base_in_half_precision_takes_every_method_but_those_that_train_its_we
     needed = {"type": "vera"} if name == "peft" else {}
     changes = {"bases.mini_lm.precision": "bf16", "adapters.own": {"method": name, **needed}}
     changes |= {"domains.protein.adapters.mini_lm": ["lora", "own"]}
-    if not issubclass(method, OwnWeights):
+    if not issubclass(method, BaseWeightsMethod):
         loratory_config.read_config(changed(DEMO, changes), FILE)
         return
     told = f"{name} trains the base's own weights, and mini_lm holds them in half precision (bf16); expected a base"

@@ -82,13 +82,13 @@ def test_the_domain_names_file_and_line_of_what_is_wrong(examples, line, tmp_pat
 def test_the_methods_forward_is_its_delta(examples):
     method = registry.load_module("method", "plain_lora").Method(rank=4, alpha=8.0)
     random = torch.Generator().manual_seed(0)
-    tensors = method.start(torch.zeros(6, 5), random)
+    tensors = method.initial_tensors(torch.zeros(6, 5), random)
     tensors["B"].normal_(generator=random)
-    delta = method.delta(tensors, torch.zeros(6, 5))
+    delta = method.weight_delta(tensors, torch.zeros(6, 5))
     assert isinstance(delta, LowRank)
     assert delta.scale == 1.0
     x = torch.randn(3, 5, generator=random)
-    torch.testing.assert_close(method.forward(x, tensors, training=False), x @ delta.dense().T)
+    torch.testing.assert_close(method.forward(x, tensors, training=False), x @ delta.to_dense().T)
 
 
 def test_the_mixers_weights_are_its_shares(examples):

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from loratory import registry
-from loratory.adapters.contract import OwnWeights
+from loratory.adapters.contract import BaseWeightsMethod
 from loratory.bases.options import WhisperOptions
 from loratory.domains.contract import Options
 from loratory.errors import InputError, short_value
@@ -385,7 +385,7 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
 
 def check_precision(at: str, adapter, name: str, base: BaseEntry) -> None:
     """Small steps of weights that are themselves trained would be rounded away."""
-    if base.precision != "fp32" and isinstance(adapter, OwnWeights):
+    if base.precision != "fp32" and isinstance(adapter, BaseWeightsMethod):
         what = f"{adapter.method} trains the base's own weights, and {name} holds them in half precision"
         raise InputError(at, what, base.precision, "a base with `precision: fp32`")
 

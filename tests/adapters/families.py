@@ -8,8 +8,8 @@ from models import bert, llama, whisper
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
 from loratory.adapters import core
-from loratory.training.fit import MicroBatch, Recipe, fit
-from loratory.training.session import Session
+from loratory.training.fit import MicroBatch, Recipe, train_model
+from loratory.training.session import AdapterSession
 
 VOCABULARY = 60
 
@@ -77,13 +77,13 @@ FAMILIES = {
 }
 
 
-def begin(toy: Toy, method, seed=0, steps=6, rate=1e-2, decay=0.1, save_every=0) -> Session:
+def begin(toy: Toy, method, seed=0, steps=6, rate=1e-2, decay=0.1, save_every=0) -> AdapterSession:
     """Attaches a method and lets it prepare, as a sweep does."""
     recipe = Recipe(steps, rate, warmup=0.2, weight_decay=decay, decay="constant", save_every=save_every)
     layers = core.attach(toy.model, method, seed, toy.heads)
-    session = Session(toy, method, layers, toy.items, SimpleNamespace(batch_tokens=24), recipe, seed)
+    session = AdapterSession(toy, method, layers, toy.items, SimpleNamespace(batch_tokens=24), recipe, seed)
     torch.manual_seed(seed)
-    method.prepare(session)
+    method.prepare_training(session)
     return session
 
 
@@ -97,7 +97,7 @@ def five_steps(model, loss, **options) -> None:
             optimizer.zero_grad()
 
 
-def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, **options) -> Session:
+def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, **options) -> AdapterSession:
     """A whole training; `kill_at` ends it without warning at that step, `parts` are micro-batches of a step."""
     session = begin(toy, method, **options)
 
@@ -109,8 +109,8 @@ def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, 
         return [MicroBatch("train", dict(zip(split, part))) for part in zip(*split.values())]
 
     toy.model.train()
-    parameters = core.trainable(toy.model)
-    fit(parameters, micro_batches, lambda micro: toy.loss(toy.model, micro.batch), session.recipe, session.seed,
+    parameters = core.trainable_parameters(toy.model)
+    train_model(parameters, micro_batches, lambda micro: toy.loss(toy.model, micro.batch), session.recipe, session.seed,
         folder, "toy", course=session)  # fmt: skip
     toy.model.eval()
     return session

@@ -52,7 +52,7 @@ def test_a_fresh_adapter_changes_nothing(family):
 def test_only_adapter_and_head_move_even_with_weight_decay(family):
     model, heads, run, _ = family
     core.attach(model.requires_grad_(False), Method(rank=2), 0, heads)
-    parameters = core.trainable(model)
+    parameters = core.trainable_parameters(model)
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if n not in parameters}
     started = {n: p.detach().clone() for n, p in parameters.items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=0.1)
@@ -75,7 +75,7 @@ def test_a_stored_adapter_gives_the_same_output_and_comes_off_without_a_trace(fa
     assert (applied - before).abs().max() > 1e-3
     assert torch.equal(run(model), before)
     for name, layer in core.linear_layers(model).items():
-        delta = adapter.deltas[name].dense()
+        delta = adapter.deltas[name].to_dense()
         layer.weight.data += delta.T if isinstance(layer, core.Conv1D) else delta
     torch.testing.assert_close(run(model), applied, rtol=1e-4, atol=1e-5)
 
@@ -95,7 +95,7 @@ def test_trainable_parameters_follow_the_formula():
     model = llama()
     core.attach(model.requires_grad_(False), Method(rank=4), 0)
     expected = sum(4 * sum(core.weight_of(m.base).shape) for m in model.modules() if isinstance(m, core.AdaptedLinear))
-    assert sum(p.numel() for p in core.trainable(model).values()) == expected
+    assert sum(p.numel() for p in core.trainable_parameters(model).values()) == expected
 
 
 def test_a_target_name_that_matches_nothing_is_refused_with_the_nearest_one():
@@ -121,16 +121,16 @@ def test_a_dense_change_cut_to_its_rank_is_the_same_and_what_a_lower_rank_loses_
     change = torch.randn(6, 2, generator=random) @ torch.randn(2, 5, generator=random)
     adapter = deltas.Adapter(dense={"a.weight": change, "b.weight": change.T})
     layers = {"a": False, "b": True}
-    exact, lost = deltas.truncated(adapter, layers, 2)
+    exact, lost = deltas.truncate_adapter(adapter, layers, 2)
     assert lost == pytest.approx(0, abs=1e-6) and not exact.dense
     for delta in exact.deltas.values():
-        torch.testing.assert_close(delta.dense(), change, rtol=1e-5, atol=1e-5)
-    _, lost = deltas.truncated(adapter, layers, 1)
+        torch.testing.assert_close(delta.to_dense(), change, rtol=1e-5, atol=1e-5)
+    _, lost = deltas.truncate_adapter(adapter, layers, 1)
     s = torch.linalg.svdvals(change)
     assert lost == pytest.approx(float(s[1] / s.norm()), rel=1e-4)
 
 
 def test_a_dense_change_of_what_is_no_linear_layer_counts_as_lost():
     adapter = deltas.Adapter(dense={"a.weight": 3 * torch.eye(2), "norm.weight": torch.tensor([4.0, 0.0])})
-    found, lost = deltas.truncated(adapter, {"a": False}, 2)
+    found, lost = deltas.truncate_adapter(adapter, {"a": False}, 2)
     assert found.deltas.keys() == {"a"} and lost == pytest.approx((16 / (18 + 16)) ** 0.5)

@@ -65,7 +65,7 @@ def test_trained_parameters_follow_the_formula(name, family):
     session = begin(toy, made(name))
     heads = sum(p.numel() for p in core.head_parameters(toy.model, toy.heads).values())
     shapes = [tuple(layer.weight.shape) for layer in session.layers.values()]
-    trained = sum(p.numel() for p in core.trainable(toy.model).values())
+    trained = sum(p.numel() for p in core.trainable_parameters(toy.model).values())
     assert trained == row(name).trained(shapes, toy.model) + heads
 
 
@@ -74,7 +74,7 @@ def test_only_what_is_trained_moves_despite_weight_decay_and_the_base_comes_back
     toy = FAMILIES[family]()
     bare = state(toy.model)
     session = train(toy, made(name), tmp_path, rate=row(name).rate)
-    moved = core.KEPT.get(toy.model, {}).keys() | core.head_parameters(toy.model, toy.heads).keys()
+    moved = core.ORIGINALS.get(toy.model, {}).keys() | core.head_parameters(toy.model, toy.heads).keys()
     layers = {f"{n}.base" for n in session.layers}
     now = {n.replace(".base.", ".") if n.rpartition(".")[0] in layers else n: t for n, t in state(toy.model).items()}
     assert all(torch.equal(now[n], bare[n]) for n in bare if n not in moved)
@@ -100,7 +100,7 @@ def test_merged_and_unmerged_are_the_same_function(name, family, tmp_path):
     parameters = dict(toy.model.named_parameters())
     for module, delta in adapter.deltas.items():
         layer = toy.model.get_submodule(module)
-        layer.weight.add_(delta.dense().T if isinstance(layer, core.Conv1D) else delta.dense())
+        layer.weight.add_(delta.to_dense().T if isinstance(layer, core.Conv1D) else delta.to_dense())
     for parameter, change in adapter.dense.items():
         parameters[parameter].add_(change)
     torch.testing.assert_close(toy.output(), adapted, **CLOSE)
@@ -151,7 +151,7 @@ def test_a_base_in_bf16_is_trained_on_and_stays_in_bf16(name, tmp_path):
     toy = FAMILIES["llama"]()
     toy.model.to(torch.bfloat16)
     method = made(name)
-    if method.weights(toy.model):
+    if method.trained_weights(toy.model):
         with pytest.raises(InputError, match="float32"):
             begin(toy, method)
         return

@@ -17,7 +17,7 @@ from loratory.bases.prepare import prepare_folder
 from loratory.config import RESOURCES
 from loratory.data.files import read_json
 from loratory.errors import InputError
-from loratory.training.pretrain import words
+from loratory.training.pretrain import word_tokenizer
 
 NORM, GATE = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
 
@@ -36,7 +36,7 @@ def published(tmp_path_factory) -> dict[str, Path]:
 def save_encoder(folder: Path) -> None:
     """A masked language model over codons, without pooler and classifier."""
     special = ["[PAD]", "[UNK]"]
-    core = words(["acg tta gca cgt"], 64, special)
+    core = word_tokenizer(["acg tta gca cgt"], 64, special)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=special[0], unk_token=special[1])
     BertForMaskedLM(bert().config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -90,7 +90,7 @@ def make_pointer(folder: Path) -> None:
 
 
 def exchange_tokenizer(folder: Path, texts: list[str], size: int = 64) -> None:
-    core = words(texts, size, ["[UNK]", "<end>"])
+    core = word_tokenizer(texts, size, ["[UNK]", "<end>"])
     PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="<end>").save_pretrained(folder)
 
 

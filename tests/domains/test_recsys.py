@@ -337,7 +337,7 @@ def naive_core(rows, k):
 def test_the_core_is_the_fix_point_whatever_the_order_of_rows(rows, k, random):
     def core(rows):
         keep = build.k_core([r[0] for r in rows], [r[1] for r in rows], k)
-        return {score_row for score_row, kept in zip(rows, keep) if kept}
+        return {score_row for score_row, offset_tensors in zip(rows, keep) if offset_tensors}
 
     once = core(rows)
     assert once == naive_core(rows, k)

@@ -14,7 +14,7 @@ from loratory.evaluation.controls import ShuffledMixer
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_mixture, save_mixture
-from loratory.training.mixture import penalty, start_gate
+from loratory.training.mixture import mixer_penalty, start_gate
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -75,7 +75,7 @@ def test_constant_weights_are_the_merged_weight():
     merged = llama()
     for value, adapter in zip(values, experts().values()):
         for name, delta in adapter.deltas.items():
-            merged.get_submodule(name).weight.data += value * delta.dense()
+            merged.get_submodule(name).weight.data += value * delta.to_dense()
     torch.testing.assert_close(mixed(Fixed(values=values))(input_ids=IDS).logits, merged(IDS).logits, **CLOSE)
 
 
@@ -99,7 +99,7 @@ def test_only_what_is_declared_gets_gradients_and_moves(kind):
     optimizer = torch.optim.AdamW([p for p in mixture.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     for _ in range(3):
         logits = mixture(input_ids=IDS).logits
-        (logits.square().mean() + penalty(mixture, torch.ones_like(IDS, dtype=torch.bool), 1)).backward()
+        (logits.square().mean() + mixer_penalty(mixture, torch.ones_like(IDS, dtype=torch.bool), 1)).backward()
         optimizer.step()
         optimizer.zero_grad()
     changed = {name for name, tensor in mixture.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -115,7 +115,7 @@ def test_checkpointed_blocks_give_the_same_gradients(kind):
             mixture.checkpoint_gradients()
         torch.manual_seed(3)
         logits = mixture(input_ids=IDS).logits
-        (logits.square().mean() + penalty(mixture, torch.ones_like(IDS, dtype=torch.bool), 1)).backward()
+        (logits.square().mean() + mixer_penalty(mixture, torch.ones_like(IDS, dtype=torch.bool), 1)).backward()
         found.append({name: p.grad for name, p in mixture.trainable_parameters().items() if p.grad is not None})
     assert found[0].keys() == found[1].keys() and any(gradient.any() for gradient in found[0].values())
     for name, gradient in found[0].items():

@@ -101,7 +101,7 @@ def by_hand(model, given: dict, weigh, call):
     """What `call` returns with ΔW of all experts added to the layers as dense products, λ = weigh(layer, input)."""
 
     def hook(name):
-        change = [adapter.deltas[name].dense() if name in adapter.deltas else None for adapter in given.values()]
+        change = [adapter.deltas[name].to_dense() if name in adapter.deltas else None for adapter in given.values()]
 
         def add(module, inputs, output):
             shares = weigh(name, inputs[0])
@@ -172,7 +172,7 @@ def test_constant_weights_are_the_merged_weight(family):
     for value, adapter in zip(values, experts(family).values()):
         for name, delta in adapter.deltas.items():
             layer = merged.model.get_submodule(name)
-            layer.weight.data += value * (delta.dense().T if family == "gpt2" else delta.dense())
+            layer.weight.data += value * (delta.to_dense().T if family == "gpt2" else delta.to_dense())
     put_head(merged.model, experts(family)["b"])
     mixture, toy = mixed(family, Fixed(values=values))
     torch.testing.assert_close(said(toy, mixture), said(merged, merged.model), **CLOSE)

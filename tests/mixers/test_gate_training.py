@@ -25,8 +25,8 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.kinds.xlora import Mixer as XLora
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training import mixture as training
-from loratory.training.fit import MicroBatch, Recipe, fit
-from loratory.training.mixture import penalty
+from loratory.training.fit import MicroBatch, Recipe, train_model
+from loratory.training.mixture import mixer_penalty
 
 EXACT = {"rtol": 0, "atol": 1e-6}
 
@@ -112,7 +112,7 @@ def toy_loss(toy: Toy, model) -> torch.Tensor:
 def loss_of(toy: Toy, mixture: Mixture) -> torch.Tensor:
     batch = toy.collate(toy.items[:4])
     total, targets = toy.loss(mixture, batch)
-    return total / targets + penalty(mixture, batch["mask"].bool(), 1)
+    return total / targets + mixer_penalty(mixture, batch["mask"].bool(), 1)
 
 
 def gradients(toy: Toy, mixture: Mixture) -> dict[str, torch.Tensor]:
@@ -214,10 +214,10 @@ def steps(toy: Toy, mixture: Mixture, precision: str, folder) -> list[dict]:
 
     def loss(micro):
         total, targets = toy.loss(mixture, micro.batch)
-        return total + targets * penalty(mixture, micro.batch["mask"].bool(), 1), targets
+        return total + targets * mixer_penalty(mixture, micro.batch["mask"].bool(), 1), targets
 
     batch = toy.collate(toy.items[:4])
-    return fit(mixture.trainable_parameters(), lambda step: [MicroBatch("b", batch)], loss, recipe, 0, folder, "toy")
+    return train_model(mixture.trainable_parameters(), lambda step: [MicroBatch("b", batch)], loss, recipe, 0, folder, "toy")
 
 
 @FAMILY
@@ -309,7 +309,7 @@ def test_an_expert_that_moves_alone_moves_as_lora_does(family):
     toy = FAMILIES[family]()
     mixture = Mixture(toy.model, {"a": start, **{"b": trained_adapter(FAMILIES[family]().model, method, 2)}}, Fixed())
     for model, parameters in (
-        (plain.model, core.trainable(plain.model).values()),
+        (plain.model, core.trainable_parameters(plain.model).values()),
         (mixture.train(), mixture.trainable_parameters().values()),
     ):
         optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
@@ -374,7 +374,7 @@ def study(request, tmp_path, monkeypatch):
         deltas.save_adapter(f"{folders[field]}/seed0", adapter, causal=False)
         data[field].mkdir()
         write(data[field], seed)
-    encoded = training.encoded
+    encoded = training.encode_split
     monkeypatch.setattr(training, "encoded", lambda base, field, *rest: encoded(base, domain, *rest))
 
     def train(out, precision="fp32", rates=(0.02,), **options):
@@ -394,7 +394,7 @@ def files(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize("options", [{}, {"train_experts": True, "domain_loss": 0.1}], ids=["gate", "all"])
 def test_a_killed_training_goes_on_to_the_same_mixture(study, options, monkeypatch):
     expected = files(study.train(study.folder / "whole", **options))
-    update, calls = training.fit.__globals__["update"], []
+    update, calls = training.train_model.__globals__["update"], []
 
     def killed(*given):
         calls.append(1)
@@ -403,12 +403,12 @@ def test_a_killed_training_goes_on_to_the_same_mixture(study, options, monkeypat
         return update(*given)
 
     with monkeypatch.context() as patched:
-        patched.setitem(training.fit.__globals__, "update", killed)
+        patched.setitem(training.train_model.__globals__, "update", killed)
         with pytest.raises(KeyboardInterrupt):
             study.train(study.folder / "parts", **options)
     assert not (study.folder / "parts").exists() and list((study.folder / "checkpoints").iterdir())
     calls.clear()
-    monkeypatch.setitem(training.fit.__globals__, "update", lambda *given: (calls.append(1), update(*given))[1])
+    monkeypatch.setitem(training.train_model.__globals__, "update", lambda *given: (calls.append(1), update(*given))[1])
     assert files(study.train(study.folder / "parts", **options)) == expected
     assert len(calls) == 2  # four of six steps were saved
     assert not list((study.folder / "checkpoints").iterdir())
@@ -426,7 +426,7 @@ def test_a_trained_mixture_opens_and_predicts_better_than_it_began(study):
     opened = open_mixture(study.train(study.folder / "mixture", train_experts=True), base)
     losses = {"after": 0.0, "before": 0.0}
     for place, field in enumerate(opened.domains):
-        items = training.encoded(base, field, study.data[field], study.task, "gate")
+        items = training.encode_split(base, field, study.data[field], study.task, "gate")
         opened.domain = place
         with torch.no_grad():
             losses["after"] += float(base.loss(opened, base.collate(items))[0])
@@ -434,7 +434,7 @@ def test_a_trained_mixture_opens_and_predicts_better_than_it_began(study):
     given = {field: deltas.load_adapter(study.folder / field / "seed0") for field in opened.domains}
     start = Mixture(base.model, given, registry.load_module("mixer", "uniform").Mixer()).eval()
     for place, field in enumerate(opened.domains):
-        items = training.encoded(base, field, study.data[field], study.task, "gate")
+        items = training.encode_split(base, field, study.data[field], study.task, "gate")
         start.domain = place
         with torch.no_grad():
             losses["before"] += float(base.loss(start, base.collate(items))[0])

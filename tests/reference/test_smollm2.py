@@ -20,7 +20,7 @@ from loratory.domains.contract import Example
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training.job import Job
-from loratory.training.mixture import Examples, learn, start_gate
+from loratory.training.mixture import TrainingSet, optimise_mixture, start_gate
 from loratory.training.sweep import mean_loss, train_one
 
 LAYERS = 2
@@ -97,7 +97,7 @@ def check_method(given, name: str, folder) -> None:
         core.detach(base.model)
     assert (found - before).abs().max() > 1e-4, "training changed nothing"
     if not stored.own:
-        changes = {f"{module}.weight": delta.dense() for module, delta in stored.deltas.items()} | stored.dense
+        changes = {f"{module}.weight": delta.to_dense() for module, delta in stored.deltas.items()} | stored.dense
         core.apply(base.model, deltas.Adapter(dense=changes), "merged")
         try:
             torch.testing.assert_close(logits(base, base.model), found, **CLOSE)
@@ -146,8 +146,8 @@ def check_mixer(given, made, name: str, folder) -> None:
         if mixture.gate is not None:
             start_gate(mixture.gate, 0)
         if mixture.trainable_parameters():
-            sets = {domain: Examples(items) for domain, items in given.sets.items()}
-            curve = learn(base, mixture, sets, chosen.training, 0, Job("cpu", folder / "checkpoints", name))
+            sets = {domain: TrainingSet(items) for domain, items in given.sets.items()}
+            curve = optimise_mixture(base, mixture, sets, chosen.training, 0, Job("cpu", folder / "checkpoints", name))
             assert all(math.isfinite(point["loss"]) for point in curve)
         mixture.eval().domain = 0
         found = logits(base, mixture)

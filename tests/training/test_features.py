@@ -13,7 +13,7 @@ from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
 from loratory.errors import InputError
 from loratory.training import features
-from loratory.training.features import INDEX, open_features, padded, write_features
+from loratory.training.features import INDEX, open_features, pad_states, write_features
 
 CLOSE = {"rtol": 0, "atol": 1e-6}
 TASK = registry.load_module("domain", "lncrna", "sources").Task()
@@ -37,7 +37,7 @@ def study(tmp_path):
     """A causal base and a dataset; `write` makes the features of its `gate` split with shards of so many positions."""
     base = causal_base(tmp_path / "base", ears=False)
     transcripts(tmp_path / "data")
-    items = features.encoded(base, "lncrna", tmp_path / "data", TASK, "gate")
+    items = features.encode_split(base, "lncrna", tmp_path / "data", TASK, "gate")
     found = SimpleNamespace(base=base, data=tmp_path / "data", items=items, folder=tmp_path)
 
     def write(out, positions, monkeypatch):
@@ -65,21 +65,21 @@ def test_every_example_has_the_states_of_the_base_alone_in_the_datasets_order(st
     rows = open_features(folder, study.base, study.data, "gate", study.items)
     assert len(shards(folder)) > 2 and len(rows) == len(study.items)
     for row, item in zip(rows, study.items):
-        torch.testing.assert_close(row.read(), alone(study.base, item), **CLOSE)
+        torch.testing.assert_close(row.read_states(), alone(study.base, item), **CLOSE)
 
 
 def test_an_encoders_states_are_those_of_both_directions(tmp_path):
     base = encoder_base(tmp_path / "base")
     transcripts(tmp_path / "data")
-    items = features.encoded(base, "lncrna", tmp_path / "data", TASK, "gate")
-    found = features.states(base, items, 64)
+    items = features.encode_split(base, "lncrna", tmp_path / "data", TASK, "gate")
+    found = features.compute_states(base, items, 64)
     for item, states in zip(items, found.split([item.length for item in items])):
         torch.testing.assert_close(states, alone(base, item), **CLOSE)
 
 
 def test_states_keep_the_dtype_of_the_base(study):
     study.base.model.to(torch.bfloat16)
-    assert features.states(study.base, study.items, 64).dtype == torch.bfloat16
+    assert features.compute_states(study.base, study.items, 64).dtype == torch.bfloat16
 
 
 def test_shards_hold_consecutive_examples_up_to_their_size(study, monkeypatch):
@@ -92,7 +92,7 @@ def test_shards_hold_consecutive_examples_up_to_their_size(study, monkeypatch):
 
 def test_a_killed_job_computes_only_what_it_had_not_finished(study, monkeypatch):
     expected = study.write("whole", 100, monkeypatch)
-    real, made = features.states, []
+    real, made = features.compute_states, []
 
     def killed(base, items, batch_tokens):
         if len(made) == 2:
@@ -120,7 +120,7 @@ def test_a_batch_is_padded_with_zeros_where_its_ids_are(study, monkeypatch):
     rows = open_features(study.write("features", 100, monkeypatch), study.base, study.data, "gate", study.items)
     chosen = [7, 2, 5]
     batch = study.base.collate([study.items[i] for i in chosen])
-    hidden = padded([rows[i] for i in chosen], "cpu")
+    hidden = pad_states([rows[i] for i in chosen], "cpu")
     assert hidden.shape == (*batch["ids"].shape, 32)
     assert not hidden[batch["mask"] == 0].any() and (hidden.abs().sum(-1) > 0)[batch["mask"] == 1].all()
 

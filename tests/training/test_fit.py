@@ -13,7 +13,7 @@ from torch import nn
 
 from loratory.errors import InputError
 from loratory.training import checkpoint
-from loratory.training.fit import MicroBatch, Recipe, Stopped, fit
+from loratory.training.fit import MicroBatch, Recipe, TrainingStopped, train_model
 
 RECIPE = Recipe(steps=12, learning_rate=0.05, weight_decay=0.1, save_every=5)
 
@@ -39,7 +39,7 @@ def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", bat
             os.kill(os.getpid(), signal.SIGTERM)
         return micro(step)
 
-    curve = fit(dict(net.named_parameters()), micro_batches, loss, recipe, 3, folder, "test")
+    curve = train_model(dict(net.named_parameters()), micro_batches, loss, recipe, 3, folder, "test")
     return net, curve
 
 
@@ -53,7 +53,7 @@ def losses(curve):
 
 def test_training_goes_on_bit_for_bit_after_sigterm(tmp_path):
     whole, curve = run(tmp_path / "whole")
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(TrainingStopped) as stopped:
         run(tmp_path / "parts", stop_at=7)
     assert stopped.value.code == 143
     resumed, again = run(tmp_path / "parts")
@@ -73,7 +73,7 @@ def test_training_goes_on_bit_for_bit_after_kill(tmp_path):
     """)
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert checkpoint.load(tmp_path / "parts", dict(model().named_parameters()), optimizer(), {})[0] == 5
+    assert checkpoint.load_checkpoint(tmp_path / "parts", dict(model().named_parameters()), optimizer(), {})[0] == 5
     resumed, again = run(tmp_path / "parts")
     assert torch.equal(weights(resumed), weights(whole))
     assert losses(again) == losses(curve)
@@ -121,12 +121,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_the_rate_rises_then_falls_to_nothing():
     recipe = Recipe(steps=100, learning_rate=1.0, warmup=0.1)
-    rates = [recipe.rate(step) for step in range(100)]
+    rates = [recipe.learning_rate_at(step) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] < 0.01
 
 
 def test_a_run_with_other_facts_has_another_place():
-    assert checkpoint.fingerprint(a=1, b=2) == checkpoint.fingerprint(b=2, a=1)
-    assert checkpoint.fingerprint(a=1) != checkpoint.fingerprint(a=2)
+    assert checkpoint.facts_digest(a=1, b=2) == checkpoint.facts_digest(b=2, a=1)
+    assert checkpoint.facts_digest(a=1) != checkpoint.facts_digest(a=2)

@@ -16,9 +16,9 @@ from loratory.data.alphabets import RESIDUES
 from loratory.domains.structure.simulate import backbone
 from loratory.errors import InputError
 from loratory.training import folding
-from loratory.training.fit import Stopped
+from loratory.training.fit import TrainingStopped
 from loratory.training.job import Job
-from loratory.training.pretrain import pretrain
+from loratory.training.pretrain import pretrain_base
 
 TINY = {
     "hidden_size": 16,
@@ -77,7 +77,7 @@ def model():
 def chains(records) -> dict:
     """A padded batch of three chains of unequal lengths, one residue unresolved."""
     read = [folding.read_chain(records[i]) for i in (0, 4, 7)]
-    batch = folding.batch([(chain.residues, chain.backbone) for chain in read], "cpu")
+    batch = folding.collate_chains([(chain.residues, chain.backbone) for chain in read], "cpu")
     return batch | {"passes": 2, "clamped": torch.tensor([True, False, True])}
 
 
@@ -92,7 +92,7 @@ def error(points: torch.Tensor, batch: dict) -> torch.Tensor:
     known, true = batch["known"], batch["backbone"]
     limit = torch.full((len(known),), torch.inf)
     alphas = points[:, :, folding.CA], true[:, :, folding.CA]
-    return folding.fape(folding.frames(points), alphas[0], folding.frames(true), alphas[1], known, known, limit)
+    return folding.frame_aligned_error(folding.backbone_frames(points), alphas[0], folding.backbone_frames(true), alphas[1], known, known, limit)
 
 
 def test_fape_is_zero_for_the_truth_wherever_it_lies_and_not_for_its_mirror_image(chains):
@@ -103,17 +103,17 @@ def test_fape_is_zero_for_the_truth_wherever_it_lies_and_not_for_its_mirror_imag
 
 
 def test_fape_ends_at_the_limit_where_it_is_clamped(chains):
-    known, true = chains["known"], folding.frames(chains["backbone"])
+    known, true = chains["known"], folding.backbone_frames(chains["backbone"])
     far = chains["backbone"][:, :, folding.CA] * 100
     found = [
-        folding.fape(true, far, true, far / 100, known, known, torch.full((3,), limit)) for limit in (10.0, torch.inf)
+        folding.frame_aligned_error(true, far, true, far / 100, known, known, torch.full((3,), limit)) for limit in (10.0, torch.inf)
     ]
     assert found[0].max() <= 1 and found[1].min() > 10
 
 
 def test_unresolved_residues_and_padding_do_not_count(chains, model):
     """Whatever stands there, and whatever is predicted there."""
-    found = folding.predicted(model, chains["residues"], chains["mask"], 1)
+    found = folding.predict_structure(model, chains["residues"], chains["mask"], 1)
     other = {name: value.detach().clone() for name, value in found.items()}
     lost = ~chains["known"]
     assert lost[1, 3] and lost.sum() > 1
@@ -139,20 +139,20 @@ def test_lddt_is_that_of_biotite(noise):
     )
     expected = biotite_lddt(atoms, points.astype(np.float32), aggregation="residue", inclusion_radius=15)
     known = torch.ones(60, dtype=torch.bool)
-    found = folding.lddt(*(torch.tensor(x, dtype=torch.float32) for x in (points, true)), known)
+    found = folding.lddt_scores(*(torch.tensor(x, dtype=torch.float32) for x in (points, true)), known)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_lddt_leaves_out_unknown_residues_and_is_nan_where_nothing_is_near():
     true = torch.tensor([[0.0, 0, 0], [5, 0, 0], [8, 0, 0], [99, 0, 0]])
     known = torch.tensor([True, True, False, True])
-    score = folding.lddt(true + torch.tensor([[0.0], [0], [9], [0]]), true, known)
+    score = folding.lddt_scores(true + torch.tensor([[0.0], [0], [9], [0]]), true, known)
     assert score[:2].tolist() == [1, 1] and score[2:].isnan().all()
 
 
 def test_torsions_are_those_that_build_the_backbone(chains):
     """ψ by the library's own placement of O, φ and ω by the angles that the chain was built from."""
-    found, known = folding.torsions(chains["backbone"], chains["known"])
+    found, known = folding.torsion_angles(chains["backbone"], chains["known"])
     assert known[0, :, 2].equal(chains["known"][0]) and not known[:, 0, :2].any() and not known[1, 3:5, :2].any()
     degrees = torch.rad2deg(torch.atan2(*found.unbind(-1)))
     expected = [BASINS[folding.residue_constants.restypes[i]] for i in chains["residues"][0]]
@@ -167,8 +167,8 @@ def test_true_frames_and_torsions_give_the_true_backbone_in_the_library(chains, 
     """Training and folding mean the same by a frame and by an angle."""
     from transformers.models.esm.openfold_utils import Rigid, Rotation
 
-    rotations, origins = folding.frames(chains["backbone"])
-    angles, _ = folding.torsions(chains["backbone"], chains["known"])
+    rotations, origins = folding.backbone_frames(chains["backbone"])
+    angles, _ = folding.torsion_angles(chains["backbone"], chains["known"])
     angles = torch.nn.functional.pad(angles, (0, 0, 0, 4))
     module, residues = model.trunk.structure_module, chains["residues"]
     placed = module.torsion_angles_to_frames(Rigid(Rotation(rot_mats=rotations), origins), angles, residues)
@@ -179,15 +179,15 @@ def test_true_frames_and_torsions_give_the_true_backbone_in_the_library(chains, 
 
 def test_the_forward_pass_is_the_librarys_own(chains, model):
     residues, mask = chains["residues"], chains["mask"]
-    own, library = folding.predicted(model, residues, mask, 2), model(residues, mask)
+    own, library = folding.predict_structure(model, residues, mask, 2), model(residues, mask)
     torch.testing.assert_close(own["positions"], library["positions"])
     torch.testing.assert_close(own["states"], library["states"])
 
 
 def test_a_padded_batch_is_its_chains_alone(chains, model):
-    together = folding.predicted(model, chains["residues"], chains["mask"], 2)
+    together = folding.predict_structure(model, chains["residues"], chains["mask"], 2)
     for i, length in enumerate(chains["mask"].sum(1).tolist()):
-        alone = folding.predicted(model, chains["residues"][i : i + 1, :length], chains["mask"][i : i + 1, :length], 2)
+        alone = folding.predict_structure(model, chains["residues"][i : i + 1, :length], chains["mask"][i : i + 1, :length], 2)
         torch.testing.assert_close(
             together["positions"][:, i, :length], alone["positions"][:, 0], atol=1e-4, rtol=1e-4
         )
@@ -198,8 +198,8 @@ def test_confidence_is_trained_where_plddt_is_read(chains, model):
     """A head that is sure of one bin: the loss is 0 when it is the true one, and the folder's pLDDT says so."""
     chains = chains | {"passes": 1}
     head = model.lddt_head[-1]
-    found = folding.predicted(model, chains["residues"], chains["mask"], 1)
-    score = folding.lddt(found["positions"][-1, :, :, 1], chains["backbone"][:, :, 1], chains["known"])
+    found = folding.predict_structure(model, chains["residues"], chains["mask"], 1)
+    score = folding.lddt_scores(found["positions"][-1, :, :, 1], chains["backbone"][:, :, 1], chains["known"])
     first = score[0, 0]
     chains["known"][1:] = False
     with torch.no_grad():
@@ -236,40 +236,40 @@ def test_gradients_are_finite_where_residues_have_no_truth(chains, model):
 
 def test_placing_the_backbone_alone_places_it_as_always(chains, model):
     def place():
-        found = folding.predicted(model, chains["residues"], chains["mask"], 2)
+        found = folding.predict_structure(model, chains["residues"], chains["mask"], 2)
         return found["positions"][..., :3, :], found["sidechain_frames"][..., 0, :, :]
 
     whole = place()
     with folding.backbone_only(model):
         torch.testing.assert_close(place(), whole)
     torch.testing.assert_close(place(), whole)
-    assert folding.predicted(model, chains["residues"], chains["mask"], 1)["positions"].shape[-2] == 14
+    assert folding.predict_structure(model, chains["residues"], chains["mask"], 1)["positions"].shape[-2] == 14
 
 
 def test_a_stored_model_says_of_every_atom_what_it_says_of_alpha_carbons(chains, model):
     before = model(chains["residues"], chains["mask"])["plddt"][:, :, folding.CA]
-    after = folding.finished(model)(chains["residues"], chains["mask"])
+    after = folding.finalise_model(model)(chains["residues"], chains["mask"])
     torch.testing.assert_close(after["plddt"], before[..., None].expand_as(after["plddt"]))
     assert not after["ptm_logits"].any() and not after["lm_logits"].any()
 
 
 def test_judged_chains_are_of_other_groups_than_those_learnt_from(records):
     chains = [folding.read_chain(record) for record in records]
-    taught, judged = folding.parted(chains, 3)
+    taught, judged = folding.split_by_group(chains, 3)
     names = [{chain.group for chains in part.values() for chain in chains} for part in (taught, judged)]
     assert names[0] and names[1] and not names[0] & names[1] and len(names[0] | names[1]) == len(records)
     with pytest.raises(InputError, match="1 groups cannot fill 2 splits"):
-        folding.parted(chains[:1], 3)
+        folding.split_by_group(chains[:1], 3)
 
 
 def test_origins_are_drawn_alike_and_cut_at_random_places(records):
     chains = [folding.read_chain(record) for record in records]
     origins = {"rare": chains[:1], "often": chains[1:]}
-    drawn = folding.draw(origins, 6, 8, np.random.default_rng(1))
+    drawn = folding.draw_chains(origins, 6, 8, np.random.default_rng(1))
     assert sum(len(part[0]) == 8 for part in drawn) == 6
     rare = [residues for residues, _ in drawn if "".join(map(str, residues.tolist())) in joined(chains[0].residues)]
     assert len(rare) == 3
-    again = folding.draw(origins, 6, 8, np.random.default_rng(1))
+    again = folding.draw_chains(origins, 6, 8, np.random.default_rng(1))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(drawn, again))
 
 
@@ -279,7 +279,7 @@ def joined(residues: torch.Tensor) -> str:
 
 def test_a_base_is_stored_and_folds_as_it_was(records, tmp_path):
     """The folder is one that folding bases are loaded from; its tokenizer reads sequences as folding does."""
-    pretrain("mini", ENTRY, {"structure": records}, None, Job("cpu", tmp_path / "c", "mini"), tmp_path / "mini")
+    pretrain_base("mini", ENTRY, {"structure": records}, None, Job("cpu", tmp_path / "c", "mini"), tmp_path / "mini")
     model, tokenizer, curve = folding.train_folding(records, ENTRY.pretrain, Job("cpu", tmp_path / "d", "mini"))
     assert len(curve) == 4
     loaded, sequence = load_folding_model(tmp_path / "mini"), records[1]["sequence"]
@@ -301,7 +301,7 @@ def test_training_goes_on_bit_for_bit_after_sigterm(records, tmp_path, monkeypat
         return folding.train_folding(records, ENTRY.pretrain, Job("cpu", folder, "mini"))
 
     whole, _, curve = run(tmp_path / "whole")
-    plain, calls = folding.draw, []
+    plain, calls = folding.draw_chains, []
 
     def draw(*args):
         calls.append(args)
@@ -309,7 +309,7 @@ def test_training_goes_on_bit_for_bit_after_sigterm(records, tmp_path, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
         patch.setattr(folding, "draw", draw)
         run(tmp_path / "parts")
     resumed, _, again = run(tmp_path / "parts")

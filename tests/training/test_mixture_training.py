@@ -25,7 +25,7 @@ from loratory.mixers.store import GATE, open_mixture
 from loratory.training import job
 from loratory.training import mixture as training
 from loratory.training.features import write_features
-from loratory.training.mixture import read, train_mixture, validation_loss
+from loratory.training.mixture import read_training_set, train_mixture, validation_loss
 
 DOMAINS = ("protein", "lncrna")
 TASKS = {domain: registry.load_module("domain", domain, "sources").Task() for domain in DOMAINS}
@@ -128,17 +128,17 @@ def test_gradient_checkpointing_repeats_every_block_and_leaves_the_gate_as_it_wa
 
 def test_what_starts_experts_of_its_own_learns_from_both_splits_and_knows_the_states_of_both(study):
     given = (study.base, "protein", study.data["protein"], TASKS["protein"])
-    both = read(*given, ("train", "gate"), study.features["protein"])
-    parts = [read(*given, (split,), study.features["protein"]) for split in ("train", "gate")]
+    both = read_training_set(*given, ("train", "gate"), study.features["protein"])
+    parts = [read_training_set(*given, (split,), study.features["protein"]) for split in ("train", "gate")]
     assert [item.ids for item in both.items] == [item.ids for part in parts for item in part.items]
-    assert [len(row.read()) for row in both.states] == [item.length for item in both.items]
+    assert [len(row.read_states()) for row in both.states] == [item.length for item in both.items]
     for row, expected in zip(both.states, [row for part in parts for row in part.states]):
-        assert torch.equal(row.read(), expected.read())
+        assert torch.equal(row.read_states(), expected.read_states())
 
 
 def test_a_batch_without_features_has_no_states(study):
-    found = read(study.base, "protein", study.data["protein"], TASKS["protein"], ("gate",))
-    assert "hidden" not in found.batch(study.base, [0, 1])
+    found = read_training_set(study.base, "protein", study.data["protein"], TASKS["protein"], ("gate",))
+    assert "hidden" not in found.collate_batch(study.base, [0, 1])
 
 
 @pytest.mark.parametrize("options", [{"mixer": "uniform"}, {"mixer": "slide_lora", "gating": "task_id"}])
@@ -173,7 +173,7 @@ def weights(study, out: str, seed: int) -> dict[str, bytes]:
 @pytest.fixture
 def asked(monkeypatch):
     """Every (domain, split, limit) that a training reads."""
-    found, encoded = [], training.encoded
+    found, encoded = [], training.encode_split
 
     def noted(base, domain, data, task, split, limit=None):
         items = encoded(base, domain, data, task, split, limit)
@@ -210,10 +210,10 @@ def test_the_loss_on_valid_is_that_of_the_stored_mixture_and_each_domain_weighs_
     study.train("mixture", rates=(0.3, 1e-9), max_valid=3)
     opened, losses = open_mixture(study.folder / "mixture/seed0", study.base), []
     for place, domain in enumerate(DOMAINS):
-        items = training.encoded(study.base, domain, study.data[domain], TASKS[domain], "valid")
+        items = training.encode_split(study.base, domain, study.data[domain], TASKS[domain], "valid")
         assert len(items) > 3
         opened.domain, nats = place, []
-        for item in training.encoded(study.base, domain, study.data[domain], TASKS[domain], "valid", 3):
+        for item in training.encode_split(study.base, domain, study.data[domain], TASKS[domain], "valid", 3):
             with torch.no_grad():
                 logits = opened(input_ids=torch.tensor([item.ids])).logits[0, :-1]
             labels = torch.tensor(item.labels[1:])
@@ -243,7 +243,7 @@ def test_validation_asks_no_penalty(study, monkeypatch):
     study.train("mixture", domain_loss=1.0)
     opened = open_mixture(study.folder / "mixture/seed0", study.base)
     monkeypatch.setattr(training, "penalty", None)
-    valid = {d: training.encoded(study.base, d, study.data[d], TASKS[d], "valid") for d in DOMAINS}
+    valid = {d: training.encode_split(study.base, d, study.data[d], TASKS[d], "valid") for d in DOMAINS}
     assert 0 < validation_loss(study.base, opened, valid, 96) < 20
 
 
@@ -279,7 +279,7 @@ def test_two_seeds_in_one_job_are_two_jobs_of_one_seed(study, options):
 def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monkeypatch):
     given = {"seeds": (0, 1), "rates": (1e-9, 0.3), "save_every": 1}
     study.train("whole", **given)
-    update, calls = training.fit.__globals__["update"], []
+    update, calls = training.train_model.__globals__["update"], []
 
     def killed(*args):
         if len(calls) == updates:
@@ -288,12 +288,12 @@ def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monke
         return update(*args)
 
     with monkeypatch.context() as patched:
-        patched.setitem(training.fit.__globals__, "update", killed)
+        patched.setitem(training.train_model.__globals__, "update", killed)
         with pytest.raises(KeyboardInterrupt):
             study.train("parts", **given)
     assert not (study.folder / "parts/runs.parquet").exists()
     calls.clear()
-    monkeypatch.setitem(training.fit.__globals__, "update", lambda *args: (calls.append(1), update(*args))[1])
+    monkeypatch.setitem(training.train_model.__globals__, "update", lambda *args: (calls.append(1), update(*args))[1])
     study.train("parts", **given)
     assert len(calls) == 3 * STEPS - updates  # no step is made twice
     assert curves(study, "parts") == curves(study, "whole")
@@ -302,7 +302,7 @@ def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monke
 
 
 def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monkeypatch):
-    fit, places = training.fit, []
+    fit, places = training.train_model, []
     monkeypatch.setattr(training, "fit", lambda *given: (places.append(given[5]), fit(*given))[1])
     study.train("codons")
     study.train("again")
@@ -312,7 +312,7 @@ def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monke
 
 
 def test_the_checkpoints_of_another_pytorch_are_others(study, monkeypatch):
-    fit, places = training.fit, []
+    fit, places = training.train_model, []
     monkeypatch.setattr(training, "fit", lambda *given: (places.append(given[5]), fit(*given))[1])
     study.train("one")
     monkeypatch.setattr(job, "version", lambda _: "0.0")
@@ -321,7 +321,7 @@ def test_the_checkpoints_of_another_pytorch_are_others(study, monkeypatch):
 
 
 def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):
-    fit = training.fit
+    fit = training.train_model
 
     def diverging(parameters, micro_batches, loss, steps, seed, folder, title, validate):
         if steps.learning_rate > 1:

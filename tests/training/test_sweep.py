@@ -101,7 +101,7 @@ def test_what_fails_behind_the_last_step_costs_no_step(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(OSError):
         patched.setattr(sweep.core, "export", fail)
         trial()
-    monkeypatch.setitem(sweep.fit.__globals__, "update", fail)
+    monkeypatch.setitem(sweep.train_model.__globals__, "update", fail)
     again = trial()
     assert [point["step"] for point in again["curve"]] == [0, 1] and again["valid_loss"] > 0
     assert all(delta.B.any() for delta in again["adapter"].deltas.values())

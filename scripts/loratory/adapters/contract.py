@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from loratory.adapters.core import AdaptedLinear
-    from loratory.adapters.deltas import Dense, LowRank, Own
-    from loratory.training.session import Session
+    from loratory.adapters.deltas import Dense, LowRank, InputDependent
+    from loratory.training.session import AdapterSession
 
 Tensors = "dict[str, torch.Tensor]"
 
@@ -41,7 +41,7 @@ class Method(Options):
 
     # One linear layer.
 
-    def plan(self, weights: Tensors) -> dict[str, Method]:
+    def layer_methods(self, weights: Tensors) -> dict[str, Method]:
         """{layer: method in force there}, from the frozen weights `[out, in]` of all target layers.
 
         A layer that is left out stays bare; another rank for each layer is a copy of the method for each.
@@ -49,7 +49,7 @@ class Method(Options):
         return dict.fromkeys(weights, self)
 
     @abstractmethod
-    def start(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         """Initial tensors for a frozen weight `[out, in]` (float32, on the CPU), drawn from `generator` alone.
 
         Raises:
@@ -60,41 +60,41 @@ class Method(Options):
         """What is added to the frozen layer's output: `[..., in]` → `[..., out]`."""
         raise NotImplementedError
 
-    def output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+    def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         """The adapted layer's whole output; to be overridden where it is more than base(x) + forward(x)."""
         added = self.forward(x.to(layer.dtype), layer.tensors, layer.training)
         return layer.base(x) + added.to(x.dtype)
 
     @abstractmethod
-    def delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank | Dense | Own:
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank | Dense | InputDependent:
         """The trained change of the ORIGINAL weight `[out, in]`, for storage and merging."""
 
     # The base's own weights.
 
-    def weights(self, model: torch.nn.Module) -> list[str]:
+    def trained_weights(self, model: torch.nn.Module) -> list[str]:
         """Names of the base's parameters that are themselves trained; they are put back afterwards."""
         return []
 
     # One training. Hooks change tensors in place, under `torch.no_grad()` where they need no gradient.
 
-    def prepare(self, session: Session) -> None:
+    def prepare_training(self, session: AdapterSession) -> None:
         """Before the first step: passes over training data that the initial tensors depend on."""
 
-    def optimizer(self, session: Session, parameters: Tensors) -> torch.optim.Optimizer:
+    def create_optimizer(self, session: AdapterSession, parameters: Tensors) -> torch.optim.Optimizer:
         """Of all trained parameters {name: parameter}; its learning rates are set at every step."""
-        return session.adamw(parameters)
+        return session.adamw_optimizer(parameters)
 
-    def before_step(self, session: Session, step: int) -> None:
+    def before_step(self, session: AdapterSession, step: int) -> None:
         """Before the forward pass of an optimizer step."""
 
-    def penalty(self, session: Session) -> torch.Tensor | None:
+    def step_penalty(self, session: AdapterSession) -> torch.Tensor | None:
         """Added once to the loss of an optimizer step."""
         return None
 
-    def after_step(self, session: Session, step: int) -> None:
+    def after_step(self, session: AdapterSession, step: int) -> None:
         """After the optimizer moved, while the (clipped) gradients are still there."""
 
-    def memory(self, session: Session) -> Tensors:
+    def state_tensors(self, session: AdapterSession) -> Tensors:
         """Tensors besides those of the layers that a resumed training must find again; they are filled in place."""
         return {}
 
@@ -107,20 +107,20 @@ class DenseMethod(Method):
     )
 
 
-class OwnWeights(DenseMethod):
+class BaseWeightsMethod(DenseMethod):
     """A method that trains the base's own weights; no tensor stands beside a layer."""
 
     target_modules: None = Field(None, description="has no meaning here: no linear layer is adapted")
 
-    def plan(self, weights):
+    def layer_methods(self, weights):
         return {}
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         raise NotImplementedError("no layer is adapted")
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         raise NotImplementedError("no layer is adapted")
 
     @abstractmethod
-    def weights(self, model):
+    def trained_weights(self, model):
         """Names of the parameters that are trained; they are put back afterwards."""

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.contract import Method
-from loratory.adapters.deltas import Adapter, Dense, LowRank, Own
+from loratory.adapters.deltas import Adapter, Dense, LowRank, InputDependent
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
 
@@ -30,7 +30,7 @@ class AdaptedLinear(nn.Module):
                 self.adapter[key] = nn.Parameter(placed)
 
     def forward(self, x):
-        return self.method.output(self, x)
+        return self.method.layer_output(self, x)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -47,9 +47,9 @@ class AdaptedLinear(nn.Module):
         """Of the adapter, float32 whatever the base's."""
         return next(iter(self.tensors.values())).dtype
 
-    def delta(self):
+    def weight_delta(self):
         tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
-        return self.method.delta(tensors, self.weight.detach().float())
+        return self.method.weight_delta(tensors, self.weight.detach().float())
 
 
 class ChangedLinear(nn.Module):
@@ -60,7 +60,7 @@ class ChangedLinear(nn.Module):
         self.base, self.delta = base, delta.to(base.weight.device, base.weight.dtype)
 
     def forward(self, x):
-        return self.base(x) + self.delta.output(x)
+        return self.base(x) + self.delta.added_output(x)
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -80,11 +80,11 @@ def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, nn
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LINEAR) and module is not head and not under(name, heads)
+        if isinstance(module, LINEAR) and module is not head and not is_inside(name, heads)
     }
 
 
-def targets(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     """The layers to adapt. Each given name must match: a partial match (Llama's names on a model with fused
     projections) would silently adapt less than was asked for.
 
@@ -107,11 +107,11 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
     Adapter tensors are float32 whatever the base's precision. Heads are drawn anew and made trainable, as are those of
     the base's own weights that the method trains.
     """
-    layers, wrappers = targets(model, method.target_modules, heads), {}
-    plan = method.plan({name: weight_of(layer).detach().float().cpu() for name, layer in layers.items()})
+    layers, wrappers = target_layers(model, method.target_modules, heads), {}
+    plan = method.layer_methods({name: weight_of(layer).detach().float().cpu() for name, layer in layers.items()})
     for name, own in plan.items():
         try:
-            tensors = own.start(weight_of(layers[name]).detach().float().cpu(), generator_for(seed, name))
+            tensors = own.initial_tensors(weight_of(layers[name]).detach().float().cpu(), generator_for(seed, name))
         except InputError as error:
             raise InputError(f"{type(model).__name__}: {name}", error.detail, reason=error.reason) from None
         wrappers[name] = AdaptedLinear(layers[name], own, tensors)
@@ -122,9 +122,9 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
         spread = 0.02 if parameter.dim() > 1 else 0.0
         parameter.data.copy_(fresh.normal_(0, spread, generator=generator) if spread else fresh.zero_())
         parameter.requires_grad_(True)
-    own_weights = [name for name in method.weights(model) if not under(name, heads)]
+    own_weights = [name for name in method.trained_weights(model) if not is_inside(name, heads)]
     check_precision(model, own_weights)
-    for parameter in keep(model, own_weights).values():
+    for parameter in keep_originals(model, own_weights).values():
         parameter.requires_grad_(True)
     return wrappers
 
@@ -141,29 +141,29 @@ def check_precision(model: nn.Module, names: list[str]) -> None:
             raise InputError(where, "a weight to be trained is in half precision", dtype, "float32")
 
 
-KEPT: WeakKeyDictionary[nn.Module, dict[str, torch.Tensor]] = WeakKeyDictionary()  # originals of changed weights
+ORIGINALS: WeakKeyDictionary[nn.Module, dict[str, torch.Tensor]] = WeakKeyDictionary()  # originals of changed weights
 
 
-def keep(model: nn.Module, names) -> dict[str, nn.Parameter]:
+def keep_originals(model: nn.Module, names) -> dict[str, nn.Parameter]:
     """Remembers parameters as they are, for `detach` to put back; returns them."""
     parameters = dict(model.named_parameters())
     chosen = {name: parameters[name] for name in names}
-    kept = KEPT.setdefault(model, {})
+    kept = ORIGINALS.setdefault(model, {})
     for name, parameter in chosen.items():
         kept.setdefault(name, parameter.detach().clone())
     return chosen
 
 
 def head_parameters(model: nn.Module, heads: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if under(name, heads)}
+    return {name: p for name, p in model.named_parameters() if is_inside(name, heads)}
 
 
-def under(name: str, modules: tuple[str, ...]) -> bool:
+def is_inside(name: str, modules: tuple[str, ...]) -> bool:
     """Whether a module or parameter is one of `modules` or inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """{name: parameter} of what an optimizer may move, in a fixed order."""
     return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
 
@@ -174,7 +174,7 @@ def detach(model: nn.Module) -> None:
         if isinstance(module, AdaptedLinear | ChangedLinear):
             model.set_submodule(name, module.base)
     parameters = dict(model.named_parameters())
-    for name, original in KEPT.pop(model, {}).items():
+    for name, original in ORIGINALS.pop(model, {}).items():
         parameters[name].data.copy_(original)
 
 
@@ -183,16 +183,16 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
     adapter = Adapter(heads={n: p.detach().clone() for n, p in head_parameters(model, heads).items()}, run=run)
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLinear):
-            delta = module.delta()
+            delta = module.weight_delta()
             if isinstance(delta, Dense):
                 transposed = isinstance(module.base, Conv1D)
                 adapter.dense[f"{name}.weight"] = delta.matrix.T if transposed else delta.matrix
-            elif isinstance(delta, Own):
+            elif isinstance(delta, InputDependent):
                 adapter.own[name] = delta
             elif delta.rank:  # a layer that lost all its rank is as it was
                 adapter.deltas[name] = delta
     parameters = dict(model.named_parameters())
-    for name, original in KEPT.get(model, {}).items():
+    for name, original in ORIGINALS.get(model, {}).items():
         adapter.dense[name] = parameters[name].detach().float() - original.float()
     return adapter
 
@@ -217,22 +217,22 @@ def apply(model: nn.Module, adapter: Adapter, where) -> None:
         parameters[name].data.copy_(tensor)
     layers = linear_layers(model)
     half = {f"{name}.weight": name for name, layer in layers.items() if layer.weight.dtype != torch.float32}
-    for name, parameter in keep(model, adapter.dense.keys() - half.keys()).items():
+    for name, parameter in keep_originals(model, adapter.dense.keys() - half.keys()).items():
         parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
     for name in adapter.dense.keys() & half.keys():
         layer, change = layers[half[name]], adapter.dense[name]
         delta = Dense(change.T if isinstance(layer, Conv1D) else change)
         model.set_submodule(half[name], ChangedLinear(layer, delta))
     for name, delta in adapter.deltas.items():
-        layer = known_layer(layers, name, where)
+        layer = require_layer(layers, name, where)
         check_shape(where, name, layer, delta)
         model.set_submodule(name, ChangedLinear(layer, delta))
     for name, own in adapter.own.items():
-        layer = known_layer(layers, name, where)
+        layer = require_layer(layers, name, where)
         model.set_submodule(name, AdaptedLinear(layer, own.method, own.tensors).eval().requires_grad_(False))
 
 
-def known_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:
+def require_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:
     """Raises:
     InputError: the model has no such linear layer.
     """

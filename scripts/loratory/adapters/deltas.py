@@ -34,7 +34,7 @@ class LowRank:
     scale: float
 
     @classmethod
-    def nearest(cls, matrix: torch.Tensor, rank: int) -> "LowRank":
+    def from_matrix(cls, matrix: torch.Tensor, rank: int) -> "LowRank":
         """The change of `rank` nearest to `[out, in]` in the Frobenius norm, by a whole SVD: at 2048 x 2048 it takes a
         CPU 10 to 20 s."""
         u, s, vt = torch.linalg.svd(matrix.float(), full_matrices=False)
@@ -44,13 +44,13 @@ class LowRank:
     def rank(self) -> int:
         return self.A.shape[0]
 
-    def dense(self) -> torch.Tensor:
+    def to_dense(self) -> torch.Tensor:
         return self.scale * (self.B.float() @ self.A.float())
 
     def to(self, *place) -> "LowRank":
         return replace(self, A=self.A.to(*place), B=self.B.to(*place))
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
+    def added_output(self, x: torch.Tensor) -> torch.Tensor:
         """ΔW x: `[..., in]` → `[..., out]`."""
         return linear(linear(x, self.A), self.B) * self.scale
 
@@ -61,19 +61,19 @@ class Dense:
 
     matrix: torch.Tensor
 
-    def dense(self) -> torch.Tensor:
+    def to_dense(self) -> torch.Tensor:
         return self.matrix
 
     def to(self, *place) -> "Dense":
         return Dense(self.matrix.to(*place))
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
+    def added_output(self, x: torch.Tensor) -> torch.Tensor:
         """ΔW x: `[..., in]` → `[..., out]`."""
         return linear(x, self.matrix)
 
 
 @dataclass(frozen=True)
-class Own:
+class InputDependent:
     """A change that depends on the input and so is no matrix: the registered method `kind` and its tensors."""
 
     kind: str
@@ -95,7 +95,7 @@ class Adapter:
 
     deltas: dict[str, LowRank] = field(default_factory=dict)
     dense: dict[str, torch.Tensor] = field(default_factory=dict)
-    own: dict[str, Own] = field(default_factory=dict)
+    own: dict[str, InputDependent] = field(default_factory=dict)
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
     run: dict = field(default_factory=dict)
 
@@ -116,7 +116,7 @@ def check_low_rank(where, adapter: Adapter, what="the change is not low-rank") -
         raise InputError(where, what, other[0], "LoRA-like experts", fix)
 
 
-def truncated(adapter: Adapter, layers: dict[str, bool], rank: int) -> tuple[Adapter, float]:
+def truncate_adapter(adapter: Adapter, layers: dict[str, bool], rank: int) -> tuple[Adapter, float]:
     """The adapter with dense changes of linear layers cut to `rank`, so that it can be mixed and read by PEFT.
 
     Args:
@@ -133,8 +133,8 @@ def truncated(adapter: Adapter, layers: dict[str, bool], rank: int) -> tuple[Ada
             lost += float(change.double().square().sum())
             continue
         matrix = change.T if layers[module] else change
-        deltas[module] = LowRank.nearest(matrix, rank)
-        lost += float((matrix - deltas[module].dense()).double().square().sum())
+        deltas[module] = LowRank.from_matrix(matrix, rank)
+        lost += float((matrix - deltas[module].to_dense()).double().square().sum())
     return replace(adapter, deltas=deltas, dense={}), sqrt(lost / total) if total else 0.0
 
 
@@ -151,12 +151,12 @@ def save_adapter(folder, adapter: Adapter, *, causal: bool, transposed: bool = F
         if adapter.deltas:
             write_peft(aside, adapter, causal, transposed)
         heads = {} if adapter.deltas else adapter.heads
-        dense = {CHANGE + name: stored(tensor) for name, tensor in adapter.dense.items()}
-        dense |= {HEAD + name: stored(tensor) for name, tensor in heads.items()}
+        dense = {CHANGE + name: cpu_tensor(tensor) for name, tensor in adapter.dense.items()}
+        dense |= {HEAD + name: cpu_tensor(tensor) for name, tensor in heads.items()}
         if dense:
             save_file(dense, aside / DENSE, metadata={"format": "pt"})
         if adapter.own:
-            save_own(aside, adapter.own)
+            save_input_dependent(aside, adapter.own)
         write_json(aside / RUN, adapter.run)
 
 
@@ -174,29 +174,29 @@ def load_adapter(folder) -> Adapter:
         kept = adapter.heads if name.startswith(HEAD) else adapter.dense
         kept[name.removeprefix(HEAD).removeprefix(CHANGE)] = tensor
     if (folder / OWN).is_file():
-        adapter.own = load_own(folder)
+        adapter.own = load_input_dependent(folder)
     return adapter
 
 
-def save_own(folder: Path, own: dict[str, Own]) -> None:
-    tensors = {f"{name}/{key}": stored(t) for name, part in own.items() for key, t in part.tensors.items()}
+def save_input_dependent(folder: Path, own: dict[str, InputDependent]) -> None:
+    tensors = {f"{name}/{key}": cpu_tensor(t) for name, part in own.items() for key, t in part.tensors.items()}
     save_file(tensors, folder / OWN, metadata={"format": "pt"})
     described = {name: {"kind": part.kind, "options": plain_options(part)} for name, part in own.items()}
     write_json(folder / OWN_CONFIG, described)
 
 
-def plain_options(part: Own) -> dict:
+def plain_options(part: InputDependent) -> dict:
     fields = set(registry.load_module("method", part.kind).Method.model_fields)
     return part.method.model_dump(mode="json", include=fields)
 
 
-def load_own(folder: Path) -> dict[str, Own]:
+def load_input_dependent(folder: Path) -> dict[str, InputDependent]:
     tensors, own = load_file(folder / OWN), {}
     for name, described in read_json(folder / OWN_CONFIG).items():
         method = registry.load_module("method", described["kind"]).Method(**described["options"])
         prefix = f"{name}/"
         parts = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        own[name] = Own(described["kind"], method, parts)
+        own[name] = InputDependent(described["kind"], method, parts)
     return own
 
 
@@ -224,14 +224,14 @@ def write_peft(folder: Path, adapter: Adapter, causal: bool, transposed: bool) -
     }
     tensors = {}
     for name, delta in deltas.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = stored(delta.A)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = stored(delta.B)
-    tensors |= {PREFIX + name: stored(tensor) for name, tensor in adapter.heads.items()}
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = cpu_tensor(delta.A)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = cpu_tensor(delta.B)
+    tensors |= {PREFIX + name: cpu_tensor(tensor) for name, tensor in adapter.heads.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
 
 
-def stored(tensor: torch.Tensor) -> torch.Tensor:
+def cpu_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()
 
 
@@ -264,7 +264,7 @@ def load_peft(folder) -> Adapter:
             if other not in tensors:
                 raise InputError(folder / WEIGHTS, "lora_A without its lora_B", module)
             a, b = tensors[key], tensors[other]
-            deltas[module] = LowRank(a, b, scale_of(config, module, a.shape[0]))
+            deltas[module] = LowRank(a, b, peft_scale(config, module, a.shape[0]))
         elif any(name.startswith(f"{module}.") or f".{module}." in name for module in whole_modules):
             heads[name] = tensors[key]
         elif not name.endswith(".lora_B.weight"):
@@ -273,7 +273,7 @@ def load_peft(folder) -> Adapter:
     return Adapter(deltas, heads=heads, run=run)
 
 
-def scale_of(config: dict, module: str, rank: int) -> float:
+def peft_scale(config: dict, module: str, rank: int) -> float:
     """PEFT's scale of one module: alpha (by its pattern) over the rank, or over its root with rsLoRA."""
     alpha = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():

@@ -3,7 +3,7 @@
 import torch
 
 
-def singular(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def leading_singular_vectors(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The leading (U, Σ, Vᵀ), with signs that do not depend on the solver: U's largest entries are positive."""
     left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
     left, values, right = left[:, :count], values[:count], right[:count]

@@ -262,8 +262,8 @@ class Mixture(nn.Module):
         self(prompt=prompt, is_audio=is_audio, **inputs)
         apart = module_streams(self.model, list(self.layers), apart=True)  # layers are not called in the order of names
         return {
-            stream: torch.stack([self.expert_means(self.layers[name], self.applied[name]) for name in names], 2)
-            for stream, names in apart.items()
+            batch_function: torch.stack([self.expert_means(self.layers[name], self.applied[name]) for name in names], 2)
+            for batch_function, names in apart.items()
         }
 
     def expert_means(self, layer: MixedLinear, weights: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from loratory import registry
-from loratory.adapters.deltas import load_adapter, save_adapter, stored
+from loratory.adapters.deltas import load_adapter, save_adapter, cpu_tensor
 from loratory.data.files import read_json, whole, write_json
 from loratory.errors import InputError
 from loratory.mixers import contract
@@ -37,7 +37,7 @@ def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, 
     with whole(folder) as aside:
         aside.mkdir(parents=True)
         gate = {} if mixture.gate is None else mixture.gate.state_dict()
-        save_file({name: stored(tensor) for name, tensor in gate.items()}, aside / GATE, metadata={"format": "pt"})
+        save_file({name: cpu_tensor(tensor) for name, tensor in gate.items()}, aside / GATE, metadata={"format": "pt"})
         save_experts(aside / EXPERTS, mixture, expert_folders, run)
         own = set(registry.load_module("mixer", kind).Mixer.model_fields)
         options = mixture.mixer.model_dump(mode="json", include=own)

@@ -11,17 +11,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from loratory.data import batching
-from loratory.training.session import Session
+from loratory.training.session import AdapterSession
 
 
-def step_positions(session: Session) -> list[int]:
+def step_positions(session: AdapterSession) -> list[int]:
     """Positions, padding included, that each step of the training puts through the model."""
     lengths = [item.length for item in session.items]
     plan = batching.Batches(lengths, session.budget, session.seed)
     return [len(batch) * max(lengths[i] for i in batch) for batch in map(plan, range(session.recipe.steps))]
 
 
-def flops(session: Session, positions: list[int]) -> float | None:
+def total_flops(session: AdapterSession, positions: list[int]) -> float | None:
     """Floating-point operations of the whole run: of its steps, and of the passes besides them.
 
     None where PyTorch's counter does not know an operation: no such figure is worth a training that is over.
@@ -30,14 +30,14 @@ def flops(session: Session, positions: list[int]) -> float | None:
         positions: of each step, see `step_positions`.
     """
     try:
-        first = first_flops(session)
+        first = first_batch_flops(session)
     except AssertionError as error:  # how the counter refuses shapes; before 2.13 those of grouped-query attention
         print(f"operations are not counted: {error}", flush=True)
         return None
     return first / positions[0] * (sum(positions) + session.positions)
 
 
-def first_flops(session: Session) -> int:
+def first_batch_flops(session: AdapterSession) -> int:
     """Of one forward and backward pass over the first batch, as the training runs it."""
     base, batch = session.base, session.batch(0)
     half = session.recipe.precision == "bf16"
@@ -52,7 +52,7 @@ def first_flops(session: Session) -> int:
     return counter.get_total_flops()
 
 
-class Memory:
+class PeakMemory:
     """The peak of one run on a GPU, in bytes: the bare base, and what the run came to need beside it.
 
     Outcomes of earlier runs that are still held are not counted. On a CPU a process only knows the peak of its whole
@@ -66,7 +66,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.held = torch.cuda.memory_allocated(self.device)
 
-    def peak(self) -> int | None:
+    def peak_bytes(self) -> int | None:
         if self.device.type != "cuda":
             return None
         return torch.cuda.max_memory_allocated(self.device) - self.held + self.base

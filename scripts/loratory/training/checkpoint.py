@@ -13,12 +13,12 @@ from loratory.data.files import whole
 NAME = "checkpoint.safetensors"
 
 
-def fingerprint(**facts) -> str:
+def facts_digest(**facts) -> str:
     """A short digest of everything that a run's outcome depends on."""
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def save(folder, step: int, curve: list[dict], parameters: dict, optimizer, memory: dict) -> None:
+def save_checkpoint(folder, step: int, curve: list[dict], parameters: dict, optimizer, memory: dict) -> None:
     """`step` steps are done. Stores parameters, the optimizer's moments, other memory and the curve so far."""
     tensors = {f"memory/{name}": tensor.detach().cpu().contiguous() for name, tensor in memory.items()}
     tensors |= {f"parameter/{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
@@ -29,7 +29,7 @@ def save(folder, step: int, curve: list[dict], parameters: dict, optimizer, memo
         save_file(tensors, aside, metadata={"step": str(step), "curve": json.dumps(curve)})
 
 
-def load(folder, parameters: dict, optimizer: torch.optim.Optimizer, memory: dict) -> tuple[int, list[dict]]:
+def load_checkpoint(folder, parameters: dict, optimizer: torch.optim.Optimizer, memory: dict) -> tuple[int, list[dict]]:
     """Puts a saved run back in place; returns (steps done, curve). (0, []) where nothing was saved."""
     path = Path(folder) / NAME
     if not path.is_file():

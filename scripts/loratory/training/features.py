@@ -23,16 +23,16 @@ from loratory.data import batching
 from loratory.data.files import read_json, sha256, whole, write_json
 from loratory.errors import InputError
 from loratory.mixers.streams import TOKENS, bare_states
-from loratory.training.checkpoint import fingerprint
+from loratory.training.checkpoint import facts_digest
 from loratory.training.job import Job
-from loratory.training.sweep import encoded
+from loratory.training.sweep import encode_split
 
 INDEX, HIDDEN = "index.json", "hidden"
 SHARD = 1 << 28  # bytes of a shard: what a killed job computes again, and what it holds in memory
 
 
 @dataclass(frozen=True)
-class Rows:
+class StoredStates:
     """Where the states of an example are; read from the file when asked for.
 
     Attributes:
@@ -43,7 +43,7 @@ class Rows:
     start: int
     stop: int
 
-    def read(self) -> torch.Tensor:
+    def read_states(self) -> torch.Tensor:
         """`[length, hidden]`."""
         return self.states[self.start : self.stop]
 
@@ -59,16 +59,16 @@ def write_features(domain, data, task, split, base_folder, device, batch_tokens,
     """
     base = load_base(base_folder, device)
     check_stream(base)
-    items = encoded(base, domain, data, task, split)
-    parts = list(cut(items, max(1, SHARD // (base.model.config.hidden_size * base.model.dtype.itemsize))))
-    index = {"made_of": origin(base, data, split, items), "shards": [[item.length for item in part] for part in parts]}
+    items = encode_split(base, domain, data, task, split)
+    parts = list(split_items(items, max(1, SHARD // (base.model.config.hidden_size * base.model.dtype.itemsize))))
+    index = {"made_of": features_digest(base, data, split, items), "shards": [[item.length for item in part] for part in parts]}
     title = f"{domain} {base.manifest['name']} {split} features"
     job = Job(device, checkpoints, title, index=index, batch_tokens=batch_tokens)
     for number, part in enumerate(parts):
-        path = job.folder / shard(number)
+        path = job.folder / shard_name(number)
         if not path.is_file():
             with whole(path) as aside:
-                save_file({HIDDEN: states(base, part, batch_tokens)}, aside)
+                save_file({HIDDEN: compute_states(base, part, batch_tokens)}, aside)
             print(f"{title}: shard {number + 1} of {len(parts)}", flush=True)
     write_json(job.folder / INDEX, index)
     with whole(out) as aside:
@@ -81,17 +81,17 @@ def check_stream(base) -> None:
         raise InputError(base.folder, what, base.family, "causal or encoder", "set `features: false`")
 
 
-def origin(base, data, split: str, items: list) -> str:
+def features_digest(base, data, split: str, items: list) -> str:
     """A digest of all that a split's states depend on: the base's weights, the data, and how these were encoded."""
     table = sha256(Path(data) / f"{split}.parquet")
-    return fingerprint(base=base.fingerprint, dtype=base.model.dtype, data=table, ids=[item.ids for item in items])
+    return facts_digest(base=base.fingerprint, dtype=base.model.dtype, data=table, ids=[item.ids for item in items])
 
 
-def shard(number: int) -> str:
+def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
 
 
-def cut(items: list, positions: int) -> Iterator[list]:
+def split_items(items: list, positions: int) -> Iterator[list]:
     """Consecutive items in parts of at most so many positions; a longer single item is a part of its own."""
     part, filled = [], 0
     for item in items:
@@ -104,7 +104,7 @@ def cut(items: list, positions: int) -> Iterator[list]:
         yield part
 
 
-def states(base, items: list, batch_tokens: int) -> torch.Tensor:
+def compute_states(base, items: list, batch_tokens: int) -> torch.Tensor:
     """The last hidden states of all items, one after another: `[positions, hidden]`."""
     found = {}
     for chosen in batching.by_length([item.length for item in items], batch_tokens):
@@ -115,24 +115,24 @@ def states(base, items: list, batch_tokens: int) -> torch.Tensor:
     return torch.cat([found[i] for i in range(len(items))])
 
 
-def open_features(folder, base, data, split: str, items: list) -> list[Rows]:
+def open_features(folder, base, data, split: str, items: list) -> list[StoredStates]:
     """The states of `items`, which are all of a split, from the folder that `write_features` made.
 
     Raises:
         InputError: they are of another base, of other data, or of another encoding of these.
     """
     folder = Path(folder)
-    index, expected = read_json(folder / INDEX), origin(base, data, split, items)
+    index, expected = read_json(folder / INDEX), features_digest(base, data, split, items)
     if index["made_of"] != expected:
         what, fix = "these features are of other data or of another base", "make them again (rule `gate_features`)"
         raise InputError(folder, what, index["made_of"], expected, fix)
     found = []
     for number, lengths in enumerate(index["shards"]):
-        mapped = safe_open(folder / shard(number), framework="pt").get_slice(HIDDEN)
-        found += [Rows(mapped, *ends) for ends in pairwise(accumulate(lengths, initial=0))]
+        mapped = safe_open(folder / shard_name(number), framework="pt").get_slice(HIDDEN)
+        found += [StoredStates(mapped, *ends) for ends in pairwise(accumulate(lengths, initial=0))]
     return found
 
 
-def padded(rows: list[Rows], device) -> torch.Tensor:
+def pad_states(rows: list[StoredStates], device) -> torch.Tensor:
     """`[batch, longest, hidden]`, zero behind each example's end, where `Base.collate` pads too."""
-    return pad_sequence([score_row.read() for score_row in rows], batch_first=True).to(device)
+    return pad_sequence([score_row.read_states() for score_row in rows], batch_first=True).to(device)

@@ -45,7 +45,7 @@ class Recipe:
     precision: str = "fp32"
     save_every: int = 100
 
-    def rate(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         rising = max(1, round(self.warmup * self.steps))
         if step < rising:
             return self.learning_rate * (step + 1) / rising
@@ -54,31 +54,31 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
 
-class Course:
+class TrainingHooks:
     """What a training does besides following its gradients: here nothing; `training.session` has an adapter's."""
 
-    def optimizer(self, parameters: dict, recipe: Recipe) -> torch.optim.Optimizer:
+    def create_optimizer(self, parameters: dict, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     def before_step(self, step: int) -> None:
         """Before the forward pass."""
 
-    def penalty(self) -> torch.Tensor | None:
+    def step_penalty(self) -> torch.Tensor | None:
         """Added once to a step's loss; the curve shows the loss without it."""
 
     def after_step(self, step: int) -> None:
         """After the optimizer moved, while the gradients are still there."""
 
-    def memory(self) -> dict[str, torch.Tensor]:
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         """Tensors that change in training besides the parameters; a resumed run fills them in place."""
         return {}
 
 
-class Stopped(SystemExit):
+class TrainingStopped(SystemExit):
     """SIGTERM came: the step was finished and saved."""
 
 
-def fit(
+def train_model(
     parameters: dict[str, torch.nn.Parameter],
     micro_batches: Callable[[int], list[MicroBatch]],
     loss: Callable[[MicroBatch], tuple],
@@ -87,7 +87,7 @@ def fit(
     folder,
     title: str,
     validate: Callable[[], float] | None = None,
-    course: Course = Course(),  # noqa: B008 has no state
+    course: TrainingHooks = TrainingHooks(),  # noqa: B008 has no state
 ) -> list[dict]:
     """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
 
@@ -108,10 +108,10 @@ def fit(
     """
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
-    optimizer = course.optimizer(parameters, recipe)
-    done, curve = checkpoint.load(folder, parameters, optimizer, course.memory())
+    optimizer = course.create_optimizer(parameters, recipe)
+    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, course.state_tensors())
     tell = Progress(title, done, recipe.steps)
-    with Terminating() as asked:
+    with TerminationSignal() as asked:
         for step in range(done, recipe.steps):
             started = perf_counter()
             torch.manual_seed(seed * 1_000_003 + step)  # dropout is a function of (seed, step), so resume is exact
@@ -124,15 +124,15 @@ def fit(
                     title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
                 )
             seconds = perf_counter() - started
-            rate = recipe.rate(step)
+            rate = recipe.learning_rate_at(step)
             point = {"step": step, "loss": value, "learning_rate": rate, "targets": targets, "seconds": seconds}
             curve.append(point)
             tell(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
             if due or asked:
-                checkpoint.save(folder, step + 1, curve, parameters, optimizer, course.memory())
+                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, course.state_tensors())
             if asked:
-                raise Stopped(143)
+                raise TrainingStopped(143)
     if validate and curve:
         curve[-1]["valid_loss"] = validate()
     return curve
@@ -141,7 +141,7 @@ def fit(
 def update(parameters, batches, loss, optimizer, recipe, step, accelerator, course) -> tuple[float, int]:
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
     for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(step) * group.get("ratio", 1)
+        group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
     counts: dict[str, int] = {}
     results = []
     tasks = {micro.task for micro in batches}
@@ -154,7 +154,7 @@ def update(parameters, batches, loss, optimizer, recipe, step, accelerator, cour
         parts = counts.get(micro.task, n) * len(tasks)
         accelerator.backward((total + sum(besides)) / parts)
         results.append((total.detach() / parts, n))
-    penalty = course.penalty()
+    penalty = course.step_penalty()
     if penalty is not None:
         accelerator.backward(penalty)
     accelerator.clip_grad_norm_(parameters.values(), recipe.clip)
@@ -174,7 +174,7 @@ class Progress:
 
     def __init__(self, title: str, done: int, steps: int):
         self.title, self.steps, self.every = title, steps, max(1, steps // 10)
-        self.bar = tqdm(desc=title, unit="step", initial=done, total=steps) if sys.stderr.isatty() else None
+        self.bar = tqdm(desc=title, unit="step", initial_factors=done, total=steps) if sys.stderr.isatty() else None
 
     def __call__(self, step: int, loss: float):
         if self.bar is not None:
@@ -184,18 +184,18 @@ class Progress:
             print(f"{self.title}: step {step + 1} of {self.steps}, loss {loss:.4f}", flush=True)
 
 
-class Terminating:
+class TerminationSignal:
     """Notes SIGTERM instead of dying from it; true once it came."""
 
     def __enter__(self):
         self.asked = False
         try:
-            self.before = signal.signal(signal.SIGTERM, self.note)
+            self.before = signal.signal(signal.SIGTERM, self.note_signal)
         except ValueError:  # not the main thread
             self.before = None
         return self
 
-    def note(self, *_):
+    def note_signal(self, *_):
         self.asked = True
 
     def __bool__(self):

@@ -25,8 +25,8 @@ from transformers.models.esm.openfold_utils import residue_constants
 
 from loratory.data import splits
 from loratory.data.structures import unflat
-from loratory.training.fit import MicroBatch, fit
-from loratory.training.job import Job, recipe
+from loratory.training.fit import MicroBatch, train_model
+from loratory.training.job import Job, training_recipe
 
 N, CA, C, O = range(4)  # noqa: E741 a backbone atom's place, here and among a residue's 14 and 37
 CROP, LONGEST = 64, 128  # residues of a chain that is learnt from, and of one that is judged
@@ -73,7 +73,7 @@ def train_folding(records: Iterable[dict], pretrain, job: Job):
         The model, its tokenizer and the learning curve.
     """
     seed, training = pretrain.seed, pretrain.training
-    taught, judged = parted([read_chain(record) for record in records], seed)
+    taught, judged = split_by_group([read_chain(record) for record in records], seed)
     torch.manual_seed(seed)
     model = new_model(pretrain.architecture).to(job.device).train()
     passes = model.config.esmfold_config.trunk.max_recycles
@@ -81,10 +81,10 @@ def train_folding(records: Iterable[dict], pretrain, job: Job):
 
     def micro_batches(step):
         random = np.random.default_rng([seed, step])
-        learnt = batch(draw(taught, each, CROP, random), job.device)
+        learnt = collate_chains(draw_chains(taught, each, CROP, random), job.device)
         learnt["passes"] = int(random.integers(1, passes + 1))
         learnt["clamped"] = torch.from_numpy(random.random(len(learnt["mask"])) < CLAMPED).to(job.device)
-        watched = batch(draw(judged, max(1, each // 4), LONGEST, random), job.device)
+        watched = collate_chains(draw_chains(judged, max(1, each // 4), LONGEST, random), job.device)
         return [MicroBatch("fold", learnt), MicroBatch("confidence", watched | {"passes": passes})]
 
     def loss(micro):
@@ -92,11 +92,11 @@ def train_folding(records: Iterable[dict], pretrain, job: Job):
 
     parameters = dict(model.named_parameters())
     with backbone_only(model):
-        curve = fit(parameters, micro_batches, loss, recipe(training, training.learning_rate), seed, *job.place)
-    return finished(model), new_tokenizer(), curve
+        curve = train_model(parameters, micro_batches, loss, training_recipe(training, training.learning_rate), seed, *job.folder_and_title)
+    return finalise_model(model), new_tokenizer(), curve
 
 
-def parted(chains: list[Chain], seed: int) -> tuple[dict, dict]:
+def split_by_group(chains: list[Chain], seed: int) -> tuple[dict, dict]:
     """Chains to learn from and chains to judge, no group in both, each as {origin: chains}.
 
     Raises:
@@ -110,7 +110,7 @@ def parted(chains: list[Chain], seed: int) -> tuple[dict, dict]:
     return parts["train"], parts["gate"]
 
 
-def draw(origins: dict, n: int, longest: int, random) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def draw_chains(origins: dict, n: int, longest: int, random) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """`n` chains, as many of each origin as of any other, cut to `longest` residues at a random place."""
     drawn = []
     for origin, share in zip(sorted(origins), np.array_split(range(max(n, len(origins))), len(origins))):
@@ -123,7 +123,7 @@ def draw(origins: dict, n: int, longest: int, random) -> list[tuple[torch.Tensor
     return drawn
 
 
-def batch(chains: list[tuple[torch.Tensor, torch.Tensor]], device) -> dict:
+def collate_chains(chains: list[tuple[torch.Tensor, torch.Tensor]], device) -> dict:
     """Padded on the right: residues, mask and known (B, L), backbone (B, L, 4, 3) with 0 where unknown."""
     pad = torch.nn.utils.rnn.pad_sequence
     residues = pad([residues for residues, _ in chains], batch_first=True)
@@ -141,14 +141,14 @@ def new_model(architecture: dict) -> EsmForProteinFolding:
     ids = {"pad_token_id": vocabulary.index("<pad>"), "mask_token_id": vocabulary.index("<mask>")}
     fixed = {"is_folding_model": True, "vocab_list": vocabulary, "vocab_size": len(vocabulary), **ids}
     model = EsmForProteinFolding(EsmConfig(**architecture, **fixed)).float()
-    initialise(model)
+    initialise_weights(model)
     model.esm.requires_grad_(True)  # the library means it to be trained before
     model.trunk.set_chunk_size(None)
     return model
 
 
 @torch.no_grad()
-def initialise(model) -> None:
+def initialise_weights(model) -> None:
     """Weights as in AlphaFold 2 (1.11.4); the library's own are those of BERT, too small to learn from."""
     gains = {"relu": 2, "final": 0, "gating": 0}
     for module in model.modules():
@@ -175,7 +175,7 @@ def new_tokenizer() -> EsmTokenizer:
         return EsmTokenizer(str(path))
 
 
-def finished(model):
+def finalise_model(model):
     """The model as it is stored: no output says more than was learnt."""
     with torch.no_grad():
         weight, bias = (p.view(37, 50, -1) for p in model.lddt_head[-1].parameters())
@@ -200,7 +200,7 @@ def backbone_only(model):
         del module.torsion_angles_to_frames, module.frames_and_literature_positions_to_atom14_pos
 
 
-def predicted(model, residues, mask, passes: int) -> dict:
+def predict_structure(model, residues, mask, passes: int) -> dict:
     """What `EsmForProteinFolding.forward` returns, with gradients to its language model and without what is not read.
 
     Args:
@@ -216,7 +216,7 @@ def predicted(model, residues, mask, passes: int) -> dict:
 
 def folding_loss(model, batch: dict) -> tuple[torch.Tensor, int]:
     """Summed over chains."""
-    found = predicted(model, batch["residues"], batch["mask"], batch["passes"])
+    found = predict_structure(model, batch["residues"], batch["mask"], batch["passes"])
     terms = {
         "fape": fape_loss(found, batch),
         "local": local_loss(found, batch),
@@ -229,17 +229,17 @@ def folding_loss(model, batch: dict) -> tuple[torch.Tensor, int]:
 
 def fape_loss(found: dict, batch: dict) -> torch.Tensor:
     """(B,): the mean of Cα over all structure blocks and of N, Cα and C after the last."""
-    known, true = batch["known"], frames(batch["backbone"])
+    known, true = batch["known"], backbone_frames(batch["backbone"])
     limit = torch.where(batch["clamped"], CLAMP, torch.inf)
     placed = found["sidechain_frames"][..., 0, :, :]  # of the backbone, by block: [blocks, B, L, 4, 4]
     placed = placed[..., :3, :3], placed[..., :3, 3]
     last = tuple(part[-1] for part in placed)
-    alphas = fape(placed, found["positions"][..., CA, :], true, batch["backbone"][:, :, CA], known, known, limit)
+    alphas = frame_aligned_error(placed, found["positions"][..., CA, :], true, batch["backbone"][:, :, CA], known, known, limit)
     atoms, points = (x[:, :, :3].flatten(1, 2) for x in (found["positions"][-1], batch["backbone"]))
-    return (alphas.mean(0) + fape(last, atoms, true, points, known, known.repeat_interleave(3, 1), limit)) / 2
+    return (alphas.mean(0) + frame_aligned_error(last, atoms, true, points, known, known.repeat_interleave(3, 1), limit)) / 2
 
 
-def frames(backbone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def backbone_frames(backbone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotations (…, 3, 3) and origins (…, 3) of residues: Cα at 0, C on x, N in the xy plane (algorithm 21)."""
     origin = backbone[..., CA, :]
     x = F.normalize(backbone[..., C, :] - origin, dim=-1)
@@ -248,26 +248,26 @@ def frames(backbone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), origin
 
 
-def fape(placed, points, true_placed, true_points, frames_known, points_known, limit) -> torch.Tensor:
+def frame_aligned_error(placed, points, true_placed, true_points, frames_known, points_known, limit) -> torch.Tensor:
     """Frame-aligned point error over 10 Å (algorithm 28), shape (…, B): every point seen from every frame.
 
     Args:
         placed: rotations (…, B, F, 3, 3) and origins (…, B, F, 3). points: (…, B, P, 3). limit: (B,) in Å.
     """
-    gap = seen(placed, points) - seen(true_placed, true_points)
+    gap = points_in_frames(placed, points) - points_in_frames(true_placed, true_points)
     error = (gap.square().sum(-1) + 1e-4).sqrt().minimum(limit[:, None, None])
     counted = frames_known[:, :, None] & points_known[:, None, :]
-    return mean(error, counted, (-1, -2)) / CLAMP
+    return masked_mean(error, counted, (-1, -2)) / CLAMP
 
 
-def seen(placed, points: torch.Tensor) -> torch.Tensor:
+def points_in_frames(placed, points: torch.Tensor) -> torch.Tensor:
     """(…, F, P, 3): points in the coordinates of each frame."""
     rotations, origins = placed
     apart = points[..., None, :, :] - origins[..., :, None, :]
     return apart @ rotations
 
 
-def mean(values: torch.Tensor, counted: torch.Tensor, axes) -> torch.Tensor:
+def masked_mean(values: torch.Tensor, counted: torch.Tensor, axes) -> torch.Tensor:
     """Over those that count; 0 where none does."""
     return (values * counted).sum(axes) / counted.sum(axes).clamp(min=1)
 
@@ -277,40 +277,40 @@ def local_loss(found: dict, batch: dict) -> torch.Tensor:
 
     FAPE alone needs many times the steps to leave the start, where all atoms are at one place.
     """
-    score = lddt(found["positions"][-1, :, :, CA], batch["backbone"][:, :, CA], batch["known"], smoothly)
+    score = lddt_scores(found["positions"][-1, :, :, CA], batch["backbone"][:, :, CA], batch["known"], smooth_tolerance_share)
     scored = score.isfinite()
-    return 1 - mean(score.nan_to_num(0), scored, -1)
+    return 1 - masked_mean(score.nan_to_num(0), scored, -1)
 
 
 def torsion_loss(found: dict, batch: dict) -> torch.Tensor:
     """(B,): ω, φ and ψ on the unit circle over all structure blocks (algorithm 27)."""
-    true, known = torsions(batch["backbone"], batch["known"])
+    true, known = torsion_angles(batch["backbone"], batch["known"])
     raw, unit = found["unnormalized_angles"][..., :3, :], found["angles"][..., :3, :]
-    far = mean((unit - true).square().sum(-1), known, (-1, -2))
-    length = mean((raw.norm(dim=-1) - 1).abs(), batch["mask"][..., None].bool().expand_as(known), (-1, -2))
+    far = masked_mean((unit - true).square().sum(-1), known, (-1, -2))
+    length = masked_mean((raw.norm(dim=-1) - 1).abs(), batch["mask"][..., None].bool().expand_as(known), (-1, -2))
     return (far + 0.02 * length).mean(0)
 
 
-def torsions(backbone: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def torsion_angles(backbone: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sine and cosine (B, L, 3, 2) of ω, φ (before the residue) and ψ, and which of them are known (B, L, 3)."""
     before = backbone.roll(1, 1)
     n, a, c, o = backbone.unbind(-2)
     angles = [
-        dihedral(before[..., CA, :], before[..., C, :], n, a),
-        dihedral(before[..., C, :], n, a, c),
-        -dihedral(n, a, c, o),  # the next N lies opposite to O
+        dihedral_angle(before[..., CA, :], before[..., C, :], n, a),
+        dihedral_angle(before[..., C, :], n, a, c),
+        -dihedral_angle(n, a, c, o),  # the next N lies opposite to O
     ]
-    joined = F.pad(bonded(backbone, known), (1, 0))
+    joined = F.pad(bond_mask(backbone, known), (1, 0))
     return torch.stack(angles, dim=2), torch.stack([joined, joined, known], dim=2)
 
 
-def bonded(backbone: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+def bond_mask(backbone: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """(B, L - 1): both residues are known and the chain goes on from one to the other."""
     gap = (backbone[:, 1:, N] - backbone[:, :-1, C]).norm(dim=-1)
     return known[:, 1:] & known[:, :-1] & (gap < LONGEST_PEPTIDE)
 
 
-def dihedral(a, b, c, d) -> torch.Tensor:
+def dihedral_angle(a, b, c, d) -> torch.Tensor:
     """Sine and cosine (…, 2) of the angle about b–c."""
     axis = F.normalize(c - b, dim=-1)
     u, v = (side - (side * axis).sum(-1, keepdim=True) * axis for side in (a - b, d - c))
@@ -325,29 +325,29 @@ def distogram_loss(model, found: dict, batch: dict) -> torch.Tensor:
     bins = EsmFoldingTrunk.distogram(batch["backbone"][:, :, :3], *DISTANCES)
     nll = F.cross_entropy(logits.permute(0, 3, 1, 2), bins, reduction="none")
     known = batch["known"]
-    return mean(nll, known[:, :, None] & known[:, None, :], (-1, -2))
+    return masked_mean(nll, known[:, :, None] & known[:, None, :], (-1, -2))
 
 
 def bond_loss(found: dict, batch: dict) -> torch.Tensor:
     """(B,): Å by which peptide bonds are too long or too short."""
     placed = found["positions"][-1]
     length = (placed[:, 1:, N] - placed[:, :-1, C]).square().sum(-1).add(1e-6).sqrt()
-    return mean(F.relu((length - PEPTIDE).abs() - SLACK), bonded(batch["backbone"], batch["known"]), -1)
+    return masked_mean(F.relu((length - PEPTIDE).abs() - SLACK), bond_mask(batch["backbone"], batch["known"]), -1)
 
 
 def confidence_loss(model, batch: dict) -> tuple[torch.Tensor, int]:
     """Cross entropy of each residue's own lDDT-Cα, summed over residues; only the head gets gradients."""
-    with as_used(model):
-        found = predicted(model, batch["residues"], batch["mask"], batch["passes"])
-        score = lddt(found["positions"][-1, :, :, CA], batch["backbone"][:, :, CA], batch["known"])
+    with evaluation_mode(model):
+        found = predict_structure(model, batch["residues"], batch["mask"], batch["passes"])
+        score = lddt_scores(found["positions"][-1, :, :, CA], batch["backbone"][:, :, CA], batch["known"])
     scored = score.isfinite()
-    logits = confidence(model, found["states"][-1])[scored]
+    logits = confidence_logits(model, found["states"][-1])[scored]
     bins = (score[scored] * logits.shape[-1]).long().clamp(max=logits.shape[-1] - 1)
     return F.cross_entropy(logits, bins, reduction="sum"), max(1, len(bins))
 
 
 @contextmanager
-def as_used(model):
+def evaluation_mode(model):
     """Without dropout and gradients for a while."""
     model.eval()
     try:
@@ -357,24 +357,24 @@ def as_used(model):
         model.train()
 
 
-def confidence(model, states: torch.Tensor) -> torch.Tensor:
+def confidence_logits(model, states: torch.Tensor) -> torch.Tensor:
     """Logits (B, L, bins) of lDDT at Cα, equal bins from 0 to 1; the library's pLDDT is their mean there."""
     return model.lddt_head(states).unflatten(-1, (-1, model.lddt_bins))[:, :, CA]
 
 
-def sharply(gap: torch.Tensor) -> torch.Tensor:
+def tolerance_share(gap: torch.Tensor) -> torch.Tensor:
     """Share of lDDT's tolerances within which a distance (Å off by `gap`) is kept."""
     return sum((gap <= tolerance).float() for tolerance in TOLERANCES) / len(TOLERANCES)
 
 
-def smoothly(gap: torch.Tensor) -> torch.Tensor:
+def smooth_tolerance_share(gap: torch.Tensor) -> torch.Tensor:
     """As `sharply`, with a slope to learn from."""
     return sum(torch.sigmoid(tolerance - gap) for tolerance in TOLERANCES) / len(TOLERANCES)
 
 
-def lddt(points: torch.Tensor, true: torch.Tensor, known: torch.Tensor, kept=sharply) -> torch.Tensor:
+def lddt_scores(points: torch.Tensor, true: torch.Tensor, known: torch.Tensor, kept=tolerance_share) -> torch.Tensor:
     """lDDT (…, L) in [0, 1] of points (…, L, 3) over every other residue near in truth; NaN where there is none."""
     here, there = (torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") for x in (points, true))
     near = (there <= INCLUSION) & known[..., :, None] & known[..., None, :]
     near &= ~torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
-    return mean(kept((here - there).abs()), near, -1).masked_fill(~near.any(-1), torch.nan)
+    return masked_mean(kept((here - there).abs()), near, -1).masked_fill(~near.any(-1), torch.nan)

@@ -4,11 +4,11 @@ from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 
-from loratory.training.checkpoint import fingerprint
+from loratory.training.checkpoint import facts_digest
 from loratory.training.fit import Recipe
 
 
-def recipe(schedule, rate: float) -> Recipe:
+def training_recipe(schedule, rate: float) -> Recipe:
     """The loop's recipe from the config's `training` at one learning rate."""
     fields = ("steps", "warmup", "weight_decay", "clip", "decay", "precision", "save_every")
     return Recipe(learning_rate=rate, **{name: getattr(schedule, name) for name in fields})
@@ -19,12 +19,12 @@ class Job:
 
     def __init__(self, device: str, checkpoints, title: str, **facts):
         self.device, self.title = device, title
-        self.folder = Path(checkpoints) / fingerprint(title=title, version=version("torch"), **facts)
+        self.folder = Path(checkpoints) / facts_digest(title=title, version=version("torch"), **facts)
 
     @property
-    def place(self) -> tuple[Path, str]:
+    def folder_and_title(self) -> tuple[Path, str]:
         return self.folder, self.title
 
-    def done(self) -> None:
+    def remove_checkpoints(self) -> None:
         """The outcome is stored: its checkpoints may go."""
         rmtree(self.folder, ignore_errors=True)

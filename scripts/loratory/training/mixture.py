@@ -16,12 +16,12 @@ from loratory.data import batching
 from loratory.data.files import sha256
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_experts, save_mixture
-from loratory.training.budget import Memory
-from loratory.training.features import Rows, open_features, padded
-from loratory.training.fit import MicroBatch, fit
+from loratory.training.budget import PeakMemory
+from loratory.training.features import StoredStates, open_features, pad_states
+from loratory.training.fit import MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
-from loratory.training.job import Job, recipe
-from loratory.training.sweep import base_facts, data_digest, encoded, mean_loss
+from loratory.training.job import Job, training_recipe
+from loratory.training.sweep import base_facts, data_digest, encode_split, mean_loss
 
 
 def train_mixture(
@@ -41,29 +41,29 @@ def train_mixture(
     """
     base, out, features = load_base(base_folder, device), Path(out), features or {}
     rates = entry.training.learning_rates if entry.trained else (None,)
-    sets = {d: read(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts if entry.trained}
-    valid = {d: encoded(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
+    sets = {d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts if entry.trained}
+    valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
     facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base)}
     facts |= {"data": {d: data_digest(data[d]) for d in sets}, "tasks": {d: tasks[d].model_dump_json() for d in sets}}
     runs, jobs = [], []
 
-    def train(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
+    def train_trial(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
         job = Job(device, checkpoints, f"{name} seed {seed} lr {rate}", seed=seed, rate=rate, experts=digests, **facts)
         jobs.append(job)
-        memory = Memory(base.model)
+        memory = PeakMemory(base.model)
         mixture = Mixture(base.model, stacked, entry, name, list(experts))
         try:
             if mixture.gate is not None:
                 start_gate(mixture.gate, seed)
             if entry.gradient_checkpointing:
                 mixture.checkpoint_gradients()
-            curve = learn(base, mixture, sets, valid, entry.training, rate, seed, job) if sets else []
+            curve = optimise_mixture(base, mixture, sets, valid, entry.training, rate, seed, job) if sets else []
             return {
                 "mixture": mixture,
                 "curve": curve,
                 "valid_loss": curve[-1].get("valid_loss", nan) if curve else nan,
                 "trainable_parameters": sum(p.numel() for p in mixture.trainable_parameters().values()),
-                "accelerator_memory_max": memory.peak(),
+                "accelerator_memory_max": memory.peak_bytes(),
             }
         finally:
             mixture.remove_experts()  # it keeps its layers and its gate, and the base is bare for the next one
@@ -74,7 +74,7 @@ def train_mixture(
         digests = {domain: sha256(folder / WEIGHTS) for domain, folder in folders.items()}
         given = open_experts(folders, base.fingerprint)
         check_trained_experts(given, name)
-        best, trials = best_trial(rates, partial(train, seed, digests, entry.prepare_experts(given, seed)))
+        best, trials = best_trial(rates, partial(train_trial, seed, digests, entry.prepare_experts(given, seed)))
         rates = (best["rate"],)
         run = {
             "name": name,
@@ -93,27 +93,27 @@ def train_mixture(
         runs += curve_rows(seed, trials)
     write_curves(out / "runs.parquet", runs)
     for job in jobs:
-        job.done()
+        job.remove_checkpoints()
 
 
 @dataclass
-class Examples:
+class TrainingSet:
     """What is learnt from one domain; `states` are the base's, where they are known."""
 
     items: list[Encoded] = field(default_factory=list)
-    states: list[Rows] = field(default_factory=list)
+    states: list[StoredStates] = field(default_factory=list)
 
-    def batch(self, base, chosen: list[int]) -> dict:
+    def collate_batch(self, base, chosen: list[int]) -> dict:
         batch = base.collate([self.items[i] for i in chosen])
         if self.states:
-            batch["hidden"] = padded([self.states[i] for i in chosen], base.device)
+            batch["hidden"] = pad_states([self.states[i] for i in chosen], base.device)
         return batch
 
 
-def read(base, domain: str, data, task, splits, features=None) -> Examples:
-    found = Examples()
+def read_training_set(base, domain: str, data, task, splits, features=None) -> TrainingSet:
+    found = TrainingSet()
     for split in splits:
-        items = encoded(base, domain, data, task, split)
+        items = encode_split(base, domain, data, task, split)
         found.items += items
         if features is not None:
             found.states += open_features(Path(features) / split, base, data, split, items)
@@ -130,31 +130,31 @@ def start_gate(gate: torch.nn.Module, seed: int) -> None:
             parameter.data.zero_()
 
 
-def learn(base, mixture: Mixture, sets, valid, training, rate: float, seed: int, job: Job) -> list[dict]:
+def optimise_mixture(base, mixture: Mixture, sets, valid, training, rate: float, seed: int, job: Job) -> list[dict]:
     """Every step takes one batch of each domain, and each domain's loss weighs alike.
 
     Args:
         sets: {domain: `Examples`} to learn from. valid: {domain: encoded examples} that a rate is chosen on, if any.
         training: the config's; its batches are those of validation too.
     """
-    budget, steps = training.batch_tokens, recipe(training, rate)
+    budget, steps = training.batch_tokens, training_recipe(training, rate)
     lengths = {domain: [item.length for item in examples.items] for domain, examples in sets.items()}
     plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
     places = {domain: place for place, domain in enumerate(sets)}
 
     def micro_batches(step):
-        return [MicroBatch(domain, sets[domain].batch(base, plan(step))) for domain, plan in plans.items()]
+        return [MicroBatch(domain, sets[domain].collate_batch(base, layer_methods(step))) for domain, layer_methods in plans.items()]
 
     def loss(micro):
         mixture.domain = places[micro.task]
         total, targets = base.loss(mixture, micro.batch)
-        return total, targets, targets * penalty(mixture, micro.batch["mask"].bool(), mixture.domain)
+        return total, targets, targets * mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain)
 
-    def validate():
+    def validate_mixture():
         return validation_loss(base, mixture.eval(), valid, budget)
 
     mixture.train()
-    curve = fit(mixture.trainable_parameters(), micro_batches, loss, steps, seed, *job.place, validate if valid else None)
+    curve = train_model(mixture.trainable_parameters(), micro_batches, loss, steps, seed, *job.folder_and_title, validate_mixture if valid else None)
     mixture.eval()
     return curve
 
@@ -168,15 +168,15 @@ def validation_loss(base, mixture: Mixture, valid: dict[str, list[Encoded]], bud
     return sum(losses) / len(losses)
 
 
-def penalty(mixture: Mixture, mask: torch.Tensor, domain: int) -> torch.Tensor | float:
+def mixer_penalty(mixture: Mixture, mask: torch.Tensor, domain: int) -> torch.Tensor | float:
     """The mean over streams, or over layers that weigh for themselves, of what the mixer adds; a plain 0.0 of the
     mixer says that this one has no part in it."""
-    found = [mixture.mixer.penalty(real(w, mask), domain) for w in mixture.wanted.values()]
+    found = [mixture.mixer.penalty(unpadded_weights(w, mask), domain) for w in mixture.wanted.values()]
     found = [value for value in found if torch.is_tensor(value)]
     return sum(found) / len(found) if found else 0.0
 
 
-def real(wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def unpadded_weights(wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Wanted weights without padding: `[tokens, modules, experts]`, or of as many sequences or audio frames."""
     wanted = wanted.unsqueeze(-2) if wanted.dim() == 3 else wanted
     wanted = wanted.expand(len(mask), -1, -1, -1)

@@ -8,7 +8,7 @@ from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import sha256, whole
 from loratory.domains.questions import examples, read_records
 from loratory.training.job import Job
-from loratory.training.pretrain import pretrain, train_ears
+from loratory.training.pretrain import pretrain_base, train_projector
 
 
 def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, folder=None) -> None:
@@ -19,13 +19,13 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, fo
         ears: folder of the Whisper base that a causal base hears with, or None.
         folder: where the files of a base with `hub` lie already; None means to download them.
     """
-    corpora = {d: corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
+    corpora = {d: read_corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
     facts = {"data_sha256": {d: sha256(f"{general[d]}/train.parquet") for d in corpora}, "torch": version("torch")}
     facts["ears_sha256"] = weights_digest(ears) if ears else None
     asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump_json() for d in corpora}}
     job = Job(device, checkpoints, f"base {name}", **asked, **facts)
     if entry.pretrain:
-        pretrain(name, entry, corpora, ears, job, out, **facts)
+        pretrain_base(name, entry, corpora, ears, job, out, **facts)
         return
     with whole(out) as aside:
         if folder := entry.path or folder:
@@ -34,12 +34,12 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, fo
         else:
             prepare_hub(entry.hub, name, entry, aside)
         if ears:
-            train_ears(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
+            train_projector(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
             note_training(aside, **facts)
-    job.done()
+    job.remove_checkpoints()
 
 
-def corpus(domain: str, folder, task, family: str) -> list:
+def read_corpus(domain: str, folder, task, family: str) -> list:
     """What a base of the family learns from: examples, but whole records where it folds, for their backbones."""
     records = read_records(folder, "train")
     return records if family == "folding" else examples(domain, records, task, family)

@@ -27,14 +27,14 @@ from loratory.bases.whisper import PROMPT, Whisper
 from loratory.data.batching import Batches
 from loratory.data.files import whole, write_json
 from loratory.domains.contract import Example
-from loratory.training.fit import MicroBatch, fit
-from loratory.training.job import Job, recipe
+from loratory.training.fit import MicroBatch, train_model
+from loratory.training.job import Job, training_recipe
 
 UNTRAINED = {"weights_sha256": "", "family": None}
 MASKED = 0.15  # share of tokens that the masked language model guesses
 
 
-def byte_pairs(texts: Iterable[str], vocabulary: int, special: list[str], letters: bool) -> Tokenizer:
+def byte_pair_tokenizer(texts: Iterable[str], vocabulary: int, special: list[str], letters: bool) -> Tokenizer:
     """Byte-level BPE.
 
     Args:
@@ -53,7 +53,7 @@ def byte_pairs(texts: Iterable[str], vocabulary: int, special: list[str], letter
     return tokenizer
 
 
-def words(texts: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:
+def word_tokenizer(texts: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:
     """One token a blank-separated word (a k-mer)."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -70,7 +70,7 @@ def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tupl
     """
     texts = (example.prompt + example.target for examples in corpora.values() for example in examples)
     special = ["<|pad|>", "<|begin|>", "<|end|>"]
-    core = byte_pairs(texts, entry.pretrain.vocabulary, special, letters=True)
+    core = byte_pair_tokenizer(texts, entry.pretrain.vocabulary, special, letters=True)
     core.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -82,13 +82,13 @@ def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tupl
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
     model = LlamaForCausalLM(config)
-    audio = new_ears(ears, entry.audio, config.hidden_size, job.device) if ears is not None else None
+    audio = new_audio_prefix(ears, entry.audio, config.hidden_size, job.device) if ears is not None else None
     base = Causal("pretrain", UNTRAINED, model.to(job.device), tokenizer, audio)
-    parameters = named(model, "model") | (named(audio.projector, "projector") if audio else {})
-    return base, learn(base, parameters, corpora, entry.pretrain.training, entry.pretrain.seed, job)
+    parameters = prefixed_parameters(model, "model") | (prefixed_parameters(audio.projector, "projector") if audio else {})
+    return base, train_on_corpora(base, parameters, corpora, entry.pretrain.training, entry.pretrain.seed, job)
 
 
-def new_ears(whisper_folder, options, width: int, device: str) -> AudioPrefix:
+def new_audio_prefix(whisper_folder, options, width: int, device: str) -> AudioPrefix:
     """A Whisper base's encoder, frozen, with an untrained projector to embeddings of `width`."""
     whisper = load_base(whisper_folder, dtype=torch.float32).model  # as the prefix holds it, whatever the base's
     audio = AudioPrefix(whisper.config, options.stack, width, options.hidden)
@@ -97,16 +97,16 @@ def new_ears(whisper_folder, options, width: int, device: str) -> AudioPrefix:
     return audio.to(device)
 
 
-def train_ears(folder, corpus: list[Example], options, ears, job: Job) -> None:
+def train_projector(folder, corpus: list[Example], options, ears, job: Job) -> None:
     """Gives a prepared causal base (changed in place) ears: its projector learns to transcribe, the rest is frozen.
 
     Stage one of SLAM-ASR (Ma et al. 2024, arXiv:2402.08846).
     """
     base = load_base(folder, job.device)
     torch.manual_seed(0)
-    base.audio = new_ears(ears, options, base.model.config.hidden_size, job.device)
-    parameters = named(base.audio.projector, "projector")
-    curve = learn(base, parameters, {"speech": corpus}, options.training, 0, job)
+    base.audio = new_audio_prefix(ears, options, base.model.config.hidden_size, job.device)
+    parameters = prefixed_parameters(base.audio.projector, "projector")
+    curve = train_on_corpora(base, parameters, {"speech": corpus}, options.training, 0, job)
     base.audio.cpu().save(folder / "audio")
     write_json(folder / "audio" / "curve.json", curve)
 
@@ -116,7 +116,7 @@ def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tup
     texts = (example.target for examples in corpora.values() for example in examples)
     special = ["<|endoftext|>", *PROMPT]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_pairs(texts, entry.pretrain.vocabulary, special, letters=False),
+        tokenizer_object=byte_pair_tokenizer(texts, entry.pretrain.vocabulary, special, letters=False),
         eos_token=special[0],
         bos_token=special[0],
         pad_token=special[0],
@@ -130,10 +130,10 @@ def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tup
     model.generation_config.forced_decoder_ids = None
     manifest = UNTRAINED | {"whisper": entry.whisper and entry.whisper.model_dump()}
     base = Whisper("pretrain", manifest, model.to(job.device), tokenizer)
-    return base, learn(base, named(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job)
+    return base, train_on_corpora(base, prefixed_parameters(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job)
 
 
-def learn(base, parameters, corpora, training, seed: int, job: Job) -> list[dict]:
+def train_on_corpora(base, parameters, corpora, training, seed: int, job: Job) -> list[dict]:
     """Trains on every corpus's targets."""
     encoded = {name: [base.encode(example) for example in examples] for name, examples in corpora.items()}
     plans = {
@@ -144,13 +144,13 @@ def learn(base, parameters, corpora, training, seed: int, job: Job) -> list[dict
         return [MicroBatch(n, base.collate([items[i] for i in plans[n](step)])) for n, items in encoded.items()]
 
     base.model.train()
-    curve = fit(
+    curve = train_model(
         parameters,
         micro_batches,
         lambda m: base.loss(base.model, m.batch),
-        recipe(training, training.learning_rate),
+        training_recipe(training, training.learning_rate),
         seed,
-        *job.place,
+        *job.folder_and_title,
     )
     base.model.eval()
     return curve
@@ -161,7 +161,7 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
     texts = [example.prompt for examples in corpora.values() for example in examples]
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words(texts, entry.pretrain.vocabulary, special),
+        tokenizer_object=word_tokenizer(texts, entry.pretrain.vocabulary, special),
         pad_token="[PAD]",
         cls_token="[CLS]",
         sep_token="[SEP]",
@@ -179,7 +179,7 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
 
     def micro_batches(step):
         rows = [ids[i] for i in plan(step)]
-        return [MicroBatch("masked", masked(rows, tokenizer, len(special), seed, step, job.device))]
+        return [MicroBatch("masked", masked_batch(rows, tokenizer, len(special), seed, step, job.device))]
 
     def loss(micro):
         batch = micro.batch
@@ -188,8 +188,8 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
         return nll, max(1, int((batch["labels"] != IGNORED).sum()))
 
     model.train()
-    curve = fit(named(model, "model"), micro_batches, loss, recipe(training, training.learning_rate), seed, *job.place)
-    return Pretrained(model.eval(), tokenizer), curve
+    curve = train_model(prefixed_parameters(model, "model"), micro_batches, loss, training_recipe(training, training.learning_rate), seed, *job.folder_and_title)
+    return PretrainedModel(model.eval(), tokenizer), curve
 
 
 def pretrain_folding(corpora: dict[str, list[dict]], entry, ears, job):
@@ -197,10 +197,10 @@ def pretrain_folding(corpora: dict[str, list[dict]], entry, ears, job):
     from loratory.training.folding import train_folding
 
     model, tokenizer, curve = train_folding(chain.from_iterable(corpora.values()), entry.pretrain, job)
-    return Pretrained(model, tokenizer), curve
+    return PretrainedModel(model, tokenizer), curve
 
 
-class Pretrained:
+class PretrainedModel:
     """A model and its tokenizer, before it is a base."""
 
     audio = None
@@ -209,7 +209,7 @@ class Pretrained:
         self.model, self.tokenizer = model, tokenizer
 
 
-def masked(rows, tokenizer, n_special: int, seed: int, step: int, device) -> dict:
+def masked_batch(rows, tokenizer, n_special: int, seed: int, step: int, device) -> dict:
     """A batch with 15 % of the k-mers hidden: 80 % as the mask token, 10 % as another k-mer, 10 % as they are."""
     from loratory.bases.core import pad
 
@@ -224,7 +224,7 @@ def masked(rows, tokenizer, n_special: int, seed: int, step: int, device) -> dic
     return {"ids": ids.to(device), "mask": mask.to(device), "labels": labels.to(device)}
 
 
-def named(module, prefix: str) -> dict:
+def prefixed_parameters(module, prefix: str) -> dict:
     return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
 
 
@@ -236,7 +236,7 @@ PRETRAIN = {
 }
 
 
-def pretrain(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job, out, **facts) -> None:
+def pretrain_base(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job, out, **facts) -> None:
     """Trains a base and writes its folder, whole: safetensors, config, tokenizer, manifest, learning curve."""
     base, curve = PRETRAIN[entry.family](corpora, entry, ears, job)
     with whole(out) as aside:
@@ -251,4 +251,4 @@ def pretrain(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job
         write_json(aside / "curve.json", curve)
         size = sum(p.numel() for p in base.model.parameters())
         write_manifest(aside, name, entry, origin="pretrain", parameters=size, **facts)
-    job.done()
+    job.remove_checkpoints()

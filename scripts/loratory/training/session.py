@@ -7,10 +7,10 @@ import torch
 
 from loratory.adapters.core import AdaptedLinear, Conv1D
 from loratory.data import batching
-from loratory.training.fit import Course, Recipe
+from loratory.training.fit import TrainingHooks, Recipe
 
 
-class Session(Course):
+class AdapterSession(TrainingHooks):
     """Hands the loop's course to the method, and the method what it needs.
 
     Attributes:
@@ -26,14 +26,14 @@ class Session(Course):
     ):
         self.base, self.method, self.layers, self.items = base, method, layers, items
         self.recipe, self.seed, self.budget = recipe, seed, training.batch_tokens
-        self.batch = self.stream(items)
+        self.batch = self.batch_function(items)
         self.optimizing, self.positions = None, 0
 
     @property
     def model(self):
         return self.base.model
 
-    def stream(self, items: list) -> Callable[[int], dict]:
+    def batch_function(self, items: list) -> Callable[[int], dict]:
         """step -> batch, over some of the examples, as the training itself draws them."""
         plan = batching.Batches([item.length for item in items], self.budget, self.seed)
         return lambda step: self.base.collate([items[i] for i in plan(step)])
@@ -50,7 +50,7 @@ class Session(Course):
         Only one layer's gradient is held on the device at a time; nothing is moved.
         """
         sums = {name: torch.zeros(layer.weight.shape) for name, layer in self.layers.items()}
-        with self.watched(sums):
+        with self.collect_gradients(sums):
             for step in range(batches):
                 self.loss(self.batch(step)).backward()
         for parameter in self.model.parameters():
@@ -58,17 +58,17 @@ class Session(Course):
         return {name: total / batches for name, total in sums.items()}
 
     @contextmanager
-    def watched(self, sums: dict[str, torch.Tensor]):
+    def collect_gradients(self, sums: dict[str, torch.Tensor]):
         """Adds each adapted weight's gradient to `sums` as soon as it is there, and frees it."""
         handles = []
         for name, layer in self.layers.items():
             weight, transposed = layer.base.weight.requires_grad_(True), isinstance(layer.base, Conv1D)
 
-            def collect(parameter, name=name, transposed=transposed):
+            def add_gradient(parameter, name=name, transposed=transposed):
                 sums[name] += (parameter.grad.T if transposed else parameter.grad).float().cpu()
                 parameter.grad = None
 
-            handles.append(weight.register_post_accumulate_grad_hook(collect))
+            handles.append(weight.register_post_accumulate_grad_hook(add_gradient))
         try:
             yield
         finally:
@@ -76,35 +76,35 @@ class Session(Course):
                 handle.remove()
                 layer.base.weight.requires_grad_(False)
 
-    def adamw(self, parameters: dict, **options) -> torch.optim.AdamW:
+    def adamw_optimizer(self, parameters: dict, **options) -> torch.optim.AdamW:
         """The optimizer of most methods; `parameters` may be dicts of groups (`ratio` multiplies a group's rate)."""
         groups = parameters.values() if isinstance(parameters, dict) else parameters
         options = {"lr": self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay} | options
         return torch.optim.AdamW(groups, **options)
 
-    def adamw_sparing(self, spared: Callable[[str], bool], parameters: dict) -> torch.optim.AdamW:
+    def adamw_without_decay(self, spared: Callable[[str], bool], parameters: dict) -> torch.optim.AdamW:
         """`adamw` without weight decay on the parameters whose names are `spared`."""
         groups: dict[bool, list] = {}
         for name, parameter in parameters.items():
             groups.setdefault(spared(name), []).append(parameter)
         decay = {True: {"weight_decay": 0.0}, False: {}}
-        return self.adamw([{"params": group} | decay[kind] for kind, group in groups.items()])
+        return self.adamw_optimizer([{"params": group} | decay[kind] for kind, group in groups.items()])
 
-    def optimizer(self, parameters, recipe):
-        self.optimizing = self.method.optimizer(self, parameters)
+    def create_optimizer(self, parameters, recipe):
+        self.optimizing = self.method.create_optimizer(self, parameters)
         return self.optimizing
 
     def before_step(self, step):
         self.method.before_step(self, step)
 
-    def penalty(self):
-        return self.method.penalty(self)
+    def step_penalty(self):
+        return self.method.step_penalty(self)
 
     def after_step(self, step):
         self.method.after_step(self, step)
 
-    def memory(self):
-        found = self.method.memory(self)
+    def state_tensors(self):
+        found = self.method.state_tensors(self)
         for name, layer in self.layers.items():
             found |= {f"{name}.{key}": tensor for key, tensor in layer.named_buffers(recurse=False)}
         return found

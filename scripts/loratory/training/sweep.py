@@ -19,10 +19,10 @@ from loratory.data.files import sha256
 from loratory.data.splits import SPLITS
 from loratory.domains.questions import examples, read_records
 from loratory.training import budget
-from loratory.training.fit import MicroBatch, fit
+from loratory.training.fit import MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
-from loratory.training.job import Job, recipe
-from loratory.training.session import Session
+from loratory.training.job import Job, training_recipe
+from loratory.training.session import AdapterSession
 
 VERSIONS = ("torch", "transformers", "peft", "safetensors")
 
@@ -36,13 +36,13 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
     """
     base, out = load_base(base_folder, device), Path(out)
     sets = {
-        "train": encoded(base, domain, data, task, "train"),
-        "valid": encoded(base, domain, data, task, "valid", max_valid),
+        "train": encode_split(base, domain, data, task, "train"),
+        "valid": encode_split(base, domain, data, task, "valid", max_valid),
     }
     facts = {"domain": domain, "base": base_facts(base), "data": data_digest(data), "task": task.model_dump_json()}
     runs, jobs, rates = [], [], adapter.training.learning_rates
 
-    def train(seed: int, rate: float) -> dict:
+    def train_trial(seed: int, rate: float) -> dict:
         title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
         entry = adapter.model_dump(mode="json")
         job = Job(device, checkpoints, title, adapter=entry, rate=rate, seed=seed, **facts)
@@ -50,15 +50,15 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
 
     for seed in seeds:
-        best, trials = best_trial(rates, partial(train, seed))
+        best, trials = best_trial(rates, partial(train_trial, seed))
         rates = (best["rate"],)
-        run = describe(base, domain, adapter, seed, best, facts["data"])
+        run = describe_run(base, domain, adapter, seed, best, facts["data"])
         stored = replace(best["adapter"], run=run)
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
         runs += curve_rows(seed, trials)
     write_curves(out / "runs.parquet", runs)
     for job in jobs:
-        job.done()
+        job.remove_checkpoints()
 
 
 def base_facts(base) -> list:
@@ -66,7 +66,7 @@ def base_facts(base) -> list:
     return [base.fingerprint, base.manifest.get("precision"), base.manifest.get("whisper")]
 
 
-def encoded(base, domain: str, data, task, split: str, limit: int | None = None):
+def encode_split(base, domain: str, data, task, split: str, limit: int | None = None):
     """The examples of a split as the base reads them."""
     found = examples(domain, read_records(data, split, limit), task, base.family)
     check_readable(base, domain, [example.prompt + example.target for example in found[:100]])
@@ -75,29 +75,29 @@ def encoded(base, domain: str, data, task, split: str, limit: int | None = None)
 
 def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
     """One run: attaches, trains, exports, counts and detaches."""
-    started, memory = perf_counter(), budget.Memory(base.model)
+    started, memory = perf_counter(), budget.PeakMemory(base.model)
     linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
-    steps = recipe(adapter.training, rate)
-    session = Session(base, adapter, layers, sets["train"], adapter.training, steps, seed)
+    steps = training_recipe(adapter.training, rate)
+    session = AdapterSession(base, adapter, layers, sets["train"], adapter.training, steps, seed)
 
     def micro_batches(step):
         return [MicroBatch("train", session.batch(step))]
 
-    def validate():
+    def validate_adapter():
         return mean_loss(base, base.model.eval(), sets["valid"], adapter.training.batch_tokens)
 
     base.model.train()
     try:
         torch.manual_seed(seed)
-        adapter.prepare(session)
-        parameters = core.trainable(base.model)
+        adapter.prepare_training(session)
+        parameters = core.trainable_parameters(base.model)
         prepared = perf_counter() - started
         loss = lambda micro: base.loss(base.model, micro.batch)  # noqa: E731
-        curve = fit(parameters, micro_batches, loss, steps, seed, *job.place, validate, session)
-        peak, positions = memory.peak(), budget.step_positions(session)
-        found, lost = exported(base, adapter, linear)
-        operations = budget.flops(session, positions)
+        curve = train_model(parameters, micro_batches, loss, steps, seed, *job.folder_and_title, validate_adapter, session)
+        peak, positions = memory.peak_bytes(), budget.step_positions(session)
+        found, lost = export_adapter(base, adapter, linear)
+        operations = budget.total_flops(session, positions)
     finally:
         base.model.eval()
         core.detach(base.model)
@@ -113,7 +113,7 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         "accelerator_memory_max": peak,
         "num_trainable_params": sum(p.numel() for p in parameters.values()),
         "num_stored_params": found.parameters,
-        "optimizer_state": sum(t.numel() for state in session.optimizing.state.values() for t in moments(state)),
+        "optimizer_state": sum(t.numel() for state in session.optimizing.state.values() for t in optimizer_moments(state)),
         "adapted_modules": len(session.layers),
         "positions": sum(positions),
         "other_positions": session.positions,
@@ -121,15 +121,15 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
     }
 
 
-def exported(base, adapter, linear: dict[str, bool]) -> tuple[deltas.Adapter, float]:
+def export_adapter(base, adapter, linear: dict[str, bool]) -> tuple[deltas.Adapter, float]:
     """The adapter that is on the model, and the share of its change's norm that cutting it to `export_rank` loses."""
     found = core.export(base.model, base.heads, {})
     if isinstance(adapter, DenseMethod) and adapter.export_rank:
-        return deltas.truncated(found, linear, adapter.export_rank)
+        return deltas.truncate_adapter(found, linear, adapter.export_rank)
     return found, 0.0
 
 
-def moments(state: dict) -> list[torch.Tensor]:
+def optimizer_moments(state: dict) -> list[torch.Tensor]:
     """What an optimizer remembers of one parameter, without counters."""
     return [value for value in state.values() if torch.is_tensor(value) and value.dim()]
 
@@ -158,7 +158,7 @@ COSTS = (
 )
 
 
-def describe(base, domain: str, adapter, seed: int, trial: dict, data: list[str]) -> dict:
+def describe_run(base, domain: str, adapter, seed: int, trial: dict, data: list[str]) -> dict:
     """What is known of a run, in the groups of PEFT's method comparison: configuration, cost and outcome, provenance.
 
     Times leave validation and storage out, and are whole for a run that was resumed too.

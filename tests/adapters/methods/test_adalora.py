@@ -9,7 +9,7 @@ from methods.rows import Row
 from peft import AdaLoraConfig, get_peft_model
 
 from loratory.adapters import core
-from loratory.adapters.methods.adalora import Method, budget, keep_best, scores, skewness, window
+from loratory.adapters.methods.adalora import Method, rank_budget, keep_best_triplets, triplet_scores, orthogonality_error, allocation_window
 
 OPTIONS = {"init_rank": 4, "target_rank": 2}
 ROW = Row(OPTIONS, lambda shapes, model: sum(4 * (out + inner + 1) for out, inner in shapes))
@@ -33,7 +33,7 @@ def test_steps_are_those_of_peft():
     ours, theirs, steps = FAMILIES["llama"](), FAMILIES["llama"](), 10
     method = Method(**OPTIONS, alpha=8.0, warm=0.2, final=0.3, interval=2, orthogonality=0.3)
     session = begin(ours, method, steps=steps, decay=0.0)
-    optimizer = session.optimizer(core.trainable(ours.model), None)
+    optimizer = session.create_optimizer(core.trainable_parameters(ours.model), None)
     config = AdaLoraConfig(
         init_r=4, target_r=2, lora_alpha=8, tinit=2, tfinal=3, deltaT=2, orth_reg_weight=0.3, total_step=steps,
         target_modules=list(session.layers), task_type="CAUSAL_LM",
@@ -47,7 +47,7 @@ def test_steps_are_those_of_peft():
     masked = 0
     for step in range(steps):
         ids = session.batch(step)["ids"]
-        loss = ours.model(input_ids=ids, labels=ids).loss + method.penalty(session)
+        loss = ours.model(input_ids=ids, labels=ids).loss + method.step_penalty(session)
         loss.backward()
         optimizer.step()
         session.after_step(step)
@@ -66,7 +66,7 @@ def test_steps_are_those_of_peft():
 
 
 def test_the_budget_falls_along_a_cubic_from_the_start_to_the_target():
-    falling = [budget(step, 120, 80, 10, 70) for step in range(100)]
+    falling = [rank_budget(step, 120, 80, 10, 70) for step in range(100)]
     assert falling[:11] == [120] * 11 and falling[70:] == [80] * 30
     assert all(isinstance(b, int) and a >= b for a, b in pairwise(falling))
     assert falling[40] == 80 + 40 // 8
@@ -74,13 +74,13 @@ def test_the_budget_falls_along_a_cubic_from_the_start_to_the_target():
 
 @pytest.mark.parametrize(("steps", "expected"), [(100, (10, 70)), (6, (1, 4)), (1, (0, 0))])
 def test_the_phases_are_shares_of_the_run_and_the_last_is_never_empty(steps, expected):
-    assert window(steps, 0.1, 0.3) == expected
+    assert allocation_window(steps, 0.1, 0.3) == expected
 
 
 def test_never_more_triplets_than_the_budget_and_the_last_phase_keeps_its_own(tmp_path):
     toy, method = FAMILIES["llama"](), Watched(**OPTIONS, warm=0.2, final=0.4)
     session = train(toy, method, tmp_path, steps=20)
-    allowed = [budget(step, 14 * 4, 14 * 2, 4, 12) for step in range(20)]
+    allowed = [rank_budget(step, 14 * 4, 14 * 2, 4, 12) for step in range(20)]
     assert all(ranks(used) <= allowed[step] for step, used in enumerate(session.used))
     assert [ranks(used) for used in session.used[5:]] == allowed[5:]
     for used in session.used[13:]:
@@ -95,18 +95,18 @@ def test_stored_ranks_are_those_in_use_and_no_rank_is_below_one(tmp_path):
         layer, used = session.layers[name], session.used[-1][name]
         assert delta.rank == max(1, int(used.sum()))
         a, e, b = (layer.adapter[key].detach() for key in ("A", "E", "B"))
-        torch.testing.assert_close(delta.dense(), 16 / (4 + 1e-5) * b @ torch.diag(e) @ a)
+        torch.testing.assert_close(delta.to_dense(), 16 / (4 + 1e-5) * b @ torch.diag(e) @ a)
 
 
 def test_a_fresh_adapter_is_stored_as_no_change():
     toy = FAMILIES["llama"]()
     begin(toy, Method(**OPTIONS))
-    assert all(delta.rank == 1 and not delta.dense().any() for delta in core.export(toy.model, (), {}).deltas.values())
+    assert all(delta.rank == 1 and not delta.to_dense().any() for delta in core.export(toy.model, (), {}).deltas.values())
 
 
 def random_layer(method, seed: int) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    tensors = method.start(torch.zeros(5, 6), generator)
+    tensors = method.initial_tensors(torch.zeros(5, 6), generator)
     for key in ("A", "E", "B"):
         tensors[key].normal_(generator=generator).requires_grad_(True)
         tensors[key].grad = torch.randn(tensors[key].shape, generator=generator)
@@ -120,8 +120,8 @@ def test_scores_follow_the_formula_and_their_order_does_not_depend_on_the_loss_s
     for key in ("A", "E", "B"):
         ten[key].grad *= 10
     for _ in range(2):
-        method.follow(one)
-        method.follow(ten)
+        method.update_sensitivity(one)
+        method.update_sensitivity(ten)
     importance = {key: (one[key] * one[key].grad).abs() for key in ("A", "E", "B")}
     expected = 0
     for key, mean in (("E", lambda s: s), ("A", lambda s: s.mean(1)), ("B", lambda s: s.mean(0))):
@@ -130,9 +130,9 @@ def test_scores_follow_the_formula_and_their_order_does_not_depend_on_the_loss_s
             smooth = 0.85 * smooth + 0.15 * importance[key]
             doubt = 0.85 * doubt + 0.15 * (importance[key] - smooth).abs()
         expected = expected + mean(smooth * doubt)
-    torch.testing.assert_close(scores(one), expected)
+    torch.testing.assert_close(triplet_scores(one), expected)
     torch.testing.assert_close(ten["sensitivity_A"], 10 * one["sensitivity_A"])
-    torch.testing.assert_close(scores(ten), 100 * scores(one))
+    torch.testing.assert_close(triplet_scores(ten), 100 * triplet_scores(one))
 
 
 @torch.no_grad()
@@ -143,8 +143,8 @@ def test_scores_without_gradients_stay_zero():
         zero[key].grad.zero_()
         missing[key].grad = None
     for tensors in (zero, missing):
-        method.follow(tensors)
-        assert not scores(tensors).any()
+        method.update_sensitivity(tensors)
+        assert not triplet_scores(tensors).any()
 
 
 @torch.no_grad()
@@ -152,26 +152,26 @@ def test_the_best_triplets_of_all_layers_are_kept():
     method = Method(**OPTIONS)
     layers = [random_layer(method, seed) for seed in range(3)]
     for tensors in layers:
-        method.follow(tensors)
+        method.update_sensitivity(tensors)
     for triplets in (12, 5, 1):
-        keep_best(layers, triplets)
-        best = torch.cat([scores(tensors) for tensors in layers]).topk(triplets).indices
+        keep_best_triplets(layers, triplets)
+        best = torch.cat([triplet_scores(tensors) for tensors in layers]).topk(triplets).indices
         assert torch.cat([tensors["kept"] for tensors in layers]).nonzero().flatten().tolist() == sorted(best.tolist())
 
 
 def test_the_penalty_is_zero_for_orthonormal_factors_alone():
     orthonormal = torch.linalg.qr(torch.randn(7, 3, generator=torch.Generator().manual_seed(0))).Q.T
-    assert skewness(orthonormal) < 1e-5
-    assert skewness(2 * orthonormal) == pytest.approx(3 * 3**0.5, rel=1e-5)
+    assert orthogonality_error(orthonormal) < 1e-5
+    assert orthogonality_error(2 * orthonormal) == pytest.approx(3 * 3**0.5, rel=1e-5)
     toy = FAMILIES["llama"]()
-    assert Method(**OPTIONS, orthogonality=0.0).penalty(begin(toy, Method(**OPTIONS))) is None
+    assert Method(**OPTIONS, orthogonality=0.0).step_penalty(begin(toy, Method(**OPTIONS))) is None
 
 
 def test_values_have_no_weight_decay():
     toy = FAMILIES["bert"]()
     session = begin(toy, Method(**OPTIONS))
-    parameters = core.trainable(toy.model)
-    groups = session.optimizer(parameters, None).param_groups
+    parameters = core.trainable_parameters(toy.model)
+    groups = session.create_optimizer(parameters, None).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert [len(group["params"]) for group in groups] == [len(parameters) - toy.modules, toy.modules]
     assert all(p.dim() == 1 for p in groups[1]["params"])

@@ -42,7 +42,7 @@ def test_forward_is_lora_with_scale_one():
     tensors, x = {"A": drawn["A"], "B": drawn["B"]}, drawn["x"]
     expected = lora.Method(rank=3, alpha=3.0).forward(x, tensors, True)
     assert torch.equal(Method(rank=3, eta=ETA).forward(x, tensors, True), expected)
-    assert Method(rank=3).delta(tensors, None).scale == 1
+    assert Method(rank=3).weight_delta(tensors, None).scale == 1
 
 
 def test_at_the_start_the_gradient_of_b_is_eta_times_the_usual_one_and_that_of_a_is_zero():

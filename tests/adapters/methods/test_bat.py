@@ -21,7 +21,7 @@ IDS = torch.arange(12).view(2, 6) + 3
 def layer_of(base: nn.Module, rank: int) -> core.AdaptedLinear:
     """An adapted layer whose D is random."""
     method = Method(rank=rank)
-    tensors = method.start(core.weight_of(base), torch.Generator())
+    tensors = method.initial_tensors(core.weight_of(base), torch.Generator())
     layer = core.AdaptedLinear(base.requires_grad_(False), method, tensors)
     torch.manual_seed(1)
     nn.init.normal_(layer.adapter["D"], std=0.3)
@@ -49,20 +49,20 @@ def test_a_fresh_layer_gives_the_bits_of_the_base():
 def test_every_block_changes_by_itself_times_the_d_of_its_rows(base):
     layer, x = layer_of(base, 4), torch.randn(3, core.weight_of(base).shape[1])
     change = block_by_block(layer.weight, layer.adapter["D"])
-    torch.testing.assert_close(layer.delta().dense(), change)
+    torch.testing.assert_close(layer.weight_delta().to_dense(), change)
     torch.testing.assert_close(layer(x), base(x) + x @ change.T)
 
 
 def test_the_change_is_dense_and_its_rank_exceeds_the_blocks():
     torch.manual_seed(0)
-    delta = layer_of(nn.Linear(16, 16), 4).delta()
-    assert isinstance(delta, Dense) and torch.linalg.matrix_rank(delta.dense()) == 16
+    delta = layer_of(nn.Linear(16, 16), 4).weight_delta()
+    assert isinstance(delta, Dense) and torch.linalg.matrix_rank(delta.to_dense()) == 16
 
 
 @torch.no_grad()
 def test_the_original_blocks_come_back_from_the_merged_ones():
     layer = layer_of(nn.Linear(12, 8), 4)
-    merged, d = layer.weight + layer.delta().dense(), layer.adapter["D"]
+    merged, d = layer.weight + layer.weight_delta().to_dense(), layer.adapter["D"]
     for i in range(2):
         for j in range(3):
             block = slice(4 * i, 4 * i + 4), slice(4 * j, 4 * j + 4)

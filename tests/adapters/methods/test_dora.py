@@ -21,7 +21,7 @@ def same_numbers():
 def layer(bias=True, **options):
     """An adapted layer 6 → 5 in float64 with a B that looks trained and an m that is not that of W + s B A."""
     method, base = Method(rank=2, alpha=3.0, **options), nn.Linear(6, 5, bias=bias).double().requires_grad_(False)
-    adapted = core.AdaptedLinear(base, method, method.start(base.weight, torch.Generator().manual_seed(1))).double()
+    adapted = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, torch.Generator().manual_seed(1))).double()
     adapted.adapter["B"].data.normal_()
     adapted.adapter["m"].data.mul_(torch.rand(5) + 0.5)
     return adapted
@@ -33,7 +33,7 @@ def direction(adapted):
 
 def test_m_starts_as_the_norm_of_each_row():
     weight = torch.randn(5, 6)
-    m = Method(rank=2).start(weight, torch.Generator())["m"]
+    m = Method(rank=2).initial_tensors(weight, torch.Generator())["m"]
     torch.testing.assert_close(m, torch.stack([row.square().sum().sqrt() for row in weight]))
 
 
@@ -45,7 +45,7 @@ def test_every_row_of_the_adapted_weight_is_as_long_as_m_and_the_bias_stays(bias
     weight = torch.diag(adapted.adapter["m"]) @ torch.diag(1 / v.norm(dim=1)) @ v
     expected = x @ weight.T + (adapted.base.bias if bias else 0)
     torch.testing.assert_close(adapted(x), expected)
-    changed = adapted.weight + adapted.delta().dense()
+    changed = adapted.weight + adapted.weight_delta().to_dense()
     torch.testing.assert_close(changed.norm(dim=1), adapted.adapter["m"], check_dtype=False)
 
 
@@ -65,12 +65,12 @@ def test_a_row_of_zeros_stays_one_and_is_finite():
     base = nn.Linear(6, 5).requires_grad_(False)
     base.weight[2] = 0
     method = Method(rank=2)
-    adapted = core.AdaptedLinear(base, method, method.start(base.weight, torch.Generator().manual_seed(1)))
+    adapted = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, torch.Generator().manual_seed(1)))
     output = adapted(torch.randn(3, 6))
     output.sum().backward()
     assert torch.equal(output[:, 2], base.bias[2].expand(3))
     assert all(p.grad.isfinite().all() for p in adapted.adapter.values())
-    assert adapted.delta().dense().isfinite().all()
+    assert adapted.weight_delta().to_dense().isfinite().all()
 
 
 def test_dropout_works_in_training_alone():

@@ -24,7 +24,7 @@ def layer_of(**options) -> core.AdaptedLinear:
     """An adapted layer of rank 4 with a random B."""
     torch.manual_seed(0)
     method, base = Method(rank=4, alpha=6.0, **options), nn.Linear(10, 8).requires_grad_(False)
-    layer = core.AdaptedLinear(base, method, method.start(base.weight, torch.Generator().manual_seed(0)))
+    layer = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, torch.Generator().manual_seed(0)))
     nn.init.normal_(layer.adapter["B"])
     return layer
 
@@ -38,16 +38,16 @@ def test_at_rank_b_it_is_the_lora_of_the_first_b_rows_with_scale_alpha_over_b(ra
     cut = lora.Method(rank=rank, alpha=6.0).forward(x, {"A": a[:rank], "B": b[:, :rank]}, False)
     for layer in (drawn.train(), chosen.eval()):
         torch.testing.assert_close(layer(x), layer.base(x) + cut, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(chosen.delta().dense(), 6.0 / rank * (b[:, :rank] @ a[:rank]).detach())
+    torch.testing.assert_close(chosen.weight_delta().to_dense(), 6.0 / rank * (b[:, :rank] @ a[:rank]).detach())
 
 
 def test_what_is_beyond_rank_b_does_not_matter():
     layer, x = layer_of(export_rank=2).eval(), torch.randn(3, 10)
-    before, stored = layer(x), layer.delta().dense()
+    before, stored = layer(x), layer.weight_delta().to_dense()
     with torch.no_grad():
         layer.adapter["A"][2:].normal_()
         layer.adapter["B"][:, 2:].normal_()
-    assert torch.equal(layer(x), before) and torch.equal(layer.delta().dense(), stored)
+    assert torch.equal(layer(x), before) and torch.equal(layer.weight_delta().to_dense(), stored)
 
 
 @FROZEN
@@ -94,7 +94,7 @@ def moved_rows(method, steps: int = 8) -> list[tuple[int, list[int]]]:
     """(active rank, rows of A or columns of B that moved) of every layer in every step."""
     toy, found = FAMILIES["llama"](), []
     session = begin(toy, method, decay=0.5)
-    optimizer = session.optimizer(core.trainable(toy.model), session.recipe)
+    optimizer = session.create_optimizer(core.trainable_parameters(toy.model), session.recipe)
     toy.model.train()
     for step in range(steps):
         method.before_step(session, step)

@@ -31,7 +31,7 @@ def distance_of_averaged_factors_from_averaged_updates(clients) -> float:
     for name in clients[0]:
         deltas = [client[name] for client in clients]
         a, b = (torch.stack([getattr(d, factor) for d in deltas]).mean(0) for factor in "AB")
-        updates = torch.stack([d.dense() for d in deltas]).mean(0)
+        updates = torch.stack([d.to_dense() for d in deltas]).mean(0)
         worst = max(worst, float((deltas[0].scale * b @ a - updates).norm() / updates.norm()))
     return worst
 
@@ -67,14 +67,14 @@ def sgd(method, rate, steps=1, rows=slice(None), start=None):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(8, 6, generator=generator).double(), torch.randn(8, 5, generator=generator).double()
     weight = torch.randn(5, 6, generator=generator).double()
-    tensors = {name: tensor.double() for name, tensor in method.start(weight, generator).items()}
+    tensors = {name: tensor.double() for name, tensor in method.initial_tensors(weight, generator).items()}
     b = tensors["B"].clone() if start is None else start.clone()
     for _ in range(steps):
         b.requires_grad_(True)
         output = F.linear(x[rows], weight) + method.forward(x[rows], tensors | {"B": b}, True)
         (gradient,) = torch.autograd.grad(F.mse_loss(output, y[rows]), b)
         b = (b - rate * gradient).detach()
-    return method.delta(tensors | {"B": b}, weight).dense(), b
+    return method.weight_delta(tensors | {"B": b}, weight).to_dense(), b
 
 
 def test_one_averaged_step_of_clients_is_one_step_on_their_union():

@@ -11,9 +11,9 @@ from models import llama
 
 from loratory.adapters import core
 from loratory.adapters.methods import flexora, lora
-from loratory.adapters.methods.flexora import Method, carved, rising, slope, transformer_layers, weighted
+from loratory.adapters.methods.flexora import Method, hold_out, positive_groups, alpha_gradient, layer_groups, apply_group_weights
 from loratory.training.fit import Recipe
-from loratory.training.session import Session
+from loratory.training.session import AdapterSession
 
 OPTIONS = {"rank": 3, "alpha": 6.0, "validation_batches": 2, "held": 0.25}
 ROW = Row(OPTIONS, lambda shapes, model: sum(3 * (out + inner) for out, inner in shapes))
@@ -23,14 +23,14 @@ def deep(layers: int = 4) -> Toy:
     return Toy(lambda: llama(60, num_hidden_layers=layers), 7 * layers)
 
 
-def unsearched(toy: Toy, method) -> Session:
+def unsearched(toy: Toy, method) -> AdapterSession:
     """A session whose method did not prepare; A and B are off their start, so that weights matter."""
     layers = core.attach(toy.model, method, 0)
     generator = torch.Generator().manual_seed(4)
     for layer in layers.values():
         layer.adapter["B"].data.normal_(0, 0.3, generator=generator)
     recipe = Recipe(6, 1e-2, warmup=0.2, weight_decay=0.1)
-    return Session(toy, method, layers, toy.items, SimpleNamespace(batch_tokens=24), recipe, 0)
+    return AdapterSession(toy, method, layers, toy.items, SimpleNamespace(batch_tokens=24), recipe, 0)
 
 
 def test_equal_weights_are_plain_lora_with_its_gradients():
@@ -39,14 +39,14 @@ def test_equal_weights_are_plain_lora_with_its_gradients():
         toy = deep()
         session = unsearched(toy, kind)
         if isinstance(kind, Method):
-            groups = transformer_layers(session.layers)
-            with weighted(session.layers, groups, torch.zeros(4)):
+            groups = layer_groups(session.layers)
+            with apply_group_weights(session.layers, groups, torch.zeros(4)):
                 session.loss(session.batch(0)).backward()
                 output = toy.output()
         else:
             session.loss(session.batch(0)).backward()
             output = toy.output()
-        results.append([output, *(p.grad for p in core.trainable(toy.model).values())])
+        results.append([output, *(p.grad for p in core.trainable_parameters(toy.model).values())])
     for one, other in zip(*results):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
@@ -55,11 +55,11 @@ def test_the_slope_is_that_of_finite_differences_and_sums_to_zero():
     toy = deep()
     session = unsearched(toy, Method(**OPTIONS))
     toy.model.double()  # but for norms, which Llama takes in single precision
-    groups = transformer_layers(session.layers)
+    groups = layer_groups(session.layers)
     raw = torch.tensor([0.3, -0.2, 0.1, 0.0], dtype=torch.float64, requires_grad=True)
     batches = [session.batch(0), session.batch(1)]
-    with weighted(session.layers, groups, raw):
-        found = slope(session, batches, raw)
+    with apply_group_weights(session.layers, groups, raw):
+        found = alpha_gradient(session, batches, raw)
         for i in range(4):
             sides = []
             for sign in (1, -1):
@@ -75,10 +75,10 @@ def test_the_slope_is_that_of_finite_differences_and_sums_to_zero():
 def test_one_weight_counts_once_for_all_matrices_of_a_layer():
     toy = deep(2)
     session = unsearched(toy, Method(**OPTIONS))
-    groups = transformer_layers(session.layers)
+    groups = layer_groups(session.layers)
     raw = torch.tensor([1.0, -1.0])
     alphas = 2 * raw.softmax(0)
-    with weighted(session.layers, groups, raw):
+    with apply_group_weights(session.layers, groups, raw):
         given = toy.output()
     for alpha, names in zip(alphas, groups.values()):
         for name in names:
@@ -88,10 +88,10 @@ def test_one_weight_counts_once_for_all_matrices_of_a_layer():
 
 def test_steps_of_the_weights_leave_the_adapter_alone_and_the_reverse(monkeypatch):
     toy, seen = deep(2), []
-    inner = flexora.train_step, flexora.slope
+    inner = flexora.train_step, flexora.alpha_gradient
 
     def state(raw):
-        return [p.detach().clone() for p in core.trainable(toy.model).values()], raw.detach().clone()
+        return [p.detach().clone() for p in core.trainable_parameters(toy.model).values()], raw.detach().clone()
 
     def train_step(session, *rest):
         raw = next(iter(session.layers.values())).method.raw
@@ -105,7 +105,7 @@ def test_steps_of_the_weights_leave_the_adapter_alone_and_the_reverse(monkeypatc
     def measured(session, batches, raw):
         before = state(raw)
         found = inner[1](session, batches, raw)
-        assert all(p.grad is None for p in core.trainable(toy.model).values())
+        assert all(p.grad is None for p in core.trainable_parameters(toy.model).values())
         assert all(torch.equal(a, b) for a, b in zip(before[0], state(raw)[0]))
         seen.append("weights")
         return found
@@ -117,11 +117,11 @@ def test_steps_of_the_weights_leave_the_adapter_alone_and_the_reverse(monkeypatc
 
 
 def test_the_two_parts_of_the_examples_are_disjoint_and_complete():
-    train_part, held = carved(list(range(50)), 0.1, 3)
+    train_part, held = hold_out(list(range(50)), 0.1, 3)
     assert len(held) == 5 and sorted(train_part + held) == list(range(50))
-    assert carved(list(range(50)), 0.1, 3) == (train_part, held)
-    assert carved(list(range(50)), 0.1, 4)[1] != held
-    assert len(carved(list(range(5)), 0.04, 0)[1]) == 1
+    assert hold_out(list(range(50)), 0.1, 3) == (train_part, held)
+    assert hold_out(list(range(50)), 0.1, 4)[1] != held
+    assert len(hold_out(list(range(5)), 0.04, 0)[1]) == 1
 
 
 def test_the_layer_that_can_help_unseen_examples_is_found():
@@ -132,12 +132,12 @@ def test_the_layer_that_can_help_unseen_examples_is_found():
     session = begin_without_preparing(toy, method)
     for name, layer in session.layers.items():
         layer.adapter["B"].requires_grad_(".2." in name)
-    found = method.weights_found(session, transformer_layers(session.layers))
-    assert max(found, key=found.get) == "model.layers.2" and rising(found) == {"model.layers.2"}
+    found = method.search_weights(session, layer_groups(session.layers))
+    assert max(found, key=found.get) == "model.layers.2" and positive_groups(found) == {"model.layers.2"}
     assert abs(sum(found.values())) < 1
 
 
-def begin_without_preparing(toy: Toy, method) -> Session:
+def begin_without_preparing(toy: Toy, method) -> AdapterSession:
     session = unsearched(toy, method)
     for layer in session.layers.values():
         layer.adapter["B"].data.zero_()
@@ -162,7 +162,7 @@ def test_layers_that_were_not_chosen_are_the_base_after_training(tmp_path):
     session = train(toy, Method(**OPTIONS), tmp_path)
     adapter = core.export(toy.model, (), {})
     assert adapter.deltas.keys() == session.layers.keys()
-    chosen = transformer_layers(session.layers)
+    chosen = layer_groups(session.layers)
     assert 0 < len(chosen) < 4
 
 
@@ -186,16 +186,16 @@ def test_the_model_stays_in_its_mode(training):
     toy = deep(2)
     session = unsearched(toy, Method(**OPTIONS))
     toy.model.train(training)
-    session.method.prepare(session)
+    session.method.prepare_training(session)
     assert toy.model.training == training
 
 
 def test_groups_are_transformer_layers_of_each_stack():
     names = ["model.encoder.layers.0.fc1", "model.decoder.layers.0.fc1", "model.decoder.layers.10.self_attn.q_proj"]
-    assert list(transformer_layers([*names, "adapter.projection"])) == [
+    assert list(layer_groups([*names, "adapter.projection"])) == [
         "model.encoder.layers.0", "model.decoder.layers.0", "model.decoder.layers.10", "adapter.projection",
     ]  # fmt: skip
-    assert transformer_layers(["h.3.attn.c_attn", "h.3.mlp.4"]) == {"h.3": ["h.3.attn.c_attn", "h.3.mlp.4"]}
+    assert layer_groups(["h.3.attn.c_attn", "h.3.mlp.4"]) == {"h.3": ["h.3.attn.c_attn", "h.3.mlp.4"]}
 
 
 def test_a_single_group_is_kept_without_a_search():
@@ -205,8 +205,8 @@ def test_a_single_group_is_kept_without_a_search():
 
 
 def test_the_largest_is_kept_where_none_rises():
-    assert rising({"a": -0.2, "b": -0.1}) == {"b"}
-    assert rising({"a": 0.2, "b": 0.0, "c": 0.1}) == {"a", "c"}
+    assert positive_groups({"a": -0.2, "b": -0.1}) == {"b"}
+    assert positive_groups({"a": 0.2, "b": 0.0, "c": 0.1}) == {"a", "c"}
 
 
 def test_the_choice_repeats_with_the_seed():

@@ -13,7 +13,7 @@ HEADS = ("classifier", "bert.pooler")  # of the toy bases
 
 def body(model) -> int:
     """Numbers outside the heads; tied matrices once."""
-    return sum(p.numel() for name, p in model.named_parameters() if not core.under(name, HEADS))
+    return sum(p.numel() for name, p in model.named_parameters() if not core.is_inside(name, HEADS))
 
 
 ROW = Row({}, lambda shapes, model: body(model))
@@ -35,7 +35,7 @@ def test_the_steps_are_those_of_adamw(tmp_path):
         total, targets = other.loss(other.model, session.batch(step))
         (total / targets).backward()
         torch.nn.utils.clip_grad_norm_(other.model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = session.recipe.rate(step)
+        optimizer.param_groups[0]["lr"] = session.recipe.learning_rate_at(step)
         optimizer.step()
         optimizer.zero_grad()
     for mine, its in zip(toy.model.parameters(), other.model.parameters()):

@@ -10,7 +10,7 @@ from methods.rows import Row
 from methods.test_full_ft import body
 
 from loratory.adapters import core
-from loratory.adapters.methods.galore import Method, basis
+from loratory.adapters.methods.galore import Method, projection_basis
 
 ROW = Row({"rank": 2, "update_gap": 3, "scale": 1.0}, lambda shapes, model: body(model))
 SHAPES = {"tall": (12, 7), "wide": (7, 12), "square": (9, 9)}
@@ -37,7 +37,7 @@ class Trial:
         self.model = Pair(shape, conv1d)
         self.recipe = SimpleNamespace(learning_rate=rate, weight_decay=decay)
         self.base = SimpleNamespace(heads=())
-        self.optimizer = method.optimizer(self, dict(self.model.named_parameters()))
+        self.optimizer = method.create_optimizer(self, dict(self.model.named_parameters()))
         self.generator = torch.Generator().manual_seed(1)
 
     def adamw(self, parameters, **options):
@@ -100,10 +100,10 @@ def test_the_moments_lie_on_the_larger_side_and_the_state_has_the_size_of_the_fo
 
 def test_a_projected_gradient_brought_back_is_its_best_low_rank_approximation():
     gradient = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
-    p = basis(gradient, 3)
+    p = projection_basis(gradient, 3)
     u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
     torch.testing.assert_close(gradient @ p.T @ p, u[:, :3] * s[:3] @ vh[:3])
-    full = basis(gradient, 7)
+    full = projection_basis(gradient, 7)
     torch.testing.assert_close(gradient @ full.T @ full, gradient)
 
 
@@ -175,7 +175,7 @@ def test_named_layers_alone_are_projected_and_never_embeddings_norms_or_heads(tm
 
 def test_the_rate_of_the_step_reaches_projected_and_other_weights():
     session = begin(FAMILIES["llama"](), Method(rank=2))
-    parameters = core.trainable(session.model)
-    groups = session.optimizer(parameters, None).param_groups
+    parameters = core.trainable_parameters(session.model)
+    groups = session.create_optimizer(parameters, None).param_groups
     assert all("lr" in group for group in groups)
     assert sum(len(group["params"]) for group in groups) == len(parameters)

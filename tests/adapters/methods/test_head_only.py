@@ -29,7 +29,7 @@ ROW = Row({}, lambda shapes, model: head(model))
 def test_the_heads_are_trained_or_else_the_output_embeddings(family, trained):
     toy = FAMILIES[family]()
     begin(toy, Method())
-    assert list(core.trainable(toy.model)) == trained
+    assert list(core.trainable_parameters(toy.model)) == trained
 
 
 def test_what_goes_into_an_untied_head_stays_bit_for_bit(tmp_path):

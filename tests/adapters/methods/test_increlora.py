@@ -9,7 +9,7 @@ from families import FAMILIES, begin, train
 from methods.rows import Row
 
 from loratory.adapters import core
-from loratory.adapters.methods.increlora import Method, counts
+from loratory.adapters.methods.increlora import Method, growth_counts
 from loratory.training.fit import Recipe
 
 OPTIONS = {"target_rank": 3, "increment": 2, "growths": 2, "interval": 1}
@@ -22,7 +22,7 @@ class Watched(Method):
 
     def after_step(self, session, step):
         super().after_step(session, step)
-        session.grown = [*getattr(session, "grown", []), counts(session)]
+        session.grown = [*getattr(session, "grown", []), growth_counts(session)]
         tensors = {n: {k: t.detach().clone() for k, t in layer.tensors.items()} for n, layer in session.layers.items()}
         session.states = [*getattr(session, "states", []), tensors]
 
@@ -34,7 +34,7 @@ def trained(tmp_path, steps=16, **options):
 
 def learnt_layer(method, grown: int, reserve: int) -> dict:
     generator = torch.Generator().manual_seed(5)
-    tensors = method.start(torch.zeros(6, 7), generator)
+    tensors = method.initial_tensors(torch.zeros(6, 7), generator)
     for block in range(grown + 1):
         tensors[f"E{block}"].normal_(generator=generator)
     return tensors | {"grown": torch.tensor(grown), "reserve": torch.tensor(reserve)}
@@ -44,7 +44,7 @@ def test_a_fresh_adapter_is_the_base_exactly_without_advance_learning_and_nearly
     x = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
     for advance, most in ((False, 0.0), (True, 16 * 1e-7)):
         method = Method(**OPTIONS, advance=advance)
-        change = method.forward(x, method.start(torch.zeros(6, 7), torch.Generator().manual_seed(1)), True)
+        change = method.forward(x, method.initial_tensors(torch.zeros(6, 7), torch.Generator().manual_seed(1)), True)
         assert change.abs().max() <= most
         assert advance == bool(change.any())
 
@@ -83,7 +83,7 @@ def test_waiting_blocks_stay_bit_for_bit_despite_decay_and_momentum(tmp_path):
 
 def test_new_blocks_have_young_moments_and_every_tensor_is_in_one_group(tmp_path):
     toy, session = trained(tmp_path)
-    parameters = core.trainable(toy.model)
+    parameters = core.trainable_parameters(toy.model)
     grouped = [p for group in session.optimizing.param_groups for p in group["params"]]
     assert (
         len(grouped) == len(set(grouped)) == 14 * 9 and parameters.keys() <= dict(toy.model.named_parameters()).keys()
@@ -150,7 +150,7 @@ def test_scores_are_smoothed_importance_times_its_smoothed_deviation():
     smooth = doubt = 0.0
     for now in (0.3, 0.5, 0.1):
         tensors["importance"].fill_(now)
-        method.follow(tensors)
+        method.update_sensitivity(tensors)
         smooth = 0.85 * smooth + 0.15 * now
         doubt = 0.85 * doubt + 0.15 * abs(now - smooth)
     assert float(tensors["sensitivity"]) == pytest.approx(smooth)
@@ -174,15 +174,15 @@ def test_the_layer_that_matters_gets_the_most_ranks():
     model, method = Branches(), Method(target_rank=2, increment=1, growths=3, interval=2)
     layers, recipe = core.attach(model, method, 0), Recipe(30, 0.01)
     session = SimpleNamespace(layers=layers, recipe=recipe)
-    optimizer = torch.optim.AdamW(core.trainable(model).values(), lr=0.01)
+    optimizer = torch.optim.AdamW(core.trainable_parameters(model).values(), lr=0.01)
     x, y = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(3))
     for step in range(30):
         method.before_step(session, step)
-        ((model(x) - y).square().mean() + method.penalty(session)).backward()
+        ((model(x) - y).square().mean() + method.step_penalty(session)).backward()
         optimizer.step()
         method.after_step(session, step)
         optimizer.zero_grad()
-    assert counts(session) == [0, 3, 0]
+    assert growth_counts(session) == [0, 3, 0]
 
 
 def test_the_penalty_is_of_all_live_slices_of_a_factor_together():
@@ -194,7 +194,7 @@ def test_the_penalty_is_of_all_live_slices_of_a_factor_together():
         t = layer.tensors
         for p in (torch.cat([t["A0"], t["A1"]]), torch.cat([t["B0"], t["B1"]], 1).T):
             expected.append(torch.linalg.norm(p @ p.T - torch.eye(3)))
-    torch.testing.assert_close(method.penalty(session), 0.4 * torch.stack(expected).mean())
+    torch.testing.assert_close(method.step_penalty(session), 0.4 * torch.stack(expected).mean())
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def same_numbers():
 
 def test_it_starts_as_nlora():
     weight = torch.randn(7, 6)
-    ours, theirs = (kind(rank=3).start(weight, torch.Generator()) for kind in (Method, nlora.Method))
+    ours, theirs = (kind(rank=3).initial_tensors(weight, torch.Generator()) for kind in (Method, nlora.Method))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -43,7 +43,7 @@ def test_only_n_moves_despite_weight_decay(offset_base, tmp_path):
 def test_the_gradient_of_n_is_that_of_the_weight_between_the_slices(offset_base):
     weight = torch.randn(7, 6)
     method = Method(rank=3, alpha=6.0, offset_base=offset_base)
-    tensors = method.start(weight, torch.Generator())
+    tensors = method.initial_tensors(weight, torch.Generator())
     tensors["N"].requires_grad_(True)
     x, g = torch.randn(4, 6), torch.randn(4, 7)
     method.forward(x, tensors, True).backward(g)
@@ -54,12 +54,12 @@ def test_the_gradient_of_n_is_that_of_the_weight_between_the_slices(offset_base)
 def test_with_the_base_offset_the_change_is_that_of_n_alone():
     weight, change = torch.randn(7, 6), torch.randn(3, 3)
     method = Method(rank=3, alpha=6.0, middle="pinv", offset_base=True)
-    tensors = method.start(weight, torch.Generator())
-    assert not method.delta(tensors, weight).dense().any()
+    tensors = method.initial_tensors(weight, torch.Generator())
+    assert not method.weight_delta(tensors, weight).to_dense().any()
     tensors["N"].add_(change)
-    delta = method.delta(tensors, weight)
+    delta = method.weight_delta(tensors, weight)
     assert delta.rank == 3
-    torch.testing.assert_close(delta.dense(), 2.0 * weight[:, :3] @ change @ weight[:3], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(delta.to_dense(), 2.0 * weight[:, :3] @ change @ weight[:3], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "whisper"])
@@ -73,11 +73,11 @@ def test_with_the_base_offset_a_fresh_adapter_changes_nothing(family):
 def test_with_the_base_offset_weight_decay_leaves_n_alone():
     toy = FAMILIES["llama"]()
     session = begin(toy, Method(rank=3, offset_base=True), decay=0.5)
-    parameters = core.trainable(toy.model)
+    parameters = core.trainable_parameters(toy.model)
     before = toy.output()
     for p in parameters.values():
         p.grad = torch.zeros_like(p)
-    session.optimizer(parameters, session.recipe).step()
+    session.create_optimizer(parameters, session.recipe).step()
     assert torch.equal(toy.output(), before)
 
 

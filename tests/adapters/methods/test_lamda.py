@@ -32,25 +32,25 @@ def weight(seed=0):
 @INITS
 def test_a_fresh_adapter_changes_nothing(init):
     method, x = Method(rank=3, init=init), torch.randn(5, 7)
-    assert not method.forward(x, method.start(weight(), torch.Generator().manual_seed(0)), True).any()
+    assert not method.forward(x, method.initial_tensors(weight(), torch.Generator().manual_seed(0)), True).any()
 
 
 @INITS
 def test_the_change_is_the_trained_product_less_the_start(init):
     method = Method(rank=3, init=init, alpha=6.0)
-    start = method.start(weight(), torch.Generator().manual_seed(0))
+    start = method.initial_tensors(weight(), torch.Generator().manual_seed(0))
     now = start | {"B": start["B"] + 0.1, "S": start["S"] * 1.2}
     scale = 1.0 if init == "spectral" else 2.0
     expected = scale * (now["B"] @ now["S"] @ now["A"] - start["B"] @ start["S"] @ start["A"])
-    delta, x = method.delta(now, weight()), torch.randn(5, 7)
-    torch.testing.assert_close(delta.dense(), expected)
+    delta, x = method.weight_delta(now, weight()), torch.randn(5, 7)
+    torch.testing.assert_close(delta.to_dense(), expected)
     assert delta.rank == 3
     torch.testing.assert_close(method.forward(x, now, False), x @ expected.T)
 
 
 def test_the_spectral_start_is_the_weights_best_approximation():
     w, method = weight(), Method(rank=3)
-    start = method.start(w, torch.Generator())
+    start = method.initial_tensors(w, torch.Generator())
     torch.testing.assert_close(start["B"].T @ start["B"], torch.eye(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(start["A"] @ start["A"].T, torch.eye(3), rtol=0, atol=1e-5)
     rest = w - start["start"] @ start["A"]
@@ -60,7 +60,7 @@ def test_the_spectral_start_is_the_weights_best_approximation():
 
 def test_the_spectral_start_survives_autocast():
     method, x = Method(rank=3), torch.randn(5, 7)
-    start = method.start(weight(), torch.Generator())
+    start = method.initial_tensors(weight(), torch.Generator())
     with torch.autocast("cpu", torch.bfloat16):
         assert not method.forward(x, start, True).any()
 
@@ -98,7 +98,7 @@ def test_a_wholly_frozen_b_needs_neither_gradient_nor_moments(tmp_path):
     session = train(toy, Watched(rank=4, freeze_share=0.5), tmp_path, steps=10)
     assert [all(held) for held in session.held] == [True] * 5 + [False] * 5
     assert [any(held) for held in session.held] == [True] * 5 + [False] * 5
-    assert {n.rpartition(".")[2] for n in core.trainable(toy.model)} == {"S"}
+    assert {n.rpartition(".")[2] for n in core.trainable_parameters(toy.model)} == {"S"}
 
 
 @INITS
@@ -113,7 +113,7 @@ def test_the_input_projection_is_never_trained(init, tmp_path):
 
 def test_heads_keep_their_weight_decay():
     toy = FAMILIES["bert"]()
-    groups = begin(toy, Method(rank=3)).optimizer(core.trainable(toy.model), None).param_groups
+    groups = begin(toy, Method(rank=3)).create_optimizer(core.trainable_parameters(toy.model), None).param_groups
     assert [group["weight_decay"] for group in groups] == [0.0, 0.1]
     assert len(groups[1]["params"]) == len(core.head_parameters(toy.model, toy.heads))
 

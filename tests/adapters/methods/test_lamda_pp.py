@@ -26,7 +26,7 @@ def of_spectrum(values, seed=0) -> torch.Tensor:
 
 
 def ranks(weights: dict, mean: int) -> dict:
-    return {name: method.rank for name, method in Method(rank=mean).plan(weights).items()}
+    return {name: method.rank for name, method in Method(rank=mean).layer_methods(weights).items()}
 
 
 def random_weights(count=6) -> dict:

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from loratory.adapters import core
 from loratory.adapters.methods import full_ft
-from loratory.adapters.methods.lisa import Method, drawn, transformer_layers
+from loratory.adapters.methods.lisa import Method, sample_layers, transformer_layers
 from loratory.errors import InputError
 
 # A period of 3 makes the matrix resume at step 4, in the middle of one.
@@ -42,7 +42,7 @@ def test_so_many_layers_and_all_outside_them_are_trained_for_a_period(tmp_path):
     chosen = [layer_numbers(active) for active in session.active]
     assert all(len(numbers) == 2 for numbers in chosen)
     assert all(active >= OUTSIDE for active in session.active)
-    assert all(chosen[step] == chosen[step - step % 3] == drawn(0, step // 3, 4, 2) for step in range(12))
+    assert all(chosen[step] == chosen[step - step % 3] == sample_layers(0, step // 3, 4, 2) for step in range(12))
     assert len({frozenset(numbers) for numbers in chosen}) > 1
 
 
@@ -59,7 +59,7 @@ def test_resting_layers_stay_bit_for_bit_despite_decay_and_momentum_and_the_outs
 
 
 def test_every_layer_is_drawn_equally_often():
-    draws = [layer for period in range(600) for layer in drawn(3, period, 6, 2)]
+    draws = [layer for period in range(600) for layer in sample_layers(3, period, 6, 2)]
     assert len(draws) == 1200
     assert chisquare([draws.count(layer) for layer in range(6)]).pvalue > 0.01
 

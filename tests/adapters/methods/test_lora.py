@@ -15,7 +15,7 @@ ROW = Row({"rank": 3, "alpha": 6.0}, lambda shapes, model: sum(3 * (out + inner)
 def test_b_learns_faster_by_the_ratio_of_lora_plus():
     toy = FAMILIES["llama"]()
     session = begin(toy, Method(rank=2, lr_ratio=16.0))
-    groups = session.optimizer({n: p for n, p in toy.model.named_parameters() if p.requires_grad}, None).param_groups
+    groups = session.create_optimizer({n: p for n, p in toy.model.named_parameters() if p.requires_grad}, None).param_groups
     assert [(group["ratio"], {p.shape[1] == 2 for p in group["params"]}) for group in groups] == [
         (1.0, {False}),
         (16.0, {True}),
@@ -45,7 +45,7 @@ def test_lora_plus_steps_are_those_of_pefts_optimizer(tmp_path):
     for name, layer in session.layers.items():
         wrapped.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(layer.adapter["A"])
     parameters = {n: p for n, p in ours.model.named_parameters() if p.requires_grad}
-    mine = session.optimizer(parameters, None)
+    mine = session.create_optimizer(parameters, None)
     for group in mine.param_groups:
         group["lr"] = 1e-3 * group["ratio"]
     options = {"optimizer_cls": torch.optim.AdamW, "lr": 1e-3, "loraplus_lr_ratio": 16.0, "weight_decay": 0.0}

@@ -19,7 +19,7 @@ def gradient(out=20, inner=16):
 
 def started(method: Method, g: torch.Tensor):
     weight = torch.randn(g.shape, generator=torch.Generator().manual_seed(6))
-    return method.initial(g, weight, torch.Generator().manual_seed(7))
+    return method.initial_factors(g, weight, torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("stabilised", [True, False])
@@ -74,7 +74,7 @@ def test_the_start_comes_from_the_gradient_of_the_layers_own_weight():
     core.detach(toy.model)
     weight = layer.base.weight.requires_grad_(True)
     sum(session.loss(session.batch(step)) for step in range(3)).backward()
-    a, b = method.initial(weight.grad.T / 3, weight.T.detach(), None)
+    a, b = method.initial_factors(weight.grad.T / 3, weight.T.detach(), None)
     for key, expected in {"A": a, "A0": a, "B": b, "B0": b}.items():
         cosines = torch.cosine_similarity(layer.tensors[key].flatten(), expected.flatten(), dim=0)
         assert cosines > 0.999
@@ -106,18 +106,18 @@ def test_the_stored_pair_on_the_original_weight_is_the_offset_weight_with_the_tr
     for layer in session.layers.values():
         t, scale = layer.tensors, layer.method.scale
         offset = layer.weight - scale * t["B0"] @ t["A0"]
-        delta = layer.delta()
+        delta = layer.weight_delta()
         assert delta.rank == 6 and not torch.equal(t["A"], t["A0"])
-        torch.testing.assert_close(layer.weight + delta.dense(), offset + scale * t["B"] @ t["A"])
+        torch.testing.assert_close(layer.weight + delta.to_dense(), offset + scale * t["B"] @ t["A"])
 
 
 def test_weight_decay_does_not_pull_the_pair_from_its_start():
     toy = FAMILIES["bert"]()
     session = begin(toy, Method(rank=3), decay=0.5)
-    parameters = core.trainable(toy.model)
+    parameters = core.trainable_parameters(toy.model)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)
-    session.optimizer(parameters, session.recipe).step()
+    session.create_optimizer(parameters, session.recipe).step()
     for layer in session.layers.values():
         assert torch.equal(layer.tensors["A"], layer.tensors["A0"])
         assert torch.equal(layer.tensors["B"], layer.tensors["B0"])

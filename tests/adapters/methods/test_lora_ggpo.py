@@ -11,7 +11,7 @@ from torch import nn
 from loratory.adapters import core
 from loratory.adapters.deltas import LowRank
 from loratory.adapters.methods import lora
-from loratory.adapters.methods.lora_ggpo import Method, noising
+from loratory.adapters.methods.lora_ggpo import Method, noise_function
 
 ROW = Row({"rank": 3, "alpha": 6.0}, lambda shapes, model: sum(3 * (out + inner) for out, inner in shapes))
 
@@ -20,7 +20,7 @@ def layer_of(inner: int = 12, out: int = 8, **options) -> core.AdaptedLinear:
     """An adapted layer with a random B."""
     torch.manual_seed(0)
     method, base = Method(rank=3, alpha=6.0, **options), nn.Linear(inner, out).requires_grad_(False)
-    layer = core.AdaptedLinear(base, method, method.start(base.weight, torch.Generator().manual_seed(0)))
+    layer = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, torch.Generator().manual_seed(0)))
     nn.init.normal_(layer.adapter["B"])
     return layer
 
@@ -39,7 +39,7 @@ def noise_of(layer) -> torch.Tensor:
 def test_evaluation_is_plain_lora():
     layer, x = layer_of().eval(), torch.randn(3, 12)
     assert torch.equal(layer(x), plain(layer, x))
-    assert isinstance(layer.delta(), LowRank) and torch.equal(layer.delta().B, layer.adapter["B"])
+    assert isinstance(layer.weight_delta(), LowRank) and torch.equal(layer.weight_delta().B, layer.adapter["B"])
 
 
 def test_training_without_sigma_is_plain_lora_with_its_gradients():
@@ -70,7 +70,7 @@ def test_training_is_the_gradient_at_the_perturbed_weight():
 def test_the_gradient_of_the_input_is_that_of_finite_differences():
     x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     deviations = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: noising()(x, deviations, 4), (x,))
+    assert torch.autograd.gradcheck(lambda x: noise_function()(x, deviations, 4), (x,))
 
 
 def test_a_rows_noise_is_normal_with_the_length_of_its_weights_and_gradient():
@@ -149,7 +149,7 @@ def test_norms_are_those_of_the_point_where_the_gradients_were_taken(family):
     layers = session.layers.values()
     for layer in layers:
         nn.init.normal_(layer.adapter["B"], std=0.1)
-    optimizer = session.optimizer(core.trainable(toy.model), session.recipe)
+    optimizer = session.create_optimizer(core.trainable_parameters(toy.model), session.recipe)
     session.loss(session.batch(0)).backward()
     squares = [cheap_squares(layer) for layer in layers]
     optimizer.step()

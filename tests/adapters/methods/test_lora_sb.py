@@ -40,7 +40,7 @@ def test_the_start_is_the_best_low_rank_part_of_the_first_signed_step_at_the_fir
         best = left[:, :6] @ values[:6].diag() @ right[:6]
         torch.testing.assert_close(product(tensors), best, rtol=1e-3, atol=1e-6)
         assert product(tensors).norm() <= rate * step.numel() ** 0.5
-    assert session.recipe.rate(0) == rate
+    assert session.recipe.learning_rate_at(0) == rate
 
 
 def test_the_start_goes_downhill(begun):
@@ -85,7 +85,7 @@ def test_only_the_core_is_trained(tmp_path):
 def test_without_warm_up_the_step_has_the_full_rate():
     toy = FAMILIES["llama"]()
     session = begin(toy, Method(rank=6), steps=4, rate=1e-2)  # a fifth of 4 steps is one
-    assert session.recipe.rate(0) == 1e-2
+    assert session.recipe.learning_rate_at(0) == 1e-2
     sizes = [layer.tensors["R"].norm() for layer in session.layers.values()]
     assert max(sizes) > 1e-2
 

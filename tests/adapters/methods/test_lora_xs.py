@@ -21,7 +21,7 @@ def weight(out=9, inner=7):
 
 
 def start(rank=3, **options):
-    return Method(rank=rank, **options).start(weight(), torch.Generator().manual_seed(1))
+    return Method(rank=rank, **options).initial_tensors(weight(), torch.Generator().manual_seed(1))
 
 
 def best(rank):
@@ -40,12 +40,12 @@ def test_b_has_orthonormal_columns_and_a_carries_the_singular_values():
 @pytest.mark.parametrize("rank", [1, 3, 7])
 def test_with_the_identity_in_the_middle_the_factors_are_the_best_approximation_of_the_weight(rank):
     tensors = start(rank) | {"N": torch.eye(rank)}
-    product = Method(rank=rank, alpha=float(rank)).delta(tensors, weight()).dense()
+    product = Method(rank=rank, alpha=float(rank)).weight_delta(tensors, weight()).to_dense()
     torch.testing.assert_close(product, best(rank), rtol=1e-4, atol=1e-5)
 
 
 def test_the_trained_matrix_starts_small_and_random():
-    middle = Method(rank=60).start(torch.eye(60), torch.Generator().manual_seed(1))["N"]
+    middle = Method(rank=60).initial_tensors(torch.eye(60), torch.Generator().manual_seed(1))["N"]
     assert 0.95e-5 < middle.std() < 1.05e-5 and abs(middle.mean()) < 1e-6
 
 

@@ -20,7 +20,7 @@ def layer_of(method, inner: int, out: int = 8, seed: int = 0) -> core.AdaptedLin
     """An adapted layer whose D is random."""
     torch.manual_seed(seed)
     base = nn.Linear(inner, out).requires_grad_(False)
-    layer = core.AdaptedLinear(base, method, method.start(base.weight, torch.Generator()))
+    layer = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, torch.Generator()))
     nn.init.normal_(layer.adapter["D"])
     return layer
 
@@ -37,12 +37,12 @@ def test_it_adds_to_column_j_the_row_j_mod_rank_of_d(inner):
     layer, x = layer_of(Method(rank=4), inner), torch.randn(3, inner)
     change = torch.stack([layer.adapter["D"][j % 4] for j in range(inner)], 1)
     torch.testing.assert_close(layer(x), x @ (layer.weight + change).T + layer.base.bias)
-    torch.testing.assert_close(layer.delta().dense(), change)
+    torch.testing.assert_close(layer.weight_delta().to_dense(), change)
 
 
 def test_what_is_stored_is_a_lora_with_a_tiled_identity():
     layer = layer_of(Method(rank=4), 10)
-    delta = layer.delta()
+    delta = layer.weight_delta()
     assert delta.A.tolist() == [[float(j % 4 == i) for j in range(10)] for i in range(4)]
     assert torch.equal(delta.B, layer.adapter["D"].T) and delta.scale == 1
 
@@ -63,7 +63,7 @@ def test_mini_repeats_a_narrow_d_along_the_output():
     wide = layer_of(Method(rank=4), 10)
     wide.adapter["D"].copy_(torch.cat([d] * 4, 1))
     torch.testing.assert_close(layer(x), wide(x))
-    torch.testing.assert_close(layer.delta().dense(), wide.delta().dense())
+    torch.testing.assert_close(layer.weight_delta().to_dense(), wide.weight_delta().to_dense())
 
 
 def test_mini_as_wide_as_the_output_is_miss_itself():

@@ -24,7 +24,7 @@ def same_numbers():
 
 
 def start(weight, **options):
-    return Method(**{"rank": 3, "alpha": 3.0} | options).start(weight, torch.Generator())
+    return Method(**{"rank": 3, "alpha": 3.0} | options).initial_tensors(weight, torch.Generator())
 
 
 def well_conditioned(out=7, inner=6):
@@ -62,7 +62,7 @@ def test_a_fresh_adapter_adds_the_product_of_the_slices():
     base = nn.Linear(6, 7)
     base.weight.copy_(well_conditioned())
     method, x = Method(rank=3, alpha=6.0), torch.randn(4, 6)
-    adapted = core.AdaptedLinear(base, method, method.start(base.weight, torch.Generator()))
+    adapted = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, torch.Generator()))
     weight = base.weight
     product = 2.0 * weight[:, :3] @ weight[:3, :3] @ weight[:3]
     torch.testing.assert_close(adapted(x) - base(x), x @ product.T)
@@ -71,7 +71,7 @@ def test_a_fresh_adapter_adds_the_product_of_the_slices():
 
 def test_the_pseudo_inverse_reproduces_the_first_rows_and_columns():
     weight, method = well_conditioned(), Method(rank=3, alpha=3.0, middle="pinv")
-    product = method.delta(method.start(weight, torch.Generator()), weight).dense()
+    product = method.weight_delta(method.initial_tensors(weight, torch.Generator()), weight).to_dense()
     torch.testing.assert_close(product[:3], weight[:3], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(product[:, :3], weight[:, :3], rtol=1e-4, atol=1e-5)
     assert (product - weight)[3:, 3:].norm() > 0.1
@@ -80,7 +80,7 @@ def test_the_pseudo_inverse_reproduces_the_first_rows_and_columns():
 def test_the_pseudo_inverse_reproduces_all_of_a_weight_of_that_rank():
     weight, method = well_conditioned(), Method(rank=3, alpha=3.0, middle="pinv")
     weight = weight[:, :3] @ torch.linalg.inv(weight[:3, :3]) @ weight[:3]
-    product = method.delta(method.start(weight, torch.Generator()), weight).dense()
+    product = method.weight_delta(method.initial_tensors(weight, torch.Generator()), weight).to_dense()
     torch.testing.assert_close(product, weight, rtol=1e-4, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_with_the_base_offset_the_change_is_against_the_original_weight(family, 
     for name, delta in deltas.items():
         assert delta.rank == 6
         linear = toy.model.get_submodule(name)
-        linear.weight.add_(delta.dense().T if isinstance(linear, core.Conv1D) else delta.dense())
+        linear.weight.add_(delta.to_dense().T if isinstance(linear, core.Conv1D) else delta.to_dense())
     torch.testing.assert_close(toy.output(), adapted, rtol=1e-4, atol=2e-5)
     assert (adapted - bare).abs().max() > 1e-2
 
@@ -114,11 +114,11 @@ def test_with_the_base_offset_the_change_is_against_the_original_weight(family, 
 def test_weight_decay_leaves_the_factors_alone_where_the_base_is_offset(offset_base, stays):
     toy = FAMILIES["bert"]()
     session = begin(toy, Method(rank=3, offset_base=offset_base), decay=0.5)
-    parameters = core.trainable(toy.model)
+    parameters = core.trainable_parameters(toy.model)
     started = {name: p.detach().clone() for name, p in parameters.items()}
     for p in parameters.values():
         p.grad = torch.zeros_like(p)
-    session.optimizer(parameters, session.recipe).step()
+    session.create_optimizer(parameters, session.recipe).step()
     same = {name: torch.equal(p, started[name]) for name, p in parameters.items()}
     assert {same[name] for name in same if ".adapter." in name} == {stays}
     assert not same["classifier.weight"], "heads decay in either case"

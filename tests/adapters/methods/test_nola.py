@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from loratory.adapters import core
-from loratory.adapters.methods.nola import Method, drawn
+from loratory.adapters.methods.nola import Method, draw_bases
 
 ROW = Row({"rank": 3, "bases": 8}, lambda shapes, model: 2 * 8 * len(shapes), rate=5e-2)
 SMALL = Method(rank=3, bases=5, alpha=6.0)
@@ -18,7 +18,7 @@ def layer_of(method=SMALL, inner: int = 12, out: int = 8, name: str = "a") -> co
     """An adapted layer whose coefficients are random."""
     torch.manual_seed(0)
     base = nn.Linear(inner, out).requires_grad_(False)
-    layer = core.AdaptedLinear(base, method, method.start(base.weight, core.generator_for(0, name)))
+    layer = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, core.generator_for(0, name)))
     for key in layer.adapter:
         nn.init.normal_(layer.adapter[key])
     return layer
@@ -28,7 +28,7 @@ def bases(layer) -> tuple[torch.Tensor, torch.Tensor]:
     """The random matrices of A and of B, all at once."""
     seed_a, seed_b = layer.tensors["seeds"].tolist()
     (out, inner), method = layer.weight.shape, layer.method
-    return drawn(seed_a, method.bases, method.rank, inner, "cpu"), drawn(seed_b, method.bases, out, method.rank, "cpu")
+    return draw_bases(seed_a, method.bases, method.rank, inner, "cpu"), draw_bases(seed_b, method.bases, out, method.rank, "cpu")
 
 
 def dense_output(layer, x, a, b) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_output_and_gradients_are_those_of_explicit_bases(keep_bases):
 
 
 def test_bases_are_uniform_with_the_spread_that_the_mixture_keeps():
-    basis = drawn(3, 64, 8, 40, "cpu") * 8  # √64
+    basis = draw_bases(3, 64, 8, 40, "cpu") * 8  # √64
     assert basis.abs().max() <= 1 and basis.abs().max() > 0.99 and abs(basis.mean()) < 0.02
     assert abs(basis.std() - 3**-0.5) < 0.01
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_has_coefficients_seeds_and_the_first_a_but_no_bases():
 def test_a_loaded_state_gives_the_bits_of_the_same_factors():
     layer, other = layer_of(), layer_of(name="b")
     other.load_state_dict(layer.state_dict())
-    assert torch.equal(layer.delta().A, other.delta().A) and torch.equal(layer.delta().B, other.delta().B)
+    assert torch.equal(layer.weight_delta().A, other.weight_delta().A) and torch.equal(layer.weight_delta().B, other.weight_delta().B)
 
 
 @pytest.mark.parametrize("keep_bases", [False, True])
@@ -121,8 +121,8 @@ def test_gradient_checkpointing_sees_the_same_bases():
 def test_autocast_does_not_round_the_factors():
     layer = layer_of()
     with torch.autocast("cpu", torch.bfloat16):
-        factors = SMALL.factors(layer.tensors, layer.weight.shape, drawn)
-    for factor, stored in zip(factors, (layer.delta().A, layer.delta().B)):
+        factors = SMALL.mixed_factors(layer.tensors, layer.weight.shape, draw_bases)
+    for factor, stored in zip(factors, (layer.weight_delta().A, layer.weight_delta().B)):
         assert factor.dtype == torch.float32 and torch.equal(factor, stored)
 
 
@@ -145,4 +145,4 @@ def test_what_is_stored_has_the_trained_coefficients(tmp_path):
     assert a.abs().min() > 0 and b.abs().min() > 0
     x = torch.randn(2, layer.weight.shape[1])
     with torch.no_grad():
-        torch.testing.assert_close(layer.base(x) + x @ layer.delta().dense().T, dense_output(layer, x, a, b))
+        torch.testing.assert_close(layer.base(x) + x @ layer.weight_delta().to_dense().T, dense_output(layer, x, a, b))

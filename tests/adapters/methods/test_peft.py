@@ -8,7 +8,7 @@ from methods.rows import Row
 from models import llama
 
 from loratory.adapters import core
-from loratory.adapters.methods.peft import REFUSED, TYPES, Method, keys, trained
+from loratory.adapters.methods.peft import REFUSED, TYPES, Method, tensor_names, trained_parameters
 from loratory.errors import InputError
 
 ROW = Row(
@@ -71,8 +71,8 @@ def test_the_whole_model_is_pefts_with_equal_tensors(kind):
     layers = core.attach(ours, made(kind, target_modules=tuple(names)), 0)
     for name, layer in layers.items():
         tuner = theirs.base_model.model.get_submodule(name)
-        assert set(keys(tuner).values()) == set(layer.adapter)
-        for key, parameter in trained(tuner).items():
+        assert set(tensor_names(tuner).values()) == set(layer.adapter)
+        for key, parameter in trained_parameters(tuner).items():
             layer.adapter[key].data.copy_(parameter)
     mine, other = ours(IDS).logits, theirs(IDS).logits
     torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
@@ -80,7 +80,7 @@ def test_the_whole_model_is_pefts_with_equal_tensors(kind):
     mine.square().mean().backward()
     other.square().mean().backward()
     for name, layer in layers.items():
-        for key, parameter in trained(theirs.base_model.model.get_submodule(name)).items():
+        for key, parameter in trained_parameters(theirs.base_model.model.get_submodule(name)).items():
             torch.testing.assert_close(layer.adapter[key].grad, parameter.grad, rtol=1e-4, atol=1e-7)
 
 
@@ -107,8 +107,8 @@ def test_a_type_learns_and_its_change_of_the_weights_is_what_it_does(kind, tmp_p
 def layer_of(kind: str, dtype=torch.float32, seed=0):
     torch.manual_seed(1)
     linear = torch.nn.Linear(32, 48).requires_grad_(False).bfloat16().float()
-    method = next(iter(made(kind).plan({"down_proj": linear.weight}).values()))
-    tensors = method.start(linear.weight, torch.Generator().manual_seed(seed))
+    method = next(iter(made(kind).layer_methods({"down_proj": linear.weight}).values()))
+    tensors = method.initial_tensors(linear.weight, torch.Generator().manual_seed(seed))
     layer = core.AdaptedLinear(linear.to(dtype), method, tensors).eval()
     stirred(layer.adapter.values())
     return layer
@@ -118,7 +118,7 @@ def layer_of(kind: str, dtype=torch.float32, seed=0):
 @torch.no_grad()
 def test_the_bias_stays_as_it_is(kind):
     layer, x = layer_of(kind), torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
-    merged = layer.weight + layer.delta().dense()
+    merged = layer.weight + layer.weight_delta().to_dense()
     expected = torch.nn.functional.linear(x, merged, layer.base.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer(torch.zeros(1, 32))[0], layer.base.bias)
@@ -141,7 +141,7 @@ def test_tensors_depend_on_the_generator_alone(kind):
     torch.manual_seed(99)
     state = torch.get_rng_state()
     method = one.method
-    tensors = method.start(one.weight, torch.Generator().manual_seed(0))
+    tensors = method.initial_tensors(one.weight, torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one.tensors[key], again.tensors[key]) for key in tensors)
     assert torch.equal(tensors["seed"], one.tensors["seed"])
@@ -150,7 +150,7 @@ def test_tensors_depend_on_the_generator_alone(kind):
 def test_a_layer_keeps_one_copy_of_its_tensors():
     layer = layer_of("loha")
     layer(torch.ones(1, 32))
-    tuner = layer.method.shell(layer)
+    tuner = layer.method.cached_tuner(layer)
     assert not any(p.numel() for p in tuner.parameters())
     assert set(layer.state_dict()) == {
         "base.weight", "base.bias", "fixed_seed", *(f"adapter.{key}" for key in layer.adapter)
@@ -162,11 +162,11 @@ def test_dropped_ranks_are_no_part_of_the_change():
     torch.manual_seed(0)
     linear = torch.nn.Linear(32, 48)
     method = Method(type="loha", options={"r": 4, "rank_dropout": 0.5})
-    layer = core.AdaptedLinear(linear, method, method.start(linear.weight, torch.Generator().manual_seed(0))).eval()
+    layer = core.AdaptedLinear(linear, method, method.initial_tensors(linear.weight, torch.Generator().manual_seed(0))).eval()
     stirred(layer.adapter.values())
     x = torch.eye(32)
     expected = layer(x) - linear(x)
-    torch.testing.assert_close(layer.train().delta().dense().T, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.train().weight_delta().to_dense().T, expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(layer(x), layer(x))
 
 

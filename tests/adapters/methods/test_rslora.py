@@ -16,14 +16,14 @@ ROW = Row({"rank": 3, "alpha": 4.0}, lambda shapes, model: sum(3 * (out + inner)
 @pytest.mark.parametrize(("rank", "scale"), [(1, 16.0), (4, 8.0), (64, 2.0)])
 def test_the_scale_falls_with_the_root_of_the_rank(rank, scale):
     tensors = {"A": torch.zeros(rank, 3), "B": torch.zeros(5, rank)}
-    assert Method(rank=rank, alpha=16.0).delta(tensors, None).scale == scale
+    assert Method(rank=rank, alpha=16.0).weight_delta(tensors, None).scale == scale
 
 
 def test_it_is_lora_with_its_alpha_multiplied_by_the_root_of_the_rank():
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 6, generator=generator), torch.randn(5, 6, generator=generator)
     ours, theirs = Method(rank=4, alpha=3.0), lora.Method(rank=4, alpha=6.0)
-    tensors = ours.start(weight, generator) | {"B": torch.randn(5, 4, generator=generator)}
+    tensors = ours.initial_tensors(weight, generator) | {"B": torch.randn(5, 4, generator=generator)}
     assert torch.equal(ours.forward(x, tensors, True), theirs.forward(x, tensors, True))
 
 
@@ -35,7 +35,7 @@ def test_the_update_keeps_its_size_as_the_rank_grows():
         generator = torch.Generator().manual_seed(0)
         method = kind(rank=rank, alpha=8.0)
         signs = torch.randn(64, rank, generator=generator).sign()
-        return method.delta(method.start(weight, generator) | {"B": signs}, weight).dense().norm()
+        return method.weight_delta(method.initial_tensors(weight, generator) | {"B": signs}, weight).to_dense().norm()
 
     assert 0.9 < size(Method, 64) / size(Method, 4) < 1.1
     assert size(lora.Method, 64) / size(lora.Method, 4) < 0.3

@@ -48,13 +48,13 @@ def test_all_matrices_of_a_shape_hold_the_same_pair_and_their_own_coefficients()
         assert all(layer.adapter[key] is layers[0].adapter[key] for layer in layers for key in "AB")
     for key, count in (("A", 3), ("B", 3), ("s", 14)):
         assert len({layer.adapter[key].data_ptr() for layer in session.layers.values()}) == count
-    assert sum(name.endswith((".A", ".B")) for name in core.trainable(toy.model)) == 6
+    assert sum(name.endswith((".A", ".B")) for name in core.trainable_parameters(toy.model)) == 6
 
 
 def test_target_modules_restrict_the_sharing():
     toy = FAMILIES["llama"]()
     begin(toy, Method(rank=3, target_modules=("q_proj", "v_proj")))
-    assert sum(p.numel() for p in core.trainable(toy.model).values()) == 3 * 64 + 3 * 4
+    assert sum(p.numel() for p in core.trainable_parameters(toy.model).values()) == 3 * 64 + 3 * 4
 
 
 def test_at_first_the_coefficients_alone_get_a_gradient():
@@ -71,10 +71,10 @@ def test_coefficients_change_one_matrix_and_the_pair_all_of_its_shape():
     layers = [*square, *other]
 
     def changed(edit) -> list[bool]:
-        before = [layer.delta().dense() for layer in layers]
+        before = [layer.weight_delta().to_dense() for layer in layers]
         with torch.no_grad():
             edit.mul_(2)
-        return [not torch.equal(layer.delta().dense(), old) for layer, old in zip(layers, before)]
+        return [not torch.equal(layer.weight_delta().to_dense(), old) for layer, old in zip(layers, before)]
 
     assert changed(square[1].adapter["s"]) == [layer is square[1] for layer in layers]
     assert changed(square[1].adapter["A"]) == [layer in square for layer in layers]
@@ -111,7 +111,7 @@ def test_what_is_stored_has_each_matrix_its_own_pair_without_dead_components(tmp
     stored = list(deltas.load_adapter(tmp_path / "a").deltas.items())
     assert [delta.rank for _, delta in adapter.deltas.items()][:3] == [2, 1, 3]
     for name, delta in stored:
-        torch.testing.assert_close(delta.dense(), expected[list(session.layers).index(name)].detach())
+        torch.testing.assert_close(delta.to_dense(), expected[list(session.layers).index(name)].detach())
 
 
 def test_a_large_penalty_makes_all_coefficients_exactly_zero_and_the_base_comes_back(tmp_path):
@@ -124,7 +124,7 @@ def test_a_large_penalty_makes_all_coefficients_exactly_zero_and_the_base_comes_
 
 def test_the_penalty_shrinks_by_the_rate_of_the_step_and_never_over_zero():
     method = Method(rank=3, sparsity=0.5)
-    layer = core.AdaptedLinear(nn.Linear(4, 4), method, method.start(torch.zeros(4, 4), torch.Generator()))
+    layer = core.AdaptedLinear(nn.Linear(4, 4), method, method.initial_tensors(torch.zeros(4, 4), torch.Generator()))
     with torch.no_grad():
         layer.adapter["s"].copy_(torch.tensor([1.0, -0.3, 0.1]))
     recipe = SimpleNamespace(rate=lambda step: {7: 0.4}[step])
@@ -144,18 +144,18 @@ def test_more_penalty_leaves_smaller_coefficients(tmp_path):
 
 def test_weight_decay_spares_the_coefficients():
     toy, session = begun()
-    optimizer = session.optimizer(core.trainable(toy.model), session.recipe)
+    optimizer = session.create_optimizer(core.trainable_parameters(toy.model), session.recipe)
     decays = {group["weight_decay"]: sum(p.numel() for p in group["params"]) for group in optimizer.param_groups}
     assert decays == {0.1: 3 * (64 + 80 + 80), 0.0: 3 * 14}
 
 
 def test_a_checkpoint_has_each_shared_tensor_once(tmp_path):
     toy, session = begun()
-    parameters = core.trainable(toy.model)
-    optimizer = session.optimizer(parameters, session.recipe)
+    parameters = core.trainable_parameters(toy.model)
+    optimizer = session.create_optimizer(parameters, session.recipe)
     session.loss(session.batch(0)).backward()
     optimizer.step()
-    checkpoint.save(tmp_path, 1, [], parameters, optimizer, session.memory())
+    checkpoint.save_checkpoint(tmp_path, 1, [], parameters, optimizer, session.state_tensors())
     size = (tmp_path / checkpoint.NAME).stat().st_size
     numbers = 3 * 3 * (64 + 80 + 80) + 3 * 3 * 14  # values and both moments
     assert 4 * numbers < size < 4 * numbers + 20_000

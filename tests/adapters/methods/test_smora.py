@@ -18,7 +18,7 @@ ROW = Row(
 def layer(method, seed=0, out=6, inner=7) -> dict:
     """Tensors of a layer that looks trained."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = method.start(torch.zeros(out, inner), generator)
+    tensors = method.initial_tensors(torch.zeros(out, inner), generator)
     tensors["B"].normal_(generator=generator)
     tensors["bias"].normal_(generator=generator).mul_(0.1)
     return tensors
@@ -48,7 +48,7 @@ def test_the_chosen_ranks_alone_gathered_token_by_token_give_the_same():
 @pytest.mark.parametrize("partition", [1, 2])
 def test_gates_sum_to_the_number_of_active_ranks_and_no_others_are_open(partition):
     method = Method(rank=8, active=4, rank_partition=partition)
-    every = method.gates(tokens(), layer(method)).repeat_interleave(partition, -1)
+    every = method.group_gates(tokens(), layer(method)).repeat_interleave(partition, -1)
     torch.testing.assert_close(every.sum(-1), torch.full((2, 5), 4.0))
     assert ((every > 0).sum(-1) == 4).all()
 
@@ -56,7 +56,7 @@ def test_gates_sum_to_the_number_of_active_ranks_and_no_others_are_open(partitio
 def test_grouped_ranks_are_an_explicit_mixture_of_loras():
     method, x = Method(rank=6, active=4, rank_partition=2, alpha=8.0), tokens()
     t = layer(method)
-    gates = method.gates(x, t)
+    gates = method.group_gates(x, t)
     experts = [(t["A"][2 * e : 2 * e + 2], t["B"][:, 2 * e : 2 * e + 2]) for e in range(3)]
     mixture = sum(gates[..., e : e + 1] * (8 / 4 * x @ a.T @ b.T) for e, (a, b) in enumerate(experts))
     torch.testing.assert_close(method.forward(x, t, False), mixture)
@@ -64,7 +64,7 @@ def test_grouped_ranks_are_an_explicit_mixture_of_loras():
 
 def test_a_bias_far_below_zero_leaves_weights_positive():
     method = Method(rank=4, active=2)
-    gates = method.gates(tokens(), layer(method) | {"bias": torch.tensor([0.0, -9, -9, -9])})
+    gates = method.group_gates(tokens(), layer(method) | {"bias": torch.tensor([0.0, -9, -9, -9])})
     torch.testing.assert_close(gates.sum(-1), torch.full((2, 5), 2.0))
     assert (gates >= 0).all()
 
@@ -85,11 +85,11 @@ def test_the_bias_evens_out_the_load():
     method, session, model = balancing_session()
     x = torch.randn(64, 7, generator=torch.Generator().manual_seed(2)) + 0.5
     adapted = session.layers["0"]
-    before = spread(method.gates(x, adapted.tensors))
+    before = spread(method.group_gates(x, adapted.tensors))
     for step in range(60):
         model(x).sum().backward()
         method.after_step(session, step)
-    assert spread(method.gates(x, adapted.tensors)) < 0.5 * before
+    assert spread(method.group_gates(x, adapted.tensors)) < 0.5 * before
     assert not adapted.tensors["counts"].any()
 
 
@@ -103,7 +103,7 @@ def test_counting_is_of_training_and_of_tokens_that_the_loss_depends_on():
         model(x)
     assert not counts.any()
     model(x)[:, :3].sum().backward()
-    expected = (method.gates(x[:, :3], session.layers["0"].tensors) > 0).flatten(0, 1).sum(0)
+    expected = (method.group_gates(x[:, :3], session.layers["0"].tensors) > 0).flatten(0, 1).sum(0)
     assert torch.equal(counts, expected.float()) and counts.sum() == 4 * 3 * 2
 
 
@@ -120,7 +120,7 @@ def test_the_bias_learns_without_gradients_and_rests_in_evaluation(tmp_path):
     session = train(toy, Method(**ROW.options), tmp_path)
     biases = {name: adapted.tensors["bias"].clone() for name, adapted in session.layers.items()}
     assert all(bias.any() and not bias.requires_grad for bias in biases.values())
-    assert not any(name.endswith("bias") for name in core.trainable(toy.model))
+    assert not any(name.endswith("bias") for name in core.trainable_parameters(toy.model))
     toy.output()
     assert all(torch.equal(adapted.tensors["bias"], biases[name]) for name, adapted in session.layers.items())
 

@@ -22,7 +22,7 @@ def trained(rank=3):
 
 
 def test_it_starts_with_uniform_a_and_n_and_without_b():
-    tensors = Method(rank=64).start(torch.zeros(20, 400), torch.Generator().manual_seed(0))
+    tensors = Method(rank=64).initial_tensors(torch.zeros(20, 400), torch.Generator().manual_seed(0))
     for name, bound in (("A", 1 / 20), ("N", 1 / 8)):
         assert 0.99 * bound < tensors[name].abs().max() <= bound
         torch.testing.assert_close(tensors[name].std(), torch.tensor(bound / 3**0.5), rtol=0.05, atol=0)
@@ -59,5 +59,5 @@ def test_dropout_works_in_training_alone():
 
 
 def test_it_is_stored_with_its_own_rank():
-    delta = Method(rank=3, alpha=6.0).delta(trained(), None)
+    delta = Method(rank=3, alpha=6.0).weight_delta(trained(), None)
     assert delta.rank == 3 and torch.equal(delta.A, trained()["A"])

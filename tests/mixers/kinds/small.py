@@ -49,7 +49,7 @@ def merged(weights: dict[str, float], experts: dict[str, Adapter]):
     model = llama()
     for name, weight in weights.items():
         for module, delta in experts[name].deltas.items():
-            model.get_submodule(module).weight.data += weight * delta.dense()
+            model.get_submodule(module).weight.data += weight * delta.to_dense()
     return model
 
 

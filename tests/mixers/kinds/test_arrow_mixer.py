@@ -42,7 +42,7 @@ def test_logits_equal_peft(tmp_path, top_k, temperature):
 def test_a_prototype_is_the_top_right_singular_vector_of_the_change():
     for adapter in experts().values():
         for delta in adapter.deltas.values():
-            expected = torch.linalg.svd(delta.dense()).Vh[0]
+            expected = torch.linalg.svd(delta.to_dense()).Vh[0]
             found = main_direction(delta)
             torch.testing.assert_close(found * (found @ expected).sign(), expected, **CLOSE)
 
@@ -53,7 +53,7 @@ def test_each_layer_routes_by_what_comes_into_it():
     came = []
     mixture.layers[Q].register_forward_pre_hook(lambda module, given: came.append(given[0]))
     mixture(input_ids=IDS)
-    prototypes = torch.stack([torch.linalg.svd(a.deltas[Q].dense()).Vh[0] for a in experts().values()])
+    prototypes = torch.stack([torch.linalg.svd(a.deltas[Q].to_dense()).Vh[0] for a in experts().values()])
     alike = (came[0] @ prototypes.T).abs() / 0.3
     lowest = alike.argmin(-1, keepdim=True)
     expected = alike.scatter(-1, lowest, float("-inf")).softmax(-1)

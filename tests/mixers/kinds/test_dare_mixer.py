@@ -31,7 +31,7 @@ def test_without_drops_the_linear_merger_is_the_weighted_sum():
 def test_weights_are_dropped_or_made_larger_in_return():
     matrix = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).abs() + 1
     given = {"x": Adapter({"layer": LowRank(torch.eye(64), matrix, 1.0)})}
-    ratios = merge(given, density=0.2, rank=WHOLE).deltas["layer"].dense() / matrix
+    ratios = merge(given, density=0.2, rank=WHOLE).deltas["layer"].to_dense() / matrix
     kept = ratios > 2.5
     torch.testing.assert_close(ratios, kept * 5.0, rtol=0, atol=1e-3)
     assert abs(kept.float().mean() - 0.2) < 4 * (0.2 * 0.8 / 64**2) ** 0.5
@@ -40,7 +40,7 @@ def test_weights_are_dropped_or_made_larger_in_return():
 @pytest.mark.parametrize("combine", ["linear", "ties"])
 def test_drops_depend_on_seed_and_module_alone(combine):
     def same(one, other):
-        return torch.equal(one.dense(), other.dense())
+        return torch.equal(one.to_dense(), other.to_dense())
 
     a = experts()["a"].deltas["model.layers.0.self_attn.q_proj"]
     alone = {"x": Adapter({"m": a})}
@@ -58,5 +58,5 @@ def test_drops_depend_on_seed_and_module_alone(combine):
 def test_experts_are_dropped_from_apart():
     matrix = torch.ones(64, 64)
     given = {name: Adapter({"layer": LowRank(torch.eye(64), matrix, 1.0)}) for name in "xy"}
-    found = merge(given, density=0.5, rank=WHOLE).deltas["layer"].dense().round()
+    found = merge(given, density=0.5, rank=WHOLE).deltas["layer"].to_dense().round()
     assert [round(float((found == value).float().mean()), 1) for value in (0, 1, 2)] == [0.2, 0.5, 0.2]

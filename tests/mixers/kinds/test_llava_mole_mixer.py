@@ -11,7 +11,7 @@ from loratory.adapters.deltas import Adapter, LowRank
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
 from loratory.mixers.kinds.llava_mole import Mixer, mlp_block
-from loratory.training.mixture import penalty
+from loratory.training.mixture import mixer_penalty
 
 REAL = torch.ones_like(IDS, dtype=torch.bool)
 UP, DOWN, QUERY = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"
@@ -50,7 +50,7 @@ def test_it_is_what_each_token_of_an_mlp_gets_of_its_own_expert(module, weight_b
     entering, _ = change(mixture, UP, input_ids=IDS)
     x, found = change(mixture, module, input_ids=IDS)
     router = mixture.gate["tokens"]["model/layers/1"].weight
-    deltas = [mixture.experts()[f"mlp_{i}"].deltas[module].dense() for i in (1, 2, 3)]
+    deltas = [mixture.experts()[f"mlp_{i}"].deltas[module].to_dense() for i in (1, 2, 3)]
     choices = set()
     for first, token, added in zip(entering.flatten(0, 1), x.flatten(0, 1), found.flatten(0, 1)):
         p = (router @ first).softmax(0)
@@ -102,7 +102,7 @@ def test_the_language_model_teaches_routers_only_if_it_weighs_by_probability(wei
     out = mixture(input_ids=IDS).logits.square().mean()
     taught = [name for name in gradients(mixture, out) if name.startswith("gate")]
     assert len(taught) == (2 if weight_by_prob else 0)
-    balanced = gradients(mixture, penalty(mixture, REAL, 0))
+    balanced = gradients(mixture, mixer_penalty(mixture, REAL, 0))
     assert all(balanced[f"gate.tokens.model/layers/{i}.weight"].any() for i in range(2))
 
 
@@ -111,11 +111,11 @@ def test_the_language_model_teaches_routers_only_if_it_weighs_by_probability(wei
 def test_padding_does_not_alter_the_balance_loss(pads):
     mixture = mixed(Mixer())
     mixture(input_ids=IDS)
-    expected = penalty(mixture, REAL, 0)
+    expected = mixer_penalty(mixture, REAL, 0)
     mask = nn.functional.pad(torch.ones_like(IDS), pads)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     mixture(input_ids=nn.functional.pad(IDS, pads), attention_mask=mask, position_ids=positions)
-    torch.testing.assert_close(penalty(mixture, mask.bool(), 0), expected)
+    torch.testing.assert_close(mixer_penalty(mixture, mask.bool(), 0), expected)
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def test_a_cluster_for_each_unit_is_the_exact_sum(vectors):
 
 def test_output_reweighting_is_the_root_of_the_rank_over_the_clusters():
     given, module = experts(), "model.layers.0.self_attn.q_proj"
-    found = merge(given, rank=99).deltas[module].dense()
+    found = merge(given, rank=99).deltas[module].to_dense()
     torch.testing.assert_close(found, (4 / (2 + 4 + 3)) ** 0.5 * total(given)[module], **CLOSE)
 
 
@@ -105,44 +105,44 @@ def test_a_centroid_has_the_mean_length_of_its_units(norm, length):
     mean = torch.tensor([2.0, 0.0, 3.5])
     wanted = {"inf": (4.0 + 3.0) / 2, "2": length}[norm]
     unit = mean * wanted / torch.linalg.vector_norm(mean, float(norm))
-    found = merge(given, norm=norm).deltas["layer"].dense()
+    found = merge(given, norm=norm).deltas["layer"].to_dense()
     torch.testing.assert_close(found, torch.outer(unit[2:], unit[:2]), **CLOSE)
 
 
 def test_near_units_share_a_cluster():
     near = ([1.0, 0.0], [2.0]), ([1.1, 0.0], [2.1])
     found = merge(of_pairs(*near, ([0.0, -8.0], [5.0])), rank=2, **BARE).deltas["layer"]
-    expected = merge(of_pairs(*near)).deltas["layer"].dense() + torch.tensor([[0.0, -40.0]])
-    torch.testing.assert_close(found.dense(), expected, **CLOSE)
+    expected = merge(of_pairs(*near)).deltas["layer"].to_dense() + torch.tensor([[0.0, -40.0]])
+    torch.testing.assert_close(found.to_dense(), expected, **CLOSE)
 
 
 def test_halves_of_length_1_cluster_directions_and_not_sizes():
     pairs = ([1.0, 0.0], [1.0]), ([9.0, 0.0], [9.0]), ([0.0, 1.0], [1.0])
-    by_size = merge(of_pairs(*pairs), rank=2, norm="2", **BARE).deltas["layer"].dense()
-    by_direction = merge(of_pairs(*pairs), rank=2, norm="2", vectors="halves", **BARE).deltas["layer"].dense()
+    by_size = merge(of_pairs(*pairs), rank=2, norm="2", **BARE).deltas["layer"].to_dense()
+    by_direction = merge(of_pairs(*pairs), rank=2, norm="2", vectors="halves", **BARE).deltas["layer"].to_dense()
     assert by_direction.allclose(torch.tensor([[25.0, 1.0]]), atol=1e-5)  # (1 + 9) / 2 squared, and the third alone
     assert by_size[0, 0] > 81  # the long one alone, the short two together
 
 
 def test_opposite_units_cancel_and_rounding_is_not_blown_up():
     given = of_pairs(([0.3, 0.7], [0.2]), ([-0.3, -0.70000006], [-0.20000002]))
-    assert not merge(given).deltas["layer"].dense().any()
+    assert not merge(given).deltas["layer"].to_dense().any()
 
 
 @pytest.mark.parametrize("other", [([-1.0, 2.0], [-3.0]), ([0.5, -1.0], [6.0])], ids=["opposite", "unbalanced"])
 def test_the_canonical_form_keeps_units_of_one_function(other):
     given, one = of_pairs(([1.0, -2.0], [3.0]), other), torch.tensor([[3.0, -6.0]])
-    torch.testing.assert_close(merge(given, canonical=True).deltas["layer"].dense(), one, **CLOSE)
-    assert not merge(given).deltas["layer"].dense().allclose(one, atol=1e-2)
+    torch.testing.assert_close(merge(given, canonical=True).deltas["layer"].to_dense(), one, **CLOSE)
+    assert not merge(given).deltas["layer"].to_dense().allclose(one, atol=1e-2)
 
 
 def test_a_dead_unit_is_harmless_in_every_form():
     given = of_pairs(([0.0, 0.0], [0.0]), ([1.0, 2.0], [1.0]))
     for options in ({}, {"canonical": True}, {"vectors": "halves"}):
-        found = merge(given, rank=2, **BARE, **options).deltas["layer"].dense()
+        found = merge(given, rank=2, **BARE, **options).deltas["layer"].to_dense()
         torch.testing.assert_close(found, torch.tensor([[1.0, 2.0]]), **CLOSE)
 
 
 def test_a_negative_scale_keeps_its_sign():
     given = of_pairs(([1.0, 2.0], [3.0]), scale=-2.0)
-    torch.testing.assert_close(merge(given).deltas["layer"].dense(), torch.tensor([[-6.0, -12.0]]), **CLOSE)
+    torch.testing.assert_close(merge(given).deltas["layer"].to_dense(), torch.tensor([[-6.0, -12.0]]), **CLOSE)

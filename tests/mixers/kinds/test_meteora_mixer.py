@@ -7,7 +7,7 @@ from torch import nn
 
 from loratory.adapters.deltas import Adapter, LowRank
 from loratory.mixers.kinds.meteora import Mixer
-from loratory.training.mixture import penalty
+from loratory.training.mixture import mixer_penalty
 
 REAL = torch.ones_like(IDS, dtype=torch.bool)
 UP = "model.layers.1.mlp.up_proj"
@@ -27,7 +27,7 @@ def test_it_is_what_a_loop_over_tokens_and_their_experts_gives(top_k, temperatur
     mixture = mixed(Mixer(top_k=top_k, temperature=temperature), three())
     x, found = change(mixture, UP, input_ids=IDS)
     gate = mixture.gate["tokens"][mixture.layers[UP].slot].weight
-    deltas = [adapter.deltas[UP].dense() for adapter in three().values()]
+    deltas = [adapter.deltas[UP].to_dense() for adapter in three().values()]
     for token, added in zip(x.flatten(0, 1), found.flatten(0, 1)):
         logits = gate @ token
         chosen = logits.argsort(descending=True)[:top_k]
@@ -70,7 +70,7 @@ def test_the_gates_loss_is_the_cross_entropy_of_every_layers_own_logits_at_every
     for gate, x in zip(mixture.gate["tokens"], (inputs[name] for name in mixture.layers)):
         logits = gate(x).flatten(0, 1)
         losses.append(nn.functional.cross_entropy(logits, torch.ones(len(logits), dtype=torch.long)))
-    torch.testing.assert_close(penalty(mixture, REAL, 1), coefficient * sum(losses) / 14)
+    torch.testing.assert_close(mixer_penalty(mixture, REAL, 1), coefficient * sum(losses) / 14)
 
 
 def test_the_gates_loss_and_its_gradient_vanish_as_a_gate_becomes_right():

@@ -23,7 +23,7 @@ def test_one_kind_of_positions_alone_is_that_kinds_lora(is_audio, expert):
 def test_each_position_gets_the_lora_of_its_kind():
     mixture = mixed(Mixer())
     x, found = change(mixture, UP, input_ids=IDS, is_audio=HEARD)
-    heard, read = (mixture.experts()[name].deltas[UP].dense() for name in ("heard", "read"))
+    heard, read = (mixture.experts()[name].deltas[UP].to_dense() for name in ("heard", "read"))
     expected = torch.empty_like(found)
     expected[HEARD], expected[~HEARD] = x[HEARD] @ heard.T, x[~HEARD] @ read.T
     torch.testing.assert_close(found, expected, **CLOSE)

@@ -40,7 +40,7 @@ def test_it_trains_as_a_plain_lora_does_on_the_same_batches():
     for name, layer in mixture.layers.items():
         wrappers[name].adapter["A"].data.copy_(layer.A)
     trained(mixture, mixture.trainable_parameters().values())
-    trained(plain, core.trainable(plain).values())
+    trained(plain, core.trainable_parameters(plain).values())
     found, expected = mixture.current_experts()["pooled"], core.export(plain, (), {})
     assert found.deltas.keys() == expected.deltas.keys()
     for name, delta in expected.deltas.items():

@@ -5,7 +5,7 @@ import torch
 from small import CLOSE, IDS, alone, given, gradients, mixed
 
 from loratory.mixers.kinds.router import Mixer
-from loratory.training.mixture import penalty
+from loratory.training.mixture import mixer_penalty
 
 REAL = torch.ones_like(IDS, dtype=torch.bool)
 
@@ -25,7 +25,7 @@ def test_its_loss_is_the_cross_entropy_of_the_domain_and_teaches_the_gate_alone(
     states = mixture.bare_states({"input_ids": IDS})["tokens"].mean(1)
     logits = mixture.gate["tokens"](states)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 1]))
-    found = penalty(mixture, REAL, 1)
+    found = mixer_penalty(mixture, REAL, 1)
     torch.testing.assert_close(found, expected)
     assert not out.logits.requires_grad  # the language model's loss says nothing to it
     theirs, ours = gradients(mixture, expected), gradients(mixture, found)
@@ -48,7 +48,7 @@ def test_it_learns_to_tell_domains_apart():
     for _ in range(20):
         for domain, ids in enumerate(rows):
             mixture(input_ids=ids[:56])
-            penalty(mixture, torch.ones_like(ids[:56], dtype=torch.bool), domain).backward()
+            mixer_penalty(mixture, torch.ones_like(ids[:56], dtype=torch.bool), domain).backward()
         optimizer.step()
         optimizer.zero_grad()
     for domain, ids in enumerate(rows):

@@ -55,7 +55,7 @@ def test_ranks_that_are_wanted_alike_within_an_expert_are_a_mixture_of_whole_exp
     x, found = change(mixture, UP, input_ids=IDS)
     u = torch.sigmoid(x @ router[[0, 5]].T)
     gates = 6 * u / (2 * u[..., :1] + 4 * u[..., 1:])
-    parts = [x @ adapter.deltas[UP].dense().T for adapter in given().values()]
+    parts = [x @ adapter.deltas[UP].to_dense().T for adapter in given().values()]
     torch.testing.assert_close(found, gates[..., :1] * parts[0] + gates[..., 1:] * parts[1], **CLOSE)
     share = mixture.expert_means(mixture.layers[UP], mixture.applied[UP])
     torch.testing.assert_close(share, gates)

@@ -48,15 +48,15 @@ def cut(matrix, rank):
 def test_small_weights_are_trimmed_a_sign_is_elected_and_those_that_agree_are_averaged():
     given = of_matrices([[4.0, -1.0], [3.0, 0.1]], [[2.0, 5.0], [-9.0, 0.2]], [[-1.5, -2.0], [4.0, 0.3]])
     # kept (half of each): 4 . / 3 .    . 5 / -9 .    . -2 / 4 .
-    total = merge(given, density=0.5, rank=WHOLE).deltas["layer"].dense()
+    total = merge(given, density=0.5, rank=WHOLE).deltas["layer"].to_dense()
     torch.testing.assert_close(total, torch.tensor([[4.0, 5.0], [-9.0, 0.0]]))
-    frequent = merge(given, density=0.5, elect="frequency", rank=WHOLE).deltas["layer"].dense()
+    frequent = merge(given, density=0.5, elect="frequency", rank=WHOLE).deltas["layer"].to_dense()
     torch.testing.assert_close(frequent, torch.tensor([[4.0, 5.0], [3.5, 0.0]]))
 
 
 def test_shares_weigh_those_that_agree():
     given = of_matrices([[4.0]], [[2.0]], [[-1.0]])
-    found = merge(given, shares={"0": 1.0, "1": 3.0, "2": 100.0}, density=1.0).deltas["layer"].dense()
+    found = merge(given, shares={"0": 1.0, "1": 3.0, "2": 100.0}, density=1.0).deltas["layer"].to_dense()
     torch.testing.assert_close(found, torch.tensor([[(4.0 + 3 * 2.0) / 2]]))
 
 

@@ -43,7 +43,7 @@ class Method(contract.Method):
     orthogonality: float = Field(0.5, ge=0, description="weight of the orthogonality penalty; the authors took 0.1")
 
     @model_validator(mode="after")
-    def possible(self):
+    def check_options(self):
         if self.target_rank >= self.init_rank:
             raise ValueError(f"target_rank is {self.target_rank}, expected less than init_rank ({self.init_rank})")
         if self.warm + self.final >= 1:
@@ -54,7 +54,7 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / (self.init_rank + 1e-5)
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -71,7 +71,7 @@ class Method(contract.Method):
 
         return linear(linear(x, tensors["A"]) * (tensors["E"] * self.scale), tensors["B"])
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
         a, e, b = (tensors[key] for key in TRIPLET)
@@ -80,34 +80,34 @@ class Method(contract.Method):
             left[0] = True  # no adapter file has layers of rank 0; this row is zero
         return LowRank(a[left] * e[left, None], b[:, left], self.scale)
 
-    def optimizer(self, session, parameters):
-        return session.adamw_sparing(lambda name: ".adapter.E" in name, parameters)
+    def create_optimizer(self, session, parameters):
+        return session.adamw_without_decay(lambda name: ".adapter.E" in name, parameters)
 
-    def penalty(self, session):
+    def step_penalty(self, session):
         if not self.orthogonality:
             return None
         factors = [f for layer in session.layers.values() for f in (layer.tensors["A"], layer.tensors["B"].T)]
-        return self.orthogonality * sum(skewness(factor) for factor in factors) / len(factors)
+        return self.orthogonality * sum(orthogonality_error(factor) for factor in factors) / len(factors)
 
     def after_step(self, session, step):
         """Scores take the parameter after the step and the gradient before it, as with PEFT's order of calls."""
         import torch
 
-        first, last = window(session.recipe.steps, self.warm, self.final)
+        first, last = allocation_window(session.recipe.steps, self.warm, self.final)
         layers = [layer.tensors for layer in session.layers.values()]
         due = step == last or (first < step < last and step % self.interval == 0)
         with torch.no_grad():
             if step < last:
                 for tensors in layers:
-                    self.follow(tensors)
+                    self.update_sensitivity(tensors)
             if due:
-                triplets = budget(step, self.init_rank * len(layers), self.target_rank * len(layers), first, last)
-                keep_best(layers, triplets)
+                triplets = rank_budget(step, self.init_rank * len(layers), self.target_rank * len(layers), first, last)
+                keep_best_triplets(layers, triplets)
             if due or step > last:
                 for tensors in layers:
                     tensors["E"].masked_fill_(~tensors["kept"], 0)
 
-    def follow(self, tensors: contract.Tensors) -> None:
+    def update_sensitivity(self, tensors: contract.Tensors) -> None:
         """Smooths the sensitivity of every number and how much it varies."""
         for key in TRIPLET:
             parameter = tensors[key]
@@ -118,12 +118,12 @@ class Method(contract.Method):
             tensors[f"uncertainty_{key}"].lerp_((now - smooth).abs(), 1 - self.beta2)
 
 
-def window(steps: int, warm: float, final: float) -> tuple[int, int]:
+def allocation_window(steps: int, warm: float, final: float) -> tuple[int, int]:
     """(last step before ranks change, step at which they change for the last time)."""
     return round(warm * steps), steps - max(1, round(final * steps))
 
 
-def budget(step: int, start: int, target: int, first: int, last: int) -> int:
+def rank_budget(step: int, start: int, target: int, first: int, last: int) -> int:
     """Triplets of all layers together that may be kept after a step."""
     if step >= last:
         return target
@@ -132,24 +132,24 @@ def budget(step: int, start: int, target: int, first: int, last: int) -> int:
     return int(target + (start - target) * (1 - (step - first) / (last - first)) ** 3)
 
 
-def scores(tensors: contract.Tensors) -> torch.Tensor:
+def triplet_scores(tensors: contract.Tensors) -> torch.Tensor:
     """The importance `[rank]` of each triplet of a layer."""
     a, e, b = (tensors[f"sensitivity_{key}"] * tensors[f"uncertainty_{key}"] for key in TRIPLET)
     return e + a.mean(1) + b.mean(0)
 
 
-def keep_best(layers: list[contract.Tensors], triplets: int) -> None:
+def keep_best_triplets(layers: list[contract.Tensors], triplets: int) -> None:
     """Notes in `kept` which triplets are the best of all layers; those tied with the best dropped one go with it."""
     import torch
 
-    found = [scores(tensors) for tensors in layers]
+    found = [triplet_scores(tensors) for tensors in layers]
     ordered = torch.cat(found).sort().values
     dropped = len(ordered) - triplets
     for tensors, own in zip(layers, found):
         tensors["kept"].copy_(own > ordered[dropped - 1] if dropped else torch.ones_like(own))
 
 
-def skewness(rows: torch.Tensor, live: torch.Tensor | None = None) -> torch.Tensor:
+def orthogonality_error(rows: torch.Tensor, live: torch.Tensor | None = None) -> torch.Tensor:
     """‖R Rᵀ − I‖_F, 0 where the rows are orthonormal; of the rows alone where `live` is 1."""
     import torch
 

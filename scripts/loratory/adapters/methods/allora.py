@@ -21,7 +21,7 @@ class Method(contract.Method):
     rank: int = Field(16, ge=1, description="rank of the update")
     eta: float = Field(2.0, gt=0, description="η, the weight of a row whose update is zero, and the largest one")
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -44,7 +44,7 @@ class Method(contract.Method):
             norms = (b @ (a @ a.T) * b).sum(dim=1).clamp_min(0).sqrt()
             return torch.rsqrt(norms + 1 / self.eta**2)
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"], 1.0)

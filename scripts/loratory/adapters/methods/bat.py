@@ -19,7 +19,7 @@ class Method(contract.DenseMethod):
 
     rank: int = Field(64, ge=1, description="side of a block; it must divide every target layer's inputs and outputs")
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -29,13 +29,13 @@ class Method(contract.DenseMethod):
             raise InputError("layer", "rank does not divide the layer", self.rank, expected, f"rank: {fits}")
         return {"D": torch.zeros(out // self.rank, self.rank, self.rank)}
 
-    def output(self, layer, x):
+    def layer_output(self, layer, x):
         from torch.nn.functional import linear
 
         d = layer.tensors["D"]
         return layer.base(x) + linear(x.to(d.dtype), block_affine(layer.weight, d)).to(x.dtype)
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import Dense
 
         return Dense(block_affine(weight, tensors["D"]))

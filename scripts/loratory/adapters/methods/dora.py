@@ -17,10 +17,10 @@ class Method(lora.Method, contract.DenseMethod):
 
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the whole change while training")
 
-    def start(self, weight, generator):
-        return {**super().start(weight, generator), "m": weight.norm(dim=1)}
+    def initial_tensors(self, weight, generator):
+        return {**super().initial_tensors(weight, generator), "m": weight.norm(dim=1)}
 
-    def output(self, layer, x):
+    def layer_output(self, layer, x):
         from torch.nn.functional import dropout, linear
 
         tensors, base = layer.tensors, layer.base(x)
@@ -29,23 +29,23 @@ class Method(lora.Method, contract.DenseMethod):
             plain = linear(dropped, layer.weight)
         else:  # W x is already there; the bias is no part of what m rescales
             plain = base if layer.base.bias is None else base - layer.base.bias
-        ratio = self.ratio(tensors, layer.weight)
+        ratio = self.magnitude_ratio(tensors, layer.weight)
         added = (ratio - 1) * plain + ratio * self.forward(dropped.to(layer.dtype), tensors, False)
         return base + added.to(base.dtype)
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import Dense
 
-        return Dense(self.ratio(tensors, weight)[:, None] * self.direction(tensors, weight) - weight)
+        return Dense(self.magnitude_ratio(tensors, weight)[:, None] * self.direction_matrix(tensors, weight) - weight)
 
-    def ratio(self, tensors, weight):
+    def magnitude_ratio(self, tensors, weight):
         """m / ‖V‖ `[out]`; the gradient sees m alone."""
         import torch
 
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            norms = self.direction(tensors, weight).norm(dim=1)
+            norms = self.direction_matrix(tensors, weight).norm(dim=1)
         return tensors["m"] / norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a row of zeros stays one
 
-    def direction(self, tensors, weight):
+    def direction_matrix(self, tensors, weight):
         """V = W + s · B A."""
         return weight.float() + self.scale * (tensors["B"] @ tensors["A"])

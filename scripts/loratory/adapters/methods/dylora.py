@@ -22,36 +22,36 @@ class Method(lora.Method):
     export_rank: int | None = Field(None, ge=1, description="rank that is evaluated and stored; none means `rank`")
 
     @model_validator(mode="after")
-    def within_the_rank(self):
-        if self.deployed > self.rank:
+    def check_export_rank(self):
+        if self.deployed_rank > self.rank:
             raise ValueError(f"export_rank is {self.export_rank}, expected at most rank ({self.rank})")
         return self
 
     @property
-    def deployed(self) -> int:
+    def deployed_rank(self) -> int:
         return self.export_rank or self.rank
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
-        return super().start(weight, generator) | {"active": torch.tensor(self.rank)}
+        return super().initial_tensors(weight, generator) | {"active": torch.tensor(self.rank)}
 
     def forward(self, x, tensors, training):
         import torch
         from torch.nn.functional import dropout, linear
 
-        a, b, active = tensors["A"], tensors["B"], tensors["active"] if training else self.deployed
+        a, b, active = tensors["A"], tensors["B"], tensors["active"] if training else self.deployed_rank
         if self.frozen and training:
-            learns = learning(tensors)
+            learns = trained_mask(tensors)
             a, b = torch.where(learns[:, None], a, a.detach()), torch.where(learns, b, b.detach())
         # Masked and not sliced: a slice would make the device wait until the rank is known on the CPU.
         scale = (torch.arange(self.rank, device=x.device) < active) * (self.alpha / active)
         return linear(linear(dropout(x, self.dropout, training), a) * scale, b)
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
-        rank = self.deployed
+        rank = self.deployed_rank
         return LowRank(tensors["A"][:rank], tensors["B"][:, :rank], self.alpha / rank)
 
     def before_step(self, session, step):
@@ -61,16 +61,16 @@ class Method(lora.Method):
         for layer in session.layers.values():
             layer.tensors["active"].fill_(rank)
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         """AdamW; its momentum and decay move rows without a gradient too, so frozen ones are put back."""
-        optimizer, before = super().optimizer(session, parameters), {}
+        optimizer, before = super().create_optimizer(session, parameters), {}
         if self.frozen:
-            optimizer.register_step_pre_hook(lambda *_: before.update(copies(session.layers)))
-            optimizer.register_step_post_hook(lambda *_: put_back(session.layers, before))
+            optimizer.register_step_pre_hook(lambda *_: before.update(factor_copies(session.layers)))
+            optimizer.register_step_post_hook(lambda *_: restore_factors(session.layers, before))
         return optimizer
 
 
-def learning(tensors):
+def trained_mask(tensors):
     """Which of the rank's components a step with `frozen` trains `[rank]`."""
     import torch
 
@@ -78,16 +78,16 @@ def learning(tensors):
     return torch.arange(rank, device=tensors["A"].device) == tensors["active"] - 1
 
 
-def copies(layers: dict) -> dict:
+def factor_copies(layers: dict) -> dict:
     return {name: [layer.adapter[key].detach().clone() for key in "AB"] for name, layer in layers.items()}
 
 
-def put_back(layers: dict, before: dict) -> None:
+def restore_factors(layers: dict, before: dict) -> None:
     """Undoes the optimizer's step on all rows of A and columns of B but those that this step trains."""
     import torch
 
     with torch.no_grad():
         for name, layer in layers.items():
-            (a, b), learns = before[name], learning(layer.tensors)
+            (a, b), learns = before[name], trained_mask(layer.tensors)
             layer.adapter["A"].copy_(torch.where(learns[:, None], layer.adapter["A"], a))
             layer.adapter["B"].copy_(torch.where(learns, layer.adapter["B"], b))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from loratory.adapters.core import AdaptedLinear
-    from loratory.training.session import Session
+    from loratory.training.session import AdapterSession
 
 
 class Method(lora.Method):
@@ -36,46 +36,46 @@ class Method(lora.Method):
     validation_batches: int = Field(8, ge=1, description="held-out batches that a step of the weights sums over")
     held: float = Field(0.04, gt=0, lt=1, description="share of the training examples that the search holds out")
 
-    def prepare(self, session):
+    def prepare_training(self, session):
         import torch
 
         from loratory.adapters import core
 
-        groups = transformer_layers(session.layers)
+        groups = layer_groups(session.layers)
         if len(groups) == 1:
             return
-        begun = {name: p.detach().clone() for name, p in core.trainable(session.model).items()}
-        chosen = rising(self.weights_found(session, groups))
+        begun = {name: p.detach().clone() for name, p in core.trainable_parameters(session.model).items()}
+        chosen = positive_groups(self.search_weights(session, groups))
         with torch.no_grad():
-            for name, parameter in core.trainable(session.model).items():
+            for name, parameter in core.trainable_parameters(session.model).items():
                 parameter.copy_(begun[name])
         for name in [name for group, names in groups.items() if group not in chosen for name in names]:
             session.model.set_submodule(name, session.layers.pop(name).base)
 
-    def weights_found(self, session: Session, groups: dict[str, list[str]]) -> dict[str, float]:
+    def search_weights(self, session: AdapterSession, groups: dict[str, list[str]]) -> dict[str, float]:
         """{group: α̂} after the search."""
         import torch
 
         from loratory.adapters import core
 
-        learned = core.trainable(session.model)
+        learned = core.trainable_parameters(session.model)
         steps = max(1, round(self.search * session.recipe.steps))
         recipe = replace(session.recipe, steps=steps)
-        train, valid = map(session.stream, carved(session.items, self.held, session.seed))
+        train, valid = map(session.batch_function, hold_out(session.items, self.held, session.seed))
         raw = torch.zeros(len(groups), device=next(iter(learned.values())).device, requires_grad=True)
-        optimizer, hyper = self.optimizer(session, learned), torch.optim.Adam([raw], lr=self.hyper_rate)
-        with weighted(session.layers, groups, raw):
+        optimizer, hyper = self.create_optimizer(session, learned), torch.optim.Adam([raw], lr=self.hyper_rate)
+        with apply_group_weights(session.layers, groups, raw):
             for step in range(steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(step) * group.get("ratio", 1)
+                    group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
                 train_step(session, train(step), learned, optimizer)
                 first = step * self.validation_batches
-                raw.grad = slope(session, [valid(first + i) for i in range(self.validation_batches)], raw)
+                raw.grad = alpha_gradient(session, [valid(first + i) for i in range(self.validation_batches)], raw)
                 hyper.step()
         return dict(zip(groups, raw.tolist()))
 
 
-def transformer_layers(names) -> dict[str, list[str]]:
+def layer_groups(names) -> dict[str, list[str]]:
     """{path up to its first integer, such as `model.layers.3`: the adapted matrices inside}."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -84,12 +84,12 @@ def transformer_layers(names) -> dict[str, list[str]]:
     return groups
 
 
-def rising(weights: dict[str, float]) -> set[str]:
+def positive_groups(weights: dict[str, float]) -> set[str]:
     """The groups with α̂ > 0, never none."""
     return {group for group, weight in weights.items() if weight > 0} or {max(weights, key=weights.get)}
 
 
-def carved(items: list, share: float, seed: int) -> tuple[list, list]:
+def hold_out(items: list, share: float, seed: int) -> tuple[list, list]:
     """(what the search trains on, what it holds out)."""
     import numpy as np
 
@@ -98,7 +98,7 @@ def carved(items: list, share: float, seed: int) -> tuple[list, list]:
     return [items[i] for i in sorted(order[held:])], [items[i] for i in sorted(order[:held])]
 
 
-def train_step(session: Session, batch: dict, learned: dict[str, torch.nn.Parameter], optimizer) -> None:
+def train_step(session: AdapterSession, batch: dict, learned: dict[str, torch.nn.Parameter], optimizer) -> None:
     """One step of A and B (and of heads), which leaves α̂ and its gradient alone."""
     import torch
 
@@ -109,7 +109,7 @@ def train_step(session: Session, batch: dict, learned: dict[str, torch.nn.Parame
     optimizer.zero_grad(set_to_none=True)
 
 
-def slope(session: Session, batches: list[dict], raw: torch.Tensor) -> torch.Tensor:
+def alpha_gradient(session: AdapterSession, batches: list[dict], raw: torch.Tensor) -> torch.Tensor:
     """∂/∂α̂ of the batches' losses at the present A and B, which get no gradient; without dropout."""
     import torch
 
@@ -121,26 +121,26 @@ def slope(session: Session, batches: list[dict], raw: torch.Tensor) -> torch.Ten
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedMethod:
     """What a layer's method is in the search: itself times α of the group at `index`."""
 
     method: Method
     raw: torch.Tensor
     index: int
 
-    def output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+    def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         weight = len(self.raw) * self.raw.softmax(0)[self.index]
         added = self.method.forward(x.to(layer.dtype), layer.tensors, layer.training)
         return layer.base(x) + (weight * added).to(x.dtype)
 
 
 @contextmanager
-def weighted(layers: dict[str, AdaptedLinear], groups: dict[str, list[str]], raw: torch.Tensor):
+def apply_group_weights(layers: dict[str, AdaptedLinear], groups: dict[str, list[str]], raw: torch.Tensor):
     """The layers with their groups' weights in force."""
     methods = {name: layer.method for name, layer in layers.items()}
     for index, names in enumerate(groups.values()):
         for name in names:
-            layers[name].method = Weighted(methods[name], raw, index)
+            layers[name].method = WeightedMethod(methods[name], raw, index)
     try:
         yield
     finally:

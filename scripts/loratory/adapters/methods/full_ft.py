@@ -11,8 +11,8 @@ from __future__ import annotations
 from loratory.adapters import contract
 
 
-class Method(contract.OwnWeights):
+class Method(contract.BaseWeightsMethod):
     """W ← W − η · AdamW(∂L/∂W) for every parameter."""
 
-    def weights(self, model):
+    def trained_weights(self, model):
         return [name for name, _ in model.named_parameters()]

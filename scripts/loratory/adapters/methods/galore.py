@@ -38,19 +38,19 @@ class Method(full_ft.Method):
     update_gap: int = Field(500, ge=1, description="steps between two projections")
     scale: float = Field(4.0, gt=0, description="multiplies the projected weights' steps")
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         from loratory.adapters import core
 
-        layers = core.targets(session.model, self.target_modules, session.base.heads)
+        layers = core.target_layers(session.model, self.target_modules, session.base.heads)
         groups = {turned: [] for turned in (False, True)}
         for layer in layers.values():
-            groups[is_turned(layer)].append(layer.weight)
+            groups[needs_transpose(layer)].append(layer.weight)
         projected = {layer.weight for layer in layers.values()}
-        plain = session.adamw([p for p in parameters.values() if p not in projected], betas=BETAS, eps=EPS)
-        return projected_adamw()(self, groups, plain)
+        plain = session.adamw_optimizer([p for p in parameters.values() if p not in projected], betas=BETAS, eps=EPS)
+        return projected_adamw_class()(self, groups, plain)
 
 
-def is_turned(layer: torch.nn.Module) -> bool:
+def needs_transpose(layer: torch.nn.Module) -> bool:
     """Whether the weight is to be transposed, as it is stored, to become tall (or square, as `[out, in]`)."""
     from loratory.adapters.core import Conv1D, weight_of
 
@@ -58,7 +58,7 @@ def is_turned(layer: torch.nn.Module) -> bool:
     return isinstance(layer, Conv1D) != (out < inner)
 
 
-def basis(gradient: torch.Tensor, rank: int) -> torch.Tensor:
+def projection_basis(gradient: torch.Tensor, rank: int) -> torch.Tensor:
     """P `[rank, n]`: the leading right singular vectors of a tall gradient `[m, n]`."""
     from torch.linalg import svd
 
@@ -66,7 +66,7 @@ def basis(gradient: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 @cache
-def projected_adamw() -> type[torch.optim.Optimizer]:
+def projected_adamw_class() -> type[torch.optim.Optimizer]:
     """The optimizer's class, made here because torch is not imported while configs are read."""
     import torch
 
@@ -86,19 +86,19 @@ def projected_adamw() -> type[torch.optim.Optimizer]:
             for group in self.own:
                 for weight in group["params"]:
                     if weight.grad is not None:
-                        self.move(weight, group)
+                        self.update_weight(weight, group)
 
-        def move(self, weight, group):
+        def update_weight(self, weight, group):
             tall = (lambda tensor: tensor.T) if group["turned"] else (lambda tensor: tensor)
-            direction = self.direction(tall(weight.grad).float(), self.state[weight])
+            direction = self.adam_direction(tall(weight.grad).float(), self.state[weight])
             tall(weight).add_(direction.to(weight.dtype), alpha=-group["lr"] * self.method.scale)
             weight.mul_(1 - group["lr"] * group["weight_decay"])
 
-        def direction(self, gradient, state) -> torch.Tensor:
+        def adam_direction(self, gradient, state) -> torch.Tensor:
             """Adam's bias-corrected step in the projection, brought back to `[m, n]`."""
             done = int(state.get("step", 0))
             if done % self.method.update_gap == 0:
-                state["projection"] = basis(gradient, self.method.rank)
+                state["projection"] = projection_basis(gradient, self.method.rank)
             narrow = gradient @ state["projection"].T
             if done == 0:
                 state.update(mean=torch.zeros_like(narrow), square=torch.zeros_like(narrow))

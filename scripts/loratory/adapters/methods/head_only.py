@@ -13,10 +13,10 @@ from __future__ import annotations
 from loratory.adapters import contract
 
 
-class Method(contract.OwnWeights):
+class Method(contract.BaseWeightsMethod):
     """y = H f(x) with H alone trained."""
 
-    def weights(self, model):
+    def trained_weights(self, model):
         head = model.get_output_embeddings()
         trained = set() if head is None else set(head.parameters())
         return [name for name, parameter in model.named_parameters() if parameter in trained]

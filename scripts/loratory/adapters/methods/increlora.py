@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from loratory.adapters import contract
-from loratory.adapters.methods.adalora import SPREAD, skewness, window
+from loratory.adapters.methods.adalora import SPREAD, orthogonality_error, allocation_window
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Method(contract.Method):
     orthogonality: float = Field(0.1, ge=0, description="weight of the orthogonality penalty")
 
     @model_validator(mode="after")
-    def possible(self):
+    def check_options(self):
         if self.target_rank > 1 + self.increment * self.growths:
             most = f"1 + increment · growths ({1 + self.increment * self.growths})"
             raise ValueError(f"target_rank is {self.target_rank}, expected at most {most}")
@@ -59,7 +59,7 @@ class Method(contract.Method):
             raise ValueError(f"warm + final is {self.warm + self.final:g}, expected less than 1")
         return self
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -75,68 +75,68 @@ class Method(contract.Method):
     def forward(self, x, tensors, training):
         from torch.nn.functional import linear
 
-        a, values, b = self.factors(tensors)
+        a, values, b = self.scaled_factors(tensors)
         return linear(linear(x, a) * values, b)
 
-    def factors(self, tensors: contract.Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def scaled_factors(self, tensors: contract.Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A, the scaled values of E and B of all blocks; the values of waiting ranks are 0."""
-        a, e, b = self.joined(tensors)
-        return a, e * self.live(tensors) * (self.alpha / (1 + self.increment * tensors["grown"] + 1e-5)), b
+        a, e, b = self.joined_blocks(tensors)
+        return a, e * self.live_mask(tensors) * (self.alpha / (1 + self.increment * tensors["grown"] + 1e-5)), b
 
-    def joined(self, tensors: contract.Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def joined_blocks(self, tensors: contract.Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         from torch import cat
 
         blocks = range(self.growths + 1)
         ways = (("A", 0), ("E", 0), ("B", 1))
         return tuple(cat([tensors[f"{key}{block}"] for block in blocks], dim) for key, dim in ways)
 
-    def live(self, tensors: contract.Tensors) -> torch.Tensor:
+    def live_mask(self, tensors: contract.Tensors) -> torch.Tensor:
         """1 for ranks that are active or in reserve, 0 for those that wait, in one row for all blocks."""
         from torch import arange
 
         ranks = arange(1 + self.increment * self.growths, device=tensors["grown"].device)
         return (ranks < 1 + self.increment * (tensors["grown"] + tensors["reserve"])).float()
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
         rank = 1 + self.increment * int(tensors["grown"])
-        a, e, b = self.joined(tensors)
+        a, e, b = self.joined_blocks(tensors)
         return LowRank(a[:rank] * e[:rank, None], b[:, :rank], self.alpha / (rank + 1e-5))
 
-    def optimizer(self, session, parameters):
-        return session.adamw_sparing(lambda name: ".adapter.E" in name, parameters)
+    def create_optimizer(self, session, parameters):
+        return session.adamw_without_decay(lambda name: ".adapter.E" in name, parameters)
 
-    def penalty(self, session):
+    def step_penalty(self, session):
         if not self.orthogonality:
             return None
         factors = []
         for layer in session.layers.values():
-            (a, _, b), live = self.joined(layer.tensors), self.live(layer.tensors)
-            factors += [skewness(a, live), skewness(b.T, live)]
+            (a, _, b), live = self.joined_blocks(layer.tensors), self.live_mask(layer.tensors)
+            factors += [orthogonality_error(a, live), orthogonality_error(b.T, live)]
         return self.orthogonality * sum(factors) / len(factors)
 
     # Scores.
 
-    def output(self, layer, x):
+    def layer_output(self, layer, x):
         """∂L/∂ΔW is (gradient of the output)ᵀ x: it is made in the backward pass, one layer at a time, and not kept.
 
         A step of several micro-batches sums their importances, an upper bound (project interpretation).
         """
-        y = super().output(layer, x)
+        y = super().layer_output(layer, x)
         if layer.training and y.requires_grad and getattr(layer, "scored", False):
 
             def measure(gradient):
-                layer.tensors["importance"].add_(self.importance(layer.tensors, gradient, x))
+                layer.tensors["importance"].add_(self.delta_importance(layer.tensors, gradient, x))
 
             y.register_hook(measure)
         return y
 
-    def importance(self, tensors: contract.Tensors, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def delta_importance(self, tensors: contract.Tensors, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         import torch
 
         with torch.no_grad():
-            a, values, b = self.factors(tensors)
+            a, values, b = self.scaled_factors(tensors)
             of_delta = gradient.flatten(0, -2).float().T @ x.flatten(0, -2).float()
             return ((b * values @ a) * of_delta).abs().sum() / sqrt(of_delta.numel())
 
@@ -144,8 +144,8 @@ class Method(contract.Method):
 
     def before_step(self, session, step):
         """Set at every step, not at growth alone, so that a resumed training is right too."""
-        growing = self.growing(session, step)
-        for layer, grown in zip(session.layers.values(), counts(session)):
+        growing = self.may_grow(session, step)
+        for layer, grown in zip(session.layers.values(), growth_counts(session)):
             layer.scored = growing  # read in each forward pass; a tensor would make the host wait for the device
             for block in range(self.growths + 1):
                 active, reserve = block <= grown, self.advance and growing and block == grown + 1
@@ -157,35 +157,35 @@ class Method(contract.Method):
         import torch
 
         layers = [layer.tensors for layer in session.layers.values()]
-        first, last = window(session.recipe.steps, self.warm, self.final)
+        first, last = allocation_window(session.recipe.steps, self.warm, self.final)
         with torch.no_grad():
-            if self.growing(session, step):
+            if self.may_grow(session, step):
                 for tensors in layers:
-                    self.follow(tensors)
+                    self.update_sensitivity(tensors)
                 if step > first and step % self.interval == 0:
                     left = (last - step) // self.interval + 1
-                    self.grow(layers, ceil((self.blocks(len(layers)) - sum(counts(session))) / left))
-            if not self.growing(session, step + 1):
+                    self.grow_layers(layers, ceil((self.growth_budget(len(layers)) - sum(growth_counts(session))) / left))
+            if not self.may_grow(session, step + 1):
                 for tensors in layers:
                     tensors["reserve"].zero_()
 
-    def growing(self, session, step: int) -> bool:
+    def may_grow(self, session, step: int) -> bool:
         """Whether a step may still lead to growth."""
-        _, last = window(session.recipe.steps, self.warm, self.final)
-        return step <= last and sum(counts(session)) < self.blocks(len(session.layers))
+        _, last = allocation_window(session.recipe.steps, self.warm, self.final)
+        return step <= last and sum(growth_counts(session)) < self.growth_budget(len(session.layers))
 
-    def blocks(self, layers: int) -> int:
+    def growth_budget(self, layers: int) -> int:
         """How often layers may grow in all."""
         return (self.target_rank - 1) * layers // self.increment
 
-    def follow(self, tensors: contract.Tensors) -> None:
+    def update_sensitivity(self, tensors: contract.Tensors) -> None:
         """Smooths a layer's importance and how much it varies."""
         now = tensors["importance"]
         smooth = tensors["sensitivity"].lerp_(now, 1 - self.beta1)
         tensors["uncertainty"].lerp_((now - smooth).abs(), 1 - self.beta2)
         now.zero_()
 
-    def grow(self, layers: list[contract.Tensors], number: int) -> None:
+    def grow_layers(self, layers: list[contract.Tensors], number: int) -> None:
         """Lets the layers of the highest scores grow, of those that may; ties go by order."""
         scores = [float(tensors["sensitivity"] * tensors["uncertainty"]) for tensors in layers]
         able = [place for place, tensors in enumerate(layers) if tensors["grown"] < self.growths]
@@ -193,7 +193,7 @@ class Method(contract.Method):
             layers[place]["grown"].add_(1)
 
 
-def counts(session) -> list[int]:
+def growth_counts(session) -> list[int]:
     """How often each layer has grown."""
     from torch import stack
 

@@ -18,8 +18,8 @@ class Method(nlora.Method):
 
     fixed: ClassVar[frozenset[str]] = frozenset({"A", "B", "N0"})
 
-    def kept(self, factors):
+    def offset_tensors(self, factors):
         return {"N0": factors["N"].clone()}
 
-    def offset(self, change, tensors):
+    def subtract_start(self, change, tensors):
         return replace(change, B=change.B - tensors["B"] @ tensors["N0"])

@@ -44,13 +44,13 @@ class Method(contract.Method):
     def scale(self) -> float:
         return 1.0 if self.init == "spectral" else self.alpha / self.rank
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
-        made = self.spectral(weight) if self.init == "spectral" else self.drawn(weight, generator)
+        made = self.spectral_tensors(weight) if self.init == "spectral" else self.random_tensors(weight, generator)
         return made | {"moving": torch.ones(self.rank)}
 
-    def spectral(self, weight: torch.Tensor) -> contract.Tensors:
+    def spectral_tensors(self, weight: torch.Tensor) -> contract.Tensors:
         import torch
 
         if self.rank > min(weight.shape):
@@ -60,7 +60,7 @@ class Method(contract.Method):
         b, s = u[:, : self.rank].contiguous(), sigma[: self.rank].diag()
         return {"A": v[: self.rank].contiguous(), "S": s, "B": b, "start": b @ s}
 
-    def drawn(self, weight: torch.Tensor, generator: torch.Generator) -> contract.Tensors:
+    def random_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> contract.Tensors:
         import torch
 
         out, inner = weight.shape
@@ -72,9 +72,9 @@ class Method(contract.Method):
     def forward(self, x, tensors, training):
         from torch.nn.functional import linear
 
-        return linear(linear(x, tensors["A"]), self.change(tensors))
+        return linear(linear(x, tensors["A"]), self.left_factor(tensors))
 
-    def change(self, tensors: contract.Tensors) -> torch.Tensor:
+    def left_factor(self, tensors: contract.Tensors) -> torch.Tensor:
         """What stands left of A, `[out, rank]`."""
         import torch
 
@@ -83,19 +83,19 @@ class Method(contract.Method):
             product = self.scale * (tensors["B"] @ tensors["S"])
             return product - tensors["start"] if "start" in tensors else product
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
-        return LowRank(tensors["A"], self.change(tensors), 1.0)
+        return LowRank(tensors["A"], self.left_factor(tensors), 1.0)
 
-    def prepare(self, session):
+    def prepare_training(self, session):
         for layer in session.layers.values():
             moving = layer.tensors["moving"]
             layer.adapter["B"].register_hook(lambda gradient, moving=moving: gradient * moving)
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         """Without gradient, moments and decay AdamW adds exactly 0 to a frozen column."""
-        return session.adamw_sparing(lambda name: ".adapter." in name, parameters)
+        return session.adamw_without_decay(lambda name: ".adapter." in name, parameters)
 
     def before_step(self, session, step):
         for layer in session.layers.values():

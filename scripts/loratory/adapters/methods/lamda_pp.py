@@ -27,13 +27,13 @@ class Method(lamda.Method):
 
     rank: int = Field(64, ge=1, description="mean rank of the layers; one layer has half of it to twice as much")
 
-    def plan(self, weights):
-        energies = [energy(weight) for weight in weights.values()]
-        ranks = allocated(energies, self.rank)
+    def layer_methods(self, weights):
+        energies = [spectral_energy(weight) for weight in weights.values()]
+        ranks = allocate_ranks(energies, self.rank)
         return {name: self.model_copy(update={"rank": rank}) for name, rank in zip(weights, ranks)}
 
 
-def energy(weight: torch.Tensor) -> torch.Tensor:
+def spectral_energy(weight: torch.Tensor) -> torch.Tensor:
     """E(k), k = 1, …: the share of the squared norm in the k largest singular values."""
     import torch
 
@@ -41,17 +41,17 @@ def energy(weight: torch.Tensor) -> torch.Tensor:
     return squares.cumsum(0) / squares.sum()
 
 
-def allocated(energies: list[torch.Tensor], mean: int) -> list[int]:
+def allocate_ranks(energies: list[torch.Tensor], mean: int) -> list[int]:
     """Ranks whose mean is at most `mean`, by the largest threshold of energy that allows it."""
     low, high = 0.0, FULL
     for _ in range(60):
         middle = (low + high) / 2
-        fits = sum(reaching(curve, middle, mean) for curve in energies) <= mean * len(energies)
+        fits = sum(least_rank(curve, middle, mean) for curve in energies) <= mean * len(energies)
         low, high = (middle, high) if fits else (low, middle)
-    return [reaching(curve, low, mean) for curve in energies]
+    return [least_rank(curve, low, mean) for curve in energies]
 
 
-def reaching(curve: torch.Tensor, threshold: float, mean: int) -> int:
+def least_rank(curve: torch.Tensor, threshold: float, mean: int) -> int:
     """The least rank with that energy, between mean / 2 and 2 · mean, and no more than the weight has."""
     least = int((curve < threshold).sum()) + 1
     return min(max(least, mean // 2, 1), 2 * mean, len(curve))

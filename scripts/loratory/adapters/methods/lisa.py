@@ -29,16 +29,16 @@ class Method(full_ft.Method):
     period: int = Field(20, ge=1, description="steps between two draws of layers")
     reset_state: bool = Field(True, description="forget the optimizer's moments at every draw")
 
-    def weights(self, model):
+    def trained_weights(self, model):
         count = len(transformer_layers(model))
         if self.layers > count:
             raise InputError(type(model).__name__, "more `layers` than the base has", self.layers, f"at most {count}")
-        return super().weights(model)
+        return super().trained_weights(model)
 
     def before_step(self, session, step):
         """Set at every step, not at draws alone, so that a resumed training is right in the middle of a period."""
         stack = transformer_layers(session.model)
-        active = drawn(session.seed, step // self.period, len(stack), self.layers)
+        active = sample_layers(session.seed, step // self.period, len(stack), self.layers)
         for index, layer in enumerate(stack):
             for parameter in layer.parameters():
                 parameter.requires_grad_(index in active)
@@ -47,7 +47,7 @@ class Method(full_ft.Method):
             session.optimizing.state.clear()
 
 
-def drawn(seed: int, period: int, count: int, layers: int) -> set[int]:
+def sample_layers(seed: int, period: int, count: int, layers: int) -> set[int]:
     """The layers that a period trains: `layers` distinct ones out of `count`."""
     import numpy as np
 
@@ -61,9 +61,9 @@ def transformer_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """
     from torch.nn import ModuleList
 
-    from loratory.adapters.core import LINEAR, under
+    from loratory.adapters.core import LINEAR, is_inside
 
     lists = [name for name, module in model.named_modules() if isinstance(module, ModuleList)]
-    outermost = [name for name in lists if not under(name, tuple(other for other in lists if other != name))]
+    outermost = [name for name in lists if not is_inside(name, tuple(other for other in lists if other != name))]
     members = [member for name in outermost for member in model.get_submodule(name)]
     return [member for member in members if any(isinstance(part, LINEAR) for part in member.modules())]

@@ -24,7 +24,7 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -37,14 +37,14 @@ class Method(contract.Method):
         x = dropout(x, self.dropout, training)
         return linear(linear(x, tensors["A"]) * self.scale, tensors["B"])  # scaled where it is narrow
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"], self.scale)
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         if self.lr_ratio == 1:
-            return session.adamw(parameters)
+            return session.adamw_optimizer(parameters)
         fast = {name: p for name, p in parameters.items() if name.endswith(".adapter.B")}
         slow = [p for name, p in parameters.items() if name not in fast]
-        return session.adamw([{"params": slow, "ratio": 1.0}, {"params": list(fast.values()), "ratio": self.lr_ratio}])
+        return session.adamw_optimizer([{"params": slow, "ratio": 1.0}, {"params": list(fast.values()), "ratio": self.lr_ratio}])

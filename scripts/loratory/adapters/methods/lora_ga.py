@@ -40,7 +40,7 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / (sqrt(self.rank) if self.stabilised else self.rank)
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -52,7 +52,7 @@ class Method(contract.Method):
             key: torch.zeros(out, self.rank) for key in ("B", "B0")
         }
 
-    def prepare(self, session):
+    def prepare_training(self, session):
         import torch
 
         from loratory.adapters.core import generator_for
@@ -60,20 +60,20 @@ class Method(contract.Method):
         gradients = session.weight_gradients(self.batches)
         with torch.no_grad():
             for name, layer in session.layers.items():
-                a, b = self.initial(gradients[name], layer.weight, generator_for(session.seed, name))
+                a, b = self.initial_factors(gradients[name], layer.weight, generator_for(session.seed, name))
                 for key, tensor in {"A": a, "A0": a, "B": b, "B0": b}.items():
                     layer.tensors[key].copy_(tensor)
 
-    def initial(self, gradient, weight, generator):
+    def initial_factors(self, gradient, weight, generator):
         """(A₀, B₀) of one layer."""
-        from loratory.adapters.spectrum import singular
+        from loratory.adapters.spectrum import leading_singular_vectors
 
-        left, _, right = singular(gradient.to(weight.device), 2 * self.rank)
-        rows, columns = self.halves(generator)
-        length = self.length(weight)
+        left, _, right = leading_singular_vectors(gradient.to(weight.device), 2 * self.rank)
+        rows, columns = self.direction_indices(generator)
+        length = self.row_length(weight)
         return length * right[rows], length * left[:, columns]
 
-    def halves(self, generator) -> tuple[list[int], list[int]]:
+    def direction_indices(self, generator) -> tuple[list[int], list[int]]:
         """Indices of the singular directions of A and of B; disjoint, or the first step is not the best one."""
         import torch
 
@@ -88,7 +88,7 @@ class Method(contract.Method):
         }
         return kinds[self.direction]
 
-    def length(self, weight) -> float:
+    def row_length(self, weight) -> float:
         """Of each row of A₀ and each column of B₀."""
         import torch
 
@@ -105,7 +105,7 @@ class Method(contract.Method):
         now = linear(linear(x, tensors["A"]), tensors["B"])
         return self.scale * (now - linear(linear(x, tensors["A0"]), tensors["B0"]))
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         import torch
 
         from loratory.adapters.deltas import LowRank
@@ -113,6 +113,6 @@ class Method(contract.Method):
         a = torch.cat([tensors["A"], tensors["A0"]])
         return LowRank(a, torch.cat([tensors["B"], -tensors["B0"]], dim=1), self.scale)
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         """Without decay of A and B: it would pull B A, but not B₀ A₀, towards 0 and so move the base."""
-        return session.adamw_sparing(lambda name: name.endswith((".adapter.A", ".adapter.B")), parameters)
+        return session.adamw_without_decay(lambda name: name.endswith((".adapter.A", ".adapter.B")), parameters)

@@ -26,19 +26,19 @@ class Method(lora.Method):
     sigma: float = Field(0.03, ge=0, description="length of a row's noise over that of its weights")
     beta: float = Field(0.01, ge=0, description="share of the squared gradient in the squared length")
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         squares = weight.square().sum(1)  # B = 0: W' is W
         noise = {"weight_squares": squares, "gradient_squares": torch.zeros_like(squares)}
-        return super().start(weight, generator) | noise | {"noise_seed": torch.tensor(0)}
+        return super().initial_tensors(weight, generator) | noise | {"noise_seed": torch.tensor(0)}
 
     def forward(self, x, tensors, training):
         added = super().forward(x, tensors, training)
         if not training:
             return added
         variance = (tensors["weight_squares"] + self.beta * tensors["gradient_squares"]) / x.shape[-1]
-        return added + noising()(x, self.sigma * variance.sqrt(), int(tensors["noise_seed"]))
+        return added + noise_function()(x, self.sigma * variance.sqrt(), int(tensors["noise_seed"]))
 
     def before_step(self, session, step):
         import numpy as np
@@ -47,13 +47,13 @@ class Method(lora.Method):
         for layer, seed in zip(session.layers.values(), seeds.tolist()):
             layer.tensors["noise_seed"].fill_(seed)
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         """LoRA's, which measures before it moves: gradients and factors must be of one point."""
-        optimizer = super().optimizer(session, parameters)
-        optimizer.register_step_pre_hook(lambda *_: self.measure(session.layers.values()))
+        optimizer = super().create_optimizer(session, parameters)
+        optimizer.register_step_pre_hook(lambda *_: self.measure_norms(session.layers.values()))
         return optimizer
 
-    def measure(self, layers) -> None:
+    def measure_norms(self, layers) -> None:
         """Notes the squared norms of the rows of W' and of the estimated gradient."""
         import torch
 
@@ -65,7 +65,7 @@ class Method(lora.Method):
                 tensors["gradient_squares"].copy_(gradient.square().sum(1))
 
 
-def normal(seed: int, shape: tuple[int, int], dtype, device):
+def normal_noise(seed: int, shape: tuple[int, int], dtype, device):
     import torch
 
     generator = torch.Generator(device).manual_seed(seed)
@@ -73,7 +73,7 @@ def normal(seed: int, shape: tuple[int, int], dtype, device):
 
 
 @cache
-def noising():
+def noise_function():
     """(x, standard deviations of ε's rows, seed) -> ε x; backward draws the large ε again instead of keeping it."""
     import torch
     from torch.nn.functional import linear
@@ -83,12 +83,12 @@ def noising():
         def forward(ctx, x, deviations, seed):
             ctx.save_for_backward(deviations)
             ctx.drawn = seed, (len(deviations), x.shape[-1]), x.dtype, x.device
-            return linear(x, normal(*ctx.drawn)) * deviations
+            return linear(x, normal_noise(*ctx.drawn)) * deviations
 
         @staticmethod
         def backward(ctx, gradient):
             (deviations,) = ctx.saved_tensors
-            again = normal(*ctx.drawn)
+            again = normal_noise(*ctx.drawn)
             return (gradient * deviations).to(again.dtype) @ again, None, None
 
     return Noise.apply

@@ -28,7 +28,7 @@ class Method(contract.Method):
     rank: int = Field(96, ge=1, description="rank of the update; its square is what each layer trains")
     batches: int = Field(8, ge=1, description="training batches that the gradient is summed over")
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -40,17 +40,17 @@ class Method(contract.Method):
             "B": torch.zeros(out, self.rank),
         }
 
-    def prepare(self, session):
+    def prepare_training(self, session):
         import torch
 
-        from loratory.adapters.spectrum import singular
+        from loratory.adapters.spectrum import leading_singular_vectors
 
         gradients = session.weight_gradients(self.batches)
-        rate = session.recipe.rate(0)
+        rate = session.recipe.learning_rate_at(0)
         with torch.no_grad():
             for name, layer in session.layers.items():
                 step = -rate * gradients[name].to(layer.weight.device).sign()
-                left, values, right = singular(step, self.rank)
+                left, values, right = leading_singular_vectors(step, self.rank)
                 for key, tensor in {"A": right, "R": values.diag(), "B": left}.items():
                     layer.tensors[key].copy_(tensor)
 
@@ -59,7 +59,7 @@ class Method(contract.Method):
 
         return linear(linear(linear(x, tensors["A"]), tensors["R"]), tensors["B"])
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"] @ tensors["R"], 1.0)

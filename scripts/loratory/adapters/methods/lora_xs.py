@@ -25,12 +25,12 @@ class Method(structured_lora.Method):
     rank: int = Field(32, ge=1, description="rank of the update; rank² numbers are trained in each layer")
     alpha: float = Field(64.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
-        from loratory.adapters.spectrum import singular
+        from loratory.adapters.spectrum import leading_singular_vectors
 
         self.check_rank(weight)
-        u, sigma, v = singular(weight, self.rank)
+        u, sigma, v = leading_singular_vectors(weight, self.rank)
         middle = 1e-5 * torch.randn(self.rank, self.rank, generator=generator)
         return {"A": sigma[:, None] * v, "N": middle, "B": u}

@@ -21,7 +21,7 @@ class Method(contract.Method):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -31,14 +31,14 @@ class Method(contract.Method):
             raise InputError("layer", "mini does not divide the layer's outputs", self.mini, f"a divisor of {out}")
         return {"D": torch.zeros(self.rank, self.mini or out)}
 
-    def output(self, layer, x):
+    def layer_output(self, layer, x):
         from torch.nn.functional import dropout
 
         y, d = layer.base(x), layer.tensors["D"]
         added = shard_sum(dropout(x.to(d.dtype), self.dropout, layer.training), self.rank) @ d
         return y + added.tile(y.shape[-1] // added.shape[-1]).to(x.dtype)
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         import torch
 
         from loratory.adapters.deltas import LowRank

@@ -27,12 +27,12 @@ class Method(structured_lora.Method):
         False, description="take the start off again, so that a fresh adapter changes nothing; not as published"
     )
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         self.check_rank(weight)
-        factors = self.slices(weight)
-        return factors | self.kept(factors) if self.offset_base else factors
+        factors = self.weight_slices(weight)
+        return factors | self.offset_tensors(factors) if self.offset_base else factors
 
-    def slices(self, weight):
+    def weight_slices(self, weight):
         """Copies: training must not reach W through them."""
         import torch
 
@@ -40,15 +40,15 @@ class Method(structured_lora.Method):
         middle = torch.linalg.pinv(block) if self.middle == "pinv" else block.clone()
         return {"A": weight[: self.rank].clone(), "N": middle, "B": weight[:, : self.rank].clone()}
 
-    def kept(self, factors):
+    def offset_tensors(self, factors):
         """What of the start the offset needs."""
         return {"A0": factors["A"].clone(), "B0": factors["B"] @ factors["N"]}
 
-    def change(self, tensors):
-        now = super().change(tensors)
-        return self.offset(now, tensors) if self.offset_base else now
+    def low_rank_delta(self, tensors):
+        now = super().low_rank_delta(tensors)
+        return self.subtract_start(now, tensors) if self.offset_base else now
 
-    def offset(self, change, tensors):
+    def subtract_start(self, change, tensors):
         """The change less that of the start: one of twice the rank."""
         import torch
 
@@ -58,8 +58,8 @@ class Method(structured_lora.Method):
         b = torch.cat([change.B, -tensors["B0"]], dim=1)
         return LowRank(a, b, change.scale)
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         if not self.offset_base:
-            return session.adamw(parameters)
+            return session.adamw_optimizer(parameters)
         # Decay of the factors would pull the sum towards minus the start instead of towards the base.
-        return session.adamw_sparing(lambda name: ".adapter." in name, parameters)
+        return session.adamw_without_decay(lambda name: ".adapter." in name, parameters)

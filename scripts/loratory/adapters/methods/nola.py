@@ -16,7 +16,7 @@ from pydantic import Field
 
 from loratory.adapters import contract
 
-HELD = WeakKeyDictionary()  # {layer: {what determines them: bases}}, outside the layer so that no checkpoint has them
+CACHED_BASES = WeakKeyDictionary()  # {layer: {what determines them: bases}}, outside the layer so that no checkpoint has them
 
 
 class Method(contract.Method):
@@ -35,7 +35,7 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         inner = weight.shape[1]
@@ -46,31 +46,31 @@ class Method(contract.Method):
             "seeds": torch.randint(2**62, (2,), generator=generator),
         }
 
-    def factors(self, tensors, shape, draw):
+    def mixed_factors(self, tensors, shape, draw):
         """A and B as they are now, for a weight of a `shape`."""
         from torch import autocast
 
-        mixture, (out, inner), device = mixing(), shape, tensors["A0"].device
+        mixture, (out, inner), device = mixture_function(), shape, tensors["A0"].device
         seed_a, seed_b = tensors["seeds"].tolist()
         with autocast(device.type, enabled=False):  # backward, which is outside of it, must see the same bases
             a = mixture(tensors["coefficients_A"], partial(draw, seed_a, self.bases, self.rank, inner, device))
             b = mixture(tensors["coefficients_B"], partial(draw, seed_b, self.bases, out, self.rank, device))
         return tensors["A0"] + a, b
 
-    def output(self, layer, x):
+    def layer_output(self, layer, x):
         from torch.nn.functional import linear
 
-        draw = partial(held, layer) if self.keep_bases else drawn
-        a, b = self.factors(layer.tensors, layer.weight.shape, draw)
+        draw = partial(cached_bases, layer) if self.keep_bases else draw_bases
+        a, b = self.mixed_factors(layer.tensors, layer.weight.shape, draw)
         return layer.base(x) + linear(linear(x.to(a.dtype), a) * self.scale, b).to(x.dtype)
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         from loratory.adapters.deltas import LowRank
 
-        return LowRank(*self.factors(tensors, weight.shape, drawn), self.scale)
+        return LowRank(*self.mixed_factors(tensors, weight.shape, draw_bases), self.scale)
 
 
-def drawn(seed: int, count: int, rows: int, columns: int, device):
+def draw_bases(seed: int, count: int, rows: int, columns: int, device):
     """Bases `[count, rows, columns]`; on the CPU first, whose generator gives the same everywhere."""
     import torch
 
@@ -78,20 +78,20 @@ def drawn(seed: int, count: int, rows: int, columns: int, device):
     return torch.empty(count, rows, columns).uniform_(-1, 1, generator=generator).div_(sqrt(count)).to(device)
 
 
-def held(layer, *key):
+def cached_bases(layer, *key):
     """`drawn(*key)`, once for as long as the layer lives."""
-    bases = HELD.setdefault(layer, {})
+    bases = CACHED_BASES.setdefault(layer, {})
     if key not in bases:
-        bases[key] = drawn(*key)
+        bases[key] = draw_bases(*key)
     return bases[key]
 
 
 @cache
-def mixing():
+def mixture_function():
     """(coefficients, () -> bases) -> their mixture; backward asks for the bases again instead of keeping them."""
     import torch
 
-    class Mixture(torch.autograd.Function):
+    class BasisMixture(torch.autograd.Function):
         @staticmethod
         def forward(ctx, coefficients, bases):
             ctx.bases = bases
@@ -101,4 +101,4 @@ def mixing():
         def backward(ctx, gradient):
             return torch.einsum("ij,kij->k", gradient, ctx.bases()), None
 
-    return Mixture.apply
+    return BasisMixture.apply

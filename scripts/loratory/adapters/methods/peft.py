@@ -61,8 +61,8 @@ REFUSED = {
     "osf": "it needs hooks on its gradients",
     "adamss": "it needs a schedule of its own",
 }
-ELSEWHERE = {"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "task_type", "peft_type"}
-ELSEWHERE |= {
+MODEL_OPTIONS = {"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "task_type", "peft_type"}
+MODEL_OPTIONS |= {
     "base_model_name_or_path",
     "inference_mode",
     "revision",
@@ -73,7 +73,7 @@ ELSEWHERE |= {
 }
 
 
-def known_type(name: str) -> str:
+def check_type(name: str) -> str:
     if name in REFUSED:
         raise ValueError(f"PEFT's `{name}` is not supported: {REFUSED[name]}")
     if name not in TYPES:
@@ -81,14 +81,14 @@ def known_type(name: str) -> str:
     return name
 
 
-def is_elsewhere(option: str) -> bool:
-    return option in ELSEWHERE or "pattern" in option
+def is_model_option(option: str) -> bool:
+    return option in MODEL_OPTIONS or "pattern" in option
 
 
-def of_one_layer(options: dict[str, Any]) -> dict[str, Any]:
+def check_layer_options(options: dict[str, Any]) -> dict[str, Any]:
     """Refuses what speaks of the whole model: PEFT sees one nameless layer at a time and would pass over it."""
     for name in options:
-        if is_elsewhere(name):
+        if is_model_option(name):
             raise ValueError(f"`{name}` is not for a single layer; layers are chosen by the method's target_modules")
     return options
 
@@ -98,15 +98,15 @@ class Method(contract.DenseMethod):
 
     fixed: ClassVar[frozenset[str]] = frozenset({"seed"})
 
-    type: Annotated[str, AfterValidator(known_type)] = Field(description=f"one of PEFT's types: {', '.join(TYPES)}")
-    options: Annotated[dict[str, Any], AfterValidator(of_one_layer)] = Field(
+    type: Annotated[str, AfterValidator(check_type)] = Field(description=f"one of PEFT's types: {', '.join(TYPES)}")
+    options: Annotated[dict[str, Any], AfterValidator(check_layer_options)] = Field(
         {}, description="options of PEFT's config of this type, such as {r: 8}; ia3 needs `feedforward_modules`"
     )
 
-    def plan(self, weights):
+    def layer_methods(self, weights):
         inputs = self.options.get("feedforward_modules")  # of ia3: last names of the layers whose inputs are scaled
         if inputs is None:
-            return super().plan(weights)
+            return super().layer_methods(weights)
         last = {name: name.rpartition(".")[2] for name in weights}
         for name in inputs:
             if name not in last.values():
@@ -116,14 +116,14 @@ class Method(contract.DenseMethod):
         }
         return {name: self.model_copy(update={"options": own}) for name, own in options.items()}
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         seed = torch.randint(2**62, (), generator=generator)
-        tuner = self.tuner(weight, int(seed))
-        return {key: p.detach().clone() for key, p in trained(tuner).items()} | {"seed": seed}
+        tuner = self.build_tuner(weight, int(seed))
+        return {key: p.detach().clone() for key, p in trained_parameters(tuner).items()} | {"seed": seed}
 
-    def tuner(self, weight, seed: int):
+    def build_tuner(self, weight, seed: int):
         """PEFT's layer around a copy of a weight, on the CPU; the same for the same seed.
 
         Raises:
@@ -139,12 +139,12 @@ class Method(contract.DenseMethod):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             try:
-                peft.PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, self.config(kind), "default")
+                peft.PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, self.tuner_config(kind), "default")
             except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
                 raise InputError(f"PEFT's {self.type}", str(error)) from error
         return holder["it"]
 
-    def config(self, kind):
+    def tuner_config(self, kind):
         from dataclasses import fields
 
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -153,49 +153,49 @@ class Method(contract.DenseMethod):
         names = {field.name for field in fields(made)}
         for name in self.options:
             if name not in names:
-                raise unknown_name_error(f"PEFT's {self.type}", "option", name, {n for n in names if not is_elsewhere(n)})
+                raise unknown_name_error(f"PEFT's {self.type}", "option", name, {n for n in names if not is_model_option(n)})
         return made(target_modules=["it"], **self.options)
 
-    def output(self, layer, x):
+    def layer_output(self, layer, x):
         from torch.func import functional_call
 
-        tuner = self.shell(layer).train(layer.training)
-        paths = {key: path for path, key in keys(tuner).items()}
+        tuner = self.cached_tuner(layer).train(layer.training)
+        paths = {key: path for path, key in tensor_names(tuner).items()}
         tensors = {paths[key]: tensor for key, tensor in layer.adapter.items()}
         y = functional_call(tuner, tensors | {"base_layer.weight": layer.weight}, x)
         return y if layer.base.bias is None else y + layer.base.bias
 
-    def shell(self, layer):
+    def cached_tuner(self, layer):
         """A layer's tuner without tensors of its own for what the layer holds: those are put in at every call."""
-        if layer not in SHELLS:
-            tuner = self.tuner(layer.weight, int(layer.tensors["seed"])).to(layer.weight.device)
-            for tensor in [tuner.get_base_layer().weight, *trained(tuner).values()]:
+        if layer not in TUNERS:
+            tuner = self.build_tuner(layer.weight, int(layer.tensors["seed"])).to(layer.weight.device)
+            for tensor in [tuner.get_base_layer().weight, *trained_parameters(tuner).values()]:
                 tensor.data = tensor.data.new_empty(0)
-            SHELLS[layer] = tuner
-        return SHELLS[layer]
+            TUNERS[layer] = tuner
+        return TUNERS[layer]
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         import torch
 
         from loratory.adapters.deltas import Dense
 
-        tuner = self.tuner(weight, int(tensors["seed"])).to(weight.device).eval()  # in training, some types drop ranks
+        tuner = self.build_tuner(weight, int(tensors["seed"])).to(weight.device).eval()  # in training, some types drop ranks
         with torch.no_grad():
-            for key, parameter in trained(tuner).items():
+            for key, parameter in trained_parameters(tuner).items():
                 parameter.copy_(tensors[key])
             tuner.merge()
         return Dense(tuner.get_base_layer().weight.detach() - weight)
 
 
-SHELLS: WeakKeyDictionary = WeakKeyDictionary()  # {adapted layer: its tuner}
+TUNERS: WeakKeyDictionary = WeakKeyDictionary()  # {adapted layer: its tuner}
 
 
-def keys(tuner) -> dict[str, str]:
+def tensor_names(tuner) -> dict[str, str]:
     """{path in the tuner: name without dots} of the parameters that PEFT trains."""
     paths = [path for path, parameter in tuner.named_parameters() if parameter.requires_grad]
     return {path: path.replace(".default", "").replace(".", "_") for path in paths}
 
 
-def trained(tuner) -> dict:
+def trained_parameters(tuner) -> dict:
     parameters = dict(tuner.named_parameters())
-    return {key: parameters[path] for path, key in keys(tuner).items()}
+    return {key: parameters[path] for path, key in tensor_names(tuner).items()}

@@ -25,7 +25,7 @@ class Method(contract.Method):
         0.1, ge=0, description="λ of the L1 penalty on the coefficients: each step shrinks them by learning rate · λ"
     )
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -38,7 +38,7 @@ class Method(contract.Method):
 
         return linear(linear(x, tensors["A"]) * tensors["s"], tensors["B"])
 
-    def delta(self, tensors, weight):
+    def weight_delta(self, tensors, weight):
         """The pair with s_m in A; components that are exactly zero are left out, but for one."""
         from loratory.adapters.deltas import LowRank
 
@@ -46,7 +46,7 @@ class Method(contract.Method):
         kept = s.nonzero().flatten() if s.any() else s.new_zeros(1).long()
         return LowRank(s[kept, None] * tensors["A"][kept], tensors["B"][:, kept], 1.0)
 
-    def prepare(self, session):
+    def prepare_training(self, session):
         """All matrices of a shape take the pair of the first."""
         first = {}
         for layer in session.layers.values():
@@ -54,15 +54,15 @@ class Method(contract.Method):
             for key in ("A", "B"):
                 layer.adapter[key] = pair[key]
 
-    def optimizer(self, session, parameters):
+    def create_optimizer(self, session, parameters):
         """AdamW without decay of the coefficients, which the penalty shrinks already."""
-        return session.adamw_sparing(lambda name: name.endswith(".adapter.s"), parameters)
+        return session.adamw_without_decay(lambda name: name.endswith(".adapter.s"), parameters)
 
     def after_step(self, session, step):
         import torch
         from torch.nn.functional import softshrink
 
-        shrinkage = session.recipe.rate(step) * self.sparsity
+        shrinkage = session.recipe.learning_rate_at(step) * self.sparsity
         with torch.no_grad():
             for layer in session.layers.values():
                 layer.adapter["s"].copy_(softshrink(layer.adapter["s"], shrinkage))

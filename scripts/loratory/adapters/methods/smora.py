@@ -40,7 +40,7 @@ class Method(contract.Method):
     bias_step: float = Field(1e-3, ge=0, description="how far a step moves the balancing bias of a rank")
 
     @model_validator(mode="after")
-    def possible(self):
+    def check_options(self):
         if self.active > self.rank:
             raise ValueError(f"active is {self.active}, expected at most rank ({self.rank})")
         for name in ("rank", "active"):
@@ -48,7 +48,7 @@ class Method(contract.Method):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a multiple of {self.rank_partition}")
         return self
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         out, inner = weight.shape
@@ -63,19 +63,19 @@ class Method(contract.Method):
         from torch.nn.functional import dropout, linear
 
         x = dropout(x, self.dropout, training)
-        gates = self.gates(x, tensors)
+        gates = self.group_gates(x, tensors)
         every = gates.repeat_interleave(self.rank_partition, -1)
         added = linear(linear(x, tensors["A"]) * every * (self.alpha / self.active), tensors["B"])
         if training and added.requires_grad:
             chosen = gates.detach() > 0
 
-            def count(gradient):
+            def count_tokens(gradient):
                 tensors["counts"].add_((chosen & gradient.any(-1, keepdim=True)).flatten(0, -2).sum(0))
 
-            added.register_hook(count)  # in the backward pass it is known which tokens matter
+            added.register_hook(count_tokens)  # in the backward pass it is known which tokens matter
         return added
 
-    def gates(self, x: torch.Tensor, tensors: contract.Tensors) -> torch.Tensor:
+    def group_gates(self, x: torch.Tensor, tensors: contract.Tensors) -> torch.Tensor:
         """g `[..., groups]`, 0 for all but the chosen groups."""
         from torch.nn.functional import linear
 
@@ -84,10 +84,10 @@ class Method(contract.Method):
         best = best.clamp(min=LEAST)
         return scores.new_zeros(scores.shape).scatter(-1, places, best / best.mean(-1, keepdim=True))
 
-    def delta(self, tensors, weight):
-        from loratory.adapters.deltas import Own
+    def weight_delta(self, tensors, weight):
+        from loratory.adapters.deltas import InputDependent
 
-        return Own("smora", self, {key: tensors[key] for key in ("A", "B", "R", "bias")})
+        return InputDependent("smora", self, {key: tensors[key] for key in ("A", "B", "R", "bias")})
 
     def after_step(self, session, step):
         for layer in session.layers.values():

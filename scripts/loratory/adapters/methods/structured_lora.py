@@ -22,7 +22,7 @@ class Method(contract.Method):
     alpha: float = Field(128.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
 
-    def start(self, weight, generator):
+    def initial_tensors(self, weight, generator):
         import torch
 
         def uniform(rows, columns):
@@ -36,7 +36,7 @@ class Method(contract.Method):
             "B": torch.zeros(out, self.rank),
         }
 
-    def change(self, tensors):
+    def low_rank_delta(self, tensors):
         """The change of W; the forward pass goes through it, so what is trained is what is stored."""
         from loratory.adapters.deltas import LowRank
 
@@ -45,11 +45,11 @@ class Method(contract.Method):
     def forward(self, x, tensors, training):
         from torch.nn.functional import dropout, linear
 
-        change = self.change(tensors)
+        change = self.low_rank_delta(tensors)
         return linear(linear(dropout(x, self.dropout, training), change.A) * change.scale, change.B)
 
-    def delta(self, tensors, weight):
-        return self.change(tensors)
+    def weight_delta(self, tensors, weight):
+        return self.low_rank_delta(tensors)
 
     def check_rank(self, weight) -> None:
         """For factors that are cut out of W.

@@ -231,7 +231,7 @@ def k_core(users, items, k: int) -> np.ndarray:
         users, items: (n,) codes from 0.
     """
     columns = [np.asarray(users, np.int64), np.asarray(items, np.int64)]
-    sizes = [codes.max(initial=-1) + 1 for codes in columns]
+    sizes = [codes.max(initial_factors=-1) + 1 for codes in columns]
     alive = np.ones(len(columns[0]), bool)
     while True:
         enough = [np.bincount(codes[alive], minlength=size)[codes] >= k for codes, size in zip(columns, sizes)]

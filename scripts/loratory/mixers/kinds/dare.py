@@ -35,10 +35,10 @@ class Mixer(Merger):
         shares = expert_shares(self.shares, given, 1 / len(given) if self.combine == "linear" else 1.0)
 
         def merge_module(module, found):
-            changes, weights = [delta.dense() for delta in found.values()], torch.tensor([shares[n] for n in found])
+            changes, weights = [delta.to_dense() for delta in found.values()], torch.tensor([shares[n] for n in found])
             with seed_torch(seed, module):
                 total = self.drop_and_merge(changes, weights)
-            return LowRank.nearest(total, self.rank or sum(delta.rank for delta in found.values()))
+            return LowRank.from_matrix(total, self.rank or sum(delta.rank for delta in found.values()))
 
         return merge_experts(given, merge_module)
 

@@ -49,5 +49,5 @@ def truncate_rank(delta: LowRank, rank: int) -> LowRank:
 
     q_b, r_b = torch.linalg.qr(delta.B)
     q_a, r_a = torch.linalg.qr(delta.A.T)
-    core = LowRank.nearest(r_b @ r_a.T, rank)
+    core = LowRank.from_matrix(r_b @ r_a.T, rank)
     return LowRank(core.A @ q_a.T, q_b @ core.B, 1.0)
