@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from Bio import SeqIO  # noqa: E402
 
-from loratory.data.alphabets import RESIDUES, strangers  # noqa: E402
+from loratory.data.alphabets import RESIDUES, invalid_letters  # noqa: E402
 from loratory.data.fasta import read_fasta  # noqa: E402
 from loratory.data.ledger import Ledger  # noqa: E402
 
@@ -37,7 +37,7 @@ def write(path: Path, records: int) -> None:
 
 
 def ours(path) -> int:
-    return sum(len(s) for _, _, _, s in read_fasta(path, Ledger()) if not strangers(s, RESIDUES))
+    return sum(len(s) for _, _, _, s in read_fasta(path, Ledger()) if not invalid_letters(s, RESIDUES))
 
 
 def theirs(path) -> int:

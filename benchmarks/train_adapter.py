@@ -70,7 +70,7 @@ def equal_budget(items: list[Encoded], steps: int) -> int:
     """The smallest batch, in positions, with which an epoch takes no more than so many steps."""
     lengths = [item.length for item in items]
     budgets = range(max(lengths), sum(lengths), 50)
-    return next(budget for budget in budgets if len(Batches(lengths, budget, SEED).epoch(0)) <= steps)
+    return next(budget for budget in budgets if len(Batches(lengths, budget, SEED).epoch_batches(0)) <= steps)
 
 
 def recipe_of(steps: int) -> Recipe:

@@ -20,9 +20,9 @@ import torch  # noqa: E402
 
 from loratory.bases.core import load_base  # noqa: E402
 from loratory.config import BaseEntry  # noqa: E402
-from loratory.data.batching import by_length  # noqa: E402
+from loratory.data.batching import batches_by_length  # noqa: E402
 from loratory.data.ledger import Ledger  # noqa: E402
-from loratory.data.splits import smallest  # noqa: E402
+from loratory.data.splits import sample_by_hash  # noqa: E402
 from loratory.domains.speech import build, metrics  # noqa: E402
 from loratory.domains.speech.sources import Dataset, Files, Task  # noqa: E402
 from loratory.domains.speech.task import examples  # noqa: E402
@@ -46,12 +46,12 @@ def arguments():
 def clips(options) -> list[dict]:
     files = Files(folders=options.folder, audio_root=options.audio_root)
     found = list(build.read(files, Dataset(max_age=options.max_age), Ledger()))
-    return [record | {"group": record["speaker"]} for record in smallest(found, options.clips, 0)]
+    return [record | {"group": record["speaker"]} for record in sample_by_hash(found, options.clips, 0)]
 
 
 def transcripts(base, items, batch_tokens: int) -> list[str]:
     texts = [""] * len(items)
-    for batch in by_length([item.length for item in items], batch_tokens):
+    for batch in batches_by_length([item.length for item in items], batch_tokens):
         for i, text in zip(batch, base.text(base.model, [items[i] for i in batch], LIMIT)):
             texts[i] = text
     return texts
@@ -70,7 +70,7 @@ def measure(asked: dict, options, records) -> tuple[float, float, float]:
         seconds = perf_counter() - started[0], process_time() - started[1]
     rows = [{"id": r["id"], "reference": r["text"], "text": text} for r, text in zip(records, texts)]
     wer = next(metric for metric in metrics.METRICS if metric.name == "wer")
-    return wer.measure(metrics.columns(rows, records, Task())), *seconds
+    return wer.compute_value(metrics.columns(rows, records, Task())), *seconds
 
 
 def main():

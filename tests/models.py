@@ -149,9 +149,9 @@ def opinionated(mixture, strength: float = 30):
 
 def continued(mixture, start: dict, limit: int) -> list[list[int]]:
     """Greedy ids after the prompts in `start`, with caches."""
-    from loratory.bases.decoding import decode
+    from loratory.bases.decoding import decode_batch
 
     def forward(inputs, cache):
         return mixture(**inputs, past_key_values=cache, use_cache=True)
 
-    return decode(forward, start, mixture.new_cache(), end=-1, limit=limit)
+    return decode_batch(forward, start, mixture.new_cache(), end=-1, limit=limit)

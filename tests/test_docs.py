@@ -83,11 +83,11 @@ def test_the_methods_forward_is_its_delta(examples):
     method = registry.load_module("method", "plain_lora").Method(rank=4, alpha=8.0)
     random = torch.Generator().manual_seed(0)
     tensors = method.initial_tensors(torch.zeros(6, 5), random)
-    tensors["B"].normal_(generator=random)
+    tensors["B"].normal_(random_generator=random)
     delta = method.weight_delta(tensors, torch.zeros(6, 5))
     assert isinstance(delta, LowRank)
     assert delta.scale == 1.0
-    x = torch.randn(3, 5, generator=random)
+    x = torch.randn(3, 5, random_generator=random)
     torch.testing.assert_close(method.forward(x, tensors, training=False), x @ delta.to_dense().T)
 
 

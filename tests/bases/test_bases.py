@@ -23,7 +23,7 @@ from loratory.bases.prepare import prepare_folder
 from loratory.data.audio import log_mel, read_audio
 from loratory.domains.contract import Example
 from loratory.domains.lncrna.sources import Task
-from loratory.domains.questions import examples
+from loratory.domains.questions import domain_examples
 from loratory.errors import InputError
 from loratory.registry import load_module
 
@@ -130,7 +130,7 @@ def test_a_clip_is_heard_alone_and_as_the_encoder_hears_it_in_a_batch(causal, cl
         tokens = ears.tokens(len(clip))
         assert heard.shape == (tokens, 5 * ears.config.d_model)
         torch.testing.assert_close(heard, states[: 5 * tokens].reshape(tokens, -1), rtol=0, atol=1e-5)
-    assert all(torch.equal(ears.heard(clip), ears.hear(clip)) for clip in reversed(clips))
+    assert all(torch.equal(ears.heard(clip), ears.encode_clip(clip)) for clip in reversed(clips))
 
 
 def test_a_clip_is_encoded_once_and_only_by_the_ears_that_ask(tmp_path, clips):
@@ -155,7 +155,7 @@ def test_memory_of_what_was_heard_is_bounded():
 
 def test_a_full_window_has_no_more_tokens_than_the_encoder_has_positions():
     ears = AudioPrefix(whisper_config(), stack=7, width=8, hidden=8)
-    assert ears.tokens(32000) == 100 // 7
+    assert ears.prefix_length(32000) == 100 // 7
 
 
 def test_the_projector_learns_from_what_was_heard(causal, clips):
@@ -259,12 +259,12 @@ def test_choices_that_are_the_same_tokens_are_refused(causal):
 
 def test_a_base_begins_as_its_own_tokenizer_does_and_never_scores_what_nothing_precedes(causal):
     begin, tokens = causal.tokenizer.bos_token_id, causal.tokens("yes no")
-    assert causal.begin == [begin] and causal.encode(question("yes no", "")).ids == [begin, *tokens]
+    assert causal.begin_ids == [begin] and causal.encode(question("yes no", "")).ids == [begin, *tokens]
     tokenizer = text_tokenizer()
     tokenizer.backend_tokenizer.post_processor = ByteLevel()
     bare = Causal(causal.folder, causal.manifest, causal.model, tokenizer)
-    assert bare.begin == [] and bare.encode(question("yes no", "")).ids == tokens
-    assert bare.encode(question("", "yes no")).ids == [begin, *tokens, bare.end]
+    assert bare.begin_ids == [] and bare.encode(question("yes no", "")).ids == tokens
+    assert bare.encode(question("", "yes no")).ids == [begin, *tokens, bare.end_id]
 
 
 CHAT = "{% for m in messages %}<|begin|>{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}<|begin|>assistant: "
@@ -285,9 +285,9 @@ def test_a_chat_is_refused_without_a_template_with_audio_and_by_other_families(c
     with pytest.raises(InputError, match="no place for audio"):
         causal.encode(question(audio=clips[0], chat=True))
     record, task = {"id": "r", "group": "g", "sequence": "ACGT", "length": 4, "label": 1}, Task(chat=True)
-    assert all(example.chat for example in examples("lncrna", [record], task, "causal"))
+    assert all(example.chat for example in domain_examples("lncrna", [record], task, "causal"))
     with pytest.raises(InputError, match=r"domains.lncrna.task.chat: only causal bases have chat templates .encoder"):
-        examples("lncrna", [record], task, "encoder")
+        domain_examples("lncrna", [record], task, "encoder")
 
 
 def test_a_deaf_base_is_refused_for_audio(tmp_path, clips):

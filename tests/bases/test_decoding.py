@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import llama
 
-from loratory.bases.decoding import Sampling, branch, decode, draw, empty_cache, new_cache, steps
+from loratory.bases.decoding import Sampling, branch_cache, decode_batch, draw_tokens, empty_cache, new_cache, decode_steps
 from loratory.errors import InputError
 
 IDS = torch.arange(3 * 6).view(3, 6) % 40 + 3
@@ -51,29 +51,29 @@ def script(*rows):
 @pytest.mark.parametrize("sampling", [None, Sampling(3), Sampling(3, temperature=0.7, top_k=20, top_p=0.9)])
 def test_a_cache_changes_no_token_greedy_or_drawn(sampling):
     model = llama()
-    with_cache = decode(cached(model), start(), new_cache(model), -1, 10, sampling)
-    assert with_cache == decode(anew(model), start(), None, -1, 10, sampling)
+    with_cache = decode_batch(cached(model), start(), new_cache(model), -1, 10, sampling)
+    assert with_cache == decode_batch(anew(model), start(), None, -1, 10, sampling)
     assert len({tuple(row) for row in with_cache}) == 3
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(3)])
 def test_a_row_does_not_depend_on_when_others_are_done(sampling):
     model = llama()
-    free = decode(cached(model), start(), new_cache(model), -1, 12, sampling)
+    free = decode_batch(cached(model), start(), new_cache(model), -1, 12, sampling)
     end = free[1][3]
-    cut = decode(cached(model), start(), new_cache(model), end, 12, sampling)
+    cut = decode_batch(cached(model), start(), new_cache(model), end, 12, sampling)
     assert len(cut[1]) <= 3
     for row, full in zip(cut, free):
         assert row == (full[: full.index(end)] if end in full else full)
 
 
 def test_each_of_several_ends_stops_its_row_and_is_not_written():
-    assert decode(script([4, 5, 6, 7], [4, 4, 4, 9]), start(IDS[:2], MASK[:2]), None, {6, 9}, 9) == [[4, 5], [4, 4, 4]]
+    assert decode_batch(script([4, 5, 6, 7], [4, 4, 4, 9]), start(IDS[:2], MASK[:2]), None, {6, 9}, 9) == [[4, 5], [4, 4, 4]]
 
 
 def test_the_loop_ends_with_the_last_row_and_asks_for_nothing_more():
-    assert list(steps(script([4, 2], [2, 2]), start(IDS[:2], MASK[:2]), None, 2, 9)) == [[4, None], [None, None]]
-    assert list(steps(script([4], [5]), start(IDS[:2], MASK[:2]), None, 2, 1)) == [[4, 5]]
+    assert list(decode_steps(script([4, 2], [2, 2]), start(IDS[:2], MASK[:2]), None, 2, 9)) == [[4, None], [None, None]]
+    assert list(decode_steps(script([4], [5]), start(IDS[:2], MASK[:2]), None, 2, 1)) == [[4, 5]]
 
 
 def test_what_fulfils_a_criterion_is_written_and_closes_its_row():
@@ -85,7 +85,7 @@ def test_what_fulfils_a_criterion_is_written_and_closes_its_row():
 
 
 def decode_with(stopping, forward):
-    return [list(score_row) for score_row in zip(*steps(forward, start(IDS[:2], MASK[:2]), None, (), 9, None, stopping))]
+    return [list(score_row) for score_row in zip(*decode_steps(forward, start(IDS[:2], MASK[:2]), None, (), 9, None, stopping))]
 
 
 def test_an_unpadded_batch_is_given_no_mask_after_its_prompt():
@@ -95,8 +95,8 @@ def test_an_unpadded_batch_is_given_no_mask_after_its_prompt():
         seen.append(inputs.get("attention_mask") is not None)
         return cached(model)(inputs, cache)
 
-    decode(forward, start(mask=torch.ones_like(MASK)), new_cache(model), -1, 3)
-    decode(forward, start(), new_cache(model), -1, 3)
+    decode_batch(forward, start(mask=torch.ones_like(MASK)), new_cache(model), -1, 3)
+    decode_batch(forward, start(), new_cache(model), -1, 3)
     assert seen == [True, False, False, True, True, True]
 
 
@@ -123,7 +123,7 @@ def probabilities(sampling, logits) -> torch.Tensor:
 )
 def test_tokens_are_drawn_with_the_probabilities_of_the_definitions(sampling):
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, 1.7])
-    drawn = draw(logits.expand(20000, -1), sampling.warpers(), sampling.generator("cpu"))
+    drawn = draw_tokens(logits.expand(20000, -1), sampling.logits_warpers(), sampling.random_generator("cpu"))
     share = drawn.bincount(minlength=7) / 20000
     expected = probabilities(sampling, logits).float()
     assert ((share > 0) == (expected > 0)).all()
@@ -143,7 +143,7 @@ def test_branches_of_a_cache_go_on_alone_and_leave_it_as_it_was():
     model(prompt, past_key_values=stem, use_cache=True)
     kept = [(layer.keys.clone(), layer.values.clone()) for layer in stem.layers]
     tails = torch.tensor([[7, 8, 9], [10, 11, 12]])
-    found = model(tails, past_key_values=branch(stem, 2), use_cache=True).logits
+    found = model(tails, past_key_values=branch_cache(stem, 2), use_cache=True).logits
     expected = model(torch.cat([prompt.expand(2, -1), tails], 1)).logits[:, 6:]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     for (keys, values), layer in zip(kept, stem.layers):

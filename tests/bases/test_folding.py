@@ -29,7 +29,7 @@ def model(folder):
 
 
 def test_a_structure_has_every_atom_of_its_residues_and_no_other(model):
-    structure = folding.fold(model, SEQUENCE)
+    structure = folding.fold_sequence(model, SEQUENCE)
     assert structure.coordinates.shape == (len(SEQUENCE), 37, 3)
     atoms = np.isfinite(structure.coordinates).all(axis=2).sum(axis=1)
     heavy = dict(zip(RESIDUES, [5, 6, 8, 9, 11, 4, 10, 8, 9, 8, 8, 8, 7, 9, 11, 6, 7, 7, 14, 12]))
@@ -37,7 +37,7 @@ def test_a_structure_has_every_atom_of_its_residues_and_no_other(model):
 
 
 def test_plddt_is_the_models_at_alpha_carbons_times_100(model):
-    structure = folding.fold(model, SEQUENCE)
+    structure = folding.fold_sequence(model, SEQUENCE)
     raw = model.infer([SEQUENCE])["plddt"][0]
     assert raw.max() <= 1
     np.testing.assert_allclose(structure.plddt, 100 * raw[:, 1].numpy(), atol=1e-3)
@@ -45,7 +45,7 @@ def test_plddt_is_the_models_at_alpha_carbons_times_100(model):
 
 
 def test_the_pdb_file_holds_what_was_predicted(model, tmp_path):
-    structure = folding.fold(model, SEQUENCE)
+    structure = folding.fold_sequence(model, SEQUENCE)
     path = tmp_path / "a.pdb"
     path.write_text(folding.pdb_text(structure))
     trace = read_trace(path)
@@ -59,26 +59,26 @@ def test_the_pdb_file_holds_what_was_predicted(model, tmp_path):
 
 
 def test_neither_chunks_nor_company_nor_repetition_change_the_result(model):
-    short = folding.fold(model, SEQUENCE[:9])
-    again = folding.fold(model, SEQUENCE[:9], chunk_size=4)
+    short = folding.fold_sequence(model, SEQUENCE[:9])
+    again = folding.fold_sequence(model, SEQUENCE[:9], chunk_size=4)
     assert model.trunk.chunk_size == 4
     np.testing.assert_allclose(again.coordinates, short.coordinates, atol=1e-3)
     padded = model.infer([SEQUENCE, SEQUENCE[:9]])
     np.testing.assert_allclose(100 * padded["plddt"][1, :9, 1].numpy(), short.plddt, atol=1e-3)
-    np.testing.assert_array_equal(folding.fold(model, SEQUENCE[:9]).coordinates, short.coordinates)
+    np.testing.assert_array_equal(folding.fold_sequence(model, SEQUENCE[:9]).coordinates, short.coordinates)
 
 
 def test_the_language_model_may_run_in_half_precision(folder):
     model = folding.load_folding_model(folder, allow_random=True)
-    single = folding.fold(model, SEQUENCE)
+    single = folding.fold_sequence(model, SEQUENCE)
     model.esm.half()
-    np.testing.assert_allclose(folding.fold(model, SEQUENCE).plddt, single.plddt, atol=1)
+    np.testing.assert_allclose(folding.fold_sequence(model, SEQUENCE).plddt, single.plddt, atol=1)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.02, 1), min_size=1))
 def test_the_scale_of_plddt_is_0_to_100(values):
-    scaled = folding.percent(np.array(values))
+    scaled = folding.percent_plddt(np.array(values))
     assert np.all((scaled >= 0) & (scaled <= 100))
     np.testing.assert_allclose(scaled / 100, values)
 
@@ -86,7 +86,7 @@ def test_the_scale_of_plddt_is_0_to_100(values):
 @pytest.mark.parametrize("values", [[50.0, 70.0], [-0.1, 0.5], [0.001, 0.009], [float("nan"), 0.5]])
 def test_another_scale_than_0_to_1_stops_everything(values):
     with pytest.raises(AssertionError, match="pLDDT is not on the scale"):
-        folding.percent(np.array(values))
+        folding.percent_plddt(np.array(values))
 
 
 def test_a_model_that_diverges_is_told(folder):
@@ -94,7 +94,7 @@ def test_a_model_that_diverges_is_told(folder):
     with torch.no_grad():
         model.trunk.structure_module.bb_update.linear.bias.fill_(float("nan"))
     with pytest.raises(InputError, match=r"folding: the model's coordinates are not finite \(ACD"):
-        folding.fold(model, SEQUENCE)
+        folding.fold_sequence(model, SEQUENCE)
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,6 @@ def test_without_a_network_the_other_way_is_told(server, tmp_path, monkeypatch):
 
 def test_the_cache_names_files_by_checksums_that_are_checked(tmp_path):
     content = b"some text"
-    for digest, name in ((hub.sha256, hashlib.sha256(content).hexdigest()), (hub.git_sha1, git_sha1(content))):
+    for digest, name in ((hub.file_sha256, hashlib.sha256(content).hexdigest()), (hub.git_sha1, git_sha1(content))):
         (tmp_path / name).write_bytes(content)
         assert digest(tmp_path / name) == name

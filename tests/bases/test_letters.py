@@ -78,7 +78,7 @@ def test_all_finished_strings_and_all_unfinished_ones_share_a_probability_of_one
 @torch.no_grad()
 def test_the_score_of_a_sequence_is_the_product_over_its_letters_from_the_models_own_logits(base, model):
     item = base.encode(of("GAC>"))
-    ids = base.begin + base.tokens("acg tta")
+    ids = base.begin_ids + base.tokens("acg tta")
     expected = 0.0
     for letter in "GAC>":
         expected -= float(logs_by_hand(base, model, ids)[LETTERS.index(letter)])
@@ -106,7 +106,7 @@ def test_what_is_written_is_letters_up_to_the_one_that_closes(base, model):
     items = [base.encode(of("", prompt)) for prompt in ("acg tta", "MKTAYIAK", "yes")]
     greedy = base.text(model, items, 6)
     for prompt, text in zip(("acg tta", "MKTAYIAK", "yes"), greedy):
-        ids, expected = base.begin + base.tokens(prompt), ""
+        ids, expected = base.begin_ids + base.tokens(prompt), ""
         while len(expected) < 6 and not expected.endswith(">"):
             expected += LETTERS[int(logs_by_hand(base, model, ids).argmax())]
             ids = [*ids, base.tokenizer.convert_tokens_to_ids(expected[-1])]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, WhisperConfig, WhisperForConditionalGene
 from whisper.tokenizer import get_encoding, get_tokenizer
 
 from loratory.bases.core import load_base
-from loratory.bases.openai_whisper import export_openai, import_openai, prepare_openai, tokenizer_of
+from loratory.bases.openai_whisper import export_openai, import_openai, prepare_openai, openai_tokenizer
 from loratory.bases.options import WhisperOptions
 from loratory.errors import InputError
 
@@ -79,7 +79,7 @@ def test_there_and_back_every_weight_is_bit_for_bit_what_it_was(made, tmp_path):
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_all_tokens_and_encoded_texts_are_openais(vocabulary, tmp_path):
     expected, draw = get_encoding(*VOCABULARIES[vocabulary]), random.Random(0)
-    tokenizer_of(vocabulary).save_pretrained(tmp_path)
+    openai_tokenizer(vocabulary).save_pretrained(tmp_path)
     found = AutoTokenizer.from_pretrained(tmp_path)
     assert len(found) == expected.n_vocab == vocabulary
     for id in range(expected.n_vocab):

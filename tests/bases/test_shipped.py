@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loratory.bases.core import load_base
-from loratory.bases.folding import fold, load_folding_model
+from loratory.bases.folding import fold_sequence, load_folding_model
 from loratory.bases.prepare import prepare_folder
 from loratory.config import RESOURCES, entries_by_name, load_config
 from loratory.domains.dataset import build_dataset, read_split
@@ -25,14 +25,14 @@ def test_a_shipped_base_opens(name, tmp_path):
     assert base.family == BASES[name].family
     assert bool(base.audio) == BASES[name].has_audio
     if base.family == "causal":  # as it was pretrained
-        assert base.begin == [base.tokenizer.bos_token_id]
+        assert base.begin_ids == [base.tokenizer.bos_token_id]
 
 
 def test_the_shipped_folding_base_is_surer_of_a_protein_than_of_its_shuffled_residues():
     model = load_folding_model(BASES["mini_fold"].path, "cpu")
     helix = "EALKKAEELLKEALAKAEELLAKAGDPEALKKALELAEKAVELA"
     shuffled = "".join(sorted(helix))
-    assert fold(model, helix).plddt.mean() > fold(model, shuffled).plddt.mean()
+    assert fold_sequence(model, helix).plddt.mean() > fold_sequence(model, shuffled).plddt.mean()
 
 
 def test_shipped_bases_are_small_and_have_cards():

@@ -80,7 +80,7 @@ def test_malformed_records_can_be_skipped_and_are_accounted_for(tmp_path):
     ledger = Ledger("skip")
     assert [found[1] for found in read_fasta(path, ledger)] == ["a", "b", "d"]
     assert (ledger.n_in, ledger.n_malformed) == (6, 3)
-    assert ledger.reasons() == {"duplicate_id": 1, "no_id": 1, "no_sequence": 1}
+    assert ledger.reason_counts() == {"duplicate_id": 1, "no_id": 1, "no_sequence": 1}
     assert [row[:3] for row in ledger.rows] == [(str(path), "1", ""), (str(path), "4", "c"), (str(path), "5", "a")]
 
 

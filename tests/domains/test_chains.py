@@ -22,7 +22,7 @@ from loratory.data import mmseqs
 from loratory.data.alphabets import RESIDUES
 from loratory.data.fasta import read_fasta
 from loratory.data.ledger import Ledger
-from loratory.data.structures import unflat
+from loratory.data.structures import unflatten_backbone
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.fetch import fetch_source, open_source
 from loratory.domains.protein import simulate as protein
@@ -102,7 +102,7 @@ def test_every_format_gives_the_same_record(tmp_path):
     for name, id in ids.items():
         [record], _ = read(Files(chains=[str(tmp_path / name)]))
         assert (record["id"], record["sequence"], record["origin"]) == (id, SEQUENCE, "experiment")
-        np.testing.assert_allclose(unflat(record["backbone"]), points, atol=6e-4)
+        np.testing.assert_allclose(unflatten_backbone(record["backbone"]), points, atol=6e-4)
 
 
 def test_a_folder_stands_for_its_structure_files(tmp_path):
@@ -111,7 +111,7 @@ def test_a_folder_stands_for_its_structure_files(tmp_path):
         ("a.pdb", "below/b.cif.gz", "d1abca_", "x.jsonl", "notes.txt", "pairs.tsv", ".hidden")
     ):
         (tmp_path / name).write_text(str(number))
-    found = Files(chains=[str(tmp_path), str(tmp_path / "none.pdb")]).paths()
+    found = Files(chains=[str(tmp_path), str(tmp_path / "none.pdb")]).file_paths()
     assert found == [str(tmp_path / name) for name in ("a.pdb", "below/b.cif.gz", "d1abca_", "x.jsonl", "none.pdb")]
 
 
@@ -141,7 +141,7 @@ def test_unresolved_residues_of_a_known_sequence_stay_as_nan(tmp_path):
     points[:3] = points[30:32] = np.nan
     points[50, 3] = np.nan
     [record], ledger = read(jsonl(tmp_path, entry("a", points=points)))
-    np.testing.assert_array_equal(np.isnan(unflat(record["backbone"])), np.isnan(points))
+    np.testing.assert_array_equal(np.isnan(unflatten_backbone(record["backbone"])), np.isnan(points))
     assert record["sequence"] == SEQUENCE and not ledger.rows
     kept, ledger = read(jsonl(tmp_path, entry("a", points=points)), resolved=0.95)
     assert not kept and [row[3] for row in ledger.rows] == ["unresolved"]
@@ -152,7 +152,7 @@ def test_null_is_unresolved_too(tmp_path):
     record = entry("a")
     record["coords"]["O"][7] = [None, None, None]
     [kept], _ = read(jsonl(tmp_path, record))
-    assert np.isnan(unflat(kept["backbone"])[7, 3]).all() and np.isnan(kept["backbone"]).sum() == 3
+    assert np.isnan(unflatten_backbone(kept["backbone"])[7, 3]).all() and np.isnan(kept["backbone"]).sum() == 3
 
 
 @pytest.mark.parametrize("gap", [0, 1, 4])
@@ -207,7 +207,7 @@ def test_a_malformed_record_is_named_or_skipped(tmp_path, line, message, reason)
     with pytest.raises(InputError, match="^" + re.escape(f"{files.chains[0]}:2: {message}")):
         read(files)
     kept, ledger = read(files, on_error="skip")
-    assert [r["id"] for r in kept] == ["a"] and ledger.reasons() == {reason: 1} and ledger.n_malformed == 1
+    assert [r["id"] for r in kept] == ["a"] and ledger.reason_counts() == {reason: 1} and ledger.n_malformed == 1
 
 
 def test_a_malformed_file_is_named_or_skipped(tmp_path):
@@ -229,7 +229,7 @@ def test_lengths_and_letters_follow_the_policy_of_proteins(tmp_path):
     entries = [entry("a", long.lower()), entry("b", SEQUENCE[:49]), entry("c", odd), entry("d", SEQUENCE[:-1] + "U")]
     kept, ledger = read(jsonl(tmp_path, *entries), max_length=len(SEQUENCE))
     assert [r["sequence"] for r in kept] == [SEQUENCE[:-1] + "C"]
-    assert ledger.reasons() == {"ambiguous_residue": 1, "too_long": 1, "too_short": 1}
+    assert ledger.reason_counts() == {"ambiguous_residue": 1, "too_long": 1, "too_short": 1}
 
 
 def test_each_sequence_stays_once_and_each_id(tmp_path):
@@ -264,14 +264,14 @@ def test_every_chain_and_every_piece_is_kept_or_accounted_for(tmp_path_factory, 
     files = jsonl(tmp_path_factory.getbasetemp(), *entries)
     kept, ledger = read(files, on_error="skip", min_length=5, max_length=25, resolved=0.5)
     assert ledger.n_in == len(kept) + len(ledger.rows)
-    assert ledger.n_in == len(entries) + ledger.reasons().get("chain_break", 0)
+    assert ledger.n_in == len(entries) + ledger.reason_counts().get("chain_break", 0)
     assert len({r["sequence"] for r in kept}) == len(kept)
     for record in kept:
-        points = unflat(record["backbone"])
+        points = unflatten_backbone(record["backbone"])
         assert set(record["sequence"]) <= set(RESIDUES)
         assert 5 <= record["length"] == len(record["sequence"]) == len(points) <= 25
         assert np.isfinite(points).all(axis=(1, 2)).mean() >= 0.5
-        assert not build.breaks(points)
+        assert not build.chain_breaks(points)
 
 
 # real files
@@ -283,13 +283,13 @@ def test_real_structures_of_every_format_become_records(shared_data):
         warnings.simplefilter("ignore")  # of several models the first is used
         kept, ledger = read(Files(chains=[str(folder)]), on_error="skip")
     assert ledger.n_in == len(kept) + len(ledger.rows)
-    ledger.check("structure", len(kept), 0.01)
+    ledger.check_counts("structure", len(kept), 0.01)
     assert len(kept) == 131 and sum(r["length"] for r in kept) == 24135
     assert {r["origin"] for r in kept} == {"experiment"}
     ids = {r["id"] for r in kept}
     assert {"1aki.A", "1cs6.A", "3pivA", "d1mbaa_.A", "PF00313_3I2Z_A.A"} <= ids
     for record in kept:  # peptide bonds are what they are everywhere
-        points = unflat(record["backbone"])
+        points = unflatten_backbone(record["backbone"])
         bond = np.linalg.norm(points[1:, 0] - points[:-1, 2], axis=1)
         assert 1.2 < np.nanmedian(bond) < 1.45, record["id"]
 
@@ -376,7 +376,7 @@ def test_no_family_is_that_of_the_protein_domain(tmp_path):
     protein.simulate(Simulation(n=40, families=40), "domain", 0, tmp_path)
     proteins = {id: s.decode() for _, id, _, s in read_fasta(tmp_path / "uniref50.fasta.gz", Ledger())}
     ours = {f"structure {r['name']}": r["seq"] for r in simulated(tmp_path, n=40, families=40)}
-    assert not mmseqs.search(ours, proteins, identity=0.5, coverage=0.8)
+    assert not mmseqs.search_sequences(ours, proteins, identity=0.5, coverage=0.8)
 
 
 def test_simulated_chains_are_read_whole(tmp_path):
@@ -401,7 +401,7 @@ def test_simulated_geometry_is_that_of_proteins(tmp_path):
 def test_torsions_are_those_asked_for():
     asked = np.random.default_rng(0).uniform(-179, 179, size=(40, 2))
     chain = AtomArray(120)
-    chain.coord = simulate.backbone(asked)[:, :3].reshape(-1, 3)
+    chain.coord = simulate.build_backbone(asked)[:, :3].reshape(-1, 3)
     chain.atom_name[:], chain.res_id[:] = ["N", "CA", "C"] * 40, np.repeat(np.arange(40), 3)
     chain.res_name[:], chain.chain_id[:] = "ALA", "A"
     phi, psi, omega = (np.degrees(angle) for angle in dihedral_backbone(chain))
@@ -411,7 +411,7 @@ def test_torsions_are_those_asked_for():
 
 
 def test_a_helix_rises_and_bonds_as_helices_do():
-    helix, strand = (simulate.backbone(np.full((30, 2), basin, float)) for basin in (simulate.HELIX, simulate.STRAND))
+    helix, strand = (simulate.build_backbone(np.full((30, 2), basin, float)) for basin in (simulate.HELIX, simulate.STRAND))
     assert np.linalg.norm(helix[18, 1] - helix[0, 1]) / 18 == pytest.approx(1.5, abs=0.1)
     assert np.linalg.norm(helix[4:, 0] - helix[:-4, 3], axis=1) == pytest.approx(3.0, abs=0.2)  # the hydrogen bond
     assert np.linalg.norm(strand[18, 1] - strand[0, 1]) / 18 == pytest.approx(3.35, abs=0.1)
@@ -420,15 +420,15 @@ def test_a_helix_rises_and_bonds_as_helices_do():
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 60))
 def test_any_torsions_make_a_connected_chain(seed, length):
-    points = simulate.backbone(np.random.default_rng(seed).uniform(-180, 180, size=(length, 2)))
+    points = simulate.build_backbone(np.random.default_rng(seed).uniform(-180, 180, size=(length, 2)))
     assert points.shape == (length, 4, 3) and np.isfinite(points).all()
-    assert not build.breaks(points)
+    assert not build.chain_breaks(points)
 
 
 def test_relatives_are_more_alike_than_strangers():
     rng = random.Random(0)
     folds = [
-        [atoms[:, 1] for _, atoms in simulate.members(Simulation(n=2, families=1, max_length=80), population, rng)]
+        [atoms[:, 1] for _, atoms in simulate.family_chains(Simulation(n=2, families=1, max_length=80), population, rng)]
         for population in [POPULATIONS["general"]] * 6
     ]
     relatives = [tm_score(*pair).norm_reference for pair in folds]
@@ -439,7 +439,7 @@ def test_relatives_are_more_alike_than_strangers():
 def test_chains_do_not_cross_themselves(tmp_path):
     for record in simulated(tmp_path, n=40, families=40, min_length=150, max_length=200):
         points = np.stack([record["coords"][name] for name in ("N", "CA", "C", "O")], axis=1)
-        assert not simulate.crossings(points)
+        assert not simulate.count_crossings(points)
     knot = np.repeat(LINE[:10, None], 4, axis=1)
     knot[7] = knot[1] + 1
-    assert simulate.crossings(knot) == 2
+    assert simulate.count_crossings(knot) == 2

@@ -21,7 +21,7 @@ from loratory.errors import InputError
 
 GENCODE = "ENST{0}.1|ENSG{1}.{2}|OTTHUMG1.1|-|NAME-201|NAME|{3}|"
 GENES = 100  # of each class, in the simulated sets
-VALUES = {metric.name: metric.measure for metric in metrics.METRICS}
+VALUES = {metric.name: metric.compute_value for metric in metrics.METRICS}
 
 
 def letters(n: int, seed=0) -> str:
@@ -134,7 +134,7 @@ def test_one_id_in_both_classes_is_an_error_that_names_both_places(tmp_path):
     )
     ledger = Ledger("skip")
     assert [r["id"] for r in read(files, ledger)] == ["a", "b"]
-    assert ledger.n_in == 4 and ledger.n_malformed == 2 and ledger.reasons() == {"label_conflict": 2}
+    assert ledger.n_in == 4 and ledger.n_malformed == 2 and ledger.reason_counts() == {"label_conflict": 2}
 
 
 def test_one_id_with_two_sequences_in_two_files_of_a_class_is_an_error(tmp_path):
@@ -144,7 +144,7 @@ def test_one_id_with_two_sequences_in_two_files_of_a_class_is_an_error(tmp_path)
         read(sources.Files(coding=[one, two], noncoding=[other]))
     same = sources.Files(coding=[one, fasta(tmp_path / "3.fa", [("x", SOUND)])], noncoding=[other])
     ledger = Ledger()
-    assert len(read(same, ledger)) == 2 and ledger.reasons() == {"duplicate": 1}
+    assert len(read(same, ledger)) == 2 and ledger.reason_counts() == {"duplicate": 1}
 
 
 def test_a_class_that_is_filtered_away_is_an_error_that_counts_why(tmp_path):
@@ -195,7 +195,7 @@ def test_every_record_is_kept_or_accounted_for(tmp_path):
     ledger = Ledger("skip")
     kept = read(transcripts(tmp_path, coding, noncoding), ledger, max_length=500)
     assert [r["id"] for r in kept] == ["ENST1.2", "keep1", "keep2", "surer"]
-    assert ledger.reasons() == {
+    assert ledger.reason_counts() == {
         "alphabet": 1, "ambiguous": 1, "duplicate": 1, "label_conflict": 2, "too_long": 1, "too_short": 1,
     }  # fmt: skip
     assert ledger.n_in == len(kept) + len(ledger.rows) == 11 and ledger.n_malformed == 1
@@ -212,7 +212,7 @@ def test_ambiguous_letters_within_the_limit_are_kept_as_n(tmp_path):
 @given(st.text("ACGT", min_size=1))
 def test_rna_dna_and_lower_case_are_one_sequence(sequence):
     forms = sequence, sequence.replace("T", "U"), sequence.lower(), sequence.replace("T", "U").lower()
-    assert {build.canonical("f:1", form.encode()) for form in forms} == {sequence}
+    assert {build.canonical_sequence("f:1", form.encode()) for form in forms} == {sequence}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_rna_dna_and_lower_case_are_one_sequence(sequence):
     ],
 )  # fmt: skip
 def test_header_dialects_are_told_apart(header, id, gene):
-    assert build.identify("f:1", header, 4, "auto") == (id, gene)
+    assert build.parse_header("f:1", header, 4, "auto") == (id, gene)
 
 
 def test_labels_follow_the_role_and_never_the_name(tmp_path):
@@ -251,7 +251,7 @@ def test_groups_join_isoforms_and_similar_transcripts_of_other_genes():
 
 def test_leaks_finds_what_resembles_a_held_out_record():
     near, far = mutated(SOUND, 0.1), mutated(SOUND, 0.9)
-    found = build.leaks(
+    found = build.find_leaks(
         table({"held": SOUND}), table({"near": near, "far": far, "part": SOUND[:100]}), sources.Dataset()
     )
     assert found == {"near": "held"}
@@ -268,7 +268,7 @@ def simulated(tmp_path_factory):
     for population in simulate.SPECIES:
         folder = tmp_path_factory.mktemp(population)
         named = simulate.simulate(sources.Simulation(genes=GENES), population, 7, folder)
-        files = sources.Files(**named).moved(lambda name, folder=folder: str(folder / name))
+        files = sources.Files(**named).map_locations(lambda name, folder=folder: str(folder / name))
         build_dataset("lncrna", files, sources.Dataset(), 7, folder / "data")
         out[population] = files, folder / "data"
     return out
@@ -438,7 +438,7 @@ def test_longest_orf_is_on_the_sense_strand_and_may_be_open(sequence, nt):
 def test_a_frame_is_read_codon_by_codon_with_its_stop(sequence, frame):
     options = sources.Task(prompt="", reads="frame")
     (example,) = task.examples([{"id": "r", "group": "g", "sequence": sequence, "label": 0}], options, "causal")
-    assert example.prompt == task.kmers(frame) + "\n"
+    assert example.prompt == task.kmer_text(frame) + "\n"
 
 
 def test_windows_of_a_frame_start_at_its_start_codon():
@@ -495,10 +495,10 @@ def test_length_matching_takes_equally_many_of_each_class_whatever_the_order():
     assert VALUES["auc"](found) > 0.8 and 0.45 < VALUES["auc_length_matched"](found) < 0.55
     assert matched[label == 0].sum() == matched[label == 1].sum() > 50
     (metric,) = (m for m in metrics.METRICS if m.name == "auc_length_matched")
-    assert (metric.selection(found) == matched).all(), "its n is that of the matched records"
+    assert (metric.row_selection(found) == matched).all(), "its n is that of the matched records"
     order = draw.permutation(len(label))
     ids = [f"r{i:04d}" for i in order]
-    assert (metrics.length_matched(ids, length[order].astype(float), label[order]) == matched[order]).all()
+    assert (metrics.length_matched_mask(ids, length[order].astype(float), label[order]) == matched[order]).all()
 
 
 def test_metrics_name_one_primary_that_is_better_when_higher():
@@ -511,7 +511,7 @@ def test_metrics_name_one_primary_that_is_better_when_higher():
 
 def test_the_simulator_writes_the_same_bytes_again(simulated, tmp_path):
     simulate.simulate(sources.Simulation(genes=GENES), "domain", 7, tmp_path / "again")
-    for location in simulated["domain"][0].locations():
+    for location in simulated["domain"][0].all_locations():
         name = location.rsplit("/", 1)[1]
         assert (tmp_path / "again" / name).read_bytes() == Path(location).read_bytes()
     simulate.simulate(sources.Simulation(genes=GENES), "domain", 8, tmp_path / "other")

@@ -100,7 +100,7 @@ def test_what_is_no_protein_is_named_or_skipped(tmp_path, sequence, message, rea
         read(tmp_path, entries)
     kept, ledger = read(tmp_path, entries, on_error="skip")
     assert [r["id"] for r in kept] == ["a"]
-    assert ledger.reasons() == {reason: 1} and ledger.n_malformed == 1
+    assert ledger.reason_counts() == {reason: 1} and ledger.n_malformed == 1
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_is_no_protein_is_named_or_skipped(tmp_path, sequence, message, rea
 )
 def test_letters_and_lengths_follow_the_policy(tmp_path, sequence, options, expected):
     kept, ledger = read(tmp_path, [("a", sequence)], **options)
-    assert [r["sequence"] for r in kept] + list(ledger.reasons()) == [expected]
+    assert [r["sequence"] for r in kept] + list(ledger.reason_counts()) == [expected]
     assert ledger.n_malformed == 0
 
 
@@ -140,13 +140,13 @@ def test_a_few_malformed_records_among_many_are_tolerated_and_many_are_not(tmp_p
     entries = [(f"p{i}", "".join(rng.choices(RESIDUES, k=60))) for i in range(300)]
     entries[100] = ("bad", PROTEIN + "7")
     _, ledger = read(tmp_path, entries, on_error="skip")
-    ledger.check("protein", 299, 0.01)
+    ledger.check_counts("protein", 299, 0.01)
     entries[200:205] = [(f"bad{i}", PROTEIN + "-") for i in range(5)]
     _, ledger = read(tmp_path, entries, on_error="skip")
     with pytest.raises(
         InputError, match=r"6 of 300 records are malformed; expected at most 1\.0%.*in\.fasta:101: '7'"
     ):
-        ledger.check("protein", 294, 0.01)
+        ledger.check_counts("protein", 294, 0.01)
 
 
 @settings(max_examples=100, deadline=None)
@@ -261,7 +261,7 @@ def test_a_protein_is_asked_for_in_the_stage_1_format():
     assert (example.id, example.group) == ("a", "g")
     assert example.prompt + example.target == "Seq=<MKV>"
     assert example.prompt == "Seq=<"
-    first, second = task.samples(2, Task(), "causal")
+    first, second = task.sample_prompts(2, Task(), "causal")
     assert (first.prompt, first.target) == (example.prompt, "")
     assert first.id != second.id
 
@@ -269,9 +269,9 @@ def test_a_protein_is_asked_for_in_the_stage_1_format():
 def test_as_letters_residues_and_the_bracket_that_closes_are_the_whole_alphabet():
     asked = Task(tokens="letters")
     examples = [*task.examples([{"id": "a", "group": "g", "sequence": "MKV"}], asked, "causal")]
-    examples += task.samples(1, asked, "causal")
+    examples += task.sample_prompts(1, asked, "causal")
     assert {example.alphabet for example in examples} == {(*RESIDUES, ">")}
-    assert {example.alphabet for example in task.samples(1, Task(), "causal")} == {()}
+    assert {example.alphabet for example in task.sample_prompts(1, Task(), "causal")} == {()}
 
 
 def test_residue_frequency_is_a_distribution_fitted_on_train_alone():
@@ -325,7 +325,7 @@ def row(**values) -> dict:
 
 def value(name: str, rows) -> float:
     metric = next(metric for metric in metrics.METRICS if metric.name == name)
-    return metric.measure(metrics.columns(rows, [], Task()))
+    return metric.compute_value(metrics.columns(rows, [], Task()))
 
 
 def test_nll_is_pooled_over_residues_without_the_end():
@@ -365,7 +365,7 @@ def test_valid_samples_are_closed_plausible_and_do_not_loop(text, valid):
 @given(st.integers(1, 6), st.integers(1, 12), st.text("ACD", max_size=8), st.text("EFG", max_size=8))
 def test_a_planted_repeat_is_measured_in_full(period, copies, before, after):
     unit = "KLMNPQ"[:period]
-    length = metrics.tandem(before + unit * copies + after, period)
+    length = metrics.tandem_length(before + unit * copies + after, period)
     assert length >= period * copies if copies > 1 else length <= max(len(before), len(after))
 
 

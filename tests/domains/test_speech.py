@@ -23,7 +23,7 @@ from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.speech import build, metrics, simulate
 from loratory.domains.speech.espeak import Synthesiser
 from loratory.domains.speech.sources import Dataset, Files, Simulation, Task
-from loratory.domains.speech.task import baselines, examples, plain
+from loratory.domains.speech.task import baselines, examples, plain_transcript
 from loratory.errors import InputError
 
 TEXTS = ("red ball", "BLUE cat", "it's a dog", "go home")
@@ -122,7 +122,7 @@ def test_speaker_tables_are_optional_and_unknown_is_unknown(corpus):
     found, _ = records(corpus)
     assert {record["gender"] for record in found} == {""}
     assert {record["age"] for record in found if record["speaker"] == "s03"} == {-1}
-    assert files(corpus).paths() == [str(corpus / name) for name in ("wav.scp", "text", "utt2spk", "spk2age")]
+    assert files(corpus).file_paths() == [str(corpus / name) for name in ("wav.scp", "text", "utt2spk", "spk2age")]
 
 
 def test_wav_and_flac_of_the_same_samples_have_one_digest(corpus):
@@ -216,7 +216,7 @@ def test_bad_utterance_is_skipped_and_counted(corpus, name):
     spoil, _, reason = BAD[name]
     spoil(corpus)
     found, ledger = records(corpus, on_error="skip")
-    assert set(ledger.reasons()) == {reason} and ledger.n_malformed == len(ledger.rows)
+    assert set(ledger.reason_counts()) == {reason} and ledger.n_malformed == len(ledger.rows)
     assert len(found) == 44 if reason == "age" else len(found) >= 47
 
 
@@ -265,7 +265,7 @@ def test_policies_drop_with_a_reason(corpus):
         corpus, max_age=15, untranscribed="drop", tags=("<NOISE>",), max_seconds=2, min_seconds=0.2
     )
     reasons = ["age_unknown", "only_tags", "other_age", "too_long", "too_short", "untranscribed"]
-    assert ledger.reasons() == dict(zip(reasons, [4, 1, 4, 1, 1, 1]))
+    assert ledger.reason_counts() == dict(zip(reasons, [4, 1, 4, 1, 1, 1]))
     assert ledger.n_malformed == 0
     assert next(record for record in found if record["id"] == "s01-2")["text"] == "a dog"
 
@@ -273,7 +273,7 @@ def test_policies_drop_with_a_reason(corpus):
 def test_planted_copy_of_a_clip_is_dropped(corpus):
     shutil.copy(corpus / "s03-2.flac", corpus / "s09-1.flac")
     found, ledger = records(corpus)
-    assert ledger.reasons() == {"duplicate_audio": 1} and "s09-1" not in {record["id"] for record in found}
+    assert ledger.reason_counts() == {"duplicate_audio": 1} and "s09-1" not in {record["id"] for record in found}
     assert ledger.rows[0][2:] == ("s09-1", "duplicate_audio", "same samples as s03-2")
 
 
@@ -362,12 +362,12 @@ def test_examples_follow_the_family(corpus):
     ],
 )
 def test_targets_are_plain_lower_case(text, expected):
-    assert plain(text) == expected
+    assert plain_transcript(text) == expected
 
 
 @given(st.text(max_size=30))
 def test_plain_text_stays_plain(text):
-    assert plain(plain(text)) == plain(text) == " ".join(plain(text).split())
+    assert plain_transcript(plain_transcript(text)) == plain_transcript(text) == " ".join(plain_transcript(text).split())
 
 
 def test_deaf_baseline_hears_nothing(corpus):
@@ -378,7 +378,7 @@ def test_deaf_baseline_hears_nothing(corpus):
     rows = baselines(train, test, Task())["deaf"]
     assert rows == baselines(train[::-1], test, Task())["deaf"]
     assert [row["id"] for row in rows] == [record["id"] for record in test]
-    assert {row["text"] for row in rows} <= {plain(text) for text in TEXTS}
+    assert {row["text"] for row in rows} <= {plain_transcript(text) for text in TEXTS}
 
 
 def test_the_empty_transcript_is_a_baseline_of_exactly_all_words_wrong(corpus):
@@ -393,7 +393,7 @@ def test_the_empty_transcript_is_a_baseline_of_exactly_all_words_wrong(corpus):
 
 # metrics
 
-VALUE = {metric.name: metric.measure for metric in metrics.METRICS}
+VALUE = {metric.name: metric.compute_value for metric in metrics.METRICS}
 LINES = st.lists(st.sampled_from(["cat", "dog", "red", "blue", "house", "jump"]), max_size=6).map(" ".join)
 
 
@@ -472,7 +472,7 @@ def test_emptied_references_are_counted_and_left_out():
 
 def test_rates_count_the_utterances_that_hold_words_and_an_age_those_of_its_speakers():
     columns = counted([("a b", "a b"), ("um", "x"), ("c d", "c"), ("e", "e")], ages=[5, 5, 8, 30])
-    found = {metric.name: int(np.sum(metric.selection(columns))) for metric in metrics.METRICS if metric.where}
+    found = {metric.name: int(np.sum(metric.row_selection(columns))) for metric in metrics.METRICS if metric.where}
     assert (found["wer"], found["wer_verbatim"]) == (3, 4), "um is emptied by one normaliser alone"
     assert (found["wer_age_to_6"], found["wer_age_7_8"], found["wer_adult"], found["wer_age_unknown"]) == (1, 1, 1, 0)
 
@@ -491,7 +491,7 @@ def test_resampled_rows_need_no_new_alignment():
 def test_shuffled_transcripts_are_found_out(shared_data):
     root = shared_data / "child_speech" / "speechocean762"
     lines = (root / "train" / "text").read_text().splitlines()
-    texts = list(dict.fromkeys(plain(line.split("\t")[1]) for line in lines))
+    texts = list(dict.fromkeys(plain_transcript(line.split("\t")[1]) for line in lines))
     assert VALUE["wer"](counted(list(zip(texts, texts[1:] + texts[:1])))) > 0.9
 
 
@@ -513,7 +513,7 @@ SMALL = Simulation(speakers=4, utterances_per_speaker=5, disfluency=0.5)
 
 def simulated(population, seed, out, simulation=SMALL) -> Files:
     fields = simulate.simulate(simulation, population, seed, out)
-    return Files(**fields).moved(lambda location: str(Path(out, location)))
+    return Files(**fields).map_locations(lambda location: str(Path(out, location)))
 
 
 def digest(folder) -> str:
@@ -592,13 +592,13 @@ def envelope(samples) -> np.ndarray:
 
 @pytest.mark.parametrize("stretch", [1.15, 1.4])
 def test_stretch_scales_the_formants_and_keeps_the_tempo(stretch):
-    voice = simulate.adult(0, np.random.default_rng(0), SMALL)
+    voice = simulate.adult_speaker(0, np.random.default_rng(0), SMALL)
     traits = {"voice": "en-us+m3", "unevenness": 0.0, "pitch": 50, "range": 0}
 
     def said(stretch):
         speaker = dataclasses.replace(voice, stretch=stretch, **traits)
         rng, synthesiser = np.random.default_rng(0), Synthesiser(0)
-        return simulate.uttered("they want to sing, go to the garden, open the yellow box", speaker, rng, synthesiser)
+        return simulate.phrase_samples("they want to sing, go to the garden, open the yellow box", speaker, rng, synthesiser)
 
     short, long = said(1.0), said(stretch)
     assert len(long) == pytest.approx(len(short), rel=0.15)
@@ -610,7 +610,7 @@ def test_stretch_scales_the_formants_and_keeps_the_tempo(stretch):
 
 def test_slips_are_in_sound_and_transcript():
     rng = np.random.default_rng(0)
-    slips = {" ".join(simulate.slip("find the red ball", rng)) for _ in range(200)}
+    slips = {" ".join(simulate.insert_slip("find the red ball", rng)) for _ in range(200)}
     assert {"find the the red ball", "find the re red ball", "find the red um ball"} <= slips
     assert all(len(slip.split()) == 5 for slip in slips)
 

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 def folds(folder) -> list:
     """What the base makes of each sequence: the truth of these tests, bent as they need it."""
     model = folding.load_folding_model(folder)
-    return [folding.fold(model, sequence) for sequence in SEQUENCES]
+    return [folding.fold_sequence(model, sequence) for sequence in SEQUENCES]
 
 
 def backbone(structure) -> np.ndarray:
@@ -148,7 +148,7 @@ def test_lddt_counts_kept_distances():
 def test_chains_like_those_learnt_from_are_left_out(folder, folds, tmp_path):
     long = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDFSAGEGLYTHM"
     model = folding.load_folding_model(folder)
-    known = record(0, backbone(folding.fold(model, long))) | {"sequence": long, "length": len(long), "id": "known"}
+    known = record(0, backbone(folding.fold_sequence(model, long))) | {"sequence": long, "length": len(long), "id": "known"}
     records = [*(record(k, backbone(fold)) for k, fold in enumerate(folds)), known]
     data, learnt = saved(tmp_path / "data", records), saved(tmp_path / "learnt", [known | {"id": "x"}], "train")
     residues, report = assess(folder, data, tmp_path / "out", [learnt])
@@ -176,8 +176,8 @@ def test_the_limit_takes_chains_by_the_hash_of_their_id(folder, folds, tmp_path)
 def test_bins_hold_every_residue_and_their_means_are_those_of_all(chains):
     rows = [{"plddt": np.array(c)[:, 0], "lddt": np.array(c)[:, 1], "tm": 0.5, "rmsd": 1.0} for c in chains]
     columns = metrics.columns(rows, None, None)
-    bins = metrics.calibration(columns)
-    plddt, lddt = metrics.pooled(columns)
+    bins = metrics.calibration_bins(columns)
+    plddt, lddt = metrics.pooled_scores(columns)
     assert sum(each["residues"] for each in bins) == len(plddt)
     for name, values in (("plddt", plddt), ("lddt", lddt)):
         assert sum(each["residues"] * each[name] for each in bins) == pytest.approx(values.sum(), abs=1e-6)
@@ -192,6 +192,6 @@ def test_one_metric_is_primary():
 
 
 def test_a_rank_correlation_without_variation_is_undefined():
-    assert np.isnan(metrics.spearman(np.ones(5), np.arange(5)))
-    assert np.isnan(metrics.spearman(np.ones(1), np.ones(1)))
-    assert metrics.spearman(np.array([1, 2, 2, 9.0]), np.array([0, 3, 3, 4.0])) == pytest.approx(1)
+    assert np.isnan(metrics.rank_correlation(np.ones(5), np.arange(5)))
+    assert np.isnan(metrics.rank_correlation(np.ones(1), np.ones(1)))
+    assert metrics.rank_correlation(np.array([1, 2, 2, 9.0]), np.array([0, 3, 3, 4.0])) == pytest.approx(1)

@@ -17,10 +17,10 @@ TEST = [
 def test_natural_and_shuffled_are_samples_of_test_sequences():
     rows = task.sample_baselines(TEST, 2, Task())
     assert [*rows] == ["natural", "shuffled"]
-    names = [example.id for example in task.samples(2, Task(), "causal")]
+    names = [example.id for example in task.sample_prompts(2, Task(), "causal")]
     for own in rows.values():
         assert [row["id"] for row in own] == names
-    natural, shuffled = ([task.chain(row["text"]) for row in own] for own in rows.values())
+    natural, shuffled = ([task.sample_residues(row["text"]) for row in own] for own in rows.values())
     assert set(natural) < {record["sequence"] for record in TEST}
     for one, other in zip(natural, shuffled):
         assert one != other and Counter(one) == Counter(other)

@@ -25,7 +25,7 @@ def references(model_folder):
     """Two structures of the same model: of the first sample's sequence, and of another one."""
     model = folding.load_folding_model(model_folder, allow_random=True)
     sequences = {"same": SAMPLES[0][1], "other": "GWLPE" * 8}
-    return {name: folding.fold(model, sequence).coordinates[:, folding.CA] for name, sequence in sequences.items()}
+    return {name: folding.fold_sequence(model, sequence).coordinates[:, folding.CA] for name, sequence in sequences.items()}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def done(model_folder, references, tmp_path_factory):
 
 
 def count_folds(monkeypatch) -> list:
-    folded, fold = [], folding.fold
+    folded, fold = [], folding.fold_sequence
     monkeypatch.setattr(
         folding, "fold", lambda model, sequence, chunk: folded.append(sequence) or fold(model, sequence)
     )
@@ -182,7 +182,7 @@ def test_references_are_the_resolved_chains_long_enough(tmp_path):
 
 def test_samples_are_compared_with_the_given_chains(folder, tmp_path):
     model, sequence = folding.load_folding_model(folder), SAMPLES[0][1]
-    backbone = folding.fold(model, sequence).coordinates[:, [0, 1, 2, 4]].astype(np.float32)
+    backbone = folding.fold_sequence(model, sequence).coordinates[:, [0, 1, 2, 4]].astype(np.float32)
     pq.write_table(pa.Table.from_pylist([{"id": "same", "backbone": backbone.ravel()}]), tmp_path / "test.parquet")
     written = predictions(tmp_path / "0.parquet", base=[f"{sequence}>"])
     none = predictions(tmp_path / "baselines.parquet")

@@ -23,11 +23,11 @@ from loratory import config
 from loratory.bases.causal import Causal
 from loratory.bases.core import load_base
 from loratory.bases.decoding import Sampling
-from loratory.bases.folding import fold, load_folding_model
+from loratory.bases.folding import fold_sequence, load_folding_model
 from loratory.bases.prepare import prepare_folder
 from loratory.config import RESOURCES
 from loratory.data.alphabets import RESIDUES
-from loratory.domains.questions import examples, samples
+from loratory.domains.questions import domain_examples, domain_prompts
 from loratory.errors import InputError
 
 SHIPPED, N = RESOURCES / "bases", 4
@@ -65,7 +65,7 @@ def causal(request, tmp_path_factory):
 
 def asked(given, domain: str, **options) -> list:
     task = config.domain_options(domain, "Task", TASKS[given.name][domain] | options)
-    return examples(domain, given.records(domain), task, "causal")
+    return domain_examples(domain, given.records(domain), task, "causal")
 
 
 def plain_logs(given, context: str, target: list[int], letters: list[int] | None = None) -> torch.Tensor:
@@ -124,7 +124,7 @@ def test_greedy_text_is_what_generate_writes(causal):
     found = causal.base.text(causal.base.model, [causal.base.encode(question) for question in questions], 12)
     for prompt, text in zip(prompts, found):
         ids = torch.tensor([causal.tokenizer(prompt)["input_ids"]])
-        options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": causal.base.filler}
+        options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": causal.base.pad_id}
         written = causal.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
         assert text == causal.tokenizer.decode(written, skip_special_tokens=True)
 
@@ -132,7 +132,7 @@ def test_greedy_text_is_what_generate_writes(causal):
 @torch.no_grad()
 def test_samples_of_letters_are_proteins(causal):
     task = config.domain_options("protein", "Task", {"tokens": "letters", "max_new_tokens": 20})
-    items = [causal.base.encode(example) for example in samples("protein", 6, task, "causal")]
+    items = [causal.base.encode(example) for example in domain_prompts("protein", 6, task, "causal")]
     found = causal.base.text(causal.base.model, items, 20, Sampling(0))
     assert all(set(text.removesuffix(">")) <= set(RESIDUES) for text in found) and len(set(found)) > 3
 
@@ -159,9 +159,9 @@ def test_a_window_of_6000_nucleotides_is_6000_tokens_of_smollm2(real_weights):
     task = config.domain_options("lncrna", "Task", {"layout": "letters", "window": 6000, "prompt": ""})
     sequence = "ACGTTGCANGCA" * 500
     record = {"id": "r", "group": "g", "sequence": sequence, "length": len(sequence), "label": 1}
-    [question] = examples("lncrna", [record], task, "causal")
+    [question] = domain_examples("lncrna", [record], task, "causal")
     item = base.encode(question)
-    assert base.begin == [] and item.labels.count(-100) == 6001 and len(item.ids) < 8192
+    assert base.begin_ids == [] and item.labels.count(-100) == 6001 and len(item.ids) < 8192
 
 
 @torch.no_grad()
@@ -169,7 +169,7 @@ def test_a_window_of_6000_nucleotides_is_6000_tokens_of_smollm2(real_weights):
 def test_an_encoders_choices_are_the_plain_classifiers(name, request, tmp_path_factory):
     given = opened(name, "encoder", request, tmp_path_factory)
     options = {"window": 90, "max_windows": 1, "layout": "3-mers" if name == "mini_bert" else "sequence"}
-    questions = examples("lncrna", given.records("lncrna"), config.domain_options("lncrna", "Task", options), "encoder")
+    questions = domain_examples("lncrna", given.records("lncrna"), config.domain_options("lncrna", "Task", options), "encoder")
     found = given.base.choice(given.base.model, [given.base.encode(q) for q in questions], questions[0].choices)
     tokenizer = AutoTokenizer.from_pretrained(given.folder)
     model = AutoModelForSequenceClassification.from_pretrained(given.folder, dtype=torch.float32, num_labels=2).eval()
@@ -186,7 +186,7 @@ def test_an_encoders_choices_are_the_plain_classifiers(name, request, tmp_path_f
 def test_a_fold_is_the_plain_models(name, request):
     folder = SHIPPED / name if name == "mini_fold" else request.getfixturevalue("real_weights")(name)
     sequence = "EALKKAEELLKEALAKAEELLAKAGDPEAL"
-    found = fold(load_folding_model(folder), sequence)
+    found = fold_sequence(load_folding_model(folder), sequence)
     model = EsmForProteinFolding.from_pretrained(folder, dtype=torch.float32).eval()
     model.trunk.set_chunk_size(64)
     tokens = AutoTokenizer.from_pretrained(folder)([sequence], return_tensors="pt", add_special_tokens=False)

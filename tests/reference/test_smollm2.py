@@ -68,7 +68,7 @@ def short(real_weights, tmp_path_factory):
 @torch.no_grad()
 def logits(base, model) -> torch.Tensor:
     batch = base.collate(proteins(base))
-    return model(**base.inputs(batch), **base.facts(model, batch), use_cache=False).logits
+    return model(**base.inputs(batch), **base.routing_inputs(model, batch), use_cache=False).logits
 
 
 def trained_method(given, name: str, folder, domain="protein", seed=0):

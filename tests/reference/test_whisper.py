@@ -88,7 +88,7 @@ def check_both_variants(pair, name: str, records, suppressed: int) -> tuple[list
     assert found == [result.tokens for result in expected]
     encoded = [result.audio_features for result in expected[-suppressed:]]
     assert written(silent, records[-suppressed:]) == [result.tokens for result in reference(model, encoded)]
-    return [base.transcript(score_row) for score_row in found], expected
+    return [base.transcript_text(score_row) for score_row in found], expected
 
 
 def test_tiny_en_writes_openais_tokens_and_has_its_word_errors(pair, records):
@@ -96,7 +96,7 @@ def test_tiny_en_writes_openais_tokens_and_has_its_word_errors(pair, records):
     assert texts == [result.text for result in expected]
     rows = [{"id": r["id"], "reference": r["text"], "text": text} for r, text in zip(records, texts)]
     columns = metrics.columns(rows, records, Task())
-    ours = next(metric for metric in metrics.METRICS if metric.name == "wer").measure(columns)
+    ours = next(metric for metric in metrics.METRICS if metric.name == "wer").compute_value(columns)
     clean = EnglishTextNormalizer()
     theirs = jiwer.wer([clean(r["text"]) for r in records], [clean(result.text) for result in expected])
     assert ours == pytest.approx(theirs, abs=1e-12) and 0.1 < ours < 0.8

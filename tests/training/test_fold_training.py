@@ -10,10 +10,10 @@ from biotite.structure import Atom, array
 from biotite.structure import lddt as biotite_lddt
 from folding_model import TRUNK
 
-from loratory.bases.folding import fold, load_folding_model
+from loratory.bases.folding import fold_sequence, load_folding_model
 from loratory.config import BaseEntry
 from loratory.data.alphabets import RESIDUES
-from loratory.domains.structure.simulate import backbone
+from loratory.domains.structure.simulate import build_backbone
 from loratory.errors import InputError
 from loratory.training import folding
 from loratory.training.fit import TrainingStopped
@@ -33,7 +33,7 @@ BASINS = {residue: (-57, -47) if residue in "AEHKLMQRDSGN" else (-120, 130) for 
 
 
 def record(id: str, sequence: str, origin: str = "simulated", missing=()) -> dict:
-    atoms = backbone(np.array([BASINS[residue] for residue in sequence], float)).astype(np.float32)
+    atoms = build_backbone(np.array([BASINS[residue] for residue in sequence], float)).astype(np.float32)
     atoms[list(missing)] = np.nan
     return {"id": id, "group": id, "sequence": sequence, "backbone": atoms.ravel().tolist(), "origin": origin}
 
@@ -82,7 +82,7 @@ def chains(records) -> dict:
 
 
 def moved(points: torch.Tensor, mirrored: bool = False) -> torch.Tensor:
-    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)))
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, random_generator=torch.Generator().manual_seed(2)))
     rotation *= torch.linalg.det(rotation) * (-1 if mirrored else 1)
     return points @ rotation.T + torch.tensor([3.0, -7.0, 11.0])
 
@@ -132,7 +132,7 @@ def test_unresolved_residues_and_padding_do_not_count(chains, model):
 @pytest.mark.parametrize("noise", [0.0, 0.7, 3.0])
 def test_lddt_is_that_of_biotite(noise):
     random = np.random.default_rng(4)
-    true = backbone(random.uniform(-150, -30, (60, 2)))[:, 1]
+    true = build_backbone(random.uniform(-150, -30, (60, 2)))[:, 1]
     points = true + noise * random.standard_normal(true.shape)
     atoms = array(
         [Atom(xyz, res_id=i + 1, res_name="GLY", atom_name="CA", chain_id="A") for i, xyz in enumerate(true)]
@@ -211,7 +211,7 @@ def test_confidence_is_trained_where_plddt_is_read(chains, model):
     right = (score[0] * 50).long() == int(first * 50)
     assert n == int(score[0].isfinite().sum())
     assert float(total) == pytest.approx(100.0 * int((~right)[score[0].isfinite()].sum()), rel=1e-3)
-    structure = fold(model.eval(), "ACDE")
+    structure = fold_sequence(model.eval(), "ACDE")
     assert structure.plddt == pytest.approx(100 * (int(first * 50) + 0.5) / 50, abs=0.1)
 
 
@@ -283,7 +283,7 @@ def test_a_base_is_stored_and_folds_as_it_was(records, tmp_path):
     model, tokenizer, curve = folding.train_folding(records, ENTRY.pretrain, Job("cpu", tmp_path / "d", "mini"))
     assert len(curve) == 4
     loaded, sequence = load_folding_model(tmp_path / "mini"), records[1]["sequence"]
-    np.testing.assert_array_equal(fold(loaded, sequence).coordinates, fold(model, sequence).coordinates)
+    np.testing.assert_array_equal(fold_sequence(loaded, sequence).coordinates, fold_sequence(model, sequence).coordinates)
     ids = tokenizer([sequence], add_special_tokens=False, return_tensors="pt")["input_ids"]
     assert torch.equal(model(ids)["positions"], model.infer([sequence])["positions"])
 

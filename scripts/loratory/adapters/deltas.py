@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 
 from loratory import registry
-from loratory.data.files import read_json, whole, write_json
+from loratory.data.files import read_json, atomic_write, write_json
 from loratory.errors import InputError
 
 CONFIG, WEIGHTS, RUN = "adapter_config.json", "adapter_model.safetensors", "run.json"
@@ -146,7 +146,7 @@ def save_adapter(folder, adapter: Adapter, *, causal: bool, transposed: bool = F
         causal: the base is a causal language model (PEFT then wraps it as such).
         transposed: the base stores weights as `[in, out]` (GPT-2's Conv1D).
     """
-    with whole(folder) as aside:
+    with atomic_write(folder) as aside:
         aside.mkdir(parents=True)
         if adapter.deltas:
             write_peft(aside, adapter, causal, transposed)

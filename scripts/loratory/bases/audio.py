@@ -16,7 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from loratory.data.audio import SAMPLES_PER_POSITION, log_mel, read_audio
 
-REMEMBERED = 2**30  # bytes of encoder states at most
+CACHE_BYTES = 2**30  # bytes of encoder states at most
 
 
 class AudioPrefix(nn.Module):
@@ -32,23 +32,23 @@ class AudioPrefix(nn.Module):
         size = config.d_model * stack
         self.projector = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, width))
         longest = 4 * config.max_source_positions * config.d_model  # bytes
-        self.heard = lru_cache(maxsize=max(1, REMEMBERED // longest))(self.hear)
+        self.heard = lru_cache(maxsize=max(1, CACHE_BYTES // longest))(self.encode_clip)
 
     @property
     def frames(self) -> int:
         return 2 * self.config.max_source_positions
 
-    def tokens(self, samples: int) -> int:
+    def prefix_length(self, samples: int) -> int:
         """Prefix positions of a clip of so many samples at 16 kHz."""
         return min(ceil(ceil(samples / SAMPLES_PER_POSITION) / self.stack), self.frames // 2 // self.stack)
 
     @torch.no_grad()
-    def hear(self, path: str) -> torch.Tensor:
+    def encode_clip(self, path: str) -> torch.Tensor:
         """Stacked encoder states of a clip `[tokens, stack · d_model]`; computed alone, so no batch changes them."""
         samples = read_audio(path)
         features = torch.from_numpy(log_mel(samples, self.config.num_mel_bins, self.frames))
         states = self.encoder(features[None].to(self.encoder.device)).last_hidden_state[0]
-        tokens = self.tokens(len(samples))
+        tokens = self.prefix_length(len(samples))
         return states[: tokens * self.stack].reshape(tokens, -1).clone()  # a view would keep the whole window
 
     def forward(self, heard: torch.Tensor) -> torch.Tensor:

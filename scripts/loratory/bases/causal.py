@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad, too_long
-from loratory.bases.decoding import decode, new_cache
+from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad_rows, too_long_error
+from loratory.bases.decoding import decode_batch, new_cache
 from loratory.data.audio import read_audio
 from loratory.errors import InputError
 
@@ -41,34 +41,34 @@ class Causal(Base):
         return cls(folder, manifest, model, tokenizer, audio)
 
     @property
-    def end(self) -> int:
+    def end_id(self) -> int:
         return self.tokenizer.eos_token_id
 
     @property
-    def filler(self) -> int:
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @cached_property
-    def begin(self) -> list[int]:
+    def begin_ids(self) -> list[int]:
         """What the tokenizer puts before a text: what the model saw there in its pretraining."""
         encoded = self.tokenizer("a", return_special_tokens_mask=True)
         marked = zip(encoded["input_ids"], encoded["special_tokens_mask"])
         return [id for id, _ in takewhile(lambda pair: pair[1], marked)]
 
     def encode(self, example) -> Encoded:
-        begin = [] if example.chat else self.begin  # a chat template brings its own
+        begin = [] if example.chat else self.begin_ids  # a chat template brings its own
         heard = self.audio_tokens(example) if example.audio else 0
-        prompt = begin + [self.filler] * heard + self.prompt_tokens(example)
+        prompt = begin + [self.pad_id] * heard + self.prompt_tokens(example)
         if not prompt:  # the first token of a target is scored too, so something must come before it
-            prompt = [self.end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
+            prompt = [self.end_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
         target = self.target_tokens(example)
         if target and not example.alphabet:
-            target = [*target, self.end]
+            target = [*target, self.end_id]
         if len(prompt) + len(target) > self.context:
-            raise too_long(self.folder, example.id, len(prompt) + len(target), self.context)
+            raise too_long_error(self.folder, example.id, len(prompt) + len(target), self.context)
         label = example.choices.index(example.target) if example.choices and example.target else -1
         labels = [IGNORED] * len(prompt) + target
         return Encoded(prompt + target, labels, len(labels), example.audio, heard, label, example.alphabet)
@@ -131,17 +131,17 @@ class Causal(Base):
         return self.audio.tokens(samples)
 
     def collate(self, items):
-        return self.assemble(items, [item.ids for item in items], [item.labels for item in items])
+        return self.assemble_batch(items, [item.ids for item in items], [item.labels for item in items])
 
     def collate_prompts(self, items, left: bool = False):
         """The prompts alone: to be continued (padded on the left) or answered by a choice."""
-        return self.assemble(items, list(map(prompt_ids, items)), None, left)
+        return self.assemble_batch(items, list(map(prompt_ids, items)), None, left)
 
-    def assemble(self, items, rows, labels, left: bool = False) -> dict:
+    def assemble_batch(self, items, rows, labels, left: bool = False) -> dict:
         lengths = [len(row) for row in rows]
         batch = {
-            "ids": pad(rows, self.filler, self.device, left),
-            "mask": pad([[1] * n for n in lengths], 0, self.device, left),
+            "ids": pad_rows(rows, self.pad_id, self.device, left),
+            "mask": pad_rows([[1] * n for n in lengths], 0, self.device, left),
         }
         if left:
             batch["positions"] = (batch["mask"].cumsum(-1) - 1).clamp(min=0)
@@ -152,15 +152,15 @@ class Causal(Base):
         if alphabet := alphabets.pop():
             batch["alphabet"] = torch.tensor(self.letter_ids(alphabet), device=self.device)
         if labels is not None:
-            batch["labels"] = pad(labels, IGNORED, self.device, left)
+            batch["labels"] = pad_rows(labels, IGNORED, self.device, left)
             batch["prompt"] = batch["prompt"] & (batch["labels"] == IGNORED)
         heard = [item for item in items if item.audio]
         if heard:
-            begin = len(self.begin)
+            begin = len(self.begin_ids)
             is_audio = [
                 [begin <= at < begin + item.audio_tokens for at in range(n)] for item, n in zip(items, lengths)
             ]
-            batch["is_audio"] = pad(is_audio, False, self.device, left)
+            batch["is_audio"] = pad_rows(is_audio, False, self.device, left)
             batch["heard"] = torch.cat([self.audio.heard(item.audio) for item in heard])
         return batch
 
@@ -184,17 +184,17 @@ class Causal(Base):
         scored = (labels != IGNORED).any(0).nonzero()[:, 0]
         labels = labels[:, scored]
         if "alphabet" in batch:
-            labels = letter_places(labels, batch["alphabet"])
+            labels = letter_indices(labels, batch["alphabet"])
             with narrow_head(self.model, batch["alphabet"]):
-                logits = self.logits(model, batch, scored)
+                logits = self.position_logits(model, batch, scored)
         else:
-            logits = self.logits(model, batch, scored)
+            logits = self.position_logits(model, batch, scored)
         nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         return nll.view(labels.shape)
 
-    def logits(self, model, batch, positions: torch.Tensor) -> torch.Tensor:
+    def position_logits(self, model, batch, positions: torch.Tensor) -> torch.Tensor:
         """`[batch, positions, vocabulary]` at these positions alone: the head costs as much as layers do."""
-        inputs = self.inputs(batch) | self.facts(model, batch)
+        inputs = self.inputs(batch) | self.routing_inputs(model, batch)
         return model(**inputs, use_cache=False, logits_to_keep=positions).logits.float()
 
     def loss(self, model, batch):
@@ -222,7 +222,7 @@ class Causal(Base):
             return torch.stack([self.loglikelihood(model, items, tokens) for tokens in ids], 1).log_softmax(-1)
         batch = self.collate_prompts(items)
         last, place = (batch["mask"].sum(1) - 1).unique(return_inverse=True)
-        return self.logits(model, batch, last)[torch.arange(len(items)), place][:, first].log_softmax(-1)
+        return self.position_logits(model, batch, last)[torch.arange(len(items)), place][:, first].log_softmax(-1)
 
     def loglikelihood(self, model, items, tokens: list[int]) -> torch.Tensor:
         """Log probability of these tokens after each prompt `[items]`."""
@@ -249,14 +249,14 @@ class Causal(Base):
         if in_place is not None:
             rows, width = batch["mask"].shape
             forward = in_place(forward, rows, width + limit)
-        start = self.inputs(batch) | self.facts(model, batch), new_cache(model)
+        start = self.inputs(batch) | self.routing_inputs(model, batch), new_cache(model)
         if "alphabet" not in batch:
-            written = decode(forward, *start, self.end, limit, sampling)
+            written = decode_batch(forward, *start, self.end_id, limit, sampling)
             return [self.tokenizer.decode(score_row, clean_up_tokenization_spaces=False) for score_row in written]
         ids = batch["alphabet"]
         letter = dict(zip(ids.tolist(), items[0].alphabet))
         closed = lambda written, logits: written[:, -1] == ids[-1]  # noqa: E731
-        written = decode(forward, *start, (), limit, sampling, stopping=closed, allowed=ids)
+        written = decode_batch(forward, *start, (), limit, sampling, stopping=closed, allowed=ids)
         return ["".join(letter[id] for id in score_row) for score_row in written]
 
 
@@ -278,7 +278,7 @@ def prompt_ids(item: Encoded) -> list[int]:
     return [id for id, label in zip(item.ids, item.labels) if label == IGNORED]
 
 
-def letter_places(labels: torch.Tensor, alphabet: torch.Tensor) -> torch.Tensor:
+def letter_indices(labels: torch.Tensor, alphabet: torch.Tensor) -> torch.Tensor:
     """Labels as places in the alphabet; what is ignored stays so."""
     places = (labels[..., None] == alphabet).int().argmax(-1)
     return torch.where(labels == IGNORED, labels, places)

@@ -21,7 +21,7 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging
 
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import load_reported, open_tokenizer
+from loratory.bases.core import load_with_report, open_tokenizer
 from loratory.bases.folding import NOT_STORED
 from loratory.data.files import read_json
 from loratory.errors import InputError
@@ -104,7 +104,7 @@ def check_architecture(folder: Path, family: str) -> None:
     kind, given = config.get("model_type"), config.get("architectures") or []
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise InputError(path, "`architectures` is no list of names", given, '["LlamaForCausalLM"]')
-    names = architectures(str(kind))
+    names = architecture_names(str(kind))
     if family == "folding" and not config.get("is_folding_model"):
         expected = "the folder of an EsmForProteinFolding, such as facebook/esmfold_v1"
         raise InputError(path, "not a folding model", kind, expected, reason="family")
@@ -118,17 +118,17 @@ def check_architecture(folder: Path, family: str) -> None:
         raise InputError(path, what, ", ".join(given) or str(kind), expected, fix, "family")
 
 
-def architectures(kind: str) -> dict[str, set[str]]:
+def architecture_names(kind: str) -> dict[str, set[str]]:
     """{family: classes whose weights it can be made from} for a `model_type`."""
 
-    def classes(*mappings) -> set[str]:
+    def class_names(*mappings) -> set[str]:
         found = [mapping[kind] for mapping in mappings if kind in mapping]
         return {name for names in found for name in ([names] if isinstance(names, str) else names)}
 
     masked, sorts = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     bidirectional = kind in masked and kind in sorts
-    encoders = classes(masked, sorts, auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES)
-    causal = classes(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    encoders = class_names(masked, sorts, auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES)
+    causal = class_names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     return {
         "causal": set() if kind == "whisper" or bidirectional else causal,
         "encoder": encoders if bidirectional else set(),
@@ -190,8 +190,8 @@ def check_weight_names(folder: Path, family: str) -> torch.nn.Module:
     options = {"num_labels": 2} if family == "encoder" else {}
     options |= {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True}  # without numbers; shapes are told below
     try:
-        with quiet():
-            model, report = load_reported(CLASSES[family], folder, **options)
+        with quiet_logging():
+            model, report = load_with_report(CLASSES[family], folder, **options)
     except Exception as error:  # whatever the library says of a foreign config
         what, expected = "the model does not open", "one that this version of transformers knows"
         raise InputError(folder, what, error, expected, reason="family") from error
@@ -211,7 +211,7 @@ def check_weight_names(folder: Path, family: str) -> torch.nn.Module:
 
 
 @contextmanager
-def quiet():
+def quiet_logging():
     """Keeps the library's own report of what it loads away: one line tells it."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -301,13 +301,13 @@ def check_finite(path: Path) -> None:
     """Raises:
     InputError: a weight is NaN or infinite.
     """
-    for name, tensor in tensors(path):
+    for name, tensor in read_tensors(path):
         values = tensor if tensor.itemsize > 1 else tensor.float()  # of 8 bits torch finds no extremes
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(values.aminmax()).isfinite().all():
             raise InputError(f"{path}:{name}", "a weight is NaN or infinite", None, "numbers", reason="weights")
 
 
-def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (it is no dict)
             yield name, file.get_tensor(name)

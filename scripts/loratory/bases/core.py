@@ -77,19 +77,19 @@ class Base(ABC):
         """Summed negative log-likelihood in nats, and over how many targets."""
 
     @staticmethod
-    def facts(model, batch: dict) -> dict:
+    def routing_inputs(model, batch: dict) -> dict:
         """What a model wants to know of a batch beside its inputs: nothing, unless it is a mixture."""
         return {name: batch[name] for name in getattr(model, "wants", ()) if name in batch}
 
 
-def pad(rows: list[list[int]], value: int, device, left: bool = False) -> torch.Tensor:
+def pad_rows(rows: list[list[int]], value: int, device, left: bool = False) -> torch.Tensor:
     """`[len(rows), longest]`, padded with `value`."""
     width = max(map(len, rows))
     fill = [[value] * (width - len(row)) for row in rows]
     return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill)], device=device)
 
 
-def too_long(folder, example_id: str, length: int, limit: int) -> InputError:
+def too_long_error(folder, example_id: str, length: int, limit: int) -> InputError:
     return InputError(
         f"{folder}:{example_id}",
         "the example does not fit into the base's context",
@@ -110,7 +110,7 @@ def check_clip(where: str, samples: int, frames: int) -> None:
         raise InputError(where, what, given, limit, fix, "too_long")
 
 
-def load_reported(kind, folder, **options) -> tuple[torch.nn.Module, dict]:
+def load_with_report(kind, folder, **options) -> tuple[torch.nn.Module, dict]:
     """A Hugging Face model and the library's report of names and shapes; only safetensors, no code of the folder."""
     safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     return kind.from_pretrained(folder, output_loading_info=True, **safe, **options)
@@ -125,7 +125,7 @@ def open_model(kind, folder, new: tuple[str, ...] = (), **options):
     Raises:
         InputError: weights are missing: the library would fill them with random numbers without a word.
     """
-    model, report = load_reported(kind, folder, **options)
+    model, report = load_with_report(kind, folder, **options)
     missing = sorted(key for key in report["missing_keys"] if not any(f".{n}." in f".{key}" for n in new))
     if missing:
         what = f"{len(missing)} weights are missing, such as {missing[0]}"
@@ -147,7 +147,7 @@ def weights_digest(folder) -> str:
     paths = sorted(Path(folder).rglob("*.safetensors"))
     if not paths:
         raise InputError(folder, "no *.safetensors file", expected="weights as safetensors (pickles are refused)")
-    lines = [f"{files.sha256(path)}  {path.relative_to(folder)}" for path in paths]
+    lines = [f"{files.file_sha256(path)}  {path.relative_to(folder)}" for path in paths]
     return sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -45,10 +45,10 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise InputError("sampling", "top_k keeps no token", self.top_k, "at least 1")
 
-    def generator(self, device) -> torch.Generator:
+    def random_generator(self, device) -> torch.Generator:
         return torch.Generator(device).manual_seed(self.seed)
 
-    def warpers(self) -> LogitsProcessorList:
+    def logits_warpers(self) -> LogitsProcessorList:
         found = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
         if self.top_k is not None:
             found.append(TopKLogitsWarper(self.top_k))
@@ -69,14 +69,14 @@ def empty_cache(model) -> Cache:
     return DynamicCache()
 
 
-def decode(
+def decode_batch(
     forward, inputs: dict, cache, end: int | Collection[int], limit: int, sampling: Sampling | None = None, **options
 ) -> list[list[int]]:
     """The written ids of each row, without `end`; arguments are those of `steps`."""
-    return gathered(steps(forward, inputs, cache, end, limit, sampling, **options), len(inputs["attention_mask"]))
+    return collect_rows(decode_steps(forward, inputs, cache, end, limit, sampling, **options), len(inputs["attention_mask"]))
 
 
-def gathered(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:
+def collect_rows(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:
     written: list[list[int]] = [[] for _ in range(rows)]
     for ids in steps:
         for row, id in zip(written, ids):
@@ -86,7 +86,7 @@ def gathered(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def steps(
+def decode_steps(
     forward: Callable,
     inputs: dict,
     cache,
@@ -114,12 +114,12 @@ def steps(
     ends = {end} if isinstance(end, int) else set(end)
     mask, positions = inputs["attention_mask"], inputs["position_ids"][:, -1:]
     padded = not bool(mask.all())
-    generator, warpers = (sampling.generator(mask.device), sampling.warpers()) if sampling else (None, None)
+    generator, warpers = (sampling.random_generator(mask.device), sampling.logits_warpers()) if sampling else (None, None)
     written, open_rows = [], set(range(len(mask)))
     for step in range(limit):
         logits = forward(inputs, cache).logits[:, -1].float()
         logits = logits if allowed is None else logits[:, allowed]
-        token = draw(logits, warpers, generator) if sampling else logits.argmax(-1)
+        token = draw_tokens(logits, warpers, generator) if sampling else logits.argmax(-1)
         token = token if allowed is None else allowed[token]
         ids = token.tolist()
         open_rows -= {score_row for score_row in open_rows if ids[score_row] in ends}
@@ -137,12 +137,12 @@ def steps(
             inputs["attention_mask"] = mask
 
 
-def draw(logits: torch.Tensor, warpers: LogitsProcessorList, generator) -> torch.Tensor:
+def draw_tokens(logits: torch.Tensor, warpers: LogitsProcessorList, generator) -> torch.Tensor:
     """One token a row `[batch]`."""
     return torch.multinomial(warpers(None, logits).softmax(-1), 1, generator=generator)[:, 0]
 
 
-def branch(cache: Cache, rows: int) -> Cache:
+def branch_cache(cache: Cache, rows: int) -> Cache:
     """A cache of `rows` sequences that all go on from the one in `cache`, which stays as it is.
 
     Nothing is copied: growing layers put new tensors in place of theirs and never write into those that they have.
@@ -168,7 +168,7 @@ class FixedLayer(DynamicLayer):
             tensor.new_zeros(*tensor.shape[:2], length, tensor.shape[-1]) for tensor in (like.keys, like.values)
         )
 
-    def take(self, grown: DynamicLayer) -> None:
+    def copy_states(self, grown: DynamicLayer) -> None:
         """Starts with what a growing layer read."""
         self.keys[:, :, : grown.keys.shape[2]] = grown.keys
         self.values[:, :, : grown.values.shape[2]] = grown.values

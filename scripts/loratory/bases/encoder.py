@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
-from loratory.bases.core import Base, Encoded, open_model, open_tokenizer, pad, too_long
+from loratory.bases.core import Base, Encoded, open_model, open_tokenizer, pad_rows, too_long_error
 from loratory.errors import InputError
 
 
@@ -31,14 +31,14 @@ class Encoder(Base):
         ids = self.tokenizer(example.prompt)["input_ids"]
         limit = self.model.config.max_position_embeddings
         if len(ids) > limit:
-            raise too_long(self.folder, example.id, len(ids), limit)
+            raise too_long_error(self.folder, example.id, len(ids), limit)
         label = example.choices.index(example.target) if example.target else -1
         return Encoded(ids, [], len(ids), label=label)
 
     def collate(self, items):
         return {
-            "ids": pad([item.ids for item in items], self.tokenizer.pad_token_id, self.device),
-            "mask": pad([[1] * len(item.ids) for item in items], 0, self.device),
+            "ids": pad_rows([item.ids for item in items], self.tokenizer.pad_token_id, self.device),
+            "mask": pad_rows([[1] * len(item.ids) for item in items], 0, self.device),
             "labels": torch.tensor([item.label for item in items], device=self.device),
         }
 
@@ -46,12 +46,12 @@ class Encoder(Base):
     def inputs(batch) -> dict:
         return {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
 
-    def logits(self, model, batch) -> torch.Tensor:
-        return model(**self.inputs(batch), **self.facts(model, batch)).logits.float()
+    def class_logits(self, model, batch) -> torch.Tensor:
+        return model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits.float()
 
     def loss(self, model, batch):
-        return F.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
+        return F.cross_entropy(self.class_logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
 
     def choice(self, model, items, choices):
         """Log probability of each choice `[items, choices]`."""
-        return self.logits(model, self.collate(items)).log_softmax(-1)
+        return self.class_logits(model, self.collate(items)).log_softmax(-1)

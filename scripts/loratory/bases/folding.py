@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loratory.data.alphabets import RESIDUES, strangers
+from loratory.data.alphabets import RESIDUES, invalid_letters
 from loratory.data.files import read_json
 from loratory.errors import InputError
 
@@ -80,7 +80,7 @@ def check_sequence(where, sequence: str, max_length: int | None = None):
     """Raises: InputError for what the model would refuse obscurely, run out of memory on, or fold as unknown (X)."""
     if not sequence:
         raise InputError(where, "empty sequence", expected="at least one residue", reason="no_sequence")
-    odd = strangers(sequence.encode(), RESIDUES).decode()
+    odd = invalid_letters(sequence.encode(), RESIDUES).decode()
     if odd:
         what = f"not one of the 20 residues at position {sequence.index(odd[0]) + 1}"
         raise InputError(where, what, odd[0], RESIDUES, "fold only valid sequences", "residue")
@@ -89,7 +89,7 @@ def check_sequence(where, sequence: str, max_length: int | None = None):
         raise InputError(where, what, len(sequence), expected, "raise the limit or leave it out", "length")
 
 
-def fold(model, sequence: str, chunk_size: int = 64) -> Structure:
+def fold_sequence(model, sequence: str, chunk_size: int = 64) -> Structure:
     """Predicts the structure of one chain.
 
     Args:
@@ -109,11 +109,11 @@ def fold(model, sequence: str, chunk_size: int = 64) -> Structure:
     exists = parts["atom37_atom_exists"][0] > 0.5
     if not np.all(np.abs(coordinates[exists]) < 9999):  # also false for NaN; the PDB format holds four digits
         raise InputError("folding", "the model's coordinates are not finite", sequence, reason="diverged")
-    plddt = percent(out["plddt"][0, :, CA].float().cpu().numpy())
+    plddt = percent_plddt(out["plddt"][0, :, CA].float().cpu().numpy())
     return Structure(sequence, np.where(exists[..., None], coordinates, np.nan), plddt)
 
 
-def percent(plddt: np.ndarray) -> np.ndarray:
+def percent_plddt(plddt: np.ndarray) -> np.ndarray:
     """The model's pLDDT (0–1) on the scale that everyone quotes (0–100); nothing else in the project rescales it."""
     scaled = 100 * plddt.astype(float)
     assert np.all((scaled >= 0) & (scaled <= 100)) and scaled.max() > 1, "pLDDT is not on the scale 0–1"

@@ -8,14 +8,14 @@ network, and against its checksums, as the library compares sizes alone.
 import hashlib
 from pathlib import Path, PurePosixPath
 
-from loratory.data.files import BLOCK, sha256
+from loratory.data.files import BLOCK, file_sha256
 from loratory.errors import InputError
 
 SKIPPED = ["*/*", "consolidated*"]
 OTHERWISE = "try again; without a network, put the folder where `bases_root` says"
 
 
-def download(repository: str, revision: str, patterns: list[str]) -> Path:
+def download_files(repository: str, revision: str, patterns: list[str]) -> Path:
     """The folder, in the library's cache, of a repository's files at this commit that match, subfolders left out.
 
     Raises:
@@ -51,7 +51,7 @@ def download(repository: str, revision: str, patterns: list[str]) -> Path:
     if missing_files(repository, revision, patterns) is None:
         what = f"the cache has files of it but no list of all, and {constants.ENDPOINT} gave none"
         raise InputError(where, what, fix=OTHERWISE, reason="network")
-    check_arrived(Path(folder), where)
+    check_checksums(Path(folder), where)
     return Path(folder)
 
 
@@ -69,7 +69,7 @@ def missing_files(repository: str, revision: str, patterns: list[str]) -> list[s
     return [name for name, path in found.items() if not isinstance(path, str)]
 
 
-def check_arrived(folder: Path, where: str) -> None:
+def check_checksums(folder: Path, where: str) -> None:
     """Holds files of the cache against their checksums: each is a link to a blob that is named by its own.
 
     Raises:
@@ -77,7 +77,7 @@ def check_arrived(folder: Path, where: str) -> None:
     """
     for path in sorted(path for path in folder.iterdir() if path.is_symlink()):
         blob = folder / path.readlink()
-        digest = {64: sha256, 40: git_sha1}.get(len(blob.name))
+        digest = {64: file_sha256, 40: git_sha1}.get(len(blob.name))
         if digest and digest(blob) != blob.name:
             blob.unlink()
             path.unlink()

@@ -22,7 +22,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from loratory.bases.prepare import prepare_folder, write_manifest
 from loratory.bases.whisper import ENGLISH_ONLY
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 from loratory.errors import InputError
 
 END = "<|endoftext|>"
@@ -46,7 +46,7 @@ SINGLE = {
 OUTER = {"encoder.conv1": "encoder.conv1", "encoder.conv2": "encoder.conv2"}
 OUTER |= {"encoder.ln_post": "encoder.layer_norm", "decoder.ln": "decoder.layer_norm"}
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-BLOCK = {"mlp.0": "fc1", "mlp.2": "fc2", "mlp_ln": "final_layer_norm"}
+BLOCK_NAMES = {"mlp.0": "fc1", "mlp.2": "fc2", "mlp_ln": "final_layer_norm"}
 
 
 def weight_names(sizes: dict[str, int]) -> dict[str, str]:
@@ -54,7 +54,7 @@ def weight_names(sizes: dict[str, int]) -> dict[str, str]:
     modules = dict(OUTER)
     for side, layers in (("encoder", sizes["n_audio_layer"]), ("decoder", sizes["n_text_layer"])):
         attentions = {"attn": "self_attn"} | ({"cross_attn": "encoder_attn"} if side == "decoder" else {})
-        block = dict(BLOCK)
+        block = dict(BLOCK_NAMES)
         for theirs, ours in attentions.items():
             block[f"{theirs}_ln"] = f"{ours}_layer_norm"
             block |= {f"{theirs}.{part}": f"{ours}.{name}" for part, name in ATTENTION.items()}
@@ -113,7 +113,7 @@ def check_shapes(where, weights, config: WhisperConfig) -> None:
             raise InputError(f"{where}:{name}", "wrong size", given and str(tuple(given)), str(tuple(expected.shape)))
 
 
-def config_of(path, sizes: dict[str, int]) -> WhisperConfig:
+def whisper_config(path, sizes: dict[str, int]) -> WhisperConfig:
     """Raises:
     InputError: encoder and decoder differ in width, or the vocabulary is not one of OpenAI's.
     """
@@ -135,7 +135,7 @@ def check_vocabulary(where, size: int) -> None:
         raise InputError(where, "not a vocabulary of OpenAI's", f"{size} tokens", "51864, 51865 or 51866 tokens")
 
 
-class Encoding(TikTokenConverter):
+class BytePairConverter(TikTokenConverter):
     """Byte pairs of an encoding that is in memory in place of a file."""
 
     @staticmethod
@@ -143,7 +143,7 @@ class Encoding(TikTokenConverter):
         return encoding._mergeable_ranks
 
 
-def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
+def openai_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """openai-whisper's own tokenizer for a model of so many tokens, with the same ids."""
     from whisper.tokenizer import get_encoding
 
@@ -151,7 +151,7 @@ def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
     name, languages = ("multilingual", vocabulary - ENGLISH_ONLY + 98) if multilingual else ("gpt2", 99)
     encoding = get_encoding(name, languages)
     special = sorted(encoding.special_tokens_set, key=encoding.encode_single_token)
-    converter = Encoding(encoding, encoding._pat_str, extra_special_tokens=special)
+    converter = BytePairConverter(encoding, encoding._pat_str, extra_special_tokens=special)
     return PreTrainedTokenizerFast(
         tokenizer_object=converter.converted(),
         eos_token=END,
@@ -169,12 +169,12 @@ def import_openai(path, out) -> None:
         InputError: see `read_checkpoint` and `config_of`.
     """
     sizes, weights = read_checkpoint(path)
-    config, names = config_of(path, sizes), weight_names(sizes)
+    config, names = whisper_config(path, sizes), weight_names(sizes)
     check_shapes(path, {names[name]: tensor for name, tensor in weights.items()}, config)
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         aside.mkdir(parents=True)
         config.save_pretrained(aside)
-        tokenizer_of(config.vocab_size).save_pretrained(aside)
+        openai_tokenizer(config.vocab_size).save_pretrained(aside)
         WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(aside)
         tensors = {names[name]: tensor.contiguous() for name, tensor in weights.items()}
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
@@ -210,7 +210,7 @@ def export_openai(folder, out) -> None:
     names = weight_names(sizes)
     check_names(folder, tensors, set(names.values()))
     weights = {theirs: tensors[ours] for theirs, ours in names.items()}
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         torch.save({"dims": sizes, "model_state_dict": weights}, aside)
 
 

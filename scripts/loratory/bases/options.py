@@ -20,7 +20,7 @@ class WhisperOptions(Options):
     silence: float = Field(0, ge=0, le=30, description="seconds of silence that a `clip` window has after the clip")
 
     @model_validator(mode="after")
-    def silence_has_a_place(self):
+    def check_silence(self):
         if self.silence and self.window == "full":
             raise ValueError("`silence` needs `window: clip`: a full window ends in silence anyway")
         return self

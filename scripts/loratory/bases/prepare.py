@@ -8,11 +8,11 @@ from transformers import AutoModelForSequenceClassification
 
 from loratory.bases.checks import HEADS, INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
 from loratory.bases.core import MANIFEST, open_model, open_tokenizer, weights_digest
-from loratory.bases.hub import download
+from loratory.bases.hub import download_files
 from loratory.bases.options import WhisperOptions
-from loratory.data.files import read_json, whole, write_json
+from loratory.data.files import read_json, atomic_write, write_json
 
-KEPT = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # besides weights; no pickles, no code
+COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # besides weights; no pickles, no code
 
 
 def prepare_folder(source, name: str, entry, out) -> None:
@@ -31,19 +31,19 @@ def prepare_hub(repository: str, name: str, entry, out) -> None:
     Raises:
         InputError: as `download` and `check_model_folder`.
     """
-    folder = download(repository, entry.revision, ["*.safetensors", *KEPT])
+    folder = download_files(repository, entry.revision, ["*.safetensors", *COPIED_FILES])
     prepare_files(folder, name, entry, out, taken_from="hub")
 
 
 def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
     """Checks and copies the files of one model; weights that are not the model's stay behind."""
     check_model_folder(source, entry.family)
-    said = declared(source)
-    kept = {path for pattern in KEPT for path in source.glob(pattern) if path.name != INDEX}
-    kept |= {path for pattern in (*KEPT, "*.safetensors") for path in (source / "audio").glob(pattern)}
+    said = declared_weights(source)
+    kept = {path for pattern in COPIED_FILES for path in source.glob(pattern) if path.name != INDEX}
+    kept |= {path for pattern in (*COPIED_FILES, "*.safetensors") for path in (source / "audio").glob(pattern)}
     weights = weight_paths(source)
     kept |= {*weights} if weights[0].name == WEIGHTS else {*weights, source / INDEX}
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         for path in sorted(kept):
             target = aside / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
         write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **said)
 
 
-def declared(source: Path) -> dict:
+def declared_weights(source: Path) -> dict:
     """What the folder says of its weights: random ones stay marked as random, so that nothing reports them."""
     manifest = source / MANIFEST
     said = read_object(manifest).get("weights") if manifest.is_file() else None

@@ -11,8 +11,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad, too_long
-from loratory.bases.decoding import decode, new_cache
+from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad_rows, too_long_error
+from loratory.bases.decoding import decode_batch, new_cache
 from loratory.bases.options import WhisperOptions
 from loratory.data.audio import RATE, SAMPLES_PER_POSITION, log_mel, read_audio
 from loratory.errors import InputError
@@ -36,7 +36,7 @@ class Whisper(Base):
         self.timestamps = vocabulary.get(TIMESTAMPS, model.config.vocab_size)
         self.suppressed = suppressed_logits(folder, model) if self.options.suppress else None
         if self.options.window == "clip":
-            model.model.encoder = ClipEncoder.of(model.model.encoder)
+            model.model.encoder = ClipEncoder.from_encoder(model.model.encoder)
 
     @classmethod
     def open(cls, folder, manifest, dtype):
@@ -47,7 +47,7 @@ class Whisper(Base):
     def frames(self) -> int:
         return 2 * self.model.config.max_source_positions
 
-    def prompt(self) -> list[int]:
+    def decoder_prompt(self) -> list[int]:
         """The decoder's first tokens."""
         return list(self.prompt_ids)
 
@@ -55,19 +55,19 @@ class Whisper(Base):
         samples = len(read_audio(example.audio))
         check_clip(f"{self.folder}:{example.id}", samples, self.frames)
         text = self.tokenizer(example.target, add_special_tokens=False)["input_ids"] if example.target else []
-        prompt, target = self.prompt(), [*text, self.tokenizer.eos_token_id]
+        prompt, target = self.decoder_prompt(), [*text, self.tokenizer.eos_token_id]
         if len(prompt) + len(target) > self.model.config.max_target_positions:
-            raise too_long(self.folder, example.id, len(prompt) + len(target), self.model.config.max_target_positions)
+            raise too_long_error(self.folder, example.id, len(prompt) + len(target), self.model.config.max_target_positions)
         labels = [IGNORED] * len(prompt) + target
-        return Encoded(prompt + target, labels, self.positions(samples) + len(labels), example.audio)
+        return Encoded(prompt + target, labels, self.encoder_positions(samples) + len(labels), example.audio)
 
-    def positions(self, samples: int) -> int:
+    def encoder_positions(self, samples: int) -> int:
         """What the encoder reads of a clip of so many samples."""
         if self.options.window == "full":
             return self.frames // 2
         return min(self.frames // 2, ceil((samples + self.options.silence * RATE) / SAMPLES_PER_POSITION))
 
-    def features(self, items) -> torch.Tensor:
+    def audio_features(self, items) -> torch.Tensor:
         """Log-mel features `[batch, n_mels, frames]`, as long as the longest item's; each clip is computed alone."""
         frames = 2 * max(item.length - len(item.labels) for item in items)
         n_mels = self.model.config.num_mel_bins
@@ -76,10 +76,10 @@ class Whisper(Base):
 
     def collate(self, items):
         return {
-            "features": self.features(items),
-            "ids": pad([item.ids for item in items], self.tokenizer.eos_token_id, self.device),
-            "mask": pad([[1] * (len(item.ids) - 1) for item in items], 0, self.device),  # of what the decoder reads
-            "labels": pad([item.labels for item in items], IGNORED, self.device),
+            "features": self.audio_features(items),
+            "ids": pad_rows([item.ids for item in items], self.tokenizer.eos_token_id, self.device),
+            "mask": pad_rows([[1] * (len(item.ids) - 1) for item in items], 0, self.device),  # of what the decoder reads
+            "labels": pad_rows([item.labels for item in items], IGNORED, self.device),
         }
 
     @staticmethod
@@ -88,24 +88,24 @@ class Whisper(Base):
         return {"input_features": batch["features"], "decoder_input_ids": batch["ids"][:, :-1], "use_cache": False}
 
     def loss(self, model, batch):
-        logits = model(**self.inputs(batch), **self.facts(model, batch)).logits
+        logits = model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits
         labels = batch["labels"][:, 1:]
         nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         return nll, int((labels != IGNORED).sum())
 
     def text(self, model, items, limit: int, sampling=None) -> list[str]:
-        return [self.transcript(ids) for ids in self.write(model, items, limit, sampling)]
+        return [self.transcript_text(ids) for ids in self.generate_ids(model, items, limit, sampling)]
 
-    def transcript(self, ids: list[int]) -> str:
+    def transcript_text(self, ids: list[int]) -> str:
         """The text of written ids, without times."""
         spoken = [id for id in ids if id < self.timestamps]
         return self.tokenizer.decode(spoken, skip_special_tokens=True).strip()
 
     @torch.no_grad()
-    def write(self, model, items, limit: int, sampling=None) -> list[list[int]]:
+    def generate_ids(self, model, items, limit: int, sampling=None) -> list[list[int]]:
         """Ids that follow the prompt, without end; greedy unless `sampling` is given, and without fallback."""
-        heard = model.get_encoder()(self.features(items))
-        prompt = torch.tensor([self.prompt()] * len(items), device=self.device)
+        heard = model.get_encoder()(self.audio_features(items))
+        prompt = torch.tensor([self.decoder_prompt()] * len(items), device=self.device)
         limit = min(limit, self.model.config.max_target_positions - prompt.shape[1])
         positions = torch.arange(prompt.shape[1], device=self.device).expand(len(items), -1)
         begin = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "position_ids": positions}
@@ -122,7 +122,7 @@ class Whisper(Base):
                 output.logits = output.logits[:, -1:] + (first if inputs is begin else later)  # `begin` comes once
             return output
 
-        return decode(forward, begin, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
+        return decode_batch(forward, begin, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
 
 
 @lru_cache(maxsize=1024)
@@ -134,7 +134,7 @@ class ClipEncoder(WhisperEncoder):
     """Whisper's encoder for windows of any even number of frames: it reads as many positions as there are."""
 
     @classmethod
-    def of(cls, encoder: WhisperEncoder) -> "ClipEncoder":
+    def from_encoder(cls, encoder: WhisperEncoder) -> "ClipEncoder":
         """The same weights (not copies), under the same names."""
         with torch.device("meta"):
             clip = cls(encoder.config)

@@ -5,11 +5,11 @@ NUCLEOTIDES = "ACGT"
 IUPAC_NUCLEOTIDES = "ACGTURYSWKMBDHVN"
 
 
-def strangers(sequence: bytes, alphabet: str) -> bytes:
+def invalid_letters(sequence: bytes, alphabet: str) -> bytes:
     """The bytes of `sequence` that are not in `alphabet`, in order."""
     return sequence.translate(None, alphabet.encode())
 
 
 def looks_like_nucleotides(sequence: bytes) -> bool:
     """More than 90 % of the letters are A C G T U N, and there are enough of them to tell."""
-    return len(sequence) >= 20 and len(strangers(sequence.upper(), "ACGTUN")) < 0.1 * len(sequence)
+    return len(sequence) >= 20 and len(invalid_letters(sequence.upper(), "ACGTUN")) < 0.1 * len(sequence)

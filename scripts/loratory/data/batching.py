@@ -24,9 +24,9 @@ class Batches:
         self.lengths, self.budget, self.seed = np.asarray(lengths), budget, seed
         if not len(self.lengths):
             raise ValueError("no examples to make batches of")
-        self._epoch = lru_cache(maxsize=2)(self.epoch)
+        self._epoch = lru_cache(maxsize=2)(self.epoch_batches)
 
-    def epoch(self, number: int) -> list[list[int]]:
+    def epoch_batches(self, number: int) -> list[list[int]]:
         """The batches (lists of example indices) of one epoch."""
         random = np.random.default_rng([self.seed, number])
         order = random.permutation(len(self.lengths))
@@ -35,12 +35,12 @@ class Batches:
             pool.append(int(index))
             cost += int(self.lengths[index])
             if cost >= self.POOL * self.budget:
-                batches += self.cut(pool)
+                batches += self.cut_pool(pool)
                 pool, cost = [], 0
-        batches += self.cut(pool)
+        batches += self.cut_pool(pool)
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def cut(self, pool: list[int]) -> list[list[int]]:
+    def cut_pool(self, pool: list[int]) -> list[list[int]]:
         batches, batch = [], []
         for index in sorted(pool, key=lambda i: (self.lengths[i], i)):
             if batch and self.lengths[index] * (len(batch) + 1) > self.budget:
@@ -56,15 +56,15 @@ class Batches:
         epochs; the walk is short because an epoch is cached.
         """
         epoch = 0
-        while step >= (size := self.size(epoch)):
+        while step >= (size := self.epoch_size(epoch)):
             step, epoch = step - size, epoch + 1
         return self._epoch(epoch)[step]
 
     @cache  # noqa: B019 one object a run
-    def size(self, epoch: int) -> int:
+    def epoch_size(self, epoch: int) -> int:
         return len(self._epoch(epoch))
 
 
-def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """All examples once, longest together, under the budget: for evaluation."""
-    return Batches(lengths, budget, 0).cut(list(range(len(lengths)))) if len(lengths) else []
+    return Batches(lengths, budget, 0).cut_pool(list(range(len(lengths)))) if len(lengths) else []

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from loratory.data.files import decoded, read_blocks
+from loratory.data.files import decode_line, read_blocks
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
@@ -17,11 +17,11 @@ def read_fasta(path, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[
         InputError: the file is empty, is not FASTA, is a damaged gzip file, or a header is not UTF-8.
     """
     first_seen: dict[str, int] = {}
-    for number, raw in enumerate(split_records(path), start=1):
+    for number, raw in enumerate(read_raw_records(path), start=1):
         ledger.seen()
         where = f"{path}:{number}"
         line, _, body = raw.partition(b"\n")
-        header = decoded(line, path, number, encoding).strip()
+        header = decode_line(line, path, number, encoding).strip()
         id, sequence = header.split(None, 1)[0] if header else "", body.translate(None, b"\r\n")
         if not id:
             ledger.error(InputError(where, "header without an id", ">", "`>id description`", reason="no_id"))
@@ -36,7 +36,7 @@ def read_fasta(path, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[
             yield where, id, header, sequence
 
 
-def split_records(path) -> Iterator[bytes]:
+def read_raw_records(path) -> Iterator[bytes]:
     """Yields each record's bytes without its leading `>`."""
     rest = None
     for block in read_blocks(path):

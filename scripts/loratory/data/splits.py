@@ -10,19 +10,19 @@ SPLITS = ("train", "gate", "valid", "test")
 PROTECTED = ("test", "valid", "gate", "train")  # a record that leaks is dropped from the later of two splits
 
 
-def position(key: str, seed: int) -> float:
+def hash_position(key: str, seed: int) -> float:
     """A number in [0, 1) that depends on nothing but `key` and `seed`; equal on every machine."""
     digest = blake2b(key.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def smallest(records: Sequence[Mapping], limit: int | None, seed: int) -> list[Mapping]:
+def sample_by_hash(records: Sequence[Mapping], limit: int | None, seed: int) -> list[Mapping]:
     """The `limit` records with the smallest id hashes, in id order: the same ones in whatever order they came."""
-    order = sorted(records, key=lambda record: (position(record["id"], seed), record["id"]))
+    order = sorted(records, key=lambda record: (hash_position(record["id"], seed), record["id"]))
     return sorted(order[:limit], key=lambda record: record["id"])
 
 
-def assign(groups: Sequence[str], fractions: Mapping[str, float], seed: int, where) -> list[str]:
+def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int, where) -> list[str]:
     """The split of each record, decided by its group alone.
 
     Groups are ordered by `position` and cut where the running count of *records* reaches each fraction, so that
@@ -44,7 +44,7 @@ def assign(groups: Sequence[str], fractions: Mapping[str, float], seed: int, whe
             fix="give more data, or loosen what makes a group",
             reason="degenerate_split",
         )
-    order = sorted(sizes, key=lambda group: (position(group, seed), group))
+    order = sorted(sizes, key=lambda group: (hash_position(group, seed), group))
     home, done, at = {}, 0, 0
     bounds = [sum(fractions[s] for s in wanted[: i + 1]) * len(groups) for i in range(len(wanted))]
     for index, group in enumerate(order):
@@ -58,23 +58,23 @@ def assign(groups: Sequence[str], fractions: Mapping[str, float], seed: int, whe
     return [home[group] for group in groups]
 
 
-def components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
+def connected_components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
     """Connected components of `n` items: the smallest member's index stands for each item's component."""
     parent = list(range(n))
 
-    def root(i):
+    def find_root(i):
         while parent[i] != i:
             parent[i] = parent[parent[i]]
             i = parent[i]
         return i
 
     for a, b in links:
-        a, b = root(a), root(b)
+        a, b = find_root(a), find_root(b)
         parent[max(a, b)] = min(a, b)
-    return [root(i) for i in range(n)]
+    return [find_root(i) for i in range(n)]
 
 
-def linked_by(*keys: Sequence[str]) -> list[tuple[int, int]]:
+def links_by_key(*keys: Sequence[str]) -> list[tuple[int, int]]:
     """Links between items that share a value of any of the key columns; empty values link nothing."""
     links = []
     for column in keys:
@@ -87,7 +87,7 @@ def linked_by(*keys: Sequence[str]) -> list[tuple[int, int]]:
     return links
 
 
-def shared(splits: Mapping[str, Sequence[Mapping]], column: str) -> int:
+def count_shared(splits: Mapping[str, Sequence[Mapping]], column: str) -> int:
     """How many values of `column` occur in more than one split."""
     home: dict = {}
     twice = set()

@@ -39,13 +39,13 @@ def read_residues(path) -> list:
         warnings.warn(f"{path}: {len(models)} models; the first is used", stacklevel=2)
     # unpacked: both residues of a point mutation, of which the second has its Cα at location B
     found = [residue for chain in (models[0] if models else []) for residue in chain.get_unpacked_list()]
-    found = [residue for residue in found if letter(residue) and atom(residue, "CA")]
+    found = [residue for residue in found if residue_letter(residue) and residue_atom(residue, "CA")]
     if not found:
         raise InputError(path, "no Cα atom", expected="a PDB or mmCIF file of a protein", reason="no_atoms")
     return found
 
 
-def letter(residue) -> str | None:
+def residue_letter(residue) -> str | None:
     """The one-letter code of a standard residue or MSE, else None."""
     from Bio.Data.PDBData import protein_letters_3to1
 
@@ -55,27 +55,27 @@ def letter(residue) -> str | None:
     return protein_letters_3to1.get(name) if residue.id[0] == " " else None
 
 
-def atom(residue, name: str):
+def residue_atom(residue, name: str):
     """The atom at its first location, or None."""
     return next((a for a in residue.get_unpacked_list() if a.name == name and a.altloc in " A"), None)
 
 
-def chain_of(residue) -> str:
+def chain_id(residue) -> str:
     return residue.get_full_id()[2]
 
 
-def backbone(residues) -> np.ndarray:
+def backbone_coordinates(residues) -> np.ndarray:
     """Coordinates in Å of the atoms BACKBONE, shape (residues, 4, 3); NaN where the file has no such atom."""
     missing = np.full(3, np.nan)
-    found = [[atom(residue, name) for name in BACKBONE] for residue in residues]
+    found = [[residue_atom(residue, name) for name in BACKBONE] for residue in residues]
     return np.array([[missing if a is None else a.coord for a in atoms] for atoms in found], float)
 
 
-def unflat(numbers) -> np.ndarray:
+def unflatten_backbone(numbers) -> np.ndarray:
     """A backbone as datasets store it, shape (residues, 4, 3) again."""
     return np.asarray(numbers, dtype=np.float32).reshape(-1, len(BACKBONE), 3)
 
 
-def alphas(numbers) -> np.ndarray:
+def alpha_carbons(numbers) -> np.ndarray:
     """The Cα atoms of such a backbone in Å, shape (residues, 3); NaN where unresolved."""
-    return unflat(numbers)[:, BACKBONE.index("CA")].astype(float)
+    return unflatten_backbone(numbers)[:, BACKBONE.index("CA")].astype(float)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
-def known_encoding(name: str) -> str:
+def check_encoding(name: str) -> str:
     try:
         codecs.lookup(name)
     except LookupError:
@@ -16,7 +16,7 @@ def known_encoding(name: str) -> str:
     return name
 
 
-Encoding = Annotated[str, AfterValidator(known_encoding)]
+Encoding = Annotated[str, AfterValidator(check_encoding)]
 
 
 class Options(BaseModel):
@@ -32,7 +32,7 @@ class SplitFractions(Options):
     test: float = Field(0.1, gt=0, lt=1, description="share that is scored once")
 
     @model_validator(mode="after")
-    def sum_to_one(self):
+    def check_total(self):
         total = self.train + self.gate + self.valid + self.test
         if abs(total - 1) > 1e-9:
             raise ValueError(f"split fractions sum to {total:g}, expected 1")
@@ -60,12 +60,12 @@ class FilesOptions(Options):
     sha256: dict[str, str] = Field({}, description="{address: hex digest} of everything downloaded")
     licence: str | None = Field(None, description="licence of the data, carried into the dataset card")
 
-    def locations(self) -> list[str]:
+    def all_locations(self) -> list[str]:
         """Every location named, in field order."""
         values = [getattr(self, name) for name in self.LOCATIONS]
         return [item for value in values if value for item in ([value] if isinstance(value, str) else value)]
 
-    def moved(self, move: Callable[[str], str]):
+    def map_locations(self, move: Callable[[str], str]):
         """A copy whose locations went through `move`."""
         values = {name: getattr(self, name) for name in self.LOCATIONS}
         moved = {
@@ -75,9 +75,9 @@ class FilesOptions(Options):
         }
         return self.model_copy(update=moved)
 
-    def paths(self) -> list[str]:
+    def file_paths(self) -> list[str]:
         """The files whose change rebuilds the dataset; a folder's own files where a location is a folder."""
-        return self.locations()
+        return self.all_locations()
 
 
 class TaskOptions(Options):
@@ -156,11 +156,11 @@ class Metric:
         """By which a difference is multiplied to be above 0 where it is for the better."""
         return 1 if self.direction == "up" else -1
 
-    def selection(self, columns: Mapping) -> Sequence[bool] | slice:
+    def row_selection(self, columns: Mapping) -> Sequence[bool] | slice:
         """What selects the rows that count."""
         return self.where(columns) if self.where else slice(None)
 
-    def measure(self, columns: Mapping) -> float:
+    def compute_value(self, columns: Mapping) -> float:
         """Its value on the rows that count."""
-        rows = self.selection(columns)
+        rows = self.row_selection(columns)
         return float(self.value({name: column[rows] for name, column in columns.items()}))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from loratory import registry
 from loratory.data import splits
-from loratory.data.files import sha256, whole, write_json
+from loratory.data.files import file_sha256, atomic_write, write_json
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
@@ -28,23 +28,23 @@ def build_dataset(domain: str, files, dataset, seed: int, out) -> None:
     records = sorted(build.read(files, dataset, ledger), key=lambda record: record["id"])
     records = keep_sample(records, dataset.max_records, seed, ledger, domain)
     if not records:
-        what = f"no record is left of {ledger.n_in}; rejected: {ledger.reasons()}"
+        what = f"no record is left of {ledger.n_in}; rejected: {ledger.reason_counts()}"
         raise InputError(domain, what, expected="records that pass the filters", fix="loosen `dataset:`")
     for record, group in zip(records, build.group(records, dataset)):
         record["group"] = group
     parts = split_records(domain, build, records, dataset, seed, ledger)
-    ledger.check(domain, sum(map(len, parts.values())), dataset.max_reject_fraction)
-    with whole(out) as folder:
+    ledger.check_counts(domain, sum(map(len, parts.values())), dataset.max_reject_fraction)
+    with atomic_write(out) as folder:
         folder.mkdir(parents=True)
         for split, part in parts.items():
             write_records(folder / f"{split}.parquet", build, part)
-        ledger.write(folder / REJECTS)
-        write_json(folder / CARD, card(domain, build, files, dataset, seed, parts, ledger))
+        ledger.write_rejects(folder / REJECTS)
+        write_json(folder / CARD, dataset_card(domain, build, files, dataset, seed, parts, ledger))
 
 
 def keep_sample(records: list[dict], limit: int | None, seed: int, ledger: Ledger, domain: str) -> list[dict]:
     """`splits.smallest`, with the account of those left out."""
-    kept = splits.smallest(records, limit, seed)
+    kept = splits.sample_by_hash(records, limit, seed)
     left_out = {record["id"] for record in records} - {record["id"] for record in kept}
     for id in sorted(left_out):
         ledger.drop(domain, "-", id, "not_sampled")
@@ -57,7 +57,7 @@ def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledge
     if hasattr(build, "split"):
         homes = build.split(records, groups, dataset, seed)
     else:
-        homes = splits.assign(groups, dataset.split.model_dump(), seed, domain)
+        homes = splits.assign_splits(groups, dataset.split.model_dump(), seed, domain)
     parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
     if hasattr(build, "leaks"):
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
@@ -73,14 +73,14 @@ def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledge
     return parts
 
 
-def schema(build) -> pa.Schema:
+def record_schema(build) -> pa.Schema:
     columns = {"id": "string", "group": "string", **build.COLUMNS}
     types = {name: pa.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in columns.items()}
     return pa.schema(types)
 
 
 def write_records(path: Path, build, records: list[dict]):
-    pq.write_table(pa.Table.from_pylist(records, schema=schema(build)), path, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(records, record_schema=record_schema(build)), path, compression="zstd")
 
 
 def read_split(folder, split: str) -> list[dict]:
@@ -88,7 +88,7 @@ def read_split(folder, split: str) -> list[dict]:
     return pq.read_table(Path(folder) / f"{split}.parquet").to_pylist()
 
 
-def card(domain: str, build, files, dataset, seed: int, parts, ledger: Ledger) -> dict:
+def dataset_card(domain: str, build, files, dataset, seed: int, parts, ledger: Ledger) -> dict:
     """Counts that add up, and where everything came from; the same input gives the same bytes."""
     kept = sum(map(len, parts.values()))
     placed = [{**r, "split": split} for split, part in parts.items() for r in part]
@@ -116,7 +116,7 @@ def audit_split(domain: str, folder, dataset, out) -> None:
     build = registry.load_module("domain", domain, "build")
     parts = {split: read_split(folder, split) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
-    counts["ids_in_two_splits"] = splits.shared(parts, "id")
+    counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
     if hasattr(build, "leaks"):
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
@@ -124,5 +124,5 @@ def audit_split(domain: str, folder, dataset, out) -> None:
     broken = {name: count for name, count in counts.items() if count}
     if broken:
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
-    files = {split: sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
+    files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(out, {"domain": domain, "counts": counts, "sha256": files})

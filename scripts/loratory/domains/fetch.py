@@ -6,7 +6,7 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from loratory import registry
-from loratory.data.files import BLOCK, read_json, sha256, whole, write_json
+from loratory.data.files import BLOCK, read_json, file_sha256, atomic_write, write_json
 from loratory.errors import InputError
 
 MANIFEST = "files.json"
@@ -23,26 +23,26 @@ def fetch_source(domain: str, source, population: str, seed: int, out) -> None:
     Raises:
         InputError: a file is missing, or a download differs from its digest.
     """
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         aside.mkdir(parents=True)
         if source.kind == "simulate":
-            placed = simulated(domain, source, population, seed, aside, Path(out))
+            placed = simulate_files(domain, source, population, seed, aside, Path(out))
         else:
-            placed = source.moved(lambda location: fetched(location, source.sha256, aside, Path(out)))
+            placed = source.moved(lambda location: fetch_location(location, source.sha256, aside, Path(out)))
             if added := getattr(source, "simulated", None):
-                placed = joined(placed, simulated(domain, added, population, seed, aside, Path(out)))
-        digests = {path: sha256(path) for path in sorted(placed.paths()) if Path(path).is_file()}
+                placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
+        digests = {path: file_sha256(path) for path in sorted(placed.file_paths()) if Path(path).is_file()}
         write_json(aside / MANIFEST, {"files": placed.model_dump(mode="json"), "sha256": digests})
 
 
-def simulated(domain: str, simulation, population: str, seed: int, aside: Path, out: Path):
+def simulate_files(domain: str, simulation, population: str, seed: int, aside: Path, out: Path):
     """The `Files` that the simulator writes into `aside`, located as they will be under `out`."""
     simulate, sources = (registry.load_module("domain", domain, part) for part in ("simulate", "sources"))
     files = simulate.simulate(simulation, population, seed, aside)
     return sources.Files(**files).moved(lambda path: str(out / path))
 
 
-def joined(files, more):
+def join_locations(files, more):
     """`files` with the locations of `more` added to each of its lists of locations."""
     return files.model_copy(update={name: [*getattr(files, name), *getattr(more, name)] for name in files.LOCATIONS})
 
@@ -52,7 +52,7 @@ def open_source(domain: str, folder):
     return registry.load_module("domain", domain, "sources").Files(**read_json(Path(folder) / MANIFEST)["files"])
 
 
-def fetched(location: str, digests: dict[str, str], aside: Path, out: Path) -> str:
+def fetch_location(location: str, digests: dict[str, str], aside: Path, out: Path) -> str:
     """A location as a local path: unchanged, or downloaded into `aside` and named as it will be under `out`."""
     address = urlparse(location)
     if not address.scheme:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from loratory import registry
 from loratory.bases import folding
-from loratory.data.files import whole, write_json
-from loratory.data.structures import alphas
+from loratory.data.files import atomic_write, write_json
+from loratory.data.structures import alpha_carbons
 from loratory.domains.dataset import read_split
 from loratory.domains.questions import read_records
 from loratory.errors import InputError
@@ -68,7 +68,7 @@ def assess_folding(
         what = f"each of {len(seen)} test chains resembles one that {base} learnt from"
         raise InputError(data, what, expected="other chains", fix="give more data", reason="leak")
     model = folding.load_folding_model(model_folder, device)
-    chains = [chain_scores(record, folding.fold(model, record["sequence"])) for record in records]
+    chains = [chain_scores(record, folding.fold_sequence(model, record["sequence"])) for record in records]
     write_residues(chains, residues)
     task = registry.load_module("domain", domain, "metrics")
     parts: dict[str, list[dict]] = {EVERY: chains}
@@ -95,7 +95,7 @@ def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset) -> se
 
 def chain_scores(record: dict, structure: folding.Structure) -> dict:
     """A prediction beside the truth: `plddt` and `lddt` for each residue, `tm` and `rmsd` of the chain."""
-    truth, model = alphas(record["backbone"]), structure.coordinates[:, folding.CA]
+    truth, model = alpha_carbons(record["backbone"]), structure.coordinates[:, folding.CA]
     known = np.isfinite(truth).all(axis=1)
     lddt = np.full(len(truth), np.nan)
     lddt[known] = residue_lddt(truth[known], model[known])
@@ -121,7 +121,7 @@ def write_residues(chains: Sequence[dict], out) -> None:
         for c in chains
         for i, (p, t) in enumerate(zip(c["plddt"].tolist(), c["lddt"].tolist()), start=1)
     ]
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         pq.write_table(pa.Table.from_pylist(rows, RESIDUES), aside, compression="zstd")
 
 

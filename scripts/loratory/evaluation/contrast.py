@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loratory import registry
-from loratory.data.files import sha256, write_json
+from loratory.data.files import file_sha256, write_json
 from loratory.domains.contract import Metric
 from loratory.domains.dataset import read_split
 from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
@@ -109,7 +109,7 @@ def compare_systems(
     }
     sizes = {name: selected_size(metric, groups, runs.values()) for name, runs in columns.items()}
     columns = {name: runs for name, runs in columns.items() if not floor.shortage_status(*sizes[name])}
-    values = {name: {run: metric.measure(each) for run, each in runs.items()} for name, runs in columns.items()}
+    values = {name: {run: metric.compute_value(each) for run, each in runs.items()} for name, runs in columns.items()}
     statistics = {
         (name, run): row_statistic(metric.value, [each], metric.where)
         for name, runs in columns.items()
@@ -151,7 +151,7 @@ def contrast_methods(
 
 def file_digests(files: Mapping, baselines=None) -> dict[str, str]:
     named = {f"seed{run}": path for run, path in files.items()} | ({"baselines": baselines} if baselines else {})
-    return {name: sha256(path) for name, path in named.items()}
+    return {name: file_sha256(path) for name, path in named.items()}
 
 
 def is_own(system: str, domain: str) -> bool:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from loratory import registry
 from loratory.bases import folding
-from loratory.data.files import sha256, whole
-from loratory.data.structures import alphas
+from loratory.data.files import file_sha256, atomic_write
+from loratory.data.structures import alpha_carbons
 from loratory.errors import InputError
 from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference
 
@@ -71,11 +71,11 @@ def fold_samples(
     if todo:
         model = cached_model(model_folder, digest, device, allow_random)
         for id, sequence in sorted(todo, key=lambda sample: (len(sample[1]), sample[0])):
-            text = folding.pdb_text(folding.fold(model, sequence, chunk_size))
-            with whole(out / f"{id}.pdb") as aside:
+            text = folding.pdb_text(folding.fold_sequence(model, sequence, chunk_size))
+            with atomic_write(out / f"{id}.pdb") as aside:
                 aside.write_text(f"{pdb_remark(digest, sequence)}\n{text}")
     rows = [score_structure(id, sequence, out / f"{id}.pdb", references, tool) for id, sequence in samples]
-    with whole(out / SCORES) as aside:
+    with atomic_write(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
     return out / SCORES
 
@@ -98,7 +98,7 @@ def fold_predictions(
             scores = fold_samples(samples[:limit], chains, model_folder, folder, device)
             rows += [{"seed": seed, "system": system} | score_row for score_row in pq.read_table(scores).to_pylist()]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
-    with whole(out / SCORES) as aside:
+    with atomic_write(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
 
 
@@ -115,7 +115,7 @@ def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
 def read_references(path) -> dict[str, np.ndarray]:
     """{id: coordinates of the resolved Cα atoms} of the records that are long enough for a TM-score."""
     records = pq.read_table(path, columns=["id", "backbone"]).to_pylist()
-    found = {record["id"]: alphas(record["backbone"]) for record in records}
+    found = {record["id"]: alpha_carbons(record["backbone"]) for record in records}
     chains = {id: points[np.isfinite(points).all(axis=1)] for id, points in found.items()}
     return {id: points for id, points in chains.items() if len(points) >= SHORTEST}
 
@@ -134,7 +134,7 @@ def check_samples(samples: list[tuple[str, str]], max_length: int | None):
 def folder_digest(folder: Path) -> str:
     """Stands for the model: its config and weights, by content."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return " ".join(sha256(path) for path in files)
+    return " ".join(file_sha256(path) for path in files)
 
 
 @lru_cache(maxsize=1)

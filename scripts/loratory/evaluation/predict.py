@@ -12,9 +12,9 @@ from loratory import registry
 from loratory.adapters import core
 from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
-from loratory.data.batching import by_length
+from loratory.data.batching import batches_by_length
 from loratory.data.files import read_json, write_json
-from loratory.domains.questions import examples, read_records, samples
+from loratory.domains.questions import domain_examples, read_records, domain_prompts
 from loratory.errors import InputError
 from loratory.evaluation.controls import ShuffledMixer, can_shuffle
 from loratory.evaluation.rows import write_rows
@@ -107,12 +107,12 @@ def examples_by_split(domain: str, data, task, base, asked, evaluation) -> dict[
     """{split: its questions}."""
     limits = {"test": evaluation.max_records, "valid": evaluation.max_valid}
     sets = {
-        split: examples(domain, read_records(data, split, limit), task, base.family)
+        split: domain_examples(domain, read_records(data, split, limit), task, base.family)
         for split, limit in limits.items()
         if split in asked
     }
     if "sample" in asked and "sample" in registry.family_outputs(domain, base.family) and evaluation.samples:
-        sets["sample"] = samples(domain, evaluation.samples, task, base.family)
+        sets["sample"] = domain_prompts(domain, evaluation.samples, task, base.family)
     return sets
 
 
@@ -211,7 +211,7 @@ def predict_examples(base, model, questions, wanted, task, evaluation, seed: int
     on_gpu = base.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(base.device)
-    for batch in by_length([item.length for item in items], evaluation.batch_tokens):
+    for batch in batches_by_length([item.length for item in items], evaluation.batch_tokens):
         part = [items[i] for i in batch]
         sampling = Sampling(seed * 1_000_003 + batch[0], evaluation.temperature, evaluation.top_p)
         for output in wanted:
@@ -301,9 +301,9 @@ def routing_summary(base, mixture: Mixture, questions, budget: int) -> dict:
     total = {"prompt": torch.zeros(n, dtype=torch.double), "target": torch.zeros(n, dtype=torch.double)}
     count = {"prompt": 0, "target": 0}
     modules, entropy, hits = 0.0, 0.0, 0
-    for batch in by_length([item.length for item in items], budget):
+    for batch in batches_by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
-        weights = mixture.token_routing(**base.inputs(tensors), **base.facts(mixture, tensors)).double().cpu()
+        weights = mixture.token_routing(**base.inputs(tensors), **base.routing_inputs(mixture, tensors)).double().cpu()
         real = tensors["mask"].cpu().bool()
         scored = is_scored(tensors["labels"].cpu(), real)
         weights = weights.expand(*real.shape, -1, -1)

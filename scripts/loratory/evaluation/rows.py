@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 
 SCHEMA = pa.schema(
     [
@@ -19,5 +19,5 @@ SCHEMA = pa.schema(
 
 def write_rows(path, rows: list[dict]) -> None:
     """Writes rows as parquet; a column that a row lacks is null."""
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 import loratory
 from loratory import registry
-from loratory.data.files import sha256, write_json
+from loratory.data.files import file_sha256, write_json
 from loratory.domains.contract import ROW, Metric
 from loratory.domains.dataset import read_split
 from loratory.errors import InputError
@@ -89,7 +89,7 @@ def score_domain(
         "seeds": list(files),
         "resamples": resamples,
         "seed": seed,
-        "inputs": {name: sha256(path) for name, path in inputs.items()},
+        "inputs": {name: file_sha256(path) for name, path in inputs.items()},
         "versions": {
             "loratory": loratory.__version__,
             "numpy": np.__version__,
@@ -172,7 +172,7 @@ def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task
         baselines = {name: runs for name, runs in sorted(splits.get(split, {}).items()) if None in runs}
         records = read_split(data, split) if baselines else []
         values = {
-            name: metric.measure(metrics.columns(runs[None], records, task))
+            name: metric.compute_value(metrics.columns(runs[None], records, task))
             for name, runs in baselines.items()
             if has_output(metric, split, runs)
         }
@@ -211,7 +211,7 @@ def score_split(
             sizes[key] = selected_size(metric, groups, columns.values())
             missing[key] = floor.shortage_status(*sizes[key])
             if not missing[key]:
-                values[key] = {run: metric.measure(each) for run, each in columns.items()}
+                values[key] = {run: metric.compute_value(each) for run, each in columns.items()}
                 statistics[key] = row_statistic(metric.value, list(columns.values()), metric.where)
     spreads = resample(statistics, groups)
     scored = []
@@ -238,7 +238,7 @@ def sample_size(groups: np.ndarray) -> tuple[int, int]:
 
 def selected_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]) -> tuple[int, int]:
     """The `size` of what a metric looks at, in the run where it is the smallest."""
-    return min(sample_size(groups[metric.selection(each)]) for each in columns)
+    return min(sample_size(groups[metric.row_selection(each)]) for each in columns)
 
 
 def has_output(metric: Metric, split: str, runs: Runs) -> bool:

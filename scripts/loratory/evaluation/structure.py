@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loratory.data.structures import atom, chain_of, letter, read_residues
+from loratory.data.structures import residue_atom, chain_id, residue_letter, read_residues
 from loratory.errors import InputError
 
 MAX_ALIGNED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
@@ -53,14 +53,14 @@ def read_trace(path) -> Trace:
         InputError: as `read_residues`, or a coordinate that is not a number.
     """
     residues = read_residues(path)
-    atoms = [atom(residue, "CA") for residue in residues]
+    atoms = [residue_atom(residue, "CA") for residue in residues]
     coordinates = np.array([each.coord for each in atoms], float)
     check_finite(coordinates, path)
     return Trace(
-        "".join(map(letter, residues)),
+        "".join(map(residue_letter, residues)),
         coordinates,
         np.array([each.bfactor for each in atoms], float),
-        np.array(list(map(chain_of, residues))),
+        np.array(list(map(chain_id, residues))),
     )
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from loratory.bases.core import IGNORED, Encoded, load_base, too_long
+from loratory.bases.core import IGNORED, Encoded, load_base, too_long_error
 from loratory.data.files import write_json
 from loratory.domains.contract import Example
-from loratory.domains.questions import examples, read_records
+from loratory.domains.questions import domain_examples, read_records
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture
 
@@ -27,7 +27,7 @@ def route_tokens(base_folder, mixtures, prompts, data, tasks, device, out) -> No
     """
     base, found = load_base(base_folder, device), {}
     domains = {domain for names in prompts.values() for domain in names}
-    records = {d: examples(d, read_records(data[d], "test", 1), tasks[d], base.family)[0] for d in domains}
+    records = {d: domain_examples(d, read_records(data[d], "test", 1), tasks[d], base.family)[0] for d in domains}
     inputs = {name: join_examples(base, [(d, records[d]) for d in names]) for name, names in prompts.items()}
     for name, folder in mixtures.items():
         mixture = open_mixture(folder, base)
@@ -49,7 +49,7 @@ def join_examples(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encod
             part = part + base.target_tokens(question)
         ids, domains = ids + part, domains + [domain] * len(part)
     if len(ids) > base.context:
-        raise too_long(base.folder, first.id, len(ids), base.context)
+        raise too_long_error(base.folder, first.id, len(ids), base.context)
     heard = base.audio_tokens(first) if first.audio else 0
     return Encoded(ids, [IGNORED] * len(ids), len(ids), first.audio, heard), domains
 
@@ -59,7 +59,7 @@ def token_weights(base, mixture: Mixture, item: Encoded, domains: list[str]) -> 
     experts, mean over layers."""
     batch = base.collate([item])
     heard = batch["is_audio"][0].tolist() if item.audio else [False] * len(item.ids)
-    weights = mixture.token_routing(**base.inputs(batch), **base.facts(mixture, batch)).double().mean(2)
+    weights = mixture.token_routing(**base.inputs(batch), **base.routing_inputs(mixture, batch)).double().mean(2)
     return {
         "experts": mixture.names,
         "tokens": [AUDIO_MARK if audio else base.tokenizer.decode([id]) for id, audio in zip(item.ids, heard)],

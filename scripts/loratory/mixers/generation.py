@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache, DynamicCache, StopStringCriteria
 
-from loratory.bases.decoding import FixedLayer, Sampling, branch, empty_cache, gathered, new_cache, steps
+from loratory.bases.decoding import FixedLayer, Sampling, branch_cache, empty_cache, collect_rows, new_cache, decode_steps
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture, PairCache
 from loratory.mixers.streams import TOKENS, bare_states
@@ -21,7 +21,7 @@ BUCKET = 64  # tokens
 
 def generate(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options) -> list[list[int]]:
     """The ids that are written after each row, without the end token; arguments are those of `stream`."""
-    return gathered(stream_tokens(model, input_ids, attention_mask, **options), len(input_ids))
+    return collect_rows(stream_tokens(model, input_ids, attention_mask, **options), len(input_ids))
 
 
 def stream_tokens(
@@ -74,7 +74,7 @@ def stream_tokens(
         forward = fixed.wrap_forward(forward, hold_after)
     ends = model.config.eos_token_id if eos is None else eos
     stopping = StopStringCriteria(tokenizer, list(stop)) if stop else None
-    return steps(forward, inputs, cache, () if ends is None else ends, max_new_tokens, sampling, stopping)
+    return decode_steps(forward, inputs, cache, () if ends is None else ends, max_new_tokens, sampling, stopping)
 
 
 def check_request(model, input_ids, attention_mask, stop, tokenizer, hold_after) -> None:
@@ -129,8 +129,8 @@ class Prefix:
         if isinstance(model, Mixture) != (self.mixed is not None):
             what = "the prefix was not run by this model"
             raise InputError("generate: prefix", what, type(model).__name__, fix="`run_prefix(model, ids, shared)`")
-        bare = self.bare and branch(self.bare, rows)
-        return bare if self.mixed is None else PairCache(bare, branch(self.mixed, rows))
+        bare = self.bare and branch_cache(self.bare, rows)
+        return bare if self.mixed is None else PairCache(bare, branch_cache(self.mixed, rows))
 
 
 @torch.no_grad()
@@ -246,7 +246,7 @@ class FixedSteps:
                 fixed.layers = [FixedLayer(layer, self.mask.shape[-1], self.place) for layer in like.layers]
         for fixed, like in zip(self.caches, grown):
             for layer, part in zip(fixed.layers, like.layers):
-                layer.take(part)
+                layer.copy_states(part)
 
     def __call__(self, token: torch.Tensor, hold_after: int | None):
         """The model's output for one more token `[rows, 1]`; a replayed one is overwritten by the next."""

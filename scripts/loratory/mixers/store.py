@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loratory import registry
 from loratory.adapters.deltas import load_adapter, save_adapter, cpu_tensor
-from loratory.data.files import read_json, whole, write_json
+from loratory.data.files import read_json, atomic_write, write_json
 from loratory.errors import InputError
 from loratory.mixers import contract
 from loratory.mixers.core import Mixture
@@ -34,7 +34,7 @@ def open_experts(folders: dict[str, str], fingerprint: str) -> dict:
 
 def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, str], run: dict) -> None:
     """Everything that is needed besides the base: gate, experts in order, and what they were trained on."""
-    with whole(folder) as aside:
+    with atomic_write(folder) as aside:
         aside.mkdir(parents=True)
         gate = {} if mixture.gate is None else mixture.gate.state_dict()
         save_file({name: cpu_tensor(tensor) for name, tensor in gate.items()}, aside / GATE, metadata={"format": "pt"})

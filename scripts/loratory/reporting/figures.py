@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from loratory.data.files import read_json, whole
+from loratory.data.files import read_json, atomic_write
 from loratory.errors import InputError
 
 STYLE = {
@@ -212,7 +212,7 @@ def draw_heatmap(figure, values, shown, rows, columns, colours, limits, label: s
 @contextmanager
 def svg_figure(out, size: tuple[float, float], banner: str):
     """Yields a figure; writes it as SVG, under its banner, when the block ends."""
-    with matplotlib.rc_context(STYLE), whole(out) as aside:
+    with matplotlib.rc_context(STYLE), atomic_write(out) as aside:
         figure = Figure(figsize=size)
         yield figure
         if banner:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 
 MARKDOWN = str.maketrans({"\\": r"\\", "|": r"\|", "*": r"\*", "<": "&lt;", "\n": " "})
 LATEX = str.maketrans(
@@ -54,7 +54,7 @@ class Layout:
 def write_table(layout: Layout, out) -> None:
     """Writes `{out}.tsv`, `{out}.md`, `{out}.tex` and `{out}.html`; the same layout gives the same bytes."""
     for suffix, form in {"tsv": tsv_text, "md": markdown_text, "tex": latex_text, "html": html_page}.items():
-        with whole(f"{out}.{suffix}") as aside:
+        with atomic_write(f"{out}.{suffix}") as aside:
             aside.write_text(form(layout))
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 
 NAME = "checkpoint.safetensors"
 
@@ -25,7 +25,7 @@ def save_checkpoint(folder, step: int, curve: list[dict], parameters: dict, opti
     for name, p in parameters.items():
         for key, value in optimizer.state.get(p, {}).items():
             tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-    with whole(Path(folder) / NAME) as aside:
+    with atomic_write(Path(folder) / NAME) as aside:
         save_file(tensors, aside, metadata={"step": str(step), "curve": json.dumps(curve)})
 
 

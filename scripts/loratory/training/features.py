@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loratory.bases.core import load_base
 from loratory.data import batching
-from loratory.data.files import read_json, sha256, whole, write_json
+from loratory.data.files import read_json, file_sha256, atomic_write, write_json
 from loratory.errors import InputError
 from loratory.mixers.streams import TOKENS, bare_states
 from loratory.training.checkpoint import facts_digest
@@ -67,11 +67,11 @@ def write_features(domain, data, task, split, base_folder, device, batch_tokens,
     for number, part in enumerate(parts):
         path = job.folder / shard_name(number)
         if not path.is_file():
-            with whole(path) as aside:
+            with atomic_write(path) as aside:
                 save_file({HIDDEN: compute_states(base, part, batch_tokens)}, aside)
             print(f"{title}: shard {number + 1} of {len(parts)}", flush=True)
     write_json(job.folder / INDEX, index)
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         os.replace(job.folder, aside)
 
 
@@ -83,7 +83,7 @@ def check_stream(base) -> None:
 
 def features_digest(base, data, split: str, items: list) -> str:
     """A digest of all that a split's states depend on: the base's weights, the data, and how these were encoded."""
-    table = sha256(Path(data) / f"{split}.parquet")
+    table = file_sha256(Path(data) / f"{split}.parquet")
     return facts_digest(base=base.fingerprint, dtype=base.model.dtype, data=table, ids=[item.ids for item in items])
 
 
@@ -107,7 +107,7 @@ def split_items(items: list, positions: int) -> Iterator[list]:
 def compute_states(base, items: list, batch_tokens: int) -> torch.Tensor:
     """The last hidden states of all items, one after another: `[positions, hidden]`."""
     found = {}
-    for chosen in batching.by_length([item.length for item in items], batch_tokens):
+    for chosen in batching.batches_by_length([item.length for item in items], batch_tokens):
         inputs = base.inputs(base.collate([items[i] for i in chosen]))
         with torch.no_grad():
             hidden = bare_states(base.model, inputs, None)[TOKENS]

@@ -24,7 +24,7 @@ from transformers.models.esm.modeling_esmfold import EsmFoldingTrunk
 from transformers.models.esm.openfold_utils import residue_constants
 
 from loratory.data import splits
-from loratory.data.structures import unflat
+from loratory.data.structures import unflatten_backbone
 from loratory.training.fit import MicroBatch, train_model
 from loratory.training.job import Job, training_recipe
 
@@ -58,7 +58,7 @@ class Chain:
 def read_chain(record: dict) -> Chain:
     """A record of the domain `structure`."""
     residues = [residue_constants.restype_order[letter] for letter in record["sequence"]]
-    backbone = torch.from_numpy(unflat(record["backbone"]))
+    backbone = torch.from_numpy(unflatten_backbone(record["backbone"]))
     return Chain(record["group"], record["origin"], torch.tensor(residues), backbone)
 
 
@@ -103,7 +103,7 @@ def split_by_group(chains: list[Chain], seed: int) -> tuple[dict, dict]:
         InputError: all chains are of one group.
     """
     shares = {"train": 1 - JUDGED, "gate": JUDGED, "valid": 0, "test": 0}
-    homes = splits.assign([chain.group for chain in chains], shares, seed, "chains of the folding base")
+    homes = splits.assign_splits([chain.group for chain in chains], shares, seed, "chains of the folding base")
     parts = {"train": {}, "gate": {}}
     for chain, home in zip(chains, homes):
         parts[home].setdefault(chain.origin, []).append(chain)

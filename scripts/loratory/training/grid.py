@@ -6,7 +6,7 @@ from math import isnan
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 from loratory.errors import InputError
 
 CURVES = pa.schema(
@@ -56,5 +56,5 @@ def curve_rows(seed: int, trials: list[dict]) -> list[dict]:
 
 
 def write_curves(path, rows: list[dict]) -> None:
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, CURVES), aside)

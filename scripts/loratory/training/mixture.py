@@ -13,7 +13,7 @@ from loratory.adapters.core import generator_for
 from loratory.adapters.deltas import WEIGHTS
 from loratory.bases.core import Encoded, load_base
 from loratory.data import batching
-from loratory.data.files import sha256
+from loratory.data.files import file_sha256
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_experts, save_mixture
 from loratory.training.budget import PeakMemory
@@ -71,7 +71,7 @@ def train_mixture(
     for seed in seeds:
         started = perf_counter()
         folders = {domain: Path(folder) / f"seed{seed}" for domain, folder in experts.items()}
-        digests = {domain: sha256(folder / WEIGHTS) for domain, folder in folders.items()}
+        digests = {domain: file_sha256(folder / WEIGHTS) for domain, folder in folders.items()}
         given = open_experts(folders, base.fingerprint)
         check_trained_experts(given, name)
         best, trials = best_trial(rates, partial(train_trial, seed, digests, entry.prepare_experts(given, seed)))
@@ -124,7 +124,7 @@ def start_gate(gate: torch.nn.Module, seed: int) -> None:
     """Draws the gate's weights from (seed, name) alone; small, so that it starts near uniform weights."""
     for name, parameter in gate.named_parameters():
         if parameter.dim() > 1:
-            fresh = torch.empty(parameter.shape).normal_(0, 0.02, generator=generator_for(seed, f"gate.{name}"))
+            fresh = torch.empty(parameter.shape).normal_(0, 0.02, random_generator=generator_for(seed, f"gate.{name}"))
             parameter.data.copy_(fresh)
         else:
             parameter.data.zero_()

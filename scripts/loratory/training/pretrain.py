@@ -25,7 +25,7 @@ from loratory.bases.core import IGNORED, load_base
 from loratory.bases.prepare import add_head, write_manifest
 from loratory.bases.whisper import PROMPT, Whisper
 from loratory.data.batching import Batches
-from loratory.data.files import whole, write_json
+from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example
 from loratory.training.fit import MicroBatch, train_model
 from loratory.training.job import Job, training_recipe
@@ -211,14 +211,14 @@ class PretrainedModel:
 
 def masked_batch(rows, tokenizer, n_special: int, seed: int, step: int, device) -> dict:
     """A batch with 15 % of the k-mers hidden: 80 % as the mask token, 10 % as another k-mer, 10 % as they are."""
-    from loratory.bases.core import pad
+    from loratory.bases.core import pad_rows
 
     random = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    ids, mask = pad(rows, 0, "cpu"), pad([[1] * len(row) for row in rows], 0, "cpu")
-    chosen = (torch.rand(ids.shape, generator=random) < MASKED) & (ids >= n_special)
+    ids, mask = pad_rows(rows, 0, "cpu"), pad_rows([[1] * len(row) for row in rows], 0, "cpu")
+    chosen = (torch.rand(ids.shape, random_generator=random) < MASKED) & (ids >= n_special)
     labels = ids.masked_fill(~chosen, IGNORED)
-    fate = torch.rand(ids.shape, generator=random)
-    other = torch.randint(n_special, len(tokenizer), ids.shape, generator=random)
+    fate = torch.rand(ids.shape, random_generator=random)
+    other = torch.randint(n_special, len(tokenizer), ids.shape, random_generator=random)
     ids = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, ids)
     ids = torch.where(chosen & (fate >= 0.9), other, ids)
     return {"ids": ids.to(device), "mask": mask.to(device), "labels": labels.to(device)}
@@ -239,7 +239,7 @@ PRETRAIN = {
 def pretrain_base(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job, out, **facts) -> None:
     """Trains a base and writes its folder, whole: safetensors, config, tokenizer, manifest, learning curve."""
     base, curve = PRETRAIN[entry.family](corpora, entry, ears, job)
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         aside.mkdir(parents=True)
         dtype = getattr(torch, entry.pretrain.dtype)
         base.model.to(dtype).save_pretrained(aside)

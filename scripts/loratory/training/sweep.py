@@ -15,9 +15,9 @@ from loratory.adapters.contract import DenseMethod
 from loratory.bases.checks import check_readable
 from loratory.bases.core import load_base
 from loratory.data import batching
-from loratory.data.files import sha256
+from loratory.data.files import file_sha256
 from loratory.data.splits import SPLITS
-from loratory.domains.questions import examples, read_records
+from loratory.domains.questions import domain_examples, read_records
 from loratory.training import budget
 from loratory.training.fit import MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
@@ -68,7 +68,7 @@ def base_facts(base) -> list:
 
 def encode_split(base, domain: str, data, task, split: str, limit: int | None = None):
     """The examples of a split as the base reads them."""
-    found = examples(domain, read_records(data, split, limit), task, base.family)
+    found = domain_examples(domain, read_records(data, split, limit), task, base.family)
     check_readable(base, domain, [example.prompt + example.target for example in found[:100]])
     return [base.encode(example) for example in found]
 
@@ -138,7 +138,7 @@ def optimizer_moments(state: dict) -> list[torch.Tensor]:
 def mean_loss(base, model, items, budget: int) -> float:
     """Loss per target over all items."""
     total = count = 0
-    for batch in batching.by_length([item.length for item in items], budget):
+    for batch in batching.batches_by_length([item.length for item in items], budget):
         loss, n = base.loss(model, base.collate([items[i] for i in batch]))
         total, count = total + float(loss), count + n
     return total / count
@@ -199,4 +199,4 @@ def describe_run(base, domain: str, adapter, seed: int, trial: dict, data: list[
 
 def data_digest(data) -> list[str]:
     """Digests of the splits that training may look at."""
-    return [sha256(Path(data) / f"{split}.parquet") for split in SPLITS if split != "test"]
+    return [file_sha256(Path(data) / f"{split}.parquet") for split in SPLITS if split != "test"]

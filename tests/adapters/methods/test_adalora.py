@@ -160,7 +160,7 @@ def test_the_best_triplets_of_all_layers_are_kept():
 
 
 def test_the_penalty_is_zero_for_orthonormal_factors_alone():
-    orthonormal = torch.linalg.qr(torch.randn(7, 3, generator=torch.Generator().manual_seed(0))).Q.T
+    orthonormal = torch.linalg.qr(torch.randn(7, 3, random_generator=torch.Generator().manual_seed(0))).Q.T
     assert orthogonality_error(orthonormal) < 1e-5
     assert orthogonality_error(2 * orthonormal) == pytest.approx(3 * 3**0.5, rel=1e-5)
     toy = FAMILIES["llama"]()

@@ -126,10 +126,10 @@ class Method(contract.Method):
         y = super().layer_output(layer, x)
         if layer.training and y.requires_grad and getattr(layer, "scored", False):
 
-            def measure(gradient):
+            def add_importance(gradient):
                 layer.tensors["importance"].add_(self.delta_importance(layer.tensors, gradient, x))
 
-            y.register_hook(measure)
+            y.register_hook(add_importance)
         return y
 
     def delta_importance(self, tensors: contract.Tensors, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

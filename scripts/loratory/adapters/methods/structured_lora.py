@@ -25,14 +25,14 @@ class Method(contract.Method):
     def initial_tensors(self, weight, generator):
         import torch
 
-        def uniform(rows, columns):
+        def uniform_matrix(rows, columns):
             bound = 1 / sqrt(columns)
             return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
         out, inner = weight.shape
         return {
-            "A": uniform(self.rank, inner),
-            "N": uniform(self.rank, self.rank),
+            "A": uniform_matrix(self.rank, inner),
+            "N": uniform_matrix(self.rank, self.rank),
             "B": torch.zeros(out, self.rank),
         }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from loratory.data import mmseqs, splits
-from loratory.data.alphabets import IUPAC_NUCLEOTIDES, RESIDUES, strangers
+from loratory.data.alphabets import IUPAC_NUCLEOTIDES, RESIDUES, invalid_letters
 from loratory.data.fasta import read_fasta
 from loratory.errors import InputError
 
@@ -31,7 +31,7 @@ def read(files, dataset, ledger) -> Iterator[dict]:
         for path in getattr(files, role)
         for item in read_transcripts(path, label, files.header, dataset, ledger)
     ]
-    kept = list(one_label_each(found, ledger))
+    kept = list(unique_transcripts(found, ledger))
     for role, label in LABELS.items():
         if all(record["label"] != label for record in kept):
             what = f"only one class: no {role} transcript is left; rejected: {ledger.reasons()}"
@@ -44,19 +44,19 @@ def read_transcripts(path, label: int, dialect: str, dataset, ledger) -> Iterato
     """Yields `(file:record, record)` of what is well formed and within the dataset's policy."""
     for where, name, header, raw in read_fasta(path, ledger):
         try:
-            id, gene = identify(where, header, len(raw), dialect)
-            sequence = canonical(where, raw)
+            id, gene = parse_header(where, header, len(raw), dialect)
+            sequence = canonical_sequence(where, raw)
         except InputError as error:
             ledger.error(error, name)
             continue
-        refused = refusal(sequence, dataset)
+        refused = drop_reason(sequence, dataset)
         if refused:
             ledger.drop(*where.rsplit(":", 1), id, *refused)
         else:
             yield where, {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
 
 
-def identify(where: str, header: str, length: int, dialect: str) -> tuple[str, str]:
+def parse_header(where: str, header: str, length: int, dialect: str) -> tuple[str, str]:
     """`(transcript id, gene id without its version)` of a FASTA header; the gene is empty where none is given.
 
     Raises:
@@ -96,14 +96,14 @@ def identify(where: str, header: str, length: int, dialect: str) -> tuple[str, s
     return fields[0], "" if fields[1] == "-" else VERSION.sub("", fields[1])
 
 
-def canonical(where: str, raw: bytes) -> str:
+def canonical_sequence(where: str, raw: bytes) -> str:
     """The sequence in upper-case DNA letters, with N for every code that stands for several nucleotides.
 
     Raises:
         InputError: a letter that is no nucleotide code, or both U and T.
     """
     letters = raw.upper()
-    strange = strangers(letters, IUPAC_NUCLEOTIDES)[:1]
+    strange = invalid_letters(letters, IUPAC_NUCLEOTIDES)[:1]
     if strange:
         letter, position = strange.decode("latin-1"), letters.index(strange) + 1
         what = "looks like protein" if letter in RESIDUES else "not a nucleotide"
@@ -118,7 +118,7 @@ def canonical(where: str, raw: bytes) -> str:
     return letters.translate(CANONICAL).decode("ascii")
 
 
-def refusal(sequence: str, dataset) -> tuple[str, str] | None:
+def drop_reason(sequence: str, dataset) -> tuple[str, str] | None:
     """`(reason, detail)` where the dataset's policy leaves the sequence out."""
     length, ambiguous = len(sequence), sequence.count("N") / len(sequence)
     if length < dataset.min_length:
@@ -130,7 +130,7 @@ def refusal(sequence: str, dataset) -> tuple[str, str] | None:
     return None
 
 
-def one_label_each(found: list[tuple[str, dict]], ledger) -> Iterator[dict]:
+def unique_transcripts(found: list[tuple[str, dict]], ledger) -> Iterator[dict]:
     """Yields each sequence once, under its smallest id, if all its copies have one label.
 
     An id in both classes, or with two sequences, is malformed; a sequence with both labels is dropped, all copies.
@@ -161,9 +161,9 @@ def one_label_each(found: list[tuple[str, dict]], ledger) -> Iterator[dict]:
 
 def group(records: list[dict], dataset) -> list[str]:
     """Connected components of `same gene` and `same cluster`, named after their smallest id."""
-    cluster = mmseqs.cluster(sequences(records), nucleotide=True, **likeness(dataset))
-    links = splits.linked_by([r["gene"] for r in records], [cluster[r["id"]] for r in records])
-    return [records[root]["id"] for root in splits.components(len(records), links)]
+    cluster = mmseqs.cluster_sequences(transcript_sequences(records), nucleotide=True, **similarity_options(dataset))
+    links = splits.links_by_key([r["gene"] for r in records], [cluster[r["id"]] for r in records])
+    return [records[root]["id"] for root in splits.connected_components(len(records), links)]
 
 
 def split(records: list[dict], groups: list[str], dataset, seed: int) -> list[str]:
@@ -175,21 +175,21 @@ def split(records: list[dict], groups: list[str], dataset, seed: int) -> list[st
     home: dict[str, str] = {}
     for role, wanted in LABELS.items():
         of_class = [name for name in groups if label[name] == wanted]
-        home |= zip(of_class, splits.assign(of_class, dataset.split.model_dump(), seed, f"lncrna, {role}"))
+        home |= zip(of_class, splits.assign_splits(of_class, dataset.split.model_dump(), seed, f"lncrna, {role}"))
     return [home[name] for name in groups]
 
 
-def leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
+def find_leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
     """The records among `others` that are similar to a held-out one."""
-    hits = mmseqs.search(sequences(others), sequences(held_out), nucleotide=True, **likeness(dataset))
+    hits = mmseqs.search_sequences(transcript_sequences(others), transcript_sequences(held_out), nucleotide=True, **similarity_options(dataset))
     return {other: source for other, source, _ in hits}
 
 
-def sequences(records: list[dict]) -> dict[str, str]:
+def transcript_sequences(records: list[dict]) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
-def likeness(dataset) -> dict[str, float]:
+def similarity_options(dataset) -> dict[str, float]:
     return {"identity": dataset.identity, "coverage": dataset.coverage}
 
 
@@ -197,9 +197,9 @@ def proof(parts: dict[str, list[dict]], dataset) -> dict[str, int]:
     """Counts that are 0 in a sound dataset."""
     with_gene = {split: [record for record in part if record["gene"]] for split, part in parts.items()}
     return {
-        "groups_in_two_splits": splits.shared(parts, "group"),
-        "genes_in_two_splits": splits.shared(with_gene, "gene"),
-        "sequences_in_two_splits": splits.shared(parts, "sequence"),
+        "groups_in_two_splits": splits.count_shared(parts, "group"),
+        "genes_in_two_splits": splits.count_shared(with_gene, "gene"),
+        "sequences_in_two_splits": splits.count_shared(parts, "sequence"),
         "splits_without_both_classes": sum(len({r["label"] for r in part}) < 2 for part in parts.values()),
     }
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from loratory.data.splits import position
+from loratory.data.splits import hash_position
 from loratory.domains.contract import Metric
 from loratory.domains.scores import auc
 
@@ -20,14 +20,14 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
     return {
         "label": label,
         "p": np.array([score_row["p"] for score_row in rows], float),
-        "matched": length_matched([record["id"] for record in found], length, label),
+        "matched": length_matched_mask([record["id"] for record in found], length, label),
     }
 
 
-def length_matched(ids: list[str], length: np.ndarray, label: np.ndarray) -> np.ndarray:
+def length_matched_mask(ids: list[str], length: np.ndarray, label: np.ndarray) -> np.ndarray:
     """(n,) bool: as many records of both classes in each length bin, those with the smallest id hashes."""
     bins = np.floor(np.log(length) / math.log(BIN))
-    order = np.array(sorted(range(len(ids)), key=lambda i: (position(ids[i], 0), ids[i])), int)
+    order = np.array(sorted(range(len(ids)), key=lambda i: (hash_position(ids[i], 0), ids[i])), int)
     chosen = np.zeros(len(ids), bool)
     for each in np.unique(bins):
         members = order[bins[order] == each]
@@ -38,11 +38,11 @@ def length_matched(ids: list[str], length: np.ndarray, label: np.ndarray) -> np.
     return chosen
 
 
-def area(columns) -> float:
+def transcript_auc(columns) -> float:
     return auc(columns["label"], columns["p"])
 
 
-def confusion(columns) -> tuple[float, float, float, float]:
+def confusion_counts(columns) -> tuple[float, float, float, float]:
     """`(true positives, false positives, true negatives, false negatives)` at p ≥ 0.5; all NaN where a p is NaN."""
     truth, p = columns["label"] == 1, columns["p"]
     if np.isnan(p).any():
@@ -51,9 +51,9 @@ def confusion(columns) -> tuple[float, float, float, float]:
     return tuple(float(np.sum(both)) for both in (truth & said, ~truth & said, ~truth & ~said, truth & ~said))
 
 
-def matthews(columns) -> float:
+def matthews_correlation(columns) -> float:
     """Matthews 1975, doi:10.1016/0005-2795(75)90109-9; 0 by convention where only one class is predicted."""
-    tp, fp, tn, fn = confusion(columns)
+    tp, fp, tn, fn = confusion_counts(columns)
     if not (tp + fn and tn + fp):
         return math.nan
     scale = math.sqrt(tp + fp) * math.sqrt(tp + fn) * math.sqrt(tn + fp) * math.sqrt(tn + fn)
@@ -61,34 +61,34 @@ def matthews(columns) -> float:
 
 
 def f1(columns) -> float:
-    tp, fp, tn, fn = confusion(columns)
+    tp, fp, tn, fn = confusion_counts(columns)
     return 2 * tp / (2 * tp + fp + fn) if tp + fn and tn + fp else math.nan
 
 
 def accuracy(columns) -> float:
-    tp, fp, tn, fn = confusion(columns)
+    tp, fp, tn, fn = confusion_counts(columns)
     n = tp + fp + tn + fn
     return (tp + tn) / n if n else math.nan
 
 
-def brier(columns) -> float:
+def brier_score(columns) -> float:
     p = columns["p"]
     return float(np.mean((p - columns["label"]) ** 2)) if p.size else math.nan
 
 
 METRICS = (
-    Metric("auc", "", "up", "choice", area, primary=True, note="ranks by P(lncRNA), ties count one half"),
+    Metric("auc", "", "up", "choice", transcript_auc, primary=True, note="ranks by P(lncRNA), ties count one half"),
     Metric(
         "auc_length_matched",
         "",
         "up",
         "choice",
-        area,
+        transcript_auc,
         note="AUC of equally many records of both classes in length bins of ratio 1.2: length itself scores 0.5",
         where=lambda columns: columns["matched"],
     ),
-    Metric("mcc", "", "up", "choice", matthews, note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted"),
+    Metric("mcc", "", "up", "choice", matthews_correlation, note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted"),
     Metric("f1", "", "up", "choice", f1, note="of lncRNA, at P(lncRNA) ≥ 0.5"),
     Metric("accuracy", "", "up", "choice", accuracy, note="at P(lncRNA) ≥ 0.5"),
-    Metric("brier", "", "down", "choice", brier, note="mean squared error of P(lncRNA)"),
+    Metric("brier", "", "down", "choice", brier_score, note="mean squared error of P(lncRNA)"),
 )

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from Bio.Data.CodonTable import standard_dna_table
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 
 # Amino acids in UniProtKB/Swiss-Prot, per cent.
-RESIDUES = {
+AMINO_ACID_SHARES = {
     "A": 8.3, "R": 5.5, "N": 4.1, "D": 5.5, "C": 1.4, "Q": 3.9, "E": 6.7, "G": 7.1, "H": 2.3, "I": 5.9,
     "L": 9.7, "K": 5.8, "M": 2.4, "F": 3.9, "P": 4.7, "S": 6.7, "T": 5.4, "W": 1.1, "Y": 2.9, "V": 6.9,
 }  # fmt: skip
@@ -66,13 +66,13 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, list[str]
     numbers = rng.permutation(2 * simulation.genes) + 1  # gene numbers tell nothing of the class
     paths = {}
     for role, mine in zip(("coding", "noncoding"), np.split(numbers, 2)):
-        genes = (record for number in sorted(mine) for record in gene(rng, simulation, species, role, number))
+        genes = (record for number in sorted(mine) for record in gene_records(rng, simulation, species, role, number))
         write_gzip(Path(out) / f"{role}.fa.gz", "".join(genes))
         paths[role] = [f"{role}.fa.gz"]
     return paths
 
 
-def gene(rng, simulation, species: Species, role: str, number: int) -> Iterator[str]:
+def gene_records(rng, simulation, species: Species, role: str, number: int) -> Iterator[str]:
     """Yields the FASTA records of a gene's isoforms."""
     share = rng.beta(*species.lengths[role == "noncoding"])
     length = simulation.shortest + round(share * (simulation.longest - simulation.shortest))
@@ -80,16 +80,16 @@ def gene(rng, simulation, species: Species, role: str, number: int) -> Iterator[
     middle = round(length * rng.uniform(0.45, 0.8) / 3) * 3
     five = (length - middle) // 4
     usage = codon_usage(species.gc3 + tilt)
-    steps = untranslated(usage, species.gc + tilt, species.likeness)
-    body = coding_sequence(rng, usage, middle // 3) if role == "coding" else walk(rng, steps, middle)
-    parts = walk(rng, steps, five), body, walk(rng, steps, length - middle - five)
-    versions = [parts, *(isoform(rng, *parts) for _ in range(rng.integers(simulation.isoforms)))]
+    steps = untranslated_transitions(usage, species.gc + tilt, species.likeness)
+    body = coding_sequence(rng, usage, middle // 3) if role == "coding" else random_walk(rng, steps, middle)
+    parts = random_walk(rng, steps, five), body, random_walk(rng, steps, length - middle - five)
+    versions = [parts, *(random_isoform(rng, *parts) for _ in range(rng.integers(simulation.isoforms)))]
     versions = [v for v in dict.fromkeys(versions) if sum(map(len, v)) >= simulation.shortest]
     for index, version in enumerate(versions, start=1):
-        yield fasta(species.prefix, role, number, index, version)
+        yield gencode_record(species.prefix, role, number, index, version)
 
 
-def isoform(rng, five: str, body: str, three: str) -> tuple[str, str, str]:
+def random_isoform(rng, five: str, body: str, three: str) -> tuple[str, str, str]:
     """Another start of transcription, another polyadenylation site, perhaps an exon skipped in frame."""
     five = five[rng.integers(len(five) // 2 + 1) :]
     three = three[: len(three) - rng.integers(len(three) // 2 + 1)]
@@ -109,10 +109,10 @@ def codon_usage(gc3: float) -> np.ndarray:
     """
     table = standard_dna_table.forward_table
     preference = {codon: np.exp(gc3 * (codon[2] in "GC")) * (0.5 if "CG" in codon else 1) for codon in sorted(table)}
-    total = dict.fromkeys(RESIDUES, 0.0)
+    total = dict.fromkeys(AMINO_ACID_SHARES, 0.0)
     for codon, weight in preference.items():
         total[table[codon]] += weight
-    usage = [RESIDUES[table[c]] * preference[c] / total[table[c]] if c in table else 0.0 for c in CODONS]
+    usage = [AMINO_ACID_SHARES[table[c]] * preference[c] / total[table[c]] if c in table else 0.0 for c in CODONS]
     return np.reshape(usage, (4, 4, 4)) / sum(usage)
 
 
@@ -121,7 +121,7 @@ def coding_sequence(rng, usage: np.ndarray, codons: int) -> str:
     return "ATG" + "".join(rng.choice(CODONS, codons - 2, p=usage.ravel())) + str(rng.choice(STOPS))
 
 
-def untranslated(usage: np.ndarray, gc: float, likeness: float) -> np.ndarray:
+def untranslated_transitions(usage: np.ndarray, gc: float, likeness: float) -> np.ndarray:
     """(4, 4, 4) probabilities of a nucleotide (last axis) after the two before it.
 
     A mixture of what coding sequence shows when its frame is ignored (weight `likeness`) and of `NEIGHBOURS`, with
@@ -138,7 +138,7 @@ def untranslated(usage: np.ndarray, gc: float, likeness: float) -> np.ndarray:
     return likeness * shares[0] + (1 - likeness) * shares[1]
 
 
-def walk(rng, steps: np.ndarray, length: int) -> str:
+def random_walk(rng, steps: np.ndarray, length: int) -> str:
     """A sequence of that length from the chain `steps`, see `untranslated`."""
     bounds = steps.cumsum(-1)[..., :3].tolist()
     a, b = rng.integers(4, size=2).tolist()
@@ -149,7 +149,7 @@ def walk(rng, steps: np.ndarray, length: int) -> str:
     return "".join(letters)
 
 
-def fasta(prefix: str, role: str, number: int, index: int, parts: tuple[str, str, str]) -> str:
+def gencode_record(prefix: str, role: str, number: int, index: int, parts: tuple[str, str, str]) -> str:
     """One FASTA record as GENCODE writes it: UTR and CDS ranges, from 1, only where the transcript is coding."""
     sequence = "".join(parts)
     ranges, at = [], 0
@@ -166,5 +166,5 @@ def fasta(prefix: str, role: str, number: int, index: int, parts: tuple[str, str
 
 def write_gzip(path: Path, text: str):
     """No file name and no time inside: the same text gives the same bytes."""
-    with whole(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream:
+    with atomic_write(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream:
         stream.write(text.encode())

@@ -32,7 +32,7 @@ class Simulation(Options):
     longest: int = Field(900, ge=150, description="nucleotides of the longest transcript")
 
     @model_validator(mode="after")
-    def lengths_ordered(self):
+    def check_lengths(self):
         if self.shortest > self.longest:
             raise ValueError(f"shortest {self.shortest} exceeds longest {self.longest}")
         return self
@@ -50,7 +50,7 @@ class Dataset(DatasetOptions):
     coverage: float = Field(0.8, gt=0, le=1, description="share of both transcripts that must align to be similar")
 
     @model_validator(mode="after")
-    def lengths_ordered(self):
+    def check_lengths(self):
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} exceeds max_length {self.max_length}")
         return self
@@ -72,7 +72,7 @@ class Task(TaskOptions):
     max_windows: int | None = Field(None, ge=1, description="most windows of a transcript, evenly spread; default all")
 
     @model_validator(mode="after")
-    def nothing_unread(self):
+    def check_stride(self):
         if self.stride and self.stride > self.window:
             raise ValueError(f"stride {self.stride} exceeds window {self.window}: nucleotides would go unread")
         return self

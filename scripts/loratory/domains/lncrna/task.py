@@ -28,7 +28,7 @@ def examples(records: list[dict], task, family: str) -> list[Example]:
     ]
 
 
-def kmers(sequence: str) -> str:
+def kmer_text(sequence: str) -> str:
     """Non-overlapping 3-mers, lower case, parted by blanks; one or two letters left over at the end are kept.
 
     They are kept because a transcript's 3′ end would otherwise go unread.
@@ -38,7 +38,7 @@ def kmers(sequence: str) -> str:
 
 
 LAYOUTS: dict[str, Callable[[str], str]] = {
-    "3-mers": kmers,
+    "3-mers": kmer_text,
     "letters": lambda sequence: " ".join(sequence.lower()),  # most tokenizers make one token of a blank and a letter
     "sequence": str.upper,
 }

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from loratory.data import mmseqs, splits
-from loratory.data.alphabets import RESIDUES, looks_like_nucleotides, strangers
+from loratory.data.alphabets import RESIDUES, looks_like_nucleotides, invalid_letters
 from loratory.data.fasta import read_fasta
 from loratory.errors import InputError
 
@@ -28,50 +28,50 @@ def read(files, dataset, ledger) -> Iterator[dict]:
     """
     found = []
     for where, id, header, raw in read_fasta(files.fasta, ledger, files.encoding):
-        sequence = accepted(where, id, raw, dataset, ledger)
+        sequence = accepted_sequence(where, id, raw, dataset, ledger)
         if sequence is not None:
-            name, tax_id = described(header)
+            name, tax_id = name_and_taxon(header)
             record = {"id": id, "sequence": sequence, "length": len(sequence), "tax_id": tax_id, "name": name}
             found.append((where, record))
-    yield from distinct(found, ledger)
+    yield from distinct_records(found, ledger)
 
 
-def distinct(found: Iterable[tuple[str, dict]], ledger) -> list[dict]:
+def distinct_records(found: Iterable[tuple[str, dict]], ledger) -> list[dict]:
     """The records of `(where, record)`, each sequence once: the one with the smallest id."""
     first: dict[str, tuple[str, dict]] = {}
     for new in found:
         sequence = new[1]["sequence"]
         kept, copy = sorted((first.get(sequence, new), new), key=lambda item: (item[1]["id"], item[0]))
         if sequence in first:
-            ledger.drop(*place(copy[0]), copy[1]["id"], "duplicate_sequence", f"same as {kept[1]['id']}")
+            ledger.drop(*file_and_record(copy[0]), copy[1]["id"], "duplicate_sequence", f"same as {kept[1]['id']}")
         first[sequence] = kept
     return [record for _, record in first.values()]
 
 
-def accepted(where: str, id: str, raw: bytes, dataset, ledger) -> str | None:
+def accepted_sequence(where: str, id: str, raw: bytes, dataset, ledger) -> str | None:
     """The sequence in capitals of the twenty residues; None if it went to the ledger."""
     sequence = raw.upper().removesuffix(b"*")
-    error = fault(where, sequence)
+    error = sequence_error(where, sequence)
     if error:
         ledger.error(error, id)
         return None
-    ambiguous, rare = count(AMBIGUOUS, sequence), count(RARE, sequence)
+    ambiguous, rare = letter_count(AMBIGUOUS, sequence), letter_count(RARE, sequence)
     if ambiguous:
-        ledger.drop(*place(where), id, "ambiguous_residue", f"{ambiguous} of {len(sequence)}")
+        ledger.drop(*file_and_record(where), id, "ambiguous_residue", f"{ambiguous} of {len(sequence)}")
     elif rare and dataset.rare_residues == "drop":
-        ledger.drop(*place(where), id, "rare_residue", f"{rare} of {len(sequence)}")
+        ledger.drop(*file_and_record(where), id, "rare_residue", f"{rare} of {len(sequence)}")
     elif len(sequence) < dataset.min_length:
-        ledger.drop(*place(where), id, "too_short", f"{len(sequence)} < {dataset.min_length}")
+        ledger.drop(*file_and_record(where), id, "too_short", f"{len(sequence)} < {dataset.min_length}")
     elif len(sequence) > dataset.max_length:
-        ledger.drop(*place(where), id, "too_long", f"{len(sequence)} > {dataset.max_length}")
+        ledger.drop(*file_and_record(where), id, "too_long", f"{len(sequence)} > {dataset.max_length}")
     else:
         return sequence.translate(MAPPED).decode()
     return None
 
 
-def fault(where: str, sequence: bytes) -> InputError | None:
+def sequence_error(where: str, sequence: bytes) -> InputError | None:
     """What makes it no protein sequence at all."""
-    strange = strangers(sequence, RESIDUES + (RARE + AMBIGUOUS).decode())
+    strange = invalid_letters(sequence, RESIDUES + (RARE + AMBIGUOUS).decode())
     if strange:
         letter = strange[:1]
         what = f"{letter.decode('latin-1')!r} at position {sequence.index(letter) + 1} of the sequence is no residue"
@@ -86,43 +86,43 @@ def fault(where: str, sequence: bytes) -> InputError | None:
     return None
 
 
-def count(letters: bytes, sequence: bytes) -> int:
+def letter_count(letters: bytes, sequence: bytes) -> int:
     return sum(map(sequence.count, letters))
 
 
-def place(where: str) -> tuple[str, str]:
+def file_and_record(where: str) -> tuple[str, str]:
     file, _, record = where.rpartition(":")
     return file, record
 
 
-def described(header: str) -> tuple[str, str]:
+def name_and_taxon(header: str) -> tuple[str, str]:
     """Name and taxon identifier; "" where the header does not tell."""
     patterns = (UNIREF, UNIREF_REDUCED, UNIPROT, BARE)
     found = next(match for pattern in patterns if (match := pattern.fullmatch(header)))
     return found["name"] or "", found["tax_id"] or ""
 
 
-def sequences_of(records) -> dict[str, str]:
+def protein_sequences(records) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
 def group(records, dataset) -> list[str]:
     """The representative of each record's cluster."""
-    home = mmseqs.cluster(sequences_of(records), identity=dataset.identity, coverage=dataset.coverage)
+    home = mmseqs.cluster_sequences(protein_sequences(records), identity=dataset.identity, coverage=dataset.coverage)
     return [home[record["id"]] for record in records]
 
 
-def leaks(held_out, others, dataset) -> dict[str, str]:
+def find_leaks(held_out, others, dataset) -> dict[str, str]:
     """Others that a search with the held-out sequences finds: clustering compares with representatives only."""
     options = {"identity": dataset.identity, "coverage": dataset.coverage}
-    hits = mmseqs.search(sequences_of(held_out), sequences_of(others), **options)
+    hits = mmseqs.search_sequences(protein_sequences(held_out), protein_sequences(others), **options)
     return {target: query for query, target, _ in reversed(hits)}
 
 
 def proof(parts, dataset) -> dict[str, int]:
     return {
-        "clusters_in_two_splits": splits.shared(parts, "group"),
-        "sequences_in_two_splits": splits.shared(parts, "sequence"),
+        "clusters_in_two_splits": splits.count_shared(parts, "group"),
+        "sequences_in_two_splits": splits.count_shared(parts, "sequence"),
     }
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from loratory.data.alphabets import RESIDUES, strangers
+from loratory.data.alphabets import RESIDUES, invalid_letters
 from loratory.domains.contract import Metric
 from loratory.domains.protein.task import CLOSE
 
@@ -21,15 +21,15 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     that its mean is the distinct share of all samples. `plddt` 0–100 and `tm` 0–1 come with folded samples.
     """
     copies = Counter(score_row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
-    judged = [{**row, **scored(row), **sampled(row, copies, task)} for row in rows]
+    judged = [{**row, **scored_columns(row), **sample_columns(row, copies, task)} for row in rows]
     return {name: np.array([each.get(name) for each in judged], dtype=float) for name in COLUMNS}
 
 
-def scored(row) -> dict:
+def scored_columns(row) -> dict:
     return {} if row["nll"] is None else {"residues": len(row["reference"].removesuffix(CLOSE))}
 
 
-def sampled(row, copies: Counter, task) -> dict:
+def sample_columns(row, copies: Counter, task) -> dict:
     if row["text"] is None:
         return {}
     sequence, closed, _ = row["text"].partition(CLOSE)
@@ -39,14 +39,14 @@ def sampled(row, copies: Counter, task) -> dict:
 
 def is_valid(sequence: str, min_length: int, max_length: int) -> bool:
     """Only the twenty residues, a sensible length, and no loop that a generator fell into."""
-    if strangers(sequence.encode(), RESIDUES) or not min_length <= len(sequence) <= max_length:
+    if invalid_letters(sequence.encode(), RESIDUES) or not min_length <= len(sequence) <= max_length:
         return False
-    return tandem(sequence, 1) <= LONGEST_RUN and all(
-        tandem(sequence, period) <= len(sequence) / 2 for period in range(1, LONGEST_PERIOD + 1)
+    return tandem_length(sequence, 1) <= LONGEST_RUN and all(
+        tandem_length(sequence, period) <= len(sequence) / 2 for period in range(1, LONGEST_PERIOD + 1)
     )
 
 
-def tandem(sequence: str, period: int) -> int:
+def tandem_length(sequence: str, period: int) -> int:
     """Residues in the longest stretch that repeats itself with `period`; 0 if nothing stands there twice."""
     letters = np.frombuffer(sequence.encode(), np.uint8)
     breaks = np.flatnonzero(letters[period:] != letters[:-period])
@@ -60,17 +60,17 @@ def nll_per_residue(columns) -> float:
     return float(columns["nll"][scored].sum() / residues) if residues else float("nan")
 
 
-def is_known(column: str):
+def has_value(column: str):
     """columns -> (n,) bool, the rows that have a value."""
     return lambda columns: ~np.isnan(columns[column])
 
 
 def mean_of(column: str):
-    def value(columns) -> float:
+    def column_mean(columns) -> float:
         known = columns[column][~np.isnan(columns[column])]
         return float(known.mean()) if len(known) else float("nan")
 
-    return value
+    return column_mean
 
 
 METRICS = (
@@ -109,7 +109,7 @@ METRICS = (
         "structure",
         mean_of("plddt"),
         note="mean of Cα pLDDT, averaged over the samples that were folded (`evaluation.folded`)",
-        where=is_known("plddt"),
+        where=has_value("plddt"),
     ),
     Metric(
         "tm_score",
@@ -118,6 +118,6 @@ METRICS = (
         "structure",
         mean_of("tm"),
         note="to the nearest test chain of `domains.structure`, normalised by the length of that chain",
-        where=is_known("tm"),
+        where=has_value("tm"),
     ),
 )

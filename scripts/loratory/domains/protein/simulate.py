@@ -12,7 +12,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 
 from loratory.data.alphabets import RESIDUES
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 
 # Per cent of each residue in UniProtKB/Swiss-Prot (release statistics), in the order of RESIDUES.
 COMPOSITION = (8.3, 1.4, 5.5, 6.7, 3.9, 7.1, 2.3, 5.9, 5.8, 9.7, 2.4, 4.1, 4.7, 3.9, 5.5, 6.6, 5.4, 6.9, 1.1, 2.9)
@@ -36,7 +36,7 @@ DIVERGENCE, INDELS = (0.1, 0.4), 0.03
 
 
 @dataclass(frozen=True)
-class Population:
+class ProteinPopulation:
     """How the proteins of a population are built.
 
     Attributes:
@@ -57,7 +57,7 @@ class Population:
 
 
 POPULATIONS = {
-    "general": Population(
+    "general": ProteinPopulation(
         prefix="SIMG",
         taxa={
             562: ("Escherichia coli", "ECOLX"),
@@ -81,7 +81,7 @@ POPULATIONS = {
     ),
     # Heat-loving archaea and bacteria: charged and β-branched residues instead of polar, heat-labile ones, and
     # the iron-sulphur proteins of their metabolism (Cambillau & Claverie 2000, J. Biol. Chem. 275, 32383).
-    "domain": Population(
+    "domain": ProteinPopulation(
         prefix="SIMT",
         taxa={
             274: ("Thermus thermophilus", "THETH"),
@@ -109,22 +109,22 @@ POPULATIONS = {
 def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
     """Writes `uniref50.fasta.gz` into the folder `out`."""
     built, rng = POPULATIONS[population], random.Random(f"protein {population} {seed}")
-    entries = list(members(simulation, built, rng))
+    entries = list(family_sequences(simulation, built, rng))
     rng.shuffle(entries)
     path = Path(out) / "uniref50.fasta.gz"
-    with whole(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream:
+    with atomic_write(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream:
         for number, (family, sequence) in enumerate(entries, start=1):
-            stream.write(entry(f"{built.prefix}{number:06d}", family, sequence, built, rng).encode())
+            stream.write(uniref_record(f"{built.prefix}{number:06d}", family, sequence, built, rng).encode())
     return {"fasta": path.name}
 
 
-def members(simulation, population: Population, rng) -> Iterator[tuple[int, str]]:
+def family_sequences(simulation, population: ProteinPopulation, rng) -> Iterator[tuple[int, str]]:
     """`(number of the family, sequence)`."""
     bounds, tables = (simulation.min_length, simulation.max_length), residue_tables(population)
     for family, size in enumerate(family_sizes(simulation, rng), start=1):
-        ancestor = drawn_ancestor(population, tables, bounds, rng)
+        ancestor = draw_ancestor(population, tables, bounds, rng)
         for _ in range(size):
-            yield family, "".join(residue for _, residue in evolved(ancestor, tables, bounds, rng))
+            yield family, "".join(residue for _, residue in evolve_chain(ancestor, tables, bounds, rng))
 
 
 def family_sizes(simulation, rng) -> list[int]:
@@ -135,7 +135,7 @@ def family_sizes(simulation, rng) -> list[int]:
     return sizes
 
 
-def residue_tables(population: Population) -> dict[str, list[float]]:
+def residue_tables(population: ProteinPopulation) -> dict[str, list[float]]:
     """Cumulative weights of the residues at each kind of site."""
     tables = {}
     for site, (favoured, shunned) in SITES.items():
@@ -147,7 +147,7 @@ def residue_tables(population: Population) -> dict[str, list[float]]:
     return tables
 
 
-def ancestral_sites(population: Population, rng) -> Iterator[str]:
+def ancestral_sites(population: ProteinPopulation, rng) -> Iterator[str]:
     """Sites without end: a key of SITES, or the residues that a motif allows there."""
     yield "M"
     while True:
@@ -161,17 +161,17 @@ def ancestral_sites(population: Population, rng) -> Iterator[str]:
         yield from (pattern[(start + i) % len(pattern)] for i in range(rng.randint(*length)))
 
 
-def drawn(site: str, tables, rng) -> str:
+def draw_residue(site: str, tables, rng) -> str:
     return rng.choices(RESIDUES, cum_weights=tables[site])[0] if site in tables else rng.choice(site)
 
 
-def drawn_ancestor(population: Population, tables, bounds, rng) -> list[tuple[str, str]]:
+def draw_ancestor(population: ProteinPopulation, tables, bounds, rng) -> list[tuple[str, str]]:
     """`(site, residue)` along the chain."""
     sites = list(islice(ancestral_sites(population, rng), rng.randint(*bounds)))
-    return [(site, drawn(site, tables, rng)) for site in sites]
+    return [(site, draw_residue(site, tables, rng)) for site in sites]
 
 
-def evolved(ancestor, tables, bounds, rng) -> list[tuple[str, str]]:
+def evolve_chain(ancestor, tables, bounds, rng) -> list[tuple[str, str]]:
     """A descendant within the bounds of length; the motifs' fixed residues are never lost."""
     while True:
         divergence, chain = rng.uniform(*DIVERGENCE), []
@@ -179,14 +179,14 @@ def evolved(ancestor, tables, bounds, rng) -> list[tuple[str, str]]:
             event = rng.random() / INDELS if site == "loop" else 1
             if event < 0.5:
                 continue
-            chain.append((site, drawn(site, tables, rng) if rng.random() < divergence else residue))
+            chain.append((site, draw_residue(site, tables, rng) if rng.random() < divergence else residue))
             if event < 1:
-                chain += [("loop", drawn("loop", tables, rng)) for _ in range(rng.randint(1, 3))]
+                chain += [("loop", draw_residue("loop", tables, rng)) for _ in range(rng.randint(1, 3))]
         if bounds[0] <= len(chain) <= bounds[1]:
             return chain
 
 
-def entry(accession: str, family: int, sequence: str, population: Population, rng) -> str:
+def uniref_record(accession: str, family: int, sequence: str, population: ProteinPopulation, rng) -> str:
     """A FASTA record with the header of UniRef50, 60 residues a line."""
     tax_id = rng.choice(sorted(population.taxa))
     name, mnemonic = population.taxa[tax_id]

@@ -29,10 +29,10 @@ class Simulation(Options):
     max_length: int = Field(160, ge=20, description="longest sequence, residues")
 
     @model_validator(mode="after")
-    def possible(self):
+    def check_families(self):
         if self.families > self.n:
             raise ValueError(f"families {self.families} > n {self.n}: every family needs a sequence")
-        return ordered(self)
+        return require_length_order(self)
 
 
 class Dataset(DatasetOptions):
@@ -45,8 +45,8 @@ class Dataset(DatasetOptions):
     coverage: float = Field(0.8, gt=0, le=1, description="share of both sequences that this must hold for")
 
     @model_validator(mode="after")
-    def possible(self):
-        return ordered(self)
+    def check_lengths(self):
+        return require_length_order(self)
 
 
 class Task(TaskOptions):
@@ -61,11 +61,11 @@ class Task(TaskOptions):
     max_length: int = Field(1022, ge=1, description="longest valid sample, residues")
 
     @model_validator(mode="after")
-    def possible(self):
-        return ordered(self)
+    def check_lengths(self):
+        return require_length_order(self)
 
 
-def ordered(options):
+def require_length_order(options):
     if options.min_length > options.max_length:
         raise ValueError(f"min_length {options.min_length} > max_length {options.max_length}")
     return options

@@ -6,8 +6,8 @@ from itertools import cycle, product
 
 import numpy as np
 
-from loratory.data.alphabets import RESIDUES, strangers
-from loratory.data.splits import position, smallest
+from loratory.data.alphabets import RESIDUES, invalid_letters
+from loratory.data.splits import hash_position, sample_by_hash
 from loratory.domains.contract import Example, prediction_row
 
 PROMPT, CLOSE = "Seq=<", ">"
@@ -19,22 +19,22 @@ HELD_OUT_SEED = 1  # not the seed of splits, of which train's groups are one end
 
 def examples(records, task, family: str) -> list[Example]:
     """Sequence and closing bracket are scored, the opening is not."""
-    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, alphabet=alphabet(task)) for r in records]
+    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, task_alphabet=task_alphabet(task)) for r in records]
 
 
-def samples(n: int, task, family: str) -> list[Example]:
+def sample_prompts(n: int, task, family: str) -> list[Example]:
     names = [f"sample-{number:04d}" for number in range(1, n + 1)]
-    return [Example(name, name, PROMPT, "", alphabet=alphabet(task)) for name in names]
+    return [Example(name, name, PROMPT, "", task_alphabet=task_alphabet(task)) for name in names]
 
 
-def alphabet(task) -> tuple[str, ...]:
+def task_alphabet(task) -> tuple[str, ...]:
     return LETTERS if task.tokens == "letters" else ()
 
 
-def chain(text: str) -> str | None:
+def sample_residues(text: str) -> str | None:
     """The residues of a finished sample; None if it is not closed or holds anything else."""
     sequence, closed, _ = text.partition(CLOSE)
-    return sequence if closed and sequence and not strangers(sequence.encode(), RESIDUES) else None
+    return sequence if closed and sequence and not invalid_letters(sequence.encode(), RESIDUES) else None
 
 
 def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
@@ -45,7 +45,7 @@ def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]
     counts = count_trigrams(train)
     frequency = np.broadcast_to(letter_shares(counts), counts.shape)
     tables = {"residue_frequency": frequency, "trigram": trigram_shares(counts, choose_strengths(train))}
-    return {system: [prediction(record, shares) for record in test] for system, shares in tables.items()}
+    return {system: [markov_prediction(record, shares) for record in test] for system, shares in tables.items()}
 
 
 def count_trigrams(records: Iterable[dict]) -> np.ndarray:
@@ -84,13 +84,13 @@ def trigram_shares(counts: np.ndarray, strengths: tuple[float, float]) -> np.nda
 
 def choose_strengths(train: list[dict]) -> tuple[float, float]:
     """The strengths under which a held-out fifth of train's groups is most likely, by the rest of train."""
-    held_out = [record for record in train if position(record["group"], HELD_OUT_SEED) < 0.2]
+    held_out = [record for record in train if hash_position(record["group"], HELD_OUT_SEED) < 0.2]
     ids = {record["id"] for record in held_out}
     rest, asked = count_trigrams(r for r in train if r["id"] not in ids), count_trigrams(held_out)
     return max(product(STRENGTHS, repeat=2), key=lambda pair: np.sum(asked * np.log(trigram_shares(rest, pair))))
 
 
-def prediction(record: dict, shares: np.ndarray) -> dict:
+def markov_prediction(record: dict, shares: np.ndarray) -> dict:
     target = record["sequence"] + CLOSE
     nll = -float(np.log(shares[letter_triples(record)]).sum())
     return prediction_row(record, target, nll=nll, tokens=len(target))
@@ -101,17 +101,17 @@ def sample_baselines(test, n: int, task) -> dict[str, list[dict]]:
 
     What a folding base says of the first and not of the second is more than composition.
     """
-    chosen = [record["sequence"] for record in smallest(test, n, 0)]
-    written = {"natural": chosen, "shuffled": [permuted(sequence) for sequence in chosen]}
+    chosen = [record["sequence"] for record in sample_by_hash(test, n, 0)]
+    written = {"natural": chosen, "shuffled": [shuffled_sequence(sequence) for sequence in chosen]}
     return {
         name: [
             {"id": example.id, "group": example.group, "reference": "", "text": sequence + CLOSE}
-            for example, sequence in zip(samples(n, task, "causal"), cycle(sequences))
+            for example, sequence in zip(sample_prompts(n, task, "causal"), cycle(sequences))
         ]
         for name, sequences in written.items()
     }
 
 
-def permuted(sequence: str) -> str:
+def shuffled_sequence(sequence: str) -> str:
     """The same residues in an order that depends on the sequence alone."""
     return "".join(random.Random(sequence).sample(sequence, len(sequence)))

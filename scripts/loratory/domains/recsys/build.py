@@ -12,7 +12,7 @@ import pandas as pd
 
 from loratory.data.ledger import Ledger
 from loratory.data.splits import SPLITS
-from loratory.domains.recsys.tables import read_rows, table_location
+from loratory.domains.recsys.tables import read_table_rows, table_location
 from loratory.errors import InputError
 
 COLUMNS = {
@@ -56,12 +56,12 @@ def read(files, dataset, ledger):
     titles = read_titles(files)
     profiles = read_profiles(files) if files.users else None
     rows = read_ratings(location, files, ledger)
-    rows = known(rows, "item", titles, location, ledger)
+    rows = drop_unlisted(rows, "item", titles, location, ledger)
     if profiles is not None:
-        rows = known(rows, "user", profiles, location, ledger)
+        rows = drop_unlisted(rows, "user", profiles, location, ledger)
     rows = rows.assign(title=rows["item"].map(titles), label=(rows["rating"] >= dataset.positive).astype(int))
     rows = rows.sort_values(["user", "timestamp", "item", "rating", "line"], ignore_index=True)
-    rows = dense(unique(rows, location, ledger), dataset.k_core, location, ledger)
+    rows = core_ratings(drop_duplicates(rows, location, ledger), dataset.k_core, location, ledger)
     events = [json.dumps(event, ensure_ascii=False) for event in zip(rows["timestamp"], rows["title"], rows["rating"])]
     rows = with_past(with_averages(rows), dataset, location, ledger)
     if rows["label"].nunique() == 1:
@@ -81,7 +81,7 @@ def read(files, dataset, ledger):
 def read_ratings(location: str, files, ledger: Ledger) -> pd.DataFrame:
     """Sound ratings: user and item (categories in text order), rating in stars, timestamp in seconds, line."""
 
-    def reject(error):
+    def reject_row(error):
         ledger.seen()
         ledger.error(error)
 
@@ -94,12 +94,12 @@ def read_ratings(location: str, files, ledger: Ledger) -> pd.DataFrame:
         "line": array("q"),
     }
     appends = [column.append for column in columns.values()]
-    for line, (user, item, rating, timestamp) in read_rows(location, "ratings", files, reject):
+    for line, (user, item, rating, timestamp) in read_table_rows(location, "ratings", files, reject_row):
         try:
-            values = code(users, user), code(items, item), stars(rating), seconds(timestamp), line
+            values = encode_id(users, user), encode_id(items, item), parse_stars(rating), parse_seconds(timestamp), line
         except ValueError as error:
             what, value, expected, reason = error.args
-            reject(InputError(f"{location}:{line}", what, value, expected, reason=reason))
+            reject_row(InputError(f"{location}:{line}", what, value, expected, reason=reason))
             continue
         ledger.seen()
         for append, value in zip(appends, values):
@@ -113,7 +113,7 @@ def in_text_order(codes, names: dict[str, int]) -> pd.Categorical:
     return pd.Categorical.from_codes(codes, list(names)).reorder_categories(sorted(names))
 
 
-def code(codes: dict[str, int], id: str) -> int:
+def encode_id(codes: dict[str, int], id: str) -> int:
     """The number of an id, a new one if it is new; ids are joined by `:` into those of the records."""
     if id not in codes:
         if not ID.fullmatch(id):
@@ -123,7 +123,7 @@ def code(codes: dict[str, int], id: str) -> int:
 
 
 @cache
-def stars(text: str) -> float:
+def parse_stars(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -133,7 +133,7 @@ def stars(text: str) -> float:
     return value
 
 
-def seconds(text: str) -> int:
+def parse_seconds(text: str) -> int:
     if not text.removeprefix("-").isdecimal():
         raise ValueError("timestamp", text, "whole seconds since 1970", "timestamp")
     value = int(text)
@@ -151,7 +151,7 @@ def read_titles(files) -> dict[str, str]:
         InputError: an item without a title, or named twice.
     """
     location, titles = table_location(files, "items"), {}
-    for line, (item, title) in read_rows(location, "items", files, fail):
+    for line, (item, title) in read_table_rows(location, "items", files, raise_error):
         title, where = " ".join(title.split()), f"{location}:{line}"
         if not title:
             raise InputError(where, "item without a title", item, "a title", "name or remove it", "no_title")
@@ -167,7 +167,7 @@ def read_profiles(files) -> dict[str, str]:
         InputError: a user named twice.
     """
     location, profiles = table_location(files, "users"), {}
-    for line, (user, sex, age, job) in read_rows(location, "users", files, fail):
+    for line, (user, sex, age, job) in read_table_rows(location, "users", files, raise_error):
         if user in profiles:
             raise InputError(
                 f"{location}:{line}", "user named twice", user, "unique ids", "remove one", "duplicate_id"
@@ -177,11 +177,11 @@ def read_profiles(files) -> dict[str, str]:
     return profiles
 
 
-def fail(error: InputError):
+def raise_error(error: InputError):
     raise error
 
 
-def known(rows: pd.DataFrame, column: str, names: dict, location: str, ledger: Ledger) -> pd.DataFrame:
+def drop_unlisted(rows: pd.DataFrame, column: str, names: dict, location: str, ledger: Ledger) -> pd.DataFrame:
     """The rows whose user or item is in its table; the error of each other row tells how many there are."""
     strange = ~rows[column].isin(names)
     if not strange.any():
@@ -197,7 +197,7 @@ def known(rows: pd.DataFrame, column: str, names: dict, location: str, ledger: L
     return rows[~strange].assign(**{column: rows[column][~strange].cat.remove_unused_categories()})
 
 
-def unique(rows: pd.DataFrame, location: str, ledger: Ledger) -> pd.DataFrame:
+def drop_duplicates(rows: pd.DataFrame, location: str, ledger: Ledger) -> pd.DataFrame:
     """The rows without those that repeat user, item and time."""
     key = ["user", "item", "timestamp"]
     again = rows.duplicated(key)
@@ -210,14 +210,14 @@ def unique(rows: pd.DataFrame, location: str, ledger: Ledger) -> pd.DataFrame:
     return rows[~again].reset_index(drop=True)
 
 
-def dense(rows: pd.DataFrame, k: int, location: str, ledger: Ledger) -> pd.DataFrame:
+def core_ratings(rows: pd.DataFrame, k: int, location: str, ledger: Ledger) -> pd.DataFrame:
     """The k-core of the users' first ratings of each title.
 
     Raises:
         InputError: nothing is left.
     """
-    rows = kept(rows, ~rows.duplicated(["user", "title"]), "repeat", location, ledger)
-    core = kept(rows, k_core(rows["user"].cat.codes, rows["item"].cat.codes, k), "k_core", location, ledger)
+    rows = keep_rows(rows, ~rows.duplicated(["user", "title"]), "repeat", location, ledger)
+    core = keep_rows(rows, k_core(rows["user"].cat.codes, rows["item"].cat.codes, k), "k_core", location, ledger)
     if core.empty:
         what = f"k-core {k} leaves 0 of {len(rows)} ratings"
         raise InputError(location, what, expected="a denser table", fix="lower `k_core`", reason="k_core_empty")
@@ -278,10 +278,10 @@ def with_past(rows: pd.DataFrame, dataset, location: str, ledger: Ledger) -> pd.
     first = np.searchsorted(users, users, "left")
     end = start_of_second(users, timestamps)
     rows = rows.assign(start=np.maximum(first, end - dataset.max_history), end=end)
-    return kept(rows, end - first >= dataset.min_history, "short_history", location, ledger)
+    return keep_rows(rows, end - first >= dataset.min_history, "short_history", location, ledger)
 
 
-def kept(rows: pd.DataFrame, keep, reason: str, location: str, ledger: Ledger) -> pd.DataFrame:
+def keep_rows(rows: pd.DataFrame, keep, reason: str, location: str, ledger: Ledger) -> pd.DataFrame:
     """The rows that `keep` marks; the others go to the ledger."""
     keep = np.asarray(keep)
     for row in rows[~keep].itertuples():

@@ -20,7 +20,7 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     }
 
 
-def area(columns) -> float:
+def rating_auc(columns) -> float:
     return auc(columns["label"], columns["p"])
 
 
@@ -43,7 +43,7 @@ def has_both_classes(columns) -> np.ndarray:
     return ((positive > 0) & (positive < rows))[user]
 
 
-def gauc(columns) -> float:
+def group_auc(columns) -> float:
     """Source: Zhou et al. 2018, arXiv 1706.06978. NaN where no user has both classes."""
     label, p, user = columns["label"], columns["p"], columns["user"]
     if np.isnan(p).any():
@@ -66,7 +66,7 @@ def tied_ranks(user: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.repeat(new + (sizes + 1) / 2, sizes)
 
 
-def ece(columns) -> float:
+def expected_calibration_error(columns) -> float:
     """Expected calibration error, Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602."""
     label, p = columns["label"], columns["p"]
     if not label.size or np.isnan(p).any():
@@ -76,7 +76,7 @@ def ece(columns) -> float:
 
 
 METRICS = (
-    Metric("auc", "", "up", "choice", area, primary=True, note="over all records; a tie counts one half"),
+    Metric("auc", "", "up", "choice", rating_auc, primary=True, note="over all records; a tie counts one half"),
     Metric("log_loss", "nats", "down", "choice", log_loss, note=f"p clipped to [{CLIP:g}, 1 - {CLIP:g}]"),
     Metric("accuracy", "", "up", "choice", accuracy, note="yes if p is at least 0.5"),
     Metric(
@@ -84,7 +84,7 @@ METRICS = (
         "",
         "up",
         "choice",
-        gauc,
+        group_auc,
         note="mean AUC within the users that have both classes, weighted by their records",
         where=has_both_classes,
     ),
@@ -93,7 +93,7 @@ METRICS = (
         "",
         "down",
         "choice",
-        ece,
+        expected_calibration_error,
         note=f"mean gap between p and the share of yes in {BINS} bins of equal width, weighted by their records",
     ),
 )

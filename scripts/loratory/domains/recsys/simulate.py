@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 
 WORDS = {  # genre: words that go first, words that go last
     "Comedy": ("Awkward Clumsy Crazy Goofy Silly Wacky", "Cousin Neighbor Prank Roommate Vacation Wedding"),
@@ -36,7 +36,7 @@ TASTE, QUALITY, GENEROSITY, NOISE = 0.9, 0.3, 0.3, 0.5  # standard deviations in
 
 
 @dataclass(frozen=True)
-class Population:
+class RaterPopulation:
     """`mix`: odds that a film is of each genre; `fashion`: stars by which its users like each genre more."""
 
     first_user: int
@@ -46,8 +46,8 @@ class Population:
 
 
 POPULATIONS = {
-    "general": Population(1_000_001, 0.3, (3, 2, 1, 1, 3, 1, 1, 1), (0.3, 0.2, 0, -0.4, 0.3, 0, -0.2, -0.2)),
-    "domain": Population(1, -0.1, (1, 1, 2, 3, 1, 3, 1, 1), (-1.8, -0.6, 0.9, 1.8, -1.8, 1.5, 0.3, -0.9)),
+    "general": RaterPopulation(1_000_001, 0.3, (3, 2, 1, 1, 3, 1, 1, 1), (0.3, 0.2, 0, -0.4, 0.3, 0, -0.2, -0.2)),
+    "domain": RaterPopulation(1, -0.1, (1, 1, 2, 3, 1, 3, 1, 1), (-1.8, -0.6, 0.9, 1.8, -1.8, 1.5, 0.3, -0.9)),
 }
 
 
@@ -55,7 +55,7 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
     """Writes `ratings.csv` and `movies.csv` into the folder `out`; the same arguments give the same bytes."""
     people = POPULATIONS[population]
     rng = np.random.default_rng([seed, list(POPULATIONS).index(population)])
-    titles, genres = catalogue(rng, simulation.items, people)
+    titles, genres = film_catalogue(rng, simulation.items, people)
     movies = [
         (n, title, "|".join(GENRES[g] for g in kinds)) for n, (title, kinds) in enumerate(zip(titles, genres), 1)
     ]
@@ -73,7 +73,7 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
     return {"ratings": "ratings.csv", "items": "movies.csv"}
 
 
-def catalogue(rng, items: int, people: Population) -> tuple[list[str], list[tuple[int, ...]]]:
+def film_catalogue(rng, items: int, people: RaterPopulation) -> tuple[list[str], list[tuple[int, ...]]]:
     """Distinct titles such as `Midnight Robbery, The (1954)`, and the one or two genres of each."""
     odds, films = np.array(people.mix) / sum(people.mix), {}
     while len(films) < items:
@@ -113,5 +113,5 @@ def session_times(rng, n: int) -> np.ndarray:
 
 
 def write_csv(path: Path, header: tuple, rows: list[tuple]):
-    with whole(path) as aside, open(aside, "w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as aside, open(aside, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])

@@ -33,16 +33,16 @@ class Files(FilesOptions):
     )
 
     @model_validator(mode="after")
-    def titles_somewhere(self):
+    def check_titles(self):
         if self.items is None and not split_location(self.ratings)[0].endswith(".zip"):
             raise ValueError("`items` is missing; it may be left out only if `ratings` is in a zip archive")
         return self
 
-    def locations(self) -> list[str]:
+    def all_locations(self) -> list[str]:
         """Every file named, once; of a member, its archive."""
-        return list(dict.fromkeys(split_location(location)[0] for location in super().locations()))
+        return list(dict.fromkeys(split_location(location)[0] for location in super().all_locations()))
 
-    def moved(self, move: Callable[[str], str]):
+    def map_locations(self, move: Callable[[str], str]):
         """A copy whose files went through `move`, an archive once; members keep their names."""
         move = cache(move)
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
-from loratory.data.files import BYTE_ORDER_MARKS, decoded, read_lines
+from loratory.data.files import BYTE_ORDER_MARKS, decode_line, read_lines
 from loratory.domains.recsys.sources import Files, split_location
 from loratory.errors import InputError
 
@@ -50,7 +50,7 @@ def table_location(files: Files, table: str) -> str:
     return f"{path}!{found[0]}"
 
 
-def read_rows(location: str, table: str, files: Files, reject: Callable) -> Iterator[tuple[int, list[str]]]:
+def read_table_rows(location: str, table: str, files: Files, reject: Callable) -> Iterator[tuple[int, list[str]]]:
     """Yields `(line number, values of FIELDS[table])`; rows with a wrong number of fields go to `reject(error)`.
 
     Raises:
@@ -123,7 +123,7 @@ def location_lines(location: str, encoding: str) -> Iterator[tuple[int, str]]:
         try:
             refuse_marks(location, stream.peek(3))
             for number, line in enumerate(stream, start=1):
-                yield number, decoded(line.rstrip(b"\n"), location, number, encoding)
+                yield number, decode_line(line.rstrip(b"\n"), location, number, encoding)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(location, "damaged archive", error, "a whole zip", "fetch it again", "zip") from error
 

@@ -27,7 +27,7 @@ def examples(records, task, family) -> list[Example]:
         Example(
             id=record["id"],
             group=record["group"],
-            prompt=prompt(record, task),
+            record_prompt=record_prompt(record, task),
             target=CHOICES[record["label"]],
             choices=CHOICES,
         )
@@ -35,7 +35,7 @@ def examples(records, task, family) -> list[Example]:
     ]
 
 
-def prompt(record: dict, task) -> str:
+def record_prompt(record: dict, task) -> str:
     """At most `max_prompt` characters as long as ratings can be left out, the oldest first; never without its end.
 
     Shape after ReLLa (arXiv 2308.11131) and RecLoRA (arXiv 2408.03533), answers in lower case.
@@ -54,9 +54,9 @@ def shown_events(record: dict, task) -> list[list]:
 def prompt_text(record: dict, events: list[list], task) -> str:
     head = [record["profile"]] if record["profile"] else []
     head.append("The user rated these movies in the past, in this order:")
-    shown = [f"- {plain(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
+    shown = [f"- {plain_title(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
     told = average_lines(record) if task.averages else []
-    return "\n".join([*head, *shown, *told, QUESTION.format(title=plain(record["title"], task.max_title))])
+    return "\n".join([*head, *shown, *told, QUESTION.format(title=plain_title(record["title"], task.max_title))])
 
 
 def average_lines(record: dict) -> list[str]:
@@ -66,7 +66,7 @@ def average_lines(record: dict) -> list[str]:
     return [f"The user gave {user}.", others]
 
 
-def plain(title: str, longest: int) -> str:
+def plain_title(title: str, longest: int) -> str:
     """A title that stays one line and cannot close the marks around it."""
     text = " ".join("".join(c if c.isprintable() else " " for c in title).split())
     text = re.sub(r"\*{2,}", "*", text).strip("*")
@@ -84,8 +84,8 @@ def baselines(train, test, task) -> dict[str, list[dict]]:
     overall = fmean(record["label"] for record in train)
     shares = {
         "constant": lambda record: overall,
-        "item_mean": smoothed(train, "item", overall),
-        "user_mean": smoothed(train, "user", overall),
+        "item_mean": smoothed_shares(train, "item", overall),
+        "user_mean": smoothed_shares(train, "user", overall),
     }
     found = {system: [share(record) for record in test] for system, share in shares.items()}
     label = [record["label"] for record in train]
@@ -103,11 +103,11 @@ def control_features(train, test, task) -> dict[str, tuple[list, list]]:
     least = min((record["rating"] for record in train if record["label"]), default=math.inf)
     usual = fmean(record["rating"] for record in train)
 
-    def features(record) -> dict[str, list[float]]:
+    def record_features(record) -> dict[str, list[float]]:
         item, shown = items[record["id"]], [stars for *_, stars in shown_events(record, task)]
         known = shown or [usual]  # a long title may leave no room for ratings
         liked = fmean(stars >= least for stars in known)
-        told = [value for of in KEYS for value in shrunk(record, of, usual)] if task.averages else []
+        told = [value for of in KEYS for value in shrunk_average(record, of, usual)] if task.averages else []
         return {
             "popularity": item[1:],
             "history_mean": [fmean(known)],
@@ -115,11 +115,11 @@ def control_features(train, test, task) -> dict[str, tuple[list, list]]:
             "history_regression": [fmean(known), liked, len(shown), known[-1], *item, *told],
         }
 
-    parts = [[features(record) for record in part] for part in (train, test)]
+    parts = [[record_features(record) for record in part] for part in (train, test)]
     return {system: tuple([of[system] for of in part] for part in parts) for system in parts[0][0]}
 
 
-def shrunk(record: dict, of: str, usual: float) -> tuple[float, float]:
+def shrunk_average(record: dict, of: str, usual: float) -> tuple[float, float]:
     """Mean stars before the record as if `PRIOR` usual ratings came with them, and log of 1 + their number."""
     n = record[f"{of}_ratings"]
     return (n * record[f"{of}_mean"] + PRIOR * usual) / (n + PRIOR), math.log1p(n)
@@ -145,15 +145,15 @@ def item_features(train, test) -> dict[str, list[float]]:
     return found
 
 
-def smoothed(train, column: str, overall: float):
+def smoothed_shares(train, column: str, overall: float):
     """record -> mean label of its `column` in train, as if `PRIOR` records more had the overall mean."""
     likes, n = defaultdict(int), defaultdict(int)
     for record in train:
         likes[record[column]] += record["label"]
         n[record[column]] += 1
 
-    def share(record):
+    def record_share(record):
         key = record[column]
         return (likes.get(key, 0) + PRIOR * overall) / (n.get(key, 0) + PRIOR)
 
-    return share
+    return record_share

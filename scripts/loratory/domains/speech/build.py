@@ -10,7 +10,7 @@ from pathlib import Path
 from loratory.data.audio import RATE, read_audio
 from loratory.data.files import read_lines
 from loratory.data.ledger import Ledger
-from loratory.data.splits import shared
+from loratory.data.splits import count_shared
 from loratory.domains.speech.sources import SPEAKER_TABLES, TABLES
 from loratory.errors import InputError
 
@@ -36,34 +36,34 @@ def read(files, dataset, ledger: Ledger) -> Iterator[dict]:
             whose audio file is unfit (see `data.audio.read_audio`).
     """
     first_heard: dict[str, str] = {}
-    for row in utterances(files, ledger):
+    for row in all_utterances(files, ledger):
         where, id = join(row["folder"], "wav.scp"), row["id"]
-        ledger.seen()
+        ledger.count_record()
         try:
-            record = validated(row, files.audio_root, dataset)
-            unwanted = policy(record, dataset)
+            record = table_record(row, files.audio_root, dataset)
+            unwanted = table_drop_reason(record, dataset)
             if not unwanted:
-                record |= heard(record)
-                unwanted = length_policy(record["seconds"], dataset)
+                record |= clip_facts(record)
+                unwanted = length_drop_reason(record["seconds"], dataset)
         except InputError as error:
-            ledger.error(error, id)
+            ledger.note_error(error, id)
             continue
         if not unwanted and first_heard.setdefault(record["sha256"], id) != id:
             unwanted = "duplicate_audio", f"same samples as {first_heard[record['sha256']]}"
         if unwanted:
-            ledger.drop(where, id, id, *unwanted)
+            ledger.drop_record(where, id, id, *unwanted)
         else:
             yield record
 
 
-def utterances(files, ledger: Ledger) -> list[dict]:
+def all_utterances(files, ledger: Ledger) -> list[dict]:
     """Rows of all folders joined by utterance, in id order; what a table does not hold is ""."""
     rows: dict[str, dict] = {}
     for folder in files.folders:
         for row in folder_utterances(folder, files.encoding, ledger):
             if row["id"] in rows:
-                ledger.seen()
-                ledger.error(repeated(f"{join(folder, 'wav.scp')}:{row['id']}", row["id"]), row["id"])
+                ledger.count_record()
+                ledger.note_error(duplicate_error(f"{join(folder, 'wav.scp')}:{row['id']}", row["id"]), row["id"])
             else:
                 rows[row["id"]] = row
     return [rows[id] for id in sorted(rows)]
@@ -98,17 +98,17 @@ def read_table(path: str, encoding: str, ledger: Ledger) -> dict[str, str]:
         key, _, value = " ".join(line.split()).partition(" ")
         if key in table:
             ledger.seen()
-            ledger.error(repeated(f"{path}:{number}", key), key)
+            ledger.error(duplicate_error(f"{path}:{number}", key), key)
         elif key:
             table[key] = value
     return table
 
 
-def repeated(where: str, id: str) -> InputError:
+def duplicate_error(where: str, id: str) -> InputError:
     return InputError(where, "duplicate id", id, "unique ids", "rename or remove one", "duplicate_id")
 
 
-def validated(row: dict, audio_root: str, dataset) -> dict:
+def table_record(row: dict, audio_root: str, dataset) -> dict:
     """The record, as far as the tables tell it.
 
     Raises:
@@ -127,14 +127,14 @@ def validated(row: dict, audio_root: str, dataset) -> dict:
     return {
         "id": id,
         "audio": join(audio_root, entry),
-        "text": transcript(f"{join(folder, 'text')}:{id}", row["text"], dataset),
+        "text": clean_transcript(f"{join(folder, 'text')}:{id}", row["text"], dataset),
         "speaker": row["speaker"],
-        "age": years(f"{join(folder, 'spk2age')}:{row['speaker']}", row["age"]),
+        "age": age_years(f"{join(folder, 'spk2age')}:{row['speaker']}", row["age"]),
         "gender": row["gender"].lower(),
     }
 
 
-def transcript(where: str, text: str | None, dataset) -> str | None:
+def clean_transcript(where: str, text: str | None, dataset) -> str | None:
     """The transcript without the configured tags: None where there is none, "" where it was nothing but tags."""
     if text is None and dataset.untranscribed == "drop":
         return None
@@ -157,7 +157,7 @@ def transcript(where: str, text: str | None, dataset) -> str | None:
     return words
 
 
-def years(where: str, text: str) -> int:
+def age_years(where: str, text: str) -> int:
     """Age in years, -1 where none is given."""
     if not text:
         return -1
@@ -167,7 +167,7 @@ def years(where: str, text: str) -> int:
     return int(text)
 
 
-def policy(record: dict, dataset) -> tuple[str, str] | None:
+def table_drop_reason(record: dict, dataset) -> tuple[str, str] | None:
     """(reason, detail) if the tables alone tell that the utterance is not wanted."""
     if not record["text"]:
         return ("untranscribed", "") if record["text"] is None else ("only_tags", "")
@@ -180,13 +180,13 @@ def policy(record: dict, dataset) -> tuple[str, str] | None:
     return None if wanted else ("other_age", f"{age} years")
 
 
-def length_policy(seconds: float, dataset) -> tuple[str, str] | None:
+def length_drop_reason(seconds: float, dataset) -> tuple[str, str] | None:
     if seconds < dataset.min_seconds:
         return "too_short", f"{seconds:.2f} s"
     return ("too_long", f"{seconds:.2f} s") if seconds > dataset.max_seconds else None
 
 
-def heard(record: dict) -> dict:
+def clip_facts(record: dict) -> dict:
     """Length and digest of the samples."""
     try:
         samples = read_audio(record["audio"])
@@ -199,30 +199,30 @@ def group(records: list[dict], dataset) -> list[str]:
     return [record["speaker"] for record in records]
 
 
-def leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
+def find_leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
     """Utterances of others whose sentence, as `metrics` compares it, is one of those held out."""
     if dataset.held_out_sentences == "any":
         return {}
     first: dict[str, str] = {}
-    for sentence, record in zip(sentences(held_out), held_out):
+    for sentence, record in zip(normalised_sentences(held_out), held_out):
         first.setdefault(sentence, record["id"])
-    pairs = zip(sentences(others), others)
+    pairs = zip(normalised_sentences(others), others)
     return {record["id"]: first[sentence] for sentence, record in pairs if sentence in first}
 
 
-def sentences(records: list[dict]) -> list[str]:
+def normalised_sentences(records: list[dict]) -> list[str]:
     """Normalised transcripts; of one that is nothing but fillers, which the normaliser removes, the fillers."""
-    from loratory.domains.speech.metrics import normalised  # brings torch along
-    from loratory.domains.speech.task import plain
+    from loratory.domains.speech.metrics import normalised_texts  # brings torch along
+    from loratory.domains.speech.task import plain_transcript
 
-    spoken = [plain(record["text"]) for record in records]
-    return [words or fillers for words, fillers in zip(normalised("english", spoken), spoken)]
+    spoken = [plain_transcript(record["text"]) for record in records]
+    return [words or fillers for words, fillers in zip(normalised_texts("english", spoken), spoken)]
 
 
 def proof(splits: dict[str, list[dict]], dataset) -> dict[str, int]:
     return {
-        "speakers_in_two_splits": shared(splits, "speaker"),
-        "audio_in_two_splits": shared(splits, "sha256"),
+        "speakers_in_two_splits": count_shared(splits, "speaker"),
+        "audio_in_two_splits": count_shared(splits, "sha256"),
     }
 
 

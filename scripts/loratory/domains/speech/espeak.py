@@ -11,7 +11,7 @@ import numpy as np
 SYNCHRONOUS, DO_NOT_EXIT = 2, 0x8000  # espeak_AUDIO_OUTPUT, espeakINITIALIZE_*: as in espeak's speak_lib.h
 CHARACTERS, UTF8 = 1, 1  # espeak_POSITION_TYPE, espeakCHARS_*
 PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "range": 4, "gap": 7}  # espeak_PARAMETER
-Samples = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+SamplesCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 class Synthesiser:
@@ -30,16 +30,16 @@ class Synthesiser:
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
         self.chunks: list[bytes] = []
-        self.callback = Samples(self.receive)  # kept, or it would be collected while the library holds it
+        self.callback = SamplesCallback(self.receive_samples)  # kept, or it would be collected while the library holds it
         self.library.espeak_SetSynthCallback(self.callback)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))  # by default the clock seeds breath and consonants
 
-    def receive(self, samples, count: int, events) -> int:
+    def receive_samples(self, samples, count: int, events) -> int:
         if samples and count > 0:
             self.chunks.append(ctypes.string_at(samples, 2 * count))
         return 0
 
-    def say(self, text: str, voice: str, **parameters: int) -> np.ndarray:
+    def synthesise_text(self, text: str, voice: str, **parameters: int) -> np.ndarray:
         """float32 samples at `self.rate` Hz, shape (n,).
 
         Args:

@@ -21,31 +21,31 @@ AGE_BINS = {  # metric: (youngest, oldest) in years; -1 stands for an unknown ag
 POOLED = "errors of all utterances over words of all references, both normalised"
 
 
-def ratio(columns: Mapping, errors: tuple[str, ...], length: str) -> float:
+def error_ratio(columns: Mapping, errors: tuple[str, ...], length: str) -> float:
     """Summed errors over summed length; NaN without any reference."""
     total = columns[length].sum()
     return float(sum(columns[name].sum() for name in errors) / total) if total else float("nan")
 
 
-def rate(name: str, errors: tuple[str, ...], length: str = "N", **more) -> Metric:
+def error_rate_metric(name: str, errors: tuple[str, ...], length: str = "N", **more) -> Metric:
     more = {"where": lambda columns: columns[length] > 0} | more
-    return Metric(name, "ratio", "down", "text", lambda columns: ratio(columns, errors, length), **more)
+    return Metric(name, "ratio", "down", "text", lambda columns: error_ratio(columns, errors, length), **more)
 
 
-def age_rate(name: str, youngest: int, oldest: int) -> Metric:
+def age_rate_metric(name: str, youngest: int, oldest: int) -> Metric:
     def is_of_age(columns) -> np.ndarray:
         return (youngest <= columns["age"]) & (columns["age"] <= oldest) & (columns["N"] > 0)
 
-    return rate(name, ("S", "D", "I"), where=is_of_age, note="wer of speakers of this age")
+    return error_rate_metric(name, ("S", "D", "I"), where=is_of_age, note="wer of speakers of this age")
 
 
 METRICS = (
-    rate("wer", ("S", "D", "I"), primary=True, note=POOLED),
-    rate("cer", ("char_errors",), "chars", note="as wer, over characters; blanks count"),
-    rate("substitutions", ("S",), note="share of wer"),
-    rate("deletions", ("D",), note="share of wer"),
-    rate("insertions", ("I",), note="share of wer"),
-    rate(
+    error_rate_metric("wer", ("S", "D", "I"), primary=True, note=POOLED),
+    error_rate_metric("cer", ("char_errors",), "chars", note="as wer, over characters; blanks count"),
+    error_rate_metric("substitutions", ("S",), note="share of wer"),
+    error_rate_metric("deletions", ("D",), note="share of wer"),
+    error_rate_metric("insertions", ("I",), note="share of wer"),
+    error_rate_metric(
         "wer_verbatim",
         ("basic_errors",),
         "basic_words",
@@ -59,7 +59,7 @@ METRICS = (
         lambda columns: float(columns["emptied"].sum()),
         note="nothing is left of the reference after normalisation: left out of wer and cer",
     ),
-    *(age_rate(name, *ages) for name, ages in AGE_BINS.items()),
+    *(age_rate_metric(name, *ages) for name, ages in AGE_BINS.items()),
 )
 
 
@@ -73,22 +73,22 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
     """
     ages = {record["id"]: record["age"] for record in records}
     references, texts = ([row[name] for row in rows] for name in ("reference", "text"))
-    words = normalised(task.normaliser, references), normalised(task.normaliser, texts)
-    word_edits, length = edits(jiwer.process_words, *words), np.array([len(text.split()) for text in words[0]], int)
-    basic = normalised("basic", references), normalised("basic", texts)
+    words = normalised_texts(task.normaliser, references), normalised_texts(task.normaliser, texts)
+    word_edits, length = edit_counts(jiwer.process_words, *words), np.array([len(text.split()) for text in words[0]], int)
+    basic = normalised_texts("basic", references), normalised_texts("basic", texts)
     return {
         **dict(zip("SDI", word_edits.T)),
         "N": length,
-        "char_errors": edits(jiwer.process_characters, *words).sum(axis=1),
+        "char_errors": edit_counts(jiwer.process_characters, *words).sum(axis=1),
         "chars": np.array([len(text) for text in words[0]], int),
-        "basic_errors": edits(jiwer.process_words, *basic).sum(axis=1),
+        "basic_errors": edit_counts(jiwer.process_words, *basic).sum(axis=1),
         "basic_words": np.array([len(text.split()) for text in basic[0]], int),
         "age": np.array([ages[score_row["id"]] for score_row in rows], int),
         "emptied": (length == 0).astype(int),
     }
 
 
-def edits(align, references: list[str], texts: list[str]) -> np.ndarray:
+def edit_counts(align, references: list[str], texts: list[str]) -> np.ndarray:
     """(n, 3) substitutions, deletions and insertions; 0 where the reference is empty."""
     counts = np.zeros((len(references), len(EDITS)), int)
     spoken = [i for i, reference in enumerate(references) if reference]
@@ -102,13 +102,13 @@ def edits(align, references: list[str], texts: list[str]) -> np.ndarray:
     return counts
 
 
-def normalised(name: str, texts: list[str]) -> list[str]:
-    normalise = normaliser(name)
+def normalised_texts(name: str, texts: list[str]) -> list[str]:
+    normalise = text_normaliser(name)
     return [" ".join(normalise(text).split()) for text in texts]
 
 
 @cache
-def normaliser(name: str):
+def text_normaliser(name: str):
     """Whisper's normaliser; imported late, because its package brings torch along."""
     from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 

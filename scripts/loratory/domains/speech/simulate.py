@@ -79,7 +79,7 @@ def simulate(simulation, population: str, seed: int, out) -> dict:
     tables = {name: [] for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")}
     for number in range(simulation.speakers):
         rng = np.random.default_rng([seed, stream, number])
-        speaker = (child if population == "domain" else adult)(number, rng, simulation)
+        speaker = (child_speaker if population == "domain" else adult_speaker)(number, rng, simulation)
         tables["spk2age"].append((speaker.id, speaker.age))
         tables["spk2gender"].append((speaker.id, speaker.gender))
         folder = Path(out, AUDIO, speaker.id)
@@ -97,7 +97,7 @@ def simulate(simulation, population: str, seed: int, out) -> dict:
     return {"folders": [TABLES], "audio_root": AUDIO}
 
 
-def adult(number: int, rng, simulation) -> Speaker:
+def adult_speaker(number: int, rng, simulation) -> Speaker:
     gender = "mf"[number % 2]
     return Speaker(
         id=f"adult{number:04d}",
@@ -114,7 +114,7 @@ def adult(number: int, rng, simulation) -> Speaker:
     )
 
 
-def child(number: int, rng, simulation) -> Speaker:
+def child_speaker(number: int, rng, simulation) -> Speaker:
     age = int(rng.integers(5, 14))
     youth = (13 - age) / 8  # 1 at five years, 0 at thirteen
     return Speaker(
@@ -135,18 +135,18 @@ def child(number: int, rng, simulation) -> Speaker:
 def short_utterances(speaker: Speaker, rng, synthesiser: Synthesiser) -> Iterator[tuple[str, np.ndarray]]:
     """Endless (transcript, samples at 16 kHz), none longer than LONGEST."""
     while True:
-        phrases = slip(sentence(rng), rng) if rng.random() < speaker.slips else [sentence(rng)]
-        samples = spoken(phrases, speaker, rng, synthesiser)
+        phrases = insert_slip(random_sentence(rng), rng) if rng.random() < speaker.slips else [random_sentence(rng)]
+        samples = utterance_samples(phrases, speaker, rng, synthesiser)
         if len(samples) <= LONGEST * RATE:
             yield " ".join(phrases), samples
 
 
-def sentence(rng) -> str:
+def random_sentence(rng) -> str:
     words = {role: rng.choice(choices) for role, choices in WORDS.items()}
     return rng.choice(SENTENCES).format_map(words)
 
 
-def slip(text: str, rng) -> list[str]:
+def insert_slip(text: str, rng) -> list[str]:
     """Phrases with pauses between them: a filler, a word said twice, or a word broken off and begun again."""
     words = text.split()
     at = int(rng.integers(len(words)))
@@ -155,11 +155,11 @@ def slip(text: str, rng) -> list[str]:
     return [" ".join([*words[:at], extra]), " ".join(words[at:])]
 
 
-def spoken(phrases: list[str], speaker: Speaker, rng, synthesiser: Synthesiser) -> np.ndarray:
+def utterance_samples(phrases: list[str], speaker: Speaker, rng, synthesiser: Synthesiser) -> np.ndarray:
     """The phrases with pauses between and silence around them, at a random level, with noise."""
-    parts = [silence(rng, 0.05, 0.2)]
+    parts = [random_silence(rng, 0.05, 0.2)]
     for phrase in phrases:
-        parts += [uttered(phrase, speaker, rng, synthesiser), silence(rng, 0.1, 0.3)]
+        parts += [phrase_samples(phrase, speaker, rng, synthesiser), random_silence(rng, 0.1, 0.3)]
     samples = np.concatenate(parts)
     level = 10 ** (rng.uniform(-28, -20) / 20)
     samples *= level / np.sqrt(np.square(samples).mean())
@@ -167,14 +167,14 @@ def spoken(phrases: list[str], speaker: Speaker, rng, synthesiser: Synthesiser) 
     return np.clip(samples, -1, 1)
 
 
-def silence(rng, shortest: float, longest: float) -> np.ndarray:
+def random_silence(rng, shortest: float, longest: float) -> np.ndarray:
     return np.zeros(int(rng.uniform(shortest, longest) * RATE), np.float32)
 
 
-def uttered(phrase: str, speaker: Speaker, rng, synthesiser: Synthesiser) -> np.ndarray:
+def phrase_samples(phrase: str, speaker: Speaker, rng, synthesiser: Synthesiser) -> np.ndarray:
     """Played faster by `stretch`, a voice rises in pitch and formants alike; espeak speaks slower in return."""
     tempo = speaker.tempo / speaker.stretch * rng.lognormal(0, speaker.unevenness)
-    samples = synthesiser.say(
+    samples = synthesiser.synthesise_text(
         phrase,
         speaker.voice,
         rate=int(np.clip(tempo, 80, 300)),

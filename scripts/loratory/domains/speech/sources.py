@@ -22,7 +22,7 @@ class Files(FilesOptions):
     audio_root: str = Field("", description="folder that the paths of wav.scp start from")
     encoding: Encoding = Field("utf-8", description="text encoding of the tables")
 
-    def paths(self) -> list[str]:
+    def file_paths(self) -> list[str]:
         """The tables; speakers' tables where they are."""
         known = [str(Path(folder, table)) for folder in self.folders for table in SPEAKER_TABLES]
         tables = [str(Path(folder, table)) for folder in self.folders for table in TABLES]
@@ -52,7 +52,7 @@ class Dataset(DatasetOptions):
     tags: tuple[str, ...] = Field((), description="markers removed from transcripts, as <NOISE>; others are errors")
 
     @model_validator(mode="after")
-    def ordered(self):
+    def check_bounds(self):
         if None not in (self.min_age, self.max_age) and self.min_age > self.max_age:
             raise ValueError(f"min_age {self.min_age} is above max_age {self.max_age}")
         if self.min_seconds > self.max_seconds:

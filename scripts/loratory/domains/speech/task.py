@@ -2,25 +2,25 @@
 
 import unicodedata
 
-from loratory.data.splits import position
+from loratory.data.splits import hash_position
 from loratory.domains.contract import Example, prediction_row
 
 
 def examples(records: list[dict], task, family: str) -> list[Example]:
     """One Example a record. A `whisper` base has its own prompt tokens, so its text prompt is empty."""
     prompt = task.prompt if family == "causal" else ""
-    return [Example(r["id"], r["group"], prompt, plain(r["text"]), audio=r["audio"]) for r in records]
+    return [Example(r["id"], r["group"], prompt, plain_transcript(r["text"]), audio=r["audio"]) for r in records]
 
 
-def plain(text: str) -> str:
+def plain_transcript(text: str) -> str:
     """NFKC, lower case, one blank between words; punctuation only inside a word (it's, 3.5, 20%)."""
     text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
     letters = zip(f" {text}", text, f"{text[1:]} ")
-    kept = "".join(mark if belongs(before, mark, after) else " " for before, mark, after in letters)
+    kept = "".join(mark if belongs_in_word(before, mark, after) else " " for before, mark, after in letters)
     return " ".join(kept.split())
 
 
-def belongs(before: str, letter: str, after: str) -> bool:
+def belongs_in_word(before: str, letter: str, after: str) -> bool:
     if not unicodedata.category(letter).startswith("P"):
         return True
     if letter == "'":
@@ -33,11 +33,11 @@ def belongs(before: str, letter: str, after: str) -> bool:
 def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
     """`empty` writes nothing. `deaf` answers with some transcript of train: the error rate of knowing the language
     without listening."""
-    texts = [plain(record["text"]) for record in sorted(train, key=lambda record: record["id"])]
-    guesses = [texts[int(position(record["id"], 0) * len(texts))] for record in test]
-    return {"deaf": answers(test, guesses), "empty": answers(test, [""] * len(test))}
+    texts = [plain_transcript(record["text"]) for record in sorted(train, key=lambda record: record["id"])]
+    guesses = [texts[int(hash_position(record["id"], 0) * len(texts))] for record in test]
+    return {"deaf": text_predictions(test, guesses), "empty": text_predictions(test, [""] * len(test))}
 
 
-def answers(records: list[dict], texts: list[str]) -> list[dict]:
+def text_predictions(records: list[dict], texts: list[str]) -> list[dict]:
     """Prediction rows."""
-    return [prediction_row(record, plain(record["text"]), text=text) for record, text in zip(records, texts)]
+    return [prediction_row(record, plain_transcript(record["text"]), text=text) for record, text in zip(records, texts)]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from loratory.data.files import open_bytes, read_lines
-from loratory.data.structures import BACKBONE, backbone, chain_of, letter, read_residues, unflat
+from loratory.data.structures import BACKBONE, backbone_coordinates, chain_id, residue_letter, read_residues, unflatten_backbone
 from loratory.domains.protein import build as protein
 from loratory.errors import InputError
 
@@ -27,7 +27,7 @@ COLUMNS = {
 ORIGINS = ("experiment", "simulated")
 REACH = 4.2  # Å from a Cα to the next: 3.8 when trans, and what crystallographers let pass
 
-group, leaks, proof = protein.group, protein.leaks, protein.proof  # homologues fold alike
+group, leaks, proof = protein.group, protein.find_leaks, protein.proof  # homologues fold alike
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ def read(files, dataset, ledger) -> Iterator[dict]:
     for location in files.chains:
         if not Path(location).exists():
             raise InputError(location, "no such file or folder", expected="structures", reason="missing")
-    chains = (chain for path in files.paths() for chain in raw_chains(path, ledger))
-    found = [(chain.where, record) for chain in chains if (record := accepted(chain, dataset, ledger))]
-    return iter(protein.distinct(unambiguous(found, ledger), ledger))
+    chains = (chain for path in files.file_paths() for chain in raw_chains(path, ledger))
+    found = [(chain.where, record) for chain in chains if (record := chain_record(chain, dataset, ledger))]
+    return iter(protein.distinct_records(unambiguous_chains(found, ledger), ledger))
 
 
-def unambiguous(found: list[tuple[str, dict]], ledger) -> Iterator[tuple[str, dict]]:
+def unambiguous_chains(found: list[tuple[str, dict]], ledger) -> Iterator[tuple[str, dict]]:
     """What was found, without a second chain of another sequence under the same id."""
     first: dict[str, tuple[str, dict]] = {}
     for where, record in sorted(found, key=lambda item: (item[1]["id"], item[0])):
@@ -67,16 +67,16 @@ def unambiguous(found: list[tuple[str, dict]], ledger) -> Iterator[tuple[str, di
             ledger.error(InputError(where, what, record["id"], "unique ids", fix, "duplicate_id"), record["id"])
 
 
-def accepted(chain: Chain, dataset, ledger) -> dict | None:
+def chain_record(chain: Chain, dataset, ledger) -> dict | None:
     """The record of a chain, or None if it went to the ledger."""
     chain = longest_piece(chain, ledger)
-    sequence = protein.accepted(chain.where, chain.id, chain.sequence.encode(), dataset, ledger)
+    sequence = protein.accepted_sequence(chain.where, chain.id, chain.sequence.encode(), dataset, ledger)
     if sequence is None:
         return None
     resolved = np.isfinite(chain.atoms).all(axis=(1, 2)).mean()
     if resolved < dataset.resolved:
         detail = f"{resolved:.0%} of {len(sequence)} residues, expected at least {dataset.resolved:.0%}"
-        ledger.drop(*protein.place(chain.where), chain.id, "unresolved", detail)
+        ledger.drop(*protein.file_and_record(chain.where), chain.id, "unresolved", detail)
         return None
     flat = chain.atoms.astype(np.float32).ravel()
     return {"id": chain.id, "sequence": sequence, "length": len(sequence), "backbone": flat, "origin": chain.origin}
@@ -84,18 +84,18 @@ def accepted(chain: Chain, dataset, ledger) -> dict | None:
 
 def longest_piece(chain: Chain, ledger) -> Chain:
     """The chain cut to the longest piece between two breaks; the other pieces are noted, each as a record."""
-    bounds = [0, *breaks(chain.atoms), len(chain.atoms)]
+    bounds = [0, *chain_breaks(chain.atoms), len(chain.atoms)]
     pieces = list(pairwise(bounds))
     start, stop = max(pieces, key=lambda piece: piece[1] - piece[0])
     for first, end in pieces:
         if (first, end) != (start, stop):
             ledger.seen()
             detail = f"residues {first + 1} to {end}, beyond a gap; kept: {start + 1} to {stop}"
-            ledger.drop(*protein.place(chain.where), chain.id, "chain_break", detail)
+            ledger.drop(*protein.file_and_record(chain.where), chain.id, "chain_break", detail)
     return replace(chain, sequence=chain.sequence[start:stop], atoms=chain.atoms[start:stop])
 
 
-def breaks(atoms: np.ndarray) -> list[int]:
+def chain_breaks(atoms: np.ndarray) -> list[int]:
     """The residues before which a chain is broken, counted from 0."""
     alpha = atoms[:, BACKBONE.index("CA")]
     known = np.flatnonzero(np.isfinite(alpha).all(axis=1))
@@ -108,50 +108,50 @@ def raw_chains(path: str, ledger) -> Iterator[Chain]:
     try:
         with open_bytes(path) as stream:
             start = stream.read(4096).lstrip()[:1]
-        read_format = {b"[": listed, b"{": lined}.get(start)
-        yield from read_format(path, ledger) if read_format else modelled(path, ledger)
+        read_format = {b"[": json_list_chains, b"{": jsonl_chains}.get(start)
+        yield from read_format(path, ledger) if read_format else model_chains(path, ledger)
     except InputError as error:  # of the whole file; a record's own went to the ledger where it stands
         ledger.seen()
         whole = error.where == path
         ledger.error(InputError(f"{path}:1", error.detail, reason=error.reason) if whole else error)
 
 
-def modelled(path: str, ledger) -> Iterator[Chain]:
+def model_chains(path: str, ledger) -> Iterator[Chain]:
     """The chains of a PDB or mmCIF file."""
     name = Path(path).name.removesuffix(".gz")
     name = name.rpartition(".")[0] or name
-    for id, residues in groupby(read_residues(path), key=chain_of):
+    for id, residues in groupby(read_residues(path), key=chain_id):
         residues = list(residues)
         ledger.seen()
-        sequence = "".join(map(letter, residues))
-        yield Chain(f"{path}:{id}", f"{name}.{id}".rstrip(". "), sequence, backbone(residues), ORIGINS[0])
+        sequence = "".join(map(residue_letter, residues))
+        yield Chain(f"{path}:{id}", f"{name}.{id}".rstrip(". "), sequence, backbone_coordinates(residues), ORIGINS[0])
 
 
-def lined(path: str, ledger) -> Iterator[Chain]:
+def jsonl_chains(path: str, ledger) -> Iterator[Chain]:
     """The records of `chain_set.jsonl` (Ingraham et al. 2019, https://github.com/jingraham/neurips19-graph-protein-design)."""
     for number, line in read_lines(path):
         if line.strip():
-            yield from told(f"{path}:{number}", line, ledger)
+            yield from parse_chain(f"{path}:{number}", line, ledger)
 
 
-def listed(path: str, ledger) -> Iterator[Chain]:
+def json_list_chains(path: str, ledger) -> Iterator[Chain]:
     """The records of one JSON list, such as TS50's."""
     text = "\n".join(line for _, line in read_lines(path))
-    for number, record in enumerate(loaded(f"{path}:1", text), start=1):
-        yield from told(f"{path}:{number}", record, ledger)
+    for number, record in enumerate(parse_json(f"{path}:1", text), start=1):
+        yield from parse_chain(f"{path}:{number}", record, ledger)
 
 
-def told(where: str, record, ledger) -> Iterator[Chain]:
+def parse_chain(where: str, record, ledger) -> Iterator[Chain]:
     """The chain of a JSON record; none if it is malformed."""
     ledger.seen()
     try:
-        record = loaded(where, record) if isinstance(record, str) else record
+        record = parse_json(where, record) if isinstance(record, str) else record
         yield json_chain(where, record)
     except InputError as error:
         ledger.error(error)
 
 
-def loaded(where: str, text: str):
+def parse_json(where: str, text: str):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -198,7 +198,7 @@ def json_chain(where: str, record) -> Chain:
 
 def summary(records) -> dict:
     lengths = sorted(record["length"] for record in records)
-    unresolved = sum(int(np.isnan(unflat(record["backbone"])).any(axis=(1, 2)).sum()) for record in records)
+    unresolved = sum(int(np.isnan(unflatten_backbone(record["backbone"])).any(axis=(1, 2)).sum()) for record in records)
     return {
         "residues": sum(lengths),
         "unresolved_residues": unresolved,

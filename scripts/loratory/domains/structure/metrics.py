@@ -17,25 +17,25 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     """
     found = {name: np.fromiter((row[name] for row in rows), dtype=object) for name in ("plddt", "lddt")}
     found |= {name: np.array([score_row[name] for score_row in rows], dtype=float) for name in ("tm", "rmsd")}
-    within = [spearman(*pair) for pair in zip(found["plddt"], found["lddt"])]
+    within = [rank_correlation(*pair) for pair in zip(found["plddt"], found["lddt"])]
     return found | {"spearman": np.array(within, dtype=float)}
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation; NaN where a side does not vary."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
-def pooled(columns) -> tuple[np.ndarray, np.ndarray]:
+def pooled_scores(columns) -> tuple[np.ndarray, np.ndarray]:
     """pLDDT and lDDT of all residues of all chains."""
     return np.concatenate(columns["plddt"]), np.concatenate(columns["lddt"])
 
 
-def calibration(columns) -> list[dict]:
+def calibration_bins(columns) -> list[dict]:
     """Mean pLDDT and mean lDDT of the residues in each bin of pLDDT that holds any."""
-    plddt, lddt = pooled(columns)
+    plddt, lddt = pooled_scores(columns)
     home = np.minimum(plddt // BIN, 100 // BIN - 1).astype(int)
     sums = [np.bincount(home, weights, 100 // BIN) for weights in (None, plddt, lddt)]
     return [
@@ -46,7 +46,7 @@ def calibration(columns) -> list[dict]:
 
 
 def calibration_error(columns) -> float:
-    bins = calibration(columns)
+    bins = calibration_bins(columns)
     residues = sum(each["residues"] for each in bins)
     return sum(each["residues"] * abs(each["plddt"] - each["lddt"]) for each in bins) / residues
 
@@ -65,7 +65,7 @@ METRICS = (
         "rank correlation",
         "up",
         "structure",
-        lambda c: spearman(*pooled(c)),
+        lambda c: rank_correlation(*pooled_scores(c)),
         primary=True,
         note="of pLDDT with the true lDDT-Cα, over all residues of all chains",
     ),

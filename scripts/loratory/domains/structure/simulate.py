@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
-from loratory.data.files import whole
+from loratory.data.files import atomic_write
 from loratory.data.structures import BACKBONE
 from loratory.domains.protein.simulate import (
     POPULATIONS,
-    Population,
-    drawn_ancestor,
-    evolved,
+    ProteinPopulation,
+    draw_ancestor,
+    evolve_chain,
     family_sizes,
     residue_tables,
 )
@@ -47,38 +47,38 @@ TRIES = 20  # draws of an ancestor, and of each descendant, until the chain does
 def simulate(simulation, population: str, seed: int, out) -> dict[str, list[str]]:
     """Writes `chain_set.jsonl.gz` into the folder `out`: name, seq, coords (N, CA, C, O) and `origin`."""
     built, rng = POPULATIONS[population], random.Random(f"structure {population} {seed}")
-    chains = list(members(simulation, built, rng))
+    chains = list(family_chains(simulation, built, rng))
     rng.shuffle(chains)
     path = Path(out) / "chain_set.jsonl.gz"
-    with whole(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
+    with atomic_write(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
         for number, (sequence, atoms) in enumerate(chains, start=1):
-            stream.write(entry(f"{built.prefix}{number:06d}.A", sequence, atoms).encode())
+            stream.write(chain_line(f"{built.prefix}{number:06d}.A", sequence, atoms).encode())
     return {"chains": [path.name]}
 
 
-def members(simulation, population: Population, rng) -> Iterator[tuple[str, np.ndarray]]:
+def family_chains(simulation, population: ProteinPopulation, rng) -> Iterator[tuple[str, np.ndarray]]:
     """`(sequence, atoms)` of every member of every family."""
     bounds, tables = (simulation.min_length, simulation.max_length), residue_tables(population)
     for size in family_sizes(simulation, rng):
-        ancestor, _ = uncrossed(partial(drawn_ancestor, population, tables, bounds, rng), rng)
+        ancestor, _ = draw_uncrossed(partial(draw_ancestor, population, tables, bounds, rng), rng)
         for _ in range(size):
-            chain, atoms = uncrossed(partial(evolved, ancestor, tables, bounds, rng), rng)
+            chain, atoms = draw_uncrossed(partial(evolve_chain, ancestor, tables, bounds, rng), rng)
             yield "".join(residue for _, residue in chain), atoms
 
 
-def uncrossed(draw, rng) -> tuple[list[tuple[str, str]], np.ndarray]:
+def draw_uncrossed(draw, rng) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The first chain drawn that does not cross itself, with its atoms; after TRIES, the one that does so least."""
     found = []
     for _ in range(TRIES):
         chain = draw()
-        atoms = backbone(torsions(chain, rng))
-        found.append((crossings(atoms), chain, atoms))
+        atoms = build_backbone(chain_torsions(chain, rng))
+        found.append((count_crossings(atoms), chain, atoms))
         if not found[-1][0]:
             break
     return min(found, key=lambda item: item[0])[1:]
 
 
-def torsions(chain, rng) -> np.ndarray:
+def chain_torsions(chain, rng) -> np.ndarray:
     """φ and ψ of each `(site, residue)`, in degrees, shape (residues, 2)."""
     angles = []
     for site, residue in chain:
@@ -88,7 +88,7 @@ def torsions(chain, rng) -> np.ndarray:
     return np.array(angles)
 
 
-def backbone(angles: np.ndarray) -> np.ndarray:
+def build_backbone(angles: np.ndarray) -> np.ndarray:
     """N, CA, C and O in Å, shape (residues, 4, 3), of a chain with trans peptide bonds.
 
     Each atom is placed in the frame of the bond before it (NeRF: Parsons et al. 2005, doi:10.1002/jcc.20237): x along
@@ -100,17 +100,17 @@ def backbone(angles: np.ndarray) -> np.ndarray:
     n = len(angles)
     about = np.stack([*angles.T, np.full(n, 180.0)], axis=1).ravel()[1:-1]  # ψ₁ ω₁ φ₂ ψ₂ …, up to the last ψ
     bends = np.tile([ANGLES["CA-C-N"], ANGLES["C-N-CA"], ANGLES["N-CA-C"]], n)[: len(about)]
-    first = turns(np.zeros(1), np.array([ANGLES["N-CA-C"]]))
-    frames = np.array(list(accumulate([np.eye(3), *first, *turns(about, bends)], np.matmul)))  # one for each bond
+    first = bond_rotations(np.zeros(1), np.array([ANGLES["N-CA-C"]]))
+    frames = np.array(list(accumulate([np.eye(3), *first, *bond_rotations(about, bends)], np.matmul)))  # one for each bond
     lengths = np.tile(list(BONDS.values()), n)[: len(frames)]
     points = np.concatenate([np.zeros((1, 3)), np.cumsum(frames[:, :, 0] * lengths[:, None], axis=0)])
-    carbons = frames[1::3] @ turns(angles[:, 1] + 180, np.full(n, CARBONYL_ANGLE))
+    carbons = frames[1::3] @ bond_rotations(angles[:, 1] + 180, np.full(n, CARBONYL_ANGLE))
     atoms = points[: 3 * n].reshape(n, 3, 3)
     oxygens = atoms[:, 2] + CARBONYL * carbons[:, :, 0]
     return np.concatenate([atoms, oxygens[:, None]], axis=1)
 
 
-def turns(torsion: np.ndarray, angle: np.ndarray) -> np.ndarray:
+def bond_rotations(torsion: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Rotations from a bond's frame to the next bond's, shape (n, 3, 3): about the bond, then by the angle at its end.
 
     Args:
@@ -121,13 +121,13 @@ def turns(torsion: np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.stack([d, -t, zero, c * t, c * d, -s, s * t, s * d, c], axis=-1).reshape(-1, 3, 3)
 
 
-def crossings(atoms: np.ndarray) -> int:
+def count_crossings(atoms: np.ndarray) -> int:
     """How many pairs of Cα atoms, APART or more residues apart, are nearer than NEAREST."""
     close = squareform(pdist(atoms[:, BACKBONE.index("CA")])) < NEAREST
     return int(np.triu(close, APART).sum())
 
 
-def entry(name: str, sequence: str, atoms: np.ndarray) -> str:
+def chain_line(name: str, sequence: str, atoms: np.ndarray) -> str:
     """A line of the file; three decimals, as PDB files have."""
     rounded = np.round(atoms, 3) + 0.0  # no minus zero
     coords = {atom: rounded[:, i].tolist() for i, atom in enumerate(BACKBONE)}

@@ -27,9 +27,9 @@ class Files(FilesOptions):
     chains: list[str] = Field(min_length=1, description="files, or folders standing for all such files below them")
     simulated: Simulation | None = Field(None, description="simulated chains that are added to those of the files")
 
-    def paths(self) -> list[str]:
+    def file_paths(self) -> list[str]:
         """The files, those of a folder in order; a location that does not exist is kept for the reader to name."""
-        return [path for location in self.chains for path in files_of(Path(location))]
+        return [path for location in self.chains for path in structure_files(Path(location))]
 
 
 class Dataset(protein.Dataset):
@@ -42,12 +42,12 @@ class Task(TaskOptions):
     """A sequence is folded as it is: nothing to choose."""
 
 
-def files_of(location: Path) -> list[str]:
+def structure_files(location: Path) -> list[str]:
     if not location.is_dir():
         return [str(location)]
-    return sorted(str(path) for path in location.rglob("*") if path.is_file() and is_structure(path))
+    return sorted(str(path) for path in location.rglob("*") if path.is_file() and is_structure_file(path))
 
 
-def is_structure(path: Path) -> bool:
+def is_structure_file(path: Path) -> bool:
     bare = path.with_suffix("") if path.suffix == ".gz" else path
     return not path.name.startswith(".") and bare.suffix.lower() in SUFFIXES
