@@ -55,8 +55,8 @@ def open_base(folder: Path, device: str, dtype: torch.dtype, scratch: Path) -> E
 def random_expert(model, seed: int) -> deltas.Adapter:
     random, found = torch.Generator().manual_seed(seed), deltas.Adapter()
     for name, layer in core.linear_layers(model).items():
-        a = torch.randn(RANK, layer.in_features, random_generator=random) / layer.in_features**0.5
-        b = torch.randn(layer.out_features, RANK, random_generator=random) * 0.01
+        a = torch.randn(RANK, layer.in_features, generator=random) / layer.in_features**0.5
+        b = torch.randn(layer.out_features, RANK, generator=random) * 0.01
         found.deltas[name] = deltas.LowRank(a, b, 2.0)
     return found
 

@@ -63,7 +63,7 @@ def sequences(count: int, seed: int) -> list[Encoded]:
     lengths = np.clip(np.exp(random.normal(5.5, 0.7, count)), 50, 1000).astype(int)
     frequencies = 1 / np.arange(1, VOCABULARY - 2)
     rows = [random.choice(np.arange(3, VOCABULARY), n, p=frequencies / frequencies.sum()).tolist() for n in lengths]
-    return [Encoded(score_row, score_row, len(score_row)) for score_row in rows]
+    return [Encoded(row, row, len(row)) for row in rows]
 
 
 def equal_budget(items: list[Encoded], steps: int) -> int:

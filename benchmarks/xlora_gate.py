@@ -73,7 +73,7 @@ def expert(layers: dict, seed: int) -> deltas.Adapter:
     random = torch.Generator(DEVICE).manual_seed(seed)
 
     def normal(*shape, std):
-        return torch.empty(shape, device=DEVICE).normal_(0, std, random_generator=random).cpu()
+        return torch.empty(shape, device=DEVICE).normal_(0, std, generator=random).cpu()
 
     def change(layer):
         wide, narrow = layer.weight.shape
@@ -85,7 +85,7 @@ def expert(layers: dict, seed: int) -> deltas.Adapter:
 def gate_of(outputs: int) -> list[torch.Tensor]:
     random = torch.Generator().manual_seed(1)
     width = SHAPE.model["hidden_size"]
-    return [torch.randn(outputs, width, random_generator=random) * 0.1, torch.zeros(outputs)]
+    return [torch.randn(outputs, width, generator=random) * 0.1, torch.zeros(outputs)]
 
 
 def theirs(experts: dict, order: list[int], folder: Path, cast: bool):
@@ -121,7 +121,7 @@ def ours(experts: dict, folder: Path, features: bool, checkpointing: bool):
         states = mixture.bare_states({"input_ids": ids})["tokens"].cpu()
         save_file({HIDDEN: states.flatten(0, 1)}, folder / shard_name(0))
         mapped = safe_open(folder / shard_name(0), framework="pt").get_slice(HIDDEN)
-        return [StoredStates(mapped, score_row * SHAPE.length, (score_row + 1) * SHAPE.length) for score_row in range(SHAPE.rows)]
+        return [StoredStates(mapped, row * SHAPE.length, (row + 1) * SHAPE.length) for row in range(SHAPE.rows)]
 
     def loss(ids):
         batch = {"ids": ids, "labels": ids, "prompt": torch.ones_like(ids, dtype=torch.bool)}
@@ -195,7 +195,7 @@ def one_after_another(makers: dict, ids) -> tuple[dict, dict]:
 def main(numbers: list[int]) -> None:
     torch.set_num_threads(1)
     vocabulary = SHAPE.model["vocab_size"]
-    ids = torch.randint(3, vocabulary, (SHAPE.rows, SHAPE.length), random_generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(3, vocabulary, (SHAPE.rows, SHAPE.length), generator=torch.Generator().manual_seed(2))
     measure = in_turn if DEVICE == "cpu" else one_after_another
     for number in numbers:
         with TemporaryDirectory() as folder:

@@ -92,8 +92,8 @@ def expert(model, rank: int, seed: int) -> deltas.Adapter:
     random = torch.Generator().manual_seed(seed)
     found = deltas.Adapter()
     for name, layer in core.linear_layers(model).items():
-        a = torch.randn(rank, layer.in_features, random_generator=random) / layer.in_features**0.5
-        b = torch.randn(layer.out_features, rank, random_generator=random) * 0.05
+        a = torch.randn(rank, layer.in_features, generator=random) / layer.in_features**0.5
+        b = torch.randn(layer.out_features, rank, generator=random) * 0.05
         found.deltas[name] = deltas.LowRank(a, b, 2.0)
     return found
 
@@ -143,7 +143,7 @@ def share_gate(mixture: Mixture, theirs: peft.PeftModel, spread: float) -> None:
 def arms(setup: Setup, made: Models, compiled: bool) -> dict[str, Callable[[int], list[list[int]]]]:
     """{name: writes so many tokens}."""
     random = torch.Generator().manual_seed(2)
-    prompt = torch.randint(3, setup.vocabulary, (setup.batch, setup.prompt), random_generator=random).to(setup.device)
+    prompt = torch.randint(3, setup.vocabulary, (setup.batch, setup.prompt), generator=random).to(setup.device)
     mask, length = torch.ones_like(prompt), setup.prompt + setup.tokens
 
     def theirs(model):

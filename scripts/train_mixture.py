@@ -3,7 +3,7 @@ from loratory.job import log_job
 with log_job(snakemake.log[0], snakemake.params.entry["training"]["threads"]):
     from pathlib import Path
 
-    from loratory.config import mixture_entry, domain_options
+    from loratory.config import domain_options, mixture_entry
     from loratory.training.mixture import train_mixture
 
     params, given, out = snakemake.params, snakemake.input, Path(snakemake.output.runs).parent

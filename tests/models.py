@@ -115,7 +115,10 @@ def whisper_base(folder, precision: str = "fp32"):
 def encoder_base(folder, precision: str = "fp32"):
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=word_tokenizer([TEXTS[-1]], 64, special), pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]"
+        tokenizer_object=word_tokenizer([TEXTS[-1]], 64, special),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
     )
     return save(folder, "encoder", bert(), tokenizer, precision=precision)
 

@@ -50,7 +50,9 @@ def dataset(folder: Path, population: str = "domain"):
 
 
 def test_the_domain_goes_from_simulation_to_a_metric(examples, tmp_path):
-    sources, task, metrics = (registry.load_module("domain", "promoter", part) for part in ("sources", "task", "metrics"))
+    sources, task, metrics = (
+        registry.load_module("domain", "promoter", part) for part in ("sources", "task", "metrics")
+    )
     records = read_split(dataset(tmp_path), "test")
     asked = task.examples(records, sources.Task(), "causal")
     assert {example.target for example in asked} == {" no", " yes"}
@@ -83,11 +85,11 @@ def test_the_methods_forward_is_its_delta(examples):
     method = registry.load_module("method", "plain_lora").Method(rank=4, alpha=8.0)
     random = torch.Generator().manual_seed(0)
     tensors = method.initial_tensors(torch.zeros(6, 5), random)
-    tensors["B"].normal_(random_generator=random)
+    tensors["B"].normal_(generator=random)
     delta = method.weight_delta(tensors, torch.zeros(6, 5))
     assert isinstance(delta, LowRank)
     assert delta.scale == 1.0
-    x = torch.randn(3, 5, random_generator=random)
+    x = torch.randn(3, 5, generator=random)
     torch.testing.assert_close(method.forward(x, tensors, training=False), x @ delta.to_dense().T)
 
 

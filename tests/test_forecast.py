@@ -34,7 +34,9 @@ def test_another_run_of_every_adapter_costs_its_steps(changes, study, monkeypatc
     """Of 20,000 steps of 1,536 positions; what else the runs read is in the hundredths."""
     runs = {"seeds": len(changes.get("seeds", study["seeds"])), "rates": 2 if "seeds" not in changes else 1}
     config = read_config(changed(study, changes), "study")
-    trained = sum(read for part, base, read, _ in forecast.model_jobs(config) if part == "adapters" and base == "mini_lm")
+    trained = sum(
+        read for part, base, read, _ in forecast.model_jobs(config) if part == "adapters" and base == "mini_lm"
+    )
     assert trained == 4 * (runs["seeds"] + runs["rates"] - 1) * 20_000 * 1_536
 
 

@@ -32,7 +32,9 @@ def test_every_import_is_seen(module):
 
 
 def test_a_stage_is_its_modules_and_what_they_import():
-    names = {str(path.relative_to(LIBRARY)) for path in reachable_modules(("training/sweep.py", "adapters/methods/lora.py"))}
+    names = {
+        str(path.relative_to(LIBRARY)) for path in reachable_modules(("training/sweep.py", "adapters/methods/lora.py"))
+    }
     assert {
         "training/fit.py",
         "data/batching.py",

@@ -32,7 +32,9 @@ def test_every_key_of_every_group_is_listed_once():
 
 def test_links_lead_to_headings():
     text = reference.reference_text(SCHEMA)
-    headings = [reference.heading_anchor(line.removeprefix("## ")) for line in text.splitlines() if line.startswith("## ")]
+    headings = [
+        reference.heading_anchor(line.removeprefix("## ")) for line in text.splitlines() if line.startswith("## ")
+    ]
     assert len({*headings}) == len(headings)
     assert {*re.findall(r"\]\(#([^)]+)\)", text)} <= {*headings}
 

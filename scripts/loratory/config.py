@@ -131,7 +131,9 @@ class BaseEntry(Options):
         if self.hub and not self.revision:
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
         if self.revision and not COMMIT.fullmatch(self.revision):
-            raise ValueError(f"`revision` is no whole commit ({short_value(self.revision)}); expected 40 hexadecimal digits")
+            raise ValueError(
+                f"`revision` is no whole commit ({short_value(self.revision)}); expected 40 hexadecimal digits"
+            )
         if self.precision != "fp32" and self.family == "folding":
             raise ValueError("a folding base has its own precision; leave `precision` out")
         if self.audio and self.family != "causal":
@@ -231,7 +233,9 @@ def entry_model(noun: str, name: str, module, extra: dict) -> type[BaseModel]:
 
 def entry_type(noun: str, extra: dict):
     """The type of an entry that names its kind under the key `noun`."""
-    kinds = [entry_model(noun, name, registry.load_module(noun, name), extra) for name in registry.registered_names(noun)]
+    kinds = [
+        entry_model(noun, name, registry.load_module(noun, name), extra) for name in registry.registered_names(noun)
+    ]
     return Annotated[Union[tuple(kinds)], Field(discriminator=noun)] if len(kinds) > 1 else kinds[0]  # noqa: UP007
 
 
@@ -271,8 +275,14 @@ def config_model() -> type[BaseModel]:
         domains=(domains, Field(description="what adapters learn and what is reported")),
         general=(general, Field(general(), description="what bases are pretrained on")),
         bases=(dict[Name, BaseEntry], Field(min_length=1, description="frozen pretrained models by name")),
-        adapters=(dict[Name, entry_type("method", SWEEP_FIELDS)], Field({}, description="methods with their settings by name")),
-        mixtures=(dict[Name, entry_type("mixer", MIXTURE_FIELDS)], Field({}, description="mixers over adapters by name")),
+        adapters=(
+            dict[Name, entry_type("method", SWEEP_FIELDS)],
+            Field({}, description="methods with their settings by name"),
+        ),
+        mixtures=(
+            dict[Name, entry_type("mixer", MIXTURE_FIELDS)],
+            Field({}, description="mixers over adapters by name"),
+        ),
         folding=(Name | None, Field(None, description="a base of family folding, judged on `domains.structure`")),
         compare=(Compare | None, Field(None, description="what `compare_methods` tells of")),
         compare_mixers=(CompareMixers | None, Field(None, description="what `compare_mixers` tells of")),
@@ -328,7 +338,9 @@ def check_names(config: BaseModel, where: str) -> None:
     """
     domains, bases = entries_by_name(config.domains), config.bases
     if not domains and not any(base.pretrain for base in bases.values()):
-        raise InputError(f"{where}: domains", "no domain is configured", expected=", ".join(registry.registered_names("domain")))
+        raise InputError(
+            f"{where}: domains", "no domain is configured", expected=", ".join(registry.registered_names("domain"))
+        )
     for name, base in bases.items():
         check_base(f"{where}: bases.{name}", base, config)
     for domain, given in domains.items():
@@ -527,4 +539,6 @@ def mixture_entry(values: dict):
 def is_simulated(config: BaseModel) -> bool:
     """Whether any domain that is reported on comes from a simulator, in whole or in part."""
     sources = [given.source for given in entries_by_name(config.domains).values()]
-    return any(domain_source.kind == "simulate" or getattr(domain_source, "simulated", None) for domain_source in sources)
+    return any(
+        domain_source.kind == "simulate" or getattr(domain_source, "simulated", None) for domain_source in sources
+    )

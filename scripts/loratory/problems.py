@@ -31,12 +31,18 @@ def first_problem(error: ValidationError, raw: dict, where: str, schema: dict) -
     path = key_path(loc, raw)
     if kind == "extra_forbidden":
         noun = "domain" if path[:-1] in (["domains"], ["general"]) else "key"
-        return registry.unknown_name_error(problem_location(where, path[:-1]), noun, path[-1], allowed_keys(loc[:-1], schema))
+        return registry.unknown_name_error(
+            problem_location(where, path[:-1]), noun, path[-1], allowed_keys(loc[:-1], schema)
+        )
     if kind == "literal_error":
-        return registry.unknown_name_error(problem_location(where, path), path[-1], value, quoted_names(context["expected"]))
+        return registry.unknown_name_error(
+            problem_location(where, path), path[-1], value, quoted_names(context["expected"])
+        )
     if kind == "union_tag_invalid":
         key = quoted_names(context["discriminator"])[0]
-        return registry.unknown_name_error(problem_location(where, [*path, key]), key, context["tag"], quoted_names(context["expected_tags"]))
+        return registry.unknown_name_error(
+            problem_location(where, [*path, key]), key, context["tag"], quoted_names(context["expected_tags"])
+        )
     if kind in ("missing", "union_tag_not_found"):
         key = [] if kind == "missing" else quoted_names(context["discriminator"])
         return InputError(problem_location(where, [*path, *key]), "the key is missing", fix="add it")

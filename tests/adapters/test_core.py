@@ -118,7 +118,7 @@ def test_a_bf16_base_takes_an_adapter():
 
 def test_a_dense_change_cut_to_its_rank_is_the_same_and_what_a_lower_rank_loses_is_told():
     random = torch.Generator().manual_seed(0)
-    change = torch.randn(6, 2, random_generator=random) @ torch.randn(2, 5, random_generator=random)
+    change = torch.randn(6, 2, generator=random) @ torch.randn(2, 5, generator=random)
     adapter = deltas.Adapter(dense={"a.weight": change, "b.weight": change.T})
     layers = {"a": False, "b": True}
     exact, lost = deltas.truncate_adapter(adapter, layers, 2)

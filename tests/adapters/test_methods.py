@@ -172,7 +172,7 @@ def test_a_dense_change_too_small_for_half_precision_is_not_rounded_away(family)
     toy.model.to(torch.bfloat16)
     name, layer = next(iter(core.linear_layers(toy.model).items()))
     layer.weight.fill_(1.0)
-    change = torch.randn(layer.weight.shape, random_generator=torch.Generator().manual_seed(0)) * 1e-4
+    change = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0)) * 1e-4
     x = torch.full((1, core.weight_of(layer).shape[1]), 1.0, dtype=torch.bfloat16)
     x[:, ::2] = -1.0  # so that what the weight itself gives is 0
     bare = layer(x)

@@ -6,7 +6,7 @@ from loratory.adapters.spectrum import leading_singular_vectors
 
 
 def test_signs_of_singular_vectors_do_not_depend_on_the_solver():
-    g = torch.randn(20, 16, random_generator=torch.Generator().manual_seed(5))
+    g = torch.randn(20, 16, generator=torch.Generator().manual_seed(5))
     left, values, right = leading_singular_vectors(g, 4)
     assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
     again = leading_singular_vectors(-g, 4)  # its left vectors are the same, so all that differs is in the right ones

@@ -6,7 +6,15 @@ import pytest
 import torch
 from models import llama
 
-from loratory.bases.decoding import Sampling, branch_cache, decode_batch, draw_tokens, empty_cache, new_cache, decode_steps
+from loratory.bases.decoding import (
+    Sampling,
+    branch_cache,
+    decode_batch,
+    decode_steps,
+    draw_tokens,
+    empty_cache,
+    new_cache,
+)
 from loratory.errors import InputError
 
 IDS = torch.arange(3 * 6).view(3, 6) % 40 + 3
@@ -43,7 +51,7 @@ def script(*rows):
 
     def forward(inputs, cache):
         at = next(place)
-        return SimpleNamespace(logits=torch.nn.functional.one_hot(torch.tensor([[score_row[at]] for score_row in rows]), 10))
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(torch.tensor([[row[at]] for row in rows]), 10))
 
     return forward
 
@@ -68,11 +76,17 @@ def test_a_row_does_not_depend_on_when_others_are_done(sampling):
 
 
 def test_each_of_several_ends_stops_its_row_and_is_not_written():
-    assert decode_batch(script([4, 5, 6, 7], [4, 4, 4, 9]), start(IDS[:2], MASK[:2]), None, {6, 9}, 9) == [[4, 5], [4, 4, 4]]
+    assert decode_batch(script([4, 5, 6, 7], [4, 4, 4, 9]), start(IDS[:2], MASK[:2]), None, {6, 9}, 9) == [
+        [4, 5],
+        [4, 4, 4],
+    ]
 
 
 def test_the_loop_ends_with_the_last_row_and_asks_for_nothing_more():
-    assert list(decode_steps(script([4, 2], [2, 2]), start(IDS[:2], MASK[:2]), None, 2, 9)) == [[4, None], [None, None]]
+    assert list(decode_steps(script([4, 2], [2, 2]), start(IDS[:2], MASK[:2]), None, 2, 9)) == [
+        [4, None],
+        [None, None],
+    ]
     assert list(decode_steps(script([4], [5]), start(IDS[:2], MASK[:2]), None, 2, 1)) == [[4, 5]]
 
 
@@ -85,7 +99,7 @@ def test_what_fulfils_a_criterion_is_written_and_closes_its_row():
 
 
 def decode_with(stopping, forward):
-    return [list(score_row) for score_row in zip(*decode_steps(forward, start(IDS[:2], MASK[:2]), None, (), 9, None, stopping))]
+    return [list(row) for row in zip(*decode_steps(forward, start(IDS[:2], MASK[:2]), None, (), 9, None, stopping))]
 
 
 def test_an_unpadded_batch_is_given_no_mask_after_its_prompt():

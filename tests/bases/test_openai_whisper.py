@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, WhisperConfig, WhisperForConditionalGene
 from whisper.tokenizer import get_encoding, get_tokenizer
 
 from loratory.bases.core import load_base
-from loratory.bases.openai_whisper import export_openai, import_openai, prepare_openai, openai_tokenizer
+from loratory.bases.openai_whisper import export_openai, import_openai, openai_tokenizer, prepare_openai
 from loratory.bases.options import WhisperOptions
 from loratory.errors import InputError
 

@@ -411,7 +411,9 @@ def test_torsions_are_those_asked_for():
 
 
 def test_a_helix_rises_and_bonds_as_helices_do():
-    helix, strand = (simulate.build_backbone(np.full((30, 2), basin, float)) for basin in (simulate.HELIX, simulate.STRAND))
+    helix, strand = (
+        simulate.build_backbone(np.full((30, 2), basin, float)) for basin in (simulate.HELIX, simulate.STRAND)
+    )
     assert np.linalg.norm(helix[18, 1] - helix[0, 1]) / 18 == pytest.approx(1.5, abs=0.1)
     assert np.linalg.norm(helix[4:, 0] - helix[:-4, 3], axis=1) == pytest.approx(3.0, abs=0.2)  # the hydrogen bond
     assert np.linalg.norm(strand[18, 1] - strand[0, 1]) / 18 == pytest.approx(3.35, abs=0.1)
@@ -428,7 +430,10 @@ def test_any_torsions_make_a_connected_chain(seed, length):
 def test_relatives_are_more_alike_than_strangers():
     rng = random.Random(0)
     folds = [
-        [atoms[:, 1] for _, atoms in simulate.family_chains(Simulation(n=2, families=1, max_length=80), population, rng)]
+        [
+            atoms[:, 1]
+            for _, atoms in simulate.family_chains(Simulation(n=2, families=1, max_length=80), population, rng)
+        ]
         for population in [POPULATIONS["general"]] * 6
     ]
     relatives = [tm_score(*pair).norm_reference for pair in folds]

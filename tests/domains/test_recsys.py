@@ -39,7 +39,7 @@ LOG = [  # user, item, stars, time
 
 
 def csv_text(rows, header="userId,movieId,rating,timestamp"):
-    return "".join(line + "\n" for line in [header, *(",".join(map(str, score_row)) for score_row in rows)])
+    return "".join(line + "\n" for line in [header, *(",".join(map(str, row)) for row in rows)])
 
 
 def titles_text(titles):
@@ -315,7 +315,7 @@ LOGS = st.one_of(  # user, item, half stars, time: any, and dense enough that mu
         st.tuples(st.integers(0, users), st.integers(0, 6), st.sampled_from([1, 7, 8, 10]), st.integers(0, 12)),
         min_size=least,
         max_size=40,
-        unique_by=lambda score_row: (score_row[0], score_row[1]),
+        unique_by=lambda row: (row[0], row[1]),
     )
     for users, least in ((5, 0), (3, 20))
 )
@@ -337,7 +337,7 @@ def naive_core(rows, k):
 def test_the_core_is_the_fix_point_whatever_the_order_of_rows(rows, k, random):
     def core(rows):
         keep = build.k_core([r[0] for r in rows], [r[1] for r in rows], k)
-        return {score_row for score_row, offset_tensors in zip(rows, keep) if offset_tensors}
+        return {row for row, kept in zip(rows, keep) if kept}
 
     once = core(rows)
     assert once == naive_core(rows, k)
@@ -505,7 +505,7 @@ def a_rating(user, item, label, at, stars=(3.0,)):
 
 def probabilities(train, test, **options):
     rows = task.baselines(train, test, Task(**options))
-    return {system: [score_row["p"] for score_row in own] for system, own in rows.items()}
+    return {system: [row["p"] for row in own] for system, own in rows.items()}
 
 
 def test_baselines_know_nothing_but_train():

@@ -367,7 +367,9 @@ def test_targets_are_plain_lower_case(text, expected):
 
 @given(st.text(max_size=30))
 def test_plain_text_stays_plain(text):
-    assert plain_transcript(plain_transcript(text)) == plain_transcript(text) == " ".join(plain_transcript(text).split())
+    assert (
+        plain_transcript(plain_transcript(text)) == plain_transcript(text) == " ".join(plain_transcript(text).split())
+    )
 
 
 def test_deaf_baseline_hears_nothing(corpus):
@@ -598,7 +600,9 @@ def test_stretch_scales_the_formants_and_keeps_the_tempo(stretch):
     def said(stretch):
         speaker = dataclasses.replace(voice, stretch=stretch, **traits)
         rng, synthesiser = np.random.default_rng(0), Synthesiser(0)
-        return simulate.phrase_samples("they want to sing, go to the garden, open the yellow box", speaker, rng, synthesiser)
+        return simulate.phrase_samples(
+            "they want to sing, go to the garden, open the yellow box", speaker, rng, synthesiser
+        )
 
     short, long = said(1.0), said(stretch)
     assert len(long) == pytest.approx(len(short), rel=0.15)

@@ -148,7 +148,11 @@ def test_lddt_counts_kept_distances():
 def test_chains_like_those_learnt_from_are_left_out(folder, folds, tmp_path):
     long = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDFSAGEGLYTHM"
     model = folding.load_folding_model(folder)
-    known = record(0, backbone(folding.fold_sequence(model, long))) | {"sequence": long, "length": len(long), "id": "known"}
+    known = record(0, backbone(folding.fold_sequence(model, long))) | {
+        "sequence": long,
+        "length": len(long),
+        "id": "known",
+    }
     records = [*(record(k, backbone(fold)) for k, fold in enumerate(folds)), known]
     data, learnt = saved(tmp_path / "data", records), saved(tmp_path / "learnt", [known | {"id": "x"}], "train")
     residues, report = assess(folder, data, tmp_path / "out", [learnt])

@@ -3,7 +3,13 @@ import time
 import numpy as np
 import pytest
 
-from loratory.evaluation.bootstrap import LEVEL, bootstrap_distributions, group_draws, percentile_interval, row_statistic
+from loratory.evaluation.bootstrap import (
+    LEVEL,
+    bootstrap_distributions,
+    group_draws,
+    percentile_interval,
+    row_statistic,
+)
 
 
 def mean(columns):
@@ -112,7 +118,9 @@ def test_same_seed_same_draws_whatever_else_is_computed():
 def test_undefined_stays_undefined():
     nan = float("nan")
     assert np.isnan(percentile_interval(spread(lambda columns: nan, [{"x": np.ones(4)}], list("abcd"), 20))).all()
-    assert np.isnan(percentile_interval(spread(mean, [{"x": np.ones(4)}], list("aaaa"), 20))).all(), "one group cannot vary"
+    assert np.isnan(percentile_interval(spread(mean, [{"x": np.ones(4)}], list("aaaa"), 20))).all(), (
+        "one group cannot vary"
+    )
     assert np.isnan(percentile_interval(spread(mean, [{"x": np.ones(0)}], [], 20))).all()
     mostly = np.r_[np.full(4, nan), np.arange(96)]
     assert percentile_interval(mostly) == pytest.approx(tuple(np.percentile(np.arange(96), [2.5, 97.5])))

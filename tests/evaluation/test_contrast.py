@@ -59,7 +59,7 @@ def study(tmp_path):
             write_rows(baselines, rows)
         out = tmp_path / "out.json"
         contrast_methods("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, Floor(*floor), out)
-        return {score_row["adapter"]: score_row for score_row in json.loads(out.read_text())["rows"]}
+        return {row["adapter"]: row for row in json.loads(out.read_text())["rows"]}
 
     return contrasted
 

@@ -25,7 +25,9 @@ def references(model_folder):
     """Two structures of the same model: of the first sample's sequence, and of another one."""
     model = folding.load_folding_model(model_folder, allow_random=True)
     sequences = {"same": SAMPLES[0][1], "other": "GWLPE" * 8}
-    return {name: folding.fold_sequence(model, sequence).coordinates[:, folding.CA] for name, sequence in sequences.items()}
+    return {
+        name: folding.fold_sequence(model, sequence).coordinates[:, folding.CA] for name, sequence in sequences.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_a_sample_too_short_for_a_tm_score_has_none(done):
 
 def test_without_references_there_is_no_tm_score(model_folder, done, tmp_path):
     rows = pq.read_table(fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)).to_pylist()
-    assert all(score_row["tm"] is None for row in rows)
+    assert all(row["tm"] is None for row in rows)
     assert [row["plddt"] for row in rows] == pq.read_table(done)["plddt"].to_pylist()
 
 

@@ -168,7 +168,9 @@ def test_a_mixture_that_must_be_told_the_domain_is_not_asked_of_others(study):
 
 def test_stored_numbers_are_those_of_the_folder(study):
     for name in ("xlora", "weighted_merge"):
-        [found] = [s.model for s in predict.iterate_systems(study.base, "recsys", made(study, name)) if s.kind == "mixture"]
+        [found] = [
+            s.model for s in predict.iterate_systems(study.base, "recsys", made(study, name)) if s.kind == "mixture"
+        ]
         files = study.mixtures[name].rglob("*.safetensors")
         numbers = sum(t.numel() for file in files for t in load_file(file).values())
         assert predict.mixture_facts(found)["stored"] == numbers > 0
@@ -250,7 +252,9 @@ def test_the_oracle_routes_to_the_domains_own_expert(study):
 
 def test_entropies_are_of_shares():
     weights = torch.tensor([[2.0, 2.0], [0.0, 0.5], [0.0, 0.0]])
-    torch.testing.assert_close(predict.weight_entropies(weights), torch.tensor([2.0, 1.0, 1.0]).log(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        predict.weight_entropies(weights), torch.tensor([2.0, 1.0, 1.0]).log(), rtol=0, atol=1e-6
+    )
 
 
 @pytest.fixture(params=["encoder", "whisper"])

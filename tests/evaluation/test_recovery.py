@@ -12,7 +12,7 @@ from loratory import registry
 from loratory.domains.contract import Metric
 from loratory.errors import InputError
 from loratory.evaluation.contrast import PairedComparison
-from loratory.evaluation.recovery import DomainPredictions, mean_recoveries, contrast_mixers, system_recoveries
+from loratory.evaluation.recovery import DomainPredictions, contrast_mixers, mean_recoveries, system_recoveries
 from loratory.evaluation.rows import write_rows
 from loratory.evaluation.score import Floor
 
@@ -96,7 +96,7 @@ def told(gains, name, domain, seed, i) -> float:
 
 
 def rows_of(report) -> dict:
-    return {(score_row["domain"], score_row["system"]): score_row for score_row in report["rows"]}
+    return {(row["domain"], row["system"]): row for row in report["rows"]}
 
 
 def test_recovery_is_the_share_of_the_own_experts_gain_whichever_way_the_metric_points(recovered):
@@ -214,7 +214,9 @@ def test_draws_without_a_gain_of_the_oracle_have_no_recovery():
     gains = np.r_[np.full(99, 2.0), -2.0]
     spreads = {"base": np.zeros(100), "own": gains, "mix": np.ones(100)}
     values = {"base": {0: 0.0}, "own": {0: 2.0}, "mix": {0: 1.0}}
-    value, draws = system_recoveries(PairedComparison(metric, "test", {}, values, spreads, [0], Floor(1, 1)), "own")["mix"]
+    value, draws = system_recoveries(PairedComparison(metric, "test", {}, values, spreads, [0], Floor(1, 1)), "own")[
+        "mix"
+    ]
     assert value == 0.5
     np.testing.assert_array_equal(draws, np.r_[np.full(99, 0.5), np.nan])
 

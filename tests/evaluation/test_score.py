@@ -129,7 +129,9 @@ def predictions(tmp_path):
 @pytest.fixture
 def run(tmp_path, data, predictions):
     def run(predictions=predictions, baselines=None, structures=None, floor=(1, 1), out="metrics.json"):
-        score_domain("toy", "mini", predictions, baselines, data, None, structures, 200, 0, Floor(*floor), tmp_path / out)
+        score_domain(
+            "toy", "mini", predictions, baselines, data, None, structures, 200, 0, Floor(*floor), tmp_path / out
+        )
         return json.loads((tmp_path / out).read_text())
 
     return run

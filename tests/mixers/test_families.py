@@ -209,7 +209,7 @@ def test_an_encoders_answer_does_not_depend_on_its_batch_or_padding(mixer):
 def test_both_streams_of_whisper_are_the_dense_formula(mixer):
     mixture, toy = mixed("whisper", mixer)
     bare = FAMILIES["whisper"]().model
-    ids, sound = toy.collate(toy.items[:3])["ids"], torch.randn(3, 80, 200, random_generator=torch.Generator().manual_seed(3))
+    ids, sound = toy.collate(toy.items[:3])["ids"], torch.randn(3, 80, 200, generator=torch.Generator().manual_seed(3))
     weigh = whisper_weights(bare, mixture, sound, ids)
     expected = by_hand(bare, experts("whisper"), weigh, lambda: bare(sound, decoder_input_ids=ids).logits)
     found = mixture(input_features=sound, decoder_input_ids=ids).logits
@@ -452,7 +452,9 @@ def test_a_row_of_every_mixer_does_not_depend_on_its_batch_or_padding(kind, fami
         with pytest.raises(InputError, match=r"bert\.pooler\.dense\.weight"):  # there is no head for what is made
             mixer.prepare_experts(given, seed=4)
         return
-    mixture = placed(Mixture(FAMILIES[family]().model, mixer.prepare_experts(given, seed=4), mixer, domains=list("abc")))
+    mixture = placed(
+        Mixture(FAMILIES[family]().model, mixer.prepare_experts(given, seed=4), mixer, domains=list("abc"))
+    )
     generator = torch.Generator().manual_seed(2)
     ids, sound = torch.randint(3, 60, (2, 6), generator=generator), torch.randn(2, 80, 200, generator=generator)
     if family == "bert":

@@ -148,11 +148,11 @@ def test_checkpointed_gradients_are_those_without(family, mixer):
 
 def test_a_repeated_block_hears_what_earlier_blocks_said_and_not_what_it_said_itself():
     plain, again = toy_of("llama"), toy_of("llama")
-    expected = gradients(plain, mixed(plain, "llama", Local(has_audio=True)))
+    expected = gradients(plain, mixed(plain, "llama", Local(hears=True)))
     deaf = toy_of("llama")
     alone = gradients(deaf, mixed(deaf, "llama", Local()))
     assert not torch.allclose(expected["gate.tokens.0.0.weight"], alone["gate.tokens.0.0.weight"])
-    mixture = mixed(again, "llama", Local(has_audio=True))
+    mixture = mixed(again, "llama", Local(hears=True))
     mixture.checkpoint_gradients()
     found = gradients(again, mixture)
     for name in expected:
@@ -217,7 +217,9 @@ def steps(toy: Toy, mixture: Mixture, precision: str, folder) -> list[dict]:
         return total + targets * mixer_penalty(mixture, micro.batch["mask"].bool(), 1), targets
 
     batch = toy.collate(toy.items[:4])
-    return train_model(mixture.trainable_parameters(), lambda step: [MicroBatch("b", batch)], loss, recipe, 0, folder, "toy")
+    return train_model(
+        mixture.trainable_parameters(), lambda step: [MicroBatch("b", batch)], loss, recipe, 0, folder, "toy"
+    )
 
 
 @FAMILY
@@ -345,7 +347,10 @@ def rna(folder, seed: int):
 def speech(folder, seed: int):
     """Datasets of short tones with transcripts."""
     draw = np.random.default_rng(seed)
-    build, facts = registry.load_module("domain", "speech", "build"), {"speaker": "s", "age": 7, "gender": "", "sha256": ""}
+    build, facts = (
+        registry.load_module("domain", "speech", "build"),
+        {"speaker": "s", "age": 7, "gender": "", "sha256": ""},
+    )
     for split in ("train", "gate", "valid"):
         rows = []
         for i, text in enumerate(("yes no", "the user", "like it", "to text")):
@@ -408,7 +413,9 @@ def test_a_killed_training_goes_on_to_the_same_mixture(study, options, monkeypat
             study.train(study.folder / "parts", **options)
     assert not (study.folder / "parts").exists() and list((study.folder / "checkpoints").iterdir())
     calls.clear()
-    monkeypatch.setitem(training.train_model.__globals__, "update", lambda *given: (calls.append(1), update(*given))[1])
+    monkeypatch.setitem(
+        training.train_model.__globals__, "update", lambda *given: (calls.append(1), update(*given))[1]
+    )
     assert files(study.train(study.folder / "parts", **options)) == expected
     assert len(calls) == 2  # four of six steps were saved
     assert not list((study.folder / "checkpoints").iterdir())

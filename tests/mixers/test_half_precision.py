@@ -57,7 +57,9 @@ def test_a_mixer_learns_on_a_bf16_base_in_single_precision_and_comes_back(study,
     assert mixer.trained == bool(start)
     if mixer.trained:
         sets = {domain: TrainingSet(encoded) for domain, encoded in items.items()}
-        curve = optimise_mixture(base, mixture, sets, items, TRAINING, 0.05, 0, Job("cpu", folder / "checkpoints", "toy"))
+        curve = optimise_mixture(
+            base, mixture, sets, items, TRAINING, 0.05, 0, Job("cpu", folder / "checkpoints", "toy")
+        )
         assert np.isfinite([point["loss"] for point in curve]).all() and len(curve) == 2
     after = mixture.trainable_parameters()
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in after.values())

@@ -169,7 +169,9 @@ def test_a_window_of_6000_nucleotides_is_6000_tokens_of_smollm2(real_weights):
 def test_an_encoders_choices_are_the_plain_classifiers(name, request, tmp_path_factory):
     given = opened(name, "encoder", request, tmp_path_factory)
     options = {"window": 90, "max_windows": 1, "layout": "3-mers" if name == "mini_bert" else "sequence"}
-    questions = domain_examples("lncrna", given.records("lncrna"), config.domain_options("lncrna", "Task", options), "encoder")
+    questions = domain_examples(
+        "lncrna", given.records("lncrna"), config.domain_options("lncrna", "Task", options), "encoder"
+    )
     found = given.base.choice(given.base.model, [given.base.encode(q) for q in questions], questions[0].choices)
     tokenizer = AutoTokenizer.from_pretrained(given.folder)
     model = AutoModelForSequenceClassification.from_pretrained(given.folder, dtype=torch.float32, num_labels=2).eval()

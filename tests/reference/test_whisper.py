@@ -76,7 +76,7 @@ def features(record) -> torch.Tensor:
 
 def written(base, records) -> list[list[int]]:
     items = [base.encode(example) for example in examples(records, Task(), "whisper")]
-    return [score_row for some in eights(items) for score_row in base.write(base.model, some, LIMIT)]
+    return [row for some in eights(items) for row in base.write(base.model, some, LIMIT)]
 
 
 def check_both_variants(pair, name: str, records, suppressed: int) -> tuple[list[str], list]:
@@ -88,7 +88,7 @@ def check_both_variants(pair, name: str, records, suppressed: int) -> tuple[list
     assert found == [result.tokens for result in expected]
     encoded = [result.audio_features for result in expected[-suppressed:]]
     assert written(silent, records[-suppressed:]) == [result.tokens for result in reference(model, encoded)]
-    return [base.transcript_text(score_row) for score_row in found], expected
+    return [base.transcript_text(row) for row in found], expected
 
 
 def test_tiny_en_writes_openais_tokens_and_has_its_word_errors(pair, records):

@@ -54,7 +54,9 @@ def test_each_part_is_a_line_with_its_sizes_and_intervals(metrics, tmp_path):
 def test_a_part_below_the_floor_says_so_in_its_cells_and_below(metrics, tmp_path):
     few = {"value": None, "low": None, "high": None, "status": "n < 10: too few records"}
     rows = [row("all", metric, 0.5, 12) for metric in METRICS]
-    write_folding_table(metrics(rows=rows + [row("simulated", metric, None) | few for metric in METRICS]), tmp_path / "t")
+    write_folding_table(
+        metrics(rows=rows + [row("simulated", metric, None) | few for metric in METRICS]), tmp_path / "t"
+    )
     text = (tmp_path / "t.md").read_text()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     assert cells[2][3:] == ["0.500 [0.400, 0.600]", "0.50 [0.40, 0.60]"] and cells[3][3:] == ["n &lt; 10"] * 2

@@ -10,7 +10,7 @@ from metric_files import metric_row
 from test_figures import BANNER, SCRIPTS, texts
 
 from loratory.errors import InputError
-from loratory.reporting.method_figures import final_losses, pareto_front, draw_pareto, draw_rates
+from loratory.reporting.method_figures import draw_pareto, draw_rates, final_losses, pareto_front
 from loratory.reporting.methods import write_method_tables
 from loratory.reporting.tables import CONTROL
 
@@ -171,7 +171,7 @@ def test_the_tab_separated_file_holds_every_digit_and_the_size(made):
     with open(made / "methods.tsv", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert len(rows) == 8
-    found = next(score_row for row in rows if row["adapter"] == "zeta")
+    found = next(row for row in rows if row["adapter"] == "zeta")
     assert float(found["num_trainable_params"]) == 100 and float(found["gain"]) == 0.25
 
 

@@ -5,7 +5,7 @@ import pytest
 from metric_files import metric_row
 from test_figures import BANNER, texts
 
-from loratory.reporting.figures import draw_layers, short_names, draw_token_weights
+from loratory.reporting.figures import draw_layers, draw_token_weights, short_names
 from loratory.reporting.mixers import NOTES, system_facts, write_mixer_table
 from loratory.reporting.routes import gather_routes
 from loratory.reporting.tables import CONTROL

@@ -16,7 +16,7 @@ from metric_files import DOMAINS, EXPERTS, metric_row, routed, rows_of, write_re
 from loratory.errors import InputError
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import CONTROL, number_text, show_tables, write_summary, write_domain_table
+from loratory.reporting.tables import CONTROL, number_text, show_tables, write_domain_table, write_summary
 
 BANNER = "simulated data: shows the pipeline, not science"
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -69,13 +69,15 @@ def written(tmp_path, reports, audit):
 @pytest.fixture
 def summed(tmp_path, reports):
     out = tmp_path / "tables" / "summary"
-    write_summary(reports, out, mixture="mix", experts=EXPERTS, **routed(tmp_path), about="a small base", banner=BANNER)
+    write_summary(
+        reports, out, mixture="mix", experts=EXPERTS, **routed(tmp_path), about="a small base", banner=BANNER
+    )
     return {kind: Path(f"{out}.{kind}").read_text() for kind in ("tsv", "md", "tex", "html")}
 
 
 def lines(text):
     header, _, *rows = split_markdown(text)
-    return {score_row[0]: dict(zip(header, score_row)) for score_row in rows}
+    return {row[0]: dict(zip(header, row)) for row in rows}
 
 
 def test_every_format_parses_and_tells_the_same_rows(written, summed):
@@ -374,7 +376,11 @@ def test_summary_refuses_another_base_and_a_domain_without_a_primary_metric(tmp_
 
 def test_numbers_are_printed_in_the_unit_that_readers_expect():
     assert number_text(1.234, "ratio") == "123.4", "a word error rate above 1 is not cut"
-    assert number_text(87.654, "0–100") == "87.7" and number_text(1.257, "Å") == "1.26" and number_text(0.12345, "nats") == "0.123"
+    assert (
+        number_text(87.654, "0–100") == "87.7"
+        and number_text(1.257, "Å") == "1.26"
+        and number_text(0.12345, "nats") == "0.123"
+    )
     assert number_text(-0.5, "MCC") == "−0.500" and number_text(None, "ratio") == "–"
 
 

@@ -93,7 +93,10 @@ def test_an_operation_that_cannot_be_counted_costs_a_figure_and_not_the_training
     monkeypatch.setitem(flop_counter.flop_registry, product, refuse)
 
     def trained(folder):
-        toy, entry = FAMILIES["llama"](), adapter_entry({"method": "lora", "training": {"steps": 2, "batch_tokens": 24}})
+        toy, entry = (
+            FAMILIES["llama"](),
+            adapter_entry({"method": "lora", "training": {"steps": 2, "batch_tokens": 24}}),
+        )
         sets = {"train": toy.items, "valid": toy.items}
         found = train_one(toy, sets, entry, 0, 0.01, Job("cpu", tmp_path / folder, "toy"))
         assert all(parameter.grad is None for parameter in toy.model.parameters())

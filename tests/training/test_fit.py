@@ -24,7 +24,7 @@ def model():
 
 
 def batch(step, rows=6):
-    x = torch.randn(rows, 4, random_generator=torch.Generator().manual_seed(step))
+    x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(step))
     return {"x": x, "labels": torch.zeros(rows)}
 
 

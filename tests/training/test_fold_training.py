@@ -82,7 +82,7 @@ def chains(records) -> dict:
 
 
 def moved(points: torch.Tensor, mirrored: bool = False) -> torch.Tensor:
-    rotation, _ = torch.linalg.qr(torch.randn(3, 3, random_generator=torch.Generator().manual_seed(2)))
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)))
     rotation *= torch.linalg.det(rotation) * (-1 if mirrored else 1)
     return points @ rotation.T + torch.tensor([3.0, -7.0, 11.0])
 
@@ -92,7 +92,9 @@ def error(points: torch.Tensor, batch: dict) -> torch.Tensor:
     known, true = batch["known"], batch["backbone"]
     limit = torch.full((len(known),), torch.inf)
     alphas = points[:, :, folding.CA], true[:, :, folding.CA]
-    return folding.frame_aligned_error(folding.backbone_frames(points), alphas[0], folding.backbone_frames(true), alphas[1], known, known, limit)
+    return folding.frame_aligned_error(
+        folding.backbone_frames(points), alphas[0], folding.backbone_frames(true), alphas[1], known, known, limit
+    )
 
 
 def test_fape_is_zero_for_the_truth_wherever_it_lies_and_not_for_its_mirror_image(chains):
@@ -106,7 +108,8 @@ def test_fape_ends_at_the_limit_where_it_is_clamped(chains):
     known, true = chains["known"], folding.backbone_frames(chains["backbone"])
     far = chains["backbone"][:, :, folding.CA] * 100
     found = [
-        folding.frame_aligned_error(true, far, true, far / 100, known, known, torch.full((3,), limit)) for limit in (10.0, torch.inf)
+        folding.frame_aligned_error(true, far, true, far / 100, known, known, torch.full((3,), limit))
+        for limit in (10.0, torch.inf)
     ]
     assert found[0].max() <= 1 and found[1].min() > 10
 
@@ -135,7 +138,7 @@ def test_lddt_is_that_of_biotite(noise):
     true = build_backbone(random.uniform(-150, -30, (60, 2)))[:, 1]
     points = true + noise * random.standard_normal(true.shape)
     atoms = array(
-        [Atom(xyz, res_id=i + 1, res_name="GLY", atom_name="CA", chain_id="A") for i, xyz in enumerate(true)]
+        [Atom(xyz, res_id=i + 1, res_name="GLY", atom_name="CA", chain_of="A") for i, xyz in enumerate(true)]
     )
     expected = biotite_lddt(atoms, points.astype(np.float32), aggregation="residue", inclusion_radius=15)
     known = torch.ones(60, dtype=torch.bool)
@@ -187,7 +190,9 @@ def test_the_forward_pass_is_the_librarys_own(chains, model):
 def test_a_padded_batch_is_its_chains_alone(chains, model):
     together = folding.predict_structure(model, chains["residues"], chains["mask"], 2)
     for i, length in enumerate(chains["mask"].sum(1).tolist()):
-        alone = folding.predict_structure(model, chains["residues"][i : i + 1, :length], chains["mask"][i : i + 1, :length], 2)
+        alone = folding.predict_structure(
+            model, chains["residues"][i : i + 1, :length], chains["mask"][i : i + 1, :length], 2
+        )
         torch.testing.assert_close(
             together["positions"][:, i, :length], alone["positions"][:, 0], atol=1e-4, rtol=1e-4
         )
@@ -283,7 +288,9 @@ def test_a_base_is_stored_and_folds_as_it_was(records, tmp_path):
     model, tokenizer, curve = folding.train_folding(records, ENTRY.pretrain, Job("cpu", tmp_path / "d", "mini"))
     assert len(curve) == 4
     loaded, sequence = load_folding_model(tmp_path / "mini"), records[1]["sequence"]
-    np.testing.assert_array_equal(fold_sequence(loaded, sequence).coordinates, fold_sequence(model, sequence).coordinates)
+    np.testing.assert_array_equal(
+        fold_sequence(loaded, sequence).coordinates, fold_sequence(model, sequence).coordinates
+    )
     ids = tokenizer([sequence], add_special_tokens=False, return_tensors="pt")["input_ids"]
     assert torch.equal(model(ids)["positions"], model.infer([sequence])["positions"])
 

@@ -162,7 +162,7 @@ def told(study, out: str, seed: int = 0) -> dict:
 
 def curves(study, out: str) -> list[tuple]:
     rows = pq.read_table(study.folder / out / "runs.parquet").to_pylist()
-    return [tuple(score_row[key] for key in ("seed", "learning_rate", "step", "loss", "valid_loss")) for score_row in rows]
+    return [tuple(row[key] for key in ("seed", "learning_rate", "step", "loss", "valid_loss")) for row in rows]
 
 
 def weights(study, out: str, seed: int) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ def swept(monkeypatch, tmp_path):
         task = SimpleNamespace(model_dump_json=lambda: "{}")
         sweep.train_sweep("toy", "", task, "", entry, (0, 1, 2), "cpu", tmp_path / "checkpoints", 4, tmp_path / "out")
         rows = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
-        return made, [(score_row["seed"], score_row["learning_rate"], score_row["valid_loss"]) for score_row in rows]
+        return made, [(row["seed"], row["learning_rate"], row["valid_loss"]) for row in rows]
 
     run.places, run.manifest = places, base.manifest
     return run

@@ -111,7 +111,7 @@ def results(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def rows(results) -> dict:
     with open(results / "tables/mini_lm.mixers.tsv", newline="") as stream:
-        return {(score_row["domain"], score_row["system"]): score_row for score_row in csv.DictReader(stream, delimiter="\t")}
+        return {(row["domain"], row["system"]): row for row in csv.DictReader(stream, delimiter="\t")}
 
 
 @pytest.mark.whole

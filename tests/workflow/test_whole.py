@@ -90,7 +90,7 @@ def test_every_table_says_what_adaptation_cost(finished):
         asked = {row["system"] for row in report["rows"]}
         assert asked - {"base"} == {f"{name}@{domain}" for name in STUDY["domains"][domain]["adapters"][base]}
         assert {row["split"] for row in report["rows"]} == {"test"}
-        primary = next(score_row["metric"] for row in report["rows"] if row["primary"])
+        primary = next(row["metric"] for row in report["rows"] if row["primary"])
         assert f"general: {primary}" in (finished / f"results/tables/{domain}.{base}.md").read_text()
 
 

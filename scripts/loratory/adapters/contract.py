@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from loratory.adapters.core import AdaptedLinear
-    from loratory.adapters.deltas import Dense, LowRank, InputDependent
+    from loratory.adapters.deltas import Dense, InputDependent, LowRank
     from loratory.training.session import AdapterSession
 
 Tensors = "dict[str, torch.Tensor]"

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.contract import Method
-from loratory.adapters.deltas import Adapter, Dense, LowRank, InputDependent
+from loratory.adapters.deltas import Adapter, Dense, InputDependent, LowRank
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
 
@@ -84,7 +84,9 @@ def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, nn
     }
 
 
-def target_layers(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+def target_layers(
+    model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()
+) -> dict[str, nn.Module]:
     """The layers to adapt. Each given name must match: a partial match (Llama's names on a model with fused
     projections) would silently adapt less than was asked for.
 
@@ -237,7 +239,9 @@ def require_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:
     InputError: the model has no such linear layer.
     """
     if name not in layers:
-        raise unknown_name_error(where, "linear layer of this base", name, [name.rpartition(".")[2] for name in layers])
+        raise unknown_name_error(
+            where, "linear layer of this base", name, [name.rpartition(".")[2] for name in layers]
+        )
     return layers[name]
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 
 from loratory import registry
-from loratory.data.files import read_json, atomic_write, write_json
+from loratory.data.files import atomic_write, read_json, write_json
 from loratory.errors import InputError
 
 CONFIG, WEIGHTS, RUN = "adapter_config.json", "adapter_model.safetensors", "run.json"

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad_rows, too_long_error
+from loratory.bases.core import (
+    IGNORED,
+    Base,
+    Encoded,
+    check_clip,
+    open_model,
+    open_tokenizer,
+    pad_rows,
+    too_long_error,
+)
 from loratory.bases.decoding import decode_batch, new_cache
 from loratory.data.audio import read_audio
 from loratory.errors import InputError
@@ -252,12 +261,12 @@ class Causal(Base):
         start = self.inputs(batch) | self.routing_inputs(model, batch), new_cache(model)
         if "alphabet" not in batch:
             written = decode_batch(forward, *start, self.end_id, limit, sampling)
-            return [self.tokenizer.decode(score_row, clean_up_tokenization_spaces=False) for score_row in written]
+            return [self.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
         ids = batch["alphabet"]
         letter = dict(zip(ids.tolist(), items[0].alphabet))
         closed = lambda written, logits: written[:, -1] == ids[-1]  # noqa: E731
         written = decode_batch(forward, *start, (), limit, sampling, stopping=closed, allowed=ids)
-        return ["".join(letter[id] for id in score_row) for score_row in written]
+        return ["".join(letter[id] for id in row) for row in written]
 
 
 @contextmanager

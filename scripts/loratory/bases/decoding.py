@@ -73,7 +73,9 @@ def decode_batch(
     forward, inputs: dict, cache, end: int | Collection[int], limit: int, sampling: Sampling | None = None, **options
 ) -> list[list[int]]:
     """The written ids of each row, without `end`; arguments are those of `steps`."""
-    return collect_rows(decode_steps(forward, inputs, cache, end, limit, sampling, **options), len(inputs["attention_mask"]))
+    return collect_rows(
+        decode_steps(forward, inputs, cache, end, limit, sampling, **options), len(inputs["attention_mask"])
+    )
 
 
 def collect_rows(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:
@@ -114,7 +116,9 @@ def decode_steps(
     ends = {end} if isinstance(end, int) else set(end)
     mask, positions = inputs["attention_mask"], inputs["position_ids"][:, -1:]
     padded = not bool(mask.all())
-    generator, warpers = (sampling.random_generator(mask.device), sampling.logits_warpers()) if sampling else (None, None)
+    generator, warpers = (
+        (sampling.random_generator(mask.device), sampling.logits_warpers()) if sampling else (None, None)
+    )
     written, open_rows = [], set(range(len(mask)))
     for step in range(limit):
         logits = forward(inputs, cache).logits[:, -1].float()
@@ -122,8 +126,8 @@ def decode_steps(
         token = draw_tokens(logits, warpers, generator) if sampling else logits.argmax(-1)
         token = token if allowed is None else allowed[token]
         ids = token.tolist()
-        open_rows -= {score_row for score_row in open_rows if ids[score_row] in ends}
-        yield [id if score_row in open_rows else None for score_row, id in enumerate(ids)]
+        open_rows -= {row for row in open_rows if ids[row] in ends}
+        yield [id if row in open_rows else None for row, id in enumerate(ids)]
         if stopping is not None:
             written.append(token)
             done = stopping(torch.stack(written, 1), logits)

@@ -10,7 +10,7 @@ from loratory.bases.checks import HEADS, INDEX, WEIGHTS, check_links, check_mode
 from loratory.bases.core import MANIFEST, open_model, open_tokenizer, weights_digest
 from loratory.bases.hub import download_files
 from loratory.bases.options import WhisperOptions
-from loratory.data.files import read_json, atomic_write, write_json
+from loratory.data.files import atomic_write, read_json, write_json
 
 COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # besides weights; no pickles, no code
 

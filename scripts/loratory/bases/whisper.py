@@ -11,7 +11,16 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from loratory.bases.core import IGNORED, Base, Encoded, check_clip, open_model, open_tokenizer, pad_rows, too_long_error
+from loratory.bases.core import (
+    IGNORED,
+    Base,
+    Encoded,
+    check_clip,
+    open_model,
+    open_tokenizer,
+    pad_rows,
+    too_long_error,
+)
 from loratory.bases.decoding import decode_batch, new_cache
 from loratory.bases.options import WhisperOptions
 from loratory.data.audio import RATE, SAMPLES_PER_POSITION, log_mel, read_audio
@@ -57,7 +66,9 @@ class Whisper(Base):
         text = self.tokenizer(example.target, add_special_tokens=False)["input_ids"] if example.target else []
         prompt, target = self.decoder_prompt(), [*text, self.tokenizer.eos_token_id]
         if len(prompt) + len(target) > self.model.config.max_target_positions:
-            raise too_long_error(self.folder, example.id, len(prompt) + len(target), self.model.config.max_target_positions)
+            raise too_long_error(
+                self.folder, example.id, len(prompt) + len(target), self.model.config.max_target_positions
+            )
         labels = [IGNORED] * len(prompt) + target
         return Encoded(prompt + target, labels, self.encoder_positions(samples) + len(labels), example.audio)
 
@@ -78,7 +89,9 @@ class Whisper(Base):
         return {
             "features": self.audio_features(items),
             "ids": pad_rows([item.ids for item in items], self.tokenizer.eos_token_id, self.device),
-            "mask": pad_rows([[1] * (len(item.ids) - 1) for item in items], 0, self.device),  # of what the decoder reads
+            "mask": pad_rows(
+                [[1] * (len(item.ids) - 1) for item in items], 0, self.device
+            ),  # of what the decoder reads
             "labels": pad_rows([item.labels for item in items], IGNORED, self.device),
         }
 

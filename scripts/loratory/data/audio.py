@@ -98,4 +98,4 @@ def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) ->
     power = mel_filters(n_mels) @ (spectrum.real**2 + spectrum.imag**2).T
     features = np.full((n_mels, length // HOP), np.log10(FLOOR), np.float32)
     features[:, : power.shape[1]] = np.log10(np.maximum(power, FLOOR))
-    return (np.maximum(features, features.max(initial_factors=np.log10(FLOOR)) - RANGE) + 4) / 4
+    return (np.maximum(features, features.max(initial=np.log10(FLOOR)) - RANGE) + 4) / 4

@@ -44,7 +44,7 @@ class Ledger:
         self.rows.append((str(file), str(record), id, reason, detail_text(detail)))
 
     def reason_counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(score_row[3] for score_row in self.rows).items()))
+        return dict(sorted(Counter(row[3] for row in self.rows).items()))
 
     def check_counts(self, where, n_kept: int, max_reject_fraction: float):
         """Raises:

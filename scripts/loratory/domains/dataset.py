@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from loratory import registry
 from loratory.data import splits
-from loratory.data.files import file_sha256, atomic_write, write_json
+from loratory.data.files import atomic_write, file_sha256, write_json
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
@@ -80,7 +80,7 @@ def record_schema(build) -> pa.Schema:
 
 
 def write_records(path: Path, build, records: list[dict]):
-    pq.write_table(pa.Table.from_pylist(records, record_schema=record_schema(build)), path, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(records, schema=record_schema(build)), path, compression="zstd")
 
 
 def read_split(folder, split: str) -> list[dict]:

@@ -6,7 +6,7 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from loratory import registry
-from loratory.data.files import BLOCK, read_json, file_sha256, atomic_write, write_json
+from loratory.data.files import BLOCK, atomic_write, file_sha256, read_json, write_json
 from loratory.errors import InputError
 
 MANIFEST = "files.json"

@@ -20,7 +20,9 @@ def domain_examples(domain: str, records: list[dict], task, family: str) -> list
     Raises:
         InputError: a chat is asked for with a base of a family that has none.
     """
-    return chat_examples(domain, registry.load_module("domain", domain, "task").examples(records, task, family), task, family)
+    return chat_examples(
+        domain, registry.load_module("domain", domain, "task").examples(records, task, family), task, family
+    )
 
 
 def domain_prompts(domain: str, n: int, task, family: str) -> list[Example]:

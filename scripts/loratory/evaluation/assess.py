@@ -15,7 +15,7 @@ from loratory.domains.dataset import read_split
 from loratory.domains.questions import read_records
 from loratory.errors import InputError
 from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
-from loratory.evaluation.score import Floor, metric_columns, estimate_columns, finite_or_none
+from loratory.evaluation.score import Floor, estimate_columns, finite_or_none, metric_columns
 from loratory.evaluation.superposition import rmsd, tm_of_pairs
 
 RESIDUES = pa.schema(

@@ -18,10 +18,10 @@ def predict_baselines(domain, data, task, max_records, max_valid, samples: int, 
         valid = read_records(data, "valid", max_valid)
         home = {record["id"]: split for split, part in (("valid", valid), ("test", test)) for record in part}
         found = module.baselines(train, [*valid, *test], task)
-        rows += [score_row | row_labels(home[score_row["id"]], name) for name, own in found.items() for score_row in own]
+        rows += [row | row_labels(home[row["id"]], name) for name, own in found.items() for row in own]
     if hasattr(module, "sample_baselines"):
         found = module.sample_baselines(test, samples, task)
-        rows += [score_row | row_labels("sample", name) for name, own in found.items() for score_row in own]
+        rows += [row | row_labels("sample", name) for name, own in found.items() for row in own]
     write_rows(out, rows)
 
 

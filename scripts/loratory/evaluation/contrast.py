@@ -20,10 +20,10 @@ from loratory.evaluation.score import (
     CONTROL,
     Floor,
     choose_control,
-    metric_columns,
     estimate_columns,
     gain_columns,
     gather_runs,
+    metric_columns,
     primary_metric,
     selected_size,
 )
@@ -116,7 +116,9 @@ def compare_systems(
         for run, each in runs.items()
     }
     spreads = bootstrap_distributions(statistics, groups, resamples, seed)
-    over = {name: seed_distribution(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in columns.items()}
+    over = {
+        name: seed_distribution(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in columns.items()
+    }
     return PairedComparison(metric, split, sizes, values, over, list(files), floor, control)
 
 
@@ -141,7 +143,9 @@ def contrast_methods(
     if reference not in found.sizes:
         raise registry.unknown_name_error(next(iter(files.values())), "system", reference, found.sizes)
     rows = [
-        found.score_row(name) | {"adapter": name.removesuffix(f"@{domain}")} | found.gain_over(name, reference, "difference")
+        found.score_row(name)
+        | {"adapter": name.removesuffix(f"@{domain}")}
+        | found.gain_over(name, reference, "difference")
         for name in found.sizes
     ]
     report = {"domain": domain, "base": base, "against": against, "control": found.control, "rows": rows}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from loratory import registry
 from loratory.bases import folding
-from loratory.data.files import file_sha256, atomic_write
+from loratory.data.files import atomic_write, file_sha256
 from loratory.data.structures import alpha_carbons
 from loratory.errors import InputError
 from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference
@@ -67,7 +67,9 @@ def fold_samples(
     check_samples(samples, max_length)
     folding.check_folder(Path(model_folder), allow_random)
     digest = folder_digest(Path(model_folder))
-    todo = [(id, sequence) for id, sequence in samples if read_remark(out / f"{id}.pdb") != pdb_remark(digest, sequence)]
+    todo = [
+        (id, sequence) for id, sequence in samples if read_remark(out / f"{id}.pdb") != pdb_remark(digest, sequence)
+    ]
     if todo:
         model = cached_model(model_folder, digest, device, allow_random)
         for id, sequence in sorted(todo, key=lambda sample: (len(sample[1]), sample[0])):
@@ -96,7 +98,7 @@ def fold_predictions(
         for system, samples in finished_samples(domain, path).items():
             folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
             scores = fold_samples(samples[:limit], chains, model_folder, folder, device)
-            rows += [{"seed": seed, "system": system} | score_row for score_row in pq.read_table(scores).to_pylist()]
+            rows += [{"seed": seed, "system": system} | row for row in pq.read_table(scores).to_pylist()]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
     with atomic_write(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")

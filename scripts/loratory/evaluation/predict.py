@@ -14,7 +14,7 @@ from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
 from loratory.data.batching import batches_by_length
 from loratory.data.files import read_json, write_json
-from loratory.domains.questions import domain_examples, read_records, domain_prompts
+from loratory.domains.questions import domain_examples, domain_prompts, read_records
 from loratory.errors import InputError
 from loratory.evaluation.controls import ShuffledMixer, can_shuffle
 from loratory.evaluation.rows import write_rows
@@ -94,7 +94,7 @@ def predict_domain(domain, data, task, base_folder, trained, asked, evaluation, 
                     found[key] = run_system(base, domain, system, split, sets[split], task, evaluation, seed)
                 answers, spent = found[key]
                 cost += spent
-                rows += [score_row | {"system": name} for name in system.names for score_row in answers]
+                rows += [row | {"system": name} for name in system.names for row in answers]
             known |= dict.fromkeys(system.names, asdict(cost))
             if system.kind == "mixture":
                 routed = routing_summary(base, system.model, sets["test"], evaluation.batch_tokens)
@@ -132,7 +132,7 @@ def run_system(base, domain: str, system: System, split: str, questions, task, e
     each = (perf_counter() - started) / max(1, len(found))
     print(f"{domain}: {system.name} answered {len(found)} {split} records, {each:.3f} s each", flush=True)
     label = {"split": split, "system": system.name, "kind": system.kind, "seconds": each}
-    return [label | score_row for score_row in found], cost
+    return [label | row for row in found], cost
 
 
 def iterate_systems(base, domain: str, made: TrainedModels) -> Iterator[System]:
@@ -144,7 +144,9 @@ def iterate_systems(base, domain: str, made: TrainedModels) -> Iterator[System]:
         yield System((name,), "adapter", base.model.eval())
         core.detach(base.model)
     for experts, names in group_by_experts(made.mixtures).items():
-        yield from mixture_controls(base, domain, {d: made.adapters[f"{adapter}@{d}"] for d, adapter in experts}, names)
+        yield from mixture_controls(
+            base, domain, {d: made.adapters[f"{adapter}@{d}"] for d, adapter in experts}, names
+        )
     for name, folder in made.mixtures.items():
         yield from mixture_systems(base, domain, name, folder)
 

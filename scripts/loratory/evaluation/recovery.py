@@ -15,7 +15,7 @@ import numpy as np
 from loratory import registry
 from loratory.data.files import write_json
 from loratory.evaluation.bootstrap import percentile_interval
-from loratory.evaluation.contrast import PairedComparison, file_digests, compare_systems
+from loratory.evaluation.contrast import PairedComparison, compare_systems, file_digests
 from loratory.evaluation.score import BASE, Floor, finite_or_none
 
 Shares = dict[str, tuple[float, np.ndarray]]  # {system: (recovery, its (resamples,) draws)}
@@ -74,7 +74,9 @@ def contrast_mixers(
     report = {"base": base, "against": against, "experts": own, "domains": list(asked), "seeds": found.seeds}
     report |= {"controls": controls, "rows": rows, "valid": valid, "means": mean_recoveries(shares)}
     report |= {"resamples": resamples, "seed": seed}
-    write_json(out, report | {"inputs": {domain: file_digests(of.files, of.baselines) for domain, of in asked.items()}})
+    write_json(
+        out, report | {"inputs": {domain: file_digests(of.files, of.baselines) for domain, of in asked.items()}}
+    )
 
 
 def check_systems(found: PairedComparison, wanted: Sequence[str], path) -> None:
@@ -91,11 +93,17 @@ def system_recoveries(found: PairedComparison, oracle: str) -> Shares:
     most = found.gain_draws(oracle)
     most = np.where(most > 0, most, np.nan)
     gains = {name: 0.0 if name == BASE else found.gain_over(name, BASE)["gain"] for name in found.values}
-    return {name: (gain / gap["gain"], found.gain_draws(name) / most) for name, gain in gains.items() if gain is not None}
+    return {
+        name: (gain / gap["gain"], found.gain_draws(name) / most) for name, gain in gains.items() if gain is not None
+    }
 
 
 def recovery_row(found: PairedComparison, name: str, against: str, shares: Shares) -> dict:
-    return found.score_row(name) | found.gain_over(name, against, "difference") | recovery_columns(*shares.get(name, (None, None)))
+    return (
+        found.score_row(name)
+        | found.gain_over(name, against, "difference")
+        | recovery_columns(*shares.get(name, (None, None)))
+    )
 
 
 def mean_recoveries(shares: Sequence[Shares]) -> list[dict]:
@@ -105,7 +113,13 @@ def mean_recoveries(shares: Sequence[Shares]) -> list[dict]:
     found = []
     for name in systems:
         values, draws = zip(*(of[name] for of in defined))
-        found.append({"system": name, **recovery_columns(float(np.mean(values)), np.mean(draws, axis=0)), "domains": len(defined)})
+        found.append(
+            {
+                "system": name,
+                **recovery_columns(float(np.mean(values)), np.mean(draws, axis=0)),
+                "domains": len(defined),
+            }
+        )
     return found
 
 

@@ -19,7 +19,13 @@ from loratory.errors import InputError
 from loratory.evaluation.bootstrap import bootstrap_distributions, percentile_interval, row_statistic
 
 COLUMNS = ("split", "system", "kind", *ROW)
-OUTPUT_COLUMNS = {"nll": "nll", "choice": "p", "text": "text", "sample": "text", "structure": "text"}  # output: its column
+OUTPUT_COLUMNS = {
+    "nll": "nll",
+    "choice": "p",
+    "text": "text",
+    "sample": "text",
+    "structure": "text",
+}  # output: its column
 RECORDS = {"valid": "valid", "test": "test", "sample": "train"}  # samples are compared with what was learnt from
 BASE = "base"
 NOT_FOLDED = "not run: no trained folding base"
@@ -103,7 +109,7 @@ def read_structures(path) -> dict[tuple, dict]:
     """The measures of each folded sample, by (seed, system, id)."""
     keys = ("seed", "system", "id")
     rows = pq.read_table(path).to_pylist()
-    return {tuple(score_row[k] for k in keys): {k: v for k, v in score_row.items() if k not in keys} for score_row in rows}
+    return {tuple(row[k] for k in keys): {k: v for k, v in row.items() if k not in keys} for row in rows}
 
 
 def gather_runs(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str, Runs]]:
@@ -244,7 +250,7 @@ def selected_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]
 def has_output(metric: Metric, split: str, runs: Runs) -> bool:
     """Whether the output that a metric needs is made on this split and was filled by this system."""
     made = (split == "sample") == (metric.output in ("sample", "structure"))
-    return made and all(score_row[OUTPUT_COLUMNS[metric.output]] is not None for rows in runs.values() for score_row in rows)
+    return made and all(row[OUTPUT_COLUMNS[metric.output]] is not None for rows in runs.values() for row in rows)
 
 
 def metric_columns(metric: Metric) -> dict:
@@ -275,7 +281,11 @@ def gain_columns(
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     mean, before = (np.mean(list(values[k].values())) for k in (key, reference))
     low, high = percentile_interval(metric.sign * (spreads[key] - spreads[reference]))
-    return {name: finite_or_none(metric.sign * (mean - before)), f"{name}_low": finite_or_none(low), f"{name}_high": finite_or_none(high)}
+    return {
+        name: finite_or_none(metric.sign * (mean - before)),
+        f"{name}_low": finite_or_none(low),
+        f"{name}_high": finite_or_none(high),
+    }
 
 
 def finite_or_none(value) -> float | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loratory.data.structures import residue_atom, chain_id, residue_letter, read_residues
+from loratory.data.structures import chain_id, read_residues, residue_atom, residue_letter
 from loratory.errors import InputError
 
 MAX_ALIGNED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger

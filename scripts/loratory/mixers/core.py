@@ -15,9 +15,9 @@ from loratory.adapters.core import check_shape, linear_layers
 from loratory.adapters.deltas import Adapter, check_low_rank
 from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
-from loratory.mixers.contract import Mixer, GateInput, GateShape
+from loratory.mixers.contract import GateInput, GateShape, Mixer
 from loratory.mixers.layers import GateContext, LayerWeights, MixedLinear
-from loratory.mixers.streams import FRAMES, TOKENS, EncodedAudio, bare_states, module_streams, mean_pool
+from loratory.mixers.streams import FRAMES, TOKENS, EncodedAudio, bare_states, mean_pool, module_streams
 from loratory.registry import unknown_name_error
 
 
@@ -129,13 +129,19 @@ class Mixture(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Activations of the base's blocks are computed anew in the backward pass, under the weights they had."""
         for block in self.transformer_blocks():
-            block.gradient_checkpointing, block._gradient_checkpointing_func = True, partial(self.checkpoint_block, block)
+            block.gradient_checkpointing, block._gradient_checkpointing_func = (
+                True,
+                partial(self.checkpoint_block, block),
+            )
         self.train(self.training)
 
     def checkpoint_block(self, block: GradientCheckpointingLayer, forward: Callable, *args):
         """A block's pass, now and, where there is something to learn, once more in the backward pass."""
         weights = self.context.weights
-        first, again = self.block_context(block, weights), self.block_context(block, weights and weights.recompute_copy())
+        first, again = (
+            self.block_context(block, weights),
+            self.block_context(block, weights and weights.recompute_copy()),
+        )
         if torch.is_grad_enabled():
             return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (first, again))
         with first:
@@ -190,7 +196,9 @@ class Mixture(nn.Module):
         with self.context.use_weights(self.layer_weights(weights, seen)):
             return EncodedAudio(encoder(features), states, weights)
 
-    def compute_weights(self, inputs, seen: GateInput, cache: PairCache | None = None, prompt=None, hidden=None) -> dict:
+    def compute_weights(
+        self, inputs, seen: GateInput, cache: PairCache | None = None, prompt=None, hidden=None
+    ) -> dict:
         """The weights to apply {stream: `[batch, length, modules, experts]`}, without the pass that applies them."""
         if self.mixer.reads == "input":
             self.wanted, self.applied = {}, {}
@@ -219,7 +227,9 @@ class Mixture(nn.Module):
         """The states that a gate reads: as they are, or one for each sequence."""
         return {TOKENS: mean_pool(states, prompt)} if self.mixer.pooled else states
 
-    def weights_from_states(self, states: dict[str, torch.Tensor] | None, seen: GateInput, known=()) -> dict[str, torch.Tensor]:
+    def weights_from_states(
+        self, states: dict[str, torch.Tensor] | None, seen: GateInput, known=()
+    ) -> dict[str, torch.Tensor]:
         """The weights of the streams whose states are given, or of all streams if states do not matter."""
         self.wanted = {}
         for stream in self.sizes:
@@ -260,10 +270,12 @@ class Mixture(nn.Module):
         if self.mixer.reads != "input":
             return self.compute_weights(inputs, GateInput(is_audio=is_audio, domain=self.domain), None, prompt, hidden)
         self(prompt=prompt, is_audio=is_audio, **inputs)
-        apart = module_streams(self.model, list(self.layers), apart=True)  # layers are not called in the order of names
+        apart = module_streams(
+            self.model, list(self.layers), apart=True
+        )  # layers are not called in the order of names
         return {
-            batch_function: torch.stack([self.expert_means(self.layers[name], self.applied[name]) for name in names], 2)
-            for batch_function, names in apart.items()
+            stream: torch.stack([self.expert_means(self.layers[name], self.applied[name]) for name in names], 2)
+            for stream, names in apart.items()
         }
 
     def expert_means(self, layer: MixedLinear, weights: torch.Tensor) -> torch.Tensor:

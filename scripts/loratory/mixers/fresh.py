@@ -65,7 +65,9 @@ def untrained_expert(
     """
     from loratory.adapters.deltas import Adapter
 
-    return Adapter({module: untrained_delta(f"{name}.{module}", delta, seed, rank, alpha) for module, delta in like.items()})
+    return Adapter(
+        {module: untrained_delta(f"{name}.{module}", delta, seed, rank, alpha) for module, delta in like.items()}
+    )
 
 
 def untrained_delta(name: str, like: LowRank, seed: int, rank: int | None, alpha: float | None) -> LowRank:
@@ -76,5 +78,5 @@ def untrained_delta(name: str, like: LowRank, seed: int, rank: int | None, alpha
 
     out, inner = like.B.shape[0], like.A.shape[1]
     rank, alpha = rank or like.rank, alpha or like.scale * like.rank
-    a = torch.empty(rank, inner).uniform_(-1 / sqrt(inner), 1 / sqrt(inner), random_generator=generator_for(seed, name))
+    a = torch.empty(rank, inner).uniform_(-1 / sqrt(inner), 1 / sqrt(inner), generator=generator_for(seed, name))
     return LowRank(a, torch.zeros(out, rank), alpha / rank)

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache, DynamicCache, StopStringCriteria
 
-from loratory.bases.decoding import FixedLayer, Sampling, branch_cache, empty_cache, collect_rows, new_cache, decode_steps
+from loratory.bases.decoding import (
+    FixedLayer,
+    Sampling,
+    branch_cache,
+    collect_rows,
+    decode_steps,
+    empty_cache,
+    new_cache,
+)
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture, PairCache
 from loratory.mixers.streams import TOKENS, bare_states

@@ -53,7 +53,9 @@ def merge_experts(
     return {MERGED_NAME: Adapter({module: merge(module, found) for module, found in changes.items()})}
 
 
-def expert_shares(asked: dict[str, float], given: dict[str, Adapter], usual: float, where="mixture") -> dict[str, float]:
+def expert_shares(
+    asked: dict[str, float], given: dict[str, Adapter], usual: float, where="mixture"
+) -> dict[str, float]:
     """The weight of each expert: the one that was asked for, or the `usual` one if none was asked for at all.
 
     Raises:

@@ -25,7 +25,11 @@ LAYOUTS = {  # config file: (weights file, what a gate's tensor is called)
     "xlora_config.json": ("xlora_classifier.safetensors", r"^(?:inner\.(\d+)|last)\.(weight|bias)$"),
     CONFIG: (WEIGHTS, r"internal_xlora_classifier\.layers\.(\d+)\.(weight|bias)$"),
 }
-SUPPORTED_VALUES = {"scaling_pass_value": (0, 0.0), "use_trainable_adapters": (False,), "enable_relu_and_dropout": (True,)}
+SUPPORTED_VALUES = {
+    "scaling_pass_value": (0, 0.0),
+    "use_trainable_adapters": (False,),
+    "enable_relu_and_dropout": (True,),
+}
 
 
 def open_published(folder, base, experts: dict[str, str]) -> Mixture:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from loratory import registry
-from loratory.adapters.deltas import load_adapter, save_adapter, cpu_tensor
-from loratory.data.files import read_json, atomic_write, write_json
+from loratory.adapters.deltas import cpu_tensor, load_adapter, save_adapter
+from loratory.data.files import atomic_write, read_json, write_json
 from loratory.errors import InputError
 from loratory.mixers import contract
 from loratory.mixers.core import Mixture

@@ -22,7 +22,7 @@ def module_streams(model, modules: list[str], apart: bool) -> dict[str, tuple[st
         return {TOKENS: tuple(modules)}
     heard = tuple(name for name in modules if READS_FRAMES.search(name))
     parts = {FRAMES: heard, TOKENS: tuple(name for name in modules if name not in heard)}
-    return {batch_function: names for batch_function, names in parts.items() if names}
+    return {stream: names for stream, names in parts.items() if names}
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from loratory.data.files import read_json, atomic_write
+from loratory.data.files import atomic_write, read_json
 from loratory.errors import InputError
 
 STYLE = {
@@ -43,7 +43,9 @@ def draw_routing(weights, out, banner: str = "") -> None:
     names = [f"{d}\nentropy {found['entropy'][d]:.2f}, top-1 {top[d]}" for d in found["domains"]]
     shown = [[f"{weight:.2f}" for weight in row] for row in found["weights"]]
     with svg_figure(out, (2.6 + 0.9 * len(found["experts"]), 1.5 + 0.55 * len(names)), banner) as figure:
-        draw_heatmap(figure, found["weights"], shown, names, found["experts"], SHARE_COLOURS, (0, 1), "mean gate weight (share)")
+        draw_heatmap(
+            figure, found["weights"], shown, names, found["experts"], SHARE_COLOURS, (0, 1), "mean gate weight (share)"
+        )
         figure.axes[0].set(xlabel="expert", ylabel="domain of the input")
 
 
@@ -116,8 +118,8 @@ def draw_transfer(summary, out, banner: str = "") -> None:
     """
     with open(summary, newline="") as stream:
         rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["label"] == row["system"]]
-    domains = list(dict.fromkeys(score_row["domain"] for row in rows))
-    adapters = list(dict.fromkeys(score_row["system"] for row in rows if row["kind"] == "adapter"))
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    adapters = list(dict.fromkeys(row["system"] for row in rows if row["kind"] == "adapter"))
     if not adapters:
         raise InputError(summary, "no adapter to draw", expected="rows of kind `adapter`")
     shares = {(row["system"], row["domain"]): float(row["recovery"] or "nan") for row in rows}
@@ -148,7 +150,7 @@ def draw_curves(runs: Mapping[str, object], out, banner: str = "") -> None:
     with svg_figure(out, (PANEL[0] * wide + 1.2, PANEL[1] * high), banner) as figure:
         axes = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
         for axis, (name, rows) in zip(axes.flat, tables.items()):
-            for run in dict.fromkeys(score_row["run"] for score_row in rows):
+            for run in dict.fromkeys(row["run"] for row in rows):
                 draw_run(axis, sorted((r for r in rows if r["run"] == run), key=lambda r: r["step"]), colours)
             axis.set(title=name)
             axis.tick_params(labelbottom=True, labelleft=True)

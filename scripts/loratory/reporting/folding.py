@@ -26,7 +26,7 @@ def folding_layout(report: Mapping, about: str, banner: str) -> Layout:
     sizes = {row["part"]: [str(row["chains"]), str(row["residues"])] for row in rows}
     lines = [[part, *size, *(cells[part, name] for name in metrics)] for part, size in sizes.items()]
     foot = [f"{name}: {row['note']}" for name, row in metrics.items()]
-    foot += dict.fromkeys(f"{score_row['part']}: {score_row['status']}." for score_row in rows if ":" in score_row["status"])
+    foot += dict.fromkeys(f"{row['part']}: {row['status']}." for row in rows if ":" in row["status"])
     foot += [
         f"[95 % interval] from {report['resamples']} bootstrap draws of whole groups.",
         left_out_note(report["left_out"]),

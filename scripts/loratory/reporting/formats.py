@@ -80,21 +80,21 @@ def markdown_text(layout: Layout) -> str:
     rule = [":" + "-" * (len(header[0]) - 1), *("-" * (len(cell) - 1) + ":" for cell in header[1:])]
     lines = [f"# {layout.title.translate(MARKDOWN)}", ""]
     lines += [f"> **{layout.banner.translate(MARKDOWN)}**", ""] if layout.banner else []
-    lines += [f"| {' | '.join(score_row)} |" for score_row in (header, rule, *rows)]
+    lines += [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
     return "\n".join([*lines, "", *(f"- {line.translate(MARKDOWN)}" for line in layout.foot), ""])
 
 
 def plain_text(layout: Layout) -> str:
     """For the terminal: aligned columns, no markup."""
     lines = [layout.title, *([layout.banner] if layout.banner else [])]
-    lines += ["  ".join(score_row).rstrip() for score_row in pad_cells([layout.header, *layout.rows])]
+    lines += ["  ".join(row).rstrip() for row in pad_cells([layout.header, *layout.rows])]
     return "\n".join([*lines, *layout.foot, ""])
 
 
 def pad_cells(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Cells of one width in each column, at least 3; the first column to the left, the others to the right."""
     widths = [max(3, *map(len, column)) for column in zip(*rows)]
-    return [[score_row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(score_row[1:], widths[1:]))] for score_row in rows]
+    return [[row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))] for row in rows]
 
 
 def latex_text(layout: Layout) -> str:
@@ -110,7 +110,7 @@ def latex_text(layout: Layout) -> str:
             r"\hline",
             " & ".join(header) + r" \\",
             r"\hline",
-            *(" & ".join(score_row) + r" \\" for score_row in rows),
+            *(" & ".join(row) + r" \\" for row in rows),
             r"\hline",
             r"\end{tabular}",
             r"\par\smallskip\raggedright\footnotesize",

@@ -40,7 +40,7 @@ def draw_rates(runs: Mapping[str, object], against: str, out, banner: str = "") 
 def final_losses(path) -> list[tuple[float, float]]:
     """(learning rate, validation loss) of the first seed's runs; a loss that is not finite is left out."""
     rows = [row for row in pq.read_table(path).to_pylist() if row["valid_loss"] is not None]
-    first = min(score_row["seed"] for row in rows)
+    first = min(row["seed"] for row in rows)
     found = {(row["learning_rate"], row["valid_loss"]) for row in rows if row["seed"] == first}
     return sorted(point for point in found if isfinite(point[1]))
 
@@ -67,7 +67,7 @@ def draw_pareto(table, against: str, out, banner: str = "") -> None:
     """
     with open(table, newline="") as stream:
         rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["num_trainable_params"]]
-    if not any(score_row["gain"] or not row["value"] for row in rows):
+    if not any(row["gain"] or not row["value"] for row in rows):
         raise InputError(table, "no gain over the base to draw", expected="a base that answers without an adapter")
     found = {f"{row['adapter']}@{row['domain']}": row for row in rows}
     with domain_panels(found, out, banner) as (figure, axes):

@@ -14,12 +14,12 @@ from loratory.reporting.tables import (
     BASE,
     CONTROL,
     FEW_SEEDS,
-    value_cell,
+    column_heading,
     column_notes,
     control_notes,
     control_systems,
-    column_heading,
     number_text,
+    value_cell,
 )
 
 COSTS = {  # of `train_info`: means over seeds
@@ -27,7 +27,15 @@ COSTS = {  # of `train_info`: means over seeds
     "num_stored_params": "stored",
     "optimizer_state": "optimizer state",
 }
-MEAN_FIELDS = (*COSTS, "accelerator_memory_max", "adapted_modules", "positions", "other_positions", "flops", "train_time")
+MEAN_FIELDS = (
+    *COSTS,
+    "accelerator_memory_max",
+    "adapted_modules",
+    "positions",
+    "other_positions",
+    "flops",
+    "train_time",
+)
 COST_NOTES = (
     "Means over seeds, of runs at the chosen rate; a grid costs about as much again for each other rate.",
     "trainable: numbers that an optimizer may move, at the peak. stored: numbers in the exported adapter. optimizer "
@@ -41,7 +49,9 @@ COST_NOTES = (
 Run = tuple[str, Mapping]  # an adapter's name in the config, and the `run.json` of one seed
 
 
-def write_method_tables(contrasts: Sequence, runs: Sequence[tuple[str, object]], out, costs_out, *, about="", banner="") -> None:
+def write_method_tables(
+    contrasts: Sequence, runs: Sequence[tuple[str, object]], out, costs_out, *, about="", banner=""
+) -> None:
     """Writes both tables, each as `.tsv`, `.md`, `.tex` and `.html`.
 
     Args:
@@ -96,7 +106,10 @@ def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Seque
         shown = [rows.get((domain, systems[domain])) for domain in heads]
         cells = [text for row in shown for text in (value_cell(row and without_mark(row)), difference_cell(row))]
         lines.append([name, *cells])
-    sized = {key: mean_or_none(run["train_info"]["num_trainable_params"] for run in of) for key, of in runs_by_method(runs).items()}
+    sized = {
+        key: mean_or_none(run["train_info"]["num_trainable_params"] for run in of)
+        for key, of in runs_by_method(runs).items()
+    }
     records = [
         {"domain": report["domain"], "base": report["base"], **row}
         | {"num_trainable_params": sized.get((report["domain"], row["adapter"]))}
@@ -193,7 +206,7 @@ def draws_note(report: Mapping) -> str:
 
 def marks_note(against: str, reports: Sequence[Mapping]) -> str:
     """How many differences of each table would be marked though there were none."""
-    compared = sum(score_row["difference"] is not None for report in reports for row in report["rows"])
+    compared = sum(row["difference"] is not None for report in reports for row in report["rows"])
     return (
         f"▲ better, ▼ worse than {against}: the 95 % interval of the paired difference excludes 0; not corrected for "
         f"the {compared} comparisons, of which one in twenty may be marked by chance."

@@ -14,14 +14,14 @@ from loratory.reporting.tables import (
     BASE,
     CONTROL,
     best_single,
-    value_cell,
     best_single_note,
+    column_heading,
     column_notes,
+    control_mark,
     control_notes,
     control_systems,
-    column_heading,
     share_text,
-    control_mark,
+    value_cell,
 )
 
 DOMAIN_MARK = "†"
@@ -43,7 +43,9 @@ NOTES = (
 )
 
 
-def write_mixer_table(contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *, about="", banner="") -> None:
+def write_mixer_table(
+    contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *, about="", banner=""
+) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`.
 
     Args:
@@ -57,7 +59,9 @@ def write_mixer_table(contrast, routes: Sequence, runs: Sequence[tuple[str, obje
     formats.write_table(mixer_layout(report, answered, trained, about, banner), out)
 
 
-def mixer_layout(report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], about: str, banner: str) -> Layout:
+def mixer_layout(
+    report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], about: str, banner: str
+) -> Layout:
     """A line for the base, the best baseline and expert, each mixture and its shuffled gate; two columns a domain."""
     rows = {(row["domain"], row["system"]): row for row in report["rows"]}
     heads = {domain: rows[domain, BASE] for domain in report["domains"]}

@@ -108,11 +108,13 @@ def forgetting_rows(general: Mapping | None) -> list[dict]:
     """Rows of the primary metric on the general population, named and noted for a column beside the domain's own."""
     rows = primary_rows(general, "test").values() if general else ()
     label = {"split": f"{GENERAL} test", "primary": False, "note": FORGETTING}
-    return [score_row | {"metric": f"{GENERAL}: {score_row['metric']}"} | label for score_row in rows]
+    return [row | {"metric": f"{GENERAL}: {row['metric']}"} | label for row in rows]
 
 
 def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: Sequence, banner) -> Layout:
-    test, valid = ({report["domain"]: primary_rows(report, split) for report in reports} for split in ("test", "valid"))
+    test, valid = (
+        {report["domain"]: primary_rows(report, split) for report in reports} for split in ("test", "valid")
+    )
     oracles = dict.fromkeys(test, f"{mixture}:oracle")
     best, controls = best_single(valid, experts), {report["domain"]: report["control"] for report in reports}
     first, *others = summary_order(test, mixture, experts, best)
@@ -138,7 +140,7 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, 
 
 def primary_rows(report: Mapping, split: str) -> dict[str, Mapping]:
     """The row of the domain's primary metric for each system."""
-    return {score_row["system"]: score_row for score_row in report["rows"] if score_row["primary"] and score_row["split"] == split}
+    return {row["system"]: row for row in report["rows"] if row["primary"] and row["split"] == split}
 
 
 def column_key(row: Mapping) -> tuple:
@@ -256,7 +258,7 @@ def control_verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
     compared = [row for row in rows if row["vs_control_low"] is not None]
     if not compared:
         return f"{domain}: no adapter or mixture can be compared with {control}."
-    best = max(compared, key=lambda score_row: score_row["vs_control"])
+    best = max(compared, key=lambda row: row["vs_control"])
     gain, low, high = (best[f"vs_control{part}"] for part in ("", "_low", "_high"))
     says, parts = ("worse", (-gain, -high, -low)) if gain < 0 else ("better", (gain, low, high))
     by = "by {} [{}, {}]".format(*(number_text(part, best["unit"]) for part in parts))
@@ -279,7 +281,9 @@ def column_notes(columns: Mapping[str, tuple[Mapping, Iterable[Mapping]]]) -> li
     Args:
         columns: {domain: (the row that heads its column, its rows)}.
     """
-    notes = {domain: (*size_notes([head]), head["note"], *missing_notes(rows)) for domain, (head, rows) in columns.items()}
+    notes = {
+        domain: (*size_notes([head]), head["note"], *missing_notes(rows)) for domain, (head, rows) in columns.items()
+    }
     return [f"{domain}: {line}" for domain, lines in notes.items() for line in lines if line]
 
 

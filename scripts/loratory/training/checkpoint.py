@@ -29,7 +29,9 @@ def save_checkpoint(folder, step: int, curve: list[dict], parameters: dict, opti
         save_file(tensors, aside, metadata={"step": str(step), "curve": json.dumps(curve)})
 
 
-def load_checkpoint(folder, parameters: dict, optimizer: torch.optim.Optimizer, memory: dict) -> tuple[int, list[dict]]:
+def load_checkpoint(
+    folder, parameters: dict, optimizer: torch.optim.Optimizer, memory: dict
+) -> tuple[int, list[dict]]:
     """Puts a saved run back in place; returns (steps done, curve). (0, []) where nothing was saved."""
     path = Path(folder) / NAME
     if not path.is_file():

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loratory.bases.core import load_base
 from loratory.data import batching
-from loratory.data.files import read_json, file_sha256, atomic_write, write_json
+from loratory.data.files import atomic_write, file_sha256, read_json, write_json
 from loratory.errors import InputError
 from loratory.mixers.streams import TOKENS, bare_states
 from loratory.training.checkpoint import facts_digest
@@ -61,7 +61,10 @@ def write_features(domain, data, task, split, base_folder, device, batch_tokens,
     check_stream(base)
     items = encode_split(base, domain, data, task, split)
     parts = list(split_items(items, max(1, SHARD // (base.model.config.hidden_size * base.model.dtype.itemsize))))
-    index = {"made_of": features_digest(base, data, split, items), "shards": [[item.length for item in part] for part in parts]}
+    index = {
+        "made_of": features_digest(base, data, split, items),
+        "shards": [[item.length for item in part] for part in parts],
+    }
     title = f"{domain} {base.manifest['name']} {split} features"
     job = Job(device, checkpoints, title, index=index, batch_tokens=batch_tokens)
     for number, part in enumerate(parts):
@@ -111,7 +114,7 @@ def compute_states(base, items: list, batch_tokens: int) -> torch.Tensor:
         inputs = base.inputs(base.collate([items[i] for i in chosen]))
         with torch.no_grad():
             hidden = bare_states(base.model, inputs, None)[TOKENS]
-        found |= {i: score_row[: items[i].length].cpu() for i, score_row in zip(chosen, hidden)}
+        found |= {i: row[: items[i].length].cpu() for i, row in zip(chosen, hidden)}
     return torch.cat([found[i] for i in range(len(items))])
 
 
@@ -135,4 +138,4 @@ def open_features(folder, base, data, split: str, items: list) -> list[StoredSta
 
 def pad_states(rows: list[StoredStates], device) -> torch.Tensor:
     """`[batch, longest, hidden]`, zero behind each example's end, where `Base.collate` pads too."""
-    return pad_sequence([score_row.read_states() for score_row in rows], batch_first=True).to(device)
+    return pad_sequence([row.read_states() for row in rows], batch_first=True).to(device)

@@ -174,7 +174,7 @@ class Progress:
 
     def __init__(self, title: str, done: int, steps: int):
         self.title, self.steps, self.every = title, steps, max(1, steps // 10)
-        self.bar = tqdm(desc=title, unit="step", initial_factors=done, total=steps) if sys.stderr.isatty() else None
+        self.bar = tqdm(desc=title, unit="step", initial=done, total=steps) if sys.stderr.isatty() else None
 
     def __call__(self, step: int, loss: float):
         if self.bar is not None:

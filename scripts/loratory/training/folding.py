@@ -92,7 +92,14 @@ def train_folding(records: Iterable[dict], pretrain, job: Job):
 
     parameters = dict(model.named_parameters())
     with backbone_only(model):
-        curve = train_model(parameters, micro_batches, loss, training_recipe(training, training.learning_rate), seed, *job.folder_and_title)
+        curve = train_model(
+            parameters,
+            micro_batches,
+            loss,
+            training_recipe(training, training.learning_rate),
+            seed,
+            *job.folder_and_title,
+        )
     return finalise_model(model), new_tokenizer(), curve
 
 
@@ -234,9 +241,13 @@ def fape_loss(found: dict, batch: dict) -> torch.Tensor:
     placed = found["sidechain_frames"][..., 0, :, :]  # of the backbone, by block: [blocks, B, L, 4, 4]
     placed = placed[..., :3, :3], placed[..., :3, 3]
     last = tuple(part[-1] for part in placed)
-    alphas = frame_aligned_error(placed, found["positions"][..., CA, :], true, batch["backbone"][:, :, CA], known, known, limit)
+    alphas = frame_aligned_error(
+        placed, found["positions"][..., CA, :], true, batch["backbone"][:, :, CA], known, known, limit
+    )
     atoms, points = (x[:, :, :3].flatten(1, 2) for x in (found["positions"][-1], batch["backbone"]))
-    return (alphas.mean(0) + frame_aligned_error(last, atoms, true, points, known, known.repeat_interleave(3, 1), limit)) / 2
+    return (
+        alphas.mean(0) + frame_aligned_error(last, atoms, true, points, known, known.repeat_interleave(3, 1), limit)
+    ) / 2
 
 
 def backbone_frames(backbone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,7 +288,9 @@ def local_loss(found: dict, batch: dict) -> torch.Tensor:
 
     FAPE alone needs many times the steps to leave the start, where all atoms are at one place.
     """
-    score = lddt_scores(found["positions"][-1, :, :, CA], batch["backbone"][:, :, CA], batch["known"], smooth_tolerance_share)
+    score = lddt_scores(
+        found["positions"][-1, :, :, CA], batch["backbone"][:, :, CA], batch["known"], smooth_tolerance_share
+    )
     scored = score.isfinite()
     return 1 - masked_mean(score.nan_to_num(0), scored, -1)
 

@@ -49,9 +49,9 @@ def curve_rows(seed: int, trials: list[dict]) -> list[dict]:
     """The points of all trials' curves, each with the run that it is from and that run's rate, which is not the one
     that the schedule had come to at that step."""
     return [
-        score_row | {"run": f"seed {seed}, lr {trial['rate']:g}", "seed": seed, "learning_rate": trial["rate"]}
+        row | {"run": f"seed {seed}, lr {trial['rate']:g}", "seed": seed, "learning_rate": trial["rate"]}
         for trial in trials
-        for score_row in trial["curve"]
+        for row in trial["curve"]
     ]
 
 

@@ -41,7 +41,11 @@ def train_mixture(
     """
     base, out, features = load_base(base_folder, device), Path(out), features or {}
     rates = entry.training.learning_rates if entry.trained else (None,)
-    sets = {d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d)) for d in experts if entry.trained}
+    sets = {
+        d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d))
+        for d in experts
+        if entry.trained
+    }
     valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
     facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base)}
     facts |= {"data": {d: data_digest(data[d]) for d in sets}, "tasks": {d: tasks[d].model_dump_json() for d in sets}}
@@ -124,7 +128,7 @@ def start_gate(gate: torch.nn.Module, seed: int) -> None:
     """Draws the gate's weights from (seed, name) alone; small, so that it starts near uniform weights."""
     for name, parameter in gate.named_parameters():
         if parameter.dim() > 1:
-            fresh = torch.empty(parameter.shape).normal_(0, 0.02, random_generator=generator_for(seed, f"gate.{name}"))
+            fresh = torch.empty(parameter.shape).normal_(0, 0.02, generator=generator_for(seed, f"gate.{name}"))
             parameter.data.copy_(fresh)
         else:
             parameter.data.zero_()
@@ -143,7 +147,7 @@ def optimise_mixture(base, mixture: Mixture, sets, valid, training, rate: float,
     places = {domain: place for place, domain in enumerate(sets)}
 
     def micro_batches(step):
-        return [MicroBatch(domain, sets[domain].collate_batch(base, layer_methods(step))) for domain, layer_methods in plans.items()]
+        return [MicroBatch(domain, sets[domain].collate_batch(base, plan(step))) for domain, plan in plans.items()]
 
     def loss(micro):
         mixture.domain = places[micro.task]
@@ -154,7 +158,15 @@ def optimise_mixture(base, mixture: Mixture, sets, valid, training, rate: float,
         return validation_loss(base, mixture.eval(), valid, budget)
 
     mixture.train()
-    curve = train_model(mixture.trainable_parameters(), micro_batches, loss, steps, seed, *job.folder_and_title, validate_mixture if valid else None)
+    curve = train_model(
+        mixture.trainable_parameters(),
+        micro_batches,
+        loss,
+        steps,
+        seed,
+        *job.folder_and_title,
+        validate_mixture if valid else None,
+    )
     mixture.eval()
     return curve
 

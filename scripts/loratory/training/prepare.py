@@ -5,7 +5,7 @@ from importlib.metadata import version
 from loratory.bases.core import weights_digest
 from loratory.bases.openai_whisper import prepare_openai
 from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
-from loratory.data.files import file_sha256, atomic_write
+from loratory.data.files import atomic_write, file_sha256
 from loratory.domains.questions import domain_examples, read_records
 from loratory.training.job import Job
 from loratory.training.pretrain import pretrain_base, train_projector
@@ -20,7 +20,10 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, fo
         folder: where the files of a base with `hub` lie already; None means to download them.
     """
     corpora = {d: read_corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
-    facts = {"data_sha256": {d: file_sha256(f"{general[d]}/train.parquet") for d in corpora}, "torch": version("torch")}
+    facts = {
+        "data_sha256": {d: file_sha256(f"{general[d]}/train.parquet") for d in corpora},
+        "torch": version("torch"),
+    }
     facts["ears_sha256"] = weights_digest(ears) if ears else None
     asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump_json() for d in corpora}}
     job = Job(device, checkpoints, f"base {name}", **asked, **facts)

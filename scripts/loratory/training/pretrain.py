@@ -84,7 +84,9 @@ def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tupl
     model = LlamaForCausalLM(config)
     audio = new_audio_prefix(ears, entry.audio, config.hidden_size, job.device) if ears is not None else None
     base = Causal("pretrain", UNTRAINED, model.to(job.device), tokenizer, audio)
-    parameters = prefixed_parameters(model, "model") | (prefixed_parameters(audio.projector, "projector") if audio else {})
+    parameters = prefixed_parameters(model, "model") | (
+        prefixed_parameters(audio.projector, "projector") if audio else {}
+    )
     return base, train_on_corpora(base, parameters, corpora, entry.pretrain.training, entry.pretrain.seed, job)
 
 
@@ -130,7 +132,9 @@ def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tup
     model.generation_config.forced_decoder_ids = None
     manifest = UNTRAINED | {"whisper": entry.whisper and entry.whisper.model_dump()}
     base = Whisper("pretrain", manifest, model.to(job.device), tokenizer)
-    return base, train_on_corpora(base, prefixed_parameters(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job)
+    return base, train_on_corpora(
+        base, prefixed_parameters(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job
+    )
 
 
 def train_on_corpora(base, parameters, corpora, training, seed: int, job: Job) -> list[dict]:
@@ -188,7 +192,14 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
         return nll, max(1, int((batch["labels"] != IGNORED).sum()))
 
     model.train()
-    curve = train_model(prefixed_parameters(model, "model"), micro_batches, loss, training_recipe(training, training.learning_rate), seed, *job.folder_and_title)
+    curve = train_model(
+        prefixed_parameters(model, "model"),
+        micro_batches,
+        loss,
+        training_recipe(training, training.learning_rate),
+        seed,
+        *job.folder_and_title,
+    )
     return PretrainedModel(model.eval(), tokenizer), curve
 
 
@@ -215,10 +226,10 @@ def masked_batch(rows, tokenizer, n_special: int, seed: int, step: int, device) 
 
     random = torch.Generator().manual_seed(seed * 1_000_003 + step)
     ids, mask = pad_rows(rows, 0, "cpu"), pad_rows([[1] * len(row) for row in rows], 0, "cpu")
-    chosen = (torch.rand(ids.shape, random_generator=random) < MASKED) & (ids >= n_special)
+    chosen = (torch.rand(ids.shape, generator=random) < MASKED) & (ids >= n_special)
     labels = ids.masked_fill(~chosen, IGNORED)
-    fate = torch.rand(ids.shape, random_generator=random)
-    other = torch.randint(n_special, len(tokenizer), ids.shape, random_generator=random)
+    fate = torch.rand(ids.shape, generator=random)
+    other = torch.randint(n_special, len(tokenizer), ids.shape, generator=random)
     ids = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, ids)
     ids = torch.where(chosen & (fate >= 0.9), other, ids)
     return {"ids": ids.to(device), "mask": mask.to(device), "labels": labels.to(device)}

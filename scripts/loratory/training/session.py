@@ -7,7 +7,7 @@ import torch
 
 from loratory.adapters.core import AdaptedLinear, Conv1D
 from loratory.data import batching
-from loratory.training.fit import TrainingHooks, Recipe
+from loratory.training.fit import Recipe, TrainingHooks
 
 
 class AdapterSession(TrainingHooks):

@@ -94,7 +94,9 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         parameters = core.trainable_parameters(base.model)
         prepared = perf_counter() - started
         loss = lambda micro: base.loss(base.model, micro.batch)  # noqa: E731
-        curve = train_model(parameters, micro_batches, loss, steps, seed, *job.folder_and_title, validate_adapter, session)
+        curve = train_model(
+            parameters, micro_batches, loss, steps, seed, *job.folder_and_title, validate_adapter, session
+        )
         peak, positions = memory.peak_bytes(), budget.step_positions(session)
         found, lost = export_adapter(base, adapter, linear)
         operations = budget.total_flops(session, positions)
@@ -113,7 +115,9 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         "accelerator_memory_max": peak,
         "num_trainable_params": sum(p.numel() for p in parameters.values()),
         "num_stored_params": found.parameters,
-        "optimizer_state": sum(t.numel() for state in session.optimizing.state.values() for t in optimizer_moments(state)),
+        "optimizer_state": sum(
+            t.numel() for state in session.optimizing.state.values() for t in optimizer_moments(state)
+        ),
         "adapted_modules": len(session.layers),
         "positions": sum(positions),
         "other_positions": session.positions,

@@ -9,7 +9,14 @@ from methods.rows import Row
 from peft import AdaLoraConfig, get_peft_model
 
 from loratory.adapters import core
-from loratory.adapters.methods.adalora import Method, rank_budget, keep_best_triplets, triplet_scores, orthogonality_error, allocation_window
+from loratory.adapters.methods.adalora import (
+    Method,
+    allocation_window,
+    keep_best_triplets,
+    orthogonality_error,
+    rank_budget,
+    triplet_scores,
+)
 
 OPTIONS = {"init_rank": 4, "target_rank": 2}
 ROW = Row(OPTIONS, lambda shapes, model: sum(4 * (out + inner + 1) for out, inner in shapes))
@@ -101,7 +108,9 @@ def test_stored_ranks_are_those_in_use_and_no_rank_is_below_one(tmp_path):
 def test_a_fresh_adapter_is_stored_as_no_change():
     toy = FAMILIES["llama"]()
     begin(toy, Method(**OPTIONS))
-    assert all(delta.rank == 1 and not delta.to_dense().any() for delta in core.export(toy.model, (), {}).deltas.values())
+    assert all(
+        delta.rank == 1 and not delta.to_dense().any() for delta in core.export(toy.model, (), {}).deltas.values()
+    )
 
 
 def random_layer(method, seed: int) -> dict:
@@ -160,7 +169,7 @@ def test_the_best_triplets_of_all_layers_are_kept():
 
 
 def test_the_penalty_is_zero_for_orthonormal_factors_alone():
-    orthonormal = torch.linalg.qr(torch.randn(7, 3, random_generator=torch.Generator().manual_seed(0))).Q.T
+    orthonormal = torch.linalg.qr(torch.randn(7, 3, generator=torch.Generator().manual_seed(0))).Q.T
     assert orthogonality_error(orthonormal) < 1e-5
     assert orthogonality_error(2 * orthonormal) == pytest.approx(3 * 3**0.5, rel=1e-5)
     toy = FAMILIES["llama"]()

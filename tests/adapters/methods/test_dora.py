@@ -21,7 +21,9 @@ def same_numbers():
 def layer(bias=True, **options):
     """An adapted layer 6 → 5 in float64 with a B that looks trained and an m that is not that of W + s B A."""
     method, base = Method(rank=2, alpha=3.0, **options), nn.Linear(6, 5, bias=bias).double().requires_grad_(False)
-    adapted = core.AdaptedLinear(base, method, method.initial_tensors(base.weight, torch.Generator().manual_seed(1))).double()
+    adapted = core.AdaptedLinear(
+        base, method, method.initial_tensors(base.weight, torch.Generator().manual_seed(1))
+    ).double()
     adapted.adapter["B"].data.normal_()
     adapted.adapter["m"].data.mul_(torch.rand(5) + 0.5)
     return adapted

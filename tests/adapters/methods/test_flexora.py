@@ -11,7 +11,14 @@ from models import llama
 
 from loratory.adapters import core
 from loratory.adapters.methods import flexora, lora
-from loratory.adapters.methods.flexora import Method, hold_out, positive_groups, alpha_gradient, layer_groups, apply_group_weights
+from loratory.adapters.methods.flexora import (
+    Method,
+    alpha_gradient,
+    apply_group_weights,
+    hold_out,
+    layer_groups,
+    positive_groups,
+)
 from loratory.training.fit import Recipe
 from loratory.training.session import AdapterSession
 

@@ -56,7 +56,7 @@ class Trial:
     def step(self) -> torch.Tensor:
         """Returns the weight's gradient."""
         for parameter in self.model.parameters():
-            parameter.grad = torch.randn(parameter.shape, random_generator=self.generator)
+            parameter.grad = torch.randn(parameter.shape, generator=self.generator)
         self.optimizer.step()
         return self.weight.grad
 
@@ -99,7 +99,7 @@ def test_the_moments_lie_on_the_larger_side_and_the_state_has_the_size_of_the_fo
 
 
 def test_a_projected_gradient_brought_back_is_its_best_low_rank_approximation():
-    gradient = torch.randn(12, 7, random_generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
     p = projection_basis(gradient, 3)
     u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
     torch.testing.assert_close(gradient @ p.T @ p, u[:, :3] * s[:3] @ vh[:3])

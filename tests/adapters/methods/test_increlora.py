@@ -41,7 +41,7 @@ def learnt_layer(method, grown: int, reserve: int) -> dict:
 
 
 def test_a_fresh_adapter_is_the_base_exactly_without_advance_learning_and_nearly_with_it():
-    x = torch.randn(3, 7, random_generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
     for advance, most in ((False, 0.0), (True, 16 * 1e-7)):
         method = Method(**OPTIONS, advance=advance)
         change = method.forward(x, method.initial_tensors(torch.zeros(6, 7), torch.Generator().manual_seed(1)), True)
@@ -96,7 +96,7 @@ def test_new_blocks_have_young_moments_and_every_tensor_is_in_one_group(tmp_path
 @torch.no_grad()
 def test_choosing_a_reserve_changes_the_function_through_the_scale_alone():
     method = Method(**OPTIONS)
-    x = torch.randn(4, 7, random_generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     before, after = (learnt_layer(method, 0, 1) | {"grown": torch.tensor(g), "reserve": torch.tensor(1 - g)}
                      for g in (0, 1))  # fmt: skip
     torch.testing.assert_close(
@@ -175,7 +175,7 @@ def test_the_layer_that_matters_gets_the_most_ranks():
     layers, recipe = core.attach(model, method, 0), Recipe(30, 0.01)
     session = SimpleNamespace(layers=layers, recipe=recipe)
     optimizer = torch.optim.AdamW(core.trainable_parameters(model).values(), lr=0.01)
-    x, y = torch.randn(2, 16, 8, random_generator=torch.Generator().manual_seed(3))
+    x, y = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(3))
     for step in range(30):
         method.before_step(session, step)
         ((model(x) - y).square().mean() + method.step_penalty(session)).backward()

@@ -26,7 +26,7 @@ class Watched(Method):
 
 
 def weight(seed=0):
-    return torch.randn(9, 7, random_generator=torch.Generator().manual_seed(seed))
+    return torch.randn(9, 7, generator=torch.Generator().manual_seed(seed))
 
 
 @INITS

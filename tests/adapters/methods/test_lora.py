@@ -15,7 +15,9 @@ ROW = Row({"rank": 3, "alpha": 6.0}, lambda shapes, model: sum(3 * (out + inner)
 def test_b_learns_faster_by_the_ratio_of_lora_plus():
     toy = FAMILIES["llama"]()
     session = begin(toy, Method(rank=2, lr_ratio=16.0))
-    groups = session.create_optimizer({n: p for n, p in toy.model.named_parameters() if p.requires_grad}, None).param_groups
+    groups = session.create_optimizer(
+        {n: p for n, p in toy.model.named_parameters() if p.requires_grad}, None
+    ).param_groups
     assert [(group["ratio"], {p.shape[1] == 2 for p in group["params"]}) for group in groups] == [
         (1.0, {False}),
         (16.0, {True}),

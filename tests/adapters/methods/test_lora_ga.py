@@ -14,11 +14,11 @@ DIRECTIONS = ["ArB2r", "A2rBr", "ArBr", "random"]
 
 
 def gradient(out=20, inner=16):
-    return torch.randn(out, inner, random_generator=torch.Generator().manual_seed(5), dtype=torch.float64).float()
+    return torch.randn(out, inner, generator=torch.Generator().manual_seed(5), dtype=torch.float64).float()
 
 
 def started(method: Method, g: torch.Tensor):
-    weight = torch.randn(g.shape, random_generator=torch.Generator().manual_seed(6))
+    weight = torch.randn(g.shape, generator=torch.Generator().manual_seed(6))
     return method.initial_factors(g, weight, torch.Generator().manual_seed(7))
 
 
@@ -61,7 +61,7 @@ def test_rows_and_columns_are_orthogonal_of_the_stable_length_and_from_disjoint_
 )  # fmt: skip
 def test_other_lengths_follow_their_formulas(option, length):
     method, g = Method(rank=3, init_scale=option), gradient()
-    weight = torch.randn(g.shape, random_generator=torch.Generator().manual_seed(6))
+    weight = torch.randn(g.shape, generator=torch.Generator().manual_seed(6))
     a, b = started(method, g)
     for norms in (a.norm(dim=1), b.norm(dim=0)):
         torch.testing.assert_close(norms, torch.full((3,), float(length(method, weight))), rtol=1e-4, atol=0)

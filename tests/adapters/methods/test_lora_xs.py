@@ -17,7 +17,7 @@ def same_numbers():
 
 
 def weight(out=9, inner=7):
-    return torch.randn(out, inner, random_generator=torch.Generator().manual_seed(0))
+    return torch.randn(out, inner, generator=torch.Generator().manual_seed(0))
 
 
 def start(rank=3, **options):

@@ -28,7 +28,7 @@ def start(weight, **options):
 
 
 def well_conditioned(out=7, inner=6):
-    weight = torch.randn(out, inner, random_generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(out, inner, generator=torch.Generator().manual_seed(0))
     weight[:3, :3] += 3 * torch.eye(3)
     return weight
 

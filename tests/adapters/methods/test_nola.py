@@ -28,7 +28,9 @@ def bases(layer) -> tuple[torch.Tensor, torch.Tensor]:
     """The random matrices of A and of B, all at once."""
     seed_a, seed_b = layer.tensors["seeds"].tolist()
     (out, inner), method = layer.weight.shape, layer.method
-    return draw_bases(seed_a, method.bases, method.rank, inner, "cpu"), draw_bases(seed_b, method.bases, out, method.rank, "cpu")
+    return draw_bases(seed_a, method.bases, method.rank, inner, "cpu"), draw_bases(
+        seed_b, method.bases, out, method.rank, "cpu"
+    )
 
 
 def dense_output(layer, x, a, b) -> torch.Tensor:
@@ -77,7 +79,9 @@ def test_a_checkpoint_has_coefficients_seeds_and_the_first_a_but_no_bases():
 def test_a_loaded_state_gives_the_bits_of_the_same_factors():
     layer, other = layer_of(), layer_of(name="b")
     other.load_state_dict(layer.state_dict())
-    assert torch.equal(layer.weight_delta().A, other.weight_delta().A) and torch.equal(layer.weight_delta().B, other.weight_delta().B)
+    assert torch.equal(layer.weight_delta().A, other.weight_delta().A) and torch.equal(
+        layer.weight_delta().B, other.weight_delta().B
+    )
 
 
 @pytest.mark.parametrize("keep_bases", [False, True])

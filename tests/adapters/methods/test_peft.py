@@ -117,7 +117,7 @@ def layer_of(kind: str, dtype=torch.float32, seed=0):
 @every
 @torch.no_grad()
 def test_the_bias_stays_as_it_is(kind):
-    layer, x = layer_of(kind), torch.randn(5, 32, random_generator=torch.Generator().manual_seed(2))
+    layer, x = layer_of(kind), torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
     merged = layer.weight + layer.weight_delta().to_dense()
     expected = torch.nn.functional.linear(x, merged, layer.base.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
@@ -128,7 +128,7 @@ def test_the_bias_stays_as_it_is(kind):
 @torch.no_grad()
 def test_a_base_in_half_precision_keeps_its_precision(kind):
     exact, half = layer_of(kind), layer_of(kind, torch.bfloat16)
-    x = torch.randn(5, 32, random_generator=torch.Generator().manual_seed(2))
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
     assert half(x.bfloat16()).dtype == torch.bfloat16
     assert {p.dtype for p in half.adapter.values()} == {torch.float32}
     change = (half(x.bfloat16()).float() - exact(x)).norm() / exact(x).norm()
@@ -162,7 +162,9 @@ def test_dropped_ranks_are_no_part_of_the_change():
     torch.manual_seed(0)
     linear = torch.nn.Linear(32, 48)
     method = Method(type="loha", options={"r": 4, "rank_dropout": 0.5})
-    layer = core.AdaptedLinear(linear, method, method.initial_tensors(linear.weight, torch.Generator().manual_seed(0))).eval()
+    layer = core.AdaptedLinear(
+        linear, method, method.initial_tensors(linear.weight, torch.Generator().manual_seed(0))
+    ).eval()
     stirred(layer.adapter.values())
     x = torch.eye(32)
     expected = layer(x) - linear(x)

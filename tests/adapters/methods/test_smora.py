@@ -25,7 +25,7 @@ def layer(method, seed=0, out=6, inner=7) -> dict:
 
 
 def tokens(seed=1):
-    return torch.randn(2, 5, 7, random_generator=torch.Generator().manual_seed(seed))
+    return torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(seed))
 
 
 def test_all_ranks_with_equal_scores_are_a_plain_lora():
@@ -83,7 +83,7 @@ def spread(gates) -> float:
 
 def test_the_bias_evens_out_the_load():
     method, session, model = balancing_session()
-    x = torch.randn(64, 7, random_generator=torch.Generator().manual_seed(2)) + 0.5
+    x = torch.randn(64, 7, generator=torch.Generator().manual_seed(2)) + 0.5
     adapted = session.layers["0"]
     before = spread(method.group_gates(x, adapted.tensors))
     for step in range(60):
@@ -95,7 +95,7 @@ def test_the_bias_evens_out_the_load():
 
 def test_counting_is_of_training_and_of_tokens_that_the_loss_depends_on():
     method, session, model = balancing_session()
-    x, counts = torch.randn(4, 5, 7, random_generator=torch.Generator().manual_seed(2)), session.layers["0"].tensors["counts"]
+    x, counts = torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(2)), session.layers["0"].tensors["counts"]
     model.eval()
     model(x).sum().backward()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_router_and_factors_all_get_gradients():
     toy = FAMILIES["llama"]()
     session = begin(toy, Method(**ROW.options))
     for adapted in session.layers.values():
-        adapted.adapter["B"].data.normal_(0, 0.1, random_generator=torch.Generator().manual_seed(0))
+        adapted.adapter["B"].data.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     session.loss(session.batch(0)).backward()
     assert all(adapted.adapter[key].grad.any() for adapted in session.layers.values() for key in ("A", "B", "R"))
 

@@ -94,7 +94,7 @@ def test_experts_that_are_one_and_the_same_are_that_expert():
 def test_the_sign_of_an_input_does_not_matter():
     mixture = Mixture(llama(), experts(), Mixer())
     gate, sizes = mixture.gate["tokens"], mixture.sizes["tokens"]
-    x = torch.randn(1, 5, sizes.widths[0], random_generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 5, sizes.widths[0], generator=torch.Generator().manual_seed(0))
     weights = [mixture.mixer.weights(gate, GateInput(input=sign * x, layer=0), sizes) for sign in (1, -1)]
     assert torch.equal(*weights)
     assert weights[0].std() > 0.01

@@ -29,7 +29,7 @@ def test_without_drops_the_linear_merger_is_the_weighted_sum():
 
 
 def test_weights_are_dropped_or_made_larger_in_return():
-    matrix = torch.randn(64, 64, random_generator=torch.Generator().manual_seed(0)).abs() + 1
+    matrix = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).abs() + 1
     given = {"x": Adapter({"layer": LowRank(torch.eye(64), matrix, 1.0)})}
     ratios = merge(given, density=0.2, rank=WHOLE).deltas["layer"].to_dense() / matrix
     kept = ratios > 2.5

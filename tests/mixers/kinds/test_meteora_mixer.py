@@ -48,7 +48,7 @@ def test_gates_that_are_sure_of_an_expert_give_that_expert(index):
 
 
 def test_keeping_all_experts_keeps_their_softmax():
-    wanted = torch.randn(2, 5, 4, random_generator=torch.Generator().manual_seed(0)).softmax(-1)
+    wanted = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
     torch.testing.assert_close(Mixer(top_k=9).select_weights(wanted), wanted)
 
 
@@ -94,6 +94,7 @@ def test_with_one_expert_kept_the_language_model_teaches_gates_nothing(top_k, le
 
 def test_experts_move_only_if_asked():
     experts_move = [
-        {name.rpartition(".")[2] for name in mixed(Mixer(train_experts=train)).trainable_parameters()} for train in (False, True)
+        {name.rpartition(".")[2] for name in mixed(Mixer(train_experts=train)).trainable_parameters()}
+        for train in (False, True)
     ]
     assert experts_move == [{"weight"}, {"weight", "A", "B"}]

@@ -12,7 +12,7 @@ from loratory.adapters.deltas import Adapter
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
-from loratory.mixers.fresh import untrained_expert, max_rank_deltas
+from loratory.mixers.fresh import max_rank_deltas, untrained_expert
 from loratory.mixers.kinds.pooled import Mixer
 
 
@@ -64,13 +64,20 @@ def test_its_rank_is_the_largest_of_each_layer_unless_given():
 def test_scale_is_alpha_over_rank_and_alpha_that_of_the_widest_expert_unless_given():
     like = max_rank_deltas(given())
     module = "model.layers.0.mlp.up_proj"  # rank 4, alpha 4
-    scales = [untrained_expert("x", like, 0, *own).deltas[module].scale for own in ((None, None), (8, None), (8, 16.0))]
+    scales = [
+        untrained_expert("x", like, 0, *own).deltas[module].scale for own in ((None, None), (8, None), (8, 16.0))
+    ]
     assert scales == [1.0, 0.5, 2.0]
 
 
 def test_fresh_experts_differ_by_name_layer_and_seed_alone():
     like = max_rank_deltas(given())
-    one, same, other, later = untrained_expert("x", like, 0), untrained_expert("x", like, 0), untrained_expert("y", like, 0), untrained_expert("x", like, 1)
+    one, same, other, later = (
+        untrained_expert("x", like, 0),
+        untrained_expert("x", like, 0),
+        untrained_expert("y", like, 0),
+        untrained_expert("x", like, 1),
+    )
     first, second = (f"model.layers.{i}.mlp.up_proj" for i in (0, 1))
     a = one.deltas[first].A
     assert torch.equal(a, same.deltas[first].A)

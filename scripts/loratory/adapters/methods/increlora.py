@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from loratory.adapters import contract
-from loratory.adapters.methods.adalora import SPREAD, orthogonality_error, allocation_window
+from loratory.adapters.methods.adalora import SPREAD, allocation_window, orthogonality_error
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +164,9 @@ class Method(contract.Method):
                     self.update_sensitivity(tensors)
                 if step > first and step % self.interval == 0:
                     left = (last - step) // self.interval + 1
-                    self.grow_layers(layers, ceil((self.growth_budget(len(layers)) - sum(growth_counts(session))) / left))
+                    self.grow_layers(
+                        layers, ceil((self.growth_budget(len(layers)) - sum(growth_counts(session))) / left)
+                    )
             if not self.may_grow(session, step + 1):
                 for tensors in layers:
                     tensors["reserve"].zero_()

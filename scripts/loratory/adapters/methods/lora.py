@@ -47,4 +47,6 @@ class Method(contract.Method):
             return session.adamw_optimizer(parameters)
         fast = {name: p for name, p in parameters.items() if name.endswith(".adapter.B")}
         slow = [p for name, p in parameters.items() if name not in fast]
-        return session.adamw_optimizer([{"params": slow, "ratio": 1.0}, {"params": list(fast.values()), "ratio": self.lr_ratio}])
+        return session.adamw_optimizer(
+            [{"params": slow, "ratio": 1.0}, {"params": list(fast.values()), "ratio": self.lr_ratio}]
+        )

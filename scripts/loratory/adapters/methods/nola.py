@@ -16,7 +16,9 @@ from pydantic import Field
 
 from loratory.adapters import contract
 
-CACHED_BASES = WeakKeyDictionary()  # {layer: {what determines them: bases}}, outside the layer so that no checkpoint has them
+CACHED_BASES = (
+    WeakKeyDictionary()
+)  # {layer: {what determines them: bases}}, outside the layer so that no checkpoint has them
 
 
 class Method(contract.Method):
@@ -101,4 +103,4 @@ def mixture_function():
         def backward(ctx, gradient):
             return torch.einsum("ij,kij->k", gradient, ctx.bases()), None
 
-    return BasisMixture.apply
+    return Mixture.apply

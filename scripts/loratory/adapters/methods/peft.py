@@ -61,7 +61,14 @@ REFUSED = {
     "osf": "it needs hooks on its gradients",
     "adamss": "it needs a schedule of its own",
 }
-MODEL_OPTIONS = {"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "task_type", "peft_type"}
+MODEL_OPTIONS = {
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "task_type",
+    "peft_type",
+}
 MODEL_OPTIONS |= {
     "base_model_name_or_path",
     "inference_mode",
@@ -153,7 +160,9 @@ class Method(contract.DenseMethod):
         names = {field.name for field in fields(made)}
         for name in self.options:
             if name not in names:
-                raise unknown_name_error(f"PEFT's {self.type}", "option", name, {n for n in names if not is_model_option(n)})
+                raise unknown_name_error(
+                    f"PEFT's {self.type}", "option", name, {n for n in names if not is_model_option(n)}
+                )
         return made(target_modules=["it"], **self.options)
 
     def layer_output(self, layer, x):
@@ -179,7 +188,9 @@ class Method(contract.DenseMethod):
 
         from loratory.adapters.deltas import Dense
 
-        tuner = self.build_tuner(weight, int(tensors["seed"])).to(weight.device).eval()  # in training, some types drop ranks
+        tuner = (
+            self.build_tuner(weight, int(tensors["seed"])).to(weight.device).eval()
+        )  # in training, some types drop ranks
         with torch.no_grad():
             for key, parameter in trained_parameters(tuner).items():
                 parameter.copy_(tensors[key])

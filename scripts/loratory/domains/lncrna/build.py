@@ -181,7 +181,9 @@ def split(records: list[dict], groups: list[str], dataset, seed: int) -> list[st
 
 def find_leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
     """The records among `others` that are similar to a held-out one."""
-    hits = mmseqs.search_sequences(transcript_sequences(others), transcript_sequences(held_out), nucleotide=True, **similarity_options(dataset))
+    hits = mmseqs.search_sequences(
+        transcript_sequences(others), transcript_sequences(held_out), nucleotide=True, **similarity_options(dataset)
+    )
     return {other: source for other, source, _ in hits}
 
 

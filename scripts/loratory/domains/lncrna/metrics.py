@@ -19,7 +19,7 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
     length = np.array([record["length"] for record in found], float)
     return {
         "label": label,
-        "p": np.array([score_row["p"] for score_row in rows], float),
+        "p": np.array([row["p"] for row in rows], float),
         "matched": length_matched_mask([record["id"] for record in found], length, label),
     }
 
@@ -87,7 +87,9 @@ METRICS = (
         note="AUC of equally many records of both classes in length bins of ratio 1.2: length itself scores 0.5",
         where=lambda columns: columns["matched"],
     ),
-    Metric("mcc", "", "up", "choice", matthews_correlation, note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted"),
+    Metric(
+        "mcc", "", "up", "choice", matthews_correlation, note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted"
+    ),
     Metric("f1", "", "up", "choice", f1, note="of lncRNA, at P(lncRNA) ≥ 0.5"),
     Metric("accuracy", "", "up", "choice", accuracy, note="at P(lncRNA) ≥ 0.5"),
     Metric("brier", "", "down", "choice", brier_score, note="mean squared error of P(lncRNA)"),

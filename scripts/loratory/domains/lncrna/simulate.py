@@ -166,5 +166,9 @@ def gencode_record(prefix: str, role: str, number: int, index: int, parts: tuple
 
 def write_gzip(path: Path, text: str):
     """No file name and no time inside: the same text gives the same bytes."""
-    with atomic_write(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream:
+    with (
+        atomic_write(path) as aside,
+        open(aside, "wb") as raw,
+        gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream,
+    ):
         stream.write(text.encode())

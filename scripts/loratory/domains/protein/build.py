@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from loratory.data import mmseqs, splits
-from loratory.data.alphabets import RESIDUES, looks_like_nucleotides, invalid_letters
+from loratory.data.alphabets import RESIDUES, invalid_letters, looks_like_nucleotides
 from loratory.data.fasta import read_fasta
 from loratory.errors import InputError
 

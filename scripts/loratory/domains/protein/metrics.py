@@ -20,7 +20,7 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     sample: `valid` and `truncated` are 0 or 1, `distinct` is 1 over the number of samples with the same sequence, so
     that its mean is the distinct share of all samples. `plddt` 0–100 and `tm` 0–1 come with folded samples.
     """
-    copies = Counter(score_row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
+    copies = Counter(row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
     judged = [{**row, **scored_columns(row), **sample_columns(row, copies, task)} for row in rows]
     return {name: np.array([each.get(name) for each in judged], dtype=float) for name in COLUMNS}
 

@@ -112,7 +112,11 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
     entries = list(family_sequences(simulation, built, rng))
     rng.shuffle(entries)
     path = Path(out) / "uniref50.fasta.gz"
-    with atomic_write(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream:
+    with (
+        atomic_write(path) as aside,
+        open(aside, "wb") as raw,
+        gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as stream,
+    ):
         for number, (family, sequence) in enumerate(entries, start=1):
             stream.write(uniref_record(f"{built.prefix}{number:06d}", family, sequence, built, rng).encode())
     return {"fasta": path.name}

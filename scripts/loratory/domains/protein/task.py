@@ -19,12 +19,12 @@ HELD_OUT_SEED = 1  # not the seed of splits, of which train's groups are one end
 
 def examples(records, task, family: str) -> list[Example]:
     """Sequence and closing bracket are scored, the opening is not."""
-    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, task_alphabet=task_alphabet(task)) for r in records]
+    return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, alphabet=task_alphabet(task)) for r in records]
 
 
 def sample_prompts(n: int, task, family: str) -> list[Example]:
     names = [f"sample-{number:04d}" for number in range(1, n + 1)]
-    return [Example(name, name, PROMPT, "", task_alphabet=task_alphabet(task)) for name in names]
+    return [Example(name, name, PROMPT, "", alphabet=task_alphabet(task)) for name in names]
 
 
 def task_alphabet(task) -> tuple[str, ...]:

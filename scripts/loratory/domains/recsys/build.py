@@ -96,7 +96,13 @@ def read_ratings(location: str, files, ledger: Ledger) -> pd.DataFrame:
     appends = [column.append for column in columns.values()]
     for line, (user, item, rating, timestamp) in read_table_rows(location, "ratings", files, reject_row):
         try:
-            values = encode_id(users, user), encode_id(items, item), parse_stars(rating), parse_seconds(timestamp), line
+            values = (
+                encode_id(users, user),
+                encode_id(items, item),
+                parse_stars(rating),
+                parse_seconds(timestamp),
+                line,
+            )
         except ValueError as error:
             what, value, expected, reason = error.args
             reject_row(InputError(f"{location}:{line}", what, value, expected, reason=reason))
@@ -231,7 +237,7 @@ def k_core(users, items, k: int) -> np.ndarray:
         users, items: (n,) codes from 0.
     """
     columns = [np.asarray(users, np.int64), np.asarray(items, np.int64)]
-    sizes = [codes.max(initial_factors=-1) + 1 for codes in columns]
+    sizes = [codes.max(initial=-1) + 1 for codes in columns]
     alive = np.ones(len(columns[0]), bool)
     while True:
         enough = [np.bincount(codes[alive], minlength=size)[codes] >= k for codes, size in zip(columns, sizes)]

@@ -14,8 +14,8 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     labels = {record["id"]: record["label"] for record in records}
     _, users = np.unique([row["group"] for row in rows], return_inverse=True)
     return {
-        "label": np.array([labels[score_row["id"]] for score_row in rows], int),
-        "p": np.array([score_row["p"] for score_row in rows], float),
+        "label": np.array([labels[row["id"]] for row in rows], int),
+        "p": np.array([row["p"] for row in rows], float),
         "user": users,
     }
 

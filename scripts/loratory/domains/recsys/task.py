@@ -27,7 +27,7 @@ def examples(records, task, family) -> list[Example]:
         Example(
             id=record["id"],
             group=record["group"],
-            record_prompt=record_prompt(record, task),
+            prompt=record_prompt(record, task),
             target=CHOICES[record["label"]],
             choices=CHOICES,
         )

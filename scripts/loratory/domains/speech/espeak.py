@@ -30,7 +30,9 @@ class Synthesiser:
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
         self.chunks: list[bytes] = []
-        self.callback = SamplesCallback(self.receive_samples)  # kept, or it would be collected while the library holds it
+        self.callback = SamplesCallback(
+            self.receive_samples
+        )  # kept, or it would be collected while the library holds it
         self.library.espeak_SetSynthCallback(self.callback)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))  # by default the clock seeds breath and consonants
 

@@ -74,7 +74,10 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
     ages = {record["id"]: record["age"] for record in records}
     references, texts = ([row[name] for row in rows] for name in ("reference", "text"))
     words = normalised_texts(task.normaliser, references), normalised_texts(task.normaliser, texts)
-    word_edits, length = edit_counts(jiwer.process_words, *words), np.array([len(text.split()) for text in words[0]], int)
+    word_edits, length = (
+        edit_counts(jiwer.process_words, *words),
+        np.array([len(text.split()) for text in words[0]], int),
+    )
     basic = normalised_texts("basic", references), normalised_texts("basic", texts)
     return {
         **dict(zip("SDI", word_edits.T)),
@@ -83,7 +86,7 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
         "chars": np.array([len(text) for text in words[0]], int),
         "basic_errors": edit_counts(jiwer.process_words, *basic).sum(axis=1),
         "basic_words": np.array([len(text.split()) for text in basic[0]], int),
-        "age": np.array([ages[score_row["id"]] for score_row in rows], int),
+        "age": np.array([ages[row["id"]] for row in rows], int),
         "emptied": (length == 0).astype(int),
     }
 

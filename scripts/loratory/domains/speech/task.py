@@ -40,4 +40,6 @@ def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]
 
 def text_predictions(records: list[dict], texts: list[str]) -> list[dict]:
     """Prediction rows."""
-    return [prediction_row(record, plain_transcript(record["text"]), text=text) for record, text in zip(records, texts)]
+    return [
+        prediction_row(record, plain_transcript(record["text"]), text=text) for record, text in zip(records, texts)
+    ]

@@ -14,7 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from loratory.data.files import open_bytes, read_lines
-from loratory.data.structures import BACKBONE, backbone_coordinates, chain_id, residue_letter, read_residues, unflatten_backbone
+from loratory.data.structures import (
+    BACKBONE,
+    backbone_coordinates,
+    chain_id,
+    read_residues,
+    residue_letter,
+    unflatten_backbone,
+)
 from loratory.domains.protein import build as protein
 from loratory.errors import InputError
 
@@ -198,7 +205,9 @@ def json_chain(where: str, record) -> Chain:
 
 def summary(records) -> dict:
     lengths = sorted(record["length"] for record in records)
-    unresolved = sum(int(np.isnan(unflatten_backbone(record["backbone"])).any(axis=(1, 2)).sum()) for record in records)
+    unresolved = sum(
+        int(np.isnan(unflatten_backbone(record["backbone"])).any(axis=(1, 2)).sum()) for record in records
+    )
     return {
         "residues": sum(lengths),
         "unresolved_residues": unresolved,

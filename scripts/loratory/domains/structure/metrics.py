@@ -16,7 +16,7 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     and `rmsd` (Å) compare the prediction with the truth.
     """
     found = {name: np.fromiter((row[name] for row in rows), dtype=object) for name in ("plddt", "lddt")}
-    found |= {name: np.array([score_row[name] for score_row in rows], dtype=float) for name in ("tm", "rmsd")}
+    found |= {name: np.array([row[name] for row in rows], dtype=float) for name in ("tm", "rmsd")}
     within = [rank_correlation(*pair) for pair in zip(found["plddt"], found["lddt"])]
     return found | {"spearman": np.array(within, dtype=float)}
 

@@ -101,7 +101,9 @@ def build_backbone(angles: np.ndarray) -> np.ndarray:
     about = np.stack([*angles.T, np.full(n, 180.0)], axis=1).ravel()[1:-1]  # ψ₁ ω₁ φ₂ ψ₂ …, up to the last ψ
     bends = np.tile([ANGLES["CA-C-N"], ANGLES["C-N-CA"], ANGLES["N-CA-C"]], n)[: len(about)]
     first = bond_rotations(np.zeros(1), np.array([ANGLES["N-CA-C"]]))
-    frames = np.array(list(accumulate([np.eye(3), *first, *bond_rotations(about, bends)], np.matmul)))  # one for each bond
+    frames = np.array(
+        list(accumulate([np.eye(3), *first, *bond_rotations(about, bends)], np.matmul))
+    )  # one for each bond
     lengths = np.tile(list(BONDS.values()), n)[: len(frames)]
     points = np.concatenate([np.zeros((1, 3)), np.cumsum(frames[:, :, 0] * lengths[:, None], axis=0)])
     carbons = frames[1::3] @ bond_rotations(angles[:, 1] + 180, np.full(n, CARBONYL_ANGLE))

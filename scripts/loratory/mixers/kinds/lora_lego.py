@@ -45,7 +45,9 @@ class Mixer(Merger):
         from loratory.adapters.core import generator_for
 
         def merge_module(module, found):
-            return self.rebuild_delta(list(found.values()), generator_for(seed, f"lego.{module}").initial_seed() % 2**32)
+            return self.rebuild_delta(
+                list(found.values()), generator_for(seed, f"lego.{module}").initial_seed() % 2**32
+            )
 
         return merge_experts(given, merge_module)
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.mixers import contract
-from loratory.mixers.routing import cross_entropy, keep_largest, finite_log
+from loratory.mixers.routing import cross_entropy, finite_log, keep_largest
 
 
 class Mixer(contract.Mixer):

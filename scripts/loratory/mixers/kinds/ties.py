@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
-from loratory.mixers.merging import Merger, merge_experts, expert_shares
+from loratory.mixers.merging import Merger, expert_shares, merge_experts
 
 
 class Mixer(Merger):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
-from loratory.mixers.merging import Merger, merge_experts, expert_shares
+from loratory.mixers.merging import Merger, expert_shares, merge_experts
 
 if TYPE_CHECKING:
     from loratory.adapters.deltas import LowRank
