@@ -47,13 +47,13 @@ rule all:
 onstart:
     cores = workflow.resource_settings.cores
     if STUDY.resources.device == "cpu" and cores:  # none is given where the jobs go to other machines
-        from loratory.forecast import forecast
+        from loratory.forecast import study_forecast
 
-        print(forecast(STUDY, cores), file=sys.stderr)
+        print(study_forecast(STUDY, cores), file=sys.stderr)
 
 
 onsuccess:
-    from loratory.reporting.tables import show
+    from loratory.reporting.tables import show_tables
 
     scored = [metrics_of(*track, RESULTS) for track in TRACKS]
-    show([paths for paths in scored if all(map(exists, paths))], BANNER)
+    show_tables([paths for paths in scored if all(map(exists, paths))], BANNER)

@@ -30,7 +30,7 @@ from loratory.config import BaseEntry  # noqa: E402
 from loratory.domains.contract import Example  # noqa: E402
 from loratory.mixers.core import Mixture  # noqa: E402
 from loratory.mixers.generation import StepsByShape  # noqa: E402
-from loratory.mixers.kinds.xlora import Mixer as XLora  # noqa: E402
+from loratory.mixers.methods.xlora import Mixer as XLora  # noqa: E402
 from loratory.training.mixture import start_gate  # noqa: E402
 
 EXPERTS, RANK = 3, 8

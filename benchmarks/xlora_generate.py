@@ -31,8 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from loratory.adapters import core, deltas  # noqa: E402
 from loratory.mixers.core import Mixture  # noqa: E402
 from loratory.mixers.generation import FixedSteps, generate  # noqa: E402
-from loratory.mixers.kinds.xlora import Mixer  # noqa: E402
 from loratory.mixers.layers import MixedLinear  # noqa: E402
+from loratory.mixers.methods.xlora import Mixer  # noqa: E402
 
 EXPERTS = 4
 

@@ -38,7 +38,7 @@ def examples(tmp_path_factory):
 def test_the_page_has_all_parts_of_a_domain_a_method_and_a_mixer():
     parts = ("sources", "build", "task", "metrics", "simulate")
     domain = [f"domains/promoter/{part}.py" for part in parts]
-    assert list(BLOCKS) == [*domain, "adapters/methods/plain_lora.py", "mixers/kinds/fixed.py"]
+    assert list(BLOCKS) == [*domain, "adapters/methods/plain_lora.py", "mixers/methods/fixed.py"]
 
 
 def dataset(folder: Path, population: str = "domain"):
@@ -95,5 +95,5 @@ def test_the_methods_forward_is_its_delta(examples):
 
 def test_the_mixers_weights_are_its_shares(examples):
     mixer = registry.load_module("mixer", "fixed").Mixer(shares=(0.7, 0.3))
-    weights = mixer.weights(None, GateInput(), GateShape(2, 4, ("q", "k", "v"), (4, 4, 4), (8, 8, 8)))
+    weights = mixer.routing_weights(None, GateInput(), GateShape(2, 4, ("q", "k", "v"), (4, 4, 4), (8, 8, 8)))
     torch.testing.assert_close(weights.expand(2, 5, 3, 2)[1, 4, 2], torch.tensor([0.7, 0.3]))

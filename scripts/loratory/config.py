@@ -493,7 +493,7 @@ def fill_locations(config: BaseModel, where: str) -> BaseModel:
 
     def fill_sources(group):
         placed = {
-            name: given.model_copy(update={"source": given.source.moved(fill_location)})
+            name: given.model_copy(update={"source": given.source.map_locations(fill_location)})
             for name, given in entries_by_name(group).items()
             if given.source.kind == "files"
         }

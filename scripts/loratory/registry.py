@@ -9,7 +9,7 @@ import pkgutil
 
 from loratory.errors import InputError
 
-PACKAGES = {"domain": "loratory.domains", "method": "loratory.adapters.methods", "mixer": "loratory.mixers.kinds"}
+PACKAGES = {"domain": "loratory.domains", "method": "loratory.adapters.methods", "mixer": "loratory.mixers.methods"}
 
 
 def registered_names(noun: str) -> list[str]:

@@ -110,7 +110,7 @@ def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, 
 
     toy.model.train()
     parameters = core.trainable_parameters(toy.model)
-    train_model(parameters, micro_batches, lambda micro: toy.loss(toy.model, micro.batch), session.recipe, session.seed,
-        folder, "toy", course=session)  # fmt: skip
+    loss = lambda micro: toy.loss(toy.model, micro.batch)  # noqa: E731
+    train_model(parameters, micro_batches, loss, session.recipe, session.seed, folder, "toy", course=session)
     toy.model.eval()
     return session

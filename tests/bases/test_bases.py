@@ -22,8 +22,8 @@ from loratory.bases.folding import check_folder
 from loratory.bases.prepare import prepare_folder
 from loratory.data.audio import log_mel, read_audio
 from loratory.domains.contract import Example
+from loratory.domains.examples import domain_examples
 from loratory.domains.lncrna.sources import Task
-from loratory.domains.questions import domain_examples
 from loratory.errors import InputError
 from loratory.registry import load_module
 
@@ -116,7 +116,7 @@ def test_audio_takes_a_place_for_every_five_positions_and_reaches_the_model(caus
     assert batch["is_audio"].sum(1).tolist() == [item.audio_tokens for item in items]
     embeddings = causal.inputs(batch)["inputs_embeds"]
     for row, item in enumerate(items):
-        heard = causal.audio(causal.audio.heard(item.audio))
+        heard = causal.audio(causal.audio.audio_states(item.audio))
         torch.testing.assert_close(embeddings[row, 1 : 1 + item.audio_tokens], heard, rtol=0, atol=1e-6)
 
 
@@ -126,11 +126,11 @@ def test_a_clip_is_heard_alone_and_as_the_encoder_hears_it_in_a_batch(causal, cl
     samples = [read_audio(clip) for clip in clips]
     features = torch.from_numpy(np.stack([log_mel(clip, 80, ears.frames) for clip in samples]))
     together = ears.encoder(features).last_hidden_state
-    for states, clip, heard in zip(together, samples, map(ears.heard, clips)):
+    for states, clip, heard in zip(together, samples, map(ears.audio_states, clips)):
         tokens = ears.tokens(len(clip))
         assert heard.shape == (tokens, 5 * ears.config.d_model)
         torch.testing.assert_close(heard, states[: 5 * tokens].reshape(tokens, -1), rtol=0, atol=1e-5)
-    assert all(torch.equal(ears.heard(clip), ears.encode_clip(clip)) for clip in reversed(clips))
+    assert all(torch.equal(ears.audio_states(clip), ears.encode_clip(clip)) for clip in reversed(clips))
 
 
 def test_a_clip_is_encoded_once_and_only_by_the_ears_that_ask(tmp_path, clips):
@@ -144,13 +144,13 @@ def test_a_clip_is_encoded_once_and_only_by_the_ears_that_ask(tmp_path, clips):
     for _ in range(3):
         first.nll(first.model, items)
     assert len(calls) == len(clips)
-    assert not torch.equal(first.audio.heard(clips[0]), second.audio.heard(clips[0]))
+    assert not torch.equal(first.audio.audio_states(clips[0]), second.audio.heard(clips[0]))
 
 
 def test_memory_of_what_was_heard_is_bounded():
     for width, most in ((384, 466), (1280, 139)):
         config = WhisperConfig(d_model=width, encoder_layers=0, decoder_layers=0)
-        assert AudioPrefix(config, stack=5, width=8, hidden=8).heard.cache_info().maxsize == most
+        assert AudioPrefix(config, stack=5, width=8, hidden=8).audio_states.cache_info().maxsize == most
 
 
 def test_a_full_window_has_no_more_tokens_than_the_encoder_has_positions():
@@ -207,12 +207,12 @@ def test_whisper_scores_its_target_and_writes_alike_in_any_batch(whisper, clips)
 def test_whisper_decodes_with_a_cache_what_it_decodes_without(whisper, clips):
     item = whisper.encode(question("", "yes", audio=clips[0]))
     batch = whisper.collate([item])
-    ids = whisper.prompt()
+    ids = whisper.decoder_prompt()
     for _ in range(6):
         logits = whisper.model(input_features=batch["features"], decoder_input_ids=torch.tensor([ids])).logits
         ids.append(int(logits[0, -1].argmax()))
     end = whisper.tokenizer.eos_token_id
-    written = ids[len(whisper.prompt()) :]
+    written = ids[len(whisper.decoder_prompt()) :]
     written = written[: written.index(end)] if end in written else written
     expected = whisper.tokenizer.decode(written, skip_special_tokens=True).strip()
     assert whisper.text(whisper.model, [item], 6) == [expected]

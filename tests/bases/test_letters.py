@@ -15,7 +15,7 @@ from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
-from loratory.mixers.kinds.xlora import Mixer as XLora
+from loratory.mixers.methods.xlora import Mixer as XLora
 
 LETTERS = ("A", "C", "G", ">")
 LONGEST = 3

@@ -97,7 +97,7 @@ def test_a_checkpoint_becomes_a_base_that_asks_as_openai_does(made, tmp_path):
     multilingual = model.config.vocab_size > 51864
     base = prepared(root / "small.pt", tmp_path / "b", suppress=True)
     theirs = get_tokenizer(multilingual, num_languages=VOCABULARIES[model.config.vocab_size][1])
-    assert tuple(base.prompt()) == theirs.sot_sequence_including_notimestamps
+    assert tuple(base.decoder_prompt()) == theirs.sot_sequence_including_notimestamps
     assert base.manifest["origin"] == str(root / "small.pt") and base.manifest["whisper"]["suppress"]
     model = whisper.load_model(str(root / "small.pt"), "cpu")
     task = whisper.decoding.DecodingTask(model, whisper.DecodingOptions(without_timestamps=True, language="en"))
@@ -117,7 +117,7 @@ def test_other_languages_and_tasks_are_those_that_the_checkpoint_knows(made, tmp
             prepared(root / "small.pt", tmp_path / "b", **asked)
         return
     theirs = get_tokenizer(True, num_languages=VOCABULARIES[model.config.vocab_size][1], **asked)
-    found = prepared(root / "small.pt", tmp_path / "b", **asked).prompt()
+    found = prepared(root / "small.pt", tmp_path / "b", **asked).decoder_prompt()
     assert tuple(found) == theirs.sot_sequence_including_notimestamps
     with pytest.raises(InputError, match=r"whisper\.language: unknown language of this base \(ger\)"):
         prepared(root / "small.pt", tmp_path / "c", language="ger")

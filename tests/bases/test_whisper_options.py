@@ -21,7 +21,7 @@ from loratory.data.files import write_json
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
-from loratory.mixers.kinds.xlora import Mixer as XLora
+from loratory.mixers.methods.xlora import Mixer as XLora
 
 ENGLISH = [PROMPT[0], PROMPT[3]]
 NAMES = dict.fromkeys([*PROMPT, "<|de|>", "<|translate|>"], 0)
@@ -72,7 +72,7 @@ def prepared(source, out, **options):
 
 def test_the_shipped_base_keeps_its_prompt_and_knows_no_other_language(tmp_path):
     source = RESOURCES / "bases" / "mini_whisper"
-    assert prepared(source, tmp_path / "en").prompt() == [1, 2, 3, 4]
+    assert prepared(source, tmp_path / "en").decoder_prompt() == [1, 2, 3, 4]
     with pytest.raises(InputError, match=r"unknown language of this base \(de\); expected one of en"):
         prepared(source, tmp_path / "de", language="de")
     with pytest.raises(InputError, match=r"suppression is defined for OpenAI's vocabularies alone \(384 tokens\)"):
@@ -83,7 +83,7 @@ def test_what_a_published_folder_says_of_its_languages_is_read(tmp_path):
     whisper_base(tmp_path / "source")
     write_json(tmp_path / "source" / "generation_config.json", {"is_multilingual": False})
     found = prepared(tmp_path / "source", tmp_path / "b")
-    assert found.tokenizer.convert_ids_to_tokens(found.prompt()) == ENGLISH
+    assert found.tokenizer.convert_ids_to_tokens(found.decoder_prompt()) == ENGLISH
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_silence_after_a_clip_is_read_as_far_as_the_window_goes(clips, tmp_path)
     base = prepared(clips.full.folder, tmp_path / "b", window="clip", silence=1.2)
     items = [base.encode(example) for example in clips.examples]
     assert [item.length - len(item.labels) for item in items] == [85, 100, 100]
-    full = clips.full.features([clips.full.encode(clips.examples[0])])
-    assert torch.equal(base.features(items[:1]), full[..., :170])
+    full = clips.full.audio_features([clips.full.encode(clips.examples[0])])
+    assert torch.equal(base.audio_features(items[:1]), full[..., :170])
     with pytest.raises(ValidationError, match="`silence` needs `window: clip`"):
         WhisperOptions(silence=1)
 
@@ -146,7 +146,7 @@ def test_a_short_window_is_the_encoder_with_its_positions_cut(clips):
     cut = type(clips.full.model.model.encoder)(short).eval()
     weights = clips.full.model.model.encoder.state_dict()
     cut.load_state_dict(weights | {"embed_positions.weight": weights["embed_positions.weight"][:45]})
-    features = base.features(items)
+    features = base.audio_features(items)
     found = base.model.get_encoder()(features).last_hidden_state
     torch.testing.assert_close(found, cut(features).last_hidden_state, **CLOSE)
     assert found.shape == (2, 45, 16)
@@ -157,12 +157,12 @@ def test_a_mixture_hears_a_short_window_in_both_passes_and_writes_what_it_would_
     base, items = clips.clip, [clips.clip.encode(example) for example in clips.examples[:2]]
     experts = {name: trained_adapter(base.model, Method(rank=2), seed) for seed, name in enumerate("ab", 1)}
     mixture = opinionated(Mixture(base.model, experts, XLora())).eval()
-    features, ids = base.features(items), torch.tensor([base.prompt()] * 2)
+    features, ids = base.audio_features(items), torch.tensor([base.decoder_prompt()] * 2)
     for _ in range(5):
         ids = torch.cat([ids, mixture(input_features=features, decoder_input_ids=ids).logits[:, -1:].argmax(-1)], 1)
-    streams = mixture.routes(input_features=features, decoder_input_ids=ids)
+    streams = mixture.stream_routing(input_features=features, decoder_input_ids=ids)
     assert streams["frames"].shape[1] == 45
-    end, rows = base.tokenizer.eos_token_id, ids[:, len(base.prompt()) :].tolist()
+    end, rows = base.tokenizer.eos_token_id, ids[:, len(base.decoder_prompt()) :].tolist()
     expected = [row[: row.index(end)] if end in row else row for row in rows]
     assert base.write(mixture, items, 5) == expected
     mixture.remove_experts()

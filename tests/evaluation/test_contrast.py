@@ -24,7 +24,7 @@ def domain(monkeypatch):
     """A domain whose one metric is the mean of `nll`, the lower the better."""
     metric = Metric("loss", "nats", "down", "nll", lambda c: float(c["nll"].mean()), primary=True)
     found = SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
-    monkeypatch.setattr(registry, "load", lambda *_: found)
+    monkeypatch.setattr(registry, "load_module", lambda *_: found)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
 from loratory.config import Evaluation
 from loratory.domains.contract import Example
+from loratory.domains.examples import domain_prompts
 from loratory.domains.protein.sources import Task as Protein
-from loratory.domains.questions import domain_prompts
 from loratory.evaluation import predict
 from loratory.evaluation.controls import ShuffledMixer, can_shuffle
 from loratory.mixers.contract import GateInput, GateShape
@@ -106,8 +106,8 @@ def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(s
         heard.append((system.name, split, seed))
         return told(base, domain, system, split, questions, task, evaluation, seed)
 
-    monkeypatch.setattr(predict, "told", listened)
-    monkeypatch.setattr(predict, "questions_of", lambda *_: {"test": questions(), "valid": questions(4)})
+    monkeypatch.setattr(predict, "run_system", listened)
+    monkeypatch.setattr(predict, "examples_by_split", lambda *_: {"test": questions(), "valid": questions(4)})
     alone = predict.TrainedModels({"lora@recsys": study.folders["recsys"]}, {})
     folder = study.base.folder
     predict.predict_domain("recsys", None, TASK, folder, {0: alone, 5: alone}, (), Evaluation(), "cpu", tmp_path)
@@ -139,7 +139,7 @@ def test_windows_of_a_record_are_one_row_with_the_mean_log_odds():
 
 
 def test_mixtures_of_the_same_experts_share_what_they_are_controlled_by(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "questions_of", lambda *_: {"test": questions()})
+    monkeypatch.setattr(predict, "examples_by_split", lambda *_: {"test": questions()})
     trained = {0: made(study, "xlora", "weighted_merge", "oracle", "smora")}
     names = [system.names for system in predict.iterate_systems(study.base, "recsys", trained[0])]
     assert names[3:] == [

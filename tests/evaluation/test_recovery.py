@@ -30,7 +30,7 @@ def domains(monkeypatch):
         metric = Metric("mean", "nats", METRICS[domain], "nll", lambda c: float(c["nll"].mean()), primary=True)
         return SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
 
-    monkeypatch.setattr(registry, "load", load)
+    monkeypatch.setattr(registry, "load_module", load)
 
 
 @pytest.fixture

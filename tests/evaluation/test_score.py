@@ -57,7 +57,7 @@ def domain(monkeypatch):
         assert (noun, name, part) == ("domain", "toy", "metrics")
         return SimpleNamespace(METRICS=METRICS, columns=columns)
 
-    monkeypatch.setattr(registry, "load", load)
+    monkeypatch.setattr(registry, "load_module", load)
 
 
 @pytest.fixture

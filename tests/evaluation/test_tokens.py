@@ -97,14 +97,14 @@ def test_every_mixture_is_told_of_every_prompt(base, asked, tmp_path, monkeypatc
     for kind in ("xlora", "arrow"):
         mixture = mixture_of(base, kind)
         folders = {name: tmp_path / name for name in mixture.names}
-        for name, adapter in mixture.experts().items():
+        for name, adapter in mixture.current_experts().items():
             adapter.run["base_sha256"] = base.fingerprint
             deltas.save_adapter(folders[name], adapter, causal=True)
         mixtures[kind] = tmp_path / kind
         save_mixture(mixtures[kind], mixture, kind, folders, {"base_sha256": base.fingerprint})
         mixture.remove_experts()
     monkeypatch.setattr(tokens, "read_records", lambda folder, split, limit: [folder] if split == "test" else [])
-    monkeypatch.setattr(tokens, "examples", lambda domain, records, task, family: [asked[domain]])
+    monkeypatch.setattr(tokens, "domain_examples", lambda domain, records, task, family: [asked[domain]])
     prompts = {"both": ("protein", "lncrna"), "spoken": ("speech", "protein")}
     tasks = dict.fromkeys(asked, SimpleNamespace())
     route_tokens(base.folder, mixtures, prompts, dict.fromkeys(asked, "data"), tasks, "cpu", tmp_path / "out.json")

@@ -252,4 +252,4 @@ def test_the_domain_loss_of_x_lora_is_the_cross_entropy_of_its_weights(domain_lo
     weights = torch.tensor([[[0.5, 0.25, 0.25]], [[0.5, 0.125, 0.375]]])
     expected = -domain_loss * (torch.tensor([0.25, 0.125]).log().mean())
     mixer = registry.load_module("mixer", "xlora").Mixer(domain_loss=domain_loss)
-    torch.testing.assert_close(mixer.penalty(weights, 1), expected)
+    torch.testing.assert_close(mixer.routing_penalty(weights, 1), expected)

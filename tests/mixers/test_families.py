@@ -20,7 +20,7 @@ from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
-from loratory.mixers.kinds.xlora import Mixer as XLora
+from loratory.mixers.methods.xlora import Mixer as XLora
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.mixers.streams import READS_FRAMES
 
@@ -127,7 +127,7 @@ def whisper_weights(model, mixture: Mixture, features, ids):
     tokens = model.model.decoder(input_ids=ids, encoder_hidden_states=frames).last_hidden_state
     heard = [name for name in mixture.layers if READS_FRAMES.search(name)]
     parts = {"frames": heard, "tokens": [name for name in mixture.layers if name not in heard]}
-    if mixture.mixer.pooled:
+    if mixture.mixer.per_sequence:
         parts, tokens = {"tokens": list(mixture.layers)}, frames.mean(1, keepdim=True)
     found = {}
     for stream, names in parts.items():
@@ -333,12 +333,12 @@ def heard(tmp_path_factory):
 
 def rewritten(base, call, features, limit: int) -> tuple[list[str], list[torch.Tensor]]:
     """Greedy transcripts and the logits of each step, everything computed anew for each token; call: ids -> logits."""
-    ids, logits = torch.tensor([base.prompt()] * len(features)), []
+    ids, logits = torch.tensor([base.decoder_prompt()] * len(features)), []
     for _ in range(limit):
         logits.append(call(ids)[:, -1])
         ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
     end, rows = base.tokenizer.eos_token_id, []
-    for row in ids[:, len(base.prompt()) :].tolist():
+    for row in ids[:, len(base.decoder_prompt()) :].tolist():
         row = row[: row.index(end)] if end in row else row
         rows.append(base.tokenizer.decode(row, skip_special_tokens=True).strip())
     return rows, logits
@@ -385,7 +385,7 @@ def test_the_loss_of_transcripts_trains_the_gates_of_both_streams(heard, mixer):
     mixture = placed(Mixture(model, experts("whisper", load_base(base.folder).model, ()), mixer)).train()
     total, targets = base.loss(mixture, base.collate(items))
     total.backward()
-    assert targets == sum(len(item.ids) - len(base.prompt()) for item in items)
+    assert targets == sum(len(item.ids) - len(base.decoder_prompt()) for item in items)
     assert set(mixture.gate) == ({"frames", "tokens"} if mixer in (XLora(), GATED["deep"]) else {"tokens"})
     assert all(parameter.grad.abs().sum() > 0 for parameter in mixture.gate.parameters())
     if isinstance(mixer, XLora):
@@ -423,11 +423,11 @@ def test_routes_are_the_weights_of_every_position_and_layer(family, mixer):
     inputs = {"input_ids": ids}
     if family == "whisper":
         inputs = {"input_features": torch.randn(3, 80, 200), "decoder_input_ids": ids}
-    routes = mixture.routes(**inputs)
+    routes = mixture.stream_routing(**inputs)
     heard = [name for name in mixture.layers if family == "whisper" and READS_FRAMES.search(name)]
     read = len(mixture.layers) - len(heard)
     expected = {"tokens": (3, 6, read, 3)} | ({"frames": (3, 100, len(heard), 3)} if heard else {})
-    if mixer.pooled:
+    if mixer.per_sequence:
         expected = {"tokens": (3, 1, len(mixture.layers), 3)}
     assert {stream: tuple(weights.shape) for stream, weights in routes.items()} == expected
     for weights in routes.values():

@@ -22,7 +22,7 @@ from loratory.data.files import read_json
 from loratory.domains.dataset import write_records
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
-from loratory.mixers.kinds.xlora import Mixer as XLora
+from loratory.mixers.methods.xlora import Mixer as XLora
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training import mixture as training
 from loratory.training.fit import MicroBatch, Recipe, train_model
@@ -380,7 +380,7 @@ def study(request, tmp_path, monkeypatch):
         data[field].mkdir()
         write(data[field], seed)
     encoded = training.encode_split
-    monkeypatch.setattr(training, "encoded", lambda base, field, *rest: encoded(base, domain, *rest))
+    monkeypatch.setattr(training, "encode_split", lambda base, field, *rest: encoded(base, domain, *rest))
 
     def train(out, precision="fp32", rates=(0.02,), **options):
         given = {"mixer": "xlora", "base": "tiny", "experts": dict.fromkeys(folders, "lora"), **options}

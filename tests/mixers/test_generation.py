@@ -12,8 +12,8 @@ from loratory.errors import InputError
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import FixedSteps, generate, run_prefix, stream_tokens
-from loratory.mixers.kinds.uniform import Mixer as Uniform
-from loratory.mixers.kinds.xlora import Mixer as XLora
+from loratory.mixers.methods.uniform import Mixer as Uniform
+from loratory.mixers.methods.xlora import Mixer as XLora
 
 IDS = torch.arange(2 * 7).view(2, 7) % 40 + 3
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
@@ -113,7 +113,7 @@ def test_steps_that_cannot_be_captured_go_on_as_they_are(monkeypatch, capsys):
     def captured():
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(fixed, "captured", captured)
+    monkeypatch.setattr(fixed, "capture_step", captured)
     assert generate(made, IDS, MASK, max_new_tokens=NEW, eos=(), fixed=fixed) == anew(made)[0]
     assert capsys.readouterr().out == "steps are not replayed: operation not permitted when stream is capturing\n"
 

@@ -8,7 +8,7 @@ from models import llama, trained_adapter
 from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
 from loratory.mixers.core import Mixture
-from loratory.mixers.kinds.xlora import Mixer
+from loratory.mixers.methods.xlora import Mixer
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 

@@ -26,7 +26,7 @@ DATASETS = {"protein": {"max_length": 120, "min_length": 20}, "lncrna": {}, "rec
 
 def public_records(domain: str, n: int, data: Path) -> list[dict]:
     """Records of the public sample under `data`, as many of either class."""
-    files = config.domain_source(domain, {"kind": "files"} | FILES[domain]).moved(
+    files = config.domain_source(domain, {"kind": "files"} | FILES[domain]).map_locations(
         lambda location: str(data / location)
     )
     return some_records(domain, files, DATASETS[domain], n)

@@ -27,7 +27,7 @@ from loratory.bases.folding import fold_sequence, load_folding_model
 from loratory.bases.prepare import prepare_folder
 from loratory.config import RESOURCES
 from loratory.data.alphabets import RESIDUES
-from loratory.domains.questions import domain_examples, domain_prompts
+from loratory.domains.examples import domain_examples, domain_prompts
 from loratory.errors import InputError
 
 SHIPPED, N = RESOURCES / "bases", 4

@@ -83,7 +83,7 @@ def check_both_variants(pair, name: str, records, suppressed: int) -> tuple[list
     """Without suppression, and of the last `suppressed` clips with it; returns our texts and OpenAI's results."""
     (base, model), (silent, _) = pair(name), pair(name, suppress=True)
     prompt = whisper.tokenizer.get_tokenizer(model.is_multilingual, language="en", task="transcribe")
-    assert tuple(base.prompt()) == prompt.sot_sequence_including_notimestamps
+    assert tuple(base.decoder_prompt()) == prompt.sot_sequence_including_notimestamps
     expected, found = reference(model, [features(record) for record in records], **PLAIN), written(base, records)
     assert found == [result.tokens for result in expected]
     encoded = [result.audio_features for result in expected[-suppressed:]]

@@ -101,14 +101,14 @@ def test_a_killed_job_computes_only_what_it_had_not_finished(study, monkeypatch)
         return real(base, items, batch_tokens)
 
     with monkeypatch.context() as patched:
-        patched.setattr(features, "states", killed)
+        patched.setattr(features, "compute_states", killed)
         with pytest.raises(KeyboardInterrupt):
             study.write("parts", 100, monkeypatch)
     assert not (study.folder / "parts").exists()
     [kept] = (study.folder / "checkpoints").iterdir()
     assert shards(kept) == ["00000.safetensors", "00001.safetensors"]
     (kept / ".00002.safetensors.part").write_bytes(b"half")  # what a kill in the midst of writing leaves
-    monkeypatch.setattr(features, "states", lambda *given: (made.append(len(given[1])), real(*given))[1])
+    monkeypatch.setattr(features, "compute_states", lambda *given: (made.append(len(given[1])), real(*given))[1])
     parts = study.write("parts", 100, monkeypatch)
     assert made == [len(part) for part in read_json(expected / INDEX)["shards"]]
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (expected, parts)]

@@ -317,7 +317,7 @@ def test_training_goes_on_bit_for_bit_after_sigterm(records, tmp_path, monkeypat
         return plain(*args)
 
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
-        patch.setattr(folding, "draw", draw)
+        patch.setattr(folding, "draw_chains", draw)
         run(tmp_path / "parts")
     resumed, _, again = run(tmp_path / "parts")
     assert [point["loss"] for point in again] == [point["loss"] for point in curve]

@@ -180,7 +180,7 @@ def asked(monkeypatch):
         found.append((domain, split, limit))
         return items
 
-    monkeypatch.setattr(training, "encoded", noted)
+    monkeypatch.setattr(training, "encode_split", noted)
     return found
 
 
@@ -242,7 +242,7 @@ def test_a_penalty_is_learnt_from(study):
 def test_validation_asks_no_penalty(study, monkeypatch):
     study.train("mixture", domain_loss=1.0)
     opened = open_mixture(study.folder / "mixture/seed0", study.base)
-    monkeypatch.setattr(training, "penalty", None)
+    monkeypatch.setattr(training, "mixer_penalty", None)
     valid = {d: training.encode_split(study.base, d, study.data[d], TASKS[d], "valid") for d in DOMAINS}
     assert 0 < validation_loss(study.base, opened, valid, 96) < 20
 
@@ -303,7 +303,7 @@ def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monke
 
 def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monkeypatch):
     fit, places = training.train_model, []
-    monkeypatch.setattr(training, "fit", lambda *given: (places.append(given[5]), fit(*given))[1])
+    monkeypatch.setattr(training, "train_model", lambda *given: (places.append(given[5]), fit(*given))[1])
     study.train("codons")
     study.train("again")
     monkeypatch.setitem(TASKS, "lncrna", TASKS["lncrna"].model_copy(update={"layout": "letters"}))
@@ -313,7 +313,7 @@ def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monke
 
 def test_the_checkpoints_of_another_pytorch_are_others(study, monkeypatch):
     fit, places = training.train_model, []
-    monkeypatch.setattr(training, "fit", lambda *given: (places.append(given[5]), fit(*given))[1])
+    monkeypatch.setattr(training, "train_model", lambda *given: (places.append(given[5]), fit(*given))[1])
     study.train("one")
     monkeypatch.setattr(job, "version", lambda _: "0.0")
     study.train("other")
@@ -328,7 +328,7 @@ def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):
             raise InputError(title, "the loss is nan at step 0", reason="diverged")
         return fit(parameters, micro_batches, loss, steps, seed, folder, title, validate)
 
-    monkeypatch.setattr(training, "fit", diverging)
+    monkeypatch.setattr(training, "train_model", diverging)
     kept, alone = study.train("mixture", rates=(9.0, 0.3)), study.train("alone", rates=(0.3,))
     assert "left out of the grid: toy seed 0 lr 9.0: the loss is nan at step 0" in capsys.readouterr().out
     assert [trial["rate"] for trial in told(study, "mixture")["grid"]] == [0.3]

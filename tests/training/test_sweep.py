@@ -31,9 +31,9 @@ def swept(monkeypatch, tmp_path):
     losses = {}
     base = SimpleNamespace(fingerprint="", family="causal", manifest={"name": "mini"})
     monkeypatch.setattr(sweep, "load_base", lambda *_: base)
-    monkeypatch.setattr(sweep, "encoded", lambda *_: [])
+    monkeypatch.setattr(sweep, "encode_split", lambda *_: [])
     monkeypatch.setattr(sweep, "data_digest", lambda _: [])
-    monkeypatch.setattr(sweep, "describe", lambda base, domain, method, seed, trial, data: {"rate": trial["rate"]})
+    monkeypatch.setattr(sweep, "describe_run", lambda base, domain, method, seed, trial, data: {"rate": trial["rate"]})
     monkeypatch.setattr(sweep, "train_one", train_one)
 
     def run(**given):

@@ -4,11 +4,11 @@ from os.path import exists
 from pathlib import Path
 
 from loratory import config as loratory_config
-from loratory.config import entries, published_folder
+from loratory.config import entries_by_name, published_folder
 from loratory.data.splits import SPLITS
 from loratory.errors import InputError
 from loratory.provenance import code_digest
-from loratory.registry import is_folded, outputs
+from loratory.registry import family_outputs, is_folded
 
 CONFIG_FILE = (workflow.config_settings.configfiles or ["config/config.yaml"])[-1]
 try:
@@ -16,8 +16,8 @@ try:
 except InputError as error:
     raise WorkflowError(str(error))
 
-DOMAINS = entries(STUDY.domains)
-GENERAL = entries(STUDY.general)
+DOMAINS = entries_by_name(STUDY.domains)
+GENERAL = entries_by_name(STUDY.general)
 CORPORA = {"data": DOMAINS, "general": GENERAL}
 POPULATION = {"data": "domain", "general": "general"}
 ASKED = {"data": ("test", "valid", "sample"), "general": ("test",)}  # what systems are asked of each corpus
@@ -47,7 +47,7 @@ def task_modules(domains):
 
 def local_files(source):
     """A source's own files. A missing one is left to the job, which says more clearly what is missing."""
-    return [] if source.kind == "simulate" else [path for path in source.paths() if exists(path)]
+    return [] if source.kind == "simulate" else [path for path in source.file_paths() if exists(path)]
 
 
 def memory(wildcards, attempt):
@@ -88,7 +88,7 @@ def curves_on(base):
 
 def is_structured(domain, base):
     """Whether structures are made of a domain's samples on a base."""
-    return STUDY.folding is not None and is_folded(domain) and "sample" in outputs(domain, STUDY.bases[base].family)
+    return STUDY.folding is not None and is_folded(domain) and "sample" in family_outputs(domain, STUDY.bases[base].family)
 
 
 def structures_of(wildcards):

@@ -7,7 +7,7 @@ that looks at its input two figures: its weights by layer, and by token of input
 
 MIXING = STUDY.compare_mixers
 MIXERS = {name: mixture for name, mixture in STUDY.mixtures.items() if MIXING and mixture.base == MIXING.base}
-ROUTERS = [name for name, mixture in MIXERS.items() if mixture.reads != "nothing" and not mixture.told]
+ROUTERS = [name for name, mixture in MIXERS.items() if mixture.reads != "nothing" and not mixture.needs_domain]
 MIXED = MIXERS[MIXING.against].experts if MIXING else {}
 PROMPTS = MIXING.prompts if MIXING else {}
 PROMPTED = [domain for domain in MIXED if any(domain in domains for domains in PROMPTS.values())]
@@ -131,7 +131,7 @@ rule route_tokens:
         tasks={domain: plain(DOMAINS[domain].task) for domain in PROMPTED},
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=code_digest("evaluation/tokens.py", "bases", "mixers/kinds", *task_modules(PROMPTED)),
+        code=code_digest("evaluation/tokens.py", "bases", "mixers/methods", *task_modules(PROMPTED)),
     script:
         "../../scripts/route_tokens.py"
 

@@ -38,7 +38,7 @@ rule predict:
         evaluation=plain(STUDY.evaluation, without=["resamples", "folded", "min_records", "min_groups"]),
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=lambda wc: code_digest("evaluation/predict.py", "bases", "mixers/kinds", f"domains/{wc.domain}/task.py"),
+        code=lambda wc: code_digest("evaluation/predict.py", "bases", "mixers/methods", f"domains/{wc.domain}/task.py"),
     script:
         "../../scripts/predict.py"
 

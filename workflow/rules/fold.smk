@@ -4,9 +4,9 @@ Inputs: predictions, a folding base, chains of known structure. Outputs: `<resul
 scored) and `<results>/folding/{base}/` (the base, judged), with its table and figure.
 """
 
-from loratory.registry import families
+from loratory.registry import base_families
 
-TRUTH = next((domain for domain in DOMAINS if "folding" in families(domain)), None)  # where true structures are
+TRUTH = next((domain for domain in DOMAINS if "folding" in base_families(domain)), None)  # where true structures are
 JUDGED = [STUDY.folding] if STUDY.folding and TRUTH else []
 
 

@@ -73,7 +73,7 @@ rule train_mixture:
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
         code=lambda wc: code_digest(
-            "training/mixture.py", "bases", "mixers/kinds", *task_modules(STUDY.mixtures[wc.mixture].experts)
+            "training/mixture.py", "bases", "mixers/methods", *task_modules(STUDY.mixtures[wc.mixture].experts)
         ),
     script:
         "../../scripts/train_mixture.py"

@@ -32,7 +32,7 @@ class AudioPrefix(nn.Module):
         size = config.d_model * stack
         self.projector = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, width))
         longest = 4 * config.max_source_positions * config.d_model  # bytes
-        self.heard = lru_cache(maxsize=max(1, CACHE_BYTES // longest))(self.encode_clip)
+        self.audio_states = lru_cache(maxsize=max(1, CACHE_BYTES // longest))(self.encode_clip)
 
     @property
     def frames(self) -> int:

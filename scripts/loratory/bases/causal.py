@@ -137,7 +137,7 @@ class Causal(Base):
             raise InputError(where, "this base cannot hear", example.audio, "a causal base with `audio:`")
         samples = len(read_audio(example.audio))
         check_clip(where, samples, self.audio.frames)
-        return self.audio.tokens(samples)
+        return self.audio.prefix_length(samples)
 
     def collate(self, items):
         return self.assemble_batch(items, [item.ids for item in items], [item.labels for item in items])
@@ -170,7 +170,7 @@ class Causal(Base):
                 [begin <= at < begin + item.audio_tokens for at in range(n)] for item, n in zip(items, lengths)
             ]
             batch["is_audio"] = pad_rows(is_audio, False, self.device, left)
-            batch["heard"] = torch.cat([self.audio.heard(item.audio) for item in heard])
+            batch["audio_states"] = torch.cat([self.audio.audio_states(item.audio) for item in heard])
         return batch
 
     def inputs(self, batch) -> dict:
@@ -181,10 +181,10 @@ class Causal(Base):
         inputs = {}
         if "positions" in batch:
             inputs = {"attention_mask": batch["mask"], "position_ids": batch["positions"]}
-        if "heard" not in batch:
+        if "audio_states" not in batch:
             return inputs | {"input_ids": batch["ids"]}
         embeddings = self.model.get_input_embeddings()(batch["ids"])
-        prefix = self.audio(batch["heard"]).to(embeddings.dtype)
+        prefix = self.audio(batch["audio_states"]).to(embeddings.dtype)
         return inputs | {"inputs_embeds": embeddings.masked_scatter(batch["is_audio"][..., None], prefix)}
 
     def token_nll(self, model, batch) -> torch.Tensor:

@@ -18,19 +18,19 @@ def read_fasta(path, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[
     """
     first_seen: dict[str, int] = {}
     for number, raw in enumerate(read_raw_records(path), start=1):
-        ledger.seen()
+        ledger.count_record()
         where = f"{path}:{number}"
         line, _, body = raw.partition(b"\n")
         header = decode_line(line, path, number, encoding).strip()
         id, sequence = header.split(None, 1)[0] if header else "", body.translate(None, b"\r\n")
         if not id:
-            ledger.error(InputError(where, "header without an id", ">", "`>id description`", reason="no_id"))
+            ledger.note_error(InputError(where, "header without an id", ">", "`>id description`", reason="no_id"))
         elif not sequence:
             error = InputError(where, "record without a sequence", id, "at least one letter", reason="no_sequence")
-            ledger.error(error, id)
+            ledger.note_error(error, id)
         elif id in first_seen:
             what = f"duplicate id, first seen at record {first_seen[id]}"
-            ledger.error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
+            ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
         else:
             first_seen[id] = number
             yield where, id, header, sequence

@@ -47,7 +47,7 @@ def keep_sample(records: list[dict], limit: int | None, seed: int, ledger: Ledge
     kept = splits.sample_by_hash(records, limit, seed)
     left_out = {record["id"] for record in records} - {record["id"] for record in kept}
     for id in sorted(left_out):
-        ledger.drop(domain, "-", id, "not_sampled")
+        ledger.drop_record(domain, "-", id, "not_sampled")
     return kept
 
 
@@ -59,12 +59,12 @@ def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledge
     else:
         homes = splits.assign_splits(groups, dataset.split.model_dump(), seed, domain)
     parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
-    if hasattr(build, "leaks"):
+    if hasattr(build, "find_leaks"):
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            found = build.leaks(parts[held_out], others, dataset)
+            found = build.find_leaks(parts[held_out], others, dataset)
             for id, source in sorted(found.items()):
-                ledger.drop(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
+                ledger.drop_record(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
             parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
     for split, part in parts.items():
         if not part:
@@ -117,10 +117,10 @@ def audit_split(domain: str, folder, dataset, out) -> None:
     parts = {split: read_split(folder, split) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
     counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
-    if hasattr(build, "leaks"):
+    if hasattr(build, "find_leaks"):
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            counts[f"resembles_{held_out}"] = len(build.leaks(parts[held_out], others, dataset))
+            counts[f"resembles_{held_out}"] = len(build.find_leaks(parts[held_out], others, dataset))
     broken = {name: count for name, count in counts.items() if count}
     if broken:
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")

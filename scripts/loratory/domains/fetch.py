@@ -28,7 +28,7 @@ def fetch_source(domain: str, source, population: str, seed: int, out) -> None:
         if source.kind == "simulate":
             placed = simulate_files(domain, source, population, seed, aside, Path(out))
         else:
-            placed = source.moved(lambda location: fetch_location(location, source.sha256, aside, Path(out)))
+            placed = source.map_locations(lambda location: fetch_location(location, source.sha256, aside, Path(out)))
             if added := getattr(source, "simulated", None):
                 placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
         digests = {path: file_sha256(path) for path in sorted(placed.file_paths()) if Path(path).is_file()}
@@ -39,7 +39,7 @@ def simulate_files(domain: str, simulation, population: str, seed: int, aside: P
     """The `Files` that the simulator writes into `aside`, located as they will be under `out`."""
     simulate, sources = (registry.load_module("domain", domain, part) for part in ("simulate", "sources"))
     files = simulate.simulate(simulation, population, seed, aside)
-    return sources.Files(**files).moved(lambda path: str(out / path))
+    return sources.Files(**files).map_locations(lambda path: str(out / path))
 
 
 def join_locations(files, more):

@@ -12,7 +12,7 @@ from loratory.bases import folding
 from loratory.data.files import atomic_write, write_json
 from loratory.data.structures import alpha_carbons
 from loratory.domains.dataset import read_split
-from loratory.domains.questions import read_records
+from loratory.domains.examples import read_records
 from loratory.errors import InputError
 from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
 from loratory.evaluation.score import Floor, estimate_columns, finite_or_none, metric_columns
@@ -78,7 +78,7 @@ def assess_folding(
         "domain": domain,
         "base": base,
         "rows": [row for part, own in parts.items() for row in metric_rows(task, part, own, resamples, seed, floor)],
-        "bins": task.calibration(resolved_columns(task, chains)),
+        "bins": task.calibration_bins(resolved_columns(task, chains)),
         "left_out": len(seen) if learnt is not None else None,
         "resamples": resamples,
         "seed": seed,
@@ -90,7 +90,7 @@ def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset) -> se
     """The ids of records that resemble one of the `train` splits."""
     known = [record for folder in learnt for record in read_split(folder, "train")]
     build = registry.load_module("domain", domain, "build")
-    return set(build.leaks(known, records, dataset)) if known else set()
+    return set(build.find_leaks(known, records, dataset)) if known else set()
 
 
 def chain_scores(record: dict, structure: folding.Structure) -> dict:

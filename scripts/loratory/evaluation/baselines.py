@@ -1,7 +1,7 @@
 """Controls that know no language model: what a domain's baselines say about the same records, or write."""
 
 from loratory import registry
-from loratory.domains.questions import read_records
+from loratory.domains.examples import read_records
 from loratory.evaluation.rows import write_rows
 
 

@@ -22,14 +22,14 @@ class ShuffledMixer(Mixer):
 
     @property
     def pooled(self):
-        return self.inner.pooled
+        return self.inner.per_sequence
 
     @property
     def by_rank(self):
         return self.inner.by_rank
 
     def routing_weights(self, gate, seen, sizes):
-        found = self.inner.weights(gate, seen, sizes)
+        found = self.inner.routing_weights(gate, seen, sizes)
         return found.roll(found.shape[-1] // sizes.experts, -1)
 
     def select_weights(self, weights):

@@ -106,7 +106,7 @@ def fold_predictions(
 
 def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
     """The (id, sequence) pairs of each system's samples that are whole chains, in id order."""
-    chain, systems = registry.load_module("domain", domain, "task").chain, {}
+    chain, systems = registry.load_module("domain", domain, "task").sample_residues, {}
     table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
     for row in sorted(table.to_pylist(), key=lambda row: (row["system"], row["id"])):
         if sequence := chain(row["text"] or ""):

@@ -14,7 +14,7 @@ from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
 from loratory.data.batching import batches_by_length
 from loratory.data.files import read_json, write_json
-from loratory.domains.questions import domain_examples, domain_prompts, read_records
+from loratory.domains.examples import domain_examples, domain_prompts, read_records
 from loratory.errors import InputError
 from loratory.evaluation.controls import ShuffledMixer, can_shuffle
 from loratory.evaluation.rows import write_rows

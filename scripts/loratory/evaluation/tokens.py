@@ -8,7 +8,7 @@ import torch
 from loratory.bases.core import IGNORED, Encoded, load_base, too_long_error
 from loratory.data.files import write_json
 from loratory.domains.contract import Example
-from loratory.domains.questions import domain_examples, read_records
+from loratory.domains.examples import domain_examples, read_records
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture
 

@@ -1,4 +1,4 @@
-"""What a mixer file offers. A file under `kinds/` defines one class `Mixer(contract.Mixer)`; its fields are options.
+"""What a mixer file offers. A file under `methods/` defines one class `Mixer(contract.Mixer)`; its fields are options.
 
 As with methods, the file is imported while the config is read: torch is imported inside functions.
 """

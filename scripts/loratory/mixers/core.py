@@ -66,13 +66,13 @@ class Mixture(nn.Module):
         self.asked: int | None = None
         model.requires_grad_(False)
         self.layers = self.stack_experts(experts)
-        apart = mixer.reads == "hidden" and not mixer.pooled
+        apart = mixer.reads == "hidden" and not mixer.per_sequence
         self.streams = module_streams(model, list(self.layers), apart)
         self.sizes = {stream: self.gate_shape(names) for stream, names in self.streams.items()}
-        gates = {stream: mixer.gate(sizes) for stream, sizes in self.sizes.items()}
+        gates = {stream: mixer.build_gate(sizes) for stream, sizes in self.sizes.items()}
         self.gate = nn.ModuleDict(gates).to(model.device) if None not in gates.values() else None
         for stream, gate in self.gate.items() if self.gate is not None else ():
-            mixer.prepare(gate, self.sizes[stream], experts)
+            mixer.prepare_gate(gate, self.sizes[stream], experts)
 
     def stack_experts(self, experts: dict[str, Adapter]) -> dict[str, MixedLinear]:
         """Puts the experts' changes on the model's layers; {module: layer} in the order of names."""
@@ -214,7 +214,7 @@ class Mixture(nn.Module):
             states = {TOKENS: hidden} if hidden is not None else self.bare_states(inputs, cache and cache.bare)
             states = self.gate_states(states, prompt if prompt is not None else inputs.get("attention_mask"))
         weights = known | self.weights_from_states(states, seen, known)
-        if cache is not None and (self.mixer.pooled or cache.calls == self.hold_after):
+        if cache is not None and (self.mixer.per_sequence or cache.calls == self.hold_after):
             cache.held = weights[TOKENS][:, -1:]
         return weights
 
@@ -225,7 +225,7 @@ class Mixture(nn.Module):
 
     def gate_states(self, states: dict[str, torch.Tensor], prompt) -> dict[str, torch.Tensor]:
         """The states that a gate reads: as they are, or one for each sequence."""
-        return {TOKENS: mean_pool(states, prompt)} if self.mixer.pooled else states
+        return {TOKENS: mean_pool(states, prompt)} if self.mixer.per_sequence else states
 
     def weights_from_states(
         self, states: dict[str, torch.Tensor] | None, seen: GateInput, known=()
@@ -241,7 +241,7 @@ class Mixture(nn.Module):
     def wanted_weights(self, stream: str, seen: GateInput) -> torch.Tensor:
         """The wanted weights; a gate computes in single precision whatever the passes around it do."""
         with torch.autocast(self.model.device.type, enabled=False):
-            return self.mixer.weights(self.stream_gate(stream), seen, self.sizes[stream]).to(self.model.device)
+            return self.mixer.routing_weights(self.stream_gate(stream), seen, self.sizes[stream]).to(self.model.device)
 
     def stream_gate(self, stream: str) -> nn.Module | None:
         return None if self.gate is None else self.gate[stream]
@@ -290,7 +290,9 @@ class Mixture(nn.Module):
             return self.given
         found = {}
         for index, (name, adapter) in enumerate(self.given.items()):
-            deltas = {module: self.layers[module].moved(index, d.scale) for module, d in adapter.deltas.items()}
+            deltas = {
+                module: self.layers[module].current_delta(index, d.scale) for module, d in adapter.deltas.items()
+            }
             found[name] = Adapter(deltas, heads=adapter.heads)
         return found
 

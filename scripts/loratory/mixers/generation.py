@@ -68,7 +68,7 @@ def stream_tokens(
     rows, before = len(mask), 0
     cache = new_cache(model)
     if prefix is not None:
-        cache, before = prefix.cache(model, rows), prefix.ids.shape[1]
+        cache, before = prefix.request_cache(model, rows), prefix.ids.shape[1]
         mask = torch.cat([mask.new_ones(rows, before), mask], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
     inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
@@ -78,7 +78,7 @@ def stream_tokens(
             return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     if fixed is not None:
-        fixed.check(model, rows, mask.shape[1] + max_new_tokens)
+        fixed.check_batch(model, rows, mask.shape[1] + max_new_tokens)
         forward = fixed.wrap_forward(forward, hold_after)
     ends = model.config.eos_token_id if eos is None else eos
     stopping = StopStringCriteria(tokenizer, list(stop)) if stop else None
@@ -158,7 +158,7 @@ def run_prefix(model, ids: torch.Tensor, shared: Prefix | None = None) -> Prefix
     if not isinstance(model, Mixture):
         cache = empty_cache(model)
         return Prefix(ids, bare_states(model, inputs, cache)[TOKENS], cache)
-    if model.mixer.pooled:
+    if model.mixer.per_sequence:
         raise InputError("run_prefix", "the mixer weighs a prompt as a whole", type(model.mixer).__module__)
     pair = model.new_cache()
     if shared is None and pair.bare is not None:

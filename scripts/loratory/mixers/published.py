@@ -16,8 +16,8 @@ from loratory.adapters.deltas import CONFIG, WEIGHTS
 from loratory.data.files import read_json
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture, check_trained_experts
-from loratory.mixers.kinds.xlora import Mixer
 from loratory.mixers.layers import MixedLinear
+from loratory.mixers.methods.xlora import Mixer
 from loratory.mixers.store import open_experts
 from loratory.mixers.streams import TOKENS
 

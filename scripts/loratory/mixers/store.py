@@ -55,7 +55,7 @@ def save_experts(folder: Path, mixture: Mixture, given: dict[str, str], run: dic
     causal = model.can_generate() and not model.config.is_encoder_decoder
     transposed = any(isinstance(layer.base, Conv1D) for layer in mixture.layers.values())
     known = {key: run[key] for key in ("base", "base_sha256", "seed") if key in run}
-    for name, adapter in mixture.experts().items():
+    for name, adapter in mixture.current_experts().items():
         save_adapter(folder / name, replace(adapter, run=known), causal=causal, transposed=transposed)
 
 

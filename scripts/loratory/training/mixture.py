@@ -16,7 +16,7 @@ from loratory.data import batching
 from loratory.data.files import file_sha256
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_experts, save_mixture
-from loratory.training.budget import PeakMemory
+from loratory.training.costs import PeakMemory
 from loratory.training.features import StoredStates, open_features, pad_states
 from loratory.training.fit import MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
@@ -183,7 +183,7 @@ def validation_loss(base, mixture: Mixture, valid: dict[str, list[Encoded]], bud
 def mixer_penalty(mixture: Mixture, mask: torch.Tensor, domain: int) -> torch.Tensor | float:
     """The mean over streams, or over layers that weigh for themselves, of what the mixer adds; a plain 0.0 of the
     mixer says that this one has no part in it."""
-    found = [mixture.mixer.penalty(unpadded_weights(w, mask), domain) for w in mixture.wanted.values()]
+    found = [mixture.mixer.routing_penalty(unpadded_weights(w, mask), domain) for w in mixture.wanted.values()]
     found = [value for value in found if torch.is_tensor(value)]
     return sum(found) / len(found) if found else 0.0
 

@@ -6,7 +6,7 @@ from loratory.bases.core import weights_digest
 from loratory.bases.openai_whisper import prepare_openai
 from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import atomic_write, file_sha256
-from loratory.domains.questions import domain_examples, read_records
+from loratory.domains.examples import domain_examples, read_records
 from loratory.training.job import Job
 from loratory.training.pretrain import pretrain_base, train_projector
 

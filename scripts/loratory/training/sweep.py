@@ -17,8 +17,8 @@ from loratory.bases.core import load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
 from loratory.data.splits import SPLITS
-from loratory.domains.questions import domain_examples, read_records
-from loratory.training import budget
+from loratory.domains.examples import domain_examples, read_records
+from loratory.training import costs
 from loratory.training.fit import MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job, training_recipe
@@ -75,7 +75,7 @@ def encode_split(base, domain: str, data, task, split: str, limit: int | None = 
 
 def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
     """One run: attaches, trains, exports, counts and detaches."""
-    started, memory = perf_counter(), budget.PeakMemory(base.model)
+    started, memory = perf_counter(), costs.PeakMemory(base.model)
     linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
     steps = training_recipe(adapter.training, rate)
@@ -97,9 +97,9 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         curve = train_model(
             parameters, micro_batches, loss, steps, seed, *job.folder_and_title, validate_adapter, session
         )
-        peak, positions = memory.peak_bytes(), budget.step_positions(session)
+        peak, positions = memory.peak_bytes(), costs.step_positions(session)
         found, lost = export_adapter(base, adapter, linear)
-        operations = budget.total_flops(session, positions)
+        operations = costs.total_flops(session, positions)
     finally:
         base.model.eval()
         core.detach(base.model)

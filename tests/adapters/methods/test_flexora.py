@@ -118,7 +118,7 @@ def test_steps_of_the_weights_leave_the_adapter_alone_and_the_reverse(monkeypatc
         return found
 
     monkeypatch.setattr(flexora, "train_step", train_step)
-    monkeypatch.setattr(flexora, "slope", measured)
+    monkeypatch.setattr(flexora, "alpha_gradient", measured)
     begin(toy, Method(**OPTIONS, search=0.5))
     assert seen == ["train", "weights"] * 3
 

@@ -40,7 +40,7 @@ class Trial:
         self.optimizer = method.create_optimizer(self, dict(self.model.named_parameters()))
         self.generator = torch.Generator().manual_seed(1)
 
-    def adamw(self, parameters, **options):
+    def adamw_optimizer(self, parameters, **options):
         return torch.optim.AdamW(
             parameters, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay, **options
         )

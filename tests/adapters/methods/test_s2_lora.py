@@ -127,7 +127,7 @@ def test_the_penalty_shrinks_by_the_rate_of_the_step_and_never_over_zero():
     layer = core.AdaptedLinear(nn.Linear(4, 4), method, method.initial_tensors(torch.zeros(4, 4), torch.Generator()))
     with torch.no_grad():
         layer.adapter["s"].copy_(torch.tensor([1.0, -0.3, 0.1]))
-    recipe = SimpleNamespace(rate=lambda step: {7: 0.4}[step])
+    recipe = SimpleNamespace(learning_rate_at=lambda step: {7: 0.4}[step])
     a = layer.adapter["A"].clone()
     method.after_step(SimpleNamespace(layers={"a": layer}, recipe=recipe), 7)
     torch.testing.assert_close(layer.adapter["s"].detach(), torch.tensor([0.8, -0.1, 0.0]))

@@ -47,11 +47,11 @@ def read_transcripts(path, label: int, dialect: str, dataset, ledger) -> Iterato
             id, gene = parse_header(where, header, len(raw), dialect)
             sequence = canonical_sequence(where, raw)
         except InputError as error:
-            ledger.error(error, name)
+            ledger.note_error(error, name)
             continue
         refused = drop_reason(sequence, dataset)
         if refused:
-            ledger.drop(*where.rsplit(":", 1), id, *refused)
+            ledger.drop_record(*where.rsplit(":", 1), id, *refused)
         else:
             yield where, {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
 
@@ -146,14 +146,16 @@ def unique_transcripts(found: list[tuple[str, dict]], ledger) -> Iterator[dict]:
         if len(homes[id]) > 1:
             what = f"one id in both classes, also at {homes[id][1 - record['label']]}"
             fix = "remove it from one class"
-            ledger.error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
+            ledger.note_error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
         elif len(labels[sequence]) > 1:
-            ledger.drop(*where.rsplit(":", 1), id, "label_conflict", "the same sequence stands in the other class")
+            ledger.drop_record(
+                *where.rsplit(":", 1), id, "label_conflict", "the same sequence stands in the other class"
+            )
         elif sequence in kept:
-            ledger.drop(*where.rsplit(":", 1), id, "duplicate", f"the sequence of {kept[sequence]}")
+            ledger.drop_record(*where.rsplit(":", 1), id, "duplicate", f"the sequence of {kept[sequence]}")
         elif id in first:
             what = f"one id, two sequences, first seen at {first[id]}"
-            ledger.error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
+            ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
         else:
             first[id], kept[sequence] = where, id
             yield record

@@ -43,7 +43,9 @@ def distinct_records(found: Iterable[tuple[str, dict]], ledger) -> list[dict]:
         sequence = new[1]["sequence"]
         kept, copy = sorted((first.get(sequence, new), new), key=lambda item: (item[1]["id"], item[0]))
         if sequence in first:
-            ledger.drop(*file_and_record(copy[0]), copy[1]["id"], "duplicate_sequence", f"same as {kept[1]['id']}")
+            ledger.drop_record(
+                *file_and_record(copy[0]), copy[1]["id"], "duplicate_sequence", f"same as {kept[1]['id']}"
+            )
         first[sequence] = kept
     return [record for _, record in first.values()]
 
@@ -53,17 +55,17 @@ def accepted_sequence(where: str, id: str, raw: bytes, dataset, ledger) -> str |
     sequence = raw.upper().removesuffix(b"*")
     error = sequence_error(where, sequence)
     if error:
-        ledger.error(error, id)
+        ledger.note_error(error, id)
         return None
     ambiguous, rare = letter_count(AMBIGUOUS, sequence), letter_count(RARE, sequence)
     if ambiguous:
-        ledger.drop(*file_and_record(where), id, "ambiguous_residue", f"{ambiguous} of {len(sequence)}")
+        ledger.drop_record(*file_and_record(where), id, "ambiguous_residue", f"{ambiguous} of {len(sequence)}")
     elif rare and dataset.rare_residues == "drop":
-        ledger.drop(*file_and_record(where), id, "rare_residue", f"{rare} of {len(sequence)}")
+        ledger.drop_record(*file_and_record(where), id, "rare_residue", f"{rare} of {len(sequence)}")
     elif len(sequence) < dataset.min_length:
-        ledger.drop(*file_and_record(where), id, "too_short", f"{len(sequence)} < {dataset.min_length}")
+        ledger.drop_record(*file_and_record(where), id, "too_short", f"{len(sequence)} < {dataset.min_length}")
     elif len(sequence) > dataset.max_length:
-        ledger.drop(*file_and_record(where), id, "too_long", f"{len(sequence)} > {dataset.max_length}")
+        ledger.drop_record(*file_and_record(where), id, "too_long", f"{len(sequence)} > {dataset.max_length}")
     else:
         return sequence.translate(MAPPED).decode()
     return None

@@ -82,8 +82,8 @@ def read_ratings(location: str, files, ledger: Ledger) -> pd.DataFrame:
     """Sound ratings: user and item (categories in text order), rating in stars, timestamp in seconds, line."""
 
     def reject_row(error):
-        ledger.seen()
-        ledger.error(error)
+        ledger.count_record()
+        ledger.note_error(error)
 
     users, items = {}, {}
     columns = {
@@ -107,7 +107,7 @@ def read_ratings(location: str, files, ledger: Ledger) -> pd.DataFrame:
             what, value, expected, reason = error.args
             reject_row(InputError(f"{location}:{line}", what, value, expected, reason=reason))
             continue
-        ledger.seen()
+        ledger.count_record()
         for append, value in zip(appends, values):
             append(value)
     rows = pd.DataFrame({name: np.array(column) for name, column in columns.items()})
@@ -199,7 +199,7 @@ def drop_unlisted(rows: pd.DataFrame, column: str, names: dict, location: str, l
         error = InputError(
             f"{location}:{line}", what, value, f"every {column} of a rating", reason=f"unknown_{column}"
         )
-        ledger.error(error)
+        ledger.note_error(error)
     return rows[~strange].assign(**{column: rows[column][~strange].cat.remove_unused_categories()})
 
 
@@ -212,7 +212,7 @@ def drop_duplicates(rows: pd.DataFrame, location: str, ledger: Ledger) -> pd.Dat
         for row, line in zip(rows[again].itertuples(), first[again]):
             where, what = f"{location}:{row.line}", f"the rating of line {line} again"
             id = f"{row.user}:{row.item}:{row.timestamp}"
-            ledger.error(InputError(where, what, id, "one rating", "remove one", "duplicate"), id)
+            ledger.note_error(InputError(where, what, id, "one rating", "remove one", "duplicate"), id)
     return rows[~again].reset_index(drop=True)
 
 
@@ -291,7 +291,7 @@ def keep_rows(rows: pd.DataFrame, keep, reason: str, location: str, ledger: Ledg
     """The rows that `keep` marks; the others go to the ledger."""
     keep = np.asarray(keep)
     for row in rows[~keep].itertuples():
-        ledger.drop(location, row.line, f"{row.user}:{row.item}:{row.timestamp}", reason)
+        ledger.drop_record(location, row.line, f"{row.user}:{row.item}:{row.timestamp}", reason)
     return rows[keep].reset_index(drop=True)
 
 

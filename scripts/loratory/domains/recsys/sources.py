@@ -50,7 +50,7 @@ class Files(FilesOptions):
             path, member = split_location(location)
             return f"{move(path)}!{member}" if member else move(path)
 
-        return super().moved(move_file)
+        return super().map_locations(move_file)
 
 
 class Simulation(Options):

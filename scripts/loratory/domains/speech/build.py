@@ -97,8 +97,8 @@ def read_table(path: str, encoding: str, ledger: Ledger) -> dict[str, str]:
     for number, line in read_lines(path, encoding):
         key, _, value = " ".join(line.split()).partition(" ")
         if key in table:
-            ledger.seen()
-            ledger.error(duplicate_error(f"{path}:{number}", key), key)
+            ledger.count_record()
+            ledger.note_error(duplicate_error(f"{path}:{number}", key), key)
         elif key:
             table[key] = value
     return table

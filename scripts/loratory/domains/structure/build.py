@@ -34,7 +34,7 @@ COLUMNS = {
 ORIGINS = ("experiment", "simulated")
 REACH = 4.2  # Å from a Cα to the next: 3.8 when trans, and what crystallographers let pass
 
-group, leaks, proof = protein.group, protein.find_leaks, protein.proof  # homologues fold alike
+group, find_leaks, proof = protein.group, protein.find_leaks, protein.proof
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def unambiguous_chains(found: list[tuple[str, dict]], ledger) -> Iterator[tuple[
             yield where, record
         else:
             what, fix = f"duplicate id, first seen at {place}", "rename or remove one"
-            ledger.error(InputError(where, what, record["id"], "unique ids", fix, "duplicate_id"), record["id"])
+            ledger.note_error(InputError(where, what, record["id"], "unique ids", fix, "duplicate_id"), record["id"])
 
 
 def chain_record(chain: Chain, dataset, ledger) -> dict | None:
@@ -83,7 +83,7 @@ def chain_record(chain: Chain, dataset, ledger) -> dict | None:
     resolved = np.isfinite(chain.atoms).all(axis=(1, 2)).mean()
     if resolved < dataset.resolved:
         detail = f"{resolved:.0%} of {len(sequence)} residues, expected at least {dataset.resolved:.0%}"
-        ledger.drop(*protein.file_and_record(chain.where), chain.id, "unresolved", detail)
+        ledger.drop_record(*protein.file_and_record(chain.where), chain.id, "unresolved", detail)
         return None
     flat = chain.atoms.astype(np.float32).ravel()
     return {"id": chain.id, "sequence": sequence, "length": len(sequence), "backbone": flat, "origin": chain.origin}
@@ -96,9 +96,9 @@ def longest_piece(chain: Chain, ledger) -> Chain:
     start, stop = max(pieces, key=lambda piece: piece[1] - piece[0])
     for first, end in pieces:
         if (first, end) != (start, stop):
-            ledger.seen()
+            ledger.count_record()
             detail = f"residues {first + 1} to {end}, beyond a gap; kept: {start + 1} to {stop}"
-            ledger.drop(*protein.file_and_record(chain.where), chain.id, "chain_break", detail)
+            ledger.drop_record(*protein.file_and_record(chain.where), chain.id, "chain_break", detail)
     return replace(chain, sequence=chain.sequence[start:stop], atoms=chain.atoms[start:stop])
 
 
@@ -118,9 +118,9 @@ def raw_chains(path: str, ledger) -> Iterator[Chain]:
         read_format = {b"[": json_list_chains, b"{": jsonl_chains}.get(start)
         yield from read_format(path, ledger) if read_format else model_chains(path, ledger)
     except InputError as error:  # of the whole file; a record's own went to the ledger where it stands
-        ledger.seen()
+        ledger.count_record()
         whole = error.where == path
-        ledger.error(InputError(f"{path}:1", error.detail, reason=error.reason) if whole else error)
+        ledger.note_error(InputError(f"{path}:1", error.detail, reason=error.reason) if whole else error)
 
 
 def model_chains(path: str, ledger) -> Iterator[Chain]:
@@ -129,7 +129,7 @@ def model_chains(path: str, ledger) -> Iterator[Chain]:
     name = name.rpartition(".")[0] or name
     for id, residues in groupby(read_residues(path), key=chain_id):
         residues = list(residues)
-        ledger.seen()
+        ledger.count_record()
         sequence = "".join(map(residue_letter, residues))
         yield Chain(f"{path}:{id}", f"{name}.{id}".rstrip(". "), sequence, backbone_coordinates(residues), ORIGINS[0])
 
@@ -150,12 +150,12 @@ def json_list_chains(path: str, ledger) -> Iterator[Chain]:
 
 def parse_chain(where: str, record, ledger) -> Iterator[Chain]:
     """The chain of a JSON record; none if it is malformed."""
-    ledger.seen()
+    ledger.count_record()
     try:
         record = parse_json(where, record) if isinstance(record, str) else record
         yield json_chain(where, record)
     except InputError as error:
-        ledger.error(error)
+        ledger.note_error(error)
 
 
 def parse_json(where: str, text: str):

@@ -6,7 +6,7 @@ from small import CLOSE, IDS, alone, change, given, gradients, mixed
 from torch import nn
 
 from loratory.adapters.deltas import Adapter, LowRank
-from loratory.mixers.kinds.meteora import Mixer
+from loratory.mixers.methods.meteora import Mixer
 from loratory.training.mixture import mixer_penalty
 
 REAL = torch.ones_like(IDS, dtype=torch.bool)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from loratory.mixers.fresh import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
+from loratory.mixers.untrained import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
 
 
 class Mixer(UntrainedExperts):

@@ -3,8 +3,8 @@ import torch
 from peft_merges import dense, experts, merged_by_peft
 
 from loratory.adapters.deltas import Adapter, LowRank
-from loratory.mixers.kinds import weighted_merge
-from loratory.mixers.kinds.dare import Mixer
+from loratory.mixers.methods import weighted_merge
+from loratory.mixers.methods.dare import Mixer
 
 WHOLE = 64  # a rank that cuts nothing off
 SHARES = {"a": 0.5, "b": 1.5, "c": 1.0}

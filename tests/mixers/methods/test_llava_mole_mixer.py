@@ -10,7 +10,7 @@ from torch import nn
 from loratory.adapters.deltas import Adapter, LowRank
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
-from loratory.mixers.kinds.llava_mole import Mixer, mlp_block
+from loratory.mixers.methods.llava_mole import Mixer, mlp_block
 from loratory.training.mixture import mixer_penalty
 
 REAL = torch.ones_like(IDS, dtype=torch.bool)
@@ -29,7 +29,7 @@ def sure_of(mixture, index: int):
 @pytest.mark.parametrize("weight_by_prob", [True, False])
 def test_one_expert_is_a_plain_lora(weight_by_prob):
     mixture = mixed(Mixer(mlp_experts=1, weight_by_prob=weight_by_prob))
-    expected = alone(*mixture.experts().values())(IDS).logits
+    expected = alone(*mixture.current_experts().values())(IDS).logits
     torch.testing.assert_close(mixture(input_ids=IDS).logits, expected, **CLOSE)
 
 
@@ -37,7 +37,7 @@ def test_one_expert_is_a_plain_lora(weight_by_prob):
 @pytest.mark.parametrize("index", range(3))
 def test_routers_that_are_sure_of_an_expert_give_that_expert(index):
     mixture = sure_of(mixed(Mixer()), index)
-    experts = mixture.experts()
+    experts = mixture.current_experts()
     expected = alone(experts["plain"], experts[f"mlp_{index + 1}"])(IDS).logits
     torch.testing.assert_close(mixture(input_ids=IDS).logits, expected, **CLOSE)
 
@@ -50,7 +50,7 @@ def test_it_is_what_each_token_of_an_mlp_gets_of_its_own_expert(module, weight_b
     entering, _ = change(mixture, UP, input_ids=IDS)
     x, found = change(mixture, module, input_ids=IDS)
     router = mixture.gate["tokens"]["model/layers/1"].weight
-    deltas = [mixture.experts()[f"mlp_{i}"].deltas[module].to_dense() for i in (1, 2, 3)]
+    deltas = [mixture.current_experts()[f"mlp_{i}"].deltas[module].to_dense() for i in (1, 2, 3)]
     choices = set()
     for first, token, added in zip(entering.flatten(0, 1), x.flatten(0, 1), found.flatten(0, 1)):
         p = (router @ first).softmax(0)

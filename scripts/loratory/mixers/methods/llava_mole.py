@@ -19,7 +19,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from loratory.errors import InputError
-from loratory.mixers.fresh import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
+from loratory.mixers.untrained import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
 
 BLOCK = re.compile(r"(.*?\.\d+)\.")
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)

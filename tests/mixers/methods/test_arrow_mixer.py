@@ -11,7 +11,7 @@ from loratory.adapters.deltas import Adapter, LowRank
 from loratory.adapters.methods.lora import Method
 from loratory.mixers.contract import GateInput
 from loratory.mixers.core import Mixture
-from loratory.mixers.kinds.arrow import Mixer, main_direction
+from loratory.mixers.methods.arrow import Mixer, main_direction
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -95,7 +95,7 @@ def test_the_sign_of_an_input_does_not_matter():
     mixture = Mixture(llama(), experts(), Mixer())
     gate, sizes = mixture.gate["tokens"], mixture.sizes["tokens"]
     x = torch.randn(1, 5, sizes.widths[0], generator=torch.Generator().manual_seed(0))
-    weights = [mixture.mixer.weights(gate, GateInput(input=sign * x, layer=0), sizes) for sign in (1, -1)]
+    weights = [mixture.mixer.routing_weights(gate, GateInput(input=sign * x, layer=0), sizes) for sign in (1, -1)]
     assert torch.equal(*weights)
     assert weights[0].std() > 0.01
 

@@ -27,7 +27,9 @@ def domain_examples(domain: str, records: list[dict], task, family: str) -> list
 
 def domain_prompts(domain: str, n: int, task, family: str) -> list[Example]:
     """What a base is to continue freely, `n` times."""
-    return chat_examples(domain, registry.load_module("domain", domain, "task").samples(n, task, family), task, family)
+    return chat_examples(
+        domain, registry.load_module("domain", domain, "task").sample_prompts(n, task, family), task, family
+    )
 
 
 def chat_examples(domain: str, asked: list[Example], task, family: str) -> list[Example]:

@@ -12,7 +12,7 @@ from loratory.adapters import core
 from loratory.adapters.methods.full_ft import Method as Whole
 from loratory.adapters.methods.lora import Method as Lora
 from loratory.config import adapter_entry
-from loratory.training import budget
+from loratory.training import costs
 from loratory.training.job import Job
 from loratory.training.sweep import train_one
 
@@ -40,7 +40,7 @@ def session_of(base, method, steps=5):
 
 def test_positions_are_those_of_the_batches():
     session = session_of(OneLayer(), Lora(rank=2), steps=7)
-    assert budget.step_positions(session) == [len(session.batch(step)["ids"]) for step in range(7)]
+    assert costs.step_positions(session) == [len(session.batch(step)["ids"]) for step in range(7)]
 
 
 def test_operations_are_those_of_the_products():
@@ -48,24 +48,24 @@ def test_operations_are_those_of_the_products():
     session = session_of(OneLayer(), Lora(rank=2))
     n = len(session.batch(0)["ids"])
     base, a, b = (2 * n * size for size in (8 * 4, 8 * 2, 2 * 4))
-    assert budget.first_batch_flops(session) == base + 2 * a + 3 * b  # neither W nor the first input has a gradient
+    assert costs.first_batch_flops(session) == base + 2 * a + 3 * b  # neither W nor the first input has a gradient
 
 
 def test_operations_grow_with_steps_and_with_other_passes():
     session = session_of(OneLayer(), Lora(rank=2))
-    positions = budget.step_positions(session)
-    each = budget.first_batch_flops(session) / positions[0]
-    assert budget.total_flops(session, positions) == pytest.approx(each * sum(positions))
+    positions = costs.step_positions(session)
+    each = costs.first_batch_flops(session) / positions[0]
+    assert costs.total_flops(session, positions) == pytest.approx(each * sum(positions))
     session.loss(session.batch(0))
     assert session.positions == positions[0]
-    assert budget.total_flops(session, positions) == pytest.approx(each * (sum(positions) + positions[0]))
+    assert costs.total_flops(session, positions) == pytest.approx(each * (sum(positions) + positions[0]))
 
 
 def test_a_weight_that_is_trained_costs_more_than_one_beside_it():
     counts = []
     for method in (Lora(rank=2), Whole()):
         toy = FAMILIES["llama"]()
-        counts.append(budget.first_batch_flops(begin(toy, method)))
+        counts.append(costs.first_batch_flops(begin(toy, method)))
     assert counts[0] < counts[1]
 
 
@@ -73,7 +73,7 @@ def test_counting_moves_no_parameter_and_leaves_no_gradient(tmp_path):
     toy = FAMILIES["llama"]()
     session = train(toy, Lora(rank=2), tmp_path)
     before = {name: p.detach().clone() for name, p in toy.model.named_parameters()}
-    budget.first_batch_flops(session)
+    costs.first_batch_flops(session)
     after = dict(toy.model.named_parameters())
     assert all(torch.equal(after[name], before[name]) and after[name].grad is None for name in before)
     core.detach(toy.model)
@@ -112,4 +112,4 @@ def test_an_operation_that_cannot_be_counted_costs_a_figure_and_not_the_training
 
 
 def test_peak_memory_is_not_guessed_on_a_cpu():
-    assert budget.PeakMemory(nn.Linear(2, 2)).peak_bytes() is None
+    assert costs.PeakMemory(nn.Linear(2, 2)).peak_bytes() is None

@@ -5,7 +5,7 @@ import torch
 from small import CLOSE, IDS, alone, gradients, merged, mixed
 
 from loratory.errors import InputError
-from loratory.mixers.kinds.slide_lora import Mixer
+from loratory.mixers.methods.slide_lora import Mixer
 
 
 @torch.no_grad()
@@ -13,12 +13,12 @@ from loratory.mixers.kinds.slide_lora import Mixer
 def test_a_domain_gets_half_its_own_expert_and_half_the_shared_one_as_if_merged(index):
     mixture = mixed(Mixer())
     mixture.domain = index
-    expected = merged({"ab"[index]: 0.5, "shared": 0.5}, mixture.experts())(IDS).logits
+    expected = merged({"ab"[index]: 0.5, "shared": 0.5}, mixture.current_experts())(IDS).logits
     torch.testing.assert_close(mixture(input_ids=IDS).logits, expected, **CLOSE)
 
 
 def test_the_scale_is_alpha_over_rank():
-    experts = mixed(Mixer(rank=4, alpha=6.0)).experts()
+    experts = mixed(Mixer(rank=4, alpha=6.0)).current_experts()
     assert list(experts) == ["a", "b", "shared"]
     assert {delta.scale for adapter in experts.values() for delta in adapter.deltas.values()} == {1.5}
 
@@ -28,7 +28,7 @@ def test_the_scale_is_alpha_over_rank():
 def test_a_learnt_gate_that_is_sure_of_an_expert_gives_that_expert(index):
     mixture = mixed(Mixer(gating="learned"))
     mixture.gate["tokens"].bias[index] += 1e4
-    expected = alone(list(mixture.experts().values())[index])(IDS).logits
+    expected = alone(list(mixture.current_experts().values())[index])(IDS).logits
     torch.testing.assert_close(mixture(input_ids=IDS).logits, expected, **CLOSE)
 
 
@@ -74,4 +74,4 @@ def test_an_unknown_domain_is_refused(domain):
 @pytest.mark.parametrize("gating, told, reads", [("task_id", True, "nothing"), ("learned", False, "hidden")])
 def test_the_gating_says_what_must_be_known(gating, told, reads):
     mixer = Mixer(gating=gating)
-    assert (mixer.needs_domain, mixer.reads, mixer.pooled) == (told, reads, not told)
+    assert (mixer.needs_domain, mixer.reads, mixer.per_sequence) == (told, reads, not told)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import CLOSE, IDS, alone, given, gradients, mixed
 
-from loratory.mixers.kinds.router import Mixer
+from loratory.mixers.methods.router import Mixer
 from loratory.training.mixture import mixer_penalty
 
 REAL = torch.ones_like(IDS, dtype=torch.bool)

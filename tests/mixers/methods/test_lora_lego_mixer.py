@@ -7,7 +7,7 @@ from peft_merges import dense, experts
 
 from loratory.adapters.deltas import Adapter, LowRank
 from loratory.adapters.methods.lora import Method
-from loratory.mixers.kinds.lora_lego import Mixer
+from loratory.mixers.methods.lora_lego import Mixer
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 BARE = {"reweight_output": False}

@@ -12,8 +12,8 @@ from loratory.adapters.deltas import Adapter
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
-from loratory.mixers.fresh import max_rank_deltas, untrained_expert
-from loratory.mixers.kinds.pooled import Mixer
+from loratory.mixers.methods.pooled import Mixer
+from loratory.mixers.untrained import max_rank_deltas, untrained_expert
 
 
 def start(mixer) -> Mixture:
@@ -102,6 +102,6 @@ def test_an_expert_with_its_own_head_is_refused():
 @torch.no_grad()
 def test_it_is_one_lora_whatever_the_domain():
     mixture = mixed(Mixer())
-    expected = alone(mixture.experts()["pooled"])(IDS).logits
+    expected = alone(mixture.current_experts()["pooled"])(IDS).logits
     for mixture.domain in (None, 0, 1):
         torch.testing.assert_close(mixture(input_ids=IDS).logits, expected, **CLOSE)

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from loratory.errors import InputError
-from loratory.mixers.fresh import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
+from loratory.mixers.untrained import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
 
 SHARED = "shared"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import CLOSE, IDS, change, given, merged, mixed
 
-from loratory.mixers.kinds.smora import Mixer
+from loratory.mixers.methods.smora import Mixer
 
 UP = "model.layers.1.mlp.up_proj"  # ranks 2 and 4
 

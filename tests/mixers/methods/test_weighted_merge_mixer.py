@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from loratory.adapters.deltas import Adapter
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
-from loratory.mixers.kinds import uniform
-from loratory.mixers.kinds.weighted_merge import Mixer
+from loratory.mixers.methods import uniform
+from loratory.mixers.methods.weighted_merge import Mixer
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 SHARES = {"a": 0.5, "b": -0.3, "c": 1.2}
