@@ -61,7 +61,7 @@ def question(prompt="will the user like it", target=" yes", id="r", **more):
 def test_only_the_target_and_its_end_are_scored(causal):
     item = causal.encode(question())
     scored = [id for id in item.labels if id != IGNORED]
-    assert scored == [*causal.tokens(" yes"), causal.end]
+    assert scored == [*causal.tokens(" yes"), causal.end_id]
     assert item.ids[0] == causal.tokenizer.bos_token_id
 
 
@@ -127,7 +127,7 @@ def test_a_clip_is_heard_alone_and_as_the_encoder_hears_it_in_a_batch(causal, cl
     features = torch.from_numpy(np.stack([log_mel(clip, 80, ears.frames) for clip in samples]))
     together = ears.encoder(features).last_hidden_state
     for states, clip, heard in zip(together, samples, map(ears.audio_states, clips)):
-        tokens = ears.tokens(len(clip))
+        tokens = ears.prefix_length(len(clip))
         assert heard.shape == (tokens, 5 * ears.config.d_model)
         torch.testing.assert_close(heard, states[: 5 * tokens].reshape(tokens, -1), rtol=0, atol=1e-5)
     assert all(torch.equal(ears.audio_states(clip), ears.encode_clip(clip)) for clip in reversed(clips))
@@ -144,7 +144,7 @@ def test_a_clip_is_encoded_once_and_only_by_the_ears_that_ask(tmp_path, clips):
     for _ in range(3):
         first.nll(first.model, items)
     assert len(calls) == len(clips)
-    assert not torch.equal(first.audio.audio_states(clips[0]), second.audio.heard(clips[0]))
+    assert not torch.equal(first.audio.audio_states(clips[0]), second.audio.audio_states(clips[0]))
 
 
 def test_memory_of_what_was_heard_is_bounded():
@@ -275,7 +275,7 @@ def test_in_a_chat_the_prompt_is_a_users_turn_and_the_answer_the_assistants(caus
     item = causal.encode(question("will the user", " yes", chat=True))
     turn = [{"role": "user", "content": "will the user"}]
     asked = causal.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
-    assert item.ids == [*asked, *causal.tokens(" yes"), causal.end] and item.labels.count(IGNORED) == len(asked)
+    assert item.ids == [*asked, *causal.tokens(" yes"), causal.end_id] and item.labels.count(IGNORED) == len(asked)
 
 
 def test_a_chat_is_refused_without_a_template_with_audio_and_by_other_families(causal, clips, monkeypatch):

@@ -164,5 +164,5 @@ def test_a_mixture_hears_a_short_window_in_both_passes_and_writes_what_it_would_
     assert streams["frames"].shape[1] == 45
     end, rows = base.tokenizer.eos_token_id, ids[:, len(base.decoder_prompt()) :].tolist()
     expected = [row[: row.index(end)] if end in row else row for row in rows]
-    assert base.write(mixture, items, 5) == expected
+    assert base.generate_ids(mixture, items, 5) == expected
     mixture.remove_experts()

@@ -39,7 +39,7 @@ def done(model_folder, references, tmp_path_factory):
 def count_folds(monkeypatch) -> list:
     folded, fold = [], folding.fold_sequence
     monkeypatch.setattr(
-        folding, "fold", lambda model, sequence, chunk: folded.append(sequence) or fold(model, sequence)
+        folding, "fold_sequence", lambda model, sequence, chunk: folded.append(sequence) or fold(model, sequence)
     )
     return folded
 

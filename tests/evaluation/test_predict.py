@@ -213,7 +213,9 @@ def test_steps_in_place_are_for_causal_models_on_a_gpu_whose_attention_is_full()
 
 def test_ranks_are_shuffled_by_an_experts_ranks():
     weights = torch.arange(6.0)
-    shuffled = ShuffledMixer(inner=SimpleNamespace(weights=lambda *_: weights, keep=lambda weights: weights))
+    shuffled = ShuffledMixer(
+        inner=SimpleNamespace(routing_weights=lambda *_: weights, select_weights=lambda weights: weights)
+    )
     sizes = GateShape(3, 4, ("q",), (4,), (6,))
     assert shuffled.select_weights(shuffled.routing_weights(None, GateInput(), sizes)).tolist() == [4, 5, 0, 1, 2, 3]
 

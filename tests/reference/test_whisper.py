@@ -76,7 +76,7 @@ def features(record) -> torch.Tensor:
 
 def written(base, records) -> list[list[int]]:
     items = [base.encode(example) for example in examples(records, Task(), "whisper")]
-    return [row for some in eights(items) for row in base.write(base.model, some, LIMIT)]
+    return [row for some in eights(items) for row in base.generate_ids(base.model, some, LIMIT)]
 
 
 def check_both_variants(pair, name: str, records, suppressed: int) -> tuple[list[str], list]:

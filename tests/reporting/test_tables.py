@@ -425,10 +425,10 @@ def test_a_thousand_records_take_less_than_two_seconds_from_a_cold_start_without
         paths.append(str(write_report(tmp_path / f"d{d}.json", f"d{d}", rows)))
     told = routed(tmp_path)
     code = (
-        "import sys; from loratory.reporting.tables import summary, table\n"
+        "import sys; from loratory.reporting.tables import write_domain_table, write_summary\n"
         f"paths, out = {paths!r}, {str(tmp_path / 'out')!r}\n"
-        "for i, path in enumerate(paths): table([path], f'{out}/{i}')\n"
-        f"summary(paths, out + '/s', mixture='mix', **{told!r}, experts=['a1@d0', 'a2@d1'])\n"
+        "for i, path in enumerate(paths): write_domain_table([path], f'{out}/{i}')\n"
+        f"write_summary(paths, out + '/s', mixture='mix', **{told!r}, experts=['a1@d0', 'a2@d1'])\n"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'matplotlib', 'snakemake'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

@@ -88,7 +88,11 @@ def curves_on(base):
 
 def is_structured(domain, base):
     """Whether structures are made of a domain's samples on a base."""
-    return STUDY.folding is not None and is_folded(domain) and "sample" in family_outputs(domain, STUDY.bases[base].family)
+    return (
+        STUDY.folding is not None
+        and is_folded(domain)
+        and "sample" in family_outputs(domain, STUDY.bases[base].family)
+    )
 
 
 def structures_of(wildcards):

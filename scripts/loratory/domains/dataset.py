@@ -97,7 +97,7 @@ def dataset_card(domain: str, build, files, dataset, seed: int, parts, ledger: L
         "domain": domain,
         "n_in": ledger.n_in,
         "n_kept": kept,
-        "n_rejected": ledger.reasons(),
+        "n_rejected": ledger.reason_counts(),
         "records": {split: len(part) for split, part in parts.items()},
         "groups": {split: len({r["group"] for r in part}) for split, part in parts.items()},
         "summary": facts,

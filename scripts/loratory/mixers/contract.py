@@ -40,11 +40,11 @@ class GateInput:
 
     Attributes:
         hidden: states of the base without experts `[batch, length, hidden]`, if the mixer reads `hidden`; one state
-            for each sequence (length 1, the mean over its prompt) if the mixer is `pooled`.
+            for each sequence (length 1, the mean over its prompt) if the mixer is `per_sequence`.
         input: what comes into a layer `[batch, length, width]`, and layer: which of `Sizes.modules` that is, if the
             mixer reads `input`.
         is_audio: `[batch, length]`, true where a position is heard and not read; None where all are read.
-        domain: which of the given experts' domains the batch is from; for mixers that are `told` alone.
+        domain: which of the given experts' domains the batch is from; for mixers that are `needs_domain` alone.
         passed: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
     """
 
@@ -63,9 +63,9 @@ class Mixer(Options):
         trained: something is learnt: a gate, experts, or both.
         reads: what weights depend on: the base's last hidden states (a pass without experts comes first), the input
             of each layer, or neither.
-        pooled: a mixer that reads `hidden` weighs each sequence as a whole, not each token.
+        per_sequence: a mixer that reads `hidden` weighs each sequence as a whole, not each token.
         by_rank: weights are of ranks, not of experts.
-        told: must know the domain of its input, so it is a control, or for inputs whose domain is known.
+        needs_domain: must know the domain of its input, so it is a control, or for inputs whose domain is known.
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
     """

@@ -103,4 +103,4 @@ def mixture_function():
         def backward(ctx, gradient):
             return torch.einsum("ij,kij->k", gradient, ctx.bases()), None
 
-    return Mixture.apply
+    return BasisMixture.apply

@@ -34,7 +34,7 @@ def read(files, dataset, ledger) -> Iterator[dict]:
     kept = list(unique_transcripts(found, ledger))
     for role, label in LABELS.items():
         if all(record["label"] != label for record in kept):
-            what = f"only one class: no {role} transcript is left; rejected: {ledger.reasons()}"
+            what = f"only one class: no {role} transcript is left; rejected: {ledger.reason_counts()}"
             where = ", ".join(getattr(files, role))
             raise InputError(where, what, expected="transcripts of both classes", reason="one_class")
     yield from kept

@@ -18,7 +18,7 @@ class Mixer(contract.Mixer):
     reads: ClassVar[str] = "hidden"
 
     @property
-    def pooled(self):
+    def per_sequence(self):
         return True
 
     def build_gate(self, sizes):

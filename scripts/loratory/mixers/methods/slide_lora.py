@@ -39,7 +39,7 @@ class Mixer(UntrainedExperts):
         return "nothing" if self.needs_domain else "hidden"
 
     @property
-    def pooled(self):
+    def per_sequence(self):
         return not self.needs_domain
 
     def prepare_experts(self, given, seed):

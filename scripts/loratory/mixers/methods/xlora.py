@@ -30,7 +30,7 @@ class Mixer(contract.Mixer):
     domain_loss: float = Field(0.0, ge=0, description="weight of a routing loss; 0 is as published")
 
     @property
-    def pooled(self):
+    def per_sequence(self):
         return self.per == "sequence"
 
     @property
