@@ -72,7 +72,8 @@ def test_figures_are_byte_equal_and_carry_no_date(tmp_path, weights, runs, summa
 
 def test_figures_are_the_same_in_another_process(tmp_path, weights):
     draw_routing(weights, tmp_path / "here.svg")
-    code = f"from loratory.reporting.figures import draw_routing; draw_routing({str(weights)!r}, {str(tmp_path / 'there.svg')!r})"
+    there = str(tmp_path / "there.svg")
+    code = f"from loratory.reporting.figures import draw_routing; draw_routing({str(weights)!r}, {there!r})"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SCRIPTS), "PYTHONHASHSEED": "7"})
     assert (tmp_path / "here.svg").read_bytes() == (tmp_path / "there.svg").read_bytes()
 

@@ -21,7 +21,7 @@ class ShuffledMixer(Mixer):
         return self.inner.reads
 
     @property
-    def pooled(self):
+    def per_sequence(self):
         return self.inner.per_sequence
 
     @property
