@@ -10,7 +10,7 @@ more than gradients (`prepare` and the hooks of a step); some train the base's o
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from pydantic import Field
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from loratory.adapters.deltas import Dense, InputDependent, LowRank
     from loratory.training.session import AdapterSession
 
-Tensors = "dict[str, torch.Tensor]"
+# By name. In quotes, as torch is not imported while a config is read.
+Tensors: TypeAlias = "dict[str, torch.Tensor]"
+Parameters: TypeAlias = "dict[str, torch.nn.Parameter]"
 
 
 class Method(Options):
@@ -80,7 +82,7 @@ class Method(Options):
     def prepare_training(self, session: AdapterSession) -> None:
         """Before the first step: passes over training data that the initial tensors depend on."""
 
-    def create_optimizer(self, session: AdapterSession, parameters: Tensors) -> torch.optim.Optimizer:
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         """Of all trained parameters {name: parameter}; its learning rates are set at every step."""
         return session.adamw_optimizer(parameters)
 
@@ -112,15 +114,15 @@ class BaseWeightsMethod(DenseMethod):
 
     target_modules: None = Field(None, description="has no meaning here: no linear layer is adapted")
 
-    def layer_methods(self, weights):
+    def layer_methods(self, weights: Tensors) -> dict[str, Method]:
         return {}
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         raise NotImplementedError("no layer is adapted")
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> Dense:
         raise NotImplementedError("no layer is adapted")
 
     @abstractmethod
-    def trained_weights(self, model):
+    def trained_weights(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that are trained; they are put back afterwards."""

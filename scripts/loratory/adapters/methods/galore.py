@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from functools import cache
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ from loratory.adapters.methods import full_ft
 
 if TYPE_CHECKING:
     import torch
+
+    from loratory.adapters.contract import Parameters
+    from loratory.training.session import AdapterSession
 
 BETAS, EPS = (0.9, 0.999), 1e-6
 
@@ -38,11 +41,11 @@ class Method(full_ft.Method):
     update_gap: int = Field(500, ge=1, description="steps between two projections")
     scale: float = Field(4.0, gt=0, description="multiplies the projected weights' steps")
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         from loratory.adapters import core
 
         layers = core.target_layers(session.model, self.target_modules, session.base.heads)
-        groups = {turned: [] for turned in (False, True)}
+        groups: Groups = {turned: [] for turned in (False, True)}
         for layer in layers.values():
             groups[needs_transpose(layer)].append(layer.weight)
         projected = {layer.weight for layer in layers.values()}
@@ -73,7 +76,7 @@ def projected_adamw_class() -> type[torch.optim.Optimizer]:
     class ProjectedAdamW(torch.optim.Optimizer):
         """GaLore for its own groups, `plain` for the rest."""
 
-        def __init__(self, method: Method, groups: dict[bool, list], plain: torch.optim.AdamW):
+        def __init__(self, method: Method, groups: Groups, plain: torch.optim.AdamW):
             defaults = {key: plain.defaults[key] for key in ("lr", "weight_decay")}
             super().__init__([{"params": params, "turned": turned} for turned, params in groups.items()], defaults)
             self.method, self.plain, self.own = method, plain, list(self.param_groups)
@@ -81,20 +84,20 @@ def projected_adamw_class() -> type[torch.optim.Optimizer]:
             plain.state = self.state  # one state, where checkpoints look for it
 
         @torch.no_grad()
-        def step(self, closure=None):
+        def step(self, closure: None = None) -> None:
             self.plain.step()
             for group in self.own:
                 for weight in group["params"]:
                     if weight.grad is not None:
                         self.update_weight(weight, group)
 
-        def update_weight(self, weight, group):
+        def update_weight(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
             tall = (lambda tensor: tensor.T) if group["turned"] else (lambda tensor: tensor)
             direction = self.adam_direction(tall(weight.grad).float(), self.state[weight])
             tall(weight).add_(direction.to(weight.dtype), alpha=-group["lr"] * self.method.scale)
             weight.mul_(1 - group["lr"] * group["weight_decay"])
 
-        def adam_direction(self, gradient, state) -> torch.Tensor:
+        def adam_direction(self, gradient: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
             """Adam's bias-corrected step in the projection, brought back to `[m, n]`."""
             done = int(state.get("step", 0))
             if done % self.method.update_gap == 0:

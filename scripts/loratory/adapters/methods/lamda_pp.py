@@ -19,6 +19,9 @@ from loratory.adapters.methods import lamda
 if TYPE_CHECKING:
     import torch
 
+    from loratory.adapters import contract
+    from loratory.adapters.contract import Tensors
+
 FULL = 1 - 1e-9  # above, the energy of a float32 spectrum is noise
 
 
@@ -27,7 +30,7 @@ class Method(lamda.Method):
 
     rank: int = Field(64, ge=1, description="mean rank of the layers; one layer has half of it to twice as much")
 
-    def layer_methods(self, weights):
+    def layer_methods(self, weights: Tensors) -> dict[str, contract.Method]:
         energies = [spectral_energy(weight) for weight in weights.values()]
         ranks = allocate_ranks(energies, self.rank)
         return {name: self.model_copy(update={"rank": rank}) for name, rank in zip(weights, ranks)}
