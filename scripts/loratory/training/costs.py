@@ -17,7 +17,7 @@ from loratory.training.session import AdapterSession
 def step_positions(session: AdapterSession) -> list[int]:
     """Positions, padding included, that each step of the training puts through the model."""
     lengths = [item.length for item in session.items]
-    plan = batching.Batches(lengths, session.budget, session.seed)
+    plan = batching.Batches(lengths, session.recipe.batch_tokens, session.seed)
     return [len(batch) * max(lengths[i] for i in batch) for batch in map(plan, range(session.recipe.steps))]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import isnan
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +56,6 @@ def curve_rows(seed: int, trials: list[dict]) -> list[dict]:
     ]
 
 
-def write_curves(path, rows: list[dict]) -> None:
+def write_curves(path: Path | str, rows: list[dict]) -> None:
     with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, CURVES), aside)

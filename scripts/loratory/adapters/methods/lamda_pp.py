@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from loratory.adapters import contract
-    from loratory.adapters.contract import Tensors
 
 FULL = 1 - 1e-9  # above, the energy of a float32 spectrum is noise
 
@@ -30,7 +29,7 @@ class Method(lamda.Method):
 
     rank: int = Field(64, ge=1, description="mean rank of the layers; one layer has half of it to twice as much")
 
-    def layer_methods(self, weights: Tensors) -> dict[str, contract.Method]:
+    def layer_methods(self, weights: contract.Tensors) -> dict[str, contract.Method]:
         energies = [spectral_energy(weight) for weight in weights.values()]
         ranks = allocate_ranks(energies, self.rank)
         return {name: self.model_copy(update={"rank": rank}) for name, rank in zip(weights, ranks)}
