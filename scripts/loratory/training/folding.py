@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,8 +84,10 @@ def train_folding(
     seed, training = pretrain.seed, pretrain.training
     taught, judged = split_by_group([read_chain(record) for record in records], seed)
     torch.manual_seed(seed)
-    model = new_model(pretrain.architecture).to(job.device).train()
-    passes = model.config.esmfold_config.trunk.max_recycles
+    model = new_model(pretrain.architecture)
+    model.to(job.device).train()  # type: ignore[arg-type]  # transformers' stub of `to`
+    config: Any = model.config
+    passes: int = config.esmfold_config.trunk.max_recycles
     each = max(1, training.batch_tokens // CROP)
 
     def micro_batches(step: int) -> list[MicroBatch]:
@@ -177,7 +179,8 @@ def initialise_weights(model: EsmForProteinFolding) -> None:
                 module.bias.fill_(kind == "gating")
         elif isinstance(module, torch.nn.Embedding):
             module.weight.normal_()
-    for block in model.trunk.blocks:  # every block starts as the identity
+    blocks: Any = model.trunk.blocks
+    for block in blocks:  # every block starts as the identity
         last = block.seq_attention.o_proj, block.sequence_to_pair.o_proj, block.mlp_seq.mlp[-2], block.mlp_pair.mlp[-2]
         for layer in last:
             layer.weight.zero_()
@@ -208,8 +211,8 @@ def finalise_model(model: EsmForProteinFolding) -> EsmForProteinFolding:
 @contextmanager
 def backbone_only(model: EsmForProteinFolding) -> Iterator[None]:
     """Places N, Cα and C alone for a while: no loss looks at the other atoms, which cost most of the time."""
-    module, ideal = model.trunk.structure_module, residue_constants.restype_atom14_rigid_group_positions[:, :3]
-    ideal = torch.tensor(ideal, device=model.device)
+    module: Any = model.trunk.structure_module
+    ideal = torch.tensor(residue_constants.restype_atom14_rigid_group_positions[:, :3], device=model.device)
     module.torsion_angles_to_frames = lambda backbone, angles, residues: backbone[..., None]
     module.frames_and_literature_positions_to_atom14_pos = lambda backbone, residues: backbone.apply(ideal[residues])
     try:
@@ -229,7 +232,8 @@ def predict_structure(
     states = model.compute_language_model_representations(model.af2_idx_to_esm_idx(residues, mask))
     mixed = (model.esm_s_combine.softmax(0).unsqueeze(0) @ states).squeeze(2)
     single = model.esm_s_mlp(mixed) + model.embedding(residues)
-    pair = single.new_zeros(*residues.shape, residues.shape[1], model.config.esmfold_config.trunk.pairwise_state_dim)
+    config: Any = model.config
+    pair = single.new_zeros(*residues.shape, residues.shape[1], config.esmfold_config.trunk.pairwise_state_dim)
     positions = torch.arange(residues.shape[1], device=residues.device).expand_as(residues)
     return model.trunk(single, pair, residues, positions, mask, no_recycles=passes - 1)
 
@@ -244,8 +248,8 @@ def folding_loss(model: EsmForProteinFolding, batch: dict[str, Any]) -> Loss:
         "distogram": distogram_loss(model, found, batch),
         "bond": bond_loss(found, batch),
     }
-    total = sum(weight * terms[name] for name, weight in WEIGHTS.items()).sum()
-    return Loss(total, len(batch["mask"]))
+    total = cast("torch.Tensor", sum(weight * terms[name] for name, weight in WEIGHTS.items()))
+    return Loss(total.sum(), len(batch["mask"]))
 
 
 def fape_loss(found: dict, batch: dict) -> torch.Tensor:
@@ -399,12 +403,14 @@ def confidence_logits(model: EsmForProteinFolding, states: torch.Tensor) -> torc
 
 def tolerance_share(gap: torch.Tensor) -> torch.Tensor:
     """Share of lDDT's tolerances within which a distance (Å off by `gap`) is kept."""
-    return sum((gap <= tolerance).float() for tolerance in TOLERANCES) / len(TOLERANCES)
+    kept = cast("torch.Tensor", sum((gap <= tolerance).float() for tolerance in TOLERANCES))
+    return kept / len(TOLERANCES)
 
 
 def smooth_tolerance_share(gap: torch.Tensor) -> torch.Tensor:
     """As `tolerance_share`, but with a slope to learn from."""
-    return sum(torch.sigmoid(tolerance - gap) for tolerance in TOLERANCES) / len(TOLERANCES)
+    kept = cast("torch.Tensor", sum(torch.sigmoid(tolerance - gap) for tolerance in TOLERANCES))
+    return kept / len(TOLERANCES)
 
 
 def lddt_scores(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from loratory.data.files import atomic_write
 from loratory.errors import InputError
 
+Rate = TypeVar("Rate", bound=float | None)  # None of what is not trained
 CURVES = pa.schema(
     [
         ("run", pa.string()),
@@ -24,7 +26,7 @@ CURVES = pa.schema(
 )
 
 
-def best_trial(rates: Sequence[float], train: Callable[[float], dict]) -> tuple[dict, list[dict]]:
+def best_trial(rates: Sequence[Rate], train: Callable[[Rate], dict]) -> tuple[dict, list[dict]]:
     """Trains at every rate; (the trial with the lowest `valid_loss`, all trials). A single trial needs no such loss.
 
     Args:

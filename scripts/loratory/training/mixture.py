@@ -214,8 +214,8 @@ def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, list[Encod
 
 
 def mixer_penalty(mixture: Mixture, mask: torch.Tensor, domain: int) -> torch.Tensor | float:
-    """The mean of what the mixer adds over streams, or over layers that weigh for themselves; those for which the mixer
-    gives a plain 0.0 are not counted."""
+    """The mean of what the mixer adds, over streams or over layers that weigh for themselves. Where the mixer gives a
+    plain 0.0, it adds nothing, and that one is not counted."""
     found = [mixture.mixer.routing_penalty(unpadded_weights(w, mask), domain) for w in mixture.wanted.values()]
     found = [value for value in found if torch.is_tensor(value)]
     return sum(found) / len(found) if found else 0.0

@@ -92,7 +92,8 @@ def pretrain_causal(
     config = LlamaConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
     model = LlamaForCausalLM(config)
     audio = new_audio_prefix(ears, entry.audio, config.hidden_size, job.device) if ears is not None else None
-    base = Causal("pretrain", UNTRAINED, model.to(job.device), tokenizer, audio)
+    model.to(job.device)  # type: ignore[arg-type]  # transformers' stub of `to`
+    base = Causal("pretrain", UNTRAINED, model, tokenizer, audio)
     parameters = prefixed_parameters(model, "model") | (
         prefixed_parameters(audio.projector, "projector") if audio else {}
     )
@@ -109,8 +110,8 @@ def new_audio_prefix(whisper_folder: Path | str, options: Any, width: int, devic
 
 
 def train_projector(folder: Path, corpus: list[Example], options: Any, ears: Path | str, job: Job) -> None:
-    """Gives a prepared causal base (changed in place) an audio prefix: its projector learns to transcribe, the encoder of
-    the Whisper base at `ears` and all the rest are frozen.
+    """Gives a prepared causal base (changed in place) an audio prefix, whose encoder is that of the Whisper base at
+    `ears`: the projector learns to transcribe, all else is frozen.
 
     Stage one of SLAM-ASR (Ma et al. 2024, arXiv:2402.08846).
     """
@@ -141,9 +142,10 @@ def pretrain_whisper(
     config = WhisperConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
     config.suppress_tokens = config.begin_suppress_tokens = None
     model = WhisperForConditionalGeneration(config)
-    model.generation_config.forced_decoder_ids = None
+    model.generation_config.forced_decoder_ids = None  # type: ignore[attr-defined]  # Whisper's own
     manifest = UNTRAINED | {"whisper": entry.whisper and entry.whisper.model_dump()}
-    base = Whisper("pretrain", manifest, model.to(job.device), tokenizer)
+    model.to(job.device)  # type: ignore[arg-type]  # transformers' stub of `to`
+    base = Whisper("pretrain", manifest, model, tokenizer)
     return base, train_on_corpora(
         base, prefixed_parameters(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job
     )
@@ -198,7 +200,8 @@ def pretrain_encoder(
     training, seed = entry.pretrain.training, entry.pretrain.seed
     torch.manual_seed(seed)
     config = BertConfig(**{**entry.pretrain.architecture, "vocab_size": len(tokenizer), "pad_token_id": 0})
-    model = BertForMaskedLM(config).to(job.device)
+    model = BertForMaskedLM(config)
+    model.to(job.device)  # type: ignore[arg-type]  # transformers' stub of `to`
     ids = [tokenizer(text, truncation=True, max_length=config.max_position_embeddings)["input_ids"] for text in texts]
     plan = Batches([len(row) for row in ids], training.batch_tokens, seed)
 

@@ -78,7 +78,9 @@ class AdapterSession(TrainingHooks):
             weight, transposed = layer.base.weight.requires_grad_(True), isinstance(layer.base, Conv1D)
 
             def add_gradient(parameter: torch.Tensor, name: str = name, transposed: bool = transposed) -> None:
-                sums[name] += (parameter.grad.T if transposed else parameter.grad).float().cpu()
+                gradient = parameter.grad
+                assert gradient is not None  # the hook runs once it is there
+                sums[name] += (gradient.T if transposed else gradient).float().cpu()
                 parameter.grad = None
 
             handles.append(weight.register_post_accumulate_grad_hook(add_gradient))
@@ -98,7 +100,7 @@ class AdapterSession(TrainingHooks):
             parameters: by name; or a sequence of them, or of dicts of groups, in which `ratio` multiplies the group's
                 learning rate.
         """
-        groups = parameters.values() if isinstance(parameters, dict) else parameters
+        groups: Any = parameters.values() if isinstance(parameters, dict) else parameters
         options = {"lr": self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay} | options
         return torch.optim.AdamW(groups, **options)
 

@@ -53,7 +53,12 @@ def train_sweep(
         "train": encode_split(base, domain, data, task, "train"),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
     }
-    facts = {"domain": domain, "base": base_facts(base), "data": data_digest(data), "task": task.model_dump_json()}
+    facts: dict[str, Any] = {
+        "domain": domain,
+        "base": base_facts(base),
+        "data": data_digest(data),
+        "task": task.model_dump_json(),
+    }
     runs: list[dict] = []
     jobs: list[Job] = []
     rates = adapter.training.learning_rates
@@ -78,7 +83,7 @@ def train_sweep(
 
 
 def base_facts(base: Base) -> list:
-    """What tells one loaded base from another: its weights, how they are rounded, and the options of a Whisper base."""
+    """What tells one loaded base from another: its weights, their precision, and the options of a Whisper base."""
     return [base.fingerprint, base.manifest.get("precision"), base.manifest.get("whisper")]
 
 

@@ -12,7 +12,7 @@ the mask decides, and a layer without gradients keeps its score.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -91,7 +91,8 @@ class Method(contract.Method):
         if not self.orthogonality:
             return None
         factors = [f for layer in session.layers.values() for f in (layer.tensors["A"], layer.tensors["B"].T)]
-        return self.orthogonality * sum(orthogonality_error(factor) for factor in factors) / len(factors)
+        total = cast("torch.Tensor", sum(orthogonality_error(factor) for factor in factors))
+        return self.orthogonality * total / len(factors)
 
     def after_step(self, session: AdapterSession, step: int) -> None:
         """Scores take the parameter after the step and the gradient before it, as with PEFT's order of calls."""

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from loratory.adapters.methods import lora
 if TYPE_CHECKING:
     import torch
 
+    from loratory.adapters import contract
     from loratory.adapters.contract import Parameters
     from loratory.adapters.core import AdaptedLinear
     from loratory.bases.core import Encoded
@@ -118,16 +119,16 @@ def alpha_gradient(session: AdapterSession, batches: list[dict], raw: torch.Tens
 
     training = session.model.training
     session.model.eval()
-    total = sum(torch.autograd.grad(session.loss(batch), raw)[0] for batch in batches)
+    total = cast("torch.Tensor", sum(torch.autograd.grad(session.loss(batch), raw)[0] for batch in batches))
     session.model.train(training)
     return total
 
 
 @dataclass(frozen=True)
 class WeightedMethod:
-    """What a layer's method is in the search: itself times α of the group at `index`."""
+    """Stands for a layer's method in the search: its change times α of the group at `index`."""
 
-    method: Method
+    method: contract.Method
     raw: torch.Tensor
     index: int
 
@@ -145,7 +146,7 @@ def apply_group_weights(
     methods = {name: layer.method for name, layer in layers.items()}
     for index, names in enumerate(groups.values()):
         for name in names:
-            layers[name].method = WeightedMethod(methods[name], raw, index)
+            layers[name].method = cast("contract.Method", WeightedMethod(methods[name], raw, index))
     try:
         yield
     finally:

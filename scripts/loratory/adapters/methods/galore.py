@@ -14,6 +14,7 @@ What is saved is the optimizer's memory; the change of the weights is dense.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import sqrt
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from loratory.adapters.contract import Parameters
+    from loratory.adapters.core import Linear
     from loratory.training.session import AdapterSession
 
 BETAS, EPS = (0.9, 0.999), 1e-6
@@ -34,7 +36,7 @@ BETAS, EPS = (0.9, 0.999), 1e-6
 class Method(full_ft.Method):
     """W ← W − η · scale · Adam(G Pᵀ) P with P the leading right singular vectors of G. Defaults: its fine-tuning."""
 
-    target_modules: tuple[str, ...] | None = Field(
+    target_modules: tuple[str, ...] | None = Field(  # type: ignore[assignment]  # an option again
         None, description="last names of the linear layers whose gradient is projected; none means all but the head"
     )
     rank: int = Field(4, ge=1, description="rank of the projected gradient")
@@ -45,7 +47,7 @@ class Method(full_ft.Method):
         from loratory.adapters import core
 
         layers = core.target_layers(session.model, self.target_modules, session.base.heads)
-        groups: Groups = {turned: [] for turned in (False, True)}
+        groups: dict[bool, list[torch.Tensor]] = {turned: [] for turned in (False, True)}
         for layer in layers.values():
             groups[needs_transpose(layer)].append(layer.weight)
         projected = {layer.weight for layer in layers.values()}
@@ -53,7 +55,7 @@ class Method(full_ft.Method):
         return projected_adamw_class()(self, groups, plain)
 
 
-def needs_transpose(layer: torch.nn.Module) -> bool:
+def needs_transpose(layer: Linear) -> bool:
     """Whether the weight is to be transposed, as it is stored, to become tall (or square, as `[out, in]`)."""
     from loratory.adapters.core import Conv1D, weight_of
 
@@ -69,14 +71,14 @@ def projection_basis(gradient: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 @cache
-def projected_adamw_class() -> type[torch.optim.Optimizer]:
+def projected_adamw_class() -> Callable[..., torch.optim.Optimizer]:
     """The optimizer's class, made here because torch is not imported while configs are read."""
     import torch
 
     class ProjectedAdamW(torch.optim.Optimizer):
         """GaLore for its own groups, `plain` for the rest."""
 
-        def __init__(self, method: Method, groups: Groups, plain: torch.optim.AdamW):
+        def __init__(self, method: Method, groups: dict[bool, list[torch.Tensor]], plain: torch.optim.AdamW):
             defaults = {key: plain.defaults[key] for key in ("lr", "weight_decay")}
             super().__init__([{"params": params, "turned": turned} for turned, params in groups.items()], defaults)
             self.method, self.plain, self.own = method, plain, list(self.param_groups)
@@ -84,7 +86,7 @@ def projected_adamw_class() -> type[torch.optim.Optimizer]:
             plain.state = self.state  # one state, where checkpoints look for it
 
         @torch.no_grad()
-        def step(self, closure: None = None) -> None:
+        def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
             self.plain.step()
             for group in self.own:
                 for weight in group["params"]:

@@ -20,7 +20,7 @@ learning-rate warm-up of new ranks, which the paper used on three small tasks, i
 from __future__ import annotations
 
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -93,7 +93,8 @@ class Method(contract.Method):
 
         blocks = range(self.growths + 1)
         ways = (("A", 0), ("E", 0), ("B", 1))
-        return tuple(cat([tensors[f"{key}{block}"] for block in blocks], dim) for key, dim in ways)
+        a, e, b = (cat([tensors[f"{key}{block}"] for block in blocks], dim) for key, dim in ways)
+        return a, e, b
 
     def live_mask(self, tensors: Tensors) -> torch.Tensor:
         """1 for ranks that are active or in reserve, 0 for those that wait, in one row for all blocks."""
@@ -115,11 +116,11 @@ class Method(contract.Method):
     def step_penalty(self, session: AdapterSession) -> torch.Tensor | None:
         if not self.orthogonality:
             return None
-        factors = []
+        factors: list[torch.Tensor] = []
         for layer in session.layers.values():
             (a, _, b), live = self.joined_blocks(layer.tensors), self.live_mask(layer.tensors)
             factors += [orthogonality_error(a, live), orthogonality_error(b.T, live)]
-        return self.orthogonality * sum(factors) / len(factors)
+        return self.orthogonality * cast("torch.Tensor", sum(factors)) / len(factors)
 
     # Scores.
 
@@ -151,7 +152,8 @@ class Method(contract.Method):
         """Set at every step, not at growth alone, so that a resumed training is right too."""
         growing = self.may_grow(session, step)
         for layer, grown in zip(session.layers.values(), growth_counts(session)):
-            layer.scored = growing  # read in each forward pass; a tensor would make the host wait for the device
+            # Read in each forward pass; a tensor would make the host wait for the device.
+            layer.scored = growing  # type: ignore[assignment]  # torch's stub knows tensors and modules alone
             for block in range(self.growths + 1):
                 active, reserve = block <= grown, self.advance and growing and block == grown + 1
                 layer.adapter[f"E{block}"].requires_grad_(active)

@@ -103,7 +103,7 @@ class Method(contract.Method):
 
     def before_step(self, session: AdapterSession, step: int) -> None:
         for layer in session.layers.values():
-            rank, b = layer.method.rank, layer.adapter["B"]
+            rank, b = len(layer.tensors["moving"]), layer.adapter["B"]
             frozen = frozen_columns(step, session.recipe.steps, rank, self.freeze_share)
             layer.tensors["moving"][:frozen] = 0
             b.requires_grad_(frozen < rank)

@@ -65,7 +65,7 @@ def transformer_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
     from loratory.adapters.core import LINEAR, is_inside
 
-    lists = [name for name, module in model.named_modules() if isinstance(module, ModuleList)]
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, ModuleList)}
     outermost = [name for name in lists if not is_inside(name, tuple(other for other in lists if other != name))]
-    members = [member for name in outermost for member in model.get_submodule(name)]
+    members = [member for name in outermost for member in lists[name]]
     return [member for member in members if any(isinstance(part, LINEAR) for part in member.modules())]

@@ -22,7 +22,6 @@ from loratory.registry import unknown_name_error
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig, PeftType
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     from loratory.adapters.contract import Parameters, Tensors
     from loratory.adapters.core import AdaptedLinear
@@ -139,7 +138,7 @@ class Method(contract.DenseMethod):
         tuner = self.build_tuner(weight, int(seed))
         return {key: p.detach().clone() for key, p in trained_parameters(tuner).items()} | {"seed": seed}
 
-    def build_tuner(self, weight: torch.Tensor, seed: int) -> BaseTunerLayer:
+    def build_tuner(self, weight: torch.Tensor, seed: int) -> Any:
         """PEFT's layer around a copy of a weight, on the CPU; the same for the same seed.
 
         Raises:
@@ -148,7 +147,8 @@ class Method(contract.DenseMethod):
         import peft
         import torch
 
-        linear = torch.nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+        out, inner = weight.shape
+        linear = torch.nn.Linear(inner, out, bias=False, device="meta")
         linear.weight = torch.nn.Parameter(weight.detach().float().cpu().clone(), requires_grad=False)
         holder = torch.nn.ModuleDict({"it": linear})
         kind = peft.PeftType(self.type.upper())
@@ -165,7 +165,7 @@ class Method(contract.DenseMethod):
 
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        made = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         names = {field.name for field in fields(made)}
         for name in self.options:
             if name not in names:
@@ -183,7 +183,7 @@ class Method(contract.DenseMethod):
         y = functional_call(tuner, tensors | {"base_layer.weight": layer.weight}, x)
         return y if layer.base.bias is None else y + layer.base.bias
 
-    def cached_tuner(self, layer: AdaptedLinear) -> BaseTunerLayer:
+    def cached_tuner(self, layer: AdaptedLinear) -> Any:
         """A layer's tuner without tensors of its own for what the layer holds: those are put in at every call."""
         if layer not in TUNERS:
             tuner = self.build_tuner(layer.weight, int(layer.tensors["seed"])).to(layer.weight.device)
@@ -206,7 +206,7 @@ class Method(contract.DenseMethod):
         return Dense(tuner.get_base_layer().weight.detach() - weight)
 
 
-TUNERS: WeakKeyDictionary[AdaptedLinear, BaseTunerLayer] = WeakKeyDictionary()  # the tuner of each adapted layer
+TUNERS: WeakKeyDictionary[AdaptedLinear, Any] = WeakKeyDictionary()  # the tuner of each adapted layer
 
 
 def tensor_names(tuner: torch.nn.Module) -> dict[str, str]:
