@@ -93,7 +93,7 @@ def ours(items: list[Encoded], steps: int, folder: Path):
         SEED,
         folder,
         "loratory",
-        course=session,
+        hooks=session,
     )
     return process_time() - before, base, base.model
 

@@ -113,6 +113,6 @@ def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, 
     toy.model.train()
     parameters = core.trainable_parameters(toy.model)
     loss = lambda micro: Loss(*toy.loss(toy.model, micro.batch))  # noqa: E731
-    train_model(parameters, micro_batches, loss, session.recipe, session.seed, folder, "toy", course=session)
+    train_model(parameters, micro_batches, loss, session.recipe, session.seed, folder, "toy", hooks=session)
     toy.model.eval()
     return session

@@ -3,8 +3,9 @@
 A file under `methods/` defines one class `Method(contract.Method)`; its fields are its hyper-parameters. The file is
 imported while the config is read, so torch is imported inside the functions that make tensors.
 
-Three kinds of methods fit: most put a few tensors beside every linear layer (`start`, `forward`, `delta`); some need
-more than gradients (`prepare` and the hooks of a step); some train the base's own weights (`weights`).
+Three sorts of methods fit: most put a few tensors beside every linear layer (`initial_tensors`, `forward`,
+`weight_delta`); some need more than gradients (`prepare_training` and the hooks of a step); some train the base's own
+weights (`trained_weights`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Method(Options):
     """One adapter method. `tensors` maps names to the tensors of one adapted linear layer.
 
     Attributes:
-        fixed: names among them that no optimizer moves (projections, masks, scores). They are saved with a checkpoint.
+        fixed: names of tensors that no optimizer moves (projections, masks, scores). A checkpoint has them too.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset()

@@ -69,7 +69,7 @@ class ChangedLinear(nn.Module):
 def generator_for(seed: int, name: str) -> torch.Generator:
     """Random numbers that depend on (seed, module name) and not on the order in which modules are made."""
     digest = blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)  # 63 bits: seeds are signed
 
 
 def weight_of(linear: Linear) -> torch.Tensor:
@@ -90,7 +90,7 @@ def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, Li
 
 def target_layers(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()) -> dict[str, Linear]:
     """The layers to adapt. Each given name must match: a partial match (Llama's names on a model with fused
-    projections) would silently adapt less than was asked for.
+    projections) would silently adapt less than the config says.
 
     Raises:
         InputError: a name matches no linear layer.

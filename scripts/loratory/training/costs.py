@@ -4,7 +4,7 @@ Operations are counted once, by PyTorch's own counter, over the forward and back
 as proportional to positions (padding included) for all other batches and for every pass that a method makes besides
 its steps. That leaves out: that attention grows faster than length, what the optimizer computes, and decompositions of
 weights before the first step. The count is taken when the run is over and its outcome is kept, in the state that the
-last step left: so it can change no result, and it sees which weights a method has switched on.
+last step left: so it can change no result, and it counts only the weights that the method has switched on by then.
 """
 
 import torch

@@ -34,7 +34,7 @@ SHARD = 1 << 28  # bytes of a shard: what a killed job computes again, and what 
 
 @dataclass(frozen=True)
 class StoredStates:
-    """Where the states of an example are; read from the file when asked for.
+    """Where the states of an example are; `read_states` reads them from the file.
 
     Attributes:
         states: the shard's tensor as safetensors maps it.

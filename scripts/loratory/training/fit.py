@@ -77,14 +77,14 @@ def train_model(
     folder: Path | str,
     title: str,
     validate: Callable[[], float] | None = None,
-    course: TrainingHooks = TrainingHooks(),  # noqa: B008 has no state
+    hooks: TrainingHooks = TrainingHooks(),  # noqa: B008 has no state
 ) -> list[dict]:
     """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
 
     Args:
         micro_batches: step -> the step's micro-batches; a pure function.
         validate: called after the last step; its value ends the curve.
-        course: what the training does besides; the default does nothing.
+        hooks: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
 
     Returns:
@@ -96,17 +96,16 @@ def train_model(
     """
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
-    optimizer = course.create_optimizer(parameters, recipe)
-    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, course.state_tensors())
-    tell = Progress(title, done, recipe.steps)
-    with TerminationSignal() as asked:
+    optimizer = hooks.create_optimizer(parameters, recipe)
+    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors())
+    progress = Progress(title, done, recipe.steps)
+    with TerminationSignal() as terminated:
         for step in range(done, recipe.steps):
             started = perf_counter()
-            torch.manual_seed(seed * 1_000_003 + step)  # dropout is a function of (seed, step), so resume is exact
-            course.before_step(step)
-            value, targets = update(
-                parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, course
-            )
+            # Dropout is a function of (seed, step), so resume is exact; no two seeds meet within a million steps.
+            torch.manual_seed(seed * 1_000_003 + step)
+            hooks.before_step(step)
+            value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, hooks)
             if not math.isfinite(value):
                 raise InputError(
                     title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
@@ -115,11 +114,11 @@ def train_model(
             rate = recipe.learning_rate_at(step)
             point = {"step": step, "loss": value, "learning_rate": rate, "targets": targets, "seconds": seconds}
             curve.append(point)
-            tell(step, value)
+            progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
-            if due or asked:
-                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, course.state_tensors())
-            if asked:
+            if due or terminated:
+                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, hooks.state_tensors())
+            if terminated:
                 raise TrainingStopped(143)
     if validate and curve:
         curve[-1]["valid_loss"] = validate()
@@ -134,7 +133,7 @@ def update(
     recipe: Training,
     step: int,
     accelerator: Accelerator,
-    course: TrainingHooks,
+    hooks: TrainingHooks,
 ) -> tuple[float, int]:
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
     for group in optimizer.param_groups:
@@ -151,12 +150,12 @@ def update(
         parts = counts.get(micro.task, n) * len(tasks)
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
-    penalty = course.step_penalty()
+    penalty = hooks.step_penalty()
     if penalty is not None:
         accelerator.backward(penalty)
     accelerator.clip_grad_norm_(parameters.values(), recipe.clip)
     optimizer.step()
-    course.after_step(step)
+    hooks.after_step(step)
     optimizer.zero_grad(set_to_none=True)
     return float(sum(value for value, _ in results)), sum(n for _, n in results)
 
@@ -185,7 +184,7 @@ class TerminationSignal:
     """Notes SIGTERM instead of dying from it; true once it came."""
 
     def __enter__(self) -> Self:
-        self.asked = False
+        self.received = False
         try:
             self.before = signal.signal(signal.SIGTERM, self.note_signal)
         except ValueError:  # not the main thread
@@ -193,10 +192,10 @@ class TerminationSignal:
         return self
 
     def note_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.received = True
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.received
 
     def __exit__(self, *_: object) -> None:
         if self.before is not None:

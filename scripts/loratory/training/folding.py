@@ -4,7 +4,7 @@ Losses: AlphaFold 2 (Jumper et al. 2021, doi:10.1038/s41586-021-03819-2, supplem
 distogram, confidence; AlphaFold 3 (Abramson et al. 2024, doi:10.1038/s41586-024-07487-w): smooth lDDT.
 Atoms are N, Cα, C, O, coordinates in Å; B chains of at most L residues make a batch.
 
-Chains are few, so those learnt from are soon known by heart. The confidence head therefore learns from others: the
+Chains are few, so those learnt from are soon memorised. The confidence head therefore learns from others: the
 chains of a fifth of the groups never enter the losses of the structure, only that of the confidence.
 """
 
@@ -31,7 +31,7 @@ from loratory.training.job import Job
 
 N, CA, C, O = range(4)  # noqa: E741 a backbone atom's place, here and among a residue's 14 and 37
 CROP, LONGEST = 64, 128  # residues of a chain that is learnt from, and of one that is judged
-JUDGED = 0.2  # share of the chains that only the confidence head sees
+JUDGED = 0.2  # share of the chains that only the confidence head learns from
 CLAMP, CLAMPED = 10.0, 0.9  # Å at which FAPE ends, and the share of chains where it does
 DISTANCES = 2.3125, 21.6875, 64  # Å of the first and the last edge of the distogram's bins, and their number
 WEIGHTS = {"fape": 1.0, "local": 1.0, "torsion": 0.5, "distogram": 0.3, "bond": 0.02}  # more of bond drowns the rest
@@ -47,7 +47,7 @@ class Chain:
     """A chain of L residues.
 
     Attributes:
-        group: what must not be learnt from and judged at once.
+        group: chains of one group are all learnt from or all judged.
         origin: "experiment" or "simulated".
         residues: (L,) in AlphaFold's order.
         backbone: (L, 4, 3), NaN where unresolved.
@@ -197,7 +197,7 @@ def new_tokenizer() -> EsmTokenizer:
 
 
 def finalise_model(model: EsmForProteinFolding) -> EsmForProteinFolding:
-    """The model as it is stored: no output says more than was learnt."""
+    """The model as it is stored, with outputs that were not trained made equal or 0."""
     with torch.no_grad():
         weight, bias = (p.view(37, 50, -1) for p in model.lddt_head[-1].parameters())
         for part in (weight, bias):  # every atom of a residue is as sure as its Cα
@@ -292,6 +292,7 @@ def frame_aligned_error(
         placed: rotations (…, B, F, 3, 3) and origins (…, B, F, 3). points: (…, B, P, 3). limit: (B,) in Å.
     """
     gap = points_in_frames(placed, points) - points_in_frames(true_placed, true_points)
+    # AlphaFold's small number: without it the root's gradient would be infinite where a point is right.
     error = (gap.square().sum(-1) + 1e-4).sqrt().minimum(limit[:, None, None])
     counted = frames_known[:, :, None] & points_known[:, None, :]
     return masked_mean(error, counted, (-1, -2)) / CLAMP
@@ -370,7 +371,7 @@ def distogram_loss(model: EsmForProteinFolding, found: dict, batch: dict) -> tor
 def bond_loss(found: dict, batch: dict) -> torch.Tensor:
     """(B,): Å by which peptide bonds are too long or too short."""
     placed = found["positions"][-1]
-    length = (placed[:, 1:, N] - placed[:, :-1, C]).square().sum(-1).add(1e-6).sqrt()
+    length = (placed[:, 1:, N] - placed[:, :-1, C]).square().sum(-1).add(1e-6).sqrt()  # of no infinite gradient at 0
     return masked_mean(F.relu((length - PEPTIDE).abs() - SLACK), bond_mask(batch["backbone"], batch["known"]), -1)
 
 
@@ -420,6 +421,7 @@ def lddt_scores(
     kept: Callable[[torch.Tensor], torch.Tensor] = tolerance_share,
 ) -> torch.Tensor:
     """lDDT (…, L) in [0, 1] of points (…, L, 3) over every other residue near in truth; NaN where there is none."""
+    # Distances by matrix products would lose the digits of near points.
     here, there = (torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") for x in (points, true))
     near = (there <= INCLUSION) & known[..., :, None] & known[..., None, :]
     near &= ~torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)

@@ -20,7 +20,7 @@ def prepare_base(
     entry: Any,
     general: Mapping[str, Path | str],
     tasks: Mapping[str, TaskOptions],
-    ears: Path | str | None,
+    audio_encoder: Path | str | None,
     device: str,
     checkpoints: Path | str,
     out: Path | str,
@@ -30,19 +30,19 @@ def prepare_base(
 
     Args:
         entry: `config.BaseEntry`. general: {domain: folder of general data}; tasks: {domain: its task options}.
-        ears: folder of the Whisper base whose encoder becomes a causal base's audio encoder, or None.
+        audio_encoder: folder of the Whisper base whose encoder becomes a causal base's audio encoder, or None.
         folder: where the files of a base with `hub` lie already; None means to download them.
     """
     corpora = {d: read_corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
     facts = {
         "data_sha256": {d: file_sha256(f"{general[d]}/train.parquet") for d in corpora},
         "torch": version("torch"),
-        "ears_sha256": weights_digest(ears) if ears else None,
+        "ears_sha256": weights_digest(audio_encoder) if audio_encoder else None,
     }
     asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump_json() for d in corpora}}
     job = Job(device, checkpoints, f"base {name}", **asked, **facts)
     if entry.pretrain:
-        pretrain_base(name, entry, corpora, ears, job, out, **facts)
+        pretrain_base(name, entry, corpora, audio_encoder, job, out, **facts)
         return
     with atomic_write(out) as aside:
         if folder := entry.path or folder:
@@ -50,8 +50,8 @@ def prepare_base(
             prepare(folder, name, entry, aside)
         else:
             prepare_hub(entry.hub, name, entry, aside)
-        if ears:
-            train_projector(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
+        if audio_encoder:
+            train_projector(aside, corpora[entry.audio.corpus], entry.audio, audio_encoder, job)
             note_training(aside, **facts)
     job.remove_checkpoints()
 

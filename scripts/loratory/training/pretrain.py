@@ -70,9 +70,9 @@ def word_tokenizer(texts: Iterable[str], vocabulary: int, special: list[str]) ->
 
 
 def pretrain_causal(
-    corpora: dict[str, list[Example]], entry: Any, ears: Path | str | None, job: Job
+    corpora: dict[str, list[Example]], entry: Any, audio_encoder: Path | str | None, job: Job
 ) -> tuple[Causal, list[dict]]:
-    """A Llama-style decoder; with `ears`, the folder of a Whisper base, it has an audio prefix that learns along.
+    """A Llama-style decoder; with `audio_encoder`, the folder of a Whisper base, an audio prefix is trained with it.
 
     Args:
         corpora: {domain: examples}. Every step takes one batch of each, so domains weigh alike.
@@ -91,7 +91,11 @@ def pretrain_causal(
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
     model = LlamaForCausalLM(config)
-    audio = new_audio_prefix(ears, entry.audio, config.hidden_size, job.device) if ears is not None else None
+    audio = (
+        new_audio_prefix(audio_encoder, entry.audio, config.hidden_size, job.device)
+        if audio_encoder is not None
+        else None
+    )
     model.to(job.device)  # type: ignore[arg-type]  # transformers' stub of `to`
     base = Causal("pretrain", UNTRAINED, model, tokenizer, audio)
     parameters = prefixed_parameters(model, "model") | (
@@ -109,15 +113,15 @@ def new_audio_prefix(whisper_folder: Path | str, options: Any, width: int, devic
     return audio.to(device)
 
 
-def train_projector(folder: Path, corpus: list[Example], options: Any, ears: Path | str, job: Job) -> None:
+def train_projector(folder: Path, corpus: list[Example], options: Any, audio_encoder: Path | str, job: Job) -> None:
     """Gives a prepared causal base (changed in place) an audio prefix, whose encoder is that of the Whisper base at
-    `ears`: the projector learns to transcribe, all else is frozen.
+    `audio_encoder`: the projector learns to transcribe, all else is frozen.
 
     Stage one of SLAM-ASR (Ma et al. 2024, arXiv:2402.08846).
     """
     base = load_base(folder, job.device)
     torch.manual_seed(0)
-    base.audio = audio = new_audio_prefix(ears, options, base.model.config.hidden_size, job.device)
+    base.audio = audio = new_audio_prefix(audio_encoder, options, base.model.config.hidden_size, job.device)
     parameters = prefixed_parameters(audio.projector, "projector")
     curve = train_on_corpora(base, parameters, {"speech": corpus}, options.training, 0, job)
     audio.cpu().save(folder / "audio")
@@ -125,7 +129,7 @@ def train_projector(folder: Path, corpus: list[Example], options: Any, ears: Pat
 
 
 def pretrain_whisper(
-    corpora: dict[str, list[Example]], entry: Any, ears: None, job: Job
+    corpora: dict[str, list[Example]], entry: Any, audio_encoder: None, job: Job
 ) -> tuple[Whisper, list[dict]]:
     """A model of Whisper's class with its decoder prompt and a small vocabulary."""
     texts = (example.target for examples in corpora.values() for example in examples)
@@ -182,7 +186,7 @@ def train_on_corpora(
 
 
 def pretrain_encoder(
-    corpora: dict[str, list[Example]], entry: Any, ears: None, job: Job
+    corpora: dict[str, list[Example]], entry: Any, audio_encoder: None, job: Job
 ) -> tuple[PretrainedModel, list[dict]]:
     """A BERT-like masked language model over k-mers (Devlin et al. 2018, arXiv:1810.04805)."""
     texts = [example.prompt for examples in corpora.values() for example in examples]
@@ -228,7 +232,7 @@ def pretrain_encoder(
 
 
 def pretrain_folding(
-    corpora: dict[str, list[dict]], entry: Any, ears: None, job: Job
+    corpora: dict[str, list[dict]], entry: Any, audio_encoder: None, job: Job
 ) -> tuple[PretrainedModel, list[dict]]:
     """An ESMFold; its corpora are records of chains with backbones."""
     from loratory.training.folding import train_folding
@@ -279,13 +283,13 @@ def pretrain_base(
     name: str,
     entry: Any,
     corpora: Mapping[str, list],
-    ears: Path | str | None,
+    audio_encoder: Path | str | None,
     job: Job,
     out: Path | str,
     **facts: Any,
 ) -> None:
     """Trains a base and writes its folder, whole: safetensors, config, tokenizer, manifest, learning curve."""
-    base, curve = PRETRAIN[entry.family](corpora, entry, ears, job)
+    base, curve = PRETRAIN[entry.family](corpora, entry, audio_encoder, job)
     with atomic_write(out) as aside:
         aside.mkdir(parents=True)
         dtype = getattr(torch, entry.pretrain.dtype)

@@ -48,7 +48,7 @@ class Method(lora.Method, contract.DenseMethod):
         return Dense(self.magnitude_ratio(tensors, weight)[:, None] * self.direction_matrix(tensors, weight) - weight)
 
     def magnitude_ratio(self, tensors: Tensors, weight: torch.Tensor) -> torch.Tensor:
-        """m / ‖V‖ `[out]`; the gradient sees m alone."""
+        """m / ‖V‖ `[out]`; only m gets a gradient."""
         import torch
 
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):

@@ -48,11 +48,11 @@ class Method(lora.Method):
         groups = layer_groups(session.layers)
         if len(groups) == 1:
             return
-        begun = {name: p.detach().clone() for name, p in core.trainable_parameters(session.model).items()}
+        start = {name: p.detach().clone() for name, p in core.trainable_parameters(session.model).items()}
         chosen = positive_groups(self.search_weights(session, groups))
         with torch.no_grad():
             for name, parameter in core.trainable_parameters(session.model).items():
-                parameter.copy_(begun[name])
+                parameter.copy_(start[name])
         for name in [name for group, names in groups.items() if group not in chosen for name in names]:
             session.model.set_submodule(name, session.layers.pop(name).base)
 

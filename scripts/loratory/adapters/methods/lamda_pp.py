@@ -46,7 +46,7 @@ def spectral_energy(weight: torch.Tensor) -> torch.Tensor:
 def allocate_ranks(energies: list[torch.Tensor], mean: int) -> list[int]:
     """Ranks whose mean is at most `mean`, by the largest threshold of energy that allows it."""
     low, high = 0.0, FULL
-    for _ in range(60):
+    for _ in range(60):  # halvings, past the precision of a float
         middle = (low + high) / 2
         fits = sum(least_rank(curve, middle, mean) for curve in energies) <= mean * len(energies)
         low, high = (middle, high) if fits else (low, middle)

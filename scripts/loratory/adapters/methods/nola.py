@@ -100,7 +100,7 @@ def cached_bases(layer: AdaptedLinear, *key: Any) -> torch.Tensor:
 
 @cache
 def mixture_function() -> Callable[[torch.Tensor, Callable[[], torch.Tensor]], torch.Tensor]:
-    """(coefficients, () -> bases) -> their mixture; backward asks for the bases again instead of keeping them."""
+    """(coefficients, () -> bases) -> their mixture; backward makes the bases again instead of keeping them."""
     import torch
 
     class BasisMixture(torch.autograd.Function):

@@ -101,7 +101,7 @@ def is_model_option(option: str) -> bool:
 
 
 def check_layer_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuses what speaks of the whole model: PEFT sees one nameless layer at a time and would pass over it."""
+    """Refuses options about the whole model: PEFT is given one nameless layer at a time and would ignore them."""
     for name in options:
         if is_model_option(name):
             raise ValueError(f"`{name}` is not for a single layer; layers are chosen by the method's target_modules")
@@ -184,7 +184,7 @@ class Method(contract.DenseMethod):
         return y if layer.base.bias is None else y + layer.base.bias
 
     def cached_tuner(self, layer: AdaptedLinear) -> Any:
-        """A layer's tuner without tensors of its own for what the layer holds: those are put in at every call."""
+        """A layer's tuner, emptied of the tensors that the layer holds: these are put in at every call."""
         if layer not in TUNERS:
             tuner = self.build_tuner(layer.weight, int(layer.tensors["seed"])).to(layer.weight.device)
             for tensor in [tuner.get_base_layer().weight, *trained_parameters(tuner).values()]:
