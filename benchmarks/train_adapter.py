@@ -28,7 +28,8 @@ from loratory.adapters.methods.lora import Method  # noqa: E402
 from loratory.bases.causal import Causal  # noqa: E402
 from loratory.bases.core import Encoded  # noqa: E402
 from loratory.data.batching import Batches  # noqa: E402
-from loratory.training.fit import MicroBatch, Recipe, train_model  # noqa: E402
+from loratory.training.fit import Loss, MicroBatch, train_model  # noqa: E402
+from loratory.training.schedule import Training  # noqa: E402
 from loratory.training.session import AdapterSession  # noqa: E402
 from loratory.training.sweep import mean_loss  # noqa: E402
 
@@ -73,27 +74,26 @@ def equal_budget(items: list[Encoded], steps: int) -> int:
     return next(budget for budget in budgets if len(Batches(lengths, budget, SEED).epoch_batches(0)) <= steps)
 
 
-def recipe_of(steps: int) -> Recipe:
-    return Recipe(steps, RATE, save_every=0)
+def recipe_of(items: list[Encoded], steps: int) -> Training:
+    return Training(steps=steps, learning_rate=RATE, save_every=0, batch_tokens=equal_budget(items, steps))
 
 
 def ours(items: list[Encoded], steps: int, folder: Path):
     base, method = Base(), Method(rank=8, alpha=16)
-    recipe = recipe_of(steps)
+    recipe = recipe_of(items, steps)
     layers = core.attach(base.model, method, SEED)
-    training = SimpleNamespace(batch_tokens=equal_budget(items, steps))
-    session = AdapterSession(base, method, layers, items, training, recipe, SEED)
+    session = AdapterSession(base, method, layers, items, recipe, SEED)
     parameters = core.trainable_parameters(base.model.train())
     before = process_time()
     train_model(
         parameters,
         lambda step: [MicroBatch("train", session.batch(step))],
-        lambda micro: base.loss(base.model, micro.batch),
+        lambda micro: Loss(*base.loss(base.model, micro.batch)),
         recipe,
         SEED,
         folder,
         "loratory",
-        course=session,
+        hooks=session,
     )
     return process_time() - before, base, base.model
 
@@ -130,7 +130,7 @@ def trainer(sampling: str):
             seed=SEED,
         )
         rows = [{"input_ids": item.ids, "item": item} for item in items]
-        recipe = recipe_of(steps)
+        recipe = recipe_of(items, steps)
         optimizer = torch.optim.AdamW(core.trainable_parameters(model).values(), lr=RATE, weight_decay=0.0, fused=True)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.learning_rate_at(step) / RATE)
         training = Trainer(model, arguments, train_dataset=rows, data_collator=collate, optimizers=(optimizer, rates))

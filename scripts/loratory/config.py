@@ -27,6 +27,7 @@ from loratory.bases.options import WhisperOptions
 from loratory.domains.contract import Options
 from loratory.errors import InputError, short_value
 from loratory.problems import first_problem
+from loratory.training.schedule import Schedule, Training
 
 RESOURCES = Path(__file__).parents[2] / "resources"  # what the project ships, wherever it runs
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -46,26 +47,6 @@ def require_distinct(values: tuple) -> tuple:
 Names = Annotated[tuple[Name, ...], AfterValidator(require_distinct)]
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(require_distinct)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(require_distinct)]
-
-
-class Schedule(Options):
-    """How long something is trained, and with what."""
-
-    steps: int = Field(200, ge=1, description="optimizer steps")
-    batch_tokens: int = Field(4096, ge=1, description="most positions of a batch, padding included")
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
-    decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
-    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 is autocast")
-    save_every: int = Field(200, ge=0, description="steps between checkpoints")
-    threads: int = Field(1, ge=1, description="CPU threads; sums depend on it in the last digits, so it is set here")
-
-
-class Training(Schedule):
-    """One training of something."""
-
-    learning_rate: float = Field(1e-3, gt=0, description="highest learning rate")
 
 
 class Sweep(Schedule):

@@ -8,7 +8,8 @@ from models import bert, llama, whisper
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
 from loratory.adapters import core
-from loratory.training.fit import MicroBatch, Recipe, train_model
+from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.schedule import Training
 from loratory.training.session import AdapterSession
 
 VOCABULARY = 60
@@ -79,9 +80,10 @@ FAMILIES = {
 
 def begin(toy: Toy, method, seed=0, steps=6, rate=1e-2, decay=0.1, save_every=0) -> AdapterSession:
     """Attaches a method and lets it prepare, as a sweep does."""
-    recipe = Recipe(steps, rate, warmup=0.2, weight_decay=decay, decay="constant", save_every=save_every)
+    training = {"steps": steps, "learning_rate": rate, "weight_decay": decay, "save_every": save_every}
+    recipe = Training(**training, warmup=0.2, decay="constant", batch_tokens=24)
     layers = core.attach(toy.model, method, seed, toy.heads)
-    session = AdapterSession(toy, method, layers, toy.items, SimpleNamespace(batch_tokens=24), recipe, seed)
+    session = AdapterSession(toy, method, layers, toy.items, recipe, seed)
     torch.manual_seed(seed)
     method.prepare_training(session)
     return session
@@ -110,7 +112,7 @@ def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, 
 
     toy.model.train()
     parameters = core.trainable_parameters(toy.model)
-    loss = lambda micro: toy.loss(toy.model, micro.batch)  # noqa: E731
-    train_model(parameters, micro_batches, loss, session.recipe, session.seed, folder, "toy", course=session)
+    loss = lambda micro: Loss(*toy.loss(toy.model, micro.batch))  # noqa: E731
+    train_model(parameters, micro_batches, loss, session.recipe, session.seed, folder, "toy", hooks=session)
     toy.model.eval()
     return session

@@ -25,8 +25,9 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.methods.xlora import Mixer as XLora
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training import mixture as training
-from loratory.training.fit import MicroBatch, Recipe, train_model
+from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.mixture import mixer_penalty
+from loratory.training.schedule import Training
 
 EXACT = {"rtol": 0, "atol": 1e-6}
 
@@ -210,11 +211,11 @@ def frozen(mixture: Mixture) -> dict[str, torch.Tensor]:
 
 def steps(toy: Toy, mixture: Mixture, precision: str, folder) -> list[dict]:
     """Three steps of the training's own loop with weight decay."""
-    recipe = Recipe(3, 0.05, weight_decay=0.1, precision=precision)
+    recipe = Training(steps=3, learning_rate=0.05, weight_decay=0.1, precision=precision)
 
     def loss(micro):
         total, targets = toy.loss(mixture, micro.batch)
-        return total + targets * mixer_penalty(mixture, micro.batch["mask"].bool(), 1), targets
+        return Loss(total + targets * mixer_penalty(mixture, micro.batch["mask"].bool(), 1), targets)
 
     batch = toy.collate(toy.items[:4])
     return train_model(

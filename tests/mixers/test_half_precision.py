@@ -9,15 +9,15 @@ from models import causal_base, trained_adapter
 from loratory import registry
 from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
-from loratory.config import Sweep
 from loratory.domains.contract import Example
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training.job import Job
 from loratory.training.mixture import TrainingSet, optimise_mixture, start_gate, validation_loss
+from loratory.training.schedule import Training
 
 DOMAINS = ("read", "heard")
-TRAINING = Sweep(steps=2, batch_tokens=64, save_every=0)
+TRAINING = Training(steps=2, learning_rate=0.05, batch_tokens=64, save_every=0)
 
 
 @pytest.fixture
@@ -57,9 +57,7 @@ def test_a_mixer_learns_on_a_bf16_base_in_single_precision_and_comes_back(study,
     assert mixer.trained == bool(start)
     if mixer.trained:
         sets = {domain: TrainingSet(encoded) for domain, encoded in items.items()}
-        curve = optimise_mixture(
-            base, mixture, sets, items, TRAINING, 0.05, 0, Job("cpu", folder / "checkpoints", "toy")
-        )
+        curve = optimise_mixture(base, mixture, sets, items, TRAINING, 0, Job("cpu", folder / "checkpoints", "toy"))
         assert np.isfinite([point["loss"] for point in curve]).all() and len(curve) == 2
     after = mixture.trainable_parameters()
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in after.values())

@@ -136,7 +136,7 @@ def of_short(short, tmp_path_factory):
 
 def check_mixer(given, made, name: str, folder) -> None:
     base, domains = given.base, [*given.sets]
-    training = {"steps": STEPS, "batch_tokens": 64, "learning_rate": 0.01, "warmup": 0.0, "save_every": 0}
+    training = {"steps": STEPS, "batch_tokens": 64, "learning_rates": [0.01], "warmup": 0.0, "save_every": 0}
     chosen = config.mixture_entry(
         {"mixer": name, "base": "smollm2", "experts": dict.fromkeys(domains, "lora"), "training": training}
     )
@@ -147,7 +147,8 @@ def check_mixer(given, made, name: str, folder) -> None:
             start_gate(mixture.gate, 0)
         if mixture.trainable_parameters():
             sets = {domain: TrainingSet(items) for domain, items in given.sets.items()}
-            curve = optimise_mixture(base, mixture, sets, chosen.training, 0, Job("cpu", folder / "checkpoints", name))
+            training, job = chosen.training.at_rate(0.01), Job("cpu", folder / "checkpoints", name)
+            curve = optimise_mixture(base, mixture, sets, {}, training, 0, job)
             assert all(math.isfinite(point["loss"]) for point in curve)
         mixture.eval().domain = 0
         found = logits(base, mixture)

@@ -13,9 +13,10 @@ from torch import nn
 
 from loratory.errors import InputError
 from loratory.training import checkpoint
-from loratory.training.fit import MicroBatch, Recipe, TrainingStopped, train_model
+from loratory.training.fit import Loss, MicroBatch, TrainingStopped, train_model
+from loratory.training.schedule import Training
 
-RECIPE = Recipe(steps=12, learning_rate=0.05, weight_decay=0.1, save_every=5)
+RECIPE = Training(steps=12, learning_rate=0.05, weight_decay=0.1, save_every=5)
 
 
 def model():
@@ -32,7 +33,8 @@ def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", bat
     net = net or model()
 
     def loss(m):
-        return (net(m.batch["x"]).squeeze(1) - m.batch["x"].sum(1)).square().sum(), len(m.batch["x"])
+        total = (net(m.batch["x"]).squeeze(1) - m.batch["x"].sum(1)).square().sum()
+        return Loss(total, len(m.batch["x"]))
 
     def micro_batches(step):
         if stop_at is not None and step == stop_at:
@@ -120,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_the_rate_rises_then_falls_to_nothing():
-    recipe = Recipe(steps=100, learning_rate=1.0, warmup=0.1)
+    recipe = Training(steps=100, learning_rate=1.0, warmup=0.1)
     rates = [recipe.learning_rate_at(step) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[9:] == sorted(rates[9:], reverse=True)

@@ -212,7 +212,7 @@ def test_confidence_is_trained_where_plddt_is_read(chains, model):
         head.bias.zero_()
         head.bias.view(37, 50)[folding.CA, int(first * 50)] = 100.0
     with torch.no_grad():
-        total, n = folding.confidence_loss(model, chains)
+        total, n, _ = folding.confidence_loss(model, chains)
     right = (score[0] * 50).long() == int(first * 50)
     assert n == int(score[0].isfinite().sum())
     assert float(total) == pytest.approx(100.0 * int((~right)[score[0].isfinite()].sum()), rel=1e-3)

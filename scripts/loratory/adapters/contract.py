@@ -3,14 +3,15 @@
 A file under `methods/` defines one class `Method(contract.Method)`; its fields are its hyper-parameters. The file is
 imported while the config is read, so torch is imported inside the functions that make tensors.
 
-Three kinds of methods fit: most put a few tensors beside every linear layer (`start`, `forward`, `delta`); some need
-more than gradients (`prepare` and the hooks of a step); some train the base's own weights (`weights`).
+Three sorts of methods fit: most put a few tensors beside every linear layer (`initial_tensors`, `forward`,
+`weight_delta`); some need more than gradients (`prepare_training` and the hooks of a step); some train the base's own
+weights (`trained_weights`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from pydantic import Field
 
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
     from loratory.adapters.deltas import Dense, InputDependent, LowRank
     from loratory.training.session import AdapterSession
 
-Tensors = "dict[str, torch.Tensor]"
+# By name. In quotes, as torch is not imported while a config is read.
+Tensors: TypeAlias = "dict[str, torch.Tensor]"
+Parameters: TypeAlias = "dict[str, torch.nn.Parameter]"
 
 
 class Method(Options):
     """One adapter method. `tensors` maps names to the tensors of one adapted linear layer.
 
     Attributes:
-        fixed: names among them that no optimizer moves (projections, masks, scores). They are saved with a checkpoint.
+        fixed: names of tensors that no optimizer moves (projections, masks, scores). A checkpoint has them too.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset()
@@ -80,7 +83,7 @@ class Method(Options):
     def prepare_training(self, session: AdapterSession) -> None:
         """Before the first step: passes over training data that the initial tensors depend on."""
 
-    def create_optimizer(self, session: AdapterSession, parameters: Tensors) -> torch.optim.Optimizer:
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         """Of all trained parameters {name: parameter}; its learning rates are set at every step."""
         return session.adamw_optimizer(parameters)
 
@@ -112,15 +115,15 @@ class BaseWeightsMethod(DenseMethod):
 
     target_modules: None = Field(None, description="has no meaning here: no linear layer is adapted")
 
-    def layer_methods(self, weights):
+    def layer_methods(self, weights: Tensors) -> dict[str, Method]:
         return {}
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         raise NotImplementedError("no layer is adapted")
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> Dense:
         raise NotImplementedError("no layer is adapted")
 
     @abstractmethod
-    def trained_weights(self, model):
+    def trained_weights(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that are trained; they are put back afterwards."""

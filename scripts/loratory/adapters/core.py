@@ -1,24 +1,27 @@
 """Putting adapters on the linear layers of any base, and taking them off again."""
 
+from collections.abc import Iterable
 from hashlib import blake2b
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loratory.adapters.contract import Method
+from loratory.adapters.contract import Method, Tensors
 from loratory.adapters.deltas import Adapter, Dense, InputDependent, LowRank
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
 
 LINEAR = (nn.Linear, Conv1D)
+Linear = nn.Linear | Conv1D
 
 
 class AdaptedLinear(nn.Module):
     """A frozen linear layer and what a method does with it; by default y = base(x) + method(x)."""
 
-    def __init__(self, base: nn.Module, method: Method, tensors: dict[str, torch.Tensor]):
+    def __init__(self, base: Linear, method: Method, tensors: Tensors):
         super().__init__()
         self.base, self.method = base, method
         self.adapter = nn.ParameterDict()
@@ -29,11 +32,11 @@ class AdaptedLinear(nn.Module):
             else:
                 self.adapter[key] = nn.Parameter(placed)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.layer_output(self, x)
 
     @property
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> Tensors:
         """By the names that the method gave them."""
         return {**self.adapter, **{key.removeprefix("fixed_"): tensor for key, tensor in self._buffers.items()}}
 
@@ -43,11 +46,11 @@ class AdaptedLinear(nn.Module):
         return weight_of(self.base)
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """Of the adapter, float32 whatever the base's."""
         return next(iter(self.tensors.values())).dtype
 
-    def weight_delta(self):
+    def weight_delta(self) -> LowRank | Dense | InputDependent:
         tensors = {key: tensor.detach() for key, tensor in self.tensors.items()}
         return self.method.weight_delta(tensors, self.weight.detach().float())
 
@@ -55,28 +58,29 @@ class AdaptedLinear(nn.Module):
 class ChangedLinear(nn.Module):
     """A frozen linear layer with a stored change beside its weight: y = base(x) + ΔW x."""
 
-    def __init__(self, base: nn.Module, delta: LowRank | Dense):
+    def __init__(self, base: Linear, delta: LowRank | Dense):
         super().__init__()
         self.base, self.delta = base, delta.to(base.weight.device, base.weight.dtype)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base(x) + self.delta.added_output(x)
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
     """Random numbers that depend on (seed, module name) and not on the order in which modules are made."""
     digest = blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)  # 63 bits: seeds are signed
 
 
-def weight_of(linear: nn.Module) -> torch.Tensor:
+def weight_of(linear: Linear) -> torch.Tensor:
     """The weight as `[out, in]`, whichever way the layer stores it."""
     return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
 
 
-def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, Linear]:
     """{name: layer} of every linear layer that may be adapted: all but the output embeddings and the heads."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output_embeddings = getattr(model, "get_output_embeddings", None)
+    head = output_embeddings() if output_embeddings else None
     return {
         name: module
         for name, module in model.named_modules()
@@ -84,11 +88,9 @@ def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, nn
     }
 
 
-def target_layers(
-    model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()
-) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()) -> dict[str, Linear]:
     """The layers to adapt. Each given name must match: a partial match (Llama's names on a model with fused
-    projections) would silently adapt less than was asked for.
+    projections) would silently adapt less than the config says.
 
     Raises:
         InputError: a name matches no linear layer.
@@ -146,7 +148,7 @@ def check_precision(model: nn.Module, names: list[str]) -> None:
 ORIGINALS: WeakKeyDictionary[nn.Module, dict[str, torch.Tensor]] = WeakKeyDictionary()  # originals of changed weights
 
 
-def keep_originals(model: nn.Module, names) -> dict[str, nn.Parameter]:
+def keep_originals(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
     """Remembers parameters as they are, for `detach` to put back; returns them."""
     parameters = dict(model.named_parameters())
     chosen = {name: parameters[name] for name in names}
@@ -199,7 +201,7 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
     return adapter
 
 
-def apply(model: nn.Module, adapter: Adapter, where) -> None:
+def apply(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
     """Puts a stored adapter on the model in place; `detach` undoes it (heads stay).
 
     Low-rank changes stay unmerged; dense ones are added to the weights, unless these are linear layers in half
@@ -223,8 +225,8 @@ def apply(model: nn.Module, adapter: Adapter, where) -> None:
         parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
     for name in adapter.dense.keys() & half.keys():
         layer, change = layers[half[name]], adapter.dense[name]
-        delta = Dense(change.T if isinstance(layer, Conv1D) else change)
-        model.set_submodule(half[name], ChangedLinear(layer, delta))
+        dense = Dense(change.T if isinstance(layer, Conv1D) else change)
+        model.set_submodule(half[name], ChangedLinear(layer, dense))
     for name, delta in adapter.deltas.items():
         layer = require_layer(layers, name, where)
         check_shape(where, name, layer, delta)
@@ -234,7 +236,7 @@ def apply(model: nn.Module, adapter: Adapter, where) -> None:
         model.set_submodule(name, AdaptedLinear(layer, own.method, own.tensors).eval().requires_grad_(False))
 
 
-def require_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:
+def require_layer(layers: dict[str, Linear], name: str, where: Path | str) -> Linear:
     """Raises:
     InputError: the model has no such linear layer.
     """
@@ -245,7 +247,7 @@ def require_layer(layers: dict[str, nn.Module], name: str, where) -> nn.Module:
     return layers[name]
 
 
-def check_shape(where, name: str, layer: nn.Module, delta: LowRank) -> None:
+def check_shape(where: Path | str, name: str, layer: Linear, delta: LowRank) -> None:
     """Raises:
     InputError: the change does not fit the layer.
     """

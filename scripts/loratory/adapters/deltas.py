@@ -5,10 +5,13 @@ Low-rank changes are a PEFT folder (`adapter_config.json` + `adapter_model.safet
 are read and written; whatever this file does not understand is refused by name.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +20,9 @@ from torch.nn.functional import linear
 from loratory import registry
 from loratory.data.files import atomic_write, read_json, write_json
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    from loratory.adapters.contract import Method, Tensors
 
 CONFIG, WEIGHTS, RUN = "adapter_config.json", "adapter_model.safetensors", "run.json"
 DENSE, OWN, OWN_CONFIG = "delta.safetensors", "own.safetensors", "own.json"
@@ -34,7 +40,7 @@ class LowRank:
     scale: float
 
     @classmethod
-    def from_matrix(cls, matrix: torch.Tensor, rank: int) -> "LowRank":
+    def from_matrix(cls, matrix: torch.Tensor, rank: int) -> LowRank:
         """The change of `rank` nearest to `[out, in]` in the Frobenius norm, by a whole SVD: at 2048 x 2048 it takes a
         CPU 10 to 20 s."""
         u, s, vt = torch.linalg.svd(matrix.float(), full_matrices=False)
@@ -47,7 +53,7 @@ class LowRank:
     def to_dense(self) -> torch.Tensor:
         return self.scale * (self.B.float() @ self.A.float())
 
-    def to(self, *place) -> "LowRank":
+    def to(self, *place: Any) -> LowRank:
         return replace(self, A=self.A.to(*place), B=self.B.to(*place))
 
     def added_output(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +70,7 @@ class Dense:
     def to_dense(self) -> torch.Tensor:
         return self.matrix
 
-    def to(self, *place) -> "Dense":
+    def to(self, *place: Any) -> Dense:
         return Dense(self.matrix.to(*place))
 
     def added_output(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,8 +83,8 @@ class InputDependent:
     """A change that depends on the input and so is no matrix: the registered method `kind` and its tensors."""
 
     kind: str
-    method: object
-    tensors: dict[str, torch.Tensor]
+    method: Method
+    tensors: Tensors
 
 
 @dataclass
@@ -107,7 +113,7 @@ class Adapter:
         return sum(tensor.numel() for tensor in [*pairs, *own, *self.dense.values(), *self.heads.values()])
 
 
-def check_low_rank(where, adapter: Adapter, what="the change is not low-rank") -> None:
+def check_low_rank(where: Path | str, adapter: Adapter, what: str = "the change is not low-rank") -> None:
     """Raises:
     InputError: the adapter has changes without a low rank, which cannot be stacked or merged.
     """
@@ -138,7 +144,7 @@ def truncate_adapter(adapter: Adapter, layers: dict[str, bool], rank: int) -> tu
     return replace(adapter, deltas=deltas, dense={}), sqrt(lost / total) if total else 0.0
 
 
-def save_adapter(folder, adapter: Adapter, *, causal: bool, transposed: bool = False) -> None:
+def save_adapter(folder: Path | str, adapter: Adapter, *, causal: bool, transposed: bool = False) -> None:
     """Writes a folder, whole or not at all, same bytes for the same adapter. `PeftModel.from_pretrained` loads it if
     all changes are low-rank.
 
@@ -160,7 +166,7 @@ def save_adapter(folder, adapter: Adapter, *, causal: bool, transposed: bool = F
         write_json(aside / RUN, adapter.run)
 
 
-def load_adapter(folder) -> Adapter:
+def load_adapter(folder: Path | str) -> Adapter:
     """Reads what `save_adapter` wrote, and any plain PEFT LoRA folder.
 
     Raises:
@@ -185,7 +191,7 @@ def save_input_dependent(folder: Path, own: dict[str, InputDependent]) -> None:
     write_json(folder / OWN_CONFIG, described)
 
 
-def plain_options(part: InputDependent) -> dict:
+def plain_options(part: InputDependent) -> dict[str, Any]:
     fields = set(registry.load_module("method", part.kind).Method.model_fields)
     return part.method.model_dump(mode="json", include=fields)
 
@@ -235,7 +241,7 @@ def cpu_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def load_peft(folder) -> Adapter:
+def load_peft(folder: Path | str) -> Adapter:
     """Reads any plain PEFT LoRA folder: ranks and alphas per module, rsLoRA, modules trained whole.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Learning: the loop (`fit`), its checkpoints, and what is trained with it: bases, adapters, gates."""
+"""Training: the loop (`fit`), its checkpoints, and what is trained with it: bases, adapters, gates."""

@@ -3,6 +3,7 @@
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,12 +14,19 @@ from loratory.data.files import atomic_write
 NAME = "checkpoint.safetensors"
 
 
-def facts_digest(**facts) -> str:
+def facts_digest(**facts: Any) -> str:
     """A short digest of everything that a run's outcome depends on."""
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def save_checkpoint(folder, step: int, curve: list[dict], parameters: dict, optimizer, memory: dict) -> None:
+def save_checkpoint(
+    folder: Path | str,
+    step: int,
+    curve: list[dict],
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    memory: dict[str, torch.Tensor],
+) -> None:
     """`step` steps are done. Stores parameters, the optimizer's moments, other memory and the curve so far."""
     tensors = {f"memory/{name}": tensor.detach().cpu().contiguous() for name, tensor in memory.items()}
     tensors |= {f"parameter/{name}": p.detach().cpu().contiguous() for name, p in parameters.items()}
@@ -30,7 +38,10 @@ def save_checkpoint(folder, step: int, curve: list[dict], parameters: dict, opti
 
 
 def load_checkpoint(
-    folder, parameters: dict, optimizer: torch.optim.Optimizer, memory: dict
+    folder: Path | str,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    memory: dict[str, torch.Tensor],
 ) -> tuple[int, list[dict]]:
     """Puts a saved run back in place; returns (steps done, curve). (0, []) where nothing was saved."""
     path = Path(folder) / NAME

@@ -4,7 +4,7 @@ Operations are counted once, by PyTorch's own counter, over the forward and back
 as proportional to positions (padding included) for all other batches and for every pass that a method makes besides
 its steps. That leaves out: that attention grows faster than length, what the optimizer computes, and decompositions of
 weights before the first step. The count is taken when the run is over and its outcome is kept, in the state that the
-last step left: so it can change no result, and it sees which weights a method has switched on.
+last step left: so it can change no result, and it counts only the weights that the method has switched on by then.
 """
 
 import torch
@@ -17,7 +17,7 @@ from loratory.training.session import AdapterSession
 def step_positions(session: AdapterSession) -> list[int]:
     """Positions, padding included, that each step of the training puts through the model."""
     lengths = [item.length for item in session.items]
-    plan = batching.Batches(lengths, session.budget, session.seed)
+    plan = batching.Batches(lengths, session.recipe.batch_tokens, session.seed)
     return [len(batch) * max(lengths[i] for i in batch) for batch in map(plan, range(session.recipe.steps))]
 
 

@@ -18,9 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from loratory.bases.core import load_base
+from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import atomic_write, file_sha256, read_json, write_json
+from loratory.domains.contract import TaskOptions
 from loratory.errors import InputError
 from loratory.mixers.streams import TOKENS, bare_states
 from loratory.training.checkpoint import facts_digest
@@ -33,7 +34,7 @@ SHARD = 1 << 28  # bytes of a shard: what a killed job computes again, and what 
 
 @dataclass(frozen=True)
 class StoredStates:
-    """Where the states of an example are; read from the file when asked for.
+    """Where the states of an example are; `read_states` reads them from the file.
 
     Attributes:
         states: the shard's tensor as safetensors maps it.
@@ -48,7 +49,17 @@ class StoredStates:
         return self.states[self.start : self.stop]
 
 
-def write_features(domain, data, task, split, base_folder, device, batch_tokens, checkpoints, out) -> None:
+def write_features(
+    domain: str,
+    data: Path | str,
+    task: TaskOptions,
+    split: str,
+    base_folder: Path | str,
+    device: str,
+    batch_tokens: int,
+    checkpoints: Path | str,
+    out: Path | str,
+) -> None:
     """Writes a split's folder, whole. A killed job goes on after the last shard that it finished.
 
     Args:
@@ -78,13 +89,16 @@ def write_features(domain, data, task, split, base_folder, device, batch_tokens,
         os.replace(job.folder, aside)
 
 
-def check_stream(base) -> None:
+def check_stream(base: Base) -> None:
+    """Raises:
+    InputError: the base does not read one sequence of tokens.
+    """
     if base.model.config.is_encoder_decoder:
         what = "features are of one sequence of tokens; this base has frames and tokens"
         raise InputError(base.folder, what, base.family, "causal or encoder", "set `features: false`")
 
 
-def features_digest(base, data, split: str, items: list) -> str:
+def features_digest(base: Base, data: Path | str, split: str, items: list[Encoded]) -> str:
     """A digest of all that a split's states depend on: the base's weights, the data, and how these were encoded."""
     table = file_sha256(Path(data) / f"{split}.parquet")
     return facts_digest(base=base.fingerprint, dtype=base.model.dtype, data=table, ids=[item.ids for item in items])
@@ -94,9 +108,10 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
 
 
-def split_items(items: list, positions: int) -> Iterator[list]:
+def split_items(items: list[Encoded], positions: int) -> Iterator[list[Encoded]]:
     """Consecutive items in parts of at most so many positions; a longer single item is a part of its own."""
-    part, filled = [], 0
+    part: list[Encoded] = []
+    filled = 0
     for item in items:
         if part and filled + item.length > positions:
             yield part
@@ -107,9 +122,9 @@ def split_items(items: list, positions: int) -> Iterator[list]:
         yield part
 
 
-def compute_states(base, items: list, batch_tokens: int) -> torch.Tensor:
+def compute_states(base: Base, items: list[Encoded], batch_tokens: int) -> torch.Tensor:
     """The last hidden states of all items, one after another: `[positions, hidden]`."""
-    found = {}
+    found: dict[int, torch.Tensor] = {}
     for chosen in batching.batches_by_length([item.length for item in items], batch_tokens):
         inputs = base.inputs(base.collate([items[i] for i in chosen]))
         with torch.no_grad():
@@ -118,7 +133,9 @@ def compute_states(base, items: list, batch_tokens: int) -> torch.Tensor:
     return torch.cat([found[i] for i in range(len(items))])
 
 
-def open_features(folder, base, data, split: str, items: list) -> list[StoredStates]:
+def open_features(
+    folder: Path | str, base: Base, data: Path | str, split: str, items: list[Encoded]
+) -> list[StoredStates]:
     """The states of `items`, which are all of a split, from the folder that `write_features` made.
 
     Raises:
@@ -136,6 +153,6 @@ def open_features(folder, base, data, split: str, items: list) -> list[StoredSta
     return found
 
 
-def pad_states(rows: list[StoredStates], device) -> torch.Tensor:
+def pad_states(rows: list[StoredStates], device: torch.device | str) -> torch.Tensor:
     """`[batch, longest, hidden]`, zero behind each example's end, where `Base.collate` pads too."""
     return pad_sequence([row.read_states() for row in rows], batch_first=True).to(device)

@@ -1,4 +1,4 @@
-"""The training loop: one flat recipe for bases, adapters and gates.
+"""The training loop, one for bases, adapters and gates.
 
 Features: AdamW; warm-up and cosine decay as functions of the step; micro-batches normalised by the real targets of the
 whole step; gradient clipping; bf16 autocast through accelerate; exact resume; SIGTERM finishes the step and saves.
@@ -9,7 +9,10 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
+from types import FrameType
+from typing import NamedTuple, Self
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +20,7 @@ from tqdm import tqdm
 
 from loratory.errors import InputError
 from loratory.training import checkpoint
+from loratory.training.schedule import Training
 
 
 @dataclass(frozen=True)
@@ -27,37 +31,23 @@ class MicroBatch:
     batch: dict
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How long and how fast to learn.
+class Loss(NamedTuple):
+    """Of one micro-batch: sums over its targets.
 
     Attributes:
-        steps: optimizer steps. warmup: share of them with a rising rate. decay: "cosine" to 0, or "constant".
-        save_every: steps between checkpoints; 0 saves only on SIGTERM.
+        total: what the learning curve shows. targets: how many it sums over.
+        extra: what is learnt besides and the curve leaves out, such as a routing penalty.
     """
 
-    steps: int
-    learning_rate: float
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    decay: str = "cosine"
-    precision: str = "fp32"
-    save_every: int = 100
-
-    def learning_rate_at(self, step: int) -> float:
-        rising = max(1, round(self.warmup * self.steps))
-        if step < rising:
-            return self.learning_rate * (step + 1) / rising
-        if self.decay == "constant":
-            return self.learning_rate
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+    total: torch.Tensor
+    targets: int
+    extra: torch.Tensor | float = 0.0
 
 
 class TrainingHooks:
     """What a training does besides following its gradients: here nothing; `training.session` has an adapter's."""
 
-    def create_optimizer(self, parameters: dict, recipe: Recipe) -> torch.optim.Optimizer:
+    def create_optimizer(self, parameters: dict[str, torch.nn.Parameter], recipe: Training) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     def before_step(self, step: int) -> None:
@@ -81,22 +71,20 @@ class TrainingStopped(SystemExit):
 def train_model(
     parameters: dict[str, torch.nn.Parameter],
     micro_batches: Callable[[int], list[MicroBatch]],
-    loss: Callable[[MicroBatch], tuple],
-    recipe: Recipe,
+    loss: Callable[[MicroBatch], Loss],
+    recipe: Training,
     seed: int,
-    folder,
+    folder: Path | str,
     title: str,
     validate: Callable[[], float] | None = None,
-    course: TrainingHooks = TrainingHooks(),  # noqa: B008 has no state
+    hooks: TrainingHooks = TrainingHooks(),  # noqa: B008 has no state
 ) -> list[dict]:
     """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
 
     Args:
         micro_batches: step -> the step's micro-batches; a pure function.
-        loss: micro-batch -> (summed loss, number of targets), and what is learnt besides, if anything: a sum over
-            the targets too, which the curve leaves out.
         validate: called after the last step; its value ends the curve.
-        course: what the training does besides; the default does nothing.
+        hooks: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
 
     Returns:
@@ -104,21 +92,20 @@ def train_model(
 
     Raises:
         InputError: the loss is not finite.
-        Stopped: SIGTERM was received; call again to go on.
+        TrainingStopped: SIGTERM was received; call again to go on.
     """
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
-    optimizer = course.create_optimizer(parameters, recipe)
-    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, course.state_tensors())
-    tell = Progress(title, done, recipe.steps)
-    with TerminationSignal() as asked:
+    optimizer = hooks.create_optimizer(parameters, recipe)
+    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors())
+    progress = Progress(title, done, recipe.steps)
+    with TerminationSignal() as terminated:
         for step in range(done, recipe.steps):
             started = perf_counter()
-            torch.manual_seed(seed * 1_000_003 + step)  # dropout is a function of (seed, step), so resume is exact
-            course.before_step(step)
-            value, targets = update(
-                parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, course
-            )
+            # Dropout is a function of (seed, step), so resume is exact; no two seeds meet within a million steps.
+            torch.manual_seed(seed * 1_000_003 + step)
+            hooks.before_step(step)
+            value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, hooks)
             if not math.isfinite(value):
                 raise InputError(
                     title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
@@ -127,18 +114,27 @@ def train_model(
             rate = recipe.learning_rate_at(step)
             point = {"step": step, "loss": value, "learning_rate": rate, "targets": targets, "seconds": seconds}
             curve.append(point)
-            tell(step, value)
+            progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
-            if due or asked:
-                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, course.state_tensors())
-            if asked:
+            if due or terminated:
+                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, hooks.state_tensors())
+            if terminated:
                 raise TrainingStopped(143)
     if validate and curve:
         curve[-1]["valid_loss"] = validate()
     return curve
 
 
-def update(parameters, batches, loss, optimizer, recipe, step, accelerator, course) -> tuple[float, int]:
+def update(
+    parameters: dict[str, torch.nn.Parameter],
+    batches: list[MicroBatch],
+    loss: Callable[[MicroBatch], Loss],
+    optimizer: torch.optim.Optimizer,
+    recipe: Training,
+    step: int,
+    accelerator: Accelerator,
+    hooks: TrainingHooks,
+) -> tuple[float, int]:
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
@@ -150,16 +146,16 @@ def update(parameters, batches, loss, optimizer, recipe, step, accelerator, cour
             counts[micro.task] = counts.get(micro.task, 0) + count_targets(micro.batch)
     for micro in batches:
         with accelerator.autocast():
-            total, n, *besides = loss(micro)
+            total, n, extra = loss(micro)
         parts = counts.get(micro.task, n) * len(tasks)
-        accelerator.backward((total + sum(besides)) / parts)
+        accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
-    penalty = course.step_penalty()
+    penalty = hooks.step_penalty()
     if penalty is not None:
         accelerator.backward(penalty)
     accelerator.clip_grad_norm_(parameters.values(), recipe.clip)
     optimizer.step()
-    course.after_step(step)
+    hooks.after_step(step)
     optimizer.zero_grad(set_to_none=True)
     return float(sum(value for value, _ in results)), sum(n for _, n in results)
 
@@ -176,7 +172,7 @@ class Progress:
         self.title, self.steps, self.every = title, steps, max(1, steps // 10)
         self.bar = tqdm(desc=title, unit="step", initial=done, total=steps) if sys.stderr.isatty() else None
 
-    def __call__(self, step: int, loss: float):
+    def __call__(self, step: int, loss: float) -> None:
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self.bar.update()
@@ -187,20 +183,20 @@ class Progress:
 class TerminationSignal:
     """Notes SIGTERM instead of dying from it; true once it came."""
 
-    def __enter__(self):
-        self.asked = False
+    def __enter__(self) -> Self:
+        self.received = False
         try:
             self.before = signal.signal(signal.SIGTERM, self.note_signal)
         except ValueError:  # not the main thread
             self.before = None
         return self
 
-    def note_signal(self, *_):
-        self.asked = True
+    def note_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.received = True
 
-    def __bool__(self):
-        return self.asked
+    def __bool__(self) -> bool:
+        return self.received
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)

@@ -4,16 +4,17 @@ Losses: AlphaFold 2 (Jumper et al. 2021, doi:10.1038/s41586-021-03819-2, supplem
 distogram, confidence; AlphaFold 3 (Abramson et al. 2024, doi:10.1038/s41586-024-07487-w): smooth lDDT.
 Atoms are N, Cα, C, O, coordinates in Å; B chains of at most L residues make a batch.
 
-Chains are few, so those learnt from are soon known by heart. The confidence head therefore learns from others: the
-chains of a fifth of the groups are never folded against their truth, only judged.
+Chains are few, so those learnt from are soon memorised. The confidence head therefore learns from others: the
+chains of a fifth of the groups never enter the losses of the structure, only that of the confidence.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,12 +26,12 @@ from transformers.models.esm.openfold_utils import residue_constants
 
 from loratory.data import splits
 from loratory.data.structures import unflatten_backbone
-from loratory.training.fit import MicroBatch, train_model
-from loratory.training.job import Job, training_recipe
+from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.job import Job
 
 N, CA, C, O = range(4)  # noqa: E741 a backbone atom's place, here and among a residue's 14 and 37
 CROP, LONGEST = 64, 128  # residues of a chain that is learnt from, and of one that is judged
-JUDGED = 0.2  # share of the chains that only the confidence head sees
+JUDGED = 0.2  # share of the chains that only the confidence head learns from
 CLAMP, CLAMPED = 10.0, 0.9  # Å at which FAPE ends, and the share of chains where it does
 DISTANCES = 2.3125, 21.6875, 64  # Å of the first and the last edge of the distogram's bins, and their number
 WEIGHTS = {"fape": 1.0, "local": 1.0, "torsion": 0.5, "distogram": 0.3, "bond": 0.02}  # more of bond drowns the rest
@@ -38,12 +39,15 @@ PEPTIDE, SLACK, LONGEST_PEPTIDE = 1.33, 0.17, 2.5  # Å from C to the next N: id
 INCLUSION, TOLERANCES = 15.0, (0.5, 1.0, 2.0, 4.0)  # Å of lDDT (Mariani 2013, doi:10.1093/bioinformatics/btt473)
 
 
+Frames = tuple[torch.Tensor, torch.Tensor]  # rotations (…, 3, 3) and origins (…, 3)
+
+
 @dataclass(frozen=True)
 class Chain:
     """A chain of L residues.
 
     Attributes:
-        group: what must not be learnt from and judged at once.
+        group: chains of one group are all learnt from or all judged.
         origin: "experiment" or "simulated".
         residues: (L,) in AlphaFold's order.
         backbone: (L, 4, 3), NaN where unresolved.
@@ -55,6 +59,9 @@ class Chain:
     backbone: torch.Tensor
 
 
+Origins = dict[str, list[Chain]]  # chains by where they come from
+
+
 def read_chain(record: dict) -> Chain:
     """A record of the domain `structure`."""
     residues = [residue_constants.restype_order[letter] for letter in record["sequence"]]
@@ -62,7 +69,9 @@ def read_chain(record: dict) -> Chain:
     return Chain(record["group"], record["origin"], torch.tensor(residues), backbone)
 
 
-def train_folding(records: Iterable[dict], pretrain, job: Job):
+def train_folding(
+    records: Iterable[dict], pretrain: Any, job: Job
+) -> tuple[EsmForProteinFolding, EsmTokenizer, list[dict]]:
     """Trains an `EsmForProteinFolding` from nothing.
 
     Args:
@@ -75,11 +84,13 @@ def train_folding(records: Iterable[dict], pretrain, job: Job):
     seed, training = pretrain.seed, pretrain.training
     taught, judged = split_by_group([read_chain(record) for record in records], seed)
     torch.manual_seed(seed)
-    model = new_model(pretrain.architecture).to(job.device).train()
-    passes = model.config.esmfold_config.trunk.max_recycles
+    model = new_model(pretrain.architecture)
+    model.to(job.device).train()  # type: ignore[arg-type]  # transformers' stub of `to`
+    config: Any = model.config
+    passes: int = config.esmfold_config.trunk.max_recycles
     each = max(1, training.batch_tokens // CROP)
 
-    def micro_batches(step):
+    def micro_batches(step: int) -> list[MicroBatch]:
         random = np.random.default_rng([seed, step])
         learnt = collate_chains(draw_chains(taught, each, CROP, random), job.device)
         learnt["passes"] = int(random.integers(1, passes + 1))
@@ -87,7 +98,7 @@ def train_folding(records: Iterable[dict], pretrain, job: Job):
         watched = collate_chains(draw_chains(judged, max(1, each // 4), LONGEST, random), job.device)
         return [MicroBatch("fold", learnt), MicroBatch("confidence", watched | {"passes": passes})]
 
-    def loss(micro):
+    def loss(micro: MicroBatch) -> Loss:
         return {"fold": folding_loss, "confidence": confidence_loss}[micro.task](model, micro.batch)
 
     parameters = dict(model.named_parameters())
@@ -96,14 +107,14 @@ def train_folding(records: Iterable[dict], pretrain, job: Job):
             parameters,
             micro_batches,
             loss,
-            training_recipe(training, training.learning_rate),
+            training,
             seed,
             *job.folder_and_title,
         )
     return finalise_model(model), new_tokenizer(), curve
 
 
-def split_by_group(chains: list[Chain], seed: int) -> tuple[dict, dict]:
+def split_by_group(chains: list[Chain], seed: int) -> tuple[Origins, Origins]:
     """Chains to learn from and chains to judge, no group in both, each as {origin: chains}.
 
     Raises:
@@ -111,13 +122,15 @@ def split_by_group(chains: list[Chain], seed: int) -> tuple[dict, dict]:
     """
     shares = {"train": 1 - JUDGED, "gate": JUDGED, "valid": 0, "test": 0}
     homes = splits.assign_splits([chain.group for chain in chains], shares, seed, "chains of the folding base")
-    parts = {"train": {}, "gate": {}}
+    parts: dict[str, Origins] = {"train": {}, "gate": {}}
     for chain, home in zip(chains, homes):
         parts[home].setdefault(chain.origin, []).append(chain)
     return parts["train"], parts["gate"]
 
 
-def draw_chains(origins: dict, n: int, longest: int, random) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def draw_chains(
+    origins: Origins, n: int, longest: int, random: np.random.Generator
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """`n` chains, as many of each origin as of any other, cut to `longest` residues at a random place."""
     drawn = []
     for origin, share in zip(sorted(origins), np.array_split(range(max(n, len(origins))), len(origins))):
@@ -130,7 +143,7 @@ def draw_chains(origins: dict, n: int, longest: int, random) -> list[tuple[torch
     return drawn
 
 
-def collate_chains(chains: list[tuple[torch.Tensor, torch.Tensor]], device) -> dict:
+def collate_chains(chains: list[tuple[torch.Tensor, torch.Tensor]], device: str) -> dict[str, Any]:
     """Padded on the right: residues, mask and known (B, L), backbone (B, L, 4, 3) with 0 where unknown."""
     pad = torch.nn.utils.rnn.pad_sequence
     residues = pad([residues for residues, _ in chains], batch_first=True)
@@ -155,7 +168,7 @@ def new_model(architecture: dict) -> EsmForProteinFolding:
 
 
 @torch.no_grad()
-def initialise_weights(model) -> None:
+def initialise_weights(model: EsmForProteinFolding) -> None:
     """Weights as in AlphaFold 2 (1.11.4); the library's own are those of BERT, too small to learn from."""
     gains = {"relu": 2, "final": 0, "gating": 0}
     for module in model.modules():
@@ -166,7 +179,8 @@ def initialise_weights(model) -> None:
                 module.bias.fill_(kind == "gating")
         elif isinstance(module, torch.nn.Embedding):
             module.weight.normal_()
-    for block in model.trunk.blocks:  # every block starts as the identity
+    blocks: Any = model.trunk.blocks
+    for block in blocks:  # every block starts as the identity
         last = block.seq_attention.o_proj, block.sequence_to_pair.o_proj, block.mlp_seq.mlp[-2], block.mlp_pair.mlp[-2]
         for layer in last:
             layer.weight.zero_()
@@ -182,8 +196,8 @@ def new_tokenizer() -> EsmTokenizer:
         return EsmTokenizer(str(path))
 
 
-def finalise_model(model):
-    """The model as it is stored: no output says more than was learnt."""
+def finalise_model(model: EsmForProteinFolding) -> EsmForProteinFolding:
+    """The model as it is stored, with outputs that were not trained made equal or 0."""
     with torch.no_grad():
         weight, bias = (p.view(37, 50, -1) for p in model.lddt_head[-1].parameters())
         for part in (weight, bias):  # every atom of a residue is as sure as its Cα
@@ -195,10 +209,10 @@ def finalise_model(model):
 
 
 @contextmanager
-def backbone_only(model):
+def backbone_only(model: EsmForProteinFolding) -> Iterator[None]:
     """Places N, Cα and C alone for a while: no loss looks at the other atoms, which cost most of the time."""
-    module, ideal = model.trunk.structure_module, residue_constants.restype_atom14_rigid_group_positions[:, :3]
-    ideal = torch.tensor(ideal, device=model.device)
+    module: Any = model.trunk.structure_module
+    ideal = torch.tensor(residue_constants.restype_atom14_rigid_group_positions[:, :3], device=model.device)
     module.torsion_angles_to_frames = lambda backbone, angles, residues: backbone[..., None]
     module.frames_and_literature_positions_to_atom14_pos = lambda backbone, residues: backbone.apply(ideal[residues])
     try:
@@ -207,7 +221,9 @@ def backbone_only(model):
         del module.torsion_angles_to_frames, module.frames_and_literature_positions_to_atom14_pos
 
 
-def predict_structure(model, residues, mask, passes: int) -> dict:
+def predict_structure(
+    model: EsmForProteinFolding, residues: torch.Tensor, mask: torch.Tensor, passes: int
+) -> dict[str, torch.Tensor]:
     """What `EsmForProteinFolding.forward` returns, with gradients to its language model and without what is not read.
 
     Args:
@@ -216,12 +232,13 @@ def predict_structure(model, residues, mask, passes: int) -> dict:
     states = model.compute_language_model_representations(model.af2_idx_to_esm_idx(residues, mask))
     mixed = (model.esm_s_combine.softmax(0).unsqueeze(0) @ states).squeeze(2)
     single = model.esm_s_mlp(mixed) + model.embedding(residues)
-    pair = single.new_zeros(*residues.shape, residues.shape[1], model.config.esmfold_config.trunk.pairwise_state_dim)
+    config: Any = model.config
+    pair = single.new_zeros(*residues.shape, residues.shape[1], config.esmfold_config.trunk.pairwise_state_dim)
     positions = torch.arange(residues.shape[1], device=residues.device).expand_as(residues)
     return model.trunk(single, pair, residues, positions, mask, no_recycles=passes - 1)
 
 
-def folding_loss(model, batch: dict) -> tuple[torch.Tensor, int]:
+def folding_loss(model: EsmForProteinFolding, batch: dict[str, Any]) -> Loss:
     """Summed over chains."""
     found = predict_structure(model, batch["residues"], batch["mask"], batch["passes"])
     terms = {
@@ -231,7 +248,8 @@ def folding_loss(model, batch: dict) -> tuple[torch.Tensor, int]:
         "distogram": distogram_loss(model, found, batch),
         "bond": bond_loss(found, batch),
     }
-    return sum(weight * terms[name] for name, weight in WEIGHTS.items()).sum(), len(batch["mask"])
+    total = cast("torch.Tensor", sum(weight * terms[name] for name, weight in WEIGHTS.items()))
+    return Loss(total.sum(), len(batch["mask"]))
 
 
 def fape_loss(found: dict, batch: dict) -> torch.Tensor:
@@ -250,7 +268,7 @@ def fape_loss(found: dict, batch: dict) -> torch.Tensor:
     ) / 2
 
 
-def backbone_frames(backbone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def backbone_frames(backbone: torch.Tensor) -> Frames:
     """Rotations (…, 3, 3) and origins (…, 3) of residues: Cα at 0, C on x, N in the xy plane (algorithm 21)."""
     origin = backbone[..., CA, :]
     x = F.normalize(backbone[..., C, :] - origin, dim=-1)
@@ -259,26 +277,35 @@ def backbone_frames(backbone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), origin
 
 
-def frame_aligned_error(placed, points, true_placed, true_points, frames_known, points_known, limit) -> torch.Tensor:
-    """Frame-aligned point error over 10 Å (algorithm 28), shape (…, B): every point seen from every frame.
+def frame_aligned_error(
+    placed: Frames,
+    points: torch.Tensor,
+    true_placed: Frames,
+    true_points: torch.Tensor,
+    frames_known: torch.Tensor,
+    points_known: torch.Tensor,
+    limit: torch.Tensor,
+) -> torch.Tensor:
+    """Frame-aligned point error over 10 Å (algorithm 28), shape (…, B): every point in the coordinates of every frame.
 
     Args:
         placed: rotations (…, B, F, 3, 3) and origins (…, B, F, 3). points: (…, B, P, 3). limit: (B,) in Å.
     """
     gap = points_in_frames(placed, points) - points_in_frames(true_placed, true_points)
+    # AlphaFold's small number: without it the root's gradient would be infinite where a point is right.
     error = (gap.square().sum(-1) + 1e-4).sqrt().minimum(limit[:, None, None])
     counted = frames_known[:, :, None] & points_known[:, None, :]
     return masked_mean(error, counted, (-1, -2)) / CLAMP
 
 
-def points_in_frames(placed, points: torch.Tensor) -> torch.Tensor:
+def points_in_frames(placed: Frames, points: torch.Tensor) -> torch.Tensor:
     """(…, F, P, 3): points in the coordinates of each frame."""
     rotations, origins = placed
     apart = points[..., None, :, :] - origins[..., :, None, :]
     return apart @ rotations
 
 
-def masked_mean(values: torch.Tensor, counted: torch.Tensor, axes) -> torch.Tensor:
+def masked_mean(values: torch.Tensor, counted: torch.Tensor, axes: int | tuple[int, ...]) -> torch.Tensor:
     """Over those that count; 0 where none does."""
     return (values * counted).sum(axes) / counted.sum(axes).clamp(min=1)
 
@@ -323,7 +350,7 @@ def bond_mask(backbone: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     return known[:, 1:] & known[:, :-1] & (gap < LONGEST_PEPTIDE)
 
 
-def dihedral_angle(a, b, c, d) -> torch.Tensor:
+def dihedral_angle(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """Sine and cosine (…, 2) of the angle about b–c."""
     axis = F.normalize(c - b, dim=-1)
     u, v = (side - (side * axis).sum(-1, keepdim=True) * axis for side in (a - b, d - c))
@@ -331,7 +358,7 @@ def dihedral_angle(a, b, c, d) -> torch.Tensor:
     return F.normalize(torch.stack([sine, (u * v).sum(-1)], dim=-1), dim=-1)
 
 
-def distogram_loss(model, found: dict, batch: dict) -> torch.Tensor:
+def distogram_loss(model: EsmForProteinFolding, found: dict, batch: dict) -> torch.Tensor:
     """(B,): cross entropy of the distances between (virtual) Cβ atoms."""
     logits = model.distogram_head(found["s_z"])
     logits = (logits + logits.transpose(1, 2)) / 2
@@ -344,11 +371,11 @@ def distogram_loss(model, found: dict, batch: dict) -> torch.Tensor:
 def bond_loss(found: dict, batch: dict) -> torch.Tensor:
     """(B,): Å by which peptide bonds are too long or too short."""
     placed = found["positions"][-1]
-    length = (placed[:, 1:, N] - placed[:, :-1, C]).square().sum(-1).add(1e-6).sqrt()
+    length = (placed[:, 1:, N] - placed[:, :-1, C]).square().sum(-1).add(1e-6).sqrt()  # of no infinite gradient at 0
     return masked_mean(F.relu((length - PEPTIDE).abs() - SLACK), bond_mask(batch["backbone"], batch["known"]), -1)
 
 
-def confidence_loss(model, batch: dict) -> tuple[torch.Tensor, int]:
+def confidence_loss(model: EsmForProteinFolding, batch: dict[str, Any]) -> Loss:
     """Cross entropy of each residue's own lDDT-Cα, summed over residues; only the head gets gradients."""
     with evaluation_mode(model):
         found = predict_structure(model, batch["residues"], batch["mask"], batch["passes"])
@@ -356,11 +383,11 @@ def confidence_loss(model, batch: dict) -> tuple[torch.Tensor, int]:
     scored = score.isfinite()
     logits = confidence_logits(model, found["states"][-1])[scored]
     bins = (score[scored] * logits.shape[-1]).long().clamp(max=logits.shape[-1] - 1)
-    return F.cross_entropy(logits, bins, reduction="sum"), max(1, len(bins))
+    return Loss(F.cross_entropy(logits, bins, reduction="sum"), max(1, len(bins)))
 
 
 @contextmanager
-def evaluation_mode(model):
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Without dropout and gradients for a while."""
     model.eval()
     try:
@@ -370,23 +397,31 @@ def evaluation_mode(model):
         model.train()
 
 
-def confidence_logits(model, states: torch.Tensor) -> torch.Tensor:
+def confidence_logits(model: EsmForProteinFolding, states: torch.Tensor) -> torch.Tensor:
     """Logits (B, L, bins) of lDDT at Cα, equal bins from 0 to 1; the library's pLDDT is their mean there."""
     return model.lddt_head(states).unflatten(-1, (-1, model.lddt_bins))[:, :, CA]
 
 
 def tolerance_share(gap: torch.Tensor) -> torch.Tensor:
     """Share of lDDT's tolerances within which a distance (Å off by `gap`) is kept."""
-    return sum((gap <= tolerance).float() for tolerance in TOLERANCES) / len(TOLERANCES)
+    kept = cast("torch.Tensor", sum((gap <= tolerance).float() for tolerance in TOLERANCES))
+    return kept / len(TOLERANCES)
 
 
 def smooth_tolerance_share(gap: torch.Tensor) -> torch.Tensor:
-    """As `sharply`, with a slope to learn from."""
-    return sum(torch.sigmoid(tolerance - gap) for tolerance in TOLERANCES) / len(TOLERANCES)
+    """As `tolerance_share`, but with a slope to learn from."""
+    kept = cast("torch.Tensor", sum(torch.sigmoid(tolerance - gap) for tolerance in TOLERANCES))
+    return kept / len(TOLERANCES)
 
 
-def lddt_scores(points: torch.Tensor, true: torch.Tensor, known: torch.Tensor, kept=tolerance_share) -> torch.Tensor:
+def lddt_scores(
+    points: torch.Tensor,
+    true: torch.Tensor,
+    known: torch.Tensor,
+    kept: Callable[[torch.Tensor], torch.Tensor] = tolerance_share,
+) -> torch.Tensor:
     """lDDT (…, L) in [0, 1] of points (…, L, 3) over every other residue near in truth; NaN where there is none."""
+    # Distances by matrix products would lose the digits of near points.
     here, there = (torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") for x in (points, true))
     near = (there <= INCLUSION) & known[..., :, None] & known[..., None, :]
     near &= ~torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)

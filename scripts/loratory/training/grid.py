@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from math import isnan
+from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 from loratory.data.files import atomic_write
 from loratory.errors import InputError
 
+Rate = TypeVar("Rate", bound=float | None)  # None of what is not trained
 CURVES = pa.schema(
     [
         ("run", pa.string()),
@@ -23,7 +26,7 @@ CURVES = pa.schema(
 )
 
 
-def best_trial(rates: Sequence[float], train: Callable[[float], dict]) -> tuple[dict, list[dict]]:
+def best_trial(rates: Sequence[Rate], train: Callable[[Rate], dict]) -> tuple[dict, list[dict]]:
     """Trains at every rate; (the trial with the lowest `valid_loss`, all trials). A single trial needs no such loss.
 
     Args:
@@ -55,6 +58,6 @@ def curve_rows(seed: int, trials: list[dict]) -> list[dict]:
     ]
 
 
-def write_curves(path, rows: list[dict]) -> None:
+def write_curves(path: Path | str, rows: list[dict]) -> None:
     with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, CURVES), aside)

@@ -1,23 +1,17 @@
-"""What the config's `training` means to the loop, and where a job keeps its checkpoints."""
+"""Where a training runs and keeps its checkpoints."""
 
 from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 from loratory.training.checkpoint import facts_digest
-from loratory.training.fit import Recipe
-
-
-def training_recipe(schedule, rate: float) -> Recipe:
-    """The loop's recipe from the config's `training` at one learning rate."""
-    fields = ("steps", "warmup", "weight_decay", "clip", "decay", "precision", "save_every")
-    return Recipe(learning_rate=rate, **{name: getattr(schedule, name) for name in fields})
 
 
 class Job:
     """Where a training runs, and keeps checkpoints that no other facts and no other PyTorch go on from."""
 
-    def __init__(self, device: str, checkpoints, title: str, **facts):
+    def __init__(self, device: str, checkpoints: Path | str, title: str, **facts: Any):
         self.device, self.title = device, title
         self.folder = Path(checkpoints) / facts_digest(title=title, version=version("torch"), **facts)
 

@@ -1,32 +1,47 @@
 """Training a mixture: its gate on the `gate` split while base and experts stay as they are, bit for bit; or what its
 mixer declares instead."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite, nan
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from loratory.adapters.core import generator_for
 from loratory.adapters.deltas import WEIGHTS
-from loratory.bases.core import Encoded, load_base
+from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
+from loratory.domains.contract import TaskOptions
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_experts, save_mixture
 from loratory.training.costs import PeakMemory
 from loratory.training.features import StoredStates, open_features, pad_states
-from loratory.training.fit import MicroBatch, train_model
+from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
-from loratory.training.job import Job, training_recipe
+from loratory.training.job import Job
+from loratory.training.schedule import Training
 from loratory.training.sweep import base_facts, data_digest, encode_split, mean_loss
 
 
 def train_mixture(
-    name, entry, base_folder, experts, data, tasks, seeds, device, checkpoints, max_valid, out, features=None
-):
+    name: str,
+    entry: Any,
+    base_folder: Path | str,
+    experts: Mapping[str, Path | str],
+    data: Mapping[str, Path | str],
+    tasks: Mapping[str, TaskOptions],
+    seeds: Sequence[int],
+    device: str,
+    checkpoints: Path | str,
+    max_valid: int,
+    out: Path | str,
+    features: Mapping[str, Path | str] | None = None,
+) -> None:
     """Writes `runs.parquet` (every learning curve) and `seed{n}/` (the mixture's folder, whole, for each seed).
 
     The grid of learning rates is tried on the first seed, the best one is used on the others; see `validation_loss`.
@@ -37,10 +52,10 @@ def train_mixture(
         data: {domain: dataset folder}. tasks: {domain: task options}.
         max_valid: valid records of a domain that choose between learning rates; a single rate is not validated.
         features: {domain: folder}, each with a folder of what the base makes of every split that is learnt from (see
-            `training.features`); without them each step asks the base anew.
+            `training.features`); without them each step begins with a pass of the base.
     """
     base, out, features = load_base(base_folder, device), Path(out), features or {}
-    rates = entry.training.learning_rates if entry.trained else (None,)
+    rates: Sequence[float | None] = entry.training.learning_rates if entry.trained else (None,)
     sets = {
         d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d))
         for d in experts
@@ -49,7 +64,8 @@ def train_mixture(
     valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
     facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base)}
     facts |= {"data": {d: data_digest(data[d]) for d in sets}, "tasks": {d: tasks[d].model_dump_json() for d in sets}}
-    runs, jobs = [], []
+    runs: list[dict] = []
+    jobs: list[Job] = []
 
     def train_trial(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
         job = Job(device, checkpoints, f"{name} seed {seed} lr {rate}", seed=seed, rate=rate, experts=digests, **facts)
@@ -61,7 +77,9 @@ def train_mixture(
                 start_gate(mixture.gate, seed)
             if entry.gradient_checkpointing:
                 mixture.checkpoint_gradients()
-            curve = optimise_mixture(base, mixture, sets, valid, entry.training, rate, seed, job) if sets else []
+            curve: list[dict] = []
+            if rate is not None:
+                curve = optimise_mixture(base, mixture, sets, valid, entry.training.at_rate(rate), seed, job)
             return {
                 "mixture": mixture,
                 "curve": curve,
@@ -102,19 +120,26 @@ def train_mixture(
 
 @dataclass
 class TrainingSet:
-    """What is learnt from one domain; `states` are the base's, where they are known."""
+    """What is learnt from one domain; `states` are those of the base, or none where they are not stored."""
 
     items: list[Encoded] = field(default_factory=list)
     states: list[StoredStates] = field(default_factory=list)
 
-    def collate_batch(self, base, chosen: list[int]) -> dict:
+    def collate_batch(self, base: Base, chosen: list[int]) -> dict:
         batch = base.collate([self.items[i] for i in chosen])
         if self.states:
             batch["hidden"] = pad_states([self.states[i] for i in chosen], base.device)
         return batch
 
 
-def read_training_set(base, domain: str, data, task, splits, features=None) -> TrainingSet:
+def read_training_set(
+    base: Base,
+    domain: str,
+    data: Path | str,
+    task: TaskOptions,
+    splits: Sequence[str],
+    features: Path | str | None = None,
+) -> TrainingSet:
     found = TrainingSet()
     for split in splits:
         items = encode_split(base, domain, data, task, split)
@@ -134,27 +159,35 @@ def start_gate(gate: torch.nn.Module, seed: int) -> None:
             parameter.data.zero_()
 
 
-def optimise_mixture(base, mixture: Mixture, sets, valid, training, rate: float, seed: int, job: Job) -> list[dict]:
+def optimise_mixture(
+    base: Base,
+    mixture: Mixture,
+    sets: Mapping[str, TrainingSet],
+    valid: Mapping[str, list[Encoded]],
+    training: Training,
+    seed: int,
+    job: Job,
+) -> list[dict]:
     """Every step takes one batch of each domain, and each domain's loss weighs alike.
 
     Args:
-        sets: {domain: `Examples`} to learn from. valid: {domain: encoded examples} that a rate is chosen on, if any.
-        training: the config's; its batches are those of validation too.
+        sets: {domain: what is learnt from it}. valid: {domain: encoded examples} that a rate is chosen on, if any.
+        training: how; its batches are those of validation too.
     """
-    budget, steps = training.batch_tokens, training_recipe(training, rate)
+    budget = training.batch_tokens
     lengths = {domain: [item.length for item in examples.items] for domain, examples in sets.items()}
     plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
     places = {domain: place for place, domain in enumerate(sets)}
 
-    def micro_batches(step):
+    def micro_batches(step: int) -> list[MicroBatch]:
         return [MicroBatch(domain, sets[domain].collate_batch(base, plan(step))) for domain, plan in plans.items()]
 
-    def loss(micro):
+    def loss(micro: MicroBatch) -> Loss:
         mixture.domain = places[micro.task]
         total, targets = base.loss(mixture, micro.batch)
-        return total, targets, targets * mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain)
+        return Loss(total, targets, targets * mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain))
 
-    def validate_mixture():
+    def validate_mixture() -> float:
         return validation_loss(base, mixture.eval(), valid, budget)
 
     mixture.train()
@@ -162,7 +195,7 @@ def optimise_mixture(base, mixture: Mixture, sets, valid, training, rate: float,
         mixture.trainable_parameters(),
         micro_batches,
         loss,
-        steps,
+        training,
         seed,
         *job.folder_and_title,
         validate_mixture if valid else None,
@@ -171,7 +204,7 @@ def optimise_mixture(base, mixture: Mixture, sets, valid, training, rate: float,
     return curve
 
 
-def validation_loss(base, mixture: Mixture, valid: dict[str, list[Encoded]], budget: int) -> float:
+def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, list[Encoded]], budget: int) -> float:
     """The mean over domains of the loss per target, as in training but without what the mixer adds to it: mixtures
     with different penalties, or none, are chosen by what they are for."""
     losses = []
@@ -181,8 +214,8 @@ def validation_loss(base, mixture: Mixture, valid: dict[str, list[Encoded]], bud
 
 
 def mixer_penalty(mixture: Mixture, mask: torch.Tensor, domain: int) -> torch.Tensor | float:
-    """The mean over streams, or over layers that weigh for themselves, of what the mixer adds; a plain 0.0 of the
-    mixer says that this one has no part in it."""
+    """The mean of what the mixer adds, over streams or over layers that weigh for themselves. Where the mixer gives a
+    plain 0.0, it adds nothing, and that one is not counted."""
     found = [mixture.mixer.routing_penalty(unpadded_weights(w, mask), domain) for w in mixture.wanted.values()]
     found = [value for value in found if torch.is_tensor(value)]
     return sum(found) / len(found) if found else 0.0

@@ -1,34 +1,48 @@
-"""One door to every base: from a folder, from the hub, or trained here."""
+"""Preparing any base: from a folder, from the hub, or trained here."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from loratory.bases.core import weights_digest
 from loratory.bases.openai_whisper import prepare_openai
 from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import atomic_write, file_sha256
+from loratory.domains.contract import TaskOptions
 from loratory.domains.examples import domain_examples, read_records
 from loratory.training.job import Job
 from loratory.training.pretrain import pretrain_base, train_projector
 
 
-def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, folder=None) -> None:
+def prepare_base(
+    name: str,
+    entry: Any,
+    general: Mapping[str, Path | str],
+    tasks: Mapping[str, TaskOptions],
+    audio_encoder: Path | str | None,
+    device: str,
+    checkpoints: Path | str,
+    out: Path | str,
+    folder: Path | str | None = None,
+) -> None:
     """Writes the base's folder, whole.
 
     Args:
-        entry: config entry. general: {domain: folder of general data}; tasks: {domain: its task options}.
-        ears: folder of the Whisper base that a causal base hears with, or None.
+        entry: `config.BaseEntry`. general: {domain: folder of general data}; tasks: {domain: its task options}.
+        audio_encoder: folder of the Whisper base whose encoder becomes a causal base's audio encoder, or None.
         folder: where the files of a base with `hub` lie already; None means to download them.
     """
     corpora = {d: read_corpus(d, general[d], tasks[d], entry.family) for d in entry.corpora}
     facts = {
         "data_sha256": {d: file_sha256(f"{general[d]}/train.parquet") for d in corpora},
         "torch": version("torch"),
+        "ears_sha256": weights_digest(audio_encoder) if audio_encoder else None,
     }
-    facts["ears_sha256"] = weights_digest(ears) if ears else None
     asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump_json() for d in corpora}}
     job = Job(device, checkpoints, f"base {name}", **asked, **facts)
     if entry.pretrain:
-        pretrain_base(name, entry, corpora, ears, job, out, **facts)
+        pretrain_base(name, entry, corpora, audio_encoder, job, out, **facts)
         return
     with atomic_write(out) as aside:
         if folder := entry.path or folder:
@@ -36,13 +50,13 @@ def prepare_base(name, entry, general, tasks, ears, device, checkpoints, out, fo
             prepare(folder, name, entry, aside)
         else:
             prepare_hub(entry.hub, name, entry, aside)
-        if ears:
-            train_projector(aside, corpora[entry.audio.corpus], entry.audio, ears, job)
+        if audio_encoder:
+            train_projector(aside, corpora[entry.audio.corpus], entry.audio, audio_encoder, job)
             note_training(aside, **facts)
     job.remove_checkpoints()
 
 
-def read_corpus(domain: str, folder, task, family: str) -> list:
+def read_corpus(domain: str, folder: Path | str, task: TaskOptions, family: str) -> list:
     """What a base of the family learns from: examples, but whole records where it folds, for their backbones."""
     records = read_records(folder, "train")
     return records if family == "folding" else domain_examples(domain, records, task, family)

@@ -3,8 +3,12 @@
 Such a base shows that the pipeline works; it makes no scientific claim.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,6 +18,8 @@ from transformers import (
     BertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperForConditionalGeneration,
@@ -21,14 +27,15 @@ from transformers import (
 
 from loratory.bases.audio import AudioPrefix
 from loratory.bases.causal import Causal
-from loratory.bases.core import IGNORED, load_base
+from loratory.bases.core import IGNORED, Base, load_base
 from loratory.bases.prepare import add_head, write_manifest
 from loratory.bases.whisper import PROMPT, Whisper
 from loratory.data.batching import Batches
 from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example
-from loratory.training.fit import MicroBatch, train_model
-from loratory.training.job import Job, training_recipe
+from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.job import Job
+from loratory.training.schedule import Training
 
 UNTRAINED = {"weights_sha256": "", "family": None}
 MASKED = 0.15  # share of tokens that the masked language model guesses
@@ -62,8 +69,10 @@ def word_tokenizer(texts: Iterable[str], vocabulary: int, special: list[str]) ->
     return tokenizer
 
 
-def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tuple[Causal, list[dict]]:
-    """A Llama-style decoder; with `ears` (a Whisper base's folder) its audio prefix learns along.
+def pretrain_causal(
+    corpora: dict[str, list[Example]], entry: Any, audio_encoder: Path | str | None, job: Job
+) -> tuple[Causal, list[dict]]:
+    """A Llama-style decoder; with `audio_encoder`, the folder of a Whisper base, an audio prefix is trained with it.
 
     Args:
         corpora: {domain: examples}. Every step takes one batch of each, so domains weigh alike.
@@ -82,15 +91,20 @@ def pretrain_causal(corpora: dict[str, list[Example]], entry, ears, job) -> tupl
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
     model = LlamaForCausalLM(config)
-    audio = new_audio_prefix(ears, entry.audio, config.hidden_size, job.device) if ears is not None else None
-    base = Causal("pretrain", UNTRAINED, model.to(job.device), tokenizer, audio)
+    audio = (
+        new_audio_prefix(audio_encoder, entry.audio, config.hidden_size, job.device)
+        if audio_encoder is not None
+        else None
+    )
+    model.to(job.device)  # type: ignore[arg-type]  # transformers' stub of `to`
+    base = Causal("pretrain", UNTRAINED, model, tokenizer, audio)
     parameters = prefixed_parameters(model, "model") | (
         prefixed_parameters(audio.projector, "projector") if audio else {}
     )
     return base, train_on_corpora(base, parameters, corpora, entry.pretrain.training, entry.pretrain.seed, job)
 
 
-def new_audio_prefix(whisper_folder, options, width: int, device: str) -> AudioPrefix:
+def new_audio_prefix(whisper_folder: Path | str, options: Any, width: int, device: str) -> AudioPrefix:
     """A Whisper base's encoder, frozen, with an untrained projector to embeddings of `width`."""
     whisper = load_base(whisper_folder, dtype=torch.float32).model  # as the prefix holds it, whatever the base's
     audio = AudioPrefix(whisper.config, options.stack, width, options.hidden)
@@ -99,21 +113,24 @@ def new_audio_prefix(whisper_folder, options, width: int, device: str) -> AudioP
     return audio.to(device)
 
 
-def train_projector(folder, corpus: list[Example], options, ears, job: Job) -> None:
-    """Gives a prepared causal base (changed in place) ears: its projector learns to transcribe, the rest is frozen.
+def train_projector(folder: Path, corpus: list[Example], options: Any, audio_encoder: Path | str, job: Job) -> None:
+    """Gives a prepared causal base (changed in place) an audio prefix, whose encoder is that of the Whisper base at
+    `audio_encoder`: the projector learns to transcribe, all else is frozen.
 
     Stage one of SLAM-ASR (Ma et al. 2024, arXiv:2402.08846).
     """
     base = load_base(folder, job.device)
     torch.manual_seed(0)
-    base.audio = new_audio_prefix(ears, options, base.model.config.hidden_size, job.device)
-    parameters = prefixed_parameters(base.audio.projector, "projector")
+    base.audio = audio = new_audio_prefix(audio_encoder, options, base.model.config.hidden_size, job.device)
+    parameters = prefixed_parameters(audio.projector, "projector")
     curve = train_on_corpora(base, parameters, {"speech": corpus}, options.training, 0, job)
-    base.audio.cpu().save(folder / "audio")
+    audio.cpu().save(folder / "audio")
     write_json(folder / "audio" / "curve.json", curve)
 
 
-def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tuple[Whisper, list[dict]]:
+def pretrain_whisper(
+    corpora: dict[str, list[Example]], entry: Any, audio_encoder: None, job: Job
+) -> tuple[Whisper, list[dict]]:
     """A model of Whisper's class with its decoder prompt and a small vocabulary."""
     texts = (example.target for examples in corpora.values() for example in examples)
     special = ["<|endoftext|>", *PROMPT]
@@ -129,30 +146,38 @@ def pretrain_whisper(corpora: dict[str, list[Example]], entry, ears, job) -> tup
     config = WhisperConfig(**{**entry.pretrain.architecture, **ids, "vocab_size": len(tokenizer)})
     config.suppress_tokens = config.begin_suppress_tokens = None
     model = WhisperForConditionalGeneration(config)
-    model.generation_config.forced_decoder_ids = None
+    model.generation_config.forced_decoder_ids = None  # type: ignore[attr-defined]  # Whisper's own
     manifest = UNTRAINED | {"whisper": entry.whisper and entry.whisper.model_dump()}
-    base = Whisper("pretrain", manifest, model.to(job.device), tokenizer)
+    model.to(job.device)  # type: ignore[arg-type]  # transformers' stub of `to`
+    base = Whisper("pretrain", manifest, model, tokenizer)
     return base, train_on_corpora(
         base, prefixed_parameters(model, "model"), corpora, entry.pretrain.training, entry.pretrain.seed, job
     )
 
 
-def train_on_corpora(base, parameters, corpora, training, seed: int, job: Job) -> list[dict]:
+def train_on_corpora(
+    base: Base,
+    parameters: dict[str, torch.nn.Parameter],
+    corpora: Mapping[str, list[Example]],
+    training: Training,
+    seed: int,
+    job: Job,
+) -> list[dict]:
     """Trains on every corpus's targets."""
     encoded = {name: [base.encode(example) for example in examples] for name, examples in corpora.items()}
     plans = {
         name: Batches([item.length for item in items], training.batch_tokens, seed) for name, items in encoded.items()
     }
 
-    def micro_batches(step):
+    def micro_batches(step: int) -> list[MicroBatch]:
         return [MicroBatch(n, base.collate([items[i] for i in plans[n](step)])) for n, items in encoded.items()]
 
     base.model.train()
     curve = train_model(
         parameters,
         micro_batches,
-        lambda m: base.loss(base.model, m.batch),
-        training_recipe(training, training.learning_rate),
+        lambda micro: Loss(*base.loss(base.model, micro.batch)),
+        training,
         seed,
         *job.folder_and_title,
     )
@@ -160,7 +185,9 @@ def train_on_corpora(base, parameters, corpora, training, seed: int, job: Job) -
     return curve
 
 
-def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
+def pretrain_encoder(
+    corpora: dict[str, list[Example]], entry: Any, audio_encoder: None, job: Job
+) -> tuple[PretrainedModel, list[dict]]:
     """A BERT-like masked language model over k-mers (Devlin et al. 2018, arXiv:1810.04805)."""
     texts = [example.prompt for examples in corpora.values() for example in examples]
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
@@ -177,33 +204,36 @@ def pretrain_encoder(corpora: dict[str, list[Example]], entry, ears, job):
     training, seed = entry.pretrain.training, entry.pretrain.seed
     torch.manual_seed(seed)
     config = BertConfig(**{**entry.pretrain.architecture, "vocab_size": len(tokenizer), "pad_token_id": 0})
-    model = BertForMaskedLM(config).to(job.device)
+    model = BertForMaskedLM(config)
+    model.to(job.device)  # type: ignore[arg-type]  # transformers' stub of `to`
     ids = [tokenizer(text, truncation=True, max_length=config.max_position_embeddings)["input_ids"] for text in texts]
     plan = Batches([len(row) for row in ids], training.batch_tokens, seed)
 
-    def micro_batches(step):
+    def micro_batches(step: int) -> list[MicroBatch]:
         rows = [ids[i] for i in plan(step)]
         return [MicroBatch("masked", masked_batch(rows, tokenizer, len(special), seed, step, job.device))]
 
-    def loss(micro):
+    def loss(micro: MicroBatch) -> Loss:
         batch = micro.batch
         logits = model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
-        return nll, max(1, int((batch["labels"] != IGNORED).sum()))
+        return Loss(nll, max(1, int((batch["labels"] != IGNORED).sum())))
 
     model.train()
     curve = train_model(
         prefixed_parameters(model, "model"),
         micro_batches,
         loss,
-        training_recipe(training, training.learning_rate),
+        training,
         seed,
         *job.folder_and_title,
     )
     return PretrainedModel(model.eval(), tokenizer), curve
 
 
-def pretrain_folding(corpora: dict[str, list[dict]], entry, ears, job):
+def pretrain_folding(
+    corpora: dict[str, list[dict]], entry: Any, audio_encoder: None, job: Job
+) -> tuple[PretrainedModel, list[dict]]:
     """An ESMFold; its corpora are records of chains with backbones."""
     from loratory.training.folding import train_folding
 
@@ -216,11 +246,13 @@ class PretrainedModel:
 
     audio = None
 
-    def __init__(self, model, tokenizer):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model, tokenizer
 
 
-def masked_batch(rows, tokenizer, n_special: int, seed: int, step: int, device) -> dict:
+def masked_batch(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, n_special: int, seed: int, step: int, device: str
+) -> dict[str, torch.Tensor]:
     """A batch with 15 % of the k-mers hidden: 80 % as the mask token, 10 % as another k-mer, 10 % as they are."""
     from loratory.bases.core import pad_rows
 
@@ -235,11 +267,11 @@ def masked_batch(rows, tokenizer, n_special: int, seed: int, step: int, device) 
     return {"ids": ids.to(device), "mask": mask.to(device), "labels": labels.to(device)}
 
 
-def prefixed_parameters(module, prefix: str) -> dict:
+def prefixed_parameters(module: torch.nn.Module, prefix: str) -> dict[str, torch.nn.Parameter]:
     return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
 
 
-PRETRAIN = {
+PRETRAIN: dict[str, Callable[..., tuple[Any, list[dict]]]] = {
     "causal": pretrain_causal,
     "whisper": pretrain_whisper,
     "encoder": pretrain_encoder,
@@ -247,9 +279,17 @@ PRETRAIN = {
 }
 
 
-def pretrain_base(name: str, entry, corpora: dict[str, list[Example]], ears, job: Job, out, **facts) -> None:
+def pretrain_base(
+    name: str,
+    entry: Any,
+    corpora: Mapping[str, list],
+    audio_encoder: Path | str | None,
+    job: Job,
+    out: Path | str,
+    **facts: Any,
+) -> None:
     """Trains a base and writes its folder, whole: safetensors, config, tokenizer, manifest, learning curve."""
-    base, curve = PRETRAIN[entry.family](corpora, entry, ears, job)
+    base, curve = PRETRAIN[entry.family](corpora, entry, audio_encoder, job)
     with atomic_write(out) as aside:
         aside.mkdir(parents=True)
         dtype = getattr(torch, entry.pretrain.dtype)

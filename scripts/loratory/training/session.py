@@ -1,41 +1,54 @@
 """One training of one adapter, as its method sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
+from loratory.bases.core import Base, Encoded
 from loratory.data import batching
-from loratory.training.fit import Recipe, TrainingHooks
+from loratory.training.fit import TrainingHooks
+from loratory.training.schedule import Training
 
 
 class AdapterSession(TrainingHooks):
-    """Hands the loop's course to the method, and the method what it needs.
+    """Passes the loop's hooks on to the method, and offers the method what it needs for them.
 
     Attributes:
-        model: the base with its adapted layers; layers: {name: adapted layer}, which `prepare` may thin out.
+        model: the base with its adapted layers.
+        layers: {name: adapted layer}; the method's `prepare_training` may take some away.
         items: the encoded training examples. recipe: steps, rates and weight decay of the training.
         batch: step -> the training batch of that step (a pure function).
-        optimizing: the optimizer, once there is one.
+        optimizing: the optimizer, once the loop has asked for it.
         positions: how many positions went through the model outside the training's own steps.
     """
 
+    optimizing: torch.optim.Optimizer
+
     def __init__(
-        self, base, method, layers: dict[str, AdaptedLinear], items: list, training, recipe: Recipe, seed: int
+        self,
+        base: Base,
+        method: Method,
+        layers: dict[str, AdaptedLinear],
+        items: list[Encoded],
+        recipe: Training,
+        seed: int,
     ):
         self.base, self.method, self.layers, self.items = base, method, layers, items
-        self.recipe, self.seed, self.budget = recipe, seed, training.batch_tokens
+        self.recipe, self.seed = recipe, seed
         self.batch = self.batch_function(items)
-        self.optimizing, self.positions = None, 0
+        self.positions = 0
 
     @property
-    def model(self):
+    def model(self) -> torch.nn.Module:
         return self.base.model
 
-    def batch_function(self, items: list) -> Callable[[int], dict]:
+    def batch_function(self, items: list[Encoded]) -> Callable[[int], dict]:
         """step -> batch, over some of the examples, as the training itself draws them."""
-        plan = batching.Batches([item.length for item in items], self.budget, self.seed)
+        plan = batching.Batches([item.length for item in items], self.recipe.batch_tokens, self.seed)
         return lambda step: self.base.collate([items[i] for i in plan(step)])
 
     def loss(self, batch: dict) -> torch.Tensor:
@@ -58,14 +71,16 @@ class AdapterSession(TrainingHooks):
         return {name: total / batches for name, total in sums.items()}
 
     @contextmanager
-    def collect_gradients(self, sums: dict[str, torch.Tensor]):
+    def collect_gradients(self, sums: dict[str, torch.Tensor]) -> Iterator[None]:
         """Adds each adapted weight's gradient to `sums` as soon as it is there, and frees it."""
         handles = []
         for name, layer in self.layers.items():
             weight, transposed = layer.base.weight.requires_grad_(True), isinstance(layer.base, Conv1D)
 
-            def add_gradient(parameter, name=name, transposed=transposed):
-                sums[name] += (parameter.grad.T if transposed else parameter.grad).float().cpu()
+            def add_gradient(parameter: torch.Tensor, name: str = name, transposed: bool = transposed) -> None:
+                gradient = parameter.grad
+                assert gradient is not None  # the hook runs once it is there
+                sums[name] += (gradient.T if transposed else gradient).float().cpu()
                 parameter.grad = None
 
             handles.append(weight.register_post_accumulate_grad_hook(add_gradient))
@@ -76,34 +91,43 @@ class AdapterSession(TrainingHooks):
                 handle.remove()
                 layer.base.weight.requires_grad_(False)
 
-    def adamw_optimizer(self, parameters: dict, **options) -> torch.optim.AdamW:
-        """The optimizer of most methods; `parameters` may be dicts of groups (`ratio` multiplies a group's rate)."""
-        groups = parameters.values() if isinstance(parameters, dict) else parameters
+    def adamw_optimizer(
+        self, parameters: dict[str, torch.nn.Parameter] | Iterable[Any], **options: Any
+    ) -> torch.optim.AdamW:
+        """The optimizer of most methods.
+
+        Args:
+            parameters: by name; or a sequence of them, or of dicts of groups, in which `ratio` multiplies the group's
+                learning rate.
+        """
+        groups: Any = parameters.values() if isinstance(parameters, dict) else parameters
         options = {"lr": self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay} | options
         return torch.optim.AdamW(groups, **options)
 
-    def adamw_without_decay(self, spared: Callable[[str], bool], parameters: dict) -> torch.optim.AdamW:
-        """`adamw` without weight decay on the parameters whose names are `spared`."""
-        groups: dict[bool, list] = {}
+    def adamw_without_decay(
+        self, spared: Callable[[str], bool], parameters: dict[str, torch.nn.Parameter]
+    ) -> torch.optim.AdamW:
+        """`adamw_optimizer` without weight decay on the parameters whose names are `spared`."""
+        groups: dict[bool, list[torch.nn.Parameter]] = {}
         for name, parameter in parameters.items():
             groups.setdefault(spared(name), []).append(parameter)
-        decay = {True: {"weight_decay": 0.0}, False: {}}
+        decay: dict[bool, dict[str, Any]] = {True: {"weight_decay": 0.0}, False: {}}
         return self.adamw_optimizer([{"params": group} | decay[kind] for kind, group in groups.items()])
 
-    def create_optimizer(self, parameters, recipe):
+    def create_optimizer(self, parameters: dict[str, torch.nn.Parameter], recipe: Training) -> torch.optim.Optimizer:
         self.optimizing = self.method.create_optimizer(self, parameters)
         return self.optimizing
 
-    def before_step(self, step):
+    def before_step(self, step: int) -> None:
         self.method.before_step(self, step)
 
-    def step_penalty(self):
+    def step_penalty(self) -> torch.Tensor | None:
         return self.method.step_penalty(self)
 
-    def after_step(self, step):
+    def after_step(self, step: int) -> None:
         self.method.after_step(self, step)
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         found = self.method.state_tensors(self)
         for name, layer in self.layers.items():
             found |= {f"{name}.{key}": tensor for key, tensor in layer.named_buffers(recurse=False)}

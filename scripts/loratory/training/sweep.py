@@ -1,33 +1,47 @@
 """All runs of one adapter on one loaded base: a learning-rate grid on the first seed, then the other seeds."""
 
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from loratory.adapters import core, deltas
-from loratory.adapters.contract import DenseMethod
+from loratory.adapters.contract import DenseMethod, Method
 from loratory.bases.checks import check_readable
-from loratory.bases.core import load_base
+from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
 from loratory.data.splits import SPLITS
+from loratory.domains.contract import TaskOptions
 from loratory.domains.examples import domain_examples, read_records
 from loratory.training import costs
-from loratory.training.fit import MicroBatch, train_model
+from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
-from loratory.training.job import Job, training_recipe
+from loratory.training.job import Job
 from loratory.training.session import AdapterSession
 
 VERSIONS = ("torch", "transformers", "peft", "safetensors")
 
 
-def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpoints, max_valid, out) -> None:
+def train_sweep(
+    domain: str,
+    data: Path | str,
+    task: TaskOptions,
+    base_folder: Path | str,
+    adapter: Any,
+    seeds: Sequence[int],
+    device: str,
+    checkpoints: Path | str,
+    max_valid: int,
+    out: Path | str,
+) -> None:
     """Writes `runs.parquet` (every learning curve) and `seed{n}/` (a PEFT folder and `run.json` for each seed).
 
     Args:
@@ -39,8 +53,15 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         "train": encode_split(base, domain, data, task, "train"),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
     }
-    facts = {"domain": domain, "base": base_facts(base), "data": data_digest(data), "task": task.model_dump_json()}
-    runs, jobs, rates = [], [], adapter.training.learning_rates
+    facts: dict[str, Any] = {
+        "domain": domain,
+        "base": base_facts(base),
+        "data": data_digest(data),
+        "task": task.model_dump_json(),
+    }
+    runs: list[dict] = []
+    jobs: list[Job] = []
+    rates = adapter.training.learning_rates
 
     def train_trial(seed: int, rate: float) -> dict:
         title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
@@ -61,30 +82,37 @@ def train_sweep(domain, data, task, base_folder, adapter, seeds, device, checkpo
         job.remove_checkpoints()
 
 
-def base_facts(base) -> list:
-    """What tells one loaded base from another: its weights, how they are rounded, and how a Whisper base is asked."""
+def base_facts(base: Base) -> list:
+    """What tells one loaded base from another: its weights, their precision, and the options of a Whisper base."""
     return [base.fingerprint, base.manifest.get("precision"), base.manifest.get("whisper")]
 
 
-def encode_split(base, domain: str, data, task, split: str, limit: int | None = None):
+def encode_split(
+    base: Base, domain: str, data: Path | str, task: TaskOptions, split: str, limit: int | None = None
+) -> list[Encoded]:
     """The examples of a split as the base reads them."""
     found = domain_examples(domain, read_records(data, split, limit), task, base.family)
     check_readable(base, domain, [example.prompt + example.target for example in found[:100]])
     return [base.encode(example) for example in found]
 
 
-def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
+def train_one(
+    base: Base, sets: Mapping[str, list[Encoded]], adapter: Any, seed: int, rate: float, job: Job
+) -> dict[str, Any]:
     """One run: attaches, trains, exports, counts and detaches."""
     started, memory = perf_counter(), costs.PeakMemory(base.model)
     linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
-    steps = training_recipe(adapter.training, rate)
-    session = AdapterSession(base, adapter, layers, sets["train"], adapter.training, steps, seed)
+    recipe = adapter.training.at_rate(rate)
+    session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed)
 
-    def micro_batches(step):
+    def micro_batches(step: int) -> list[MicroBatch]:
         return [MicroBatch("train", session.batch(step))]
 
-    def validate_adapter():
+    def loss(micro: MicroBatch) -> Loss:
+        return Loss(*base.loss(base.model, micro.batch))
+
+    def validate_adapter() -> float:
         return mean_loss(base, base.model.eval(), sets["valid"], adapter.training.batch_tokens)
 
     base.model.train()
@@ -93,9 +121,8 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
         adapter.prepare_training(session)
         parameters = core.trainable_parameters(base.model)
         prepared = perf_counter() - started
-        loss = lambda micro: base.loss(base.model, micro.batch)  # noqa: E731
         curve = train_model(
-            parameters, micro_batches, loss, steps, seed, *job.folder_and_title, validate_adapter, session
+            parameters, micro_batches, loss, recipe, seed, *job.folder_and_title, validate_adapter, session
         )
         peak, positions = memory.peak_bytes(), costs.step_positions(session)
         found, lost = export_adapter(base, adapter, linear)
@@ -125,7 +152,7 @@ def train_one(base, sets, adapter, seed: int, rate: float, job: Job) -> dict:
     }
 
 
-def export_adapter(base, adapter, linear: dict[str, bool]) -> tuple[deltas.Adapter, float]:
+def export_adapter(base: Base, adapter: Method, linear: dict[str, bool]) -> tuple[deltas.Adapter, float]:
     """The adapter that is on the model, and the share of its change's norm that cutting it to `export_rank` loses."""
     found = core.export(base.model, base.heads, {})
     if isinstance(adapter, DenseMethod) and adapter.export_rank:
@@ -139,9 +166,9 @@ def optimizer_moments(state: dict) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def mean_loss(base, model, items, budget: int) -> float:
+def mean_loss(base: Base, model: torch.nn.Module, items: list[Encoded], budget: int) -> float:
     """Loss per target over all items."""
-    total = count = 0
+    total, count = 0.0, 0
     for batch in batching.batches_by_length([item.length for item in items], budget):
         loss, n = base.loss(model, base.collate([items[i] for i in batch]))
         total, count = total + float(loss), count + n
@@ -162,7 +189,7 @@ COSTS = (
 )
 
 
-def describe_run(base, domain: str, adapter, seed: int, trial: dict, data: list[str]) -> dict:
+def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, data: list[str]) -> dict[str, Any]:
     """What is known of a run, in the groups of PEFT's method comparison: configuration, cost and outcome, provenance.
 
     Times leave validation and storage out, and are whole for a run that was resumed too.
@@ -201,6 +228,6 @@ def describe_run(base, domain: str, adapter, seed: int, trial: dict, data: list[
     }
 
 
-def data_digest(data) -> list[str]:
+def data_digest(data: Path | str) -> list[str]:
     """Digests of the splits that training may look at."""
     return [file_sha256(Path(data) / f"{split}.parquet") for split in SPLITS if split != "test"]

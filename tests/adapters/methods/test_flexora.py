@@ -1,7 +1,5 @@
 """Flexora (arXiv:2408.10774)."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,7 @@ from loratory.adapters.methods.flexora import (
     layer_groups,
     positive_groups,
 )
-from loratory.training.fit import Recipe
+from loratory.training.schedule import Training
 from loratory.training.session import AdapterSession
 
 OPTIONS = {"rank": 3, "alpha": 6.0, "validation_batches": 2, "held": 0.25}
@@ -36,8 +34,8 @@ def unsearched(toy: Toy, method) -> AdapterSession:
     generator = torch.Generator().manual_seed(4)
     for layer in layers.values():
         layer.adapter["B"].data.normal_(0, 0.3, generator=generator)
-    recipe = Recipe(6, 1e-2, warmup=0.2, weight_decay=0.1)
-    return AdapterSession(toy, method, layers, toy.items, SimpleNamespace(batch_tokens=24), recipe, 0)
+    recipe = Training(steps=6, learning_rate=1e-2, warmup=0.2, weight_decay=0.1, batch_tokens=24)
+    return AdapterSession(toy, method, layers, toy.items, recipe, 0)
 
 
 def test_equal_weights_are_plain_lora_with_its_gradients():

@@ -10,7 +10,7 @@ from methods.rows import Row
 
 from loratory.adapters import core
 from loratory.adapters.methods.increlora import Method, growth_counts
-from loratory.training.fit import Recipe
+from loratory.training.schedule import Training
 
 OPTIONS = {"target_rank": 3, "increment": 2, "growths": 2, "interval": 1}
 ROW = Row(OPTIONS, lambda shapes, model: sum(5 * (out + inner + 1) for out, inner in shapes), "near")
@@ -172,7 +172,7 @@ class Branches(torch.nn.Module):
 
 def test_the_layer_that_matters_gets_the_most_ranks():
     model, method = Branches(), Method(target_rank=2, increment=1, growths=3, interval=2)
-    layers, recipe = core.attach(model, method, 0), Recipe(30, 0.01)
+    layers, recipe = core.attach(model, method, 0), Training(steps=30, learning_rate=0.01)
     session = SimpleNamespace(layers=layers, recipe=recipe)
     optimizer = torch.optim.AdamW(core.trainable_parameters(model).values(), lr=0.01)
     x, y = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(3))

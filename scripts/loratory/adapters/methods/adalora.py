@@ -12,7 +12,7 @@ the mask decides, and a layer without gradients keeps its score.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,10 @@ from loratory.adapters import contract
 
 if TYPE_CHECKING:
     import torch
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
 
 TRIPLET = ("A", "E", "B")
 SPREAD = 0.02  # standard deviation of the factors at the start
@@ -43,7 +47,7 @@ class Method(contract.Method):
     orthogonality: float = Field(0.5, ge=0, description="weight of the orthogonality penalty; the authors took 0.1")
 
     @model_validator(mode="after")
-    def check_options(self):
+    def check_options(self) -> Self:
         if self.target_rank >= self.init_rank:
             raise ValueError(f"target_rank is {self.target_rank}, expected less than init_rank ({self.init_rank})")
         if self.warm + self.final >= 1:
@@ -54,7 +58,7 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / (self.init_rank + 1e-5)
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -66,12 +70,12 @@ class Method(contract.Method):
         scores = {name: torch.zeros_like(trained[name[-1]]) for name in self.fixed - {"kept"}}
         return trained | scores | {"kept": torch.ones(self.init_rank, dtype=torch.bool)}
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import linear
 
         return linear(linear(x, tensors["A"]) * (tensors["E"] * self.scale), tensors["B"])
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         from loratory.adapters.deltas import LowRank
 
         a, e, b = (tensors[key] for key in TRIPLET)
@@ -80,16 +84,17 @@ class Method(contract.Method):
             left[0] = True  # no adapter file has layers of rank 0; this row is zero
         return LowRank(a[left] * e[left, None], b[:, left], self.scale)
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         return session.adamw_without_decay(lambda name: ".adapter.E" in name, parameters)
 
-    def step_penalty(self, session):
+    def step_penalty(self, session: AdapterSession) -> torch.Tensor | None:
         if not self.orthogonality:
             return None
         factors = [f for layer in session.layers.values() for f in (layer.tensors["A"], layer.tensors["B"].T)]
-        return self.orthogonality * sum(orthogonality_error(factor) for factor in factors) / len(factors)
+        total = cast("torch.Tensor", sum(orthogonality_error(factor) for factor in factors))
+        return self.orthogonality * total / len(factors)
 
-    def after_step(self, session, step):
+    def after_step(self, session: AdapterSession, step: int) -> None:
         """Scores take the parameter after the step and the gradient before it, as with PEFT's order of calls."""
         import torch
 
@@ -107,7 +112,7 @@ class Method(contract.Method):
                 for tensors in layers:
                     tensors["E"].masked_fill_(~tensors["kept"], 0)
 
-    def update_sensitivity(self, tensors: contract.Tensors) -> None:
+    def update_sensitivity(self, tensors: Tensors) -> None:
         """Smooths the sensitivity of every number and how much it varies."""
         for key in TRIPLET:
             parameter = tensors[key]
@@ -132,13 +137,13 @@ def rank_budget(step: int, start: int, target: int, first: int, last: int) -> in
     return int(target + (start - target) * (1 - (step - first) / (last - first)) ** 3)
 
 
-def triplet_scores(tensors: contract.Tensors) -> torch.Tensor:
+def triplet_scores(tensors: Tensors) -> torch.Tensor:
     """The importance `[rank]` of each triplet of a layer."""
     a, e, b = (tensors[f"sensitivity_{key}"] * tensors[f"uncertainty_{key}"] for key in TRIPLET)
     return e + a.mean(1) + b.mean(0)
 
 
-def keep_best_triplets(layers: list[contract.Tensors], triplets: int) -> None:
+def keep_best_triplets(layers: list[Tensors], triplets: int) -> None:
     """Notes in `kept` which triplets are the best of all layers; those tied with the best dropped one go with it."""
     import torch
 

@@ -8,10 +8,17 @@ c counts as a constant; the gradient that reaches x stays the true one.
 from __future__ import annotations
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from loratory.adapters import contract
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Tensors
+    from loratory.adapters.deltas import LowRank
 
 
 class Method(contract.Method):
@@ -21,14 +28,14 @@ class Method(contract.Method):
     rank: int = Field(16, ge=1, description="rank of the update")
     eta: float = Field(2.0, gt=0, description="η, the weight of a row whose update is zero, and the largest one")
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
         a = torch.empty(self.rank, inner).uniform_(-1 / sqrt(inner), 1 / sqrt(inner), generator=generator)
         return {"A": a, "B": torch.zeros(out, self.rank)}
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import linear
 
         a, b = tensors["A"], tensors["B"]
@@ -36,7 +43,7 @@ class Method(contract.Method):
         learned = linear(linear(x.detach(), a), b) * self.row_weights(a, b)  # the gradients of A and B
         return value + (learned - learned.detach())
 
-    def row_weights(self, a, b):
+    def row_weights(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """c `[out]`, by way of A Aᵀ, so that B A `[out, in]` is never formed."""
         import torch
 
@@ -44,7 +51,7 @@ class Method(contract.Method):
             norms = (b @ (a @ a.T) * b).sum(dim=1).clamp_min(0).sqrt()
             return torch.rsqrt(norms + 1 / self.eta**2)
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"], 1.0)

@@ -6,11 +6,19 @@ the first rows learn to matter most. LoRA's start: A ~ U(±1/√in), B = 0.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from loratory.adapters.methods import lora
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.core import AdaptedLinear
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
 
 
 class Method(lora.Method):
@@ -22,7 +30,7 @@ class Method(lora.Method):
     export_rank: int | None = Field(None, ge=1, description="rank that is evaluated and stored; none means `rank`")
 
     @model_validator(mode="after")
-    def check_export_rank(self):
+    def check_export_rank(self) -> Self:
         if self.deployed_rank > self.rank:
             raise ValueError(f"export_rank is {self.export_rank}, expected at most rank ({self.rank})")
         return self
@@ -31,12 +39,12 @@ class Method(lora.Method):
     def deployed_rank(self) -> int:
         return self.export_rank or self.rank
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         return super().initial_tensors(weight, generator) | {"active": torch.tensor(self.rank)}
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         import torch
         from torch.nn.functional import dropout, linear
 
@@ -48,29 +56,30 @@ class Method(lora.Method):
         scale = (torch.arange(self.rank, device=x.device) < active) * (self.alpha / active)
         return linear(linear(dropout(x, self.dropout, training), a) * scale, b)
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         from loratory.adapters.deltas import LowRank
 
         rank = self.deployed_rank
         return LowRank(tensors["A"][:rank], tensors["B"][:, :rank], self.alpha / rank)
 
-    def before_step(self, session, step):
+    def before_step(self, session: AdapterSession, step: int) -> None:
         import numpy as np
 
         rank = int(np.random.default_rng([session.seed, step]).integers(1, self.rank, endpoint=True))
         for layer in session.layers.values():
             layer.tensors["active"].fill_(rank)
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         """AdamW; its momentum and decay move rows without a gradient too, so frozen ones are put back."""
-        optimizer, before = super().create_optimizer(session, parameters), {}
+        optimizer = super().create_optimizer(session, parameters)
+        before: dict[str, list[torch.Tensor]] = {}
         if self.frozen:
             optimizer.register_step_pre_hook(lambda *_: before.update(factor_copies(session.layers)))
             optimizer.register_step_post_hook(lambda *_: restore_factors(session.layers, before))
         return optimizer
 
 
-def trained_mask(tensors):
+def trained_mask(tensors: Tensors) -> torch.Tensor:
     """Which of the rank's components a step with `frozen` trains `[rank]`."""
     import torch
 
@@ -78,11 +87,11 @@ def trained_mask(tensors):
     return torch.arange(rank, device=tensors["A"].device) == tensors["active"] - 1
 
 
-def factor_copies(layers: dict) -> dict:
+def factor_copies(layers: dict[str, AdaptedLinear]) -> dict[str, list[torch.Tensor]]:
     return {name: [layer.adapter[key].detach().clone() for key in "AB"] for name, layer in layers.items()}
 
 
-def restore_factors(layers: dict, before: dict) -> None:
+def restore_factors(layers: dict[str, AdaptedLinear], before: dict[str, list[torch.Tensor]]) -> None:
     """Undoes the optimizer's step on all rows of A and columns of B but those that this step trains."""
     import torch
 

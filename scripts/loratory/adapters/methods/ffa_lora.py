@@ -16,4 +16,5 @@ class Method(lora.Method):
     """y = W x + s · B A x with a fixed random A, the same for all trainings with one seed; only B is trained."""
 
     fixed: ClassVar[frozenset[str]] = frozenset({"A"})
-    lr_ratio: ClassVar[float] = 1.0  # no option here: it compares B's rate with that of A, which has none
+    # No option here: it compares B's rate with that of A, which has none.
+    lr_ratio: ClassVar[float] = 1.0  # type: ignore[misc]

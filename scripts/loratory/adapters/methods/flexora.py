@@ -13,9 +13,10 @@ examples too.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 
@@ -24,7 +25,10 @@ from loratory.adapters.methods import lora
 if TYPE_CHECKING:
     import torch
 
+    from loratory.adapters import contract
+    from loratory.adapters.contract import Parameters
     from loratory.adapters.core import AdaptedLinear
+    from loratory.bases.core import Encoded
     from loratory.training.session import AdapterSession
 
 
@@ -36,7 +40,7 @@ class Method(lora.Method):
     validation_batches: int = Field(8, ge=1, description="held-out batches that a step of the weights sums over")
     held: float = Field(0.04, gt=0, lt=1, description="share of the training examples that the search holds out")
 
-    def prepare_training(self, session):
+    def prepare_training(self, session: AdapterSession) -> None:
         import torch
 
         from loratory.adapters import core
@@ -44,11 +48,11 @@ class Method(lora.Method):
         groups = layer_groups(session.layers)
         if len(groups) == 1:
             return
-        begun = {name: p.detach().clone() for name, p in core.trainable_parameters(session.model).items()}
+        start = {name: p.detach().clone() for name, p in core.trainable_parameters(session.model).items()}
         chosen = positive_groups(self.search_weights(session, groups))
         with torch.no_grad():
             for name, parameter in core.trainable_parameters(session.model).items():
-                parameter.copy_(begun[name])
+                parameter.copy_(start[name])
         for name in [name for group, names in groups.items() if group not in chosen for name in names]:
             session.model.set_submodule(name, session.layers.pop(name).base)
 
@@ -60,7 +64,7 @@ class Method(lora.Method):
 
         learned = core.trainable_parameters(session.model)
         steps = max(1, round(self.search * session.recipe.steps))
-        recipe = replace(session.recipe, steps=steps)
+        recipe = session.recipe.model_copy(update={"steps": steps})
         train, valid = map(session.batch_function, hold_out(session.items, self.held, session.seed))
         raw = torch.zeros(len(groups), device=next(iter(learned.values())).device, requires_grad=True)
         optimizer, hyper = self.create_optimizer(session, learned), torch.optim.Adam([raw], lr=self.hyper_rate)
@@ -75,7 +79,7 @@ class Method(lora.Method):
         return dict(zip(groups, raw.tolist()))
 
 
-def layer_groups(names) -> dict[str, list[str]]:
+def layer_groups(names: Iterable[str]) -> dict[str, list[str]]:
     """{path up to its first integer, such as `model.layers.3`: the adapted matrices inside}."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -86,10 +90,10 @@ def layer_groups(names) -> dict[str, list[str]]:
 
 def positive_groups(weights: dict[str, float]) -> set[str]:
     """The groups with α̂ > 0, never none."""
-    return {group for group, weight in weights.items() if weight > 0} or {max(weights, key=weights.get)}
+    return {group for group, weight in weights.items() if weight > 0} or {max(weights, key=weights.__getitem__)}
 
 
-def hold_out(items: list, share: float, seed: int) -> tuple[list, list]:
+def hold_out(items: list[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
     """(what the search trains on, what it holds out)."""
     import numpy as np
 
@@ -98,7 +102,7 @@ def hold_out(items: list, share: float, seed: int) -> tuple[list, list]:
     return [items[i] for i in sorted(order[held:])], [items[i] for i in sorted(order[:held])]
 
 
-def train_step(session: AdapterSession, batch: dict, learned: dict[str, torch.nn.Parameter], optimizer) -> None:
+def train_step(session: AdapterSession, batch: dict, learned: Parameters, optimizer: torch.optim.Optimizer) -> None:
     """One step of A and B (and of heads), which leaves α̂ and its gradient alone."""
     import torch
 
@@ -115,16 +119,16 @@ def alpha_gradient(session: AdapterSession, batches: list[dict], raw: torch.Tens
 
     training = session.model.training
     session.model.eval()
-    total = sum(torch.autograd.grad(session.loss(batch), raw)[0] for batch in batches)
+    total = cast("torch.Tensor", sum(torch.autograd.grad(session.loss(batch), raw)[0] for batch in batches))
     session.model.train(training)
     return total
 
 
 @dataclass(frozen=True)
 class WeightedMethod:
-    """What a layer's method is in the search: itself times α of the group at `index`."""
+    """Stands for a layer's method in the search: its change times α of the group at `index`."""
 
-    method: Method
+    method: contract.Method
     raw: torch.Tensor
     index: int
 
@@ -135,12 +139,14 @@ class WeightedMethod:
 
 
 @contextmanager
-def apply_group_weights(layers: dict[str, AdaptedLinear], groups: dict[str, list[str]], raw: torch.Tensor):
+def apply_group_weights(
+    layers: dict[str, AdaptedLinear], groups: dict[str, list[str]], raw: torch.Tensor
+) -> Iterator[None]:
     """The layers with their groups' weights in force."""
     methods = {name: layer.method for name, layer in layers.items()}
     for index, names in enumerate(groups.values()):
         for name in names:
-            layers[name].method = WeightedMethod(methods[name], raw, index)
+            layers[name].method = cast("contract.Method", WeightedMethod(methods[name], raw, index))
     try:
         yield
     finally:

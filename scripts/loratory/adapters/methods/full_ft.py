@@ -8,11 +8,16 @@ includes Whisper's sinusoidal encoder positions, which its authors keep fixed (p
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from loratory.adapters import contract
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Method(contract.BaseWeightsMethod):
     """W ← W − η · AdamW(∂L/∂W) for every parameter."""
 
-    def trained_weights(self, model):
+    def trained_weights(self, model: torch.nn.Module) -> list[str]:
         return [name for name, _ in model.named_parameters()]

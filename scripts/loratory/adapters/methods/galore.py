@@ -14,9 +14,10 @@ What is saved is the optimizer's memory; the change of the weights is dense.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -25,24 +26,28 @@ from loratory.adapters.methods import full_ft
 if TYPE_CHECKING:
     import torch
 
+    from loratory.adapters.contract import Parameters
+    from loratory.adapters.core import Linear
+    from loratory.training.session import AdapterSession
+
 BETAS, EPS = (0.9, 0.999), 1e-6
 
 
 class Method(full_ft.Method):
     """W ← W − η · scale · Adam(G Pᵀ) P with P the leading right singular vectors of G. Defaults: its fine-tuning."""
 
-    target_modules: tuple[str, ...] | None = Field(
+    target_modules: tuple[str, ...] | None = Field(  # type: ignore[assignment]  # an option again
         None, description="last names of the linear layers whose gradient is projected; none means all but the head"
     )
     rank: int = Field(4, ge=1, description="rank of the projected gradient")
     update_gap: int = Field(500, ge=1, description="steps between two projections")
     scale: float = Field(4.0, gt=0, description="multiplies the projected weights' steps")
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         from loratory.adapters import core
 
         layers = core.target_layers(session.model, self.target_modules, session.base.heads)
-        groups = {turned: [] for turned in (False, True)}
+        groups: dict[bool, list[torch.Tensor]] = {turned: [] for turned in (False, True)}
         for layer in layers.values():
             groups[needs_transpose(layer)].append(layer.weight)
         projected = {layer.weight for layer in layers.values()}
@@ -50,7 +55,7 @@ class Method(full_ft.Method):
         return projected_adamw_class()(self, groups, plain)
 
 
-def needs_transpose(layer: torch.nn.Module) -> bool:
+def needs_transpose(layer: Linear) -> bool:
     """Whether the weight is to be transposed, as it is stored, to become tall (or square, as `[out, in]`)."""
     from loratory.adapters.core import Conv1D, weight_of
 
@@ -66,14 +71,14 @@ def projection_basis(gradient: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 @cache
-def projected_adamw_class() -> type[torch.optim.Optimizer]:
+def projected_adamw_class() -> Callable[..., torch.optim.Optimizer]:
     """The optimizer's class, made here because torch is not imported while configs are read."""
     import torch
 
     class ProjectedAdamW(torch.optim.Optimizer):
         """GaLore for its own groups, `plain` for the rest."""
 
-        def __init__(self, method: Method, groups: dict[bool, list], plain: torch.optim.AdamW):
+        def __init__(self, method: Method, groups: dict[bool, list[torch.Tensor]], plain: torch.optim.AdamW):
             defaults = {key: plain.defaults[key] for key in ("lr", "weight_decay")}
             super().__init__([{"params": params, "turned": turned} for turned, params in groups.items()], defaults)
             self.method, self.plain, self.own = method, plain, list(self.param_groups)
@@ -81,20 +86,20 @@ def projected_adamw_class() -> type[torch.optim.Optimizer]:
             plain.state = self.state  # one state, where checkpoints look for it
 
         @torch.no_grad()
-        def step(self, closure=None):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
             self.plain.step()
             for group in self.own:
                 for weight in group["params"]:
                     if weight.grad is not None:
                         self.update_weight(weight, group)
 
-        def update_weight(self, weight, group):
+        def update_weight(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
             tall = (lambda tensor: tensor.T) if group["turned"] else (lambda tensor: tensor)
             direction = self.adam_direction(tall(weight.grad).float(), self.state[weight])
             tall(weight).add_(direction.to(weight.dtype), alpha=-group["lr"] * self.method.scale)
             weight.mul_(1 - group["lr"] * group["weight_decay"])
 
-        def adam_direction(self, gradient, state) -> torch.Tensor:
+        def adam_direction(self, gradient: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
             """Adam's bias-corrected step in the projection, brought back to `[m, n]`."""
             done = int(state.get("step", 0))
             if done % self.method.update_gap == 0:

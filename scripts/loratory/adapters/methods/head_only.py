@@ -10,13 +10,19 @@ another model, with more parameters than the base).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from loratory.adapters import contract
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 class Method(contract.BaseWeightsMethod):
     """y = H f(x) with H alone trained."""
 
-    def trained_weights(self, model):
-        head = model.get_output_embeddings()
+    def trained_weights(self, model: torch.nn.Module) -> list[str]:
+        head = cast("PreTrainedModel", model).get_output_embeddings()
         trained = set() if head is None else set(head.parameters())
         return [name for name, parameter in model.named_parameters() if parameter in trained]

@@ -20,7 +20,7 @@ learning-rate warm-up of new ranks, which the paper used on three small tasks, i
 from __future__ import annotations
 
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,11 @@ from loratory.adapters.methods.adalora import SPREAD, allocation_window, orthogo
 
 if TYPE_CHECKING:
     import torch
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.core import AdaptedLinear
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
 
 RESERVE = 1e-5  # value E of ranks that are trained in advance: they learn, yet change next to nothing
 
@@ -51,7 +56,7 @@ class Method(contract.Method):
     orthogonality: float = Field(0.1, ge=0, description="weight of the orthogonality penalty")
 
     @model_validator(mode="after")
-    def check_options(self):
+    def check_options(self) -> Self:
         if self.target_rank > 1 + self.increment * self.growths:
             most = f"1 + increment · growths ({1 + self.increment * self.growths})"
             raise ValueError(f"target_rank is {self.target_rank}, expected at most {most}")
@@ -59,7 +64,7 @@ class Method(contract.Method):
             raise ValueError(f"warm + final is {self.warm + self.final:g}, expected less than 1")
         return self
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -72,53 +77,54 @@ class Method(contract.Method):
         counts = {"grown": torch.tensor(0), "reserve": torch.tensor(int(self.advance))}
         return tensors | counts | {key: torch.zeros(()) for key in ("importance", "sensitivity", "uncertainty")}
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import linear
 
         a, values, b = self.scaled_factors(tensors)
         return linear(linear(x, a) * values, b)
 
-    def scaled_factors(self, tensors: contract.Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def scaled_factors(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A, the scaled values of E and B of all blocks; the values of waiting ranks are 0."""
         a, e, b = self.joined_blocks(tensors)
         return a, e * self.live_mask(tensors) * (self.alpha / (1 + self.increment * tensors["grown"] + 1e-5)), b
 
-    def joined_blocks(self, tensors: contract.Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def joined_blocks(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         from torch import cat
 
         blocks = range(self.growths + 1)
         ways = (("A", 0), ("E", 0), ("B", 1))
-        return tuple(cat([tensors[f"{key}{block}"] for block in blocks], dim) for key, dim in ways)
+        a, e, b = (cat([tensors[f"{key}{block}"] for block in blocks], dim) for key, dim in ways)
+        return a, e, b
 
-    def live_mask(self, tensors: contract.Tensors) -> torch.Tensor:
+    def live_mask(self, tensors: Tensors) -> torch.Tensor:
         """1 for ranks that are active or in reserve, 0 for those that wait, in one row for all blocks."""
         from torch import arange
 
         ranks = arange(1 + self.increment * self.growths, device=tensors["grown"].device)
         return (ranks < 1 + self.increment * (tensors["grown"] + tensors["reserve"])).float()
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         from loratory.adapters.deltas import LowRank
 
         rank = 1 + self.increment * int(tensors["grown"])
         a, e, b = self.joined_blocks(tensors)
         return LowRank(a[:rank] * e[:rank, None], b[:, :rank], self.alpha / (rank + 1e-5))
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         return session.adamw_without_decay(lambda name: ".adapter.E" in name, parameters)
 
-    def step_penalty(self, session):
+    def step_penalty(self, session: AdapterSession) -> torch.Tensor | None:
         if not self.orthogonality:
             return None
-        factors = []
+        factors: list[torch.Tensor] = []
         for layer in session.layers.values():
             (a, _, b), live = self.joined_blocks(layer.tensors), self.live_mask(layer.tensors)
             factors += [orthogonality_error(a, live), orthogonality_error(b.T, live)]
-        return self.orthogonality * sum(factors) / len(factors)
+        return self.orthogonality * cast("torch.Tensor", sum(factors)) / len(factors)
 
     # Scores.
 
-    def layer_output(self, layer, x):
+    def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         """∂L/∂ΔW is (gradient of the output)ᵀ x: it is made in the backward pass, one layer at a time, and not kept.
 
         A step of several micro-batches sums their importances, an upper bound (project interpretation).
@@ -126,13 +132,13 @@ class Method(contract.Method):
         y = super().layer_output(layer, x)
         if layer.training and y.requires_grad and getattr(layer, "scored", False):
 
-            def add_importance(gradient):
+            def add_importance(gradient: torch.Tensor) -> None:
                 layer.tensors["importance"].add_(self.delta_importance(layer.tensors, gradient, x))
 
             y.register_hook(add_importance)
         return y
 
-    def delta_importance(self, tensors: contract.Tensors, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def delta_importance(self, tensors: Tensors, gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         import torch
 
         with torch.no_grad():
@@ -142,18 +148,19 @@ class Method(contract.Method):
 
     # Growth.
 
-    def before_step(self, session, step):
+    def before_step(self, session: AdapterSession, step: int) -> None:
         """Set at every step, not at growth alone, so that a resumed training is right too."""
         growing = self.may_grow(session, step)
         for layer, grown in zip(session.layers.values(), growth_counts(session)):
-            layer.scored = growing  # read in each forward pass; a tensor would make the host wait for the device
+            # Read in each forward pass; a tensor would make the host wait for the device.
+            layer.scored = growing  # type: ignore[assignment]  # torch's stub knows tensors and modules alone
             for block in range(self.growths + 1):
                 active, reserve = block <= grown, self.advance and growing and block == grown + 1
                 layer.adapter[f"E{block}"].requires_grad_(active)
                 layer.adapter[f"A{block}"].requires_grad_(active or reserve)
                 layer.adapter[f"B{block}"].requires_grad_(active or reserve)
 
-    def after_step(self, session, step):
+    def after_step(self, session: AdapterSession, step: int) -> None:
         import torch
 
         layers = [layer.tensors for layer in session.layers.values()]
@@ -171,7 +178,7 @@ class Method(contract.Method):
                 for tensors in layers:
                     tensors["reserve"].zero_()
 
-    def may_grow(self, session, step: int) -> bool:
+    def may_grow(self, session: AdapterSession, step: int) -> bool:
         """Whether a step may still lead to growth."""
         _, last = allocation_window(session.recipe.steps, self.warm, self.final)
         return step <= last and sum(growth_counts(session)) < self.growth_budget(len(session.layers))
@@ -180,14 +187,14 @@ class Method(contract.Method):
         """How often layers may grow in all."""
         return (self.target_rank - 1) * layers // self.increment
 
-    def update_sensitivity(self, tensors: contract.Tensors) -> None:
+    def update_sensitivity(self, tensors: Tensors) -> None:
         """Smooths a layer's importance and how much it varies."""
         now = tensors["importance"]
         smooth = tensors["sensitivity"].lerp_(now, 1 - self.beta1)
         tensors["uncertainty"].lerp_((now - smooth).abs(), 1 - self.beta2)
         now.zero_()
 
-    def grow_layers(self, layers: list[contract.Tensors], number: int) -> None:
+    def grow_layers(self, layers: list[Tensors], number: int) -> None:
         """Lets the layers of the highest scores grow, of those that may; ties go by order."""
         scores = [float(tensors["sensitivity"] * tensors["uncertainty"]) for tensors in layers]
         able = [place for place, tensors in enumerate(layers) if tensors["grown"] < self.growths]
@@ -195,7 +202,7 @@ class Method(contract.Method):
             layers[place]["grown"].add_(1)
 
 
-def growth_counts(session) -> list[int]:
+def growth_counts(session: AdapterSession) -> list[int]:
     """How often each layer has grown."""
     from torch import stack
 

@@ -7,9 +7,13 @@ With `offset_base` (project interpretation) it is y = W x + s · B (N − N₀) 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from loratory.adapters.methods import nlora
+
+if TYPE_CHECKING:
+    from loratory.adapters.contract import Tensors
+    from loratory.adapters.deltas import LowRank
 
 
 class Method(nlora.Method):
@@ -18,8 +22,8 @@ class Method(nlora.Method):
 
     fixed: ClassVar[frozenset[str]] = frozenset({"A", "B", "N0"})
 
-    def offset_tensors(self, factors):
+    def offset_tensors(self, factors: Tensors) -> Tensors:
         return {"N0": factors["N"].clone()}
 
-    def subtract_start(self, change, tensors):
+    def subtract_start(self, change: LowRank, tensors: Tensors) -> LowRank:
         return replace(change, B=change.B - tensors["B"] @ tensors["N0"])

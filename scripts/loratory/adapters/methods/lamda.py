@@ -27,6 +27,10 @@ from loratory.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
+
 
 class Method(contract.Method):
     """y = W x + s · (B S − B₀ S₀) A x with A `[rank, in]`, S `[rank, rank]`, B `[out, rank]`."""
@@ -44,13 +48,13 @@ class Method(contract.Method):
     def scale(self) -> float:
         return 1.0 if self.init == "spectral" else self.alpha / self.rank
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         made = self.spectral_tensors(weight) if self.init == "spectral" else self.random_tensors(weight, generator)
         return made | {"moving": torch.ones(self.rank)}
 
-    def spectral_tensors(self, weight: torch.Tensor) -> contract.Tensors:
+    def spectral_tensors(self, weight: torch.Tensor) -> Tensors:
         import torch
 
         if self.rank > min(weight.shape):
@@ -60,7 +64,7 @@ class Method(contract.Method):
         b, s = u[:, : self.rank].contiguous(), sigma[: self.rank].diag()
         return {"A": v[: self.rank].contiguous(), "S": s, "B": b, "start": b @ s}
 
-    def random_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> contract.Tensors:
+    def random_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -69,12 +73,12 @@ class Method(contract.Method):
         s.uniform_(-1 / sqrt(self.rank), 1 / sqrt(self.rank), generator=generator)
         return {"A": a, "S": s, "B": torch.zeros(out, self.rank)}
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import linear
 
         return linear(linear(x, tensors["A"]), self.left_factor(tensors))
 
-    def left_factor(self, tensors: contract.Tensors) -> torch.Tensor:
+    def left_factor(self, tensors: Tensors) -> torch.Tensor:
         """What stands left of A, `[out, rank]`."""
         import torch
 
@@ -83,23 +87,23 @@ class Method(contract.Method):
             product = self.scale * (tensors["B"] @ tensors["S"])
             return product - tensors["start"] if "start" in tensors else product
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], self.left_factor(tensors), 1.0)
 
-    def prepare_training(self, session):
+    def prepare_training(self, session: AdapterSession) -> None:
         for layer in session.layers.values():
             moving = layer.tensors["moving"]
             layer.adapter["B"].register_hook(lambda gradient, moving=moving: gradient * moving)
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         """Without gradient, moments and decay AdamW adds exactly 0 to a frozen column."""
         return session.adamw_without_decay(lambda name: ".adapter." in name, parameters)
 
-    def before_step(self, session, step):
+    def before_step(self, session: AdapterSession, step: int) -> None:
         for layer in session.layers.values():
-            rank, b = layer.method.rank, layer.adapter["B"]
+            rank, b = len(layer.tensors["moving"]), layer.adapter["B"]
             frozen = frozen_columns(step, session.recipe.steps, rank, self.freeze_share)
             layer.tensors["moving"][:frozen] = 0
             b.requires_grad_(frozen < rank)

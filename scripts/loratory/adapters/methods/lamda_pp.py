@@ -19,6 +19,8 @@ from loratory.adapters.methods import lamda
 if TYPE_CHECKING:
     import torch
 
+    from loratory.adapters import contract
+
 FULL = 1 - 1e-9  # above, the energy of a float32 spectrum is noise
 
 
@@ -27,7 +29,7 @@ class Method(lamda.Method):
 
     rank: int = Field(64, ge=1, description="mean rank of the layers; one layer has half of it to twice as much")
 
-    def layer_methods(self, weights):
+    def layer_methods(self, weights: contract.Tensors) -> dict[str, contract.Method]:
         energies = [spectral_energy(weight) for weight in weights.values()]
         ranks = allocate_ranks(energies, self.rank)
         return {name: self.model_copy(update={"rank": rank}) for name, rank in zip(weights, ranks)}
@@ -44,7 +46,7 @@ def spectral_energy(weight: torch.Tensor) -> torch.Tensor:
 def allocate_ranks(energies: list[torch.Tensor], mean: int) -> list[int]:
     """Ranks whose mean is at most `mean`, by the largest threshold of energy that allows it."""
     low, high = 0.0, FULL
-    for _ in range(60):
+    for _ in range(60):  # halvings, past the precision of a float
         middle = (low + high) / 2
         fits = sum(least_rank(curve, middle, mean) for curve in energies) <= mean * len(energies)
         low, high = (middle, high) if fits else (low, middle)

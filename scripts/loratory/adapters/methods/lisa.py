@@ -21,6 +21,8 @@ from loratory.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from loratory.training.session import AdapterSession
+
 
 class Method(full_ft.Method):
     """AdamW on random transformer layers, drawn anew in every period, and on all that is outside the layers."""
@@ -29,13 +31,13 @@ class Method(full_ft.Method):
     period: int = Field(20, ge=1, description="steps between two draws of layers")
     reset_state: bool = Field(True, description="forget the optimizer's moments at every draw")
 
-    def trained_weights(self, model):
+    def trained_weights(self, model: torch.nn.Module) -> list[str]:
         count = len(transformer_layers(model))
         if self.layers > count:
             raise InputError(type(model).__name__, "more `layers` than the base has", self.layers, f"at most {count}")
         return super().trained_weights(model)
 
-    def before_step(self, session, step):
+    def before_step(self, session: AdapterSession, step: int) -> None:
         """Set at every step, not at draws alone, so that a resumed training is right in the middle of a period."""
         stack = transformer_layers(session.model)
         active = sample_layers(session.seed, step // self.period, len(stack), self.layers)
@@ -63,7 +65,7 @@ def transformer_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
     from loratory.adapters.core import LINEAR, is_inside
 
-    lists = [name for name, module in model.named_modules() if isinstance(module, ModuleList)]
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, ModuleList)}
     outermost = [name for name in lists if not is_inside(name, tuple(other for other in lists if other != name))]
-    members = [member for name in outermost for member in model.get_submodule(name)]
+    members = [member for name in outermost for member in lists[name]]
     return [member for member in members if any(isinstance(part, LINEAR) for part in member.modules())]

@@ -6,10 +6,18 @@ With `lr_ratio` it is LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns fast
 from __future__ import annotations
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from loratory.adapters import contract
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.deltas import Dense, LowRank
+    from loratory.training.session import AdapterSession
 
 
 class Method(contract.Method):
@@ -24,25 +32,25 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
         a = torch.empty(self.rank, inner).uniform_(-1 / sqrt(inner), 1 / sqrt(inner), generator=generator)
         return {"A": a, "B": torch.zeros(out, self.rank)}
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import dropout, linear
 
         x = dropout(x, self.dropout, training)
         return linear(linear(x, tensors["A"]) * self.scale, tensors["B"])  # scaled where it is narrow
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank | Dense:
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"], self.scale)
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         if self.lr_ratio == 1:
             return session.adamw_optimizer(parameters)
         fast = {name: p for name, p in parameters.items() if name.endswith(".adapter.B")}

@@ -11,12 +11,19 @@ own size; `norm_clip`, which is for a W that is really changed, has no counterpa
 from __future__ import annotations
 
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from loratory.adapters import contract
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
 
 
 class Method(contract.Method):
@@ -40,7 +47,7 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / (sqrt(self.rank) if self.stabilised else self.rank)
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -52,7 +59,7 @@ class Method(contract.Method):
             key: torch.zeros(out, self.rank) for key in ("B", "B0")
         }
 
-    def prepare_training(self, session):
+    def prepare_training(self, session: AdapterSession) -> None:
         import torch
 
         from loratory.adapters.core import generator_for
@@ -64,7 +71,9 @@ class Method(contract.Method):
                 for key, tensor in {"A": a, "A0": a, "B": b, "B0": b}.items():
                     layer.tensors[key].copy_(tensor)
 
-    def initial_factors(self, gradient, weight, generator):
+    def initial_factors(
+        self, gradient: torch.Tensor, weight: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(A₀, B₀) of one layer."""
         from loratory.adapters.spectrum import leading_singular_vectors
 
@@ -73,7 +82,7 @@ class Method(contract.Method):
         length = self.row_length(weight)
         return length * right[rows], length * left[:, columns]
 
-    def direction_indices(self, generator) -> tuple[list[int], list[int]]:
+    def direction_indices(self, generator: torch.Generator) -> tuple[list[int], list[int]]:
         """Indices of the singular directions of A and of B; disjoint, or the first step is not the best one."""
         import torch
 
@@ -88,7 +97,7 @@ class Method(contract.Method):
         }
         return kinds[self.direction]
 
-    def row_length(self, weight) -> float:
+    def row_length(self, weight: torch.Tensor) -> float:
         """Of each row of A₀ and each column of B₀."""
         import torch
 
@@ -99,13 +108,13 @@ class Method(contract.Method):
             return float((leading / self.scale).sqrt().mean())
         return 1 / self.scale if self.init_scale == "gd" else 1.0
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import linear
 
         now = linear(linear(x, tensors["A"]), tensors["B"])
         return self.scale * (now - linear(linear(x, tensors["A0"]), tensors["B0"]))
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         import torch
 
         from loratory.adapters.deltas import LowRank
@@ -113,6 +122,6 @@ class Method(contract.Method):
         a = torch.cat([tensors["A"], tensors["A0"]])
         return LowRank(a, torch.cat([tensors["B"], -tensors["B0"]], dim=1), self.scale)
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         """Without decay of A and B: it would pull B A, but not B₀ A₀, towards 0 and so move the base."""
         return session.adamw_without_decay(lambda name: name.endswith((".adapter.A", ".adapter.B")), parameters)

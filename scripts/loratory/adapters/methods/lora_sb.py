@@ -12,12 +12,19 @@ Project interpretation: exact SVD; Ĝ over batches of the training's own size.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from loratory.adapters import contract
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Tensors
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
 
 
 class Method(contract.Method):
@@ -28,7 +35,7 @@ class Method(contract.Method):
     rank: int = Field(96, ge=1, description="rank of the update; its square is what each layer trains")
     batches: int = Field(8, ge=1, description="training batches that the gradient is summed over")
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -40,7 +47,7 @@ class Method(contract.Method):
             "B": torch.zeros(out, self.rank),
         }
 
-    def prepare_training(self, session):
+    def prepare_training(self, session: AdapterSession) -> None:
         import torch
 
         from loratory.adapters.spectrum import leading_singular_vectors
@@ -54,12 +61,12 @@ class Method(contract.Method):
                 for key, tensor in {"A": right, "R": values.diag(), "B": left}.items():
                     layer.tensors[key].copy_(tensor)
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import linear
 
         return linear(linear(linear(x, tensors["A"]), tensors["R"]), tensors["B"])
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"] @ tensors["R"], 1.0)

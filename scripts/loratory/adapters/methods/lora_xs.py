@@ -9,11 +9,16 @@ SVD is exact, where the code approximates it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from loratory.adapters.methods import structured_lora
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Tensors
 
 
 class Method(structured_lora.Method):
@@ -25,7 +30,7 @@ class Method(structured_lora.Method):
     rank: int = Field(32, ge=1, description="rank of the update; rank² numbers are trained in each layer")
     alpha: float = Field(64.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         from loratory.adapters.spectrum import leading_singular_vectors

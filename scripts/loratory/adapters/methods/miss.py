@@ -6,10 +6,19 @@ shards; so ΔW[:, j] = D[j mod rank]. Version 4 calls it Bone; version 1's Bone 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from loratory.adapters import contract
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Tensors
+    from loratory.adapters.core import AdaptedLinear
+    from loratory.adapters.deltas import LowRank
 
 
 class Method(contract.Method):
@@ -21,7 +30,7 @@ class Method(contract.Method):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -31,14 +40,14 @@ class Method(contract.Method):
             raise InputError("layer", "mini does not divide the layer's outputs", self.mini, f"a divisor of {out}")
         return {"D": torch.zeros(self.rank, self.mini or out)}
 
-    def layer_output(self, layer, x):
+    def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         from torch.nn.functional import dropout
 
         y, d = layer.base(x), layer.tensors["D"]
         added = shard_sum(dropout(x.to(d.dtype), self.dropout, layer.training), self.rank) @ d
         return y + added.tile(y.shape[-1] // added.shape[-1]).to(x.dtype)
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         import torch
 
         from loratory.adapters.deltas import LowRank
@@ -48,7 +57,7 @@ class Method(contract.Method):
         return LowRank(identity.tile(-(-inner // self.rank))[:, :inner], d.tile(out // d.shape[1]).T, 1.0)
 
 
-def shard_sum(x, rank: int):
+def shard_sum(x: torch.Tensor, rank: int) -> torch.Tensor:
     """S(x): `[..., in]` → `[..., rank]`, the last shard filled up with zeros."""
     from torch.nn.functional import pad
 

@@ -7,11 +7,18 @@ adapter changes the outputs by s · B N A x. `middle: pinv` and `offset_base: tr
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from loratory.adapters.methods import structured_lora
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
 
 
 class Method(structured_lora.Method):
@@ -27,12 +34,12 @@ class Method(structured_lora.Method):
         False, description="take the start off again, so that a fresh adapter changes nothing; not as published"
     )
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         self.check_rank(weight)
         factors = self.weight_slices(weight)
         return factors | self.offset_tensors(factors) if self.offset_base else factors
 
-    def weight_slices(self, weight):
+    def weight_slices(self, weight: torch.Tensor) -> Tensors:
         """Copies: training must not reach W through them."""
         import torch
 
@@ -40,15 +47,15 @@ class Method(structured_lora.Method):
         middle = torch.linalg.pinv(block) if self.middle == "pinv" else block.clone()
         return {"A": weight[: self.rank].clone(), "N": middle, "B": weight[:, : self.rank].clone()}
 
-    def offset_tensors(self, factors):
+    def offset_tensors(self, factors: Tensors) -> Tensors:
         """What of the start the offset needs."""
         return {"A0": factors["A"].clone(), "B0": factors["B"] @ factors["N"]}
 
-    def low_rank_delta(self, tensors):
+    def low_rank_delta(self, tensors: Tensors) -> LowRank:
         now = super().low_rank_delta(tensors)
         return self.subtract_start(now, tensors) if self.offset_base else now
 
-    def subtract_start(self, change, tensors):
+    def subtract_start(self, change: LowRank, tensors: Tensors) -> LowRank:
         """The change less that of the start: one of twice the rank."""
         import torch
 
@@ -58,7 +65,7 @@ class Method(structured_lora.Method):
         b = torch.cat([change.B, -tensors["B0"]], dim=1)
         return LowRank(a, b, change.scale)
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         if not self.offset_base:
             return session.adamw_optimizer(parameters)
         # Decay of the factors would pull the sum towards minus the start instead of towards the base.

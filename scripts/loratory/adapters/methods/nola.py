@@ -7,18 +7,25 @@ without it, neither α nor β would ever get a gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from math import sqrt
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
 from loratory.adapters import contract
 
-CACHED_BASES = (
-    WeakKeyDictionary()
-)  # {layer: {what determines them: bases}}, outside the layer so that no checkpoint has them
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Tensors
+    from loratory.adapters.core import AdaptedLinear
+    from loratory.adapters.deltas import LowRank
+
+# {layer: {what determines them: bases}}, outside the layer so that no checkpoint has them
+CACHED_BASES: WeakKeyDictionary[AdaptedLinear, dict[tuple, torch.Tensor]] = WeakKeyDictionary()
 
 
 class Method(contract.Method):
@@ -37,7 +44,7 @@ class Method(contract.Method):
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         inner = weight.shape[1]
@@ -48,7 +55,9 @@ class Method(contract.Method):
             "seeds": torch.randint(2**62, (2,), generator=generator),
         }
 
-    def mixed_factors(self, tensors, shape, draw):
+    def mixed_factors(
+        self, tensors: Tensors, shape: torch.Size, draw: Callable[..., torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B as they are now, for a weight of a `shape`."""
         from torch import autocast
 
@@ -59,20 +68,21 @@ class Method(contract.Method):
             b = mixture(tensors["coefficients_B"], partial(draw, seed_b, self.bases, out, self.rank, device))
         return tensors["A0"] + a, b
 
-    def layer_output(self, layer, x):
+    def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         from torch.nn.functional import linear
 
         draw = partial(cached_bases, layer) if self.keep_bases else draw_bases
         a, b = self.mixed_factors(layer.tensors, layer.weight.shape, draw)
         return layer.base(x) + linear(linear(x.to(a.dtype), a) * self.scale, b).to(x.dtype)
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         from loratory.adapters.deltas import LowRank
 
-        return LowRank(*self.mixed_factors(tensors, weight.shape, draw_bases), self.scale)
+        a, b = self.mixed_factors(tensors, weight.shape, draw_bases)
+        return LowRank(a, b, self.scale)
 
 
-def draw_bases(seed: int, count: int, rows: int, columns: int, device):
+def draw_bases(seed: int, count: int, rows: int, columns: int, device: torch.device) -> torch.Tensor:
     """Bases `[count, rows, columns]`; on the CPU first, whose generator gives the same everywhere."""
     import torch
 
@@ -80,8 +90,8 @@ def draw_bases(seed: int, count: int, rows: int, columns: int, device):
     return torch.empty(count, rows, columns).uniform_(-1, 1, generator=generator).div_(sqrt(count)).to(device)
 
 
-def cached_bases(layer, *key):
-    """`drawn(*key)`, once for as long as the layer lives."""
+def cached_bases(layer: AdaptedLinear, *key: Any) -> torch.Tensor:
+    """`draw_bases(*key)`, once for as long as the layer lives."""
     bases = CACHED_BASES.setdefault(layer, {})
     if key not in bases:
         bases[key] = draw_bases(*key)
@@ -89,18 +99,18 @@ def cached_bases(layer, *key):
 
 
 @cache
-def mixture_function():
-    """(coefficients, () -> bases) -> their mixture; backward asks for the bases again instead of keeping them."""
+def mixture_function() -> Callable[[torch.Tensor, Callable[[], torch.Tensor]], torch.Tensor]:
+    """(coefficients, () -> bases) -> their mixture; backward makes the bases again instead of keeping them."""
     import torch
 
     class BasisMixture(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, coefficients, bases):
+        def forward(ctx: Any, coefficients: torch.Tensor, bases: Callable[[], torch.Tensor]) -> torch.Tensor:
             ctx.bases = bases
             return torch.einsum("k,kij->ij", coefficients, bases())
 
         @staticmethod
-        def backward(ctx, gradient):
+        def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
             return torch.einsum("ij,kij->k", gradient, ctx.bases()), None
 
     return BasisMixture.apply

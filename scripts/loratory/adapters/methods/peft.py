@@ -10,7 +10,7 @@ Project interpretation: a layer's bias stays outside, while PEFT's `ia3` and `ro
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from pydantic import AfterValidator, Field
@@ -18,6 +18,14 @@ from pydantic import AfterValidator, Field
 from loratory.adapters import contract
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig, PeftType
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.core import AdaptedLinear
+    from loratory.adapters.deltas import Dense
 
 TYPES = {
     "boft": "butterfly-factorised orthogonal rotation, arXiv:2311.06243",
@@ -93,7 +101,7 @@ def is_model_option(option: str) -> bool:
 
 
 def check_layer_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuses what speaks of the whole model: PEFT sees one nameless layer at a time and would pass over it."""
+    """Refuses options about the whole model: PEFT is given one nameless layer at a time and would ignore them."""
     for name in options:
         if is_model_option(name):
             raise ValueError(f"`{name}` is not for a single layer; layers are chosen by the method's target_modules")
@@ -110,7 +118,7 @@ class Method(contract.DenseMethod):
         {}, description="options of PEFT's config of this type, such as {r: 8}; ia3 needs `feedforward_modules`"
     )
 
-    def layer_methods(self, weights):
+    def layer_methods(self, weights: Tensors) -> dict[str, contract.Method]:
         inputs = self.options.get("feedforward_modules")  # of ia3: last names of the layers whose inputs are scaled
         if inputs is None:
             return super().layer_methods(weights)
@@ -123,14 +131,14 @@ class Method(contract.DenseMethod):
         }
         return {name: self.model_copy(update={"options": own}) for name, own in options.items()}
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         seed = torch.randint(2**62, (), generator=generator)
         tuner = self.build_tuner(weight, int(seed))
         return {key: p.detach().clone() for key, p in trained_parameters(tuner).items()} | {"seed": seed}
 
-    def build_tuner(self, weight, seed: int):
+    def build_tuner(self, weight: torch.Tensor, seed: int) -> Any:
         """PEFT's layer around a copy of a weight, on the CPU; the same for the same seed.
 
         Raises:
@@ -139,7 +147,8 @@ class Method(contract.DenseMethod):
         import peft
         import torch
 
-        linear = torch.nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+        out, inner = weight.shape
+        linear = torch.nn.Linear(inner, out, bias=False, device="meta")
         linear.weight = torch.nn.Parameter(weight.detach().float().cpu().clone(), requires_grad=False)
         holder = torch.nn.ModuleDict({"it": linear})
         kind = peft.PeftType(self.type.upper())
@@ -151,12 +160,12 @@ class Method(contract.DenseMethod):
                 raise InputError(f"PEFT's {self.type}", str(error)) from error
         return holder["it"]
 
-    def tuner_config(self, kind):
+    def tuner_config(self, kind: PeftType) -> PeftConfig:
         from dataclasses import fields
 
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        made = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         names = {field.name for field in fields(made)}
         for name in self.options:
             if name not in names:
@@ -165,7 +174,7 @@ class Method(contract.DenseMethod):
                 )
         return made(target_modules=["it"], **self.options)
 
-    def layer_output(self, layer, x):
+    def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         from torch.func import functional_call
 
         tuner = self.cached_tuner(layer).train(layer.training)
@@ -174,8 +183,8 @@ class Method(contract.DenseMethod):
         y = functional_call(tuner, tensors | {"base_layer.weight": layer.weight}, x)
         return y if layer.base.bias is None else y + layer.base.bias
 
-    def cached_tuner(self, layer):
-        """A layer's tuner without tensors of its own for what the layer holds: those are put in at every call."""
+    def cached_tuner(self, layer: AdaptedLinear) -> Any:
+        """A layer's tuner, emptied of the tensors that the layer holds: these are put in at every call."""
         if layer not in TUNERS:
             tuner = self.build_tuner(layer.weight, int(layer.tensors["seed"])).to(layer.weight.device)
             for tensor in [tuner.get_base_layer().weight, *trained_parameters(tuner).values()]:
@@ -183,14 +192,13 @@ class Method(contract.DenseMethod):
             TUNERS[layer] = tuner
         return TUNERS[layer]
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> Dense:
         import torch
 
         from loratory.adapters.deltas import Dense
 
-        tuner = (
-            self.build_tuner(weight, int(tensors["seed"])).to(weight.device).eval()
-        )  # in training, some types drop ranks
+        tuner = self.build_tuner(weight, int(tensors["seed"])).to(weight.device)
+        tuner.eval()  # in training, some types drop ranks
         with torch.no_grad():
             for key, parameter in trained_parameters(tuner).items():
                 parameter.copy_(tensors[key])
@@ -198,15 +206,15 @@ class Method(contract.DenseMethod):
         return Dense(tuner.get_base_layer().weight.detach() - weight)
 
 
-TUNERS: WeakKeyDictionary = WeakKeyDictionary()  # {adapted layer: its tuner}
+TUNERS: WeakKeyDictionary[AdaptedLinear, Any] = WeakKeyDictionary()  # the tuner of each adapted layer
 
 
-def tensor_names(tuner) -> dict[str, str]:
+def tensor_names(tuner: torch.nn.Module) -> dict[str, str]:
     """{path in the tuner: name without dots} of the parameters that PEFT trains."""
     paths = [path for path, parameter in tuner.named_parameters() if parameter.requires_grad]
     return {path: path.replace(".default", "").replace(".", "_") for path in paths}
 
 
-def trained_parameters(tuner) -> dict:
+def trained_parameters(tuner: torch.nn.Module) -> Parameters:
     parameters = dict(tuner.named_parameters())
     return {key: parameters[path] for path, key in tensor_names(tuner).items()}

@@ -12,9 +12,18 @@ gradients, λ is the share of such a step that is taken back; a λ meant for a t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from loratory.adapters import contract
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Parameters, Tensors
+    from loratory.adapters.deltas import LowRank
+    from loratory.training.session import AdapterSession
 
 
 class Method(contract.Method):
@@ -25,7 +34,7 @@ class Method(contract.Method):
         0.1, ge=0, description="λ of the L1 penalty on the coefficients: each step shrinks them by learning rate · λ"
     )
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -33,12 +42,12 @@ class Method(contract.Method):
         b = torch.empty(out, self.rank).normal_(0, 0.02, generator=generator)
         return {"A": a, "B": b, "s": torch.zeros(self.rank)}
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import linear
 
         return linear(linear(x, tensors["A"]) * tensors["s"], tensors["B"])
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         """The pair with s_m in A; components that are exactly zero are left out, but for one."""
         from loratory.adapters.deltas import LowRank
 
@@ -46,19 +55,19 @@ class Method(contract.Method):
         kept = s.nonzero().flatten() if s.any() else s.new_zeros(1).long()
         return LowRank(s[kept, None] * tensors["A"][kept], tensors["B"][:, kept], 1.0)
 
-    def prepare_training(self, session):
+    def prepare_training(self, session: AdapterSession) -> None:
         """All matrices of a shape take the pair of the first."""
-        first = {}
+        first: dict[torch.Size, torch.nn.ParameterDict] = {}
         for layer in session.layers.values():
             pair = first.setdefault(layer.weight.shape, layer.adapter)
             for key in ("A", "B"):
                 layer.adapter[key] = pair[key]
 
-    def create_optimizer(self, session, parameters):
+    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
         """AdamW without decay of the coefficients, which the penalty shrinks already."""
         return session.adamw_without_decay(lambda name: name.endswith(".adapter.s"), parameters)
 
-    def after_step(self, session, step):
+    def after_step(self, session: AdapterSession, step: int) -> None:
         import torch
         from torch.nn.functional import softshrink
 

@@ -15,7 +15,7 @@ code's bias_step, 1e-5, does nothing in runs of thousands of steps; ours is 1e-3
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,10 @@ from loratory.adapters import contract
 
 if TYPE_CHECKING:
     import torch
+
+    from loratory.adapters.contract import Tensors
+    from loratory.adapters.deltas import InputDependent
+    from loratory.training.session import AdapterSession
 
 LEAST = 1e-6  # of a chosen score: b may have pushed it below 0, and weights must not change sign
 
@@ -40,7 +44,7 @@ class Method(contract.Method):
     bias_step: float = Field(1e-3, ge=0, description="how far a step moves the balancing bias of a rank")
 
     @model_validator(mode="after")
-    def check_options(self):
+    def check_options(self) -> Self:
         if self.active > self.rank:
             raise ValueError(f"active is {self.active}, expected at most rank ({self.rank})")
         for name in ("rank", "active"):
@@ -48,7 +52,7 @@ class Method(contract.Method):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a multiple of {self.rank_partition}")
         return self
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
         out, inner = weight.shape
@@ -59,7 +63,7 @@ class Method(contract.Method):
         state = {"bias": torch.zeros(groups), "counts": torch.zeros(groups)}
         return {"A": a, "B": torch.zeros(out, self.rank), "R": router} | state
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import dropout, linear
 
         x = dropout(x, self.dropout, training)
@@ -69,13 +73,13 @@ class Method(contract.Method):
         if training and added.requires_grad:
             chosen = gates.detach() > 0
 
-            def count_tokens(gradient):
+            def count_tokens(gradient: torch.Tensor) -> None:
                 tensors["counts"].add_((chosen & gradient.any(-1, keepdim=True)).flatten(0, -2).sum(0))
 
             added.register_hook(count_tokens)  # in the backward pass it is known which tokens matter
         return added
 
-    def group_gates(self, x: torch.Tensor, tensors: contract.Tensors) -> torch.Tensor:
+    def group_gates(self, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """g `[..., groups]`, 0 for all but the chosen groups."""
         from torch.nn.functional import linear
 
@@ -84,12 +88,12 @@ class Method(contract.Method):
         best = best.clamp(min=LEAST)
         return scores.new_zeros(scores.shape).scatter(-1, places, best / best.mean(-1, keepdim=True))
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> InputDependent:
         from loratory.adapters.deltas import InputDependent
 
         return InputDependent("smora", self, {key: tensors[key] for key in ("A", "B", "R", "bias")})
 
-    def after_step(self, session, step):
+    def after_step(self, session: AdapterSession, step: int) -> None:
         for layer in session.layers.values():
             counts = layer.tensors["counts"]
             layer.tensors["bias"].add_(self.bias_step * (counts.mean() - counts).sign())

@@ -7,11 +7,18 @@ normal distribution). Methods that derive from it differ in where the factors co
 from __future__ import annotations
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from loratory.adapters import contract
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.contract import Tensors
+    from loratory.adapters.deltas import LowRank
 
 
 class Method(contract.Method):
@@ -22,10 +29,10 @@ class Method(contract.Method):
     alpha: float = Field(128.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
 
-    def initial_tensors(self, weight, generator):
+    def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
-        def uniform_matrix(rows, columns):
+        def uniform_matrix(rows: int, columns: int) -> torch.Tensor:
             bound = 1 / sqrt(columns)
             return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
@@ -36,22 +43,22 @@ class Method(contract.Method):
             "B": torch.zeros(out, self.rank),
         }
 
-    def low_rank_delta(self, tensors):
+    def low_rank_delta(self, tensors: Tensors) -> LowRank:
         """The change of W; the forward pass goes through it, so what is trained is what is stored."""
         from loratory.adapters.deltas import LowRank
 
         return LowRank(tensors["A"], tensors["B"] @ tensors["N"], self.alpha / self.rank)
 
-    def forward(self, x, tensors, training):
+    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
         from torch.nn.functional import dropout, linear
 
         change = self.low_rank_delta(tensors)
         return linear(linear(dropout(x, self.dropout, training), change.A) * change.scale, change.B)
 
-    def weight_delta(self, tensors, weight):
+    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         return self.low_rank_delta(tensors)
 
-    def check_rank(self, weight) -> None:
+    def check_rank(self, weight: torch.Tensor) -> None:
         """For factors that are cut out of W.
 
         Raises:
