@@ -9,11 +9,16 @@ import pkgutil
 
 from loratory.errors import InputError
 
-PACKAGES = {"domain": "loratory.domains", "method": "loratory.adapters.methods", "mixer": "loratory.mixers.methods"}
+PACKAGES = {
+    "domain": "loratory.domains",
+    "family": "loratory.bases.families",
+    "method": "loratory.adapters.methods",
+    "mixer": "loratory.mixers.methods",
+}
 
 
 def registered_names(noun: str) -> list[str]:
-    """The registered names of `noun` (`domain`, `method` or `mixer`), sorted."""
+    """The registered names of `noun` (`domain`, `family`, `method` or `mixer`), sorted."""
     package = importlib.import_module(PACKAGES[noun])
     modules = pkgutil.iter_modules(package.__path__)
     return sorted(m.name for m in modules if m.ispkg or noun != "domain")

@@ -14,11 +14,11 @@ from transformers import WhisperConfig
 
 from loratory.adapters.core import attach, head_parameters
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.causal import Causal
 from loratory.bases.checks import check_readable
 from loratory.bases.core import IGNORED, load_base
 from loratory.bases.decoding import Sampling
-from loratory.bases.folding import check_folder
+from loratory.bases.families.causal import Family as Causal
+from loratory.bases.families.folding import check_folder
 from loratory.bases.prepare import prepare_folder
 from loratory.data.audio import log_mel, read_audio
 from loratory.domains.contract import Example
