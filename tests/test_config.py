@@ -291,8 +291,8 @@ def test_simulated_chains_beside_given_ones_count_as_simulated(added, simulated)
 def test_entries_come_back_from_the_plain_values_that_rules_pass():
     study = loratory_config.read_config(DEMO, FILE)
     plain = {
-        "adapter": study.adapters["lora"],
-        "mixture": study.mixtures["xlora"],
+        "adapter_entry": study.adapters["lora"],
+        "mixture_entry": study.mixtures["xlora"],
     }
     for read, entry in plain.items():
         again = getattr(loratory_config, read)(entry.model_dump(mode="json"))

@@ -30,8 +30,6 @@ from loratory.data.files import atomic_write
 from loratory.errors import InputError
 
 if TYPE_CHECKING:
-    from tiktoken import Encoding
-
     from loratory.bases.options import BaseEntry
 
 END = "<|endoftext|>"
@@ -148,7 +146,7 @@ class BytePairConverter(TikTokenConverter):
     """Byte pairs of an encoding that is in memory in place of a file."""
 
     @staticmethod
-    def load_tiktoken_bpe(encoding: Encoding) -> dict[bytes, int]:
+    def load_tiktoken_bpe(encoding: Any) -> dict[bytes, int]:
         return encoding._mergeable_ranks
 
 

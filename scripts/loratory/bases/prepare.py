@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shutil import copy2
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loratory.bases.checks import INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
 from loratory.bases.core import MANIFEST, family_class, weights_digest
@@ -33,7 +33,7 @@ def prepare_hub(repository: str, name: str, entry: BaseEntry, out: Path | str) -
     Raises:
         InputError: as `download_files` and `check_model_folder`.
     """
-    folder = download_files(repository, entry.revision, ["*.safetensors", *COPIED_FILES])
+    folder = download_files(repository, cast(str, entry.revision), ["*.safetensors", *COPIED_FILES])
     prepare_files(folder, name, entry, out, taken_from="hub")
 
 

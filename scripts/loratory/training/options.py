@@ -1,0 +1,41 @@
+"""The config's sections on trainings. Imported while the config is read: nothing heavy."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from loratory.domains.contract import Options
+from loratory.fields import Rates
+
+
+class Schedule(Options):
+    """How long something is trained, and with what."""
+
+    steps: int = Field(200, ge=1, description="optimizer steps")
+    batch_tokens: int = Field(4096, ge=1, description="most positions of a batch, padding included")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
+    decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 is autocast")
+    save_every: int = Field(200, ge=0, description="steps between checkpoints")
+    threads: int = Field(1, ge=1, description="CPU threads; sums depend on it in the last digits, so it is set here")
+
+
+class Training(Schedule):
+    """One training of something."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="highest learning rate")
+
+
+class Sweep(Schedule):
+    """A training for each learning rate."""
+
+    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_rate(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "learning_rate" in given:
+            raise ValueError(f"`learning_rate` was renamed to `learning_rates`, a list: [{given['learning_rate']}]")
+        return given
