@@ -10,7 +10,7 @@ from loratory import registry
 from loratory.domains.contract import Options
 from loratory.errors import short_value
 from loratory.fields import Name, Names
-from loratory.training.options import Training
+from loratory.training.schedule import Training
 
 COMMIT = re.compile("[0-9a-f]{40}")
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from loratory.config.sections import (
     Study,
     entries_by_name,
 )
-from loratory.training.options import Schedule, Sweep, Training
+from loratory.training.schedule import Schedule, Sweep, Training
 
 __all__ = [
     "MIXTURE_FIELDS",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter, create_model
 from loratory import registry
 from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, MixtureEntry, Study
 from loratory.fields import Name
-from loratory.training.options import Sweep
+from loratory.training.schedule import Sweep
 
 Fields = dict[str, tuple[Any, Any]]  # {name: (type, default)}, as pydantic takes them
 

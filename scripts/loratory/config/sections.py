@@ -12,7 +12,7 @@ from loratory.bases.options import BaseEntry
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
 from loratory.fields import Name, Names, Seeds
 from loratory.mixers.contract import Mixer
-from loratory.training.options import Sweep
+from loratory.training.schedule import Sweep
 
 BASES_ROOT = (
     "folder of published models, one subfolder named as the entry each: bases with `hub` are taken from there instead "

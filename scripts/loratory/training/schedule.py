@@ -1,5 +1,9 @@
-"""The config's sections on trainings. Imported while the config is read: nothing heavy."""
+"""How long and how fast something is trained: the config's `training` entries, as the loop reads them. Imported while
+the config is read: nothing heavy."""
 
+from __future__ import annotations
+
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -21,11 +25,23 @@ class Schedule(Options):
     save_every: int = Field(200, ge=0, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads; sums depend on it in the last digits, so it is set here")
 
+    def at_rate(self, learning_rate: float) -> Training:
+        """One training of this schedule."""
+        return Training(learning_rate=learning_rate, **self.model_dump(include=set(Schedule.model_fields)))
+
 
 class Training(Schedule):
     """One training of something."""
 
     learning_rate: float = Field(1e-3, gt=0, description="highest learning rate")
+
+    def learning_rate_at(self, step: int) -> float:
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        if self.decay == "constant":
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
 
 class Sweep(Schedule):
