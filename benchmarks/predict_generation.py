@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import torch  # noqa: E402
 
 from loratory.adapters import core, deltas  # noqa: E402
-from loratory.bases.causal import Causal  # noqa: E402
 from loratory.bases.core import MANIFEST, load_base  # noqa: E402
+from loratory.bases.families.causal import Family as Causal  # noqa: E402
 from loratory.bases.prepare import prepare_folder  # noqa: E402
 from loratory.config import BaseEntry  # noqa: E402
 from loratory.domains.contract import Example  # noqa: E402

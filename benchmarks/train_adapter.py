@@ -25,8 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from loratory.adapters import core  # noqa: E402
 from loratory.adapters.methods.lora import Method  # noqa: E402
-from loratory.bases.causal import Causal  # noqa: E402
 from loratory.bases.core import Encoded  # noqa: E402
+from loratory.bases.families.causal import Family as Causal  # noqa: E402
 from loratory.data.batching import Batches  # noqa: E402
 from loratory.training.fit import Loss, MicroBatch, train_model  # noqa: E402
 from loratory.training.schedule import Training  # noqa: E402

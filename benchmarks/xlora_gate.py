@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from loratory.adapters import deltas  # noqa: E402
 from loratory.adapters.core import linear_layers  # noqa: E402
-from loratory.bases.causal import Causal  # noqa: E402
+from loratory.bases.families.causal import Family as Causal  # noqa: E402
 from loratory.mixers.core import Mixture  # noqa: E402
 from loratory.mixers.methods.xlora import Mixer  # noqa: E402
 from loratory.training.features import HIDDEN, StoredStates, pad_states, shard_name  # noqa: E402

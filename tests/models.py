@@ -16,8 +16,8 @@ from transformers import (
 
 from loratory.bases.audio import AudioPrefix
 from loratory.bases.core import load_base
+from loratory.bases.families.whisper import PROMPT
 from loratory.bases.prepare import write_manifest
-from loratory.bases.whisper import PROMPT
 from loratory.training.pretrain import byte_pair_tokenizer, word_tokenizer
 
 TEXTS = [

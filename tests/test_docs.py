@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import entry, llama, text_tokenizer
+from transformers import T5Config, T5ForConditionalGeneration
 
 from loratory import registry
 from loratory.adapters.deltas import LowRank
+from loratory.bases.core import load_base
+from loratory.bases.prepare import prepare_folder
+from loratory.domains.contract import Example
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.fetch import fetch_source, open_source
 from loratory.errors import InputError
@@ -35,10 +40,11 @@ def examples(tmp_path_factory):
         package.__path__.pop()
 
 
-def test_the_page_has_all_parts_of_a_domain_a_method_and_a_mixer():
+def test_the_page_has_all_parts_of_a_domain_a_method_a_mixer_and_a_base_family():
     parts = ("sources", "build", "task", "metrics", "simulate")
     domain = [f"domains/promoter/{part}.py" for part in parts]
-    assert list(BLOCKS) == [*domain, "adapters/methods/plain_lora.py", "mixers/methods/fixed.py"]
+    single = ["adapters/methods/plain_lora.py", "mixers/methods/fixed.py", "bases/families/seq2seq.py"]
+    assert list(BLOCKS) == [*domain, *single]
 
 
 def dataset(folder: Path, population: str = "domain"):
@@ -97,3 +103,41 @@ def test_the_mixers_weights_are_its_shares(examples):
     mixer = registry.load_module("mixer", "fixed").Mixer(shares=(0.7, 0.3))
     weights = mixer.routing_weights(None, GateInput(), GateShape(2, 4, ("q", "k", "v"), (4, 4, 4), (8, 8, 8)))
     torch.testing.assert_close(weights.expand(2, 5, 3, 2)[1, 4, 2], torch.tensor([0.7, 0.3]))
+
+
+@pytest.fixture(scope="module")
+def seq2seq(examples, tmp_path_factory):
+    """A tiny T5 that was prepared as a base of the page's family, and opened."""
+    folder, tokenizer = tmp_path_factory.mktemp("seq2seq"), text_tokenizer()
+    tokenizer.model_max_length = 32
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "published")
+    tokenizer.save_pretrained(folder / "published")
+    prepare_folder(folder / "published", "tiny", entry("seq2seq"), folder / "base")
+    return load_base(folder / "base")
+
+
+def test_the_familys_loss_is_that_of_transformers_whatever_the_batch(seq2seq):
+    asked = [Example("r", "g", "will the user", target) for target in ("like it", "yes", "the speech to text")]
+    items = [seq2seq.encode(example) for example in asked]
+    for (nll, tokens), item in zip(seq2seq.nll(seq2seq.model, items), items):
+        assert tokens == len(item.labels)
+        alone = seq2seq.model(**seq2seq.inputs(seq2seq.collate([item])))  # its loss is the mean over tokens
+        assert nll == pytest.approx(tokens * float(alone.loss), rel=1e-5)
+    total, count = seq2seq.loss(seq2seq.model, seq2seq.collate(items))
+    assert float(total) == pytest.approx(sum(nll for nll, _ in seq2seq.nll(seq2seq.model, items)), rel=1e-5)
+    assert count == sum(len(item.labels) for item in items)
+
+
+def test_what_the_family_has_no_use_for_is_refused_by_its_name(seq2seq):
+    with pytest.raises(InputError, match="a base of family seq2seq has no `text`"):
+        seq2seq.text(seq2seq.model, [], 4)
+    with pytest.raises(InputError, match="does not fit into the base's context"):
+        seq2seq.encode(Example("r", "g", "will the user like it " * 20, ""))
+
+
+def test_a_folder_of_another_family_is_refused_with_the_right_one(seq2seq, tmp_path):
+    llama().save_pretrained(tmp_path / "published")
+    with pytest.raises(InputError, match=r"another architecture.*fix: `family: causal`"):
+        prepare_folder(tmp_path / "published", "tiny", entry("seq2seq"), tmp_path / "base")

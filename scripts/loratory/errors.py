@@ -1,10 +1,10 @@
-"""The one exception that tells a user what is wrong with what they gave."""
+"""The one exception for bad input: its message says what is wrong and how to mend it."""
 
 MAX_VALUE_LENGTH = 40  # longest piece of a user's value that an error line repeats
 
 
 class InputError(Exception):
-    """Bad input, told in one line.
+    """Bad input, described in one line.
 
     `{where}: {what} ({value}); expected {expected}; fix: {fix}`
 
@@ -17,7 +17,15 @@ class InputError(Exception):
         reason: short slug for `rejects.tsv`, such as `residue`; words joined by `_`.
     """
 
-    def __init__(self, where, what, value=None, expected=None, fix=None, reason="malformed"):
+    def __init__(
+        self,
+        where: object,
+        what: str,
+        value: object = None,
+        expected: str | None = None,
+        fix: str | None = None,
+        reason: str = "malformed",
+    ):
         self.where, self.reason = str(where), reason
         line = what
         if value is not None:
@@ -30,7 +38,7 @@ class InputError(Exception):
         super().__init__(f"{where}: {line}")
 
 
-def short_value(value) -> str:
+def short_value(value: object) -> str:
     """`value` on one line, cut to 40 characters."""
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split()) or repr(value)

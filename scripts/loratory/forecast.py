@@ -1,4 +1,4 @@
-"""How long a study will take on CPUs, said before it starts: its work over the measured speed of this machine.
+"""How long a study will take on CPUs, printed before it starts: its work over the measured speed of this machine.
 
 A forecast and not a promise: it knows the config and the sizes of bases, and no lengths of records. What is done
 already is counted too, and downloads are not.
@@ -12,9 +12,8 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from pydantic import BaseModel
 
-from loratory.config import entries_by_name, published_folder
+from loratory.config import Study, Sweep, entries_by_name, published_folder
 
 RECORD = 300  # positions of a test record that is read; domains differ from 150 to 600
 FORWARD, BACKWARD = 2, 2  # operations of a pass for each weight and position; frozen weights have no gradient
@@ -24,7 +23,7 @@ SHARE = 0.5  # of the speed of a matrix product that a pass reaches
 START = 12.0  # seconds of a job that loads a model: its imports, its base, its results
 
 
-def study_forecast(study: BaseModel, cores: int) -> str:
+def study_forecast(study: Study, cores: int) -> str:
     """One line: about how many minutes a study takes on so many cores, from its beginning."""
     sizes = {name: base_parameter_count(study, name) for name in study.bases}
     seconds, jobs = {"adapters": 0.0, "mixtures": 0.0, "predictions": 0.0}, 0
@@ -43,38 +42,39 @@ def study_forecast(study: BaseModel, cores: int) -> str:
     return f"This study takes {line} ({parts}){left_out}."
 
 
-def model_jobs(study: BaseModel) -> Iterator[tuple[str, str, float, int]]:
+def model_jobs(study: Study) -> Iterator[tuple[str, str, float, int]]:
     """(part, base, positions that it reads, operations for each weight and position) of each job with a model."""
-    for domain, given in entries_by_name(study.domains).items():
+    domains, general = entries_by_name(study.domains), entries_by_name(study.general)
+    for domain, given in domains.items():
         for base, adapters in given.adapters.items():
             for adapter in adapters:
                 yield "adapters", base, training_positions(study.adapters[adapter].training, study), FORWARD + BACKWARD
-            for corpus in (study.domains, study.general):
-                if domain in entries_by_name(corpus):
-                    mixtures = count_mixtures(study, domain, base) if corpus is study.domains else 0
-                    yield "predictions", base, prediction_positions(study, len(adapters), mixtures), FORWARD
+            mixtures = count_mixtures(study, domain, base)
+            yield "predictions", base, prediction_positions(study, len(adapters), mixtures), FORWARD
+            if domain in general:
+                yield "predictions", base, prediction_positions(study, len(adapters), 0), FORWARD
     for mixture in study.mixtures.values():
         positions = len(mixture.experts) * training_positions(mixture.training, study) if mixture.trained else 0
         yield "mixtures", mixture.base, positions, 2 * FORWARD + BACKWARD  # the base alone first, then with experts
 
 
-def training_positions(training, study: BaseModel) -> int:
+def training_positions(training: Sweep, study: Study) -> int:
     """Positions of the whole grid on the first seed and of one run for each other seed."""
     runs = len(training.learning_rates) + len(study.seeds) - 1
     return runs * training.steps * training.batch_tokens
 
 
-def prediction_positions(study: BaseModel, adapters: int, mixtures: int) -> int:
+def prediction_positions(study: Study, adapters: int, mixtures: int) -> int:
     """Positions of the base, and for each seed of adapters and mixtures; these and their shuffled gates read twice."""
     systems = 1 + len(study.seeds) * (adapters + 4 * mixtures + (adapters + 1 if mixtures else 0))
     return systems * (study.evaluation.max_records or 1000) * RECORD
 
 
-def count_mixtures(study: BaseModel, domain: str, base: str) -> int:
+def count_mixtures(study: Study, domain: str, base: str) -> int:
     return sum(mixture.base == base and domain in mixture.experts for mixture in study.mixtures.values())
 
 
-def base_parameter_count(study: BaseModel, base: str) -> int:
+def base_parameter_count(study: Study, base: str) -> int:
     """How many numbers the safetensors files of a base hold, by their headers or, before it is here, by the config."""
     folder = study.bases[base].path or published_folder(study, base)
     found = sum(map(count_file_parameters, Path(folder).rglob("*.safetensors"))) if folder else 0
@@ -82,7 +82,7 @@ def base_parameter_count(study: BaseModel, base: str) -> int:
 
 
 def count_file_parameters(path: Path) -> int:
-    """By the file's header; 0 where it has none, which is told when the base is opened."""
+    """By the file's header; 0 where it has none, which is an error once the base is opened."""
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
@@ -93,7 +93,7 @@ def count_file_parameters(path: Path) -> int:
 
 
 def has_half_precision() -> bool:
-    """Whether this CPU computes in bf16, as Linux tells; others emulate it."""
+    """Whether this CPU computes in bf16, as Linux reports it; others emulate it."""
     path = Path("/proc/cpuinfo")
     return path.is_file() and re.search(r"\b(avx512_bf16|amx_bf16)\b", path.read_text()) is not None
 

@@ -4,10 +4,12 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
-def log_job(path, threads: int = 1):
+def log_job(path: Path | str, threads: int = 1) -> Iterator[None]:
     """Sends output to the rule's log. Bad input ends the job with one line there, a fault of ours with a traceback.
 
     Args:

@@ -1,6 +1,7 @@
 """What pydantic finds wrong with a config file, in one line that its author can act on."""
 
 import re
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -8,7 +9,7 @@ from loratory import registry
 from loratory.errors import InputError, short_value
 
 KINDS = ("kind", "method", "mixer")  # keys that say which options an entry has
-IN_YAML = {  # what pydantic tells in the words of Python
+IN_YAML = {  # by pydantic's error types: what is expected, in a YAML author's words in place of Python's
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "keys with values",
@@ -19,7 +20,7 @@ IN_YAML = {  # what pydantic tells in the words of Python
 }
 
 
-def first_problem(error: ValidationError, raw: dict, where: str, schema: dict) -> InputError:
+def first_problem(error: ValidationError, raw: dict[str, Any], where: str, schema: dict[str, Any]) -> InputError:
     """The most telling of pydantic's complaints: where, what, the value, what is allowed, and the nearest name.
 
     Args:
@@ -44,8 +45,8 @@ def first_problem(error: ValidationError, raw: dict, where: str, schema: dict) -
             problem_location(where, [*path, key]), key, context["tag"], quoted_names(context["expected_tags"])
         )
     if kind in ("missing", "union_tag_not_found"):
-        key = [] if kind == "missing" else quoted_names(context["discriminator"])
-        return InputError(problem_location(where, [*path, *key]), "the key is missing", fix="add it")
+        tag = [] if kind == "missing" else quoted_names(context["discriminator"])
+        return InputError(problem_location(where, [*path, *tag]), "the key is missing", fix="add it")
     message = problem["msg"]
     if kind not in IN_YAML and not message.startswith("Input should be "):
         return InputError(problem_location(where, path), message.removeprefix("Value error, "))
@@ -53,7 +54,7 @@ def first_problem(error: ValidationError, raw: dict, where: str, schema: dict) -
     return InputError(problem_location(where, path), "wrong value", "nothing" if value is None else value, expected)
 
 
-def problem_location(where: str, path: list) -> str:
+def problem_location(where: str, path: list[Any]) -> str:
     return ": ".join(filter(None, [where, ".".join(map(short_value, path))]))
 
 
@@ -62,7 +63,7 @@ def quoted_names(text: str) -> list[str]:
     return re.findall(r"'([^']*)'", text)
 
 
-def key_path(loc: tuple, raw) -> list:
+def key_path(loc: tuple, raw: Any) -> list[Any]:
     """pydantic's location as the keys of the file: without union tags and its mark for a bad key."""
     path, here = [], raw
     for part in loc:
@@ -74,10 +75,10 @@ def key_path(loc: tuple, raw) -> list:
     return path
 
 
-def allowed_keys(loc: tuple, schema: dict) -> list[str]:
-    """The keys allowed at pydantic's location, which tells by its tags which kind of entry it is in."""
+def allowed_keys(loc: tuple, schema: dict[str, Any]) -> list[str]:
+    """The keys allowed at pydantic's location, whose tags say which kind of entry it is in."""
 
-    def resolve_reference(node: dict) -> dict:
+    def resolve_reference(node: dict[str, Any]) -> dict[str, Any]:
         node = next((option for option in node.get("anyOf", []) if "$ref" in option), node)
         return schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
 

@@ -7,6 +7,7 @@ either differs from the models.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from loratory.config import config_model
 
@@ -29,7 +30,7 @@ def readme_text(current: str) -> str:
     return current.partition(MARK)[0] + MARK + "\n" + reference_text(config_model().model_json_schema())
 
 
-def reference_text(schema: dict) -> str:
+def reference_text(schema: dict[str, Any]) -> str:
     """Markdown with one table for each group of keys, in the order of the config."""
     places = config_paths(schema)
     headings = {name: group_heading(schema["$defs"][name], paths[0]) for name, paths in places.items()}
@@ -41,11 +42,11 @@ def reference_text(schema: dict) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def config_paths(schema: dict) -> dict[str, list[str]]:
+def config_paths(schema: dict[str, Any]) -> dict[str, list[str]]:
     """{group of keys: the config paths where it stands}, both in the order of the config."""
     places: dict[str, list[str]] = {}
 
-    def collect_paths(node: dict, path: str):
+    def collect_paths(node: dict[str, Any], path: str) -> None:
         if "$ref" in node:
             name = definition_name(node)
             places.setdefault(name, []).append(path)
@@ -62,28 +63,28 @@ def config_paths(schema: dict) -> dict[str, list[str]]:
     return places
 
 
-def definition_name(node: dict) -> str:
+def definition_name(node: dict[str, Any]) -> str:
     return node["$ref"].rpartition("/")[2]
 
 
-def schema_variants(node: dict) -> list[dict]:
+def schema_variants(node: dict[str, Any]) -> list[dict[str, Any]]:
     """Schemas of which one holds."""
     return node.get("anyOf", []) + node.get("oneOf", [])
 
 
-def value_schemas(node: dict) -> list[dict]:
+def value_schemas(node: dict[str, Any]) -> list[dict[str, Any]]:
     """Schemas of the values of a mapping whose keys are the user's names."""
     extra = node.get("additionalProperties")
     return [*node.get("patternProperties", {}).values(), *([extra] if isinstance(extra, dict) else [])]
 
 
-def group_heading(group: dict, path: str) -> str:
+def group_heading(group: dict[str, Any], path: str) -> str:
     """The path, and the key that says which of several groups stands there."""
     chosen = [f"{key}: {child['const']}" for key, child in group["properties"].items() if "const" in child]
     return f"`{path}`" + "".join(f" with `{choice}`" for choice in chosen)
 
 
-def group_table(group: dict, headings: dict[str, str]) -> str:
+def group_table(group: dict[str, Any], headings: dict[str, str]) -> str:
     required = group.get("required", [])
     rows = [
         table_row(f"`{key}`", type_text(node, headings), default_text(node, key in required), description_text(node))
@@ -96,7 +97,7 @@ def table_row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
-def type_text(node: dict, headings: dict[str, str]) -> str:
+def type_text(node: dict[str, Any], headings: dict[str, str]) -> str:
     if "$ref" in node:
         text = headings[definition_name(node)]
         return f"[{text.partition(' with ')[2] or 'keys'}](#{heading_anchor(text)})"
@@ -115,7 +116,7 @@ def type_text(node: dict, headings: dict[str, str]) -> str:
     return " ".join([TYPES[node["type"]], ", ".join(bounds)]).strip()
 
 
-def default_text(node: dict, required: bool) -> str:
+def default_text(node: dict[str, Any], required: bool) -> str:
     if required or "const" in node:
         return "**required**"
     if "$ref" in node:
@@ -123,7 +124,7 @@ def default_text(node: dict, required: bool) -> str:
     return f"`{json.dumps(node['default'], ensure_ascii=False)}`"
 
 
-def description_text(node: dict) -> str:
+def description_text(node: dict[str, Any]) -> str:
     return node.get("description", "").replace("<", "&lt;")  # or it would be read as HTML
 
 

@@ -6,20 +6,27 @@ Nothing is imported to list names, so that reading a config stays light.
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable
+from types import ModuleType
 
 from loratory.errors import InputError
 
-PACKAGES = {"domain": "loratory.domains", "method": "loratory.adapters.methods", "mixer": "loratory.mixers.methods"}
+PACKAGES = {
+    "domain": "loratory.domains",
+    "family": "loratory.bases.families",
+    "method": "loratory.adapters.methods",
+    "mixer": "loratory.mixers.methods",
+}
 
 
 def registered_names(noun: str) -> list[str]:
-    """The registered names of `noun` (`domain`, `method` or `mixer`), sorted."""
+    """The registered names of `noun` (`domain`, `family`, `method` or `mixer`), sorted."""
     package = importlib.import_module(PACKAGES[noun])
     modules = pkgutil.iter_modules(package.__path__)
     return sorted(m.name for m in modules if m.ispkg or noun != "domain")
 
 
-def load_module(noun: str, name: str, part: str = ""):
+def load_module(noun: str, name: str, part: str = "") -> ModuleType:
     """The module of a registered name, or one `part` (submodule) of it.
 
     Raises:
@@ -30,12 +37,12 @@ def load_module(noun: str, name: str, part: str = ""):
     return importlib.import_module(".".join(filter(None, [PACKAGES[noun], name, part])))
 
 
-def unknown_name_error(where, noun: str, name, allowed) -> InputError:
+def unknown_name_error(where: object, noun: str, name: object, allowed: Iterable[object]) -> InputError:
     """The error for a name that is not among `allowed`, with the nearest one."""
-    allowed = sorted(map(str, allowed))
-    near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    names = sorted(map(str, allowed))
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     fix = f"did you mean `{near[0]}`?" if near else None
-    expected = f"one of {', '.join(allowed)}" if allowed else "one that is configured; there is none"
+    expected = f"one of {', '.join(names)}" if names else "one that is configured; there is none"
     return InputError(where, f"unknown {noun}", name, expected, fix)
 
 

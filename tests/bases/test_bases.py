@@ -14,18 +14,18 @@ from transformers import WhisperConfig
 
 from loratory.adapters.core import attach, head_parameters
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.causal import Causal
 from loratory.bases.checks import check_readable
-from loratory.bases.core import IGNORED, load_base
+from loratory.bases.core import IGNORED, family_class, load_base
 from loratory.bases.decoding import Sampling
-from loratory.bases.folding import check_folder
+from loratory.bases.families.causal import Family as Causal
+from loratory.bases.families.folding import check_folder
 from loratory.bases.prepare import prepare_folder
 from loratory.data.audio import log_mel, read_audio
 from loratory.domains.contract import Example
 from loratory.domains.examples import domain_examples
 from loratory.domains.lncrna.sources import Task
 from loratory.errors import InputError
-from loratory.registry import load_module
+from loratory.registry import load_module, registered_names
 
 
 @pytest.fixture(scope="module")
@@ -355,3 +355,8 @@ def test_random_folding_weights_stay_marked_as_random(tmp_path):
     prepare_folder(source, "fold", entry("folding"), tmp_path / "fold")
     with pytest.raises(InputError, match="random"):
         check_folder(tmp_path / "fold", allow_random=False)
+
+
+@pytest.mark.parametrize("family", registered_names("family"))
+def test_a_familys_name_is_that_of_its_file(family):
+    assert family_class(family).family == family

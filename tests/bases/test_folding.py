@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from loratory.bases import folding
+from loratory.bases.families import folding
 from loratory.data.alphabets import RESIDUES
 from loratory.errors import InputError
 from loratory.evaluation.structure import mean_plddt, read_trace

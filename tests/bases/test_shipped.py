@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loratory.bases.core import load_base
-from loratory.bases.folding import fold_sequence, load_folding_model
+from loratory.bases.families.folding import fold_sequence, load_folding_model
 from loratory.bases.prepare import prepare_folder
 from loratory.config import RESOURCES, entries_by_name, load_config
 from loratory.domains.dataset import build_dataset, read_split

@@ -13,9 +13,9 @@ from transformers import GenerationConfig
 from loratory.adapters import core
 from loratory.adapters.methods.lora import Method
 from loratory.bases.core import load_base
+from loratory.bases.families.whisper import PROMPT, prompt_tokens
 from loratory.bases.options import WhisperOptions
 from loratory.bases.prepare import prepare_folder
-from loratory.bases.whisper import PROMPT, prompt_tokens
 from loratory.config import RESOURCES
 from loratory.data.files import write_json
 from loratory.domains.contract import Example

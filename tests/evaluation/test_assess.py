@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from scipy.stats import spearmanr
 
-from loratory.bases import folding
+from loratory.bases.families import folding
 from loratory.domains.structure import build, metrics
 from loratory.domains.structure.sources import Dataset
 from loratory.errors import InputError

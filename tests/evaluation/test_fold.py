@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from folding_model import save_folding_model
 
-from loratory.bases import folding
+from loratory.bases.families import folding
 from loratory.errors import InputError
 from loratory.evaluation.fold import SCHEMA, fold_predictions, fold_samples, read_references
 from loratory.evaluation.rows import write_rows

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from loratory import config
-from loratory.bases.causal import Causal
 from loratory.bases.core import load_base
 from loratory.bases.decoding import Sampling
-from loratory.bases.folding import fold_sequence, load_folding_model
+from loratory.bases.families.causal import Family as Causal
+from loratory.bases.families.folding import fold_sequence, load_folding_model
 from loratory.bases.prepare import prepare_folder
 from loratory.config import RESOURCES
 from loratory.data.alphabets import RESIDUES

@@ -10,7 +10,7 @@ from biotite.structure import Atom, array
 from biotite.structure import lddt as biotite_lddt
 from folding_model import TRUNK
 
-from loratory.bases.folding import fold_sequence, load_folding_model
+from loratory.bases.families.folding import fold_sequence, load_folding_model
 from loratory.config import BaseEntry
 from loratory.data.alphabets import RESIDUES
 from loratory.domains.structure.simulate import build_backbone

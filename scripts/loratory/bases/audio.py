@@ -1,4 +1,4 @@
-"""Ears for a causal model: frozen Whisper encoder → stack frames → projector → prefix embeddings.
+"""The audio prefix of a causal model: frozen Whisper encoder → stack frames → projector → prefix embeddings.
 
 The recipe of SLAM-ASR (Ma et al. 2024, arXiv:2402.08846): the language model reads speech as embeddings that stand
 before the text.
@@ -7,6 +7,8 @@ before the text.
 import json
 from functools import lru_cache
 from math import ceil
+from pathlib import Path
+from typing import Self, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,9 +22,13 @@ CACHE_BYTES = 2**30  # bytes of encoder states at most
 
 
 class AudioPrefix(nn.Module):
-    """What was heard `[tokens, stack · d_model]` → prefix embeddings `[tokens, width]`.
+    """Stacked encoder states `[tokens, stack · d_model]` → prefix embeddings `[tokens, width]`.
 
-    The encoder never learns, so a clip is heard once: `heard(path)` remembers what `hear(path)` computes.
+    The encoder is frozen, so each clip is encoded once: `audio_states(path)` caches what `encode_clip(path)` computes.
+
+    Args:
+        stack: encoder states that make one prefix position. width: of the language model's embeddings.
+        hidden: width of the projector's hidden layer.
     """
 
     def __init__(self, config: WhisperConfig, stack: int, width: int, hidden: int):
@@ -36,6 +42,7 @@ class AudioPrefix(nn.Module):
 
     @property
     def frames(self) -> int:
+        """Most feature frames of a clip (10 ms each): two for each of the encoder's positions."""
         return 2 * self.config.max_source_positions
 
     def prefix_length(self, samples: int) -> int:
@@ -51,20 +58,20 @@ class AudioPrefix(nn.Module):
         tokens = self.prefix_length(len(samples))
         return states[: tokens * self.stack].reshape(tokens, -1).clone()  # a view would keep the whole window
 
-    def forward(self, heard: torch.Tensor) -> torch.Tensor:
-        return self.projector(heard)
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.projector(states)
 
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(folder)
-        hidden, width = self.projector[0].out_features, self.projector[2].out_features
+        hidden, width = (cast(nn.Linear, self.projector[at]).out_features for at in (0, 2))
         sizes = {"stack": self.stack, "hidden": hidden, "width": width}
         metadata = {"sizes": json.dumps(sizes)}  # one key: safetensors writes several in random order
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "audio_prefix.safetensors", metadata=metadata)
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder: Path) -> Self:
         from safetensors import safe_open
 
         path = folder / "audio_prefix.safetensors"

@@ -4,45 +4,32 @@ A folder is read as data: no pickle is opened, no code of it runs, no link is fo
 tensor at a time, so that memory does not grow with the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os.path import realpath
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    EsmForProteinFolding,
-    WhisperForConditionalGeneration,
-)
-from transformers.models.auto import modeling_auto as auto
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from loratory import registry
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import load_with_report, open_tokenizer
-from loratory.bases.folding import NOT_STORED
+from loratory.bases.core import Base, family_class, load_with_report, open_tokenizer
 from loratory.data.files import read_json
 from loratory.errors import InputError
 
-CLASSES = {
-    "causal": AutoModelForCausalLM,
-    "encoder": AutoModelForSequenceClassification,
-    "whisper": WhisperForConditionalGeneration,
-    "folding": EsmForProteinFolding,
-}
-HEADS = ("pooler", "classifier")  # an encoder's, which pretraining leaves out or trains for something else
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
-NEEDED = {"causal": "eos_token", "whisper": "eos_token", "encoder": "pad_token"}
 TEXTS = ("the user likes it", "MKTAYIAKQR", "M K T A Y I A K Q R", "acg tta gca", "ACG TTA GCA")
 UNKNOWN = 0.5  # share of unknown tokens above which a text is as good as not read
 CONVERT = "load it once where you trust it and `save_pretrained(folder, safe_serialization=True)`"
 
 
-def check_model_folder(folder, family: str) -> None:
+def check_model_folder(folder: Path | str, family: str) -> None:
     """Whether the folder holds a whole model of this family with its tokenizer.
 
     Raises:
@@ -55,16 +42,16 @@ def check_model_folder(folder, family: str) -> None:
     paths = weight_paths(folder)
     for path in paths:
         check_header(path)
-    model = check_weight_names(folder, family)
-    if family != "folding":  # such a model reads residues by the letters of its config
-        check_tokenizer(folder, family, model.get_input_embeddings().num_embeddings)
+    model = check_weight_names(folder, family_class(family))
+    if needed := family_class(family).needed_token:
+        check_tokenizer(folder, needed, cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings)
     if (folder / "audio").is_dir():
         paths += check_audio(folder / "audio")
     for path in paths:
         check_finite(path)
 
 
-def check_links(folder) -> None:
+def check_links(folder: Path | str) -> None:
     """Raises:
     InputError: a link leads out of the folder: it would bring in what nobody meant to publish.
     """
@@ -75,7 +62,7 @@ def check_links(folder) -> None:
             raise InputError(path, "a link leads out of the folder", str(path.readlink()), "files", fix, "link")
 
 
-def read_object(path: Path) -> dict:
+def read_object(path: Path) -> dict[str, Any]:
     """Raises:
     InputError: not a file with one JSON object.
     """
@@ -104,10 +91,8 @@ def check_architecture(folder: Path, family: str) -> None:
     kind, given = config.get("model_type"), config.get("architectures") or []
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise InputError(path, "`architectures` is no list of names", given, '["LlamaForCausalLM"]')
-    names = architecture_names(str(kind))
-    if family == "folding" and not config.get("is_folding_model"):
-        expected = "the folder of an EsmForProteinFolding, such as facebook/esmfold_v1"
-        raise InputError(path, "not a folding model", kind, expected, reason="family")
+    family_class(family).check_config(path, config)
+    names = {name: family_class(name).architectures(str(kind)) for name in registry.registered_names("family")}
     if not names[family] or (given and not names[family] & {*given}):
         expected = f"{' or '.join(sorted(names[family])) or 'a model'} of family {family}"
         fits = [other for other, classes in names.items() if classes & {*given}]
@@ -116,25 +101,6 @@ def check_architecture(folder: Path, family: str) -> None:
         if not fits and "auto_map" in config:
             what, expected = "a model with code of its own, which is never run", "a class of transformers"
         raise InputError(path, what, ", ".join(given) or str(kind), expected, fix, "family")
-
-
-def architecture_names(kind: str) -> dict[str, set[str]]:
-    """{family: classes whose weights it can be made from} for a `model_type`."""
-
-    def class_names(*mappings) -> set[str]:
-        found = [mapping[kind] for mapping in mappings if kind in mapping]
-        return {name for names in found for name in ([names] if isinstance(names, str) else names)}
-
-    masked, sorts = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    bidirectional = kind in masked and kind in sorts
-    encoders = class_names(masked, sorts, auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES)
-    causal = class_names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    return {
-        "causal": set() if kind == "whisper" or bidirectional else causal,
-        "encoder": encoders if bidirectional else set(),
-        "whisper": {"WhisperForConditionalGeneration"} if kind == "whisper" else set(),
-        "folding": {"EsmForProteinFolding"} if kind == "esm" else set(),
-    }
 
 
 def weight_paths(folder: Path) -> list[Path]:
@@ -181,17 +147,17 @@ def check_header(path: Path) -> None:
         raise InputError(path, "damaged or cut short", error, "a whole safetensors file", fix, "weights") from None
 
 
-def check_weight_names(folder: Path, family: str) -> torch.nn.Module:
+def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
     """The model without its numbers, to which the weights' names and shapes fit.
 
     Raises:
         InputError: weights are missing, too many, or of other shapes than `config.json` says.
     """
-    options = {"num_labels": 2} if family == "encoder" else {}
-    options |= {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True}  # without numbers; shapes are told below
+    # on the device "meta" no numbers are read; other shapes are told below
+    options = {**family.model_options, "device_map": {"": "meta"}, "ignore_mismatched_sizes": True}
     try:
         with quiet_logging():
-            model, report = load_with_report(CLASSES[family], folder, **options)
+            model, report = load_with_report(family.model_class, folder, **options)
     except Exception as error:  # whatever the library says of a foreign config
         what, expected = "the model does not open", "one that this version of transformers knows"
         raise InputError(folder, what, error, expected, reason="family") from error
@@ -200,9 +166,11 @@ def check_weight_names(folder: Path, family: str) -> torch.nn.Module:
         name, stored, shape = wrong[0]
         what = f"{len(wrong)} weights of wrong shape, such as {name}"
         raise InputError(folder, what, str(tuple(stored)), f"{tuple(shape)} as config.json says", reason="weights")
+    missing = sorted(filter(family.requires_weight, report["missing_keys"]))
+    unexpected = unexpected_names(report["unexpected_keys"], family, model)
     for what, names, expected in (
-        ("missing", missing_names(report["missing_keys"], family), "every weight of the model in config.json"),
-        ("unexpected", unexpected_names(report["unexpected_keys"], family, model), "no others than config.json's"),
+        ("missing", missing, "every weight of the model in config.json"),
+        ("unexpected", unexpected, "no others than config.json's"),
     ):
         if names:
             what = f"{len(names)} weights are {what}, such as {names[0]}"
@@ -211,7 +179,7 @@ def check_weight_names(folder: Path, family: str) -> torch.nn.Module:
 
 
 @contextmanager
-def quiet_logging():
+def quiet_logging() -> Iterator[None]:
     """Keeps the library's own report of what it loads away: one line tells it."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -221,24 +189,14 @@ def quiet_logging():
         logging.set_verbosity(verbosity)
 
 
-def missing_names(names, family: str) -> list[str]:
-    """Those that must be there: an encoder's heads are made here, and a folding model leaves some out."""
-    if family == "encoder":
-        return sorted(name for name in names if not {*name.split(".")} & {*HEADS})
-    return sorted(name for name in names if family != "folding" or not name.startswith(NOT_STORED))
-
-
-def unexpected_names(names, family: str, model) -> list[str]:
-    """Those that must not be there: older versions stored constants too, and an encoder loses its pretraining head."""
+def unexpected_names(names: Iterable[str], family: type[Base], model: PreTrainedModel) -> list[str]:
+    """Those that must not be there; constants may, as older versions stored them too."""
     constants = [name for name, _ in model.named_buffers()]
     names = [name for name in names if not any(f".{constant}".endswith(f".{name}") for constant in constants)]
-    if family == "encoder":
-        body = {model.base_model_prefix, *(name for name, _ in model.base_model.named_children())}
-        names = [name for name in names if name.split(".")[0] in body and not {*name.split(".")} & {*HEADS}]
-    return sorted(names)
+    return sorted(name for name in names if family.refuses_weight(name, model))
 
 
-def check_tokenizer(folder: Path, family: str, embeddings: int) -> None:
+def check_tokenizer(folder: Path, needed: str, embeddings: int) -> None:
     """Raises:
     InputError: the tokenizer is missing or incomplete, knows no text, or has more tokens than the model.
     """
@@ -256,21 +214,21 @@ def check_tokenizer(folder: Path, family: str, embeddings: int) -> None:
         what = "the tokenizer has more tokens than the model has embeddings"
         fix = "give the model's own tokenizer"
         raise InputError(folder, what, largest + 1, f"at most {embeddings}", fix, "tokenizer")
-    if getattr(tokenizer, NEEDED[family]) is None:
+    if getattr(tokenizer, needed) is None:
         fix = "name it in tokenizer_config.json"
-        raise InputError(folder, f"the tokenizer has no `{NEEDED[family]}`", None, "one", fix, "tokenizer")
+        raise InputError(folder, f"the tokenizer has no `{needed}`", None, "one", fix, "tokenizer")
     if min(unknown_share(tokenizer, [text]) for text in TEXTS) > UNKNOWN:
         what = "the tokenizer knows neither words nor residues nor codons"
         raise InputError(folder, what, f"{largest + 1} tokens", "the model's own tokenizer", reason="tokenizer")
 
 
-def unknown_share(tokenizer, texts: list[str]) -> float:
+def unknown_share(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
     """Share of the tokens of these texts that stand for what the tokenizer does not know; 1 if there is no token."""
     ids = [id for text in texts for id in tokenizer(text, add_special_tokens=False)["input_ids"]]
     return sum(id == tokenizer.unk_token_id for id in ids) / len(ids) if ids else 1.0
 
 
-def check_readable(base, domain: str, texts: list[str]) -> None:
+def check_readable(base: Base, domain: str, texts: list[str]) -> None:
     """Raises:
     InputError: most of a domain's text is unknown to the base's tokenizer, so nothing can be learnt of it.
     """

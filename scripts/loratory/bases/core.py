@@ -1,20 +1,34 @@
 """What every base family offers, and opening a prepared base folder."""
 
-import importlib
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from torch.nn import Module
 from transformers import AutoTokenizer
+from transformers.models.auto import modeling_auto as auto
 
+from loratory import registry
+from loratory.bases.decoding import Routed, Sampling
 from loratory.data import files
 from loratory.data.audio import HOP, RATE
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
-MODELS = {"causal": "Causal", "encoder": "Encoder", "whisper": "Whisper"}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loratory.bases.audio import AudioPrefix
+    from loratory.bases.options import BaseEntry
+
+Batch = dict[str, torch.Tensor]
+InPlace = Callable[[Callable, int, int], Callable]
 IGNORED = -100  # the label that every loss of this field leaves out
 MANIFEST = "base.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the config's `precision`
@@ -42,25 +56,84 @@ class Encoded:
 
 
 class Base(ABC):
-    """A loaded base. `model` is the Hugging Face model; adapters and mixtures are handed in as `model` arguments.
+    """A loaded base. Adapters and mixtures are handed in as `model` arguments; they are called like the base's own.
+
+    A file of `families/` defines one class `Family(Base)`. What a family has no use for stays as it is here, and
+    raises an `InputError` that names the family.
 
     Attributes:
+        family: the family's name, which is that of its file.
+        model_class: the class of transformers that opens its weights, with the keywords `model_options`.
+        needed_token: the attribute of the tokenizer, such as "eos_token", that must not be None; None of a family
+            that needs no tokenizer.
+        folder: where it was opened; manifest: the content of its `base.json`.
+        model: the Hugging Face model; tokenizer: its tokenizer.
         fingerprint: sha256 over the weight files; adapters remember it.
         heads: names of modules that are trained along with every adapter (a classifier that pretraining lacks).
-        audio: the audio prefix of a causal base that hears, else None.
+        audio: the audio encoder and projector of a causal base that reads clips, else None.
     """
 
-    family: str
+    family: ClassVar[str]
+    model_class: ClassVar[Any]
+    model_options: ClassVar[Mapping[str, Any]] = {}
+    needed_token: ClassVar[str | None] = None
     heads: tuple[str, ...] = ()
-    audio = None
+    audio: AudioPrefix | None = None
 
-    def __init__(self, folder, manifest: dict, model, tokenizer):
+    def __init__(
+        self, folder: Path | str, manifest: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ):
         self.folder, self.manifest, self.model, self.tokenizer = Path(folder), manifest, model, tokenizer
-        self.fingerprint = manifest["weights_sha256"]
+        self.fingerprint: str = manifest["weights_sha256"]
+
+    # A folder of the family, before it is opened.
+
+    @staticmethod
+    @abstractmethod
+    def architectures(model_type: str) -> set[str]:
+        """Names of the classes whose weights it can be made from, for a `model_type` of transformers; empty: none."""
+
+    @classmethod  # noqa: B027 (a family that needs no more leaves it)
+    def check_config(cls, path: Path, config: dict[str, Any]) -> None:
+        """Raises:
+        InputError: the content of `config.json` lacks what the family needs besides its architecture.
+        """
+
+    @classmethod
+    def requires_weight(cls, name: str) -> bool:
+        """Whether a weight of the model must be in the folder; False of what is made when the base is prepared."""
+        return True
+
+    @classmethod
+    def refuses_weight(cls, name: str, model: PreTrainedModel) -> bool:
+        """Whether a weight in the folder that the model has no place for is an error."""
+        return True
+
+    @classmethod  # noqa: B027
+    def complete_folder(cls, folder: Path) -> None:
+        """Adds to a copied or pretrained folder what published ones lack."""
+
+    @classmethod
+    def manifest_facts(cls, entry: BaseEntry) -> dict[str, Any]:
+        """What `base.json` says of the config entry besides what it says of every base."""
+        return {}
+
+    @classmethod
+    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
+        """The base of a prepared folder, in the CPU's memory."""
+        model = open_model(cls.model_class, folder, dtype=dtype, **cls.model_options)
+        return cls(folder, manifest, model, open_tokenizer(folder))
+
+    # Examples and batches.
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Most token ids that an example may have."""
 
     @abstractmethod
     def encode(self, example: Example) -> Encoded:
@@ -69,27 +142,86 @@ class Base(ABC):
         """
 
     @abstractmethod
-    def collate(self, items: list[Encoded]) -> dict:
-        """A batch of tensors on the model's device, padded on the right."""
+    def collate(self, items: Sequence[Encoded]) -> Batch:
+        """A batch of tensors on the model's device, padded on the right.
+
+        `mask [batch, length]` is 1 where the model reads; `labels` are `[batch, length]`, IGNORED where nothing is
+        scored, or `[batch]` of a classifier. The other names are the family's own.
+        """
+
+    def collate_prompts(self, items: Sequence[Encoded], left: bool = False) -> Batch:
+        """The prompts alone: to be continued (padded on the left) or answered by a choice."""
+        raise self.unsupported_error("collate_prompts")
 
     @abstractmethod
-    def loss(self, model, batch: dict) -> tuple[torch.Tensor, int]:
-        """Summed negative log-likelihood in nats, and over how many targets."""
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The model's keyword arguments for a batch."""
 
     @staticmethod
-    def routing_inputs(model, batch: dict) -> dict:
-        """What a model wants to know of a batch beside its inputs: nothing, unless it is a mixture."""
-        return {name: batch[name] for name in getattr(model, "wants", ()) if name in batch}
+    def routing_inputs(model: Module, batch: Batch) -> Batch:
+        """What a mixture takes of a batch besides the model's inputs; nothing for any other model."""
+        return {name: batch[name] for name in model.wants if name in batch} if isinstance(model, Routed) else {}
+
+    def tokens(self, text: str) -> list[int]:
+        """The ids of a text, without special tokens."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def prompt_tokens(self, example: Example) -> list[int]:
+        """The ids of an example's prompt, without what stands before every text."""
+        raise self.unsupported_error("prompt_tokens")
+
+    def target_tokens(self, example: Example) -> list[int]:
+        """The ids of an example's target, without an end."""
+        raise self.unsupported_error("target_tokens")
+
+    def audio_tokens(self, example: Example) -> int:
+        """How many positions of `ids` an example's clip fills."""
+        raise self.unsupported_error("audio_tokens")
+
+    # What a model says.
+
+    @abstractmethod
+    def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Summed negative log-likelihood in nats `[]`, and over how many targets."""
+
+    def nll(self, model: Module, items: Sequence[Encoded]) -> list[tuple[float, int]]:
+        """Output "nll": summed nats and number of scored tokens of each item."""
+        raise self.unsupported_error("nll")
+
+    def choice(self, model: Module, items: Sequence[Encoded], choices: tuple[str, ...]) -> torch.Tensor:
+        """Output "choice": log probability of each choice `[items, choices]`, renormalised over the choices."""
+        raise self.unsupported_error("choice")
+
+    def text(
+        self,
+        model: Module,
+        items: Sequence[Encoded],
+        limit: int,
+        sampling: Sampling | None = None,
+        in_place: InPlace | None = None,
+    ) -> list[str]:
+        """Outputs "text" and "sample": at most `limit` tokens for each item; greedy unless `sampling` is given.
+
+        Args:
+            in_place: (forward, rows, length) -> the forward to use, whose steps may stay in place; a family may leave
+                it unused.
+        """
+        raise self.unsupported_error("text")
+
+    def unsupported_error(self, member: str) -> InputError:
+        """The error of what the family has no use for."""
+        what = f"a base of family {self.family} has no `{member}`"
+        return InputError(self.folder, what, expected="a family that declares it; see `bases/families/`")
 
 
-def pad_rows(rows: list[list[int]], value: int, device, left: bool = False) -> torch.Tensor:
+def pad_rows(rows: Sequence[list[int]], value: int, device: torch.device | str, left: bool = False) -> torch.Tensor:
     """`[len(rows), longest]`, padded with `value`."""
     width = max(map(len, rows))
     fill = [[value] * (width - len(row)) for row in rows]
     return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill)], device=device)
 
 
-def too_long_error(folder, example_id: str, length: int, limit: int) -> InputError:
+def too_long_error(folder: Path | str, example_id: str, length: int, limit: int) -> InputError:
     return InputError(
         f"{folder}:{example_id}",
         "the example does not fit into the base's context",
@@ -110,13 +242,13 @@ def check_clip(where: str, samples: int, frames: int) -> None:
         raise InputError(where, what, given, limit, fix, "too_long")
 
 
-def load_with_report(kind, folder, **options) -> tuple[torch.nn.Module, dict]:
+def load_with_report(kind: Any, folder: Path | str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A Hugging Face model and the library's report of names and shapes; only safetensors, no code of the folder."""
     safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     return kind.from_pretrained(folder, output_loading_info=True, **safe, **options)
 
 
-def open_model(kind, folder, new: tuple[str, ...] = (), **options):
+def open_model(kind: Any, folder: Path | str, new: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
     """Loads a Hugging Face model of class `kind` from safetensors.
 
     Args:
@@ -133,12 +265,24 @@ def open_model(kind, folder, new: tuple[str, ...] = (), **options):
     return model
 
 
-def open_tokenizer(folder):
+def class_names(model_type: str, *mappings: Mapping[str, Any]) -> set[str]:
+    """The classes that transformers' tables give for a `model_type`."""
+    found = [mapping[model_type] for mapping in mappings if model_type in mapping]
+    return {name for names in found for name in ([names] if isinstance(names, str) else names)}
+
+
+def is_bidirectional(model_type: str) -> bool:
+    """Whether models of this type predict masked tokens and classify sequences."""
+    masked, sorts = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    return model_type in masked and model_type in sorts
+
+
+def open_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """A folder's tokenizer; code that comes with it is never run."""
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def weights_digest(folder) -> str:
+def weights_digest(folder: Path | str) -> str:
     """One sha256 over all safetensors files of a folder, by sorted relative path.
 
     Raises:
@@ -151,7 +295,7 @@ def weights_digest(folder) -> str:
     return sha256("\n".join(lines).encode()).hexdigest()
 
 
-def load_base(folder, device="cpu", dtype: torch.dtype | None = None) -> Base:
+def load_base(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Base:
     """Opens a folder made by `prepare_base`. Parameters are frozen and the model is in eval mode.
 
     Args:
@@ -167,12 +311,13 @@ def load_base(folder, device="cpu", dtype: torch.dtype | None = None) -> Base:
     manifest = files.read_json(path)
     if weights_digest(folder) != manifest["weights_sha256"]:
         raise InputError(folder, "weights differ from those the base was prepared with", fix="prepare the base again")
-    family = family_class(manifest["family"])
-    base = family.open(Path(folder), manifest, dtype or DTYPES[manifest.get("precision", "fp32")])
+    precision = dtype or DTYPES[manifest.get("precision", "fp32")]
+    base = family_class(manifest["family"]).open(Path(folder), manifest, precision)
     for part in filter(None, (base.model, base.audio)):
         part.requires_grad_(False).eval().to(device)
     return base
 
 
 def family_class(family: str) -> type[Base]:
-    return getattr(importlib.import_module(f"loratory.bases.{family}"), MODELS[family])
+    """The class that a family's file defines."""
+    return registry.load_module("family", family).Family

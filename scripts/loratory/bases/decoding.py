@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from copy import copy
 from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from transformers import (
@@ -11,6 +12,7 @@ from transformers import (
     DynamicLayer,
     EncoderDecoderCache,
     LogitsProcessorList,
+    PreTrainedModel,
     StoppingCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -37,7 +39,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise InputError("sampling", "temperature is not positive", self.temperature, "> 0; greedy: no sampling")
         if not 0 < self.top_p <= 1:
@@ -45,7 +47,7 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise InputError("sampling", "top_k keeps no token", self.top_k, "at least 1")
 
-    def random_generator(self, device) -> torch.Generator:
+    def random_generator(self, device: torch.device | str) -> torch.Generator:
         return torch.Generator(device).manual_seed(self.seed)
 
     def logits_warpers(self) -> LogitsProcessorList:
@@ -57,12 +59,26 @@ class Sampling:
         return found
 
 
-def new_cache(model):
-    """The cache a model wants: its own kind (two caches for a mixture) or the usual one."""
-    return model.new_cache() if hasattr(model, "new_cache") else empty_cache(model)
+@runtime_checkable
+class Routed(Protocol):
+    """What a mixture declares besides the call of the Hugging Face model that it wraps.
+
+    Attributes:
+        wants: names in a batch of what it takes besides the model's inputs.
+    """
+
+    wants: tuple[str, ...]
+
+    def new_cache(self) -> Any:
+        """An empty cache: one for its passes with experts, and one for those without."""
 
 
-def empty_cache(model) -> Cache:
+def new_cache(model: torch.nn.Module) -> Any:
+    """An empty cache of the model's own kind: two caches for a mixture, the usual one for any other model."""
+    return model.new_cache() if isinstance(model, Routed) else empty_cache(cast(PreTrainedModel, model))
+
+
+def empty_cache(model: PreTrainedModel) -> Cache:
     """A growing cache of a Hugging Face model."""
     if model.config.is_encoder_decoder:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -70,9 +86,15 @@ def empty_cache(model) -> Cache:
 
 
 def decode_batch(
-    forward, inputs: dict, cache, end: int | Collection[int], limit: int, sampling: Sampling | None = None, **options
+    forward: Callable,
+    inputs: dict[str, Any],
+    cache: Any,
+    end: int | Collection[int],
+    limit: int,
+    sampling: Sampling | None = None,
+    **options: Any,
 ) -> list[list[int]]:
-    """The written ids of each row, without `end`; arguments are those of `steps`."""
+    """The written ids of each row, without `end`; arguments are those of `decode_steps`."""
     return collect_rows(
         decode_steps(forward, inputs, cache, end, limit, sampling, **options), len(inputs["attention_mask"])
     )
@@ -90,8 +112,8 @@ def collect_rows(steps: Iterator[list[int | None]], rows: int) -> list[list[int]
 @torch.no_grad()
 def decode_steps(
     forward: Callable,
-    inputs: dict,
-    cache,
+    inputs: dict[str, Any],
+    cache: Any,
     end: int | Collection[int],
     limit: int,
     sampling: Sampling | None = None,
@@ -100,14 +122,14 @@ def decode_steps(
 ) -> Iterator[list[int | None]]:
     """Continues a left-padded batch until every row is done or wrote `limit` tokens.
 
-    A row is done with `end`, or with the token that fulfils `stopping`. All rows are drawn for at each step, so what a
-    row gets does not depend on when others are done.
+    A row is done with `end`, or with the token that fulfils `stopping`. A token is drawn for every row at each step,
+    so what a row gets does not depend on when others are done.
 
     Args:
         forward: (inputs, cache) -> output with `.logits [batch, length, vocabulary]`; appends to the cache.
         inputs: first inputs: `attention_mask`, `position_ids`, and `input_ids` or `inputs_embeds`.
         end: the id, or ids, after which nothing follows.
-        stopping: is shown the written ids `[batch, written]`; says which rows are done.
+        stopping: (written ids `[batch, written]`, logits `[batch, vocabulary]`) -> which rows are done `[batch]`.
         allowed: the only ids that are written; all if None.
 
     Yields:
@@ -119,11 +141,12 @@ def decode_steps(
     generator, warpers = (
         (sampling.random_generator(mask.device), sampling.logits_warpers()) if sampling else (None, None)
     )
-    written, open_rows = [], set(range(len(mask)))
+    written: list[torch.Tensor] = []
+    open_rows = set(range(len(mask)))
     for step in range(limit):
         logits = forward(inputs, cache).logits[:, -1].float()
         logits = logits if allowed is None else logits[:, allowed]
-        token = draw_tokens(logits, warpers, generator) if sampling else logits.argmax(-1)
+        token = logits.argmax(-1) if warpers is None else draw_tokens(logits, warpers, generator)
         token = token if allowed is None else allowed[token]
         ids = token.tolist()
         open_rows -= {row for row in open_rows if ids[row] in ends}
@@ -141,9 +164,11 @@ def decode_steps(
             inputs["attention_mask"] = mask
 
 
-def draw_tokens(logits: torch.Tensor, warpers: LogitsProcessorList, generator) -> torch.Tensor:
+def draw_tokens(logits: torch.Tensor, warpers: LogitsProcessorList, generator: torch.Generator | None) -> torch.Tensor:
     """One token a row `[batch]`."""
-    return torch.multinomial(warpers(None, logits).softmax(-1), 1, generator=generator)[:, 0]
+    ids = cast(torch.LongTensor, None)  # temperature, top_k and top_p look at logits alone
+    shares = warpers(ids, cast(torch.FloatTensor, logits)).softmax(-1)
+    return torch.multinomial(shares, 1, generator=generator)[:, 0]
 
 
 def branch_cache(cache: Cache, rows: int) -> Cache:
@@ -152,10 +177,17 @@ def branch_cache(cache: Cache, rows: int) -> Cache:
     Nothing is copied: growing layers put new tensors in place of theirs and never write into those that they have.
     """
     twin = copy(cache)
-    twin.layers = [copy(layer) for layer in cache.layers]
-    for layer in twin.layers:
-        layer.keys, layer.values = (tensor.expand(rows, -1, -1, -1) for tensor in (layer.keys, layer.values))
+    layers = [copy(cast(DynamicLayer, layer)) for layer in cache.layers]
+    for layer in layers:
+        layer.keys, layer.values = (tensor.expand(rows, -1, -1, -1) for tensor in stored_states(layer))
+    twin.layers = [*layers]
     return twin
+
+
+def stored_states(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of a layer that has read a prompt."""
+    assert layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values
 
 
 class FixedLayer(DynamicLayer):
@@ -165,19 +197,24 @@ class FixedLayer(DynamicLayer):
         like: a growing layer that has read a prompt. place: `[1]`, where the next token goes; shared by all layers.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, like: DynamicLayer, length: int, place: torch.Tensor):
         super().__init__()
-        self.dtype, self.device, self.is_initialized, self.place = like.keys.dtype, like.keys.device, True, place
-        self.keys, self.values = (
-            tensor.new_zeros(*tensor.shape[:2], length, tensor.shape[-1]) for tensor in (like.keys, like.values)
-        )
+        states = stored_states(like)
+        self.dtype, self.device, self.is_initialized, self.place = states[0].dtype, states[0].device, True, place
+        self.keys, self.values = (tensor.new_zeros(*tensor.shape[:2], length, tensor.shape[-1]) for tensor in states)
 
     def copy_states(self, grown: DynamicLayer) -> None:
         """Starts with what a growing layer read."""
-        self.keys[:, :, : grown.keys.shape[2]] = grown.keys
-        self.values[:, :, : grown.values.shape[2]] = grown.values
+        keys, values = stored_states(grown)
+        self.keys[:, :, : keys.shape[2]] = keys
+        self.values[:, :, : values.shape[2]] = values
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys.index_copy_(2, self.place, key_states)
         self.values.index_copy_(2, self.place, value_states)
         return self.keys, self.values

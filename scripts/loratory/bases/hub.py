@@ -44,9 +44,10 @@ def download_files(repository: str, revision: str, patterns: list[str]) -> Path:
         what, fix = "a file that the hub lists is missing there", "try again later"
         raise InputError(f"{where}:{name}", what, fix=fix, reason="missing") from None
     except (OSError, ValueError, errors.EntryNotFoundError, errors.HTTPError) as error:
-        first, *others = missing_files(repository, revision, patterns) or [None]
-        what = f"it {f'and {len(others)} more ' * bool(others)}could not be fetched from {constants.ENDPOINT}"
-        where += f":{first}" if first else ""
+        missing = missing_files(repository, revision, patterns) or []
+        others = max(0, len(missing) - 1)
+        what = f"it {f'and {others} more ' * bool(others)}could not be fetched from {constants.ENDPOINT}"
+        where += f":{missing[0]}" if missing else ""
         raise InputError(where, what, error.__cause__ or error, fix=OTHERWISE, reason="network") from error
     if missing_files(repository, revision, patterns) is None:
         what = f"the cache has files of it but no list of all, and {constants.ENDPOINT} gave none"

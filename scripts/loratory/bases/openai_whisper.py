@@ -5,10 +5,14 @@
 Nothing that a checkpoint pickles is run. The numbers stay what they are, in the precision that they are stored in.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,10 +24,13 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from loratory.bases.families.whisper import ENGLISH_ONLY
 from loratory.bases.prepare import prepare_folder, write_manifest
-from loratory.bases.whisper import ENGLISH_ONLY
 from loratory.data.files import atomic_write
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    from loratory.bases.options import BaseEntry
 
 END = "<|endoftext|>"
 SIZES = {  # OpenAI's name: that of `WhisperConfig`; the decoder's width is the encoder's
@@ -67,7 +74,7 @@ def weight_names(sizes: dict[str, int]) -> dict[str, str]:
     return {theirs: f"model.{ours}" for theirs, ours in names.items()}
 
 
-def read_checkpoint(path) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+def read_checkpoint(path: Path | str) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
     """Sizes and weights of a `.pt` file.
 
     Raises:
@@ -81,27 +88,27 @@ def read_checkpoint(path) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
         raise InputError(path, "not loaded: damaged, or holds more than tensors", reason, expected) from None
-    parts = [content.get(name) for name in ("dims", "model_state_dict")] if isinstance(content, dict) else [None, None]
-    if not all(isinstance(part, dict) for part in parts):
+    found = content if isinstance(content, dict) else {}
+    sizes, weights = found.get("dims"), found.get("model_state_dict")
+    if not isinstance(sizes, dict) or not isinstance(weights, dict):
         raise InputError(path, "not a checkpoint of Whisper", None, "a dict of `dims` and `model_state_dict`")
-    sizes, weights = parts
     if sizes.keys() != SIZES.keys() or not all(isinstance(size, int) and size > 0 for size in sizes.values()):
         raise InputError(path, "not the sizes of a Whisper model", str(sizes), ", ".join(SIZES))
     check_names(path, weights, weight_names(sizes))
     return sizes, weights
 
 
-def check_names(where, found, expected) -> None:
+def check_names(where: Path | str, found: Mapping[str, Any], expected: Collection[str]) -> None:
     """Raises:
     InputError: weights are missing, or there are others.
     """
-    for what, names in (("missing", expected - found.keys()), ("unexpected", found.keys() - expected)):
+    for what, names in (("missing", {*expected} - found.keys()), ("unexpected", found.keys() - {*expected})):
         if names:
             some, fix = min(names), "give the checkpoint of one whole Whisper model"
             raise InputError(where, f"{len(names)} weights are {what}, such as {some}", None, "Whisper's alone", fix)
 
 
-def check_shapes(where, weights, config: WhisperConfig) -> None:
+def check_shapes(where: Path | str, weights: Mapping[str, Any], config: WhisperConfig) -> None:
     """Raises:
     InputError: what is called a weight is no tensor, or one of another size than the config says.
     """
@@ -113,7 +120,7 @@ def check_shapes(where, weights, config: WhisperConfig) -> None:
             raise InputError(f"{where}:{name}", "wrong size", given and str(tuple(given)), str(tuple(expected.shape)))
 
 
-def whisper_config(path, sizes: dict[str, int]) -> WhisperConfig:
+def whisper_config(path: Path | str, sizes: dict[str, int]) -> WhisperConfig:
     """Raises:
     InputError: encoder and decoder differ in width, or the vocabulary is not one of OpenAI's.
     """
@@ -124,13 +131,13 @@ def whisper_config(path, sizes: dict[str, int]) -> WhisperConfig:
     end = 50256 + (sizes["n_vocab"] > ENGLISH_ONLY)
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": end + 1}
     wide = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 4 * sizes["n_text_state"])
-    given = {name: sizes[theirs] for theirs, name in SIZES.items()}
-    config = WhisperConfig(**given, **wide, **ids, suppress_tokens=None, begin_suppress_tokens=None)
+    fields: dict[str, Any] = {name: sizes[theirs] for theirs, name in SIZES.items()} | wide | ids
+    config = WhisperConfig(**fields, suppress_tokens=None, begin_suppress_tokens=None)
     config.architectures = ["WhisperForConditionalGeneration"]
     return config
 
 
-def check_vocabulary(where, size: int) -> None:
+def check_vocabulary(where: Path | str, size: int) -> None:
     if not ENGLISH_ONLY <= size <= ENGLISH_ONLY + 2:  # 0, 99 or 100 languages
         raise InputError(where, "not a vocabulary of OpenAI's", f"{size} tokens", "51864, 51865 or 51866 tokens")
 
@@ -139,7 +146,7 @@ class BytePairConverter(TikTokenConverter):
     """Byte pairs of an encoding that is in memory in place of a file."""
 
     @staticmethod
-    def load_tiktoken_bpe(encoding) -> dict[bytes, int]:
+    def load_tiktoken_bpe(encoding: Any) -> dict[bytes, int]:
         return encoding._mergeable_ranks
 
 
@@ -162,11 +169,11 @@ def openai_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def import_openai(path, out) -> None:
+def import_openai(path: Path | str, out: Path | str) -> None:
     """Writes the model folder of a `.pt` checkpoint: config, weights as safetensors, tokenizer.
 
     Raises:
-        InputError: see `read_checkpoint` and `config_of`.
+        InputError: as `read_checkpoint` and `whisper_config`.
     """
     sizes, weights = read_checkpoint(path)
     config, names = whisper_config(path, sizes), weight_names(sizes)
@@ -180,7 +187,7 @@ def import_openai(path, out) -> None:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
 
 
-def prepare_openai(source, name: str, entry, out) -> None:
+def prepare_openai(source: Path | str, name: str, entry: BaseEntry, out: Path) -> None:
     """Prepares the base of a `.pt` checkpoint as if it came as a folder."""
     with TemporaryDirectory() as scratch:
         import_openai(source, Path(scratch, "base"))
@@ -188,7 +195,7 @@ def prepare_openai(source, name: str, entry, out) -> None:
     write_manifest(out, name, entry, origin=str(source))
 
 
-def export_openai(folder, out) -> None:
+def export_openai(folder: Path | str, out: Path | str) -> None:
     """Writes a `.pt` that `whisper.load_model` opens, from a model folder with OpenAI's vocabulary.
 
     Raises:
@@ -202,7 +209,7 @@ def export_openai(folder, out) -> None:
         expected = "Whisper with layers four times as wide inside"
         raise InputError(folder, "not a model that OpenAI's code can hold", config.model_type, expected)
     check_vocabulary(folder, config.vocab_size)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
     tensors.pop("proj_out.weight", None)  # the embeddings once more

@@ -1,11 +1,22 @@
-"""Options of bases that the config has and the folder's manifest keeps. Imported while the config is read: nothing
-heavy."""
+"""The config's sections on bases. Imported while the config is read: nothing heavy."""
 
-from typing import Literal
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from loratory import registry
 from loratory.domains.contract import Options
+from loratory.errors import short_value
+from loratory.fields import Name, Names
+from loratory.training.schedule import Training
+
+COMMIT = re.compile("[0-9a-f]{40}")
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[*registry.registered_names("family")]
 
 
 class WhisperOptions(Options):
@@ -20,7 +31,83 @@ class WhisperOptions(Options):
     silence: float = Field(0, ge=0, le=30, description="seconds of silence that a `clip` window has after the clip")
 
     @model_validator(mode="after")
-    def check_silence(self):
+    def check_silence(self) -> Self:
         if self.silence and self.window == "full":
             raise ValueError("`silence` needs `window: clip`: a full window ends in silence anyway")
         return self
+
+
+class Pretrain(Options):
+    """Train a small base of the family from nothing, on the general data."""
+
+    domains: Names = Field(min_length=1, description="which corpora of `general` it reads")
+    architecture: dict[str, Any] = Field(description="fields of the Hugging Face config of the family")
+    vocabulary: int = Field(1024, ge=64, description="tokens of the tokenizer that is trained first")
+    training: Training = Field(Training(), description="of all its weights")
+    seed: int = Field(0, ge=0, description="of its initial weights and of its batches")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the stored weights; trained in float32")
+
+
+class Audio(Options):
+    """Ears for a causal base: frozen Whisper encoder, stacked frames, trained projector."""
+
+    encoder: Name = Field(description="a base of family whisper")
+    stack: int = Field(5, ge=1, description="encoder frames that make one prefix embedding")
+    hidden: int = Field(256, ge=1, description="width of the projector's hidden layer")
+    corpus: Name | None = Field(None, description="corpus of `general` that a given base's projector learns from")
+    training: Training = Field(Training(), description="of the projector of a given base, which itself stays frozen")
+
+
+class BaseEntry(Options):
+    """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
+
+    family: Family = Field(description="how it reads and what it can be asked")
+    path: str | None = Field(None, description="folder with safetensors, config and tokenizer, or OpenAI's `.pt`")
+    hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
+    revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
+    pretrain: Pretrain | None = Field(None, description="train it in the workflow")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="in which its frozen weights are held in memory")
+    audio: Audio | None = Field(None, description="audio prefix of a causal base")
+    whisper: WhisperOptions | None = Field(None, description="how a base of family whisper is asked")
+    parameters: int | None = Field(
+        None, ge=1, description="numbers in its weights, for a forecast before it is on disk"
+    )
+    licence: str | None = Field(None, description="licence of the weights")
+    note: str = Field("", description="one line for the tables: what this base is and is not")
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Self:
+        given = [origin for origin in ("path", "hub", "pretrain") if getattr(self, origin) is not None]
+        if len(given) != 1:
+            raise ValueError(f"given: {', '.join(given) or 'none'}; expected one of `path`, `hub` and `pretrain`")
+        if self.hub and not self.revision:
+            raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
+        if self.revision and not COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"`revision` is no whole commit ({short_value(self.revision)}); expected 40 hexadecimal digits"
+            )
+        if self.precision != "fp32" and self.family == "folding":
+            raise ValueError("a folding base has its own precision; leave `precision` out")
+        if self.audio and self.family != "causal":
+            raise ValueError("only a causal base takes `audio`")
+        if self.whisper and self.family != "whisper":
+            raise ValueError("only a base of family whisper takes `whisper`")
+        if self.path and self.path.endswith(".pt") and self.family != "whisper":
+            raise ValueError("only a base of family whisper may be a `.pt` file (OpenAI's format)")
+        return self
+
+    @property
+    def corpora(self) -> tuple[str | None, ...]:
+        """The corpora of `general` that it learns from here, if any."""
+        return self.pretrain.domains if self.pretrain else (self.audio.corpus,) if self.audio else ()
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether an audio prefix is made here, or comes with the folder."""
+        return self.audio is not None or bool(self.path and Path(self.path, "audio").is_dir())
+
+    @property
+    def training(self) -> Training | None:
+        """Its own training here, if any: of all its weights, or of its projector."""
+        learnt = self.pretrain or self.audio
+        return learnt.training if learnt else None

@@ -1,21 +1,23 @@
 """Bringing a base from a folder or the hub into the workflow's own folder, with a manifest of what it is."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from shutil import copy2
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from transformers import AutoModelForSequenceClassification
-
-from loratory.bases.checks import HEADS, INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
-from loratory.bases.core import MANIFEST, open_model, open_tokenizer, weights_digest
+from loratory.bases.checks import INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
+from loratory.bases.core import MANIFEST, family_class, weights_digest
 from loratory.bases.hub import download_files
-from loratory.bases.options import WhisperOptions
 from loratory.data.files import atomic_write, read_json, write_json
+
+if TYPE_CHECKING:
+    from loratory.bases.options import BaseEntry
 
 COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # besides weights; no pickles, no code
 
 
-def prepare_folder(source, name: str, entry, out) -> None:
+def prepare_folder(source: Path | str, name: str, entry: BaseEntry, out: Path | str) -> None:
     """Checks a local model folder and copies weights, config and tokenizer.
 
     Raises:
@@ -25,17 +27,17 @@ def prepare_folder(source, name: str, entry, out) -> None:
     prepare_files(Path(source), name, entry, out, taken_from=str(source))
 
 
-def prepare_hub(repository: str, name: str, entry, out) -> None:
+def prepare_hub(repository: str, name: str, entry: BaseEntry, out: Path | str) -> None:
     """Downloads one commit of a hub repository (safetensors, config, tokenizer) and prepares it.
 
     Raises:
-        InputError: as `download` and `check_model_folder`.
+        InputError: as `download_files` and `check_model_folder`.
     """
-    folder = download_files(repository, entry.revision, ["*.safetensors", *COPIED_FILES])
+    folder = download_files(repository, cast(str, entry.revision), ["*.safetensors", *COPIED_FILES])
     prepare_files(folder, name, entry, out, taken_from="hub")
 
 
-def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
+def prepare_files(source: Path, name: str, entry: BaseEntry, out: Path | str, taken_from: str) -> None:
     """Checks and copies the files of one model; weights that are not the model's stay behind."""
     check_model_folder(source, entry.family)
     said = declared_weights(source)
@@ -48,29 +50,18 @@ def prepare_files(source: Path, name: str, entry, out, taken_from: str) -> None:
             target = aside / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             copy2(path, target)
-        if entry.family == "encoder":
-            add_head(aside)
+        family_class(entry.family).complete_folder(aside)
         write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **said)
 
 
-def declared_weights(source: Path) -> dict:
+def declared_weights(source: Path) -> dict[str, Any]:
     """What the folder says of its weights: random ones stay marked as random, so that nothing reports them."""
     manifest = source / MANIFEST
     said = read_object(manifest).get("weights") if manifest.is_file() else None
     return {"weights": said} if said else {}
 
 
-def add_head(folder) -> None:
-    """Stores the encoder with its (untrained) pooler and classifier, so that every reader starts from the same."""
-    torch.manual_seed(0)
-    model = open_model(AutoModelForSequenceClassification, folder, new=HEADS, num_labels=2)
-    for path in folder.glob("*.safetensors*"):
-        path.unlink()
-    model.save_pretrained(folder)
-    open_tokenizer(folder).save_pretrained(folder)
-
-
-def write_manifest(folder, name: str, entry, origin: str, **facts) -> None:
+def write_manifest(folder: Path, name: str, entry: BaseEntry, origin: str, **facts: Any) -> None:
     """`base.json`: where the base comes from and the digest that adapters will remember."""
     manifest = {
         "name": name,
@@ -83,12 +74,10 @@ def write_manifest(folder, name: str, entry, origin: str, **facts) -> None:
         "weights": "trained",
         "weights_sha256": weights_digest(folder),
     }
-    if entry.family == "whisper":
-        facts["whisper"] = (entry.whisper or WhisperOptions()).model_dump()
-    write_json(folder / MANIFEST, manifest | facts)
+    write_json(folder / MANIFEST, manifest | facts | family_class(entry.family).manifest_facts(entry))
 
 
-def note_training(folder, **facts) -> None:
+def note_training(folder: Path, **facts: Any) -> None:
     """What was trained here of a prepared base, and the digest of its weights since."""
     manifest = read_json(folder / MANIFEST)
     write_json(folder / MANIFEST, manifest | facts | {"weights_sha256": weights_digest(folder)})

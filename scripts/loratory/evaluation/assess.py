@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loratory import registry
-from loratory.bases import folding
+from loratory.bases.families import folding
 from loratory.data.files import atomic_write, write_json
 from loratory.data.structures import alpha_carbons
 from loratory.domains.dataset import read_split

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loratory import registry
-from loratory.bases import folding
+from loratory.bases.families import folding
 from loratory.data.files import atomic_write, file_sha256
 from loratory.data.structures import alpha_carbons
 from loratory.errors import InputError

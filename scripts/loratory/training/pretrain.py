@@ -26,10 +26,11 @@ from transformers import (
 )
 
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.causal import Causal
-from loratory.bases.core import IGNORED, Base, load_base
-from loratory.bases.prepare import add_head, write_manifest
-from loratory.bases.whisper import PROMPT, Whisper
+from loratory.bases.core import IGNORED, Base, family_class, load_base
+from loratory.bases.families.causal import Family as Causal
+from loratory.bases.families.whisper import PROMPT
+from loratory.bases.families.whisper import Family as Whisper
+from loratory.bases.prepare import write_manifest
 from loratory.data.batching import Batches
 from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example
@@ -297,8 +298,7 @@ def pretrain_base(
         base.tokenizer.save_pretrained(aside)
         if base.audio is not None:
             base.audio.cpu().to(dtype).save(aside / "audio")
-        if entry.family == "encoder":
-            add_head(aside)
+        family_class(entry.family).complete_folder(aside)
         write_json(aside / "curve.json", curve)
         size = sum(p.numel() for p in base.model.parameters())
         write_manifest(aside, name, entry, origin="pretrain", parameters=size, **facts)

@@ -4,11 +4,12 @@ the config is read: nothing heavy."""
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loratory.domains.contract import Options
+from loratory.fields import Rates
 
 
 class Schedule(Options):
@@ -41,3 +42,16 @@ class Training(Schedule):
         if self.decay == "constant":
             return self.learning_rate
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+
+
+class Sweep(Schedule):
+    """A training for each learning rate."""
+
+    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_rate(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "learning_rate" in given:
+            raise ValueError(f"`learning_rate` was renamed to `learning_rates`, a list: [{given['learning_rate']}]")
+        return given

@@ -1,12 +1,18 @@
 """Whisper and models of its class: log-mel features in, transcript out (Radford et al. 2022, arXiv:2212.04356)."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import WhisperForConditionalGeneration
+from torch.nn import Module
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -14,30 +20,38 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from loratory.bases.core import (
     IGNORED,
     Base,
+    Batch,
     Encoded,
+    InPlace,
     check_clip,
-    open_model,
-    open_tokenizer,
     pad_rows,
     too_long_error,
 )
-from loratory.bases.decoding import decode_batch, new_cache
+from loratory.bases.decoding import Sampling, decode_batch, new_cache
 from loratory.bases.options import WhisperOptions
 from loratory.data.audio import RATE, SAMPLES_PER_POSITION, log_mel, read_audio
+from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
+
+if TYPE_CHECKING:
+    from loratory.bases.options import BaseEntry
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 TIMESTAMPS = "<|0.00|>"  # the first of them; they are the last ids
 ENGLISH_ONLY = 51864  # tokens of OpenAI's English-only checkpoints; the multilingual ones have more
 
 
-class Whisper(Base):
+class Family(Base):
     """Language and task are fixed by the decoder prompt: children's speech is easily taken for another language."""
 
     family = "whisper"
+    model_class = WhisperForConditionalGeneration
+    needed_token = "eos_token"
 
-    def __init__(self, folder, manifest, model, tokenizer):
+    def __init__(
+        self, folder: Path | str, manifest: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ):
         super().__init__(folder, manifest, model, tokenizer)
         self.options = WhisperOptions(**manifest.get("whisper") or {})
         vocabulary = tokenizer.get_vocab()
@@ -47,10 +61,19 @@ class Whisper(Base):
         if self.options.window == "clip":
             model.model.encoder = ClipEncoder.from_encoder(model.model.encoder)
 
+    @staticmethod
+    def architectures(model_type: str) -> set[str]:
+        return {"WhisperForConditionalGeneration"} if model_type == "whisper" else set()
+
     @classmethod
-    def open(cls, folder, manifest, dtype):
-        model = open_model(WhisperForConditionalGeneration, folder, dtype=dtype)
-        return cls(folder, manifest, model, open_tokenizer(folder))
+    def manifest_facts(cls, entry: BaseEntry) -> dict[str, Any]:
+        """How it is decoded, so that a folder says it without a config."""
+        return {"whisper": (entry.whisper or WhisperOptions()).model_dump()}
+
+    @property
+    def context(self) -> int:
+        """Of the decoder."""
+        return self.model.config.max_target_positions
 
     @property
     def frames(self) -> int:
@@ -60,15 +83,13 @@ class Whisper(Base):
         """The decoder's first tokens."""
         return list(self.prompt_ids)
 
-    def encode(self, example) -> Encoded:
+    def encode(self, example: Example) -> Encoded:
         samples = len(read_audio(example.audio))
         check_clip(f"{self.folder}:{example.id}", samples, self.frames)
-        text = self.tokenizer(example.target, add_special_tokens=False)["input_ids"] if example.target else []
+        text = self.tokens(example.target) if example.target else []
         prompt, target = self.decoder_prompt(), [*text, self.tokenizer.eos_token_id]
-        if len(prompt) + len(target) > self.model.config.max_target_positions:
-            raise too_long_error(
-                self.folder, example.id, len(prompt) + len(target), self.model.config.max_target_positions
-            )
+        if len(prompt) + len(target) > self.context:
+            raise too_long_error(self.folder, example.id, len(prompt) + len(target), self.context)
         labels = [IGNORED] * len(prompt) + target
         return Encoded(prompt + target, labels, self.encoder_positions(samples) + len(labels), example.audio)
 
@@ -78,53 +99,60 @@ class Whisper(Base):
             return self.frames // 2
         return min(self.frames // 2, ceil((samples + self.options.silence * RATE) / SAMPLES_PER_POSITION))
 
-    def audio_features(self, items) -> torch.Tensor:
+    def audio_features(self, items: Sequence[Encoded]) -> torch.Tensor:
         """Log-mel features `[batch, n_mels, frames]`, as long as the longest item's; each clip is computed alone."""
         frames = 2 * max(item.length - len(item.labels) for item in items)
         n_mels = self.model.config.num_mel_bins
         clips = [clip_features(item.audio, n_mels, self.frames)[:, :frames] for item in items]
         return torch.from_numpy(np.stack(clips)).to(self.device, self.model.dtype)
 
-    def collate(self, items):
+    def collate(self, items: Sequence[Encoded]) -> Batch:
         return {
             "features": self.audio_features(items),
             "ids": pad_rows([item.ids for item in items], self.tokenizer.eos_token_id, self.device),
-            "mask": pad_rows(
-                [[1] * (len(item.ids) - 1) for item in items], 0, self.device
-            ),  # of what the decoder reads
+            # the decoder does not read the last token, which nothing follows
+            "mask": pad_rows([[1] * (len(item.ids) - 1) for item in items], 0, self.device),
             "labels": pad_rows([item.labels for item in items], IGNORED, self.device),
         }
 
-    @staticmethod
-    def inputs(batch) -> dict:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         """Model inputs without the last token, which nothing follows; padding on the right needs no mask."""
         return {"input_features": batch["features"], "decoder_input_ids": batch["ids"][:, :-1], "use_cache": False}
 
-    def loss(self, model, batch):
+    def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         logits = model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits
         labels = batch["labels"][:, 1:]
         nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         return nll, int((labels != IGNORED).sum())
 
-    def text(self, model, items, limit: int, sampling=None) -> list[str]:
+    def text(
+        self,
+        model: Module,
+        items: Sequence[Encoded],
+        limit: int,
+        sampling: Sampling | None = None,
+        in_place: InPlace | None = None,
+    ) -> list[str]:
         return [self.transcript_text(ids) for ids in self.generate_ids(model, items, limit, sampling)]
 
     def transcript_text(self, ids: list[int]) -> str:
         """The text of written ids, without times."""
         spoken = [id for id in ids if id < self.timestamps]
-        return self.tokenizer.decode(spoken, skip_special_tokens=True).strip()
+        return cast(str, self.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
 
     @torch.no_grad()
-    def generate_ids(self, model, items, limit: int, sampling=None) -> list[list[int]]:
+    def generate_ids(
+        self, model: Module, items: Sequence[Encoded], limit: int, sampling: Sampling | None = None
+    ) -> list[list[int]]:
         """Ids that follow the prompt, without end; greedy unless `sampling` is given, and without fallback."""
-        heard = model.get_encoder()(self.audio_features(items))
+        heard = cast(PreTrainedModel, model).get_encoder()(self.audio_features(items))
         prompt = torch.tensor([self.decoder_prompt()] * len(items), device=self.device)
-        limit = min(limit, self.model.config.max_target_positions - prompt.shape[1])
+        limit = min(limit, self.context - prompt.shape[1])
         positions = torch.arange(prompt.shape[1], device=self.device).expand(len(items), -1)
         begin = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "position_ids": positions}
         first, later = (each.to(self.device) for each in self.suppressed) if self.suppressed else (None, None)
 
-        def forward(inputs, cache):
+        def forward(inputs: dict[str, Any], cache: Any) -> Any:
             output = model(
                 encoder_outputs=heard,
                 decoder_input_ids=inputs["input_ids"],
@@ -147,14 +175,16 @@ class ClipEncoder(WhisperEncoder):
     """Whisper's encoder for windows of any even number of frames: it reads as many positions as there are."""
 
     @classmethod
-    def from_encoder(cls, encoder: WhisperEncoder) -> "ClipEncoder":
+    def from_encoder(cls, encoder: WhisperEncoder) -> ClipEncoder:
         """The same weights (not copies), under the same names."""
         with torch.device("meta"):
             clip = cls(encoder.config)
         clip.load_state_dict(encoder.state_dict(), assign=True)
         return clip.train(encoder.training)
 
-    def forward(self, input_features, attention_mask=None, **kwargs) -> BaseModelOutput:
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
         """`[batch, n_mels, frames]` → `[batch, frames / 2, d_model]`; nothing is masked, as in Whisper's training."""
         states = F.gelu(self.conv2(F.gelu(self.conv1(input_features)))).transpose(1, 2)
         states = states + self.embed_positions.weight[: states.shape[1]]
@@ -164,7 +194,9 @@ class ClipEncoder(WhisperEncoder):
         return BaseModelOutput(last_hidden_state=self.layer_norm(states))
 
 
-def prompt_tokens(folder, model, vocabulary: dict[str, int], options: WhisperOptions) -> list[str]:
+def prompt_tokens(
+    folder: Path | str, model: PreTrainedModel, vocabulary: dict[str, int], options: WhisperOptions
+) -> list[str]:
     """The decoder prompt: language and task only where the checkpoint was trained with them.
 
     Raises:
@@ -187,7 +219,7 @@ def prompt_tokens(folder, model, vocabulary: dict[str, int], options: WhisperOpt
     return tokens
 
 
-def is_multilingual(model, languages: list[str]) -> bool:
+def is_multilingual(model: PreTrainedModel, languages: list[str]) -> bool:
     """As the folder says, else by OpenAI's sizes of vocabularies, else by whether languages have tokens.
 
     Tokens alone do not tell: those of English-only checkpoints name languages too, and were never trained.
@@ -199,7 +231,7 @@ def is_multilingual(model, languages: list[str]) -> bool:
     return size > ENGLISH_ONLY if size >= ENGLISH_ONLY else bool(languages)
 
 
-def suppressed_logits(folder, model) -> tuple[torch.Tensor, torch.Tensor]:
+def suppressed_logits(folder: Path | str, model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """What is added to the logits `[vocabulary]` of the first token and of later ones: 0, or -inf where OpenAI's
     default suppression (`suppress_tokens="-1"`, `suppress_blank`) forbids the token.
 

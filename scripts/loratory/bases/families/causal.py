@@ -1,32 +1,41 @@
 """Decoder-only language models (Llama, Qwen, GPT-2, Phi, …), with an optional audio prefix."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
+from torch.nn import Module
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto as auto
 
 from loratory.bases.audio import AudioPrefix
 from loratory.bases.core import (
     IGNORED,
     Base,
+    Batch,
     Encoded,
+    InPlace,
     check_clip,
-    open_model,
-    open_tokenizer,
+    class_names,
+    is_bidirectional,
     pad_rows,
     too_long_error,
 )
-from loratory.bases.decoding import decode_batch, new_cache
+from loratory.bases.decoding import Sampling, decode_batch, new_cache
 from loratory.data.audio import read_audio
+from loratory.domains.contract import Example
 from loratory.errors import InputError
 
 
-class Causal(Base):
+class Family(Base):
     """Sequence = [begin] [audio] prompt | target [end]; only what stands behind the bar is scored.
 
     Where the target has an alphabet, each of its letters is one token, its last letter is the end, and probabilities
@@ -34,20 +43,38 @@ class Causal(Base):
     """
 
     family = "causal"
+    model_class = AutoModelForCausalLM
+    needed_token = "eos_token"
 
-    def __init__(self, folder, manifest, model, tokenizer, audio: AudioPrefix | None = None):
+    def __init__(
+        self,
+        folder: Path | str,
+        manifest: dict[str, Any],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        audio: AudioPrefix | None = None,
+    ):
         super().__init__(folder, manifest, model, tokenizer)
         self.audio = audio
         self.alphabets: dict[tuple[str, ...], tuple[int, ...]] = {}
-        self.context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+
+    @staticmethod
+    def architectures(model_type: str) -> set[str]:
+        if model_type == "whisper" or is_bidirectional(model_type):
+            return set()
+        return class_names(model_type, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
     @classmethod
-    def open(cls, folder, manifest, dtype):
-        model = open_model(AutoModelForCausalLM, folder, dtype=dtype)
-        tokenizer = open_tokenizer(folder)
-        ears = folder / "audio"
-        audio = AudioPrefix.load(ears) if ears.is_dir() else None
-        return cls(folder, manifest, model, tokenizer, audio)
+    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
+        base = super().open(folder, manifest, dtype)
+        if (folder / "audio").is_dir():
+            base.audio = AudioPrefix.load(folder / "audio")
+        return base
+
+    @property
+    def context(self) -> int:
+        """Practically without end where the config names no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
 
     @property
     def end_id(self) -> int:
@@ -57,9 +84,6 @@ class Causal(Base):
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id
 
-    def tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     @cached_property
     def begin_ids(self) -> list[int]:
         """What the tokenizer puts before a text: what the model saw there in its pretraining."""
@@ -67,7 +91,7 @@ class Causal(Base):
         marked = zip(encoded["input_ids"], encoded["special_tokens_mask"])
         return [id for id, _ in takewhile(lambda pair: pair[1], marked)]
 
-    def encode(self, example) -> Encoded:
+    def encode(self, example: Example) -> Encoded:
         begin = [] if example.chat else self.begin_ids  # a chat template brings its own
         heard = self.audio_tokens(example) if example.audio else 0
         prompt = begin + [self.pad_id] * heard + self.prompt_tokens(example)
@@ -82,7 +106,7 @@ class Causal(Base):
         labels = [IGNORED] * len(prompt) + target
         return Encoded(prompt + target, labels, len(labels), example.audio, heard, label, example.alphabet)
 
-    def prompt_tokens(self, example) -> list[int]:
+    def prompt_tokens(self, example: Example) -> list[int]:
         """Raises:
         InputError: a chat is asked for, and the base has no template for one, or the example is heard.
         """
@@ -95,9 +119,9 @@ class Causal(Base):
             raise InputError(where, "a chat template has no place for audio", example.audio, "text alone", fix)
         turn = [{"role": "user", "content": example.prompt}]
         text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return self.tokens(text)
+        return self.tokens(cast(str, text))
 
-    def target_tokens(self, example) -> list[int]:
+    def target_tokens(self, example: Example) -> list[int]:
         """Raises:
         InputError: a letter is not in the example's alphabet.
         """
@@ -117,7 +141,7 @@ class Causal(Base):
             InputError: the tokenizer has no token of its own for a letter.
         """
         if alphabet not in self.alphabets:
-            ids = []
+            ids: list[int] = []
             for letter in alphabet:
                 found = self.tokens(letter)
                 if len(found) != 1 or found[0] in (*ids, self.tokenizer.unk_token_id):
@@ -128,7 +152,7 @@ class Causal(Base):
             self.alphabets[alphabet] = tuple(ids)
         return self.alphabets[alphabet]
 
-    def audio_tokens(self, example) -> int:
+    def audio_tokens(self, example: Example) -> int:
         """Raises:
         InputError: the base has no audio prefix, or the clip is longer than its window.
         """
@@ -139,14 +163,19 @@ class Causal(Base):
         check_clip(where, samples, self.audio.frames)
         return self.audio.prefix_length(samples)
 
-    def collate(self, items):
+    def collate(self, items: Sequence[Encoded]) -> Batch:
         return self.assemble_batch(items, [item.ids for item in items], [item.labels for item in items])
 
-    def collate_prompts(self, items, left: bool = False):
-        """The prompts alone: to be continued (padded on the left) or answered by a choice."""
+    def collate_prompts(self, items: Sequence[Encoded], left: bool = False) -> Batch:
         return self.assemble_batch(items, list(map(prompt_ids, items)), None, left)
 
-    def assemble_batch(self, items, rows, labels, left: bool = False) -> dict:
+    def assemble_batch(
+        self,
+        items: Sequence[Encoded],
+        rows: Sequence[list[int]],
+        labels: Sequence[list[int]] | None,
+        left: bool = False,
+    ) -> Batch:
         lengths = [len(row) for row in rows]
         batch = {
             "ids": pad_rows(rows, self.pad_id, self.device, left),
@@ -163,31 +192,33 @@ class Causal(Base):
         if labels is not None:
             batch["labels"] = pad_rows(labels, IGNORED, self.device, left)
             batch["prompt"] = batch["prompt"] & (batch["labels"] == IGNORED)
-        heard = [item for item in items if item.audio]
-        if heard:
+        with_audio = [item for item in items if item.audio]
+        if with_audio:
+            assert self.audio is not None  # `encode` refuses clips without
             begin = len(self.begin_ids)
-            is_audio = [
+            is_audio: list[list[int]] = [
                 [begin <= at < begin + item.audio_tokens for at in range(n)] for item, n in zip(items, lengths)
             ]
             batch["is_audio"] = pad_rows(is_audio, False, self.device, left)
-            batch["audio_states"] = torch.cat([self.audio.audio_states(item.audio) for item in heard])
+            batch["audio_states"] = torch.cat([self.audio.audio_states(item.audio) for item in with_audio])
         return batch
 
-    def inputs(self, batch) -> dict:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         """Model inputs; embeddings in place of ids where a clip is heard.
 
         Padding on the right needs no mask, as nothing that counts comes after it; without one, attention is faster.
         """
-        inputs = {}
+        inputs: dict[str, Any] = {}
         if "positions" in batch:
             inputs = {"attention_mask": batch["mask"], "position_ids": batch["positions"]}
         if "audio_states" not in batch:
             return inputs | {"input_ids": batch["ids"]}
         embeddings = self.model.get_input_embeddings()(batch["ids"])
+        assert self.audio is not None
         prefix = self.audio(batch["audio_states"]).to(embeddings.dtype)
         return inputs | {"inputs_embeds": embeddings.masked_scatter(batch["is_audio"][..., None], prefix)}
 
-    def token_nll(self, model, batch) -> torch.Tensor:
+    def token_nll(self, model: Module, batch: Batch) -> torch.Tensor:
         """`[batch, positions]` nats, 0 where nothing is scored; positions that no row is scored at are left out."""
         labels = batch["labels"][:, 1:]
         scored = (labels != IGNORED).any(0).nonzero()[:, 0]
@@ -201,21 +232,21 @@ class Causal(Base):
         nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         return nll.view(labels.shape)
 
-    def position_logits(self, model, batch, positions: torch.Tensor) -> torch.Tensor:
+    def position_logits(self, model: Module, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         """`[batch, positions, vocabulary]` at these positions alone: the head costs as much as layers do."""
         inputs = self.inputs(batch) | self.routing_inputs(model, batch)
         return model(**inputs, use_cache=False, logits_to_keep=positions).logits.float()
 
-    def loss(self, model, batch):
+    def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         return self.token_nll(model, batch).sum(), int((batch["labels"][:, 1:] != IGNORED).sum())
 
-    def nll(self, model, items) -> list[tuple[float, int]]:
+    def nll(self, model: Module, items: Sequence[Encoded]) -> list[tuple[float, int]]:
         """Summed nats and number of scored tokens of each item."""
         batch = self.collate(items)
         counts = (batch["labels"][:, 1:] != IGNORED).sum(1)
         return list(zip(self.token_nll(model, batch).double().sum(1).tolist(), counts.tolist()))
 
-    def choice(self, model, items, choices: tuple[str, ...]) -> torch.Tensor:
+    def choice(self, model: Module, items: Sequence[Encoded], choices: tuple[str, ...]) -> torch.Tensor:
         """Log probability of each choice `[items, choices]`, renormalised over the choices.
 
         By their first tokens, or, where choices share one, by all of their tokens (without end-of-sequence).
@@ -233,7 +264,7 @@ class Causal(Base):
         last, place = (batch["mask"].sum(1) - 1).unique(return_inverse=True)
         return self.position_logits(model, batch, last)[torch.arange(len(items)), place][:, first].log_softmax(-1)
 
-    def loglikelihood(self, model, items, tokens: list[int]) -> torch.Tensor:
+    def loglikelihood(self, model: Module, items: Sequence[Encoded], tokens: list[int]) -> torch.Tensor:
         """Log probability of these tokens after each prompt `[items]`."""
         asked = []
         for item in items:
@@ -242,7 +273,14 @@ class Causal(Base):
             asked.append(replace(item, ids=prompt + tokens, labels=labels, length=len(labels)))
         return -self.token_nll(model, self.collate(asked)).sum(1)
 
-    def text(self, model, items, limit: int, sampling=None, in_place: Callable | None = None) -> list[str]:
+    def text(
+        self,
+        model: Module,
+        items: Sequence[Encoded],
+        limit: int,
+        sampling: Sampling | None = None,
+        in_place: InPlace | None = None,
+    ) -> list[str]:
         """Continuations of the prompts; greedy unless `sampling` is given.
 
         Without end-of-sequence, or up to and with the letter that closes them.
@@ -252,7 +290,7 @@ class Causal(Base):
         """
         batch = self.collate_prompts(items, left=True)
 
-        def forward(inputs, cache):
+        def forward(inputs: dict[str, Any], cache: Any) -> Any:
             return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
         if in_place is not None:
@@ -261,7 +299,7 @@ class Causal(Base):
         start = self.inputs(batch) | self.routing_inputs(model, batch), new_cache(model)
         if "alphabet" not in batch:
             written = decode_batch(forward, *start, self.end_id, limit, sampling)
-            return [self.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
+            return [cast(str, self.tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in written]
         ids = batch["alphabet"]
         letter = dict(zip(ids.tolist(), items[0].alphabet))
         closed = lambda written, logits: written[:, -1] == ids[-1]  # noqa: E731
@@ -270,7 +308,7 @@ class Causal(Base):
 
 
 @contextmanager
-def narrow_head(model, ids: torch.Tensor) -> Iterator[None]:
+def narrow_head(model: PreTrainedModel, ids: torch.Tensor) -> Iterator[None]:
     """Inside, the model's output embeddings, which no adapter wraps, give the logits of these tokens alone.
 
     A few letters of 49,152 tokens: the whole head would be a fifth of SmolLM2's work and most of its memory.

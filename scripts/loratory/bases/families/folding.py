@@ -4,11 +4,17 @@ Source: ESMFold, Lin et al. 2023, doi:10.1126/science.ade2574.
 One chain at a time: padding costs memory that grows with the cube of the length, and saves nothing.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+import torch
+from transformers import EsmForProteinFolding
 
+from loratory.bases.core import Base, load_with_report
 from loratory.data.alphabets import RESIDUES, invalid_letters
 from loratory.data.files import read_json
 from loratory.errors import InputError
@@ -16,6 +22,31 @@ from loratory.errors import InputError
 CA = 1  # place of Cα among the 37 atoms of a residue
 # absent from the public checkpoint: the first is not used for folding, the second is a constant of the code
 NOT_STORED = ("esm.contact_head.", "af2_to_esm")
+
+
+class Family(Base):
+    """Folds sequences (`load_folding_model`) and reads no examples: it takes no adapters."""
+
+    family = "folding"
+    model_class = EsmForProteinFolding
+
+    @staticmethod
+    def architectures(model_type: str) -> set[str]:
+        return {"EsmForProteinFolding"} if model_type == "esm" else set()
+
+    @classmethod
+    def check_config(cls, path: Path, config: dict[str, Any]) -> None:
+        if not config.get("is_folding_model"):
+            raise not_folding_error(path, config.get("model_type"))
+
+    @classmethod
+    def requires_weight(cls, name: str) -> bool:
+        return not name.startswith(NOT_STORED)
+
+    @classmethod
+    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
+        what = "a folding base reads no examples"
+        raise InputError(folder, what, expected="a base of another family", fix="open it by `load_folding_model`")
 
 
 @dataclass(frozen=True)
@@ -33,7 +64,9 @@ class Structure:
     plddt: np.ndarray
 
 
-def load_folding_model(folder, device: str = "cpu", allow_random: bool = False):
+def load_folding_model(
+    folder: Path | str, device: torch.device | str = "cpu", allow_random: bool = False
+) -> EsmForProteinFolding:
     """The model of a local folder (`config.json`, safetensors), ready to `fold`.
 
     On a GPU the language model runs in half precision, as it was published; everything else is single precision.
@@ -44,14 +77,9 @@ def load_folding_model(folder, device: str = "cpu", allow_random: bool = False):
     Raises:
         InputError: not such a folder, weights missing from it, or random weights.
     """
-    import torch
-    from transformers import EsmForProteinFolding
-
     check_folder(Path(folder), allow_random)
-    model, found = EsmForProteinFolding.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith(NOT_STORED))
+    model, report = load_with_report(EsmForProteinFolding, folder, dtype=torch.float32)
+    missing = sorted(filter(Family.requires_weight, report["missing_keys"]))
     if missing:
         what = f"{len(missing)} weights are missing, such as `{missing[0]}`"
         raise InputError(folder, what, expected="every weight of the config's model", reason="weights")
@@ -59,14 +87,13 @@ def load_folding_model(folder, device: str = "cpu", allow_random: bool = False):
     return model.eval().requires_grad_(False).to(device)
 
 
-def check_folder(folder: Path, allow_random: bool):
+def check_folder(folder: Path, allow_random: bool) -> None:
     """Raises: InputError as `load_folding_model`, from the small files alone."""
     config = folder / "config.json"
     if not config.is_file():
         raise InputError(config, "no such file", expected="a model folder", reason="missing")
     if not read_json(config).get("is_folding_model"):
-        expected = "the folder of an EsmForProteinFolding, such as facebook/esmfold_v1"
-        raise InputError(config, "not a folding model", expected=expected, reason="family")
+        raise not_folding_error(config)
     if not any(folder.glob("*.safetensors")):
         fix = "load the checkpoint once and `save_pretrained` it"
         raise InputError(folder, "no safetensors weights", None, "*.safetensors", fix, "weights")
@@ -76,7 +103,12 @@ def check_folder(folder: Path, allow_random: bool):
         raise InputError(card, what, expected="trained weights", fix="name another folding base", reason="random")
 
 
-def check_sequence(where, sequence: str, max_length: int | None = None):
+def not_folding_error(path: Path, model_type: str | None = None) -> InputError:
+    expected = "the folder of an EsmForProteinFolding, such as facebook/esmfold_v1"
+    return InputError(path, "not a folding model", model_type, expected, reason="family")
+
+
+def check_sequence(where: object, sequence: str, max_length: int | None = None) -> None:
     """Raises: InputError for what the model would refuse obscurely, run out of memory on, or fold as unknown (X)."""
     if not sequence:
         raise InputError(where, "empty sequence", expected="at least one residue", reason="no_sequence")
@@ -89,7 +121,7 @@ def check_sequence(where, sequence: str, max_length: int | None = None):
         raise InputError(where, what, len(sequence), expected, "raise the limit or leave it out", "length")
 
 
-def fold_sequence(model, sequence: str, chunk_size: int = 64) -> Structure:
+def fold_sequence(model: EsmForProteinFolding, sequence: str, chunk_size: int = 64) -> Structure:
     """Predicts the structure of one chain.
 
     Args:

@@ -1,0 +1,118 @@
+"""Bidirectional encoders with a classification head (BERT, ESM, …)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch.nn import Module
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto as auto
+
+from loratory.bases.core import (
+    Base,
+    Batch,
+    Encoded,
+    class_names,
+    is_bidirectional,
+    open_model,
+    open_tokenizer,
+    pad_rows,
+    too_long_error,
+)
+from loratory.domains.contract import Example
+from loratory.errors import InputError
+
+HEADS = {"pooler", "classifier"}  # which pretraining leaves out or trains for something else
+
+
+class Family(Base):
+    """Pooler and classifier are new, so they are trained and saved with each adapter; a bare base says nothing."""
+
+    family = "encoder"
+    model_class = AutoModelForSequenceClassification
+    model_options = {"num_labels": 2}  # noqa: RUF012 (it is never written)
+    needed_token = "pad_token"
+
+    def __init__(
+        self, folder: Path | str, manifest: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ):
+        super().__init__(folder, manifest, model, tokenizer)
+        pooler = f"{model.base_model_prefix}.pooler"
+        self.heads = ("classifier", pooler) if getattr(model.base_model, "pooler", None) else ("classifier",)
+        for head in map(model.get_submodule, self.heads):  # trained, so never in half precision
+            head.float().register_forward_pre_hook(lambda _, inputs: tuple(tensor.float() for tensor in inputs))
+
+    @staticmethod
+    def architectures(model_type: str) -> set[str]:
+        masked, sorts = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        if not is_bidirectional(model_type):
+            return set()
+        return class_names(
+            model_type, masked, sorts, auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES
+        )
+
+    @classmethod
+    def requires_weight(cls, name: str) -> bool:
+        return not is_head(name)
+
+    @classmethod
+    def refuses_weight(cls, name: str, model: PreTrainedModel) -> bool:
+        """Its pretraining head is left behind: what is neither in the body nor a head of ours."""
+        body = {model.base_model_prefix, *(child for child, _ in model.base_model.named_children())}
+        return name.split(".")[0] in body and not is_head(name)
+
+    @classmethod
+    def complete_folder(cls, folder: Path) -> None:
+        """Stores the encoder with its (untrained) pooler and classifier, so that every reader starts from the same."""
+        torch.manual_seed(0)
+        model = open_model(cls.model_class, folder, new=tuple(HEADS), **cls.model_options)
+        for path in folder.glob("*.safetensors*"):
+            path.unlink()
+        model.save_pretrained(folder)
+        open_tokenizer(folder).save_pretrained(folder)
+
+    @classmethod
+    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
+        model = open_model(cls.model_class, folder, dtype=dtype, **cls.model_options)
+        if not hasattr(model, "classifier"):
+            raise InputError(folder, "no `classifier` head", type(model).__name__, "a BERT-like encoder")
+        return cls(folder, manifest, model, open_tokenizer(folder))
+
+    @property
+    def context(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    def encode(self, example: Example) -> Encoded:
+        ids = self.tokenizer(example.prompt)["input_ids"]
+        if len(ids) > self.context:
+            raise too_long_error(self.folder, example.id, len(ids), self.context)
+        label = example.choices.index(example.target) if example.target else -1
+        return Encoded(ids, [], len(ids), label=label)
+
+    def collate(self, items: Sequence[Encoded]) -> Batch:
+        return {
+            "ids": pad_rows([item.ids for item in items], self.tokenizer.pad_token_id, self.device),
+            "mask": pad_rows([[1] * len(item.ids) for item in items], 0, self.device),
+            "labels": torch.tensor([item.label for item in items], device=self.device),
+        }
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        return {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
+
+    def class_logits(self, model: Module, batch: Batch) -> torch.Tensor:
+        return model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits.float()
+
+    def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
+        return F.cross_entropy(self.class_logits(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
+
+    def choice(self, model: Module, items: Sequence[Encoded], choices: tuple[str, ...]) -> torch.Tensor:
+        return self.class_logits(model, self.collate(items)).log_softmax(-1)
+
+
+def is_head(name: str) -> bool:
+    """Whether a weight is of a pooler or a classifier."""
+    return not HEADS.isdisjoint(name.split("."))

@@ -1,0 +1,157 @@
+"""Whether everything that a config names exists and fits together."""
+
+from collections.abc import Collection, Mapping
+
+from loratory import registry
+from loratory.adapters.contract import BaseWeightsMethod
+from loratory.bases.options import BaseEntry
+from loratory.config.sections import AdapterEntry, Compare, CompareMixers, MixtureEntry, Study, entries_by_name
+from loratory.errors import InputError
+
+
+def check_names(config: Study, where: str) -> None:
+    """Everything that is named exists and fits.
+
+    Raises:
+        InputError: the first thing that does not.
+    """
+    domains, bases = entries_by_name(config.domains), config.bases
+    if not domains and not any(base.pretrain for base in bases.values()):
+        raise InputError(
+            f"{where}: domains", "no domain is configured", expected=", ".join(registry.registered_names("domain"))
+        )
+    for name, entry in bases.items():
+        check_base(f"{where}: bases.{name}", entry, config)
+    for domain, given in domains.items():
+        for base, adapters in given.adapters.items():
+            at = f"{where}: domains.{domain}.adapters"
+            require_known(at, "base", base, bases)
+            if bases[base].family == "folding":
+                raise InputError(f"{at}.{base}", "a folding base takes no adapters", fix="leave it out")
+            check_fit(f"{at}.{base}", domain, bases[base])
+            for adapter in adapters:
+                require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
+                check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])
+    for name, mixture in config.mixtures.items():
+        check_mixture(f"{where}: mixtures.{name}", mixture, config)
+    if config.compare is not None:
+        check_comparison(f"{where}: compare", config.compare, config)
+    if config.compare_mixers is not None:
+        check_mixers(f"{where}: compare_mixers", config.compare_mixers, config)
+    if config.folding is not None:
+        require_known(f"{where}: folding", "base", config.folding, bases)
+        if bases[config.folding].family != "folding":
+            at = f"{where}: folding"
+            raise InputError(at, "not a folding base", bases[config.folding].family, "a base of family folding")
+
+
+def check_base(at: str, base: BaseEntry, config: Study) -> None:
+    if base.audio:
+        encoder = base.audio.encoder
+        require_known(f"{at}.audio.encoder", "base", encoder, config.bases)
+        if config.bases[encoder].family != "whisper":
+            family = config.bases[encoder].family
+            raise InputError(f"{at}.audio.encoder", "not a Whisper base", family, "a base of family whisper")
+    at = f"{at}.pretrain.domains" if base.pretrain else f"{at}.audio.corpus"
+    corpora = [str(domain) for domain in base.corpora]
+    for domain in corpora:
+        require_known(at, "corpus of `general`", domain, entries_by_name(config.general))
+        check_fit(at, domain, base)
+    if base.audio and not any(is_spoken(domain) for domain in corpora):
+        raise InputError(at, "nothing to learn hearing from", ", ".join(corpora), "a spoken domain")
+
+
+def is_spoken(domain: str) -> bool:
+    return getattr(registry.load_module("domain", domain, "sources"), "AUDIO", False)
+
+
+def check_fit(at: str, domain: str, base: BaseEntry) -> None:
+    """A base of this family can answer what the domain asks, and hear what is spoken."""
+    families = registry.base_families(domain)
+    if base.family not in families:
+        what = f"the domain {domain} has no task for a base of family {base.family}"
+        raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
+    if is_spoken(domain) and base.family == "causal" and not base.has_audio:
+        raise InputError(at, f"this base cannot hear {domain}", expected="a causal base with `audio:`")
+
+
+def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) -> None:
+    """Small steps of weights that are themselves trained would be rounded away."""
+    if base.precision != "fp32" and isinstance(adapter, BaseWeightsMethod):
+        what = f"{adapter.method} trains the base's own weights, and {name} holds them in half precision"
+        raise InputError(at, what, base.precision, "a base with `precision: fp32`")
+
+
+def check_mixture(at: str, mixture: MixtureEntry, config: Study) -> None:
+    require_known(f"{at}.base", "base", mixture.base, config.bases)
+    family = config.bases[mixture.base].family
+    if family != "causal":
+        raise InputError(f"{at}.base", f"{mixture.base} cannot be mixed on", family, "a base of family causal")
+    if len(mixture.experts) < 2:
+        raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
+    check_features(at, mixture, family)
+    domains = entries_by_name(config.domains)
+    for domain, adapter in mixture.experts.items():
+        require_known(f"{at}.experts", "domain", domain, domains)
+        require_known(f"{at}.experts.{domain}", "adapter", adapter, config.adapters)
+        trained = domains[domain].adapters
+        if adapter not in trained.get(mixture.base, ()):
+            on = [base for base, adapters in trained.items() if adapter in adapters]
+            what = f"{domain} trains {adapter} on {' and '.join(on) or 'no base'}"
+            fix = f"name it under domains.{domain}.adapters.{mixture.base}"
+            raise InputError(f"{at}.experts.{domain}", what, adapter, f"an adapter of base {mixture.base}", fix)
+
+
+def check_features(at: str, mixture: MixtureEntry, family: str) -> None:
+    if mixture.features and not (mixture.trained and mixture.reads == "hidden"):
+        what, expected = "nothing of this mixer learns from the base's last states", "a trained mixer that reads them"
+        raise InputError(f"{at}.features", what, mixture.mixer, expected, "leave `features` out")
+    if mixture.features and family == "whisper":
+        what, fix = "a base that hears frames and writes tokens keeps no features", "leave `features` out"
+        raise InputError(f"{at}.features", what, mixture.base, "a base of family causal or encoder", fix)
+
+
+def check_comparison(at: str, compare: Compare, config: Study) -> None:
+    """Everything is compared with one adapter, so every domain must train it."""
+    require_known(f"{at}.base", "base", compare.base, config.bases)
+    domains = entries_by_name(config.domains).items()
+    given = {name: domain.adapters[compare.base] for name, domain in domains if compare.base in domain.adapters}
+    if not given:
+        fix = "name it under `adapters` of a domain"
+        raise InputError(f"{at}.base", "no domain trains an adapter on this base", compare.base, fix=fix)
+    for domain, adapters in given.items():
+        if compare.against not in adapters:
+            fix = f"name it under domains.{domain}.adapters.{compare.base}"
+            what = f"{domain} does not train it on {compare.base}"
+            raise InputError(f"{at}.against", what, compare.against, f"one of {', '.join(adapters)}", fix)
+
+
+def check_mixers(at: str, compare: CompareMixers, config: Study) -> None:
+    """Recovery is a share of what the experts gain, so all mixtures must have the same."""
+    require_known(f"{at}.base", "base", compare.base, config.bases)
+    mixtures = {name: mixture for name, mixture in config.mixtures.items() if mixture.base == compare.base}
+    require_known(f"{at}.against", "mixture", compare.against, mixtures)
+    experts = mixtures[compare.against].experts
+    for name, mixture in mixtures.items():
+        if mixture.experts != experts:
+            what = f"mixture {name} has other experts than {compare.against}"
+            given, expected = (", ".join(map("@".join, zip(e.values(), e))) for e in (mixture.experts, experts))
+            raise InputError(f"{at}.against", what, given, expected, "compare it in a study of its own")
+    for name, domains in compare.prompts.items():
+        check_prompt(f"{at}.prompts.{name}", domains, experts, config.bases[compare.base])
+
+
+def check_prompt(at: str, domains: tuple[str, ...], experts: Mapping[str, str], base: BaseEntry) -> None:
+    if base.family != "causal":
+        raise InputError(at, "only a causal base reads texts of several domains", base.family, "no prompts")
+    if len(domains) < 2:
+        raise InputError(at, "too few domains", len(domains), "at least 2")
+    for place, domain in enumerate(domains):
+        require_known(at, "domain", domain, experts)
+        if place and is_spoken(domain):
+            raise InputError(at, "what is heard stands before all text", domain, fix="name it first")
+
+
+def require_known(at: str, noun: str, name: str, allowed: Collection[str]) -> None:
+    if name not in allowed:
+        raise registry.unknown_name_error(at, noun, name, allowed)

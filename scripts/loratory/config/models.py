@@ -1,0 +1,110 @@
+"""The parts of the config that follow from what is registered: each domain, method and mixer brings its options."""
+
+from functools import cache
+from types import ModuleType
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, Field, TypeAdapter, create_model
+
+from loratory import registry
+from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, MixtureEntry, Study
+from loratory.fields import Name
+from loratory.training.schedule import Sweep
+
+Fields = dict[str, tuple[Any, Any]]  # {name: (type, default)}, as pydantic takes them
+
+SWEEP_FIELDS: Fields = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
+EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
+FEATURES = Field(False, description="compute what the gate reads of the base once, and keep it on disk")
+CHECKPOINTING = Field(False, description="compute activations anew in the backward pass: less memory, more time")
+MIXTURE_FIELDS: Fields = {
+    "base": (Name, Field(description="the base that all experts were trained on")),
+    "experts": (dict[Name, Name], EXPERTS),
+    "training": (Sweep, Field(Sweep(), description="of what the mixer trains")),
+    "features": (bool, FEATURES),
+    "gradient_checkpointing": (bool, CHECKPOINTING),
+}
+
+
+def entry_model(noun: str, name: str, module: ModuleType, extra: Fields) -> type[BaseModel]:
+    """The config entry of one registered kind: its own options, its name, and what every such entry has.
+
+    Raises:
+        TypeError: the kind has an option of a name that every entry has.
+    """
+    own = getattr(module, noun.capitalize())
+    if taken := own.model_fields.keys() & extra.keys():
+        raise TypeError(f"{noun} {name}: the option `{min(taken)}` has the name of one that every {noun} has")
+    fields: dict[str, Any] = {noun: (Literal[name], ...), **extra}
+    return create_model(f"{name}_{noun}", __base__=own, __doc__=own.__doc__, **fields)
+
+
+def entry_type(noun: str, extra: Fields) -> Any:
+    """The type of an entry that names its kind under the key `noun`."""
+    kinds = [
+        entry_model(noun, name, registry.load_module(noun, name), extra) for name in registry.registered_names(noun)
+    ]
+    return Annotated[Union[tuple(kinds)], Field(discriminator=noun)] if len(kinds) > 1 else kinds[0]  # noqa: UP007
+
+
+def domain_models(name: str) -> tuple[type[Domain], type[Corpus]]:
+    """The models of a domain's entries under `domains` and under `general`."""
+    own = registry.load_module("domain", name, "sources")
+    source: Any = Annotated[own.Files | own.Simulation, Field(discriminator="kind")]
+    fields: dict[str, Any] = {
+        "source": (source, Field(description="raw files, or the simulator that writes such files")),
+        "dataset": (own.Dataset, Field(own.Dataset(), description="what is kept of them and how it is split")),
+        "task": (own.Task, Field(own.Task(), description="how a record is put to a model")),
+    }
+    return (
+        create_model(f"{name}_domain", __base__=Domain, **fields),
+        create_model(f"{name}_corpus", __base__=Corpus, **fields),
+    )
+
+
+@cache
+def config_model() -> type[Study]:
+    """The model of the whole config: `Study`, with the entries of what is registered in place of the general ones."""
+    pairs = {name: domain_models(name) for name in registry.registered_names("domain")}
+    absent = Field(None, validate_default=False)  # a domain may be left out, yet not be left empty
+    domains: dict[str, Any] = {name: (pair[0], absent) for name, pair in pairs.items()}
+    general: dict[str, Any] = {name: (pair[1], absent) for name, pair in pairs.items()}
+    corpora = create_model("general", __base__=Group[Corpus], **general)
+    filled: Fields = {
+        "domains": (create_model("domains", __base__=Group[Domain], **domains), ...),
+        "general": (corpora, corpora()),
+        "adapters": (dict[Name, entry_type("method", SWEEP_FIELDS)], {}),  # type: ignore[misc]
+        "mixtures": (dict[Name, entry_type("mixer", MIXTURE_FIELDS)], {}),  # type: ignore[misc]
+    }
+    described = Study.model_fields
+    fields: dict[str, Any] = {
+        name: (kind, Field(default, description=described[name].description))
+        for name, (kind, default) in filled.items()
+    }
+    return create_model("config", __base__=Study, __doc__=Study.__doc__, **fields)
+
+
+@cache
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of the whole config."""
+    return config_model().model_json_schema()
+
+
+def domain_options(domain: str, part: str, values: dict[str, Any]) -> Any:
+    """A domain's `Files`, `Dataset` or `Task` from plain values, as rules pass them."""
+    return getattr(registry.load_module("domain", domain, "sources"), part)(**values)
+
+
+def domain_source(domain: str, values: dict[str, Any]) -> Any:
+    """A domain's source (`Files` or `Simulation`) from plain values."""
+    return domain_options(domain, {"files": "Files", "simulate": "Simulation"}[values["kind"]], values)
+
+
+def adapter_entry(values: dict[str, Any]) -> AdapterEntry:
+    """An entry of `adapters` from plain values."""
+    return TypeAdapter(entry_type("method", SWEEP_FIELDS)).validate_python(values)
+
+
+def mixture_entry(values: dict[str, Any]) -> MixtureEntry:
+    """An entry of `mixtures` from plain values."""
+    return TypeAdapter(entry_type("mixer", MIXTURE_FIELDS)).validate_python(values)

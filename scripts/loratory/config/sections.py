@@ -1,0 +1,135 @@
+"""The config's sections, and the whole study as far as it does not depend on what is registered.
+
+`models` fills in the rest: the entries of domains, of methods and of mixers.
+"""
+
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from loratory.adapters.contract import Method
+from loratory.bases.options import BaseEntry
+from loratory.domains.contract import DatasetOptions, Options, TaskOptions
+from loratory.fields import Name, Names, Seeds
+from loratory.mixers.contract import Mixer
+from loratory.training.schedule import Sweep
+
+BASES_ROOT = (
+    "folder of published models, one subfolder named as the entry each: bases with `hub` are taken from there instead "
+    "of the hub; also replaces `{bases_root}` in `path`"
+)
+
+
+class Corpus(Options):
+    """General data that bases are pretrained on: the entry of one domain under `general`.
+
+    Attributes:
+        source: the domain's `Files` or `Simulation`; dataset: its `Dataset`; task: its `Task`.
+    """
+
+    source: Options
+    dataset: DatasetOptions
+    task: TaskOptions
+
+
+class Domain(Corpus):
+    """What adapters learn: the entry of one domain under `domains`."""
+
+    adapters: dict[Name, Names] = Field({}, description="{base: adapters trained on this domain}")
+
+
+Entry = TypeVar("Entry", bound=Corpus)
+
+
+class Group(Options, Generic[Entry]):
+    """Entries under the names of their domains, None where the config has none; see `entries_by_name`."""
+
+
+class Evaluation(Options):
+    """What is scored and how."""
+
+    max_records: int | None = Field(200, ge=1, description="test records a domain, by id hash; none means all")
+    max_valid: int = Field(100, ge=1, description="valid records a domain for choices made on `valid`")
+    samples: int = Field(32, ge=0, description="sequences written by each system where a domain generates")
+    folded: int | None = Field(10, ge=1, description="of these samples, the first that are folded; none means all")
+    temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampled sequences; a small one cuts the rare end")
+    batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
+    min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
+    min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")
+    resamples: int = Field(1000, ge=100, description="bootstrap resamples behind each 95 % interval")
+
+
+class Compare(Options):
+    """The adapters of one base as methods that are compared, on every domain that trains them there."""
+
+    base: Name = Field(description="the base that they adapt")
+    against: Name = Field("lora", description="the adapter that each of the others is paired with")
+
+
+class CompareMixers(Options):
+    """The mixtures of one base, all of the same experts, on the domains of these experts."""
+
+    base: Name = Field(description="the base that they mix experts of")
+    against: Name = Field("uniform", description="the mixture that each of the others is paired with")
+    prompts: dict[Name, Names] = Field(
+        {}, description="{name: domains}: a test record of each, as one input whose routing is drawn token by token"
+    )
+
+
+class Resources(Options):
+    """What jobs ask for; a profile may set more per rule."""
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where models run")
+    threads: int = Field(1, ge=1, description="CPU threads of a prediction job")
+    mem_mb: int = Field(2500, ge=500, description="memory of such a job; doubled at a second attempt")
+    runtime: int = Field(240, ge=1, description="minutes a job may take")
+    gpu: int = Field(0, ge=0, description="GPUs such a job asks the scheduler for")
+
+
+if TYPE_CHECKING:  # the real entries are made by `models.entry_model`, a class for each registered name
+
+    class AdapterEntry(Method):
+        """An entry of `adapters`: a method with its options, and how it is trained."""
+
+        method: str
+        training: Sweep
+
+    class MixtureEntry(Mixer):
+        """An entry of `mixtures`: a mixer with its options, what it mixes, and how it is trained."""
+
+        mixer: str
+        base: str
+        experts: dict[str, str]
+        training: Sweep
+        features: bool
+        gradient_checkpointing: bool
+
+else:
+    AdapterEntry, MixtureEntry = Method, Mixer
+
+
+class Study(Options):
+    """One study: domains, bases, adapters, mixtures, and how they are compared."""
+
+    title: str = Field("Loratory", description="heading of the report")
+    pathvars: dict[str, str] = Field({}, description="Snakemake's path variables, such as `results`")
+    data_root: str = Field("data", description="replaces `{data_root}` in locations")
+    bases_root: str | None = Field(None, description=BASES_ROOT)
+    seeds: Seeds = Field((0,), min_length=1, description="one training of everything for each")
+    split_seed: int = Field(0, ge=0, description="decides which group is in which split")
+    domains: Group[Domain] = Field(description="what adapters learn and what is reported")
+    general: Group[Corpus] = Field(Group[Corpus](), description="what bases are pretrained on")
+    bases: dict[Name, BaseEntry] = Field(min_length=1, description="frozen pretrained models by name")
+    adapters: dict[Name, AdapterEntry] = Field({}, description="methods with their settings by name")
+    mixtures: dict[Name, MixtureEntry] = Field({}, description="mixers over adapters by name")
+    folding: Name | None = Field(None, description="a base of family folding, judged on `domains.structure`")
+    compare: Compare | None = Field(None, description="what `compare_methods` tells of")
+    compare_mixers: CompareMixers | None = Field(None, description="what `compare_mixers` tells of")
+    evaluation: Evaluation = Field(Evaluation(), description="what is scored and how")
+    resources: Resources = Field(Resources(), description="what jobs ask for")
+
+
+def entries_by_name(group: Group[Entry]) -> dict[str, Entry]:
+    """The entries that the config gives, by name, in the config's order of registration."""
+    return {name: value for name in type(group).model_fields if (value := getattr(group, name)) is not None}
