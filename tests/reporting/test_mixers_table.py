@@ -5,9 +5,9 @@ import pytest
 from metric_files import metric_row
 from test_figures import BANNER, texts
 
+from loratory.evaluation.routing import gather_routing
 from loratory.reporting.figures import draw_layers, draw_token_weights, short_names
 from loratory.reporting.mixers import NOTES, system_facts, write_mixer_table
-from loratory.reporting.routes import gather_routes
 from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("protein", "speech")
@@ -185,7 +185,7 @@ def test_the_tab_separated_file_has_a_row_for_each_system_and_domain(made):
 @pytest.fixture
 def weights(tmp_path):
     """A gathered routing of two experts, two layers and two domains."""
-    found = []
+    found = {}
     for domain in DOMAINS:
         route = {"experts": ["a", "b"], "layers": ["model.layers.0.q", "model.layers.1.q"], "weights": [0.75, 0.25]}
         route |= {
@@ -195,9 +195,9 @@ def weights(tmp_path):
             "entropy": 0.5,
             "top1": None,
         }
-        found.append((domain, tmp_path / f"{domain}.json"))
-        found[-1][1].write_text(json.dumps({"mix": route}))
-    gather_routes(found, "mix", tmp_path / "weights.json")
+        found[domain] = [tmp_path / f"{domain}.json"]
+        found[domain][0].write_text(json.dumps({"mix": route}))
+    gather_routing(found, "mix", tmp_path / "weights.json")
     return tmp_path / "weights.json"
 
 

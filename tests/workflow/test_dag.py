@@ -30,6 +30,7 @@ JOBS = {
     "score": 12,
     "tabulate_domain": 6,
     "summarise_mixture": 1,
+    "gather_routing": 1,
     "draw_routing": 1,
     "draw_transfer": 1,
     "draw_curves": 3,
@@ -46,8 +47,9 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
     "score": {"build_dataset", "predict", "predict_baselines"},
     "tabulate_domain": {"audit_split", "prepare_base", "score"},
-    "summarise_mixture": {"prepare_base", "score", "draw_routing"},
-    "draw_routing": {"predict"},
+    "summarise_mixture": {"prepare_base", "score", "gather_routing"},
+    "gather_routing": {"predict"},
+    "draw_routing": {"gather_routing"},
     "draw_transfer": {"summarise_mixture"},
     "draw_curves": {"train_sweep", "train_mixture"},
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
@@ -125,7 +127,7 @@ def test_a_seed_more_is_no_job_more_as_every_job_does_all_seeds_on_one_loaded_ba
 
 def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
     pair = {"mixer": "xlora", "base": "mini_lm", "experts": {"protein": "lora", "lncrna": "lora"}}
-    shown = {"summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    shown = {"gather_routing": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
     assert plan({"mixtures.pair": pair}).counts - demo.counts == {"train_mixture": 1, **shown}
 
 
@@ -136,8 +138,13 @@ def test_a_domain_less_takes_its_jobs_along(demo, plan):
     assert demo.counts - plan(less).counts == gone
 
 
+def test_tables_need_no_figure(tmp_path):
+    said = snakemake(tmp_path, DEMO, "-n", "tables").stdout
+    assert "gather_routing" in said and "draw_" not in said
+
+
 def test_without_mixtures_only_what_domains_show_is_left(demo, plan):
-    gone = {"train_mixture": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    gone = {"train_mixture": 1, "gather_routing": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
     assert demo.counts - plan({"mixtures": {}}).counts == gone
 
 

@@ -130,3 +130,10 @@ def adapters_for(wildcards):
         for seed in SEEDS
         for home, adapter in systems_on(wildcards.corpus, wildcards.domain, wildcards.base).values()
     ]
+
+
+def routing_of(wildcards):
+    """{domain: how a mixture routed there with each seed}."""
+    mixture = STUDY.mixtures[wildcards.mixture]
+    path = "<results>/predictions/data/{domain}/{base}/seed{seed}.routing.json"
+    return {d: collect(path, domain=d, base=mixture.base, seed=SEEDS) for d in mixture.experts}

@@ -83,7 +83,7 @@ rule tabulate_mixers:
 
 rule draw_layers:
     input:
-        "<results>/figures/{mixture}.routing.json",
+        "<results>/metrics/routing/{mixture}.json",
     output:
         report(
             "<results>/figures/{mixture}.layers.svg",

@@ -1,7 +1,7 @@
 """What systems say about held-out records, and what that is worth.
 
 Inputs: datasets, bases, adapters, mixtures. Outputs: `<results>/predictions/` (long tables) and `<results>/metrics/`, of
-`data` for every system and of `general` for the base and a domain's own adapters.
+`data` for every system and of `general` for the base and a domain's own adapters; of each mixture, how it routed.
 """
 
 
@@ -92,3 +92,23 @@ rule score:
         code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),
     script:
         "../../scripts/score.py"
+
+
+rule gather_routing:
+    input:
+        unpack(routing_of),
+    output:
+        "<results>/metrics/routing/{mixture}.json",
+    log:
+        "<logs>/gather_routing/{mixture}.log",
+    benchmark:
+        "<benchmarks>/gather_routing/{mixture}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        code=code_digest("evaluation/routing.py"),
+    script:
+        "../../scripts/gather_routing.py"

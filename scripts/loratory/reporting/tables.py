@@ -60,7 +60,7 @@ def write_summary(
     Args:
         metrics: JSON files of `evaluation.score`, one for each domain, all of one base; columns keep their order.
         experts: the mixture's experts as systems, such as `lora@protein`; lines keep their order.
-        routing: JSON file of `routes.gather_routes`. mixer: the mixer and its options, for the foot.
+        routing: JSON file of `evaluation.routing`. mixer: the mixer and its options, for the foot.
         about, banner: as of `table`.
 
     Raises:
