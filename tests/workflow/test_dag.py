@@ -31,6 +31,7 @@ JOBS = {
     "tabulate_domain": 6,
     "summarise_mixture": 1,
     "gather_routing": 1,
+    "measure_recovery": 1,
     "draw_routing": 1,
     "draw_transfer": 1,
     "draw_curves": 3,
@@ -47,8 +48,9 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
     "score": {"build_dataset", "predict", "predict_baselines"},
     "tabulate_domain": {"audit_split", "prepare_base", "score"},
-    "summarise_mixture": {"prepare_base", "score", "gather_routing"},
+    "summarise_mixture": {"prepare_base", "score", "gather_routing", "measure_recovery"},
     "gather_routing": {"predict"},
+    "measure_recovery": {"build_dataset", "predict", "predict_baselines"},
     "draw_routing": {"gather_routing"},
     "draw_transfer": {"summarise_mixture"},
     "draw_curves": {"train_sweep", "train_mixture"},
@@ -127,7 +129,7 @@ def test_a_seed_more_is_no_job_more_as_every_job_does_all_seeds_on_one_loaded_ba
 
 def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
     pair = {"mixer": "xlora", "base": "mini_lm", "experts": {"protein": "lora", "lncrna": "lora"}}
-    shown = {"gather_routing": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    shown = {"gather_routing": 1, "measure_recovery": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
     assert plan({"mixtures.pair": pair}).counts - demo.counts == {"train_mixture": 1, **shown}
 
 
@@ -144,7 +146,8 @@ def test_tables_need_no_figure(tmp_path):
 
 
 def test_without_mixtures_only_what_domains_show_is_left(demo, plan):
-    gone = {"train_mixture": 1, "gather_routing": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    gone = {"train_mixture": 1, "gather_routing": 1, "measure_recovery": 1}
+    gone |= {"summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
     assert demo.counts - plan({"mixtures": {}}).counts == gone
 
 
@@ -283,7 +286,7 @@ def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
 def test_other_bootstrap_resamples_and_another_floor_only_score_again(finished, change):
     changes = {f"evaluation.{key}": value for key, value in change.items()}
     rules = {job.partition(" ")[0] for job in finished(changes)}
-    assert rules == {"score", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
+    assert rules == {"score", "measure_recovery", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
 
 
 def test_more_memory_runs_nothing_again(finished):

@@ -137,3 +137,19 @@ def routing_of(wildcards):
     mixture = STUDY.mixtures[wildcards.mixture]
     path = "<results>/predictions/data/{domain}/{base}/seed{seed}.routing.json"
     return {d: collect(path, domain=d, base=mixture.base, seed=SEEDS) for d in mixture.experts}
+
+
+def domains_of(mixture):
+    """The domains of a mixture's experts, in their order."""
+    return list(STUDY.mixtures[mixture].experts)
+
+
+def by_name(names, files):
+    """{name: file}, of files that an input lists in the order of `names`."""
+    return dict(zip(names, map(str, files), strict=True))
+
+
+def by_names(outer, inner, files):
+    """{outer name: {inner name: file}}, of files that an input lists in this order."""
+    found = iter(map(str, files))
+    return {name: {key: next(found) for key in inner} for name in outer}

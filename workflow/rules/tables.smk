@@ -59,6 +59,7 @@ rule summarise_mixture:
             base=STUDY.mixtures[wc.mixture].base,
         ),
         base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
+        recovery="<results>/metrics/recovery/{mixture}.json",
         routing="<results>/metrics/routing/{mixture}.json",
     output:
         report(

@@ -13,7 +13,6 @@ from loratory.reporting.tables import (
     ABSENT,
     BASE,
     CONTROL,
-    best_single,
     best_single_note,
     column_heading,
     column_notes,
@@ -65,7 +64,7 @@ def mixer_layout(
     """A line for the base, the best baseline and expert, each mixture and its shuffled gate; two columns a domain."""
     rows = {(row["domain"], row["system"]): row for row in report["rows"]}
     heads = {domain: rows[domain, BASE] for domain in report["domains"]}
-    best = best_expert(report)
+    best = report["best_single"]
     mixtures = list(dict.fromkeys(name for name, _ in runs))
     controls = report["controls"]
     first = [BASE, *([CONTROL] if any(controls.values()) else []), *([best] if best else [])]
@@ -96,14 +95,6 @@ def mixer_layout(
 
 def mean_columns(row: Mapping | None) -> dict:
     return {f"mean_{part}": row and row[part] for part in ("recovery", "recovery_low", "recovery_high")}
-
-
-def best_expert(report: Mapping) -> str | None:
-    """The expert with the best mean recovery on the validation split."""
-    valid: dict[str, dict] = {}
-    for row in report["valid"]:
-        valid.setdefault(row["domain"], {})[row["system"]] = row
-    return best_single(valid, list(report["experts"].values()))
 
 
 def row_order(mixtures: Sequence[str], asked: set[str]) -> list[str]:
