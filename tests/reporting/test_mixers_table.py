@@ -6,8 +6,9 @@ from metric_files import metric_row
 from test_figures import BANNER, texts
 
 from loratory.evaluation.routing import gather_routing
+from loratory.evaluation.summaries import system_facts
 from loratory.reporting.figures import draw_layers, draw_token_weights, short_names
-from loratory.reporting.mixers import NOTES, system_facts, write_mixer_table
+from loratory.reporting.mixers import NOTES, write_mixer_table
 from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("protein", "speech")

@@ -6,9 +6,10 @@ Rows keep the config's order: no rank is printed, as intervals and the marks ▲
 from collections.abc import Mapping, Sequence
 
 from loratory.data.files import read_json
+from loratory.evaluation.summaries import system_facts
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.methods import difference_cell, draws_note, marks_note, mean_or_none, scaled_cell
+from loratory.reporting.methods import difference_cell, draws_note, marks_note, scaled_cell
 from loratory.reporting.tables import (
     ABSENT,
     BASE,
@@ -99,39 +100,6 @@ def mean_columns(row: Mapping | None) -> dict:
 
 def row_order(mixtures: Sequence[str], asked: set[str]) -> list[str]:
     return [name for mixture in mixtures for name in (mixture, f"{mixture}:shuffled") if name in asked]
-
-
-def system_facts(system: str, answered: Sequence[Mapping], runs: Sequence[Mapping]) -> dict:
-    """What is known of a system besides its answers; None where it is not known, or makes no sense.
-
-    Args:
-        answered: of each domain and seed {system: its cost and routing}. runs: of each seed, if it is a mixture.
-    """
-    found = [routes[system] for routes in answered if system in routes]
-    routed = [each for each in found if len(each.get("experts", ())) > 1]
-    stored = [each["stored"] for each in found if "stored" in each]
-    return {
-        "told": any(each.get("told", False) for each in found),
-        "first_pass": any(each.get("first_pass", False) for each in found),
-        "top1": mean_or_none(each["top1"] for each in routed) if routed else None,
-        "entropy": mean_or_none(each["entropy"] for each in routed) if routed else None,
-        "read_per_second": tokens_per_second(found, "read", "reading"),
-        "written_per_second": tokens_per_second(found, "written", "writing"),
-        "memory": max_known(each["memory"] for each in found),
-        "training_memory": max_known(run.get("accelerator_memory_max") for run in runs),
-        "trainable": mean_or_none(run["trainable_parameters"] for run in runs) if runs else None,
-        "stored": mean_or_none(stored) if stored else None,
-    }
-
-
-def tokens_per_second(found: Sequence[Mapping], amount: str, seconds: str) -> float | None:
-    """Over all domains and seeds; None where a system did nothing of the kind."""
-    total = sum(each[amount] for each in found)
-    return total / sum(each[seconds] for each in found) if total else None
-
-
-def max_known(values) -> float | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 def fact_cells(known: Mapping) -> list[str]:

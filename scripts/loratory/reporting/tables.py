@@ -10,6 +10,7 @@ from typing import Any
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
+from loratory.evaluation.summaries import best_over_control
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 
@@ -246,10 +247,9 @@ def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, S
 
 def control_verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
     """Whether the best of some rows is better than the control, by the paired interval."""
-    compared = [row for row in rows if row["vs_control_low"] is not None]
-    if not compared:
+    best = best_over_control(rows)
+    if best is None:
         return f"{domain}: no adapter or mixture can be compared with {control}."
-    best = max(compared, key=lambda row: row["vs_control"])
     gain, low, high = (best[f"vs_control{part}"] for part in ("", "_low", "_high"))
     says, parts = ("worse", (-gain, -high, -low)) if gain < 0 else ("better", (gain, low, high))
     by = "by {} [{}, {}]".format(*(number_text(part, best["unit"]) for part in parts))
