@@ -10,10 +10,10 @@ with log_job(snakemake.log[0]):
     params = snakemake.params
     asked = {
         domain: DomainPredictions(
-            files,
-            Path(params.data[domain]).parent,
-            domain_options(domain, "Task", params.tasks[domain]),
-            params.baselines[domain],
+            files=files,
+            data=Path(params.data[domain]).parent,
+            task=domain_options(domain, "Task", params.tasks[domain]),
+            baselines=params.baselines[domain],
         )
         for domain, files in params.predictions.items()
     }

@@ -36,7 +36,7 @@ def study(tmp_path):
     def contrasted(worse: dict, against="lora", controls: dict | None = None, floor=(1, 1)):
         """`controls`: {baseline: (what it adds on valid, on test)}."""
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
-        files = []
+        files = {}
         for seed in range(len(next(iter(worse.values())))):
             rows = [
                 {"split": "test", "system": name, "kind": KINDS.get(name, "adapter"), "reference": "", "seconds": 0.0}
@@ -44,8 +44,8 @@ def study(tmp_path):
                 for name, added in worse.items()
                 for i, record in enumerate(records)
             ]
-            files.append((seed, tmp_path / f"seed{seed}.parquet"))
-            write_rows(files[-1][1], rows)
+            files[seed] = tmp_path / f"seed{seed}.parquet"
+            write_rows(files[seed], rows)
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "valid.parquet")
         rows = [
             {"split": split, "system": name, "kind": "baseline", "reference": "", "seconds": 0.0, "tokens": 1}

@@ -257,7 +257,7 @@ def test_a_gain_that_hangs_on_the_seed_is_nothing_to_recover_in_either(recovered
     score_domain(
         "rise",
         "mini",
-        [(seed, tmp_path / "rise" / f"seed{seed}.parquet") for seed in SEEDS],
+        {seed: tmp_path / "rise" / f"seed{seed}.parquet" for seed in SEEDS},
         None,
         tmp_path / "rise",
         None,

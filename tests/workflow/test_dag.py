@@ -171,10 +171,10 @@ def test_a_published_base_is_made_of_the_files_under_bases_root_or_of_none(plan,
 def test_general_data_are_asked_of_the_base_and_the_domains_own_adapters_on_test_alone(demo):
     asked = {told(job): job for job in demo.jobs if job.rule.name == "predict"}
     studied, general = (asked[f"predict {corpus} speech mini_lm"] for corpus in ("data", "general"))
-    assert studied.params.systems == ["lora@speech", "lora@protein", "lora@lncrna", "lora@recsys"]
-    assert studied.params.mixtures == ["xlora"] and {*studied.params.asked} == {"test", "valid", "sample"}
-    assert general.params.systems == ["lora@speech"]
-    assert general.params.mixtures == [] and [*general.params.asked] == ["test"]
+    assert [*studied.params.adapters[0]] == ["lora@speech", "lora@protein", "lora@lncrna", "lora@recsys"]
+    assert [*studied.params.mixtures[0]] == ["xlora"] and {*studied.params.asked} == {"test", "valid", "sample"}
+    assert [*general.params.adapters[0]] == ["lora@speech"]
+    assert general.params.mixtures == {0: {}} and [*general.params.asked] == ["test"]
     assert {Path(path).parent for path in general.input.data} == {Path("results/general/speech")}
     table = next(job for job in demo.jobs if told(job) == "tabulate_domain speech mini_lm")
     assert [path.split("/")[2] for path in table.input.metrics] == ["data", "general"]
@@ -200,7 +200,7 @@ def test_curves_are_drawn_of_every_adapter_and_of_mixtures_that_learn(plan):
     job = next(job for job in plan({"mixtures.even": even}).jobs if told(job) == "draw_curves mini_lm")
     folders = {f"lora@{domain}": f"adapters/{domain}/mini_lm/lora" for domain in DEMO["mixtures"]["xlora"]["experts"]}
     folders["xlora"] = "mixtures/xlora"
-    assert dict(zip(job.params.names, job.input)) == {n: f"results/{f}/runs.parquet" for n, f in folders.items()}
+    assert job.params.runs == {n: f"results/{f}/runs.parquet" for n, f in folders.items()}
 
 
 def test_without_general_data_nothing_is_asked_of_them(plan):
@@ -217,8 +217,8 @@ def test_a_comparison_pairs_the_methods_of_each_domain_of_its_base(demo, plan):
 def test_a_comparison_reads_the_runs_of_its_base_in_the_configs_order(plan):
     wide = {"adapters.wide": {"method": "lora", "rank": 32}, "domains.recsys.adapters.mini_lm": ["wide", "lora"]}
     job = next(job for job in plan(COMPARISON | wide | {"seeds": [0, 1]}).jobs if job.rule.name == "tabulate_methods")
-    assert [*job.params.names] == ["lora"] * 8 + ["wide"] * 2
-    assert [path.split("/")[4] for path in job.input.runs] == [*job.params.names]
+    assert [name for name, _ in job.params.runs] == ["lora"] * 8 + ["wide"] * 2
+    assert [path.split("/")[4] for _, path in job.params.runs] == [name for name, _ in job.params.runs]
     folder = "results/adapters/recsys/mini_lm/wide"
     assert [*job.input.runs][-2:] == [f"{folder}/seed{seed}/run.json" for seed in (0, 1)]
 

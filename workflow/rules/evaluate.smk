@@ -31,9 +31,8 @@ rule predict:
         runtime=STUDY.resources.runtime,
         gpu=STUDY.resources.gpu,
     params:
-        seeds=SEEDS,
-        systems=lambda wc: list(systems_on(wc.corpus, wc.domain, wc.base)),
-        mixtures=lambda wc: mixtures_on(wc.corpus, wc.base),
+        adapters=lambda wc, input: by_names(SEEDS, systems_on(wc.corpus, wc.domain, wc.base), input.adapters),
+        mixtures=lambda wc, input: by_names(SEEDS, mixtures_on(wc.corpus, wc.base), input.mixtures),
         asked=lambda wc: ASKED[wc.corpus],
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
         evaluation=plain(STUDY.evaluation, without=["resamples", "folded", "min_records", "min_groups"]),
@@ -87,7 +86,7 @@ rule score:
         runtime=STUDY.resources.runtime,
     params:
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
-        seeds=SEEDS,
+        predictions=lambda wc, input: by_name(SEEDS, input.predictions),
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
         code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),

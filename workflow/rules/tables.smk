@@ -159,7 +159,7 @@ rule draw_curves:
         mem_mb=500,
         runtime=10,
     params:
-        names=lambda wc: list(curves_on(wc.base)),
+        runs=lambda wc, input: by_name(curves_on(wc.base), input),
         banner=BANNER,
         code=code_digest("reporting"),
     script:

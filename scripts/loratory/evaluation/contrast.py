@@ -131,13 +131,13 @@ def contrast_methods(
     `difference_low` and `difference_high`: how much better it is than the adapter `against`.
 
     Args:
-        predictions: (training seed, parquet file) pairs.
+        predictions: {training seed: parquet file}.
         baselines, data, task, resamples, seed, floor: as of `paired`.
 
     Raises:
         InputError: as `evaluation.score`, or `against` was not asked.
     """
-    files, reference = dict(sorted(predictions)), f"{against}@{domain}"
+    files, reference = dict(sorted(predictions.items())), f"{against}@{domain}"
     own = lambda name: is_own(name, domain)  # noqa: E731
     found = compare_systems(domain, files, data, task, SPLIT, own, resamples, seed, floor, baselines)
     if reference not in found.sizes:

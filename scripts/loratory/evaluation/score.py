@@ -59,7 +59,7 @@ def score_domain(
     `per_seed` follows `seeds` (null: not run with that seed) and is empty for baselines, which have no seed.
 
     Args:
-        predictions: (training seed, parquet file) pairs; rows as `domains.contract.ROW`, with split, system and kind.
+        predictions: {training seed: parquet file}; rows as `domains.contract.ROW`, with split, system and kind.
         baselines: parquet file of systems that need no language model, or None.
         data: folder of the domain's dataset.
         task: the domain's `Task` options.
@@ -73,7 +73,7 @@ def score_domain(
             records than the dataset or than the other systems of its split.
     """
     metrics = registry.load_module("domain", domain, "metrics")
-    files = dict(sorted(predictions))
+    files = dict(sorted(predictions.items()))
     sources = {**files, **({None: baselines} if baselines else {})}
     folded = read_structures(structures) if structures else None
     resample = partial(bootstrap_distributions, times=resamples, seed=seed)
