@@ -23,7 +23,8 @@ KINDS = {"base": "base", "pooled": "control"}
 def domain(monkeypatch):
     """A domain whose one metric is the mean of `nll`, the lower the better."""
     metric = Metric("loss", "nats", "down", "nll", lambda c: float(c["nll"].mean()), primary=True)
-    found = SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
+    columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
+    found = SimpleNamespace(METRICS=(metric,), VERSION=3, columns=columns)
     monkeypatch.setattr(registry, "load_module", lambda *_: found)
 
 

@@ -34,7 +34,8 @@ def domains(monkeypatch):
 
     def load(noun, domain, part):
         metric = Metric("mean", "nats", METRICS[domain], "nll", lambda c: float(c["nll"].mean()), primary=True)
-        return SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
+        columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
+        return SimpleNamespace(METRICS=(metric,), VERSION=3, columns=columns)
 
     monkeypatch.setattr(registry, "load_module", load)
 
@@ -267,7 +268,9 @@ def test_a_gain_that_hangs_on_the_seed_is_nothing_to_recover_in_either(recovered
         Floor(10, 3),
         tmp_path / "score.json",
     )
-    scored = json.loads((tmp_path / "score.json").read_text())["rows"]
+    scored = json.loads((tmp_path / "score.json").read_text())
+    assert {"rise": scored["metrics_version"], "fall": 3} == report["metrics_versions"]
+    scored = scored["rows"]
     assert [row["gain_low"] for row in scored if row["system"] == "lora@rise" and row["split"] == "test"] > [0]
     shares = {(row["domain"], row["system"]): row["recovery"] for row in measured(tmp_path)["rows"]}
     for domain, expected in (("rise", None), ("fall", pytest.approx(0.5))):

@@ -331,6 +331,17 @@ def test_a_base_that_was_not_scored_is_said_so(tmp_path):
     assert "The base alone was not scored, so gains are undefined." in text and "▲" not in text
 
 
+def test_the_foot_names_the_version_of_metrics_that_changed_their_meaning_and_no_first_one(tmp_path, reports):
+    line = "Version of the metrics, comparable with no other: speech 2."
+    for version in (1, 2):
+        report = write_report(tmp_path / "speech.json", "speech", rows_of("speech"), metrics_version=version)
+        write_domain_table([report], tmp_path / "t")
+        write_summary([report, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+        for name in ("t", "s"):
+            text = (tmp_path / f"{name}.md").read_text()
+            assert ("Version" in text) == (line in text) == (version == 2)
+
+
 def test_without_a_best_expert_none_is_named(tmp_path, reports):
     write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path, best=None))
     text = (tmp_path / "s.md").read_text()

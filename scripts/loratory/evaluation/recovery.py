@@ -175,6 +175,7 @@ def recovery_report(
         "base": base,
         "experts": {domain: of.oracle for domain, of in compared.items()},
         "domains": list(asked),
+        "metrics_versions": {domain: of.test.version for domain, of in compared.items()},
         "seeds": next(iter(compared.values())).test.seeds,
         "means": mean_recoveries(shares),
         "best_single": best_single(list(compared.values())),

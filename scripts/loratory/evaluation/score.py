@@ -57,6 +57,7 @@ def score_domain(
     records that a metric looks at. A gain is positive where the system is better than the base, whichever way the
     metric points; `vs_control` is the same over the baseline named in `control`, which `choose_control` chose.
     `per_seed` follows `seeds` (null: not run with that seed) and is empty for baselines, which have no seed.
+    `metrics_version` is the domain's `VERSION`.
 
     Args:
         predictions: {training seed: parquet file}; rows as `domains.contract.ROW`, with split, system and kind.
@@ -90,6 +91,7 @@ def score_domain(
     report = {
         "domain": domain,
         "base": base,
+        "metrics_version": metrics.VERSION,
         "control": control,
         "rows": rows,
         "seeds": list(files),

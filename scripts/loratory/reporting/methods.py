@@ -21,6 +21,7 @@ from loratory.reporting.tables import (
     control_systems,
     number_text,
     value_cell,
+    version_notes,
 )
 
 COSTS = {  # of `train_info`: as printed
@@ -111,6 +112,7 @@ def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Seque
     foot += [*dict.fromkeys(map(draws_note, reports)), marks_note(against, reports)]
     learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
     foot += [*control_notes(controls, learnt), *budget_notes(runs), *about]
+    foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
     return Layout(f"Methods on {reports[0]['base']}", banner, header, lines, foot, records)
 
 

@@ -22,6 +22,7 @@ from loratory.reporting.tables import (
     control_systems,
     share_text,
     value_cell,
+    version_notes,
 )
 
 DOMAIN_MARK = "†"
@@ -88,7 +89,7 @@ def mixer_layout(
     learnt = {d: [rows[d, name] for name in (best, *mixtures) if (d, name) in rows] for d in heads}
     foot = column_notes({d: (head, [row for row in shown if row["domain"] == d]) for d, head in heads.items()})
     foot += [draws_note(report), marks_note(report["against"], [{"rows": shown}]), best_single_note(best)]
-    foot += [*control_notes(controls, learnt), *NOTES]
+    foot += [*control_notes(controls, learnt), *NOTES, *version_notes(report.get("metrics_versions", {}))]
     foot += [f"Base: {about}"] if about else []
     records = [{"base": report["base"], **row} for row in shown]
     return Layout(f"Mixers on {report['base']}", banner, header, lines, foot, records)

@@ -108,6 +108,7 @@ def domain_layout(
     systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: system_key(*item, domain))
     rows = [[system, *(value_cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
     notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
+    notes += version_notes({domain: report.get("metrics_version", 1)})
     scored = {"data": report} | ({GENERAL: general} if general else {})
     learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
     notes += control_notes({domain: report["control"]}, {domain: learnt})
@@ -157,6 +158,7 @@ def summary_layout(
     learnt = {domain: [of[name] for name in (*experts, mixture) if name in of] for domain, of in test.items()}
     foot += [*dict.fromkeys(map(seeds_note, reports)), RECOVERY, best_single_note(best), MARKS]
     foot += [*control_notes(controls, learnt), *about]
+    foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
     return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
 
 
@@ -284,6 +286,12 @@ def seeds_note(report: Mapping) -> str:
     line = f"Means over seeds {names}" if len(seeds) > 1 else f"Seed {names} only"
     line += f"; [95 % interval] from {report['resamples']} bootstrap draws of whole groups."
     return line + (f" Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds." * (len(seeds) < FEW_SEEDS))
+
+
+def version_notes(versions: Mapping[str, int]) -> list[str]:
+    """Which domains' metrics have changed their meaning, of {domain: version}: nothing while it is the first."""
+    changed = [f"{domain} {version}" for domain, version in versions.items() if version > 1]
+    return [f"Version of the metrics, comparable with no other: {', '.join(changed)}."] if changed else []
 
 
 def metric_notes(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:
