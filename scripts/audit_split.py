@@ -7,4 +7,5 @@ with log_job(snakemake.log[0]):
     from loratory.domains.dataset import audit_split
 
     domain, out = snakemake.wildcards.domain, Path(snakemake.output[0])
-    audit_split(domain, out.parent, domain_options(domain, "Dataset", snakemake.params.dataset), out)
+    dataset = domain_options(domain, "Dataset", snakemake.params.dataset)
+    audit_split(domain=domain, folder=out.parent, dataset=dataset, out=out)

@@ -8,6 +8,10 @@ with log_job(snakemake.log[0]):
     from loratory.domains.fetch import open_source
 
     domain, params = snakemake.wildcards.domain, snakemake.params
-    files = open_source(domain, Path(snakemake.input[0]).parent)
-    out = Path(snakemake.output[0]).parent
-    build_dataset(domain, files, domain_options(domain, "Dataset", params.dataset), params.seed, out)
+    build_dataset(
+        domain=domain,
+        files=open_source(domain, Path(snakemake.input[0]).parent),
+        dataset=domain_options(domain, "Dataset", params.dataset),
+        seed=params.seed,
+        out=Path(snakemake.output[0]).parent,
+    )

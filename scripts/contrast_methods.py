@@ -7,8 +7,17 @@ with log_job(snakemake.log[0]):
     from loratory.evaluation.contrast import contrast_methods
     from loratory.evaluation.score import Floor
 
-    wildcards, files, params = snakemake.wildcards, snakemake.input, snakemake.params
-    predictions = list(zip(params.seeds, files.predictions))
-    task, data = domain_options(wildcards.domain, "Task", params.task), Path(files.data[0]).parent
-    asked = (files.baselines, data, task, params.against, params.resamples, 0, Floor(*params.floor))
-    contrast_methods(wildcards.domain, wildcards.base, predictions, *asked, snakemake.output[0])
+    domain, files, params = snakemake.wildcards.domain, snakemake.input, snakemake.params
+    contrast_methods(
+        domain=domain,
+        base=snakemake.wildcards.base,
+        predictions=params.predictions,
+        baselines=files.baselines,
+        data=Path(files.data[0]).parent,
+        task=domain_options(domain, "Task", params.task),
+        against=params.against,
+        resamples=params.resamples,
+        seed=0,
+        floor=Floor(*params.floor),
+        out=snakemake.output[0],
+    )

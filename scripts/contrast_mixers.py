@@ -7,10 +7,24 @@ with log_job(snakemake.log[0]):
     from loratory.evaluation.recovery import DomainPredictions, contrast_mixers
     from loratory.evaluation.score import Floor
 
-    given, params, asked = snakemake.input, snakemake.params, {}
-    predictions = iter(given.predictions)
-    for (domain, task), data, baselines in zip(params.tasks.items(), given.data, given.baselines):
-        files = {seed: next(predictions) for seed in params.seeds}
-        asked[domain] = DomainPredictions(files, Path(data).parent, domain_options(domain, "Task", task), baselines)
-    drawn = (params.against, params.resamples, 0, Floor(*params.floor), snakemake.output[0])
-    contrast_mixers(snakemake.wildcards.base, asked, params.experts, params.mixtures, *drawn)
+    params = snakemake.params
+    asked = {
+        domain: DomainPredictions(
+            files=files,
+            data=Path(params.data[domain]).parent,
+            task=domain_options(domain, "Task", params.tasks[domain]),
+            baselines=params.baselines[domain],
+        )
+        for domain, files in params.predictions.items()
+    }
+    contrast_mixers(
+        base=snakemake.wildcards.base,
+        asked=asked,
+        experts=params.experts,
+        mixtures=params.mixtures,
+        against=params.against,
+        resamples=params.resamples,
+        seed=0,
+        floor=Floor(*params.floor),
+        out=snakemake.output[0],
+    )

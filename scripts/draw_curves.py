@@ -3,4 +3,4 @@ from loratory.job import log_job
 with log_job(snakemake.log[0]):
     from loratory.reporting.figures import draw_curves
 
-    draw_curves(dict(zip(snakemake.params.names, snakemake.input)), snakemake.output[0], snakemake.params.banner)
+    draw_curves(snakemake.params.runs, snakemake.output[0], snakemake.params.banner)

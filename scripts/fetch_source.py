@@ -7,5 +7,10 @@ with log_job(snakemake.log[0]):
     from loratory.domains.fetch import fetch_source
 
     domain, params = snakemake.wildcards.domain, snakemake.params
-    out = Path(snakemake.output[0]).parent
-    fetch_source(domain, domain_source(domain, params.source), params.population, params.seed, out)
+    fetch_source(
+        domain=domain,
+        source=domain_source(domain, params.source),
+        population=params.population,
+        seed=params.seed,
+        out=Path(snakemake.output[0]).parent,
+    )

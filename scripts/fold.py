@@ -7,12 +7,12 @@ with log_job(snakemake.log[0], snakemake.params.threads):
 
     files, params = snakemake.input, snakemake.params
     fold_predictions(
-        snakemake.wildcards.domain,
-        list(zip(params.seeds, files.predictions)),
-        files.baselines,
-        next(iter(files.get("references", [])), None),
-        params.folded,
-        Path(files.folding).parent,
-        Path(snakemake.output[0]).parent,
-        params.device,
+        domain=snakemake.wildcards.domain,
+        predictions=params.predictions,
+        baselines=files.baselines,
+        references=next(iter(files.get("references", [])), None),
+        limit=params.folded,
+        model_folder=Path(files.folding).parent,
+        out=Path(snakemake.output[0]).parent,
+        device=params.device,
     )

@@ -6,15 +6,15 @@ with log_job(snakemake.log[0], snakemake.params.threads):
     from loratory.config import domain_options
     from loratory.training.features import write_features
 
-    wanted, params, out = snakemake.wildcards, snakemake.params, Path(snakemake.output[0]).parent
+    domain, files, params = snakemake.wildcards.domain, snakemake.input, snakemake.params
     write_features(
-        wanted.domain,
-        Path(snakemake.input.data).parent,
-        domain_options(wanted.domain, "Task", params.task),
-        wanted.split,
-        Path(snakemake.input.base).parent,
-        params.device,
-        params.batch_tokens,
-        out.parents[3] / "checkpoints",
-        out,
+        domain=domain,
+        data=Path(files.data).parent,
+        task=domain_options(domain, "Task", params.task),
+        split=snakemake.wildcards.split,
+        base_folder=Path(files.base).parent,
+        device=params.device,
+        batch_tokens=params.batch_tokens,
+        checkpoints=Path(params.checkpoints),
+        out=Path(snakemake.output[0]).parent,
     )

@@ -6,22 +6,22 @@ with log_job(snakemake.log[0], snakemake.params.threads):
     from loratory.config import Evaluation, domain_options
     from loratory.evaluation.predict import TrainedModels, predict_domain
 
-    given, params, domain = snakemake.input, snakemake.params, snakemake.wildcards.domain
-
-    def by_seed(files, names):
-        folders = iter([Path(file).parent for file in files])
-        return {seed: {name: next(folders) for name in names} for seed in params.seeds}
-
-    adapters, mixtures = by_seed(given.adapters, params.systems), by_seed(given.mixtures, params.mixtures)
-    trained = {seed: TrainedModels(adapters[seed], mixtures[seed]) for seed in params.seeds}
+    files, params, domain = snakemake.input, snakemake.params, snakemake.wildcards.domain
+    trained = {
+        seed: TrainedModels(
+            adapters={name: Path(file).parent for name, file in adapters.items()},
+            mixtures={name: Path(file).parent for name, file in params.mixtures[seed].items()},
+        )
+        for seed, adapters in params.adapters.items()
+    }
     predict_domain(
-        domain,
-        Path(given.data[0]).parent,
-        domain_options(domain, "Task", params.task),
-        Path(given.base).parent,
-        trained,
-        params.asked,
-        Evaluation(**params.evaluation),
-        params.device,
-        Path(snakemake.output[0]).parent,
+        domain=domain,
+        data=Path(files.data[0]).parent,
+        task=domain_options(domain, "Task", params.task),
+        base_folder=Path(files.base).parent,
+        trained=trained,
+        asked=params.asked,
+        evaluation=Evaluation(**params.evaluation),
+        device=params.device,
+        out=Path(snakemake.output[0]).parent,
     )

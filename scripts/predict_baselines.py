@@ -7,6 +7,12 @@ with log_job(snakemake.log[0]):
     from loratory.evaluation.baselines import predict_baselines
 
     domain, params = snakemake.wildcards.domain, snakemake.params
-    task, data = domain_options(domain, "Task", params.task), Path(snakemake.input[0]).parent
-    asked = (params.max_records, params.max_valid, params.samples)
-    predict_baselines(domain, data, task, *asked, snakemake.output[0])
+    predict_baselines(
+        domain=domain,
+        data=Path(snakemake.input[0]).parent,
+        task=domain_options(domain, "Task", params.task),
+        max_records=params.max_records,
+        max_valid=params.max_valid,
+        samples=params.samples,
+        out=snakemake.output[0],
+    )

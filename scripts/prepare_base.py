@@ -6,10 +6,15 @@ with log_job(snakemake.log[0], snakemake.params.threads):
     from loratory.config import BaseEntry, domain_options
     from loratory.training.prepare import prepare_base
 
-    name, params, out = snakemake.wildcards.base, snakemake.params, Path(snakemake.output[0]).parent
-    results, entry = out.parent.parent, BaseEntry(**params.entry)
-    general = {domain: results / "general" / domain for domain in params.tasks}
-    tasks = {domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()}
-    ears = out.parent / entry.audio.encoder if entry.audio else None
-    places = general, tasks, ears, params.device, results / "checkpoints", out
-    prepare_base(name, entry, *places, folder=params.folder)
+    params = snakemake.params
+    prepare_base(
+        name=snakemake.wildcards.base,
+        entry=BaseEntry(**params.entry),
+        general={domain: Path(file).parent for domain, file in params.general.items()},
+        tasks={domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
+        ears=next((Path(file).parent for file in snakemake.input.get("encoder", [])), None),
+        device=params.device,
+        checkpoints=Path(params.checkpoints),
+        out=Path(snakemake.output[0]).parent,
+        folder=params.folder,
+    )

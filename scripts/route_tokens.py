@@ -6,13 +6,13 @@ with log_job(snakemake.log[0], snakemake.params.threads):
     from loratory.config import domain_options
     from loratory.evaluation.tokens import route_tokens
 
-    given, params = snakemake.input, snakemake.params
+    params = snakemake.params
     route_tokens(
-        Path(given.base).parent,
-        {name: Path(file).parent for name, file in zip(params.mixtures, given.mixtures)},
-        params.prompts,
-        {domain: Path(file).parent for domain, file in zip(params.tasks, given.data)},
-        {domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
-        params.device,
-        snakemake.output[0],
+        base_folder=Path(snakemake.input.base).parent,
+        mixtures={name: Path(file).parent for name, file in params.mixtures.items()},
+        prompts=params.prompts,
+        data={domain: Path(file).parent for domain, file in params.data.items()},
+        tasks={domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
+        device=params.device,
+        out=snakemake.output[0],
     )

@@ -5,6 +5,14 @@ with log_job(snakemake.log[0]):
     from loratory.reporting.tables import write_summary
 
     files, params, out = snakemake.input, snakemake.params, snakemake.output[0].removesuffix(".html")
-    told = {"about": read_json(files.base)["note"], "banner": params.banner}
-    told |= {"routing": files.routing, "mixer": params.mixer, "experts": params.experts}
-    write_summary(list(files.metrics), out, mixture=snakemake.wildcards.mixture, **told)
+    write_summary(
+        list(files.metrics),
+        out,
+        mixture=snakemake.wildcards.mixture,
+        experts=params.experts,
+        recovery=files.recovery,
+        routing=files.routing,
+        mixer=params.mixer,
+        about=read_json(files.base)["note"],
+        banner=params.banner,
+    )

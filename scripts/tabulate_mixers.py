@@ -4,6 +4,12 @@ with log_job(snakemake.log[0]):
     from loratory.data.files import read_json
     from loratory.reporting.mixers import write_mixer_table
 
-    files, params, out = snakemake.input, snakemake.params, snakemake.output[0].removesuffix(".html")
-    told = {"about": read_json(files.base)["note"], "banner": params.banner}
-    write_mixer_table(files.contrast, list(files.routes), list(zip(params.names, files.runs)), out, **told)
+    files, params = snakemake.input, snakemake.params
+    write_mixer_table(
+        contrast=files.contrast,
+        routes=files.routes,
+        runs=params.runs,
+        out=snakemake.output[0].removesuffix(".html"),
+        about=read_json(files.base)["note"],
+        banner=params.banner,
+    )

@@ -6,18 +6,18 @@ with log_job(snakemake.log[0], snakemake.params.entry["training"]["threads"]):
     from loratory.config import domain_options, mixture_entry
     from loratory.training.mixture import train_mixture
 
-    params, given, out = snakemake.params, snakemake.input, Path(snakemake.output.runs).parent
+    params = snakemake.params
     train_mixture(
-        snakemake.wildcards.mixture,
-        mixture_entry(params.entry),
-        Path(given.base).parent,
-        {path.parents[3].name: path.parents[1] for path in map(Path, given.experts)},
-        {path.parent.name: path.parent for path in map(Path, given.data)},
-        {domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
-        params.seeds,
-        params.device,
-        out.parents[1] / "checkpoints",
-        params.max_valid,
-        out,
-        {path.parents[2].name: path.parents[1] for path in map(Path, given.features)},
+        name=snakemake.wildcards.mixture,
+        entry=mixture_entry(params.entry),
+        base_folder=Path(snakemake.input.base).parent,
+        experts={domain: Path(run).parent.parent for domain, run in params.experts.items()},  # holds all its seeds
+        data={domain: Path(file).parent for domain, file in params.data.items()},
+        tasks={domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
+        seeds=params.seeds,
+        device=params.device,
+        checkpoints=Path(params.checkpoints),
+        max_valid=params.max_valid,
+        out=Path(snakemake.output.runs).parent,
+        features={domain: Path(index).parent.parent for domain, index in params.features.items()},  # all its splits
     )

@@ -6,16 +6,16 @@ with log_job(snakemake.log[0], snakemake.params.adapter["training"]["threads"]):
     from loratory.config import adapter_entry, domain_options
     from loratory.training.sweep import train_sweep
 
-    domain, params, out = snakemake.wildcards.domain, snakemake.params, Path(snakemake.output.runs).parent
+    domain, files, params = snakemake.wildcards.domain, snakemake.input, snakemake.params
     train_sweep(
-        domain,
-        Path(snakemake.input.data[0]).parent,
-        domain_options(domain, "Task", params.task),
-        Path(snakemake.input.base).parent,
-        adapter_entry(params.adapter),
-        params.seeds,
-        params.device,
-        out.parents[3] / "checkpoints",
-        params.max_valid,
-        out,
+        domain=domain,
+        data=Path(files.data[0]).parent,
+        task=domain_options(domain, "Task", params.task),
+        base_folder=Path(files.base).parent,
+        adapter=adapter_entry(params.adapter),
+        seeds=params.seeds,
+        device=params.device,
+        checkpoints=Path(params.checkpoints),
+        max_valid=params.max_valid,
+        out=Path(snakemake.output.runs).parent,
     )

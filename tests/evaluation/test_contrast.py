@@ -23,7 +23,8 @@ KINDS = {"base": "base", "pooled": "control"}
 def domain(monkeypatch):
     """A domain whose one metric is the mean of `nll`, the lower the better."""
     metric = Metric("loss", "nats", "down", "nll", lambda c: float(c["nll"].mean()), primary=True)
-    found = SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
+    columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
+    found = SimpleNamespace(METRICS=(metric,), VERSION=3, columns=columns)
     monkeypatch.setattr(registry, "load_module", lambda *_: found)
 
 
@@ -36,7 +37,7 @@ def study(tmp_path):
     def contrasted(worse: dict, against="lora", controls: dict | None = None, floor=(1, 1)):
         """`controls`: {baseline: (what it adds on valid, on test)}."""
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
-        files = []
+        files = {}
         for seed in range(len(next(iter(worse.values())))):
             rows = [
                 {"split": "test", "system": name, "kind": KINDS.get(name, "adapter"), "reference": "", "seconds": 0.0}
@@ -44,8 +45,8 @@ def study(tmp_path):
                 for name, added in worse.items()
                 for i, record in enumerate(records)
             ]
-            files.append((seed, tmp_path / f"seed{seed}.parquet"))
-            write_rows(files[-1][1], rows)
+            files[seed] = tmp_path / f"seed{seed}.parquet"
+            write_rows(files[seed], rows)
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "valid.parquet")
         rows = [
             {"split": split, "system": name, "kind": "baseline", "reference": "", "seconds": 0.0, "tokens": 1}

@@ -159,7 +159,7 @@ def folder(tmp_path_factory):
 
 def test_every_system_is_folded_as_far_as_the_limit_goes(folder, tmp_path):
     wrote = {"base": ["ACDEF", "MKV", "ACD>", "MKVW>", "GGAA>"], "lora@protein": ["AC>"]}
-    seeds = [(seed, predictions(tmp_path / f"{seed}.parquet", **wrote)) for seed in (0, 1)]
+    seeds = {seed: predictions(tmp_path / f"{seed}.parquet", **wrote) for seed in (0, 1)}
     natural = predictions(tmp_path / "baselines.parquet", natural=["MKTAYIAKQR>"])
     fold_predictions("protein", seeds, natural, None, 2, folder, tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
@@ -188,6 +188,6 @@ def test_samples_are_compared_with_the_given_chains(folder, tmp_path):
     pq.write_table(pa.Table.from_pylist([{"id": "same", "backbone": backbone.ravel()}]), tmp_path / "test.parquet")
     written = predictions(tmp_path / "0.parquet", base=[f"{sequence}>"])
     none = predictions(tmp_path / "baselines.parquet")
-    fold_predictions("protein", [(0, written)], none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
+    fold_predictions("protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
     [row] = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert (row["tm_reference"], row["length"]) == ("same", len(sequence)) and row["tm"] > 0.999

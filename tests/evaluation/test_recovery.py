@@ -12,9 +12,15 @@ from loratory import registry
 from loratory.domains.contract import Metric
 from loratory.errors import InputError
 from loratory.evaluation.contrast import PairedComparison
-from loratory.evaluation.recovery import DomainPredictions, contrast_mixers, mean_recoveries, system_recoveries
+from loratory.evaluation.recovery import (
+    DomainPredictions,
+    contrast_mixers,
+    mean_recoveries,
+    measure_recovery,
+    system_recoveries,
+)
 from loratory.evaluation.rows import write_rows
-from loratory.evaluation.score import Floor
+from loratory.evaluation.score import Floor, score_domain
 
 N, SEEDS = 40, (0, 1)
 METRICS = {"rise": "up", "fall": "down"}  # domain: where better is
@@ -28,7 +34,8 @@ def domains(monkeypatch):
 
     def load(noun, domain, part):
         metric = Metric("mean", "nats", METRICS[domain], "nll", lambda c: float(c["nll"].mean()), primary=True)
-        return SimpleNamespace(METRICS=(metric,), columns=lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])})
+        columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
+        return SimpleNamespace(METRICS=(metric,), VERSION=3, columns=columns)
 
     monkeypatch.setattr(registry, "load_module", load)
 
@@ -82,9 +89,15 @@ def recovered(tmp_path):
             write_rows(folder / "baselines.parquet", rows)
             asked[domain] = DomainPredictions(files, folder, None, folder / "baselines.parquet")
         contrast_mixers("mini", asked, EXPERTS, mixtures, against, 200, 0, Floor(10, 3), tmp_path / "out.json")
+        measure_recovery("mini", asked, EXPERTS, "mix", 200, 0, Floor(10, 3), tmp_path / "mix.json")
         return json.loads((tmp_path / "out.json").read_text())
 
     return report
+
+
+def measured(tmp_path) -> dict:
+    """What `measure_recovery` wrote of the mixture `mix`."""
+    return json.loads((tmp_path / "mix.json").read_text())
 
 
 def told(gains, name, domain, seed, i) -> float:
@@ -223,3 +236,57 @@ def test_draws_without_a_gain_of_the_oracle_have_no_recovery():
 
 def test_without_any_domain_to_recover_in_there_is_no_mean():
     assert mean_recoveries([{}, {}]) == []
+
+
+def test_a_summary_and_a_comparison_of_mixers_recover_the_same(recovered, tmp_path):
+    report = recovered({"mix": lambda domain, seed, i: 1.0 + seed}, controls={"rise": {"good": 1.0}})
+    summed = measured(tmp_path)
+    compared = {key: row for key, row in rows_of(report).items() if key[1] != "plain"}
+    for row in summed["rows"]:
+        if not row["system"].endswith((":uniform", ":oracle")):
+            other = compared.pop((row["domain"], row["system"]))
+            assert {name: other[name] for name in row} == row
+    assert not compared
+    means = {row["system"]: row for row in report["means"]}
+    assert all(means[row["system"]] == row for row in summed["means"] if row["system"] in means)
+    assert summed["best_single"] == report["best_single"]
+
+
+def test_a_gain_that_hangs_on_the_seed_is_nothing_to_recover_in_either(recovered, tmp_path):
+    """Of the oracle's gain on `rise`, 4 with one seed and −1 with the other, records leave no doubt but seeds do."""
+    report = recovered({"own": lambda domain, seed, i: 4.0 - 5 * seed if domain == "rise" else 2.0, "mix": 1.0})
+    score_domain(
+        "rise",
+        "mini",
+        {seed: tmp_path / "rise" / f"seed{seed}.parquet" for seed in SEEDS},
+        None,
+        tmp_path / "rise",
+        None,
+        None,
+        200,
+        0,
+        Floor(10, 3),
+        tmp_path / "score.json",
+    )
+    scored = json.loads((tmp_path / "score.json").read_text())
+    assert {"rise": scored["metrics_version"], "fall": 3} == report["metrics_versions"]
+    scored = scored["rows"]
+    assert [row["gain_low"] for row in scored if row["system"] == "lora@rise" and row["split"] == "test"] > [0]
+    shares = {(row["domain"], row["system"]): row["recovery"] for row in measured(tmp_path)["rows"]}
+    for domain, expected in (("rise", None), ("fall", pytest.approx(0.5))):
+        assert shares[domain, "mix"] == rows_of(report)[domain, "mix"]["recovery"] == expected
+
+
+def test_the_best_single_expert_is_chosen_on_valid_by_its_mean_recovery(recovered, tmp_path):
+    report = recovered({"lora@fall": 1.5, "lora@rise": 0.5})
+    assert report["best_single"] == measured(tmp_path)["best_single"] == "lora@fall"
+
+
+def test_without_anything_to_recover_on_valid_no_expert_is_the_best(recovered):
+    assert recovered({"own": -1.0})["best_single"] is None
+
+
+def test_a_mixtures_controls_are_measured_with_it_and_other_mixtures_are_not(recovered, tmp_path):
+    recovered({})
+    names = {row["system"] for row in measured(tmp_path)["rows"]}
+    assert names == {*SYSTEMS} - {"plain"}

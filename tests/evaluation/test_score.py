@@ -55,7 +55,7 @@ METRICS = (
 def domain(monkeypatch):
     def load(noun, name, part=""):
         assert (noun, name, part) == ("domain", "toy", "metrics")
-        return SimpleNamespace(METRICS=METRICS, columns=columns)
+        return SimpleNamespace(METRICS=METRICS, VERSION=3, columns=columns)
 
     monkeypatch.setattr(registry, "load_module", load)
 
@@ -115,14 +115,14 @@ def write(path, rows, schema=SCHEMA):
 
 @pytest.fixture
 def predictions(tmp_path):
-    files = []
+    files = {}
     for seed in (1, 0):
         rows = []
         for split in ("valid", "test"):
             rows += answers("base", "base", split, 0.2)
             rows += answers("lora@toy", "adapter", split, 2.0, seed)
         rows += samples("base", "base") + samples("lora@toy", "adapter")
-        files.append((seed, write(tmp_path / "predictions" / f"seed{seed}.parquet", rows)))
+        files[seed] = write(tmp_path / "predictions" / f"seed{seed}.parquet", rows)
     return files
 
 
@@ -146,7 +146,7 @@ def test_values_are_the_metric_of_the_whole_split_averaged_over_seeds(run, predi
     report = run()
     found = pick(report, "lora@toy", "AUC")
     expected = []
-    for _, path in sorted(predictions):
+    for _, path in sorted(predictions.items()):
         rows = [r for r in pq.read_table(path).to_pylist() if (r["system"], r["split"]) == ("lora@toy", "test")]
         expected.append(auc([int(r["reference"]) for r in rows], [r["p"] for r in rows]))
     assert found["per_seed"] == expected and report["seeds"] == [0, 1]
@@ -172,12 +172,12 @@ def test_gain_is_positive_where_the_system_is_better_whichever_way_the_metric_po
 
 def test_a_copy_of_the_base_gains_exactly_nothing(run, tmp_path):
     rows = answers("base", "base", "test", 1.0) + answers("twin@toy", "adapter", "test", 1.0)
-    found = pick(run([(0, write(tmp_path / "p.parquet", rows))]), "twin@toy", "AUC")
+    found = pick(run({0: write(tmp_path / "p.parquet", rows)}), "twin@toy", "AUC")
     assert (found["gain"], found["gain_low"], found["gain_high"]) == (0, 0, 0)
 
 
 def test_without_a_base_there_is_no_gain(run, tmp_path):
-    report = run([(0, write(tmp_path / "p.parquet", answers("lora@toy", "adapter", "test", 1.0)))])
+    report = run({0: write(tmp_path / "p.parquet", answers("lora@toy", "adapter", "test", 1.0))})
     assert {r["gain"] for r in report["rows"]} == {None}
 
 
@@ -236,7 +236,7 @@ def test_without_answers_for_valid_the_control_is_chosen_on_test_and_without_bas
 def test_a_metric_of_some_records_counts_them_and_sees_no_others(run, predictions):
     found = pick(run(), "lora@toy", "of liked")
     assert (found["n"], found["n_groups"]) == (N // 2, GROUPS // 2)
-    rows = [row for _, path in predictions for row in pq.read_table(path).to_pylist()]
+    rows = [row for path in predictions.values() for row in pq.read_table(path).to_pylist()]
     liked = [r["p"] for r in rows if (r["system"], r["split"], r["reference"]) == ("lora@toy", "test", "1")]
     assert found["value"] == pytest.approx(np.mean(liked))
     assert found["low"] < found["value"] < found["high"]
@@ -304,23 +304,23 @@ def test_what_baselines_write_is_folded_and_scored_like_any_sample(run, tmp_path
 
 def test_undefined_values_are_null_and_said_so(run, tmp_path):
     rows = [r for r in answers("base", "base", "test", 1.0) if r["reference"] == "0"]
-    found = pick(run([(0, write(tmp_path / "p.parquet", rows))]), "base", "AUC")
+    found = pick(run({0: write(tmp_path / "p.parquet", rows)}), "base", "AUC")
     assert (found["value"], found["low"], found["high"], found["status"]) == (None, None, None, "undefined")
     assert found["per_seed"] == [None]
 
 
 def test_one_group_gives_a_value_but_no_interval(run, tmp_path):
     rows = [r | {"group": "same"} for r in answers("base", "base", "test", 1.0)]
-    found = pick(run([(0, write(tmp_path / "p.parquet", rows))]), "base", "AUC")
+    found = pick(run({0: write(tmp_path / "p.parquet", rows)}), "base", "AUC")
     assert found["value"] is not None and found["low"] is None and found["status"] == "no interval"
 
 
 def test_same_input_gives_the_same_bytes_whatever_the_row_order(run, tmp_path, predictions):
     run(out="one.json")
-    shuffled = []
-    for seed, path in reversed(predictions):
+    shuffled = {}
+    for seed, path in reversed([*predictions.items()]):
         rows = pq.read_table(path).to_pylist()
-        shuffled.append((seed, write(tmp_path / "shuffled" / path.name, rows[::-1])))
+        shuffled[seed] = write(tmp_path / "shuffled" / path.name, rows[::-1])
     run(shuffled, out="two.json")
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one.pop("inputs") != two.pop("inputs") and one == two
@@ -341,7 +341,7 @@ def test_incomplete_predictions_are_refused_by_file_and_record(run, tmp_path, sp
     rows = answers("base", "base", "test", 1.0) + spoil(answers("lora@toy", "adapter", "test", 1.0))
     path = write(tmp_path / "bad.parquet", rows)
     with pytest.raises(InputError, match=says) as caught:
-        run([(0, path)])
+        run({0: path})
     assert caught.value.reason == reason
     assert caught.value.where.startswith(f"{path}:test-") and "fix:" in str(caught.value)
     assert not (tmp_path / "metrics.json").exists()
@@ -350,7 +350,7 @@ def test_incomplete_predictions_are_refused_by_file_and_record(run, tmp_path, sp
 def test_records_unknown_to_the_dataset_are_refused(run, tmp_path):
     rows = [r | {"id": "x" + r["id"]} for r in answers("base", "base", "test", 1.0)]
     with pytest.raises(InputError, match="records of the dataset") as caught:
-        run([(0, write(tmp_path / "bad.parquet", rows))])
+        run({0: write(tmp_path / "bad.parquet", rows)})
     assert caught.value.where.endswith("bad.parquet:xtest-000")
 
 
@@ -358,7 +358,7 @@ def test_a_missing_column_is_named(run, tmp_path):
     path = tmp_path / "bad.parquet"
     pq.write_table(pa.Table.from_pylist([{"id": "a", "split": "test"}]), path)
     with pytest.raises(InputError, match="columns are missing") as caught:
-        run([(0, path)])
+        run({0: path})
     assert caught.value.reason == "columns" and "system" in str(caught.value)
 
 

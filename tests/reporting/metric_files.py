@@ -59,9 +59,23 @@ def rows_of(domain):
     return [*rows, metric_row("mix", None, "sample", "pLDDT", **folded)]
 
 
-def routed(folder) -> dict:
-    """What a summary is told of its mixture beside the metrics."""
+def recovered(best="lora@speech", **other) -> dict:
+    """What `evaluation.recovery` measures of these systems."""
+    rows = []
+    for system, value in VALUES.items():
+        for domain in DOMAINS:
+            gains = [(v[domain] if isinstance(v, dict) else v) - 0.5 for v in (value, VALUES["mix:oracle"])]
+            rows.append({"domain": domain, "system": system, "recovery": gains[0] / gains[1]})
+    shares = {s: [row["recovery"] for row in rows if row["system"] == s] for s in VALUES if s != "length_only"}
+    means = [{"system": system, "recovery": sum(each) / len(each)} for system, each in shares.items()]
+    return {"rows": rows, "means": means, "best_single": best} | other
+
+
+def routed(folder, **recovery) -> dict:
+    """What a summary needs of its mixture beside the metrics."""
     routes = {"domains": ["protein", "speech"], "top1": {"protein": 0.98, "speech": 0.5}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "told.json").write_text(json.dumps(routes | {"entropy": {"protein": 0.07, "speech": 1.0}}))
-    return {"routing": str(folder / "told.json"), "mixer": {"mixer": "xlora", "depth": 1}}
+    (folder / "recovery.json").write_text(json.dumps(recovered(**recovery)))
+    files = {"routing": str(folder / "told.json"), "recovery": str(folder / "recovery.json")}
+    return files | {"mixer": {"mixer": "xlora", "depth": 1}}

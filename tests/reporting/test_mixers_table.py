@@ -5,9 +5,10 @@ import pytest
 from metric_files import metric_row
 from test_figures import BANNER, texts
 
+from loratory.evaluation.routing import gather_routing
+from loratory.evaluation.summaries import system_facts
 from loratory.reporting.figures import draw_layers, draw_token_weights, short_names
-from loratory.reporting.mixers import NOTES, system_facts, write_mixer_table
-from loratory.reporting.routes import gather_routes
+from loratory.reporting.mixers import NOTES, write_mixer_table
 from loratory.reporting.tables import CONTROL
 
 DOMAINS = ("protein", "speech")
@@ -55,12 +56,18 @@ def files(tmp_path):
     rows = [each for each in rows if (each["domain"], each["system"]) != ("speech", "trigram")]
     valid = [metric_row(name, 0.5 + (GAINS[name] or 0), "valid") for name in ("base", *EXPERTS.values())]
     valid = [each | {"domain": domain} for domain in DOMAINS for each in valid]
-    for each in valid:  # on valid, the expert of speech is the better of the two
-        each["gain"] = each["gain"] and each["gain"] / (2 if each["system"] == "lora@protein" else 1)
     means = [{"system": name, "recovery": (GAINS[name] or 0) / 0.4, "domains": 1} for name in GAINS]
     means = [mean | {"recovery_low": 0.0, "recovery_high": 1.0} for mean in means]
     report = {"base": "mini-lm", "against": "uniform", "experts": EXPERTS, "domains": DOMAINS, "rows": rows}
-    report |= {"controls": CONTROLS, "valid": valid, "means": means, "seeds": SEEDS, "resamples": 1000, "seed": 0}
+    report |= {
+        "controls": CONTROLS,
+        "valid": valid,
+        "means": means,
+        "best_single": "lora@speech",
+        "seeds": SEEDS,
+        "resamples": 1000,
+        "seed": 0,
+    }
     contrast = tmp_path / "contrast.json"
     contrast.write_text(json.dumps(report))
     told = []
@@ -185,7 +192,7 @@ def test_the_tab_separated_file_has_a_row_for_each_system_and_domain(made):
 @pytest.fixture
 def weights(tmp_path):
     """A gathered routing of two experts, two layers and two domains."""
-    found = []
+    found = {}
     for domain in DOMAINS:
         route = {"experts": ["a", "b"], "layers": ["model.layers.0.q", "model.layers.1.q"], "weights": [0.75, 0.25]}
         route |= {
@@ -195,9 +202,9 @@ def weights(tmp_path):
             "entropy": 0.5,
             "top1": None,
         }
-        found.append((domain, tmp_path / f"{domain}.json"))
-        found[-1][1].write_text(json.dumps({"mix": route}))
-    gather_routes(found, "mix", tmp_path / "weights.json")
+        found[domain] = [tmp_path / f"{domain}.json"]
+        found[domain][0].write_text(json.dumps({"mix": route}))
+    gather_routing(found, "mix", tmp_path / "weights.json")
     return tmp_path / "weights.json"
 
 

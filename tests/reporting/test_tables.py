@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from metric_files import DOMAINS, EXPERTS, metric_row, routed, rows_of, write_report
+from metric_files import DOMAINS, EXPERTS, metric_row, recovered, routed, rows_of, write_report
 
 from loratory.errors import InputError
 from loratory.reporting import formats
@@ -227,43 +227,21 @@ def test_summary_keeps_the_order_of_its_domains_and_recovers_the_oracle(summed):
     assert found["lora@protein"]["speech: recovery (%)"] == "−50.0"
 
 
-def test_recovery_is_left_out_where_the_oracle_does_not_clearly_gain(tmp_path, reports):
-    for gap in ({"gain_low": -0.01}, {"gain": -0.4, "gain_low": -0.5, "gain_high": -0.3}, {"gain_low": None}):
-        rows = [row | gap if row["system"] == "mix:oracle" else row for row in rows_of("speech")]
-        speech = write_report(tmp_path / "speech.json", "speech", rows)
-        write_summary([speech, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
-        found = lines((tmp_path / "s.md").read_text())
-        assert {row["speech: recovery (%)"] for row in found.values()} == {"–"}
-        assert found["mix"]["mean recovery (%)"] == found["mix"]["protein: recovery (%)"] == "83.3"
+def test_recovery_is_that_of_its_file_and_a_dash_where_there_is_none(tmp_path, reports):
+    rows = [row | {"recovery": None} if row["domain"] == "speech" else row for row in recovered()["rows"]]
+    means = [{"system": row["system"], "recovery": row["recovery"]} for row in rows if row["domain"] == "protein"]
+    told = routed(tmp_path, rows=rows, means=means)
+    write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **told)
+    found = lines((tmp_path / "s.md").read_text())
+    assert {row["speech: recovery (%)"] for row in found.values()} == {"–"}
+    assert found["mix"]["mean recovery (%)"] == found["mix"]["protein: recovery (%)"] == "83.3"
 
 
-def test_best_single_is_chosen_on_valid_not_on_test(tmp_path):
-    paths = []
-    for domain in DOMAINS:
-        rows = rows_of(domain)
-        for row in rows:
-            if row["split"] == "valid" and row["system"] == "lora@protein":
-                row |= {"value": 0.95, "gain": 0.45}
-        paths.append(write_report(tmp_path / f"{domain}.json", domain, rows))
-    write_summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+def test_the_best_single_expert_is_that_of_the_file_of_recoveries(tmp_path, reports):
+    write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path, best="lora@protein"))
     text = (tmp_path / "s.md").read_text()
     assert lines(text)["best single (lora@protein)"]["speech: AUC (0–1) ↑"].startswith("0.300")
     assert "Best single: lora@protein, by mean recovery on the validation splits." in text
-
-
-def test_an_expert_that_was_not_scored_on_every_domain_is_no_candidate(tmp_path, reports):
-    alone = [metric_row("dylora@speech", 0.99, split) for split in ("test", "valid")]
-    speech = write_report(tmp_path / "speech.json", "speech", rows_of("speech") + alone)
-    write_summary(
-        [speech, reports[1]],
-        tmp_path / "s",
-        mixture="mix",
-        experts=("dylora@speech", "lora@protein"),
-        **routed(tmp_path),
-    )
-    found = lines((tmp_path / "s.md").read_text())
-    assert "best single (lora@protein)" in found
-    assert found["dylora@speech"]["protein: AUC (0–1) ↑"] == found["dylora@speech"]["mean recovery (%)"] == "–"
 
 
 def test_adapters_that_are_no_expert_stay_out_of_the_summary(tmp_path, reports):
@@ -353,12 +331,19 @@ def test_a_base_that_was_not_scored_is_said_so(tmp_path):
     assert "The base alone was not scored, so gains are undefined." in text and "▲" not in text
 
 
-def test_without_valid_scores_no_best_single_is_named(tmp_path):
-    paths = [
-        write_report(tmp_path / f"{d}.json", d, [row for row in rows_of(d) if row["split"] != "valid"])
-        for d in DOMAINS
-    ]
-    write_summary(paths, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+def test_the_foot_names_the_version_of_metrics_that_changed_their_meaning_and_no_first_one(tmp_path, reports):
+    line = "Version of the metrics, comparable with no other: speech 2."
+    for version in (1, 2):
+        report = write_report(tmp_path / "speech.json", "speech", rows_of("speech"), metrics_version=version)
+        write_domain_table([report], tmp_path / "t")
+        write_summary([report, reports[1]], tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path))
+        for name in ("t", "s"):
+            text = (tmp_path / f"{name}.md").read_text()
+            assert ("Version" in text) == (line in text) == (version == 2)
+
+
+def test_without_a_best_expert_none_is_named(tmp_path, reports):
+    write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path, best=None))
     text = (tmp_path / "s.md").read_text()
     assert set(list(lines(text)["best single"].values())[1:]) == {"–"} and "Best single: undefined" in text
 

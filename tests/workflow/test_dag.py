@@ -30,6 +30,8 @@ JOBS = {
     "score": 12,
     "tabulate_domain": 6,
     "summarise_mixture": 1,
+    "gather_routing": 1,
+    "measure_recovery": 1,
     "draw_routing": 1,
     "draw_transfer": 1,
     "draw_curves": 3,
@@ -46,8 +48,10 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
     "score": {"build_dataset", "predict", "predict_baselines"},
     "tabulate_domain": {"audit_split", "prepare_base", "score"},
-    "summarise_mixture": {"prepare_base", "score", "draw_routing"},
-    "draw_routing": {"predict"},
+    "summarise_mixture": {"prepare_base", "score", "gather_routing", "measure_recovery"},
+    "gather_routing": {"predict"},
+    "measure_recovery": {"build_dataset", "predict", "predict_baselines"},
+    "draw_routing": {"gather_routing"},
     "draw_transfer": {"summarise_mixture"},
     "draw_curves": {"train_sweep", "train_mixture"},
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
@@ -125,7 +129,7 @@ def test_a_seed_more_is_no_job_more_as_every_job_does_all_seeds_on_one_loaded_ba
 
 def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
     pair = {"mixer": "xlora", "base": "mini_lm", "experts": {"protein": "lora", "lncrna": "lora"}}
-    shown = {"summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    shown = {"gather_routing": 1, "measure_recovery": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
     assert plan({"mixtures.pair": pair}).counts - demo.counts == {"train_mixture": 1, **shown}
 
 
@@ -136,8 +140,14 @@ def test_a_domain_less_takes_its_jobs_along(demo, plan):
     assert demo.counts - plan(less).counts == gone
 
 
+def test_tables_need_no_figure(tmp_path):
+    said = snakemake(tmp_path, DEMO, "-n", "tables").stdout
+    assert "gather_routing" in said and "draw_" not in said
+
+
 def test_without_mixtures_only_what_domains_show_is_left(demo, plan):
-    gone = {"train_mixture": 1, "summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
+    gone = {"train_mixture": 1, "gather_routing": 1, "measure_recovery": 1}
+    gone |= {"summarise_mixture": 1, "draw_routing": 1, "draw_transfer": 1}
     assert demo.counts - plan({"mixtures": {}}).counts == gone
 
 
@@ -161,10 +171,10 @@ def test_a_published_base_is_made_of_the_files_under_bases_root_or_of_none(plan,
 def test_general_data_are_asked_of_the_base_and_the_domains_own_adapters_on_test_alone(demo):
     asked = {told(job): job for job in demo.jobs if job.rule.name == "predict"}
     studied, general = (asked[f"predict {corpus} speech mini_lm"] for corpus in ("data", "general"))
-    assert studied.params.systems == ["lora@speech", "lora@protein", "lora@lncrna", "lora@recsys"]
-    assert studied.params.mixtures == ["xlora"] and {*studied.params.asked} == {"test", "valid", "sample"}
-    assert general.params.systems == ["lora@speech"]
-    assert general.params.mixtures == [] and [*general.params.asked] == ["test"]
+    assert [*studied.params.adapters[0]] == ["lora@speech", "lora@protein", "lora@lncrna", "lora@recsys"]
+    assert [*studied.params.mixtures[0]] == ["xlora"] and {*studied.params.asked} == {"test", "valid", "sample"}
+    assert [*general.params.adapters[0]] == ["lora@speech"]
+    assert general.params.mixtures == {0: {}} and [*general.params.asked] == ["test"]
     assert {Path(path).parent for path in general.input.data} == {Path("results/general/speech")}
     table = next(job for job in demo.jobs if told(job) == "tabulate_domain speech mini_lm")
     assert [path.split("/")[2] for path in table.input.metrics] == ["data", "general"]
@@ -190,7 +200,7 @@ def test_curves_are_drawn_of_every_adapter_and_of_mixtures_that_learn(plan):
     job = next(job for job in plan({"mixtures.even": even}).jobs if told(job) == "draw_curves mini_lm")
     folders = {f"lora@{domain}": f"adapters/{domain}/mini_lm/lora" for domain in DEMO["mixtures"]["xlora"]["experts"]}
     folders["xlora"] = "mixtures/xlora"
-    assert dict(zip(job.params.names, job.input)) == {n: f"results/{f}/runs.parquet" for n, f in folders.items()}
+    assert job.params.runs == {n: f"results/{f}/runs.parquet" for n, f in folders.items()}
 
 
 def test_without_general_data_nothing_is_asked_of_them(plan):
@@ -207,8 +217,8 @@ def test_a_comparison_pairs_the_methods_of_each_domain_of_its_base(demo, plan):
 def test_a_comparison_reads_the_runs_of_its_base_in_the_configs_order(plan):
     wide = {"adapters.wide": {"method": "lora", "rank": 32}, "domains.recsys.adapters.mini_lm": ["wide", "lora"]}
     job = next(job for job in plan(COMPARISON | wide | {"seeds": [0, 1]}).jobs if job.rule.name == "tabulate_methods")
-    assert [*job.params.names] == ["lora"] * 8 + ["wide"] * 2
-    assert [path.split("/")[4] for path in job.input.runs] == [*job.params.names]
+    assert [name for name, _ in job.params.runs] == ["lora"] * 8 + ["wide"] * 2
+    assert [path.split("/")[4] for _, path in job.params.runs] == [name for name, _ in job.params.runs]
     folder = "results/adapters/recsys/mini_lm/wide"
     assert [*job.input.runs][-2:] == [f"{folder}/seed{seed}/run.json" for seed in (0, 1)]
 
@@ -276,7 +286,7 @@ def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
 def test_other_bootstrap_resamples_and_another_floor_only_score_again(finished, change):
     changes = {f"evaluation.{key}": value for key, value in change.items()}
     rules = {job.partition(" ")[0] for job in finished(changes)}
-    assert rules == {"score", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
+    assert rules == {"score", "measure_recovery", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
 
 
 def test_more_memory_runs_nothing_again(finished):

@@ -65,7 +65,7 @@ def test_the_shipped_comparison_asks_all_mixtures_of_a_domain_in_one_job(tmp_pat
     assert jobs["predict"] == jobs["train_sweep"] == len(config["domains"])
     assert jobs["contrast_mixers"] == jobs["tabulate_mixers"] == jobs["route_tokens"] == 1
     look = [m for m in read_config(config, "mixers").mixtures.values() if m.reads != "nothing"]
-    assert jobs["draw_layers"] == jobs["draw_tokens"] == jobs["draw_routing"] == len(look)
+    assert jobs["draw_layers"] == jobs["draw_tokens"] == jobs["gather_routing"] == len(look)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ rule pretrain_bases:
 
 rule prepare_base:
     input:
-        base_sources,
+        unpack(base_sources),
     output:
         "<results>/bases/{base}/base.json",
     log:
@@ -29,9 +29,11 @@ rule prepare_base:
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base], without=["parameters"]),  # for the forecast alone
         folder=lambda wc: published_folder(STUDY, wc.base),
+        general=lambda wc, input: by_name(STUDY.bases[wc.base].corpora, input.general),
         tasks=lambda wc: {domain: plain(GENERAL[domain].task) for domain in STUDY.bases[wc.base].corpora},
         threads=lambda wc: base_threads(wc.base),
         device=STUDY.resources.device,
+        checkpoints=CHECKPOINTS,
         code=lambda wc: code_digest("training/prepare.py", "bases", *task_modules(STUDY.bases[wc.base].corpora)),
     script:
         "../../scripts/prepare_base.py"

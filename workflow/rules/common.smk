@@ -24,6 +24,7 @@ ASKED = {"data": ("test", "valid", "sample"), "general": ("test",)}  # what syst
 SEEDS = STUDY.seeds
 FLOOR = [STUDY.evaluation.min_records, STUDY.evaluation.min_groups]  # below it no number is printed
 RESULTS = STUDY.pathvars.get("results", "results")
+CHECKPOINTS = f"{RESULTS}/checkpoints"  # of jobs that go on where they were stopped; no rule's output
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
 
@@ -101,13 +102,16 @@ def structures_of(wildcards):
 
 
 def base_sources(wildcards):
-    """What a base is made of: the files of its folder, what it learns from here, and the base it hears with."""
+    """What a base is made of: files of its folder, general data that it learns from, its audio encoder; by name."""
     base = STUDY.bases[wildcards.base]
     folder = base.path or published_folder(STUDY, wildcards.base)
     found = [Path(folder), *Path(folder).rglob("*")] if folder else []
-    own = sorted(str(path) for path in found if path.is_file())
-    data = collect("<results>/general/{domain}/{file}", domain=base.corpora, file=("train.parquet", "audit.json"))
-    return own + data + ([f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [])
+    return {
+        "files": sorted(str(path) for path in found if path.is_file()),
+        "general": collect("<results>/general/{domain}/train.parquet", domain=base.corpora),
+        "audits": collect("<results>/general/{domain}/audit.json", domain=base.corpora),
+        "encoder": [f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [],
+    }
 
 
 def base_threads(base):
@@ -130,3 +134,31 @@ def adapters_for(wildcards):
         for seed in SEEDS
         for home, adapter in systems_on(wildcards.corpus, wildcards.domain, wildcards.base).values()
     ]
+
+
+def routing_of(wildcards):
+    """{domain: how a mixture routed there with each seed}."""
+    mixture = STUDY.mixtures[wildcards.mixture]
+    path = "<results>/predictions/data/{domain}/{base}/seed{seed}.routing.json"
+    return {d: collect(path, domain=d, base=mixture.base, seed=SEEDS) for d in mixture.experts}
+
+
+def domains_of(mixture):
+    """The domains of a mixture's experts, in their order."""
+    return list(STUDY.mixtures[mixture].experts)
+
+
+def by_name(names, files):
+    """{name: file}, of files that an input lists in the order of `names`."""
+    return dict(zip(names, map(str, files), strict=True))
+
+
+def first_by_name(names, files):
+    """{name: the first of its files}, of an input that lists as many files for each of `names`, in their order."""
+    return by_name(names, files[:: len(files) // len(names)]) if files else {}
+
+
+def by_names(outer, inner, files):
+    """{outer name: {inner name: file}}, of files that an input lists in this order."""
+    found = iter(map(str, files))
+    return {name: {key: next(found) for key in inner} for name in outer}

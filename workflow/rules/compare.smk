@@ -34,7 +34,7 @@ rule contrast_methods:
         runtime=STUDY.resources.runtime,
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
-        seeds=SEEDS,
+        predictions=lambda wc, input: by_name(SEEDS, input.predictions),
         against=AGAINST,
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
@@ -77,7 +77,7 @@ rule tabulate_methods:
         mem_mb=500,
         runtime=10,
     params:
-        names=[name for _, name in METHODS for _ in SEEDS],
+        runs=lambda wc, input: list(zip([name for _, name in METHODS for _ in SEEDS], map(str, input.runs))),
         banner=BANNER,
         code=code_digest("reporting/methods.py"),
     script:
@@ -104,7 +104,7 @@ rule draw_rates:
         mem_mb=500,
         runtime=10,
     params:
-        names=[f"{name}@{domain}" for domain, name in METHODS],
+        runs=lambda wc, input: by_name([f"{name}@{domain}" for domain, name in METHODS], input),
         against=AGAINST,
         banner=BANNER,
         code=code_digest("reporting/method_figures.py"),

@@ -38,8 +38,10 @@ rule contrast_mixers:
         mem_mb=memory,
         runtime=STUDY.resources.runtime,
     params:
+        predictions=lambda wc, input: by_names(MIXED, SEEDS, input.predictions),
+        baselines=lambda wc, input: by_name(MIXED, input.baselines),
+        data=lambda wc, input: by_name(MIXED, input.data),
         tasks={domain: plain(DOMAINS[domain].task) for domain in MIXED},
-        seeds=SEEDS,
         experts=MIXED,
         mixtures=[*MIXERS],
         against=MIXING and MIXING.against,
@@ -74,7 +76,7 @@ rule tabulate_mixers:
         mem_mb=500,
         runtime=10,
     params:
-        names=[name for name in MIXERS for _ in SEEDS],
+        runs=lambda wc, input: list(zip([name for name in MIXERS for _ in SEEDS], map(str, input.runs))),
         banner=BANNER,
         code=code_digest("reporting/mixers.py"),
     script:
@@ -83,7 +85,7 @@ rule tabulate_mixers:
 
 rule draw_layers:
     input:
-        "<results>/figures/{mixture}.routing.json",
+        "<results>/metrics/routing/{mixture}.json",
     output:
         report(
             "<results>/figures/{mixture}.layers.svg",
@@ -126,8 +128,9 @@ rule route_tokens:
         runtime=STUDY.resources.runtime,
         gpu=STUDY.resources.gpu,
     params:
-        mixtures=ROUTERS,
+        mixtures=lambda wc, input: by_name(ROUTERS, input.mixtures),
         prompts=PROMPTS,
+        data=lambda wc, input: by_name(PROMPTED, input.data),
         tasks={domain: plain(DOMAINS[domain].task) for domain in PROMPTED},
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,

@@ -1,7 +1,8 @@
 """What systems say about held-out records, and what that is worth.
 
 Inputs: datasets, bases, adapters, mixtures. Outputs: `<results>/predictions/` (long tables) and `<results>/metrics/`, of
-`data` for every system and of `general` for the base and a domain's own adapters.
+`data` for every system and of `general` for the base and a domain's own adapters; of each mixture, how it
+routed and what it recovers of the oracle's gain.
 """
 
 
@@ -30,9 +31,8 @@ rule predict:
         runtime=STUDY.resources.runtime,
         gpu=STUDY.resources.gpu,
     params:
-        seeds=SEEDS,
-        systems=lambda wc: list(systems_on(wc.corpus, wc.domain, wc.base)),
-        mixtures=lambda wc: mixtures_on(wc.corpus, wc.base),
+        adapters=lambda wc, input: by_names(SEEDS, systems_on(wc.corpus, wc.domain, wc.base), input.adapters),
+        mixtures=lambda wc, input: by_names(SEEDS, mixtures_on(wc.corpus, wc.base), input.mixtures),
         asked=lambda wc: ASKED[wc.corpus],
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
         evaluation=plain(STUDY.evaluation, without=["resamples", "folded", "min_records", "min_groups"]),
@@ -86,9 +86,69 @@ rule score:
         runtime=STUDY.resources.runtime,
     params:
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
-        seeds=SEEDS,
+        predictions=lambda wc, input: by_name(SEEDS, input.predictions),
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
         code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),
     script:
         "../../scripts/score.py"
+
+
+rule gather_routing:
+    input:
+        unpack(routing_of),
+    output:
+        "<results>/metrics/routing/{mixture}.json",
+    log:
+        "<logs>/gather_routing/{mixture}.log",
+    benchmark:
+        "<benchmarks>/gather_routing/{mixture}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        code=code_digest("evaluation/routing.py"),
+    script:
+        "../../scripts/gather_routing.py"
+
+
+rule measure_recovery:
+    input:
+        predictions=lambda wc: collect(
+            "<results>/predictions/data/{domain}/{base}/seed{seed}.parquet",
+            domain=domains_of(wc.mixture),
+            base=STUDY.mixtures[wc.mixture].base,
+            seed=SEEDS,
+        ),
+        baselines=lambda wc: collect(
+            "<results>/predictions/data/{domain}/baselines.parquet", domain=domains_of(wc.mixture)
+        ),
+        data=lambda wc: collect("<results>/data/{domain}/test.parquet", domain=domains_of(wc.mixture)),
+        valid=lambda wc: collect("<results>/data/{domain}/valid.parquet", domain=domains_of(wc.mixture)),
+    output:
+        "<results>/metrics/recovery/{mixture}.json",
+    log:
+        "<logs>/measure_recovery/{mixture}.log",
+    benchmark:
+        "<benchmarks>/measure_recovery/{mixture}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=STUDY.resources.runtime,
+    params:
+        predictions=lambda wc, input: by_names(domains_of(wc.mixture), SEEDS, input.predictions),
+        baselines=lambda wc, input: by_name(domains_of(wc.mixture), input.baselines),
+        data=lambda wc, input: by_name(domains_of(wc.mixture), input.data),
+        tasks=lambda wc: {domain: plain(DOMAINS[domain].task) for domain in domains_of(wc.mixture)},
+        base=lambda wc: STUDY.mixtures[wc.mixture].base,
+        experts=lambda wc: STUDY.mixtures[wc.mixture].experts,
+        resamples=STUDY.evaluation.resamples,
+        floor=FLOOR,
+        code=lambda wc: code_digest(
+            "evaluation/recovery.py", *(f"domains/{domain}/metrics.py" for domain in domains_of(wc.mixture))
+        ),
+    script:
+        "../../scripts/measure_recovery.py"

@@ -30,7 +30,7 @@ rule fold:
         runtime=STUDY.resources.runtime,
         gpu=STUDY.resources.gpu,
     params:
-        seeds=SEEDS,
+        predictions=lambda wc, input: by_name(SEEDS, input.predictions),
         folded=STUDY.evaluation.folded,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,

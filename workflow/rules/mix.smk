@@ -31,6 +31,7 @@ rule gate_features:
         batch_tokens=STUDY.evaluation.batch_tokens,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
+        checkpoints=CHECKPOINTS,
         code=lambda wc: code_digest("training/features.py", "bases", f"domains/{wc.domain}/task.py"),
     script:
         "../../scripts/gate_features.py"
@@ -68,10 +69,14 @@ rule train_mixture:
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.mixtures[wc.mixture]),
+        experts=lambda wc, input: first_by_name(domains_of(wc.mixture), input.experts),
+        data=lambda wc, input: first_by_name(domains_of(wc.mixture), input.data),
+        features=lambda wc, input: first_by_name(domains_of(wc.mixture), input.features),
         tasks=lambda wc: {domain: plain(DOMAINS[domain].task) for domain in STUDY.mixtures[wc.mixture].experts},
         seeds=SEEDS,
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
+        checkpoints=CHECKPOINTS,
         code=lambda wc: code_digest(
             "training/mixture.py", "bases", "mixers/methods", *task_modules(STUDY.mixtures[wc.mixture].experts)
         ),

@@ -59,7 +59,8 @@ rule summarise_mixture:
             base=STUDY.mixtures[wc.mixture].base,
         ),
         base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
-        routing="<results>/figures/{mixture}.routing.json",
+        recovery="<results>/metrics/recovery/{mixture}.json",
+        routing="<results>/metrics/routing/{mixture}.json",
     output:
         report(
             "<results>/tables/{mixture}.summary.html",
@@ -88,12 +89,7 @@ rule summarise_mixture:
 
 rule draw_routing:
     input:
-        lambda wc: collect(
-            "<results>/predictions/data/{domain}/{base}/seed{seed}.routing.json",
-            domain=STUDY.mixtures[wc.mixture].experts,
-            base=STUDY.mixtures[wc.mixture].base,
-            seed=SEEDS,
-        ),
+        "<results>/metrics/routing/{mixture}.json",
     output:
         report(
             "<results>/figures/{mixture}.routing.svg",
@@ -101,7 +97,6 @@ rule draw_routing:
             category="Summary",
             labels={"mixture": "{mixture}", "kind": "routing"},
         ),
-        "<results>/figures/{mixture}.routing.json",
     log:
         "<logs>/draw_routing/{mixture}.log",
     benchmark:
@@ -112,7 +107,6 @@ rule draw_routing:
         mem_mb=500,
         runtime=10,
     params:
-        domains=lambda wc: [d for d in STUDY.mixtures[wc.mixture].experts for _ in SEEDS],
         banner=BANNER,
         code=code_digest("reporting"),
     script:
@@ -165,7 +159,7 @@ rule draw_curves:
         mem_mb=500,
         runtime=10,
     params:
-        names=lambda wc: list(curves_on(wc.base)),
+        runs=lambda wc, input: by_name(curves_on(wc.base), input),
         banner=BANNER,
         code=code_digest("reporting"),
     script:

@@ -31,6 +31,7 @@ rule train_sweep:
         seeds=SEEDS,
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
+        checkpoints=CHECKPOINTS,
         code=lambda wc: code_digest(
             "training/sweep.py",
             "bases",

@@ -26,6 +26,7 @@
     sample_baselines(test, n, task) -> {system: rows of samples, with the ids of `samples`}; optional, likewise
 `metrics.py`
     METRICS      tuple of `contract.Metric`
+    VERSION      of their meaning, from 1: raise it when a metric changes what it means
     columns(rows, records, task) -> {column: array}, aligned with `rows`: what the metrics look at
 `simulate.py`
     simulate(simulation, population, seed, out) -> dict of `Files` fields with paths relative to `out`;

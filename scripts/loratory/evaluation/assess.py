@@ -77,6 +77,7 @@ def assess_folding(
     report = {
         "domain": domain,
         "base": base,
+        "metrics_version": task.VERSION,
         "rows": [row for part, own in parts.items() for row in metric_rows(task, part, own, resamples, seed, floor)],
         "bins": task.calibration_bins(resolved_columns(task, chains)),
         "left_out": len(seen) if learnt is not None else None,

@@ -41,6 +41,7 @@ class PairedComparison:
         spreads: {system: (resamples,) means over drawn seeds of drawn groups}, the same draws for all of them.
         seeds: training seeds, in order. floor: as of `score.score`.
         control: as of `score.choose_control`; it is one of the systems.
+        version: of the domain's metrics.
     """
 
     metric: Metric
@@ -51,6 +52,7 @@ class PairedComparison:
     seeds: list[int]
     floor: Floor
     control: dict | None = None
+    version: int = 1
 
     def score_row(self, system: str) -> dict:
         """As a row of `evaluation.score`, with the gains over the base and over the control."""
@@ -119,7 +121,7 @@ def compare_systems(
     over = {
         name: seed_distribution(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in columns.items()
     }
-    return PairedComparison(metric, split, sizes, values, over, list(files), floor, control)
+    return PairedComparison(metric, split, sizes, values, over, list(files), floor, control, metrics.VERSION)
 
 
 def contrast_methods(
@@ -131,13 +133,13 @@ def contrast_methods(
     `difference_low` and `difference_high`: how much better it is than the adapter `against`.
 
     Args:
-        predictions: (training seed, parquet file) pairs.
+        predictions: {training seed: parquet file}.
         baselines, data, task, resamples, seed, floor: as of `paired`.
 
     Raises:
         InputError: as `evaluation.score`, or `against` was not asked.
     """
-    files, reference = dict(sorted(predictions)), f"{against}@{domain}"
+    files, reference = dict(sorted(predictions.items())), f"{against}@{domain}"
     own = lambda name: is_own(name, domain)  # noqa: E731
     found = compare_systems(domain, files, data, task, SPLIT, own, resamples, seed, floor, baselines)
     if reference not in found.sizes:
@@ -148,7 +150,8 @@ def contrast_methods(
         | found.gain_over(name, reference, "difference")
         for name in found.sizes
     ]
-    report = {"domain": domain, "base": base, "against": against, "control": found.control, "rows": rows}
+    report = {"domain": domain, "base": base, "metrics_version": found.version, "against": against}
+    report |= {"control": found.control, "rows": rows}
     report |= {"seeds": list(files), "resamples": resamples, "seed": seed, "inputs": file_digests(files, baselines)}
     write_json(out, report)
 

@@ -88,13 +88,13 @@ def fold_predictions(
     """Folds what every system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
 
     Args:
-        predictions: (training seed, parquet file of `evaluation.predict`) pairs.
+        predictions: {training seed: parquet file of `evaluation.predict`}.
         baselines: parquet file of `evaluation.baselines`; its systems have no seed.
         references: parquet file of records with a backbone, or None: no TM-score.
         limit: how many finished samples of each system are folded, the first by id; None: all.
     """
     out, rows, chains = Path(out), [], read_references(references) if references else {}
-    for seed, path in [*predictions, (None, baselines)]:
+    for seed, path in {**predictions, None: baselines}.items():
         for system, samples in finished_samples(domain, path).items():
             folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
             scores = fold_samples(samples[:limit], chains, model_folder, folder, device)

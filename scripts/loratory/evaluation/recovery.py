@@ -7,8 +7,10 @@ draw by draw (`evaluation.contrast`: groups and training seeds); a draw in which
 Where the interval of the oracle's gain is not above 0, there is nothing to recover: it is undefined for all systems.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,63 +25,178 @@ Shares = dict[str, tuple[float, np.ndarray]]  # {system: (recovery, its (resampl
 
 @dataclass(frozen=True)
 class DomainPredictions:
-    """One domain's answers: {training seed: parquet file}, the folder of its dataset, its `Task` options, and the
-    parquet file of controls without a language model, if any."""
+    """What systems predicted in one domain.
 
-    files: dict
-    data: object
-    task: object
-    baselines: object = None
+    Attributes:
+        files: {training seed: parquet file}, in order. data: folder of the dataset. task: its `Task` options.
+        baselines: parquet file of controls without a language model, or None.
+    """
+
+    files: Mapping[int, Path | str]
+    data: Path | str
+    task: Any
+    baselines: Path | str | None = None
+
+
+@dataclass(frozen=True)
+class DomainComparison:
+    """Some systems of one domain on test, the base and the experts on valid, and what of them recovers how much.
+
+    Attributes:
+        oracle: the domain's own expert. shares: recoveries on test.
+    """
+
+    oracle: str
+    test: PairedComparison
+    valid: PairedComparison
+    shares: Shares
 
 
 def contrast_mixers(
-    base,
+    base: str,
     asked: Mapping[str, DomainPredictions],
-    experts,
+    experts: Mapping[str, str],
     mixtures: Sequence[str],
-    against,
+    against: str,
     resamples: int,
     seed: int,
     floor: Floor,
-    out,
+    out: Path | str,
 ) -> None:
     """Writes how the mixtures of some experts compare, on all their domains, to the JSON file `out`.
 
     `rows` are those of `evaluation.score` on test, for each domain and each of base, experts, mixtures, shuffled gates
     and the best control without a language model, with `recovery` and `difference` (to the mixture `against`), each
-    with `_low` and `_high`; `controls` names these controls; `valid` are rows of base and experts where the best
-    single expert is chosen; `means` recoveries over the domains that have one.
+    with `_low` and `_high`; `controls` names these controls; `valid` are rows of base and experts on valid;
+    `best_single` and `means` are as of `measure_recovery`.
 
     Args:
-        experts: {domain: its adapter}. mixtures: their names.
+        asked: {domain: its predictions}. experts: {domain: its adapter}. mixtures: their names.
         resamples, seed: how many bootstrap draws, and their seed.
-        floor: as of `score.score`.
+        floor: as of `score.score_domain`.
 
     Raises:
-        InputError: as `evaluation.score`; or the base, an expert, a mixture was not asked.
+        InputError: as `evaluation.score`; or the predictions lack the base, an expert or a mixture.
     """
-    own = {domain: f"{adapter}@{domain}" for domain, adapter in experts.items()}
+    own = expert_systems(experts)
     alone = [BASE, *own.values()]
     wanted = {*alone, *mixtures, *(f"{name}:shuffled" for name in mixtures)}
-    rows, valid, shares, controls = [], [], [], {}
+    compared = compare_domains(asked, own, wanted.__contains__, resamples, seed, floor)
+    for domain, of in compared.items():
+        check_systems(of.test, [*alone, *mixtures], next(iter(asked[domain].files.values())))
+    report = recovery_report(base, asked, compared, wanted.__contains__, resamples, seed)
+    report |= {"against": against, "controls": {domain: of.test.control for domain, of in compared.items()}}
+    report["rows"] = [
+        {"domain": domain}
+        | of.test.score_row(name)
+        | of.test.gain_over(name, against, "difference")
+        | recovery_columns(*of.shares.get(name, (None, None)))
+        for domain, of in compared.items()
+        for name in of.test.sizes
+    ]
+    report["valid"] = [
+        {"domain": domain} | of.valid.score_row(name) for domain, of in compared.items() for name in of.valid.sizes
+    ]
+    write_json(out, report)
+
+
+def measure_recovery(
+    base: str,
+    asked: Mapping[str, DomainPredictions],
+    experts: Mapping[str, str],
+    mixture: str,
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    out: Path | str,
+) -> None:
+    """Writes what a mixture, its controls and its experts recover, on all their domains, to the JSON file `out`.
+
+    `rows` are of each domain and each of base, experts, mixture, its controls and the best control without a language
+    model; `means` are recoveries over the domains that have one; `best_single` is the expert with the best mean
+    recovery on valid, None where it is undefined for all. The numbers are those of `contrast_mixers`.
+
+    Args:
+        asked, experts, resamples, seed, floor: as of `contrast_mixers`. mixture: its name.
+
+    Raises:
+        InputError: as `evaluation.score`.
+    """
+    own = expert_systems(experts)
+    alone = {BASE, *own.values(), mixture}
+
+    def is_wanted(system: str) -> bool:
+        return system in alone or system.startswith(f"{mixture}:")
+
+    compared = compare_domains(asked, own, is_wanted, resamples, seed, floor)
+    report = recovery_report(base, asked, compared, is_wanted, resamples, seed)
+    report["rows"] = [
+        {"domain": domain, "system": name} | recovery_columns(*of.shares.get(name, (None, None)))
+        for domain, of in compared.items()
+        for name in of.test.sizes
+    ]
+    write_json(out, report)
+
+
+def expert_systems(experts: Mapping[str, str]) -> dict[str, str]:
+    """{domain: its expert, as a system}, of {domain: adapter}."""
+    return {domain: f"{adapter}@{domain}" for domain, adapter in experts.items()}
+
+
+def compare_domains(
+    asked: Mapping[str, DomainPredictions],
+    own: Mapping[str, str],
+    chosen: Callable[[str], bool],
+    resamples: int,
+    seed: int,
+    floor: Floor,
+) -> dict[str, DomainComparison]:
+    """The systems that are `chosen` by their names, in each domain."""
+    found, alone = {}, {BASE, *own.values()}
     for place, (domain, of) in enumerate(asked.items()):
         draws = (resamples, [seed, place], floor)  # groups of different domains have nothing to do with one another
-        found = compare_systems(domain, of.files, of.data, of.task, "test", wanted.__contains__, *draws, of.baselines)
-        check_systems(found, [*alone, *mixtures], next(iter(of.files.values())))
-        controls[domain], recovered = found.control, system_recoveries(found, own[domain])
-        rows += [{"domain": domain} | recovery_row(found, name, against, recovered) for name in found.sizes]
-        shares.append({name: share for name, share in recovered.items() if name in wanted})
-        chosen = compare_systems(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
-        valid += [{"domain": domain} | chosen.score_row(name) for name in chosen.sizes]
-    report = {"base": base, "against": against, "experts": own, "domains": list(asked), "seeds": found.seeds}
-    report |= {"controls": controls, "rows": rows, "valid": valid, "means": mean_recoveries(shares)}
-    report |= {"resamples": resamples, "seed": seed}
-    write_json(
-        out, report | {"inputs": {domain: file_digests(of.files, of.baselines) for domain, of in asked.items()}}
-    )
+        test = compare_systems(domain, of.files, of.data, of.task, "test", chosen, *draws, of.baselines)
+        valid = compare_systems(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
+        found[domain] = DomainComparison(own[domain], test, valid, system_recoveries(test, own[domain]))
+    return found
 
 
-def check_systems(found: PairedComparison, wanted: Sequence[str], path) -> None:
+def recovery_report(
+    base: str,
+    asked: Mapping[str, DomainPredictions],
+    compared: Mapping[str, DomainComparison],
+    chosen: Callable[[str], bool],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What is written of all domains together; the best control, of each domain another system, joins no mean."""
+    shares = [{name: share for name, share in of.shares.items() if chosen(name)} for of in compared.values()]
+    return {
+        "base": base,
+        "experts": {domain: of.oracle for domain, of in compared.items()},
+        "domains": list(asked),
+        "metrics_versions": {domain: of.test.version for domain, of in compared.items()},
+        "seeds": next(iter(compared.values())).test.seeds,
+        "means": mean_recoveries(shares),
+        "best_single": best_single(list(compared.values())),
+        "resamples": resamples,
+        "seed": seed,
+        "inputs": {domain: file_digests(of.files, of.baselines) for domain, of in asked.items()},
+    }
+
+
+def best_single(compared: Sequence[DomainComparison]) -> str | None:
+    """The expert with the best mean recovery on valid, the first of equals; None where that is undefined for all."""
+    means = mean_recoveries([system_recoveries(of.valid, of.oracle) for of in compared])
+    found = {row["system"]: row["recovery"] for row in means if row["recovery"] is not None}
+    experts = [of.oracle for of in compared if of.oracle in found]
+    return max(experts, key=lambda system: found[system]) if experts else None
+
+
+def check_systems(found: PairedComparison, wanted: Sequence[str], path: Path | str) -> None:
+    """Raises:
+    InputError: a system is not among those that were compared.
+    """
     for name in wanted:
         if name not in found.sizes:
             raise registry.unknown_name_error(path, "system", name, found.sizes)
@@ -96,14 +213,6 @@ def system_recoveries(found: PairedComparison, oracle: str) -> Shares:
     return {
         name: (gain / gap["gain"], found.gain_draws(name) / most) for name, gain in gains.items() if gain is not None
     }
-
-
-def recovery_row(found: PairedComparison, name: str, against: str, shares: Shares) -> dict:
-    return (
-        found.score_row(name)
-        | found.gain_over(name, against, "difference")
-        | recovery_columns(*shares.get(name, (None, None)))
-    )
 
 
 def mean_recoveries(shares: Sequence[Shares]) -> list[dict]:

@@ -57,9 +57,10 @@ def score_domain(
     records that a metric looks at. A gain is positive where the system is better than the base, whichever way the
     metric points; `vs_control` is the same over the baseline named in `control`, which `choose_control` chose.
     `per_seed` follows `seeds` (null: not run with that seed) and is empty for baselines, which have no seed.
+    `metrics_version` is the domain's `VERSION`.
 
     Args:
-        predictions: (training seed, parquet file) pairs; rows as `domains.contract.ROW`, with split, system and kind.
+        predictions: {training seed: parquet file}; rows as `domains.contract.ROW`, with split, system and kind.
         baselines: parquet file of systems that need no language model, or None.
         data: folder of the domain's dataset.
         task: the domain's `Task` options.
@@ -73,7 +74,7 @@ def score_domain(
             records than the dataset or than the other systems of its split.
     """
     metrics = registry.load_module("domain", domain, "metrics")
-    files = dict(sorted(predictions))
+    files = dict(sorted(predictions.items()))
     sources = {**files, **({None: baselines} if baselines else {})}
     folded = read_structures(structures) if structures else None
     resample = partial(bootstrap_distributions, times=resamples, seed=seed)
@@ -90,6 +91,7 @@ def score_domain(
     report = {
         "domain": domain,
         "base": base,
+        "metrics_version": metrics.VERSION,
         "control": control,
         "rows": rows,
         "seeds": list(files),

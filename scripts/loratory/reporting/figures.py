@@ -53,7 +53,7 @@ def draw_layers(weights, out, banner: str = "") -> None:
     """Mean weight of each expert in each adapted layer: a panel for each domain of the input.
 
     Args:
-        weights: JSON file of `routes.gather_routes`.
+        weights: JSON file of `evaluation.routing`.
     """
     found = read_json(weights)
     rows, domains = short_names(found["layers"]), found["domains"]

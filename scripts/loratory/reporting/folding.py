@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from loratory.data.files import read_json
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import column_heading, number_text
+from loratory.reporting.tables import column_heading, number_text, version_notes
 
 
 def write_folding_table(metrics, out, *, about: str = "", banner: str = "") -> None:
@@ -31,6 +31,7 @@ def folding_layout(report: Mapping, about: str, banner: str) -> Layout:
         f"[95 % interval] from {report['resamples']} bootstrap draws of whole groups.",
         left_out_note(report["left_out"]),
     ]
+    foot += version_notes({report["domain"]: report.get("metrics_version", 1)})
     foot += [f"Base: {about}"] if about else []
     header = ["test chains", "chains", "residues", *map(column_heading, metrics.values())]
     return Layout(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
+from loratory.evaluation.summaries import Run, mean_costs, mean_or_none, runs_by_method
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 from loratory.reporting.tables import (
@@ -20,22 +21,14 @@ from loratory.reporting.tables import (
     control_systems,
     number_text,
     value_cell,
+    version_notes,
 )
 
-COSTS = {  # of `train_info`: means over seeds
+COSTS = {  # of `train_info`: as printed
     "num_trainable_params": "trainable",
     "num_stored_params": "stored",
     "optimizer_state": "optimizer state",
 }
-MEAN_FIELDS = (
-    *COSTS,
-    "accelerator_memory_max",
-    "adapted_modules",
-    "positions",
-    "other_positions",
-    "flops",
-    "train_time",
-)
 COST_NOTES = (
     "Means over seeds, of runs at the chosen rate; a grid costs about as much again for each other rate.",
     "trainable: numbers that an optimizer may move, at the peak. stored: numbers in the exported adapter. optimizer "
@@ -46,7 +39,6 @@ COST_NOTES = (
     "where PyTorch can count all operations; of it before or besides the steps: gradient passes and selection stages.",
     "learning rate: chosen on `valid` with the first seed; at the edge of its grid, a better one may lie beyond.",
 )
-Run = tuple[str, Mapping]  # an adapter's name in the config, and the `run.json` of one seed
 
 
 def write_method_tables(
@@ -120,6 +112,7 @@ def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Seque
     foot += [*dict.fromkeys(map(draws_note, reports)), marks_note(against, reports)]
     learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
     foot += [*control_notes(controls, learnt), *budget_notes(runs), *about]
+    foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
     return Layout(f"Methods on {reports[0]['base']}", banner, header, lines, foot, records)
 
 
@@ -142,36 +135,6 @@ def cost_layout(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layou
     ]
     title = f"Costs of methods on {runs[0][1]['base']}"
     return Layout(title, banner, header, lines, [*COST_NOTES, *budget_notes(runs), *about], records)
-
-
-def runs_by_method(runs: Sequence[Run]) -> dict[tuple[str, str], list[Mapping]]:
-    """{(domain, adapter): its runs}."""
-    found: dict[tuple[str, str], list[Mapping]] = {}
-    for name, run in runs:
-        found.setdefault((run["domain"], name), []).append(run)
-    return found
-
-
-def mean_costs(domain: str, name: str, runs: Sequence[Mapping]) -> dict:
-    """The means of one method on one domain."""
-    settings, rate = runs[0]["run_info"], runs[0]["learning_rate"]
-    rates = settings["train_config"]["learning_rates"]
-    return {
-        "domain": domain,
-        "adapter": name,
-        "method": settings["peft_config"]["method"],
-        "learning_rate": rate,
-        "rates": list(rates),
-        "edge": len(rates) > 1 and rate in (min(rates), max(rates)),
-        "total_time": mean_or_none(run["run_info"]["total_time"] for run in runs),
-        **{key: mean_or_none(run["train_info"][key] for run in runs) for key in MEAN_FIELDS},
-    }
-
-
-def mean_or_none(values) -> float | None:
-    """None where a value is not known."""
-    values = list(values)
-    return None if None in values else sum(values) / len(values)
 
 
 def without_mark(row: Mapping) -> dict:

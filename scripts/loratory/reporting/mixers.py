@@ -6,14 +6,14 @@ Rows keep the config's order: no rank is printed, as intervals and the marks ▲
 from collections.abc import Mapping, Sequence
 
 from loratory.data.files import read_json
+from loratory.evaluation.summaries import system_facts
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.methods import difference_cell, draws_note, marks_note, mean_or_none, scaled_cell
+from loratory.reporting.methods import difference_cell, draws_note, marks_note, scaled_cell
 from loratory.reporting.tables import (
     ABSENT,
     BASE,
     CONTROL,
-    best_single,
     best_single_note,
     column_heading,
     column_notes,
@@ -22,6 +22,7 @@ from loratory.reporting.tables import (
     control_systems,
     share_text,
     value_cell,
+    version_notes,
 )
 
 DOMAIN_MARK = "†"
@@ -65,7 +66,7 @@ def mixer_layout(
     """A line for the base, the best baseline and expert, each mixture and its shuffled gate; two columns a domain."""
     rows = {(row["domain"], row["system"]): row for row in report["rows"]}
     heads = {domain: rows[domain, BASE] for domain in report["domains"]}
-    best = best_expert(report)
+    best = report["best_single"]
     mixtures = list(dict.fromkeys(name for name, _ in runs))
     controls = report["controls"]
     first = [BASE, *([CONTROL] if any(controls.values()) else []), *([best] if best else [])]
@@ -88,7 +89,7 @@ def mixer_layout(
     learnt = {d: [rows[d, name] for name in (best, *mixtures) if (d, name) in rows] for d in heads}
     foot = column_notes({d: (head, [row for row in shown if row["domain"] == d]) for d, head in heads.items()})
     foot += [draws_note(report), marks_note(report["against"], [{"rows": shown}]), best_single_note(best)]
-    foot += [*control_notes(controls, learnt), *NOTES]
+    foot += [*control_notes(controls, learnt), *NOTES, *version_notes(report.get("metrics_versions", {}))]
     foot += [f"Base: {about}"] if about else []
     records = [{"base": report["base"], **row} for row in shown]
     return Layout(f"Mixers on {report['base']}", banner, header, lines, foot, records)
@@ -98,49 +99,8 @@ def mean_columns(row: Mapping | None) -> dict:
     return {f"mean_{part}": row and row[part] for part in ("recovery", "recovery_low", "recovery_high")}
 
 
-def best_expert(report: Mapping) -> str | None:
-    """The expert with the best mean recovery on the validation split."""
-    valid: dict[str, dict] = {}
-    for row in report["valid"]:
-        valid.setdefault(row["domain"], {})[row["system"]] = row
-    return best_single(valid, list(report["experts"].values()))
-
-
 def row_order(mixtures: Sequence[str], asked: set[str]) -> list[str]:
     return [name for mixture in mixtures for name in (mixture, f"{mixture}:shuffled") if name in asked]
-
-
-def system_facts(system: str, answered: Sequence[Mapping], runs: Sequence[Mapping]) -> dict:
-    """What is known of a system besides its answers; None where it is not known, or makes no sense.
-
-    Args:
-        answered: of each domain and seed {system: its cost and routing}. runs: of each seed, if it is a mixture.
-    """
-    found = [routes[system] for routes in answered if system in routes]
-    routed = [each for each in found if len(each.get("experts", ())) > 1]
-    stored = [each["stored"] for each in found if "stored" in each]
-    return {
-        "told": any(each.get("told", False) for each in found),
-        "first_pass": any(each.get("first_pass", False) for each in found),
-        "top1": mean_or_none(each["top1"] for each in routed) if routed else None,
-        "entropy": mean_or_none(each["entropy"] for each in routed) if routed else None,
-        "read_per_second": tokens_per_second(found, "read", "reading"),
-        "written_per_second": tokens_per_second(found, "written", "writing"),
-        "memory": max_known(each["memory"] for each in found),
-        "training_memory": max_known(run.get("accelerator_memory_max") for run in runs),
-        "trainable": mean_or_none(run["trainable_parameters"] for run in runs) if runs else None,
-        "stored": mean_or_none(stored) if stored else None,
-    }
-
-
-def tokens_per_second(found: Sequence[Mapping], amount: str, seconds: str) -> float | None:
-    """Over all domains and seeds; None where a system did nothing of the kind."""
-    total = sum(each[amount] for each in found)
-    return total / sum(each[seconds] for each in found) if total else None
-
-
-def max_known(values) -> float | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 def fact_cells(known: Mapping) -> list[str]:

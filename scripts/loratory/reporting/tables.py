@@ -5,9 +5,12 @@ No cell is emphasised as the winner: whether two systems differ is what interval
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
+from loratory.evaluation.summaries import best_over_control
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 
@@ -32,7 +35,7 @@ STRONGEST = "Held against it in each domain: the adapter or mixture of this tabl
 FORGETTING = "the same on test records of the general population: what adaptation cost there"
 RECOVERY = (
     "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; "
-    f"{ABSENT} where the interval of the oracle's gain is not above 0."
+    f"{ABSENT} where the interval of the oracle's gain, over groups of records and over seeds, is not above 0."
 )
 
 
@@ -53,15 +56,25 @@ def write_domain_table(metrics: Sequence, out, *, audits: Sequence = (), about: 
 
 
 def write_summary(
-    metrics: Sequence, out, *, mixture: str, experts: Sequence[str], routing, mixer: Mapping, about="", banner=""
+    metrics: Sequence[Path | str],
+    out: Path | str,
+    *,
+    mixture: str,
+    experts: Sequence[str],
+    recovery: Path | str,
+    routing: Path | str,
+    mixer: Mapping[str, Any],
+    about: str = "",
+    banner: str = "",
 ) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: a mixture, its controls and its experts on all its domains.
 
     Args:
         metrics: JSON files of `evaluation.score`, one for each domain, all of one base; columns keep their order.
         experts: the mixture's experts as systems, such as `lora@protein`; lines keep their order.
-        routing: JSON file of `routes.gather_routes`. mixer: the mixer and its options, for the foot.
-        about, banner: as of `table`.
+        recovery: JSON file of `evaluation.recovery.measure_recovery`. routing: JSON file of `evaluation.routing`.
+        mixer: the mixer and its options, for the foot.
+        about, banner: as of `write_domain_table`.
 
     Raises:
         InputError: the files are of several bases, or a file has no primary metric on the test split.
@@ -73,7 +86,7 @@ def write_summary(
         if not primary_rows(report, "test"):
             raise InputError(path, "no primary metric on the test split", expected="one row for each system")
     foot = [routing_note(read_json(routing)), mixer_note(mixer)] + ([f"Base: {about}"] if about else [])
-    formats.write_table(summary_layout(reports, mixture, experts, foot, banner), out)
+    formats.write_table(summary_layout(reports, read_json(recovery), mixture, experts, foot, banner), out)
 
 
 def show_tables(tables: Iterable[Sequence], banner: str = "", stream=None) -> None:
@@ -95,6 +108,7 @@ def domain_layout(
     systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: system_key(*item, domain))
     rows = [[system, *(value_cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
     notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
+    notes += version_notes({domain: report.get("metrics_version", 1)})
     scored = {"data": report} | ({GENERAL: general} if general else {})
     learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
     notes += control_notes({domain: report["control"]}, {domain: learnt})
@@ -111,19 +125,28 @@ def forgetting_rows(general: Mapping | None) -> list[dict]:
     return [row | {"metric": f"{GENERAL}: {row['metric']}"} | label for row in rows]
 
 
-def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, about: Sequence, banner) -> Layout:
-    test, valid = (
-        {report["domain"]: primary_rows(report, split) for report in reports} for split in ("test", "valid")
-    )
-    oracles = dict.fromkeys(test, f"{mixture}:oracle")
-    best, controls = best_single(valid, experts), {report["domain"]: report["control"] for report in reports}
+def summary_layout(
+    reports: Sequence[Mapping],
+    recovered: Mapping,
+    mixture: str,
+    experts: Sequence[str],
+    about: Sequence[str],
+    banner: str,
+) -> Layout:
+    """Args:
+    reports: of `evaluation.score`. recovered: of `evaluation.recovery`. about: sentences for the foot.
+    """
+    test = {report["domain"]: primary_rows(report, "test") for report in reports}
+    recoveries = {(row["domain"], row["system"]): row["recovery"] for row in recovered["rows"]}
+    means = {row["system"]: row["recovery"] for row in recovered["means"]}
+    best, controls = recovered["best_single"], {report["domain"]: report["control"] for report in reports}
     first, *others = summary_order(test, mixture, experts, best)
     rows, records = [], []
     for label, system in [first, *([(CONTROL, None)] if any(controls.values()) else []), *others]:
         systems = control_systems(controls) if label == CONTROL else dict.fromkeys(test, system)
         found = {domain: of.get(systems[domain]) for domain, of in test.items()}
-        shares = {domain: recovery_share(of, systems[domain], oracles[domain]) for domain, of in test.items()}
-        mean = mean_recovery(test, system, oracles)
+        shares = {domain: recoveries.get((domain, systems[domain])) for domain in test}
+        mean = means.get(system)
         rows.append([label, *map(value_cell, found.values()), *map(share_text, shares.values()), share_text(mean)])
         for domain, row in found.items():
             extra = {"recovery": shares[domain], "mean_recovery": mean}
@@ -135,6 +158,7 @@ def summary_layout(reports: Sequence[Mapping], mixture: str, experts: Sequence, 
     learnt = {domain: [of[name] for name in (*experts, mixture) if name in of] for domain, of in test.items()}
     foot += [*dict.fromkeys(map(seeds_note, reports)), RECOVERY, best_single_note(best), MARKS]
     foot += [*control_notes(controls, learnt), *about]
+    foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
     return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
 
 
@@ -161,36 +185,6 @@ def summary_order(test: Mapping, mixture: str, experts: Sequence[str], best: str
     controls.sort(key=lambda system: (ranks.get(system, len(ranks)), system))
     label = f"best single ({best})" if best else "best single"
     return [(BASE, BASE), *zip(experts, experts), (label, best), *zip(controls, controls), (mixture, mixture)]
-
-
-def best_single(valid: Mapping[str, Mapping], experts: Sequence[str]) -> str | None:
-    """The expert with the best mean recovery on the validation split; None where that is undefined for all.
-
-    Mixtures and their controls are not run on that split: the oracle there is the expert that learnt the domain.
-    """
-    oracles = {domain: next((e for e in experts if e.endswith(f"@{domain}")), None) for domain in valid}
-    means = {system: mean_recovery(valid, system, oracles) for system in experts}
-    defined = {system: mean for system, mean in means.items() if mean is not None}
-    return max(defined, key=defined.get) if defined else None
-
-
-def mean_recovery(domains: Mapping[str, Mapping], system: str | None, oracles: Mapping[str, str]) -> float | None:
-    """Mean over the domains where it is defined; None if the system lacks a value in any domain."""
-    if any(system not in rows or rows[system]["value"] is None for rows in domains.values()):
-        return None
-    shares = [recovery_share(rows, system, oracles[domain]) for domain, rows in domains.items()]
-    defined = [value for value in shares if value is not None]
-    return sum(defined) / len(defined) if defined else None
-
-
-def recovery_share(rows: Mapping[str, Mapping], system: str | None, oracle: str | None) -> float | None:
-    """Share of the oracle's gain over the base; None unless that gain is above 0 beyond its interval."""
-    gap, row = rows.get(oracle), rows.get(system)
-    if not gap or not row or gap["gain_low"] is None or gap["gain_low"] <= 0:
-        return None
-    if system == BASE:
-        return 0.0
-    return None if row["gain"] is None else row["gain"] / gap["gain"]
 
 
 def column_heading(row: Mapping) -> str:
@@ -255,10 +249,9 @@ def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, S
 
 def control_verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
     """Whether the best of some rows is better than the control, by the paired interval."""
-    compared = [row for row in rows if row["vs_control_low"] is not None]
-    if not compared:
+    best = best_over_control(rows)
+    if best is None:
         return f"{domain}: no adapter or mixture can be compared with {control}."
-    best = max(compared, key=lambda row: row["vs_control"])
     gain, low, high = (best[f"vs_control{part}"] for part in ("", "_low", "_high"))
     says, parts = ("worse", (-gain, -high, -low)) if gain < 0 else ("better", (gain, low, high))
     by = "by {} [{}, {}]".format(*(number_text(part, best["unit"]) for part in parts))
@@ -293,6 +286,12 @@ def seeds_note(report: Mapping) -> str:
     line = f"Means over seeds {names}" if len(seeds) > 1 else f"Seed {names} only"
     line += f"; [95 % interval] from {report['resamples']} bootstrap draws of whole groups."
     return line + (f" Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds." * (len(seeds) < FEW_SEEDS))
+
+
+def version_notes(versions: Mapping[str, int]) -> list[str]:
+    """Which domains' metrics have changed their meaning, of {domain: version}: nothing while it is the first."""
+    changed = [f"{domain} {version}" for domain, version in versions.items() if version > 1]
+    return [f"Version of the metrics, comparable with no other: {', '.join(changed)}."] if changed else []
 
 
 def metric_notes(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:

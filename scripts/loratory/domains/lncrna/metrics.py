@@ -1,4 +1,7 @@
-"""How well P(lncRNA) tells lncRNA (label 1, the positive class) from mRNA (label 0)."""
+"""How well P(lncRNA) tells lncRNA (label 1, the positive class) from mRNA (label 0).
+
+VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
+"""
 
 import math
 
@@ -76,6 +79,7 @@ def brier_score(columns) -> float:
     return float(np.mean((p - columns["label"]) ** 2)) if p.size else math.nan
 
 
+VERSION = 1
 METRICS = (
     Metric("auc", "", "up", "choice", transcript_auc, primary=True, note="ranks by P(lncRNA), ties count one half"),
     Metric(

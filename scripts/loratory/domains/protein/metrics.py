@@ -1,4 +1,7 @@
-"""How well proteins are predicted, and what generated ones are worth."""
+"""How well proteins are predicted, and what generated ones are worth.
+
+VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
+"""
 
 from collections import Counter
 
@@ -73,6 +76,7 @@ def mean_of(column: str):
     return column_mean
 
 
+VERSION = 1
 METRICS = (
     Metric(
         "nll_per_residue",

@@ -1,4 +1,7 @@
-"""How well the probability of yes ranks, and whether it can be believed."""
+"""How well the probability of yes ranks, and whether it can be believed.
+
+VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
+"""
 
 import numpy as np
 
@@ -75,6 +78,7 @@ def expected_calibration_error(columns) -> float:
     return float(np.abs(np.bincount(bins, weights=p - label)).sum() / label.size)
 
 
+VERSION = 1
 METRICS = (
     Metric("auc", "", "up", "choice", rating_auc, primary=True, note="over all records; a tie counts one half"),
     Metric("log_loss", "nats", "down", "choice", log_loss, note=f"p clipped to [{CLIP:g}, 1 - {CLIP:g}]"),

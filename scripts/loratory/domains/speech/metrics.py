@@ -1,4 +1,7 @@
-"""Word and character errors, pooled: Σ(S + D + I) / ΣN, never a mean of utterances and never clipped."""
+"""Word and character errors, pooled: Σ(S + D + I) / ΣN, never a mean of utterances and never clipped.
+
+VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -39,6 +42,7 @@ def age_rate_metric(name: str, youngest: int, oldest: int) -> Metric:
     return error_rate_metric(name, ("S", "D", "I"), where=is_of_age, note="wer of speakers of this age")
 
 
+VERSION = 1
 METRICS = (
     error_rate_metric("wer", ("S", "D", "I"), primary=True, note=POOLED),
     error_rate_metric("cer", ("char_errors",), "chars", note="as wer, over characters; blanks count"),

@@ -1,4 +1,7 @@
-"""How well chains of known structure are folded, and whether the confidence says so."""
+"""How well chains of known structure are folded, and whether the confidence says so.
+
+VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
+"""
 
 import numpy as np
 from scipy.stats import rankdata
@@ -59,6 +62,7 @@ def median_of(column: str):
     return lambda columns: float(np.median(columns[column]))
 
 
+VERSION = 1
 METRICS = (
     Metric(
         "spearman",

@@ -1,22 +1,22 @@
 """How a mixture weighed its experts, gathered over domains and averaged over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from loratory.data.files import read_json, write_json
 
 
-def gather_routes(files: Sequence[tuple[str, str]], mixture: str, out) -> None:
+def gather_routing(files: Mapping[str, Sequence[Path | str]], mixture: str, out: Path | str) -> None:
     """Writes `experts`, `domains`, `weights` (a row for each domain), `entropy` and `top1` (for each domain), and
-    `modules` (for each domain a row for each of the `layers`).
+    `modules` (for each domain a row for each of the `layers`) to the JSON file `out`.
 
     Args:
-        files: (domain, JSON of `evaluation.predict`) pairs, one for each domain and seed.
+        files: {domain: JSON files of `evaluation.predict`, one for each seed}.
     """
-    domains = list(dict.fromkeys(domain for domain, _ in files))
-    found = {domain: [read_json(path)[mixture] for name, path in files if name == domain] for domain in domains}
-    first = found[domains[0]][0]
+    found = {domain: [read_json(path)[mixture] for path in paths] for domain, paths in files.items()}
+    domains, first = list(found), next(iter(found.values()))[0]
     gathered = {"experts": first["experts"], "layers": first["layers"], "domains": domains}
     gathered["weights"] = [mean_over_seeds(found[domain], "weights") for domain in domains]
     for part in ("prompt", "target", "modules", "entropy", "top1"):
@@ -24,7 +24,7 @@ def gather_routes(files: Sequence[tuple[str, str]], mixture: str, out) -> None:
     write_json(out, gathered)
 
 
-def mean_over_seeds(runs: list[dict], key: str):
+def mean_over_seeds(runs: Sequence[dict], key: str) -> float | list | None:
     """The mean over seeds, element by element, rounded to what a reader can use; None where it is undefined."""
     if any(run[key] is None for run in runs):
         return None
