@@ -382,7 +382,7 @@ def check_base(at: str, base: BaseEntry, config) -> None:
 
 
 def is_spoken(domain: str) -> bool:
-    return getattr(registry.load_module("domain", domain, "sources"), "AUDIO", False)
+    return registry.load_module("domain", domain, "sources").AUDIO
 
 
 def check_fit(at: str, domain: str, base: BaseEntry) -> None:
@@ -540,5 +540,5 @@ def is_simulated(config: BaseModel) -> bool:
     """Whether any domain that is reported on comes from a simulator, in whole or in part."""
     sources = [given.source for given in entries_by_name(config.domains).values()]
     return any(
-        domain_source.kind == "simulate" or getattr(domain_source, "simulated", None) for domain_source in sources
+        domain_source.kind == "simulate" or domain_source.added_simulation is not None for domain_source in sources
     )

@@ -1,6 +1,7 @@
 """Judging a folding base on chains of known structure: does it fold them, and does it know how well?"""
 
 from collections.abc import Sequence
+from typing import cast
 
 import biotite.structure as biotite
 import numpy as np

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from typing import IO
 
 from loratory.data.files import BYTE_ORDER_MARKS, decode_line, read_lines
 from loratory.domains.recsys.sources import Files, split_location
@@ -50,7 +51,9 @@ def table_location(files: Files, table: str) -> str:
     return f"{path}!{found[0]}"
 
 
-def read_table_rows(location: str, table: str, files: Files, reject: Callable) -> Iterator[tuple[int, list[str]]]:
+def read_table_rows(
+    location: str, table: str, files: Files, reject: Callable[[InputError], None]
+) -> Iterator[tuple[int, list[str]]]:
     """Yields `(line number, values of FIELDS[table])`; rows with a wrong number of fields go to `reject(error)`.
 
     Raises:
@@ -91,8 +94,8 @@ def table_format(location: str, format: str) -> str:
     return SUFFIXES[suffix] if format == "auto" else format
 
 
-def csv_rows(location: str, lines) -> Iterator[tuple[int, list[str]]]:
-    """Yields `(first line, fields)`. Broken quotes always raise: where the next row would begin is anyone's guess."""
+def csv_rows(location: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yields `(first line, fields)`. Broken quotes always raise: nothing says where the next row would begin."""
     reader = csv.reader((text + "\n" for _, text in lines), strict=True)
     start = 1
     while True:
@@ -128,7 +131,7 @@ def location_lines(location: str, encoding: str) -> Iterator[tuple[int, str]]:
             raise InputError(location, "damaged archive", error, "a whole zip", "fetch it again", "zip") from error
 
 
-def refuse_marks(location: str, head: bytes):
+def refuse_marks(location: str, head: bytes) -> None:
     for mark, name in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             raise InputError(location, "wrong text encoding", name, "plain UTF-8", "re-encode the file", "encoding")
@@ -143,7 +146,7 @@ def open_archive(path: str) -> zipfile.ZipFile:
         raise InputError(path, "not a zip archive, or damaged", error, "a zip archive", reason="zip") from None
 
 
-def open_member(archive: zipfile.ZipFile, path: str, member: str):
+def open_member(archive: zipfile.ZipFile, path: str, member: str) -> IO[bytes]:
     name = PurePosixPath(member)
     if name.is_absolute() or ".." in name.parts or "\\" in member:
         raise InputError(path, "member outside the archive", member, "a path inside", reason="member_path")
