@@ -192,39 +192,53 @@ class Metric:
 
 
 class SourcesModule(Protocol):
-    """`sources.py`: what the config can say. Imported while the config is read: pydantic and this contract only.
+    """`sources.py`: what the config can say. Imported while the config is read: pydantic and this contract only."""
 
-    Attributes:
-        FAMILIES: {family of bases: outputs that are predicted there}; outputs are "nll", "choice", "text", "sample"
-            and, of a family that folds, "structure".
-        AUDIO: whether examples carry audio.
-        FOLDED: whether samples are proteins to be folded; its `task.py` is then a FoldedTaskModule.
-        Files: where raw files are and how they are read.
-        Simulation: size and traits of the simulator.
-        Dataset: what is kept, and how records are grouped.
-        Task: how a record is put to a model.
-    """
+    @property
+    def FAMILIES(self) -> Mapping[str, tuple[str, ...]]:
+        """{family of bases: outputs that are predicted there}.
 
-    FAMILIES: Mapping[str, tuple[str, ...]]
-    AUDIO: bool
-    FOLDED: bool
-    Files: type[FilesOptions]
-    Simulation: type[SimulationOptions]
-    Dataset: type[DatasetOptions]
-    Task: type[TaskOptions]
+        Outputs are "nll", "choice", "text", "sample" and, of a family that folds, "structure".
+        """
+
+    @property
+    def AUDIO(self) -> bool:
+        """Whether examples carry audio."""
+
+    @property
+    def FOLDED(self) -> bool:
+        """Whether samples are proteins to be folded; `task.py` is then a FoldedTaskModule."""
+
+    @property
+    def Files(self) -> type[FilesOptions]:
+        """Where raw files are and how they are read."""
+
+    @property
+    def Simulation(self) -> type[SimulationOptions]:
+        """Size and traits of the simulator."""
+
+    @property
+    def Dataset(self) -> type[DatasetOptions]:
+        """What is kept, and how records are grouped."""
+
+    @property
+    def Task(self) -> type[TaskOptions]:
+        """How a record is put to a model."""
 
 
 class BuildModule(Protocol):
-    """`build.py`: raw files → records. `files` and `dataset` are the domain's own `Files` and `Dataset`.
+    """`build.py`: raw files → records. `files` and `dataset` are the domain's own `Files` and `Dataset`."""
 
-    Attributes:
-        COLUMNS: {column: Arrow type or its name} of a record, beside `id` and `group`.
-        find_leaks: (held_out, others, dataset) -> {id among `others`: id of the held-out record that it resembles};
-            called for each split with all less protected ones. None: no record resembles one of another group.
-    """
+    @property
+    def COLUMNS(self) -> "Mapping[str, str | pa.DataType]":
+        """{column: Arrow type or its name} of a record, beside `id` and `group`."""
 
-    COLUMNS: "Mapping[str, str | pa.DataType]"
-    find_leaks: Callable[[list[dict], list[dict], Any], dict[str, str]] | None
+    @property
+    def find_leaks(self) -> Callable[[list[dict], list[dict], Any], dict[str, str]] | None:
+        """(held_out, others, dataset) -> {id among `others`: id of the held-out record that it resembles}.
+
+        Called for each split with all less protected ones. None: nothing is looked for beyond the groups.
+        """
 
     def read(self, files: Any, dataset: Any, ledger: "Ledger") -> Iterable[dict]:
         """Validated records, with `id` and COLUMNS; every raw record is accounted for in the ledger.
@@ -281,13 +295,11 @@ class FoldedTaskModule(SamplingTaskModule, Protocol):
 
 
 class MetricsModule(Protocol):
-    """`metrics.py`: predictions → numbers.
+    """`metrics.py`: predictions → numbers."""
 
-    Attributes:
-        METRICS: exactly one of them is primary.
-    """
-
-    METRICS: tuple[Metric, ...]
+    @property
+    def METRICS(self) -> tuple[Metric, ...]:
+        """What is computed, in the order of tables; exactly one is primary."""
 
     def columns(self, rows: list[dict], records: list[dict], task: Any) -> dict[str, "np.ndarray"]:
         """{column: array (n,)} of the n `rows` (see ROW): what METRICS look at.

@@ -55,7 +55,8 @@ def read_transcripts(
             continue
         refused = drop_reason(sequence, dataset)
         if refused:
-            ledger.drop_record(*where.rsplit(":", 1), id, *refused)
+            file, number = where.rsplit(":", 1)
+            ledger.drop_record(file, number, id, *refused)
         else:
             yield where, {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
 
@@ -147,17 +148,15 @@ def unique_transcripts(found: list[tuple[str, dict]], ledger: Ledger) -> Iterato
     first: dict[str, str] = {}
     kept: dict[str, str] = {}
     for where, record in sorted(found, key=lambda item: item[1]["id"]):
-        id, sequence = record["id"], record["sequence"]
+        id, sequence, (file, number) = record["id"], record["sequence"], where.rsplit(":", 1)
         if len(homes[id]) > 1:
             what = f"one id in both classes, also at {homes[id][1 - record['label']]}"
             fix = "remove it from one class"
             ledger.note_error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
         elif len(labels[sequence]) > 1:
-            ledger.drop_record(
-                *where.rsplit(":", 1), id, "label_conflict", "the same sequence stands in the other class"
-            )
+            ledger.drop_record(file, number, id, "label_conflict", "the same sequence stands in the other class")
         elif sequence in kept:
-            ledger.drop_record(*where.rsplit(":", 1), id, "duplicate", f"the sequence of {kept[sequence]}")
+            ledger.drop_record(file, number, id, "duplicate", f"the sequence of {kept[sequence]}")
         elif id in first:
             what = f"one id, two sequences, first seen at {first[id]}"
             ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)

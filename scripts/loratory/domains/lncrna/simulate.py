@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from Bio.Data.CodonTable import standard_dna_table
+from Bio.Data.CodonTable import unambiguous_dna_by_id
 
 from loratory.data.files import atomic_write
 from loratory.domains.lncrna.sources import Simulation
@@ -33,7 +33,8 @@ RUN = 1.3  # odds of a third equal nucleotide in a row
 GENES_VARY = 0.35  # standard deviation over genes of the log odds of G and C
 LETTERS = "ACGT"
 CODONS = ["".join(codon) for codon in product(LETTERS, repeat=3)]
-STOPS = sorted(standard_dna_table.stop_codons)
+STANDARD_CODE = unambiguous_dna_by_id[1]
+STOPS = sorted(STANDARD_CODE.stop_codons)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def codon_usage(gc3: float) -> np.ndarray:
     Frequency of the amino acid × preference among its codons, which favours G and C at the third position by the log
     odds `gc3` and halves codons with CpG.
     """
-    table = standard_dna_table.forward_table
+    table = STANDARD_CODE.forward_table
     preference = {codon: np.exp(gc3 * (codon[2] in "GC")) * (0.5 if "CG" in codon else 1) for codon in sorted(table)}
     total = dict.fromkeys(AMINO_ACID_SHARES, 0.0)
     for codon, weight in preference.items():

@@ -121,8 +121,8 @@ def group(records: list[dict], dataset: Dataset) -> list[str]:
 
 def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
     """Others that a search with the held-out sequences finds: clustering compares with representatives only."""
-    options = {"identity": dataset.identity, "coverage": dataset.coverage}
-    hits = mmseqs.search_sequences(protein_sequences(held_out), protein_sequences(others), **options)
+    queries, targets = protein_sequences(held_out), protein_sequences(others)
+    hits = mmseqs.search_sequences(queries, targets, identity=dataset.identity, coverage=dataset.coverage)
     return {target: query for query, target, _ in reversed(hits)}
 
 

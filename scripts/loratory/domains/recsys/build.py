@@ -33,7 +33,7 @@ COLUMNS = {
     "item_mean": "double",
     "history": "string",  # JSON list of [timestamp, title, stars], oldest first
 }
-find_leaks = None  # what one user rated says nothing of another; the past is kept apart by `split`
+find_leaks = None  # time keeps the splits apart, see `split` and `proof`
 LATEST = 4_102_444_800  # 2100-01-01: no wall clock, so that the same input is right or wrong for ever
 MILLISECONDS = 100_000_000_000
 CLASSES = ("not liked", "liked")

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import IO
+from typing import cast
 
 from loratory.data.files import BYTE_ORDER_MARKS, decode_line, read_lines
 from loratory.domains.recsys.sources import Files, split_location
@@ -65,7 +65,8 @@ def read_table_rows(
         rows = csv_rows(location, lines)
         header = [name.strip() for name in next(rows, (1, []))[1]]
     else:
-        separator, header = HEADERLESS[kind, table]
+        separator, names = HEADERLESS[kind, table]
+        header = list(names)
         rows = ((number, text.split(separator)) for number, text in lines if text)
     missing = [name for name in FIELDS[table] if name not in header]
     if missing:
@@ -146,7 +147,7 @@ def open_archive(path: str) -> zipfile.ZipFile:
         raise InputError(path, "not a zip archive, or damaged", error, "a zip archive", reason="zip") from None
 
 
-def open_member(archive: zipfile.ZipFile, path: str, member: str) -> IO[bytes]:
+def open_member(archive: zipfile.ZipFile, path: str, member: str) -> zipfile.ZipExtFile:
     name = PurePosixPath(member)
     if name.is_absolute() or ".." in name.parts or "\\" in member:
         raise InputError(path, "member outside the archive", member, "a path inside", reason="member_path")
@@ -157,4 +158,4 @@ def open_member(archive: zipfile.ZipFile, path: str, member: str) -> IO[bytes]:
         raise InputError(path, "no such member", member, f"one of {inside}", reason="missing") from None
     if info.flag_bits & 1:
         raise InputError(path, "member is locked by a password", member, "an open archive", reason="zip")
-    return archive.open(info)
+    return cast(zipfile.ZipExtFile, archive.open(info))

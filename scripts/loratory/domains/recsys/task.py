@@ -130,7 +130,8 @@ def shrunk_average(record: dict, of: str, usual: float) -> tuple[float, float]:
 def item_features(train: list[dict], held_out: list[dict]) -> dict[str, list[float]]:
     """{record: [smoothed share of likes of its item, log of 1 + their number]}, over the ratings of train before it.
 
-    So no record of train meets its own answer, and the features of train hold as little of the future as those of held-out records.
+    So no record of train meets its own answer, and the features of train hold as little of the future as those of the
+    held-out records.
     """
     overall, learnt = fmean(record["label"] for record in train), {record["id"] for record in train}
     likes: dict[str, int] = defaultdict(int)

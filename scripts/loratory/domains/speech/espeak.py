@@ -21,7 +21,7 @@ class Synthesiser:
     `espeak_Terminate` resets it; so every instance loads a private copy of the library.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             library = espeakng_loader.get_library_path()
             self.library = ctypes.CDLL(str(shutil.copy(library, Path(folder, Path(library).name))))
