@@ -3,13 +3,18 @@
 Nothing is imported to list names, so that reading a config stays light.
 """
 
+from __future__ import annotations
+
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    from loratory.domains.contract import BuildModule, MetricsModule, SimulateModule, SourcesModule, TaskModule
 
 PACKAGES = {
     "domain": "loratory.domains",
@@ -26,7 +31,19 @@ def registered_names(noun: str) -> list[str]:
     return sorted(m.name for m in modules if m.ispkg or noun != "domain")
 
 
-def load_module(noun: str, name: str, part: str = "") -> ModuleType:
+@overload
+def load_module(noun: Literal["domain"], name: str, part: Literal["sources"]) -> SourcesModule: ...
+@overload
+def load_module(noun: Literal["domain"], name: str, part: Literal["build"]) -> BuildModule: ...
+@overload
+def load_module(noun: Literal["domain"], name: str, part: Literal["task"]) -> TaskModule: ...
+@overload
+def load_module(noun: Literal["domain"], name: str, part: Literal["metrics"]) -> MetricsModule: ...
+@overload
+def load_module(noun: Literal["domain"], name: str, part: Literal["simulate"]) -> SimulateModule: ...
+@overload
+def load_module(noun: str, name: str, part: str = "") -> Any: ...
+def load_module(noun: str, name: str, part: str = "") -> Any:
     """The module of a registered name, or one `part` (submodule) of it.
 
     Raises:
@@ -46,7 +63,7 @@ def unknown_name_error(where: object, noun: str, name: object, allowed: Iterable
     return InputError(where, f"unknown {noun}", name, expected, fix)
 
 
-def base_families(domain: str) -> dict[str, tuple[str, ...]]:
+def base_families(domain: str) -> Mapping[str, tuple[str, ...]]:
     """The families of bases that have a task in a domain, and what they predict there."""
     return load_module("domain", domain, "sources").FAMILIES
 
@@ -58,4 +75,4 @@ def family_outputs(domain: str, family: str) -> tuple[str, ...]:
 
 def is_folded(domain: str) -> bool:
     """Whether a domain's samples are proteins to be folded."""
-    return getattr(load_module("domain", domain, "sources"), "FOLDED", False)
+    return load_module("domain", domain, "sources").FOLDED

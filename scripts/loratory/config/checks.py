@@ -62,7 +62,7 @@ def check_base(at: str, base: BaseEntry, config: Study) -> None:
 
 
 def is_spoken(domain: str) -> bool:
-    return getattr(registry.load_module("domain", domain, "sources"), "AUDIO", False)
+    return registry.load_module("domain", domain, "sources").AUDIO
 
 
 def check_fit(at: str, domain: str, base: BaseEntry) -> None:

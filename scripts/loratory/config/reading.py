@@ -86,4 +86,4 @@ def published_folder(config: Study, name: str) -> str | None:
 def is_simulated(config: Study) -> bool:
     """Whether any domain that is reported on comes from a simulator, in whole or in part."""
     sources = [given.source for given in entries_by_name(config.domains).values()]
-    return any(not isinstance(source, FilesOptions) or getattr(source, "simulated", None) for source in sources)
+    return any(not isinstance(source, FilesOptions) or source.added_simulation is not None for source in sources)

@@ -11,18 +11,18 @@ import soundfile
 
 from loratory.errors import InputError
 
-RATE = 16_000  # Hz, what every speech base listens at
+RATE = 16_000  # Hz, of the audio that every speech base takes
 LOWEST_RATE = 8_000  # telephone; below it consonants are gone
 SILENCE = 1e-3  # root mean square of -60 dBFS
 WINDOW, HOP = 400, 160  # 25 ms every 10 ms
 SAMPLES_PER_POSITION = 2 * HOP  # the encoder's second convolution halves the frames
 FLOOR = 1e-10  # power that stands for silence
 RANGE = 8.0  # decades of power that are kept below the loudest cell
-NO_LENGTH = 2**63 - 1  # frames of a FLAC that was written to a pipe, as libsndfile tells it
+NO_LENGTH = 2**63 - 1  # frames that libsndfile reports of a FLAC that was written to a pipe
 UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what a RIFF header says when it was written before its length was known
 
 
-def read_audio(path, rate: int = RATE) -> np.ndarray:
+def read_audio(path: Path | str, rate: int = RATE) -> np.ndarray:
     """Samples of the whole file: float32 in [-1, 1], shape (n,), channels averaged, resampled to `rate` Hz.
 
     Raises:
@@ -89,13 +89,14 @@ def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) ->
     Source: Radford et al. 2022, arXiv:2212.04356, section 2.2; equal to HF's `WhisperFeatureExtractor`.
     """
     length = len(samples) if frames is None else frames * HOP
-    reached = min(length, len(samples) + WINDOW)  # a frame that starts beyond hears only padding
-    heard = np.zeros(reached, np.float32)
-    heard[: len(samples)] = samples[:reached]
-    centred = np.pad(heard, WINDOW // 2, mode="reflect")
+    reached = min(length, len(samples) + WINDOW)  # a frame that starts beyond holds padding alone
+    clip = np.zeros(reached, np.float32)
+    clip[: len(samples)] = samples[:reached]
+    centred = np.pad(clip, WINDOW // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(centred, WINDOW)[: reached // HOP * HOP : HOP]
     spectrum = scipy.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32))  # numpy's takes 7 times longer
     power = mel_filters(n_mels) @ (spectrum.real**2 + spectrum.imag**2).T
     features = np.full((n_mels, length // HOP), np.log10(FLOOR), np.float32)
     features[:, : power.shape[1]] = np.log10(np.maximum(power, FLOOR))
+    # Whisper's scale: speech lies between about -1 and 1
     return (np.maximum(features, features.max(initial=np.log10(FLOOR)) - RANGE) + 4) / 4

@@ -1,4 +1,4 @@
-"""Which examples a training step sees: a pure function of (seed, step)."""
+"""Which examples a training step takes: a pure function of (seed, step)."""
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -20,7 +20,7 @@ class Batches:
 
     POOL = 32
 
-    def __init__(self, lengths: Sequence[int], budget: int, seed: int):
+    def __init__(self, lengths: Sequence[int], budget: int, seed: int) -> None:
         self.lengths, self.budget, self.seed = np.asarray(lengths), budget, seed
         if not len(self.lengths):
             raise ValueError("no examples to make batches of")
@@ -30,7 +30,9 @@ class Batches:
         """The batches (lists of example indices) of one epoch."""
         random = np.random.default_rng([self.seed, number])
         order = random.permutation(len(self.lengths))
-        batches, pool, cost = [], [], 0
+        batches: list[list[int]] = []
+        pool: list[int] = []
+        cost = 0
         for index in order:
             pool.append(int(index))
             cost += int(self.lengths[index])
@@ -41,7 +43,9 @@ class Batches:
         return [batches[i] for i in random.permutation(len(batches))]
 
     def cut_pool(self, pool: list[int]) -> list[list[int]]:
-        batches, batch = [], []
+        """The pool's examples in batches, in order of length."""
+        batches: list[list[int]] = []
+        batch: list[int] = []
         for index in sorted(pool, key=lambda i: (self.lengths[i], i)):
             if batch and self.lengths[index] * (len(batch) + 1) > self.budget:
                 batches.append(batch)

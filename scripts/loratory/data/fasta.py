@@ -1,17 +1,18 @@
 """Streaming FASTA reader on bytes (plain or gzip)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from loratory.data.files import decode_line, read_blocks
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
 
-def read_fasta(path, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[str, str, str, bytes]]:
+def read_fasta(path: Path | str, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[str, str, str, bytes]]:
     """Yields `(file:record number, id, whole header, sequence without line ends)`.
 
     The id is the header up to its first blank. Sequences are handed on as they stand (case, any letters): alphabets
-    are the caller's business. Records without id or sequence, and repeated ids, go to `ledger.error`.
+    are the caller's business. Records without id or sequence, and repeated ids, go to `ledger.note_error`.
 
     Raises:
         InputError: the file is empty, is not FASTA, is a damaged gzip file, or a header is not UTF-8.
@@ -36,7 +37,7 @@ def read_fasta(path, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[
             yield where, id, header, sequence
 
 
-def read_raw_records(path) -> Iterator[bytes]:
+def read_raw_records(path: Path | str) -> Iterator[bytes]:
     """Yields each record's bytes without its leading `>`."""
     rest = None
     for block in read_blocks(path):

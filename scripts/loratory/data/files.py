@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from loratory.errors import InputError
 
@@ -16,7 +18,7 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8 with byte-order mark", b"\xff\xfe": 
 
 
 @contextmanager
-def atomic_write(path):
+def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yields a path beside `path`; it takes `path`'s place only if the block succeeds.
 
     The block may write a file or make a folder. A block that fails leaves nothing behind; what a killed process left
@@ -35,29 +37,29 @@ def atomic_write(path):
         remove_path(aside)
 
 
-def remove_path(path: Path):
+def remove_path(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def write_json(path, value):
+def write_json(path: Path | str, value: Any) -> None:
     """Sorted keys, one trailing newline: the same value gives the same bytes."""
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path):
+def read_json(path: Path | str) -> Any:
     return json.loads(Path(path).read_text())
 
 
-def file_sha256(path) -> str:
+def file_sha256(path: Path | str) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def open_bytes(path):
+def open_bytes(path: Path | str) -> IO[bytes]:
     """A binary stream of the file's content, decompressed when it starts with the gzip magic.
 
     Raises:
@@ -80,7 +82,7 @@ def open_bytes(path):
     return open(path, "rb")
 
 
-def read_blocks(path, size=BLOCK):
+def read_blocks(path: Path | str, size: int = BLOCK) -> Iterator[bytes]:
     """Yields the (decompressed) content in blocks of about `size` bytes.
 
     Raises:
@@ -102,7 +104,7 @@ def read_blocks(path, size=BLOCK):
             yield block
 
 
-def read_lines(path, encoding="utf-8"):
+def read_lines(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """Yields `(line number from 1, text without its line end)`, decoded strictly.
 
     Raises:
@@ -118,7 +120,7 @@ def read_lines(path, encoding="utf-8"):
         yield number + 1, decode_line(rest, path, number + 1, encoding)
 
 
-def decode_line(line: bytes, path, number: int, encoding: str) -> str:
+def decode_line(line: bytes, path: Path | str, number: int, encoding: str) -> str:
     try:
         return line.rstrip(b"\r").decode(encoding)
     except UnicodeDecodeError as error:

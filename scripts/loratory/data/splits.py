@@ -3,8 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
 
 from loratory.errors import InputError
+
+Record = TypeVar("Record", bound=Mapping)
 
 SPLITS = ("train", "gate", "valid", "test")
 PROTECTED = ("test", "valid", "gate", "train")  # a record that leaks is dropped from the later of two splits
@@ -16,16 +20,16 @@ def hash_position(key: str, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def sample_by_hash(records: Sequence[Mapping], limit: int | None, seed: int) -> list[Mapping]:
+def sample_by_hash(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
     """The `limit` records with the smallest id hashes, in id order: the same ones in whatever order they came."""
     order = sorted(records, key=lambda record: (hash_position(record["id"], seed), record["id"]))
     return sorted(order[:limit], key=lambda record: record["id"])
 
 
-def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int, where) -> list[str]:
+def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int, where: Path | str) -> list[str]:
     """The split of each record, decided by its group alone.
 
-    Groups are ordered by `position` and cut where the running count of *records* reaches each fraction, so that
+    Groups are ordered by `hash_position` and cut where the running count of *records* reaches each fraction, so that
     file order is irrelevant and splits keep their share even when groups are few and unequal.
 
     Raises:
@@ -45,7 +49,8 @@ def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: i
             reason="degenerate_split",
         )
     order = sorted(sizes, key=lambda group: (hash_position(group, seed), group))
-    home, done, at = {}, 0, 0
+    home: dict[str, str] = {}
+    done, at = 0, 0
     bounds = [sum(fractions[s] for s in wanted[: i + 1]) * len(groups) for i in range(len(wanted))]
     for index, group in enumerate(order):
         left_groups = len(order) - index
@@ -62,7 +67,7 @@ def connected_components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
     """Connected components of `n` items: the smallest member's index stands for each item's component."""
     parent = list(range(n))
 
-    def find_root(i):
+    def find_root(i: int) -> int:
         while parent[i] != i:
             parent[i] = parent[parent[i]]
             i = parent[i]
@@ -76,7 +81,7 @@ def connected_components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
 
 def links_by_key(*keys: Sequence[str]) -> list[tuple[int, int]]:
     """Links between items that share a value of any of the key columns; empty values link nothing."""
-    links = []
+    links: list[tuple[int, int]] = []
     for column in keys:
         members: dict[str, list[int]] = {}
         for i, key in enumerate(column):

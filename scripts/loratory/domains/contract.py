@@ -1,11 +1,25 @@
-"""The words in which a domain speaks to the rest: options, examples, metrics. See `loratory.domains`."""
+"""What a domain is made of: options, examples, metrics, and what each of its five modules defines (the Protocols).
+
+Imported while the config is read: nothing heavy.
+"""
 
 import codecs
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from loratory.data.splits import assign_splits
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from loratory.data.ledger import Ledger
+
+Columns: TypeAlias = "Mapping[str, np.ndarray]"  # what metrics look at: one array for each name, all of equal length
 
 
 def check_encoding(name: str) -> str:
@@ -32,7 +46,7 @@ class SplitFractions(Options):
     test: float = Field(0.1, gt=0, lt=1, description="share that is scored once")
 
     @model_validator(mode="after")
-    def check_total(self):
+    def check_total(self) -> Self:
         total = self.train + self.gate + self.valid + self.test
         if abs(total - 1) > 1e-9:
             raise ValueError(f"split fractions sum to {total:g}, expected 1")
@@ -40,7 +54,7 @@ class SplitFractions(Options):
 
 
 class DatasetOptions(Options):
-    """What every domain's dataset can be told."""
+    """Settings that the dataset of every domain has."""
 
     on_error: Literal["fail", "skip"] = Field("fail", description="stop at a malformed record, or note and skip it")
     max_reject_fraction: float = Field(0.01, ge=0, le=1, description="most malformed records that `skip` tolerates")
@@ -65,7 +79,7 @@ class FilesOptions(Options):
         values = [getattr(self, name) for name in self.LOCATIONS]
         return [item for value in values if value for item in ([value] if isinstance(value, str) else value)]
 
-    def map_locations(self, move: Callable[[str], str]):
+    def map_locations(self, move: Callable[[str], str]) -> Self:
         """A copy whose locations went through `move`."""
         values = {name: getattr(self, name) for name in self.LOCATIONS}
         moved = {
@@ -79,9 +93,20 @@ class FilesOptions(Options):
         """The files whose change rebuilds the dataset; a folder's own files where a location is a folder."""
         return self.all_locations()
 
+    @property
+    def added_simulation(self) -> "SimulationOptions | None":
+        """The simulator whose files are added to each list of locations, in a domain that has such an option."""
+        return None
+
+
+class SimulationOptions(Options):
+    """Size and traits of a domain's simulator, the other `source` beside raw files."""
+
+    kind: Literal["simulate"] = "simulate"
+
 
 class TaskOptions(Options):
-    """What every domain's task can be told."""
+    """Settings that the task of every domain has."""
 
     max_new_tokens: int = Field(64, ge=1, description="longest continuation, where a model writes")
     chat: bool = Field(False, description="a causal base reads the prompt as a user's turn of its chat template")
@@ -99,7 +124,7 @@ class Example:
         choices: the possible targets when the task is a choice, the negative first; else empty.
         audio: path of the utterance's audio file, or "".
         alphabet: the letters that the target is made of, the last of which closes it and occurs nowhere else; a causal
-            base reads, scores and writes them one by one and knows no others. Empty: text, as its tokenizer cuts it.
+            base reads, scores and writes them one by one and no others. Empty: text, as its tokenizer cuts it.
         chat: the prompt is a user's turn of the base's chat template.
     """
 
@@ -123,8 +148,8 @@ class Example:
 ROW = ("id", "group", "reference", "nll", "tokens", "p", "text")
 
 
-def prediction_row(record: Mapping, reference: str, **filled) -> dict:
-    """What a control without a language model says of a record; columns that are not `filled` are None."""
+def prediction_row(record: Mapping, reference: str, **filled: Any) -> dict:
+    """The prediction of a control without a language model for a record; columns that are not `filled` are None."""
     return dict.fromkeys(ROW) | {"id": record["id"], "group": record["group"], "reference": reference} | filled
 
 
@@ -146,21 +171,176 @@ class Metric:
     unit: str
     direction: Literal["up", "down"]
     output: str
-    value: Callable[[Mapping], float]
+    value: Callable[[Columns], float]
     primary: bool = False
     note: str = ""
-    where: Callable[[Mapping], Sequence[bool]] | None = None
+    where: "Callable[[Columns], np.ndarray] | None" = None
 
     @property
     def sign(self) -> int:
         """By which a difference is multiplied to be above 0 where it is for the better."""
         return 1 if self.direction == "up" else -1
 
-    def row_selection(self, columns: Mapping) -> Sequence[bool] | slice:
+    def row_selection(self, columns: Columns) -> "np.ndarray | slice":
         """What selects the rows that count."""
         return self.where(columns) if self.where else slice(None)
 
-    def compute_value(self, columns: Mapping) -> float:
+    def compute_value(self, columns: Columns) -> float:
         """Its value on the rows that count."""
         rows = self.row_selection(columns)
         return float(self.value({name: column[rows] for name, column in columns.items()}))
+
+
+class SourcesModule(Protocol):
+    """`sources.py`: what the config can say. Imported while the config is read: pydantic and this contract only."""
+
+    @property
+    def FAMILIES(self) -> Mapping[str, tuple[str, ...]]:
+        """{family of bases: outputs that are predicted there}.
+
+        Outputs are "nll", "choice", "text", "sample" and, of a family that folds, "structure".
+        """
+
+    @property
+    def AUDIO(self) -> bool:
+        """Whether examples carry audio."""
+
+    @property
+    def FOLDED(self) -> bool:
+        """Whether samples are proteins to be folded; `task.py` is then a FoldedTaskModule."""
+
+    @property
+    def Files(self) -> type[FilesOptions]:
+        """Where raw files are and how they are read."""
+
+    @property
+    def Simulation(self) -> type[SimulationOptions]:
+        """Size and traits of the simulator."""
+
+    @property
+    def Dataset(self) -> type[DatasetOptions]:
+        """What is kept, and how records are grouped."""
+
+    @property
+    def Task(self) -> type[TaskOptions]:
+        """How a record is put to a model."""
+
+
+class BuildModule(Protocol):
+    """`build.py`: raw files → records. `files` and `dataset` are the domain's own `Files` and `Dataset`."""
+
+    @property
+    def COLUMNS(self) -> "Mapping[str, str | pa.DataType]":
+        """{column: Arrow type or its name} of a record, beside `id` and `group`."""
+
+    @property
+    def find_leaks(self) -> Callable[[list[dict], list[dict], Any], dict[str, str]] | None:
+        """(held_out, others, dataset) -> {id among `others`: id of the held-out record that it resembles}.
+
+        Called for each split with all less protected ones. None: nothing is looked for beyond the groups.
+        """
+
+    def read(self, files: Any, dataset: Any, ledger: "Ledger") -> Iterable[dict]:
+        """Validated records, with `id` and COLUMNS; every raw record is accounted for in the ledger.
+
+        Raises:
+            InputError: malformed input, named by file and record; of single records only with `on_error: fail`.
+        """
+
+    def group(self, records: list[dict], dataset: Any) -> list[str]:
+        """The group of each record: the unit that stands in one split and that is resampled."""
+
+    def split(self, records: list[dict], groups: list[str], dataset: Any, seed: int) -> list[str]:
+        """The split of each record, one of `data.splits.SPLITS`; `partial(random_split, domain)` hashes the groups.
+
+        Raises:
+            InputError: the records cannot fill every split.
+        """
+
+    def proof(self, parts: dict[str, list[dict]], dataset: Any) -> dict[str, int]:
+        """{name of a count that must be 0: count}, from the records of each split as they are read back."""
+
+    def summary(self, records: list[dict]) -> dict[str, Any]:
+        """Facts for the dataset card (JSON), from the records that were kept, which know their `split`."""
+
+
+class TaskModule(Protocol):
+    """`task.py`: records → questions. `task` is the domain's own `Task`."""
+
+    def examples(self, records: list[dict], task: Any, family: str) -> list[Example]:
+        """The examples for a base of a family in FAMILIES, one or more for each record, in the records' order."""
+
+    def baselines(self, train: list[dict], held_out: list[dict], task: Any) -> dict[str, list[dict]]:
+        """{system: a row (see ROW) for each held-out record} of controls that need no language model.
+
+        They learn from `train`, and read of a held-out record what a model may read. `no_baselines`: there are none.
+        """
+
+
+class SamplingTaskModule(TaskModule, Protocol):
+    """`task.py` of a domain with the output "sample"."""
+
+    def sample_prompts(self, n: int, task: Any, family: str) -> list[Example]:
+        """`n` examples with an empty target, to be continued freely."""
+
+    def sample_baselines(self, test: list[dict], n: int, task: Any) -> dict[str, list[dict]]:
+        """{system: rows with the ids of `n` samples, and their `text`} of controls that need no language model."""
+
+
+class FoldedTaskModule(SamplingTaskModule, Protocol):
+    """`task.py` of a domain whose samples are folded (FOLDED)."""
+
+    def sample_residues(self, text: str) -> str | None:
+        """The residues of a sample's text; None if it is no whole protein."""
+
+
+class MetricsModule(Protocol):
+    """`metrics.py`: predictions → numbers."""
+
+    @property
+    def METRICS(self) -> tuple[Metric, ...]:
+        """What is computed, in the order of tables; exactly one is primary."""
+
+    @property
+    def VERSION(self) -> int:
+        """Of the metrics' meaning, from 1: raised when one of them changes what it means."""
+
+    def columns(self, rows: list[dict], records: list[dict], task: Any) -> dict[str, "np.ndarray"]:
+        """{column: array (n,)} of the n `rows` (see ROW): what METRICS look at.
+
+        Args:
+            records: those of the rows' split; of samples, those of test.
+        """
+
+
+class FoldingMetricsModule(MetricsModule, Protocol):
+    """`metrics.py` of a domain with bases of family "folding": rows are what `evaluation.assess` computes."""
+
+    def columns(self, rows: list[dict], records: list[dict] | None, task: Any) -> dict[str, "np.ndarray"]:
+        """As of any domain; neither records nor task are needed, and both may be None."""
+
+    def calibration_bins(self, columns: Columns) -> list[dict]:
+        """What the report tells of each bin of confidence (JSON)."""
+
+
+class SimulateModule(Protocol):
+    """`simulate.py`: raw files of the public formats, made up."""
+
+    def simulate(self, simulation: Any, population: str, seed: int, out: Path) -> dict[str, Any]:
+        """Writes files into the folder `out`; returns the fields of `Files`, with paths relative to `out`.
+
+        Args:
+            simulation: the domain's own `Simulation`.
+            population: "general" (what bases are pretrained on) or "domain" (what adapters learn): the two differ in
+                distribution and share no record.
+        """
+
+
+def random_split(domain: str, records: list[dict], groups: list[str], dataset: DatasetOptions, seed: int) -> list[str]:
+    """`split` of a domain that has no rule of its own: by a hash of the group. `domain` is for the error."""
+    return assign_splits(groups, dataset.split.model_dump(), seed, domain)
+
+
+def no_baselines(train: list[dict], held_out: list[dict], task: Any) -> dict[str, list[dict]]:
+    """`baselines` of a domain that has none."""
+    return {}

@@ -9,12 +9,13 @@ from loratory import registry
 from loratory.data import splits
 from loratory.data.files import atomic_write, file_sha256, write_json
 from loratory.data.ledger import Ledger
+from loratory.domains.contract import BuildModule, DatasetOptions, FilesOptions
 from loratory.errors import InputError
 
 CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
 
 
-def build_dataset(domain: str, files, dataset, seed: int, out) -> None:
+def build_dataset(domain: str, files: FilesOptions, dataset: DatasetOptions, seed: int, out: Path | str) -> None:
     """Writes `{train,gate,valid,test}.parquet`, `card.json` and `rejects.tsv` into the folder `out`, all or nothing.
 
     Args:
@@ -43,7 +44,7 @@ def build_dataset(domain: str, files, dataset, seed: int, out) -> None:
 
 
 def keep_sample(records: list[dict], limit: int | None, seed: int, ledger: Ledger, domain: str) -> list[dict]:
-    """`splits.smallest`, with the account of those left out."""
+    """`splits.sample_by_hash`, with those left out noted in the ledger."""
     kept = splits.sample_by_hash(records, limit, seed)
     left_out = {record["id"] for record in records} - {record["id"] for record in kept}
     for id in sorted(left_out):
@@ -51,15 +52,14 @@ def keep_sample(records: list[dict], limit: int | None, seed: int, ledger: Ledge
     return kept
 
 
-def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledger) -> dict[str, list[dict]]:
+def split_records(
+    domain: str, build: BuildModule, records: list[dict], dataset: DatasetOptions, seed: int, ledger: Ledger
+) -> dict[str, list[dict]]:
     """Splits by group, then drops from the less protected splits whatever resembles a more protected one."""
     groups = [record["group"] for record in records]
-    if hasattr(build, "split"):
-        homes = build.split(records, groups, dataset, seed)
-    else:
-        homes = splits.assign_splits(groups, dataset.split.model_dump(), seed, domain)
+    homes = build.split(records, groups, dataset, seed)
     parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
-    if hasattr(build, "find_leaks"):
+    if build.find_leaks:
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
             found = build.find_leaks(parts[held_out], others, dataset)
@@ -73,26 +73,33 @@ def split_records(domain: str, build, records, dataset, seed: int, ledger: Ledge
     return parts
 
 
-def record_schema(build) -> pa.Schema:
+def record_schema(build: BuildModule) -> pa.Schema:
     columns = {"id": "string", "group": "string", **build.COLUMNS}
     types = {name: pa.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in columns.items()}
     return pa.schema(types)
 
 
-def write_records(path: Path, build, records: list[dict]):
+def write_records(path: Path, build: BuildModule, records: list[dict]) -> None:
     pq.write_table(pa.Table.from_pylist(records, schema=record_schema(build)), path, compression="zstd")
 
 
-def read_split(folder, split: str) -> list[dict]:
+def read_split(folder: Path | str, split: str) -> list[dict]:
     """The records of one split, as dicts, in id order."""
     return pq.read_table(Path(folder) / f"{split}.parquet").to_pylist()
 
 
-def dataset_card(domain: str, build, files, dataset, seed: int, parts, ledger: Ledger) -> dict:
+def dataset_card(
+    domain: str,
+    build: BuildModule,
+    files: FilesOptions,
+    dataset: DatasetOptions,
+    seed: int,
+    parts: dict[str, list[dict]],
+    ledger: Ledger,
+) -> dict:
     """Counts that add up, and where everything came from; the same input gives the same bytes."""
     kept = sum(map(len, parts.values()))
     placed = [{**r, "split": split} for split, part in parts.items() for r in part]
-    facts = build.summary(placed) if hasattr(build, "summary") else {}
     return {
         "domain": domain,
         "n_in": ledger.n_in,
@@ -100,14 +107,14 @@ def dataset_card(domain: str, build, files, dataset, seed: int, parts, ledger: L
         "n_rejected": ledger.reason_counts(),
         "records": {split: len(part) for split, part in parts.items()},
         "groups": {split: len({r["group"] for r in part}) for split, part in parts.items()},
-        "summary": facts,
+        "summary": build.summary(placed),
         "source": files.model_dump(mode="json"),
         "options": dataset.model_dump(mode="json"),
         "seed": seed,
     }
 
 
-def audit_split(domain: str, folder, dataset, out) -> None:
+def audit_split(domain: str, folder: Path | str, dataset: DatasetOptions, out: Path | str) -> None:
     """Proves from the written files alone that nothing of the held-out splits is in a less protected one.
 
     Raises:
@@ -117,7 +124,7 @@ def audit_split(domain: str, folder, dataset, out) -> None:
     parts = {split: read_split(folder, split) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
     counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
-    if hasattr(build, "find_leaks"):
+    if build.find_leaks:
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
             counts[f"resembles_{held_out}"] = len(build.find_leaks(parts[held_out], others, dataset))

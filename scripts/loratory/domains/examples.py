@@ -1,41 +1,42 @@
 """From dataset folders to examples: what training and evaluation read."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
 from loratory import registry
 from loratory.data.splits import sample_by_hash
-from loratory.domains.contract import Example
+from loratory.domains.contract import Example, SamplingTaskModule, TaskOptions
 from loratory.domains.dataset import read_split
 from loratory.errors import InputError
 
 
-def read_records(folder, split: str, limit: int | None = None, seed: int = 0) -> list[dict]:
+def read_records(folder: Path | str, split: str, limit: int | None = None, seed: int = 0) -> list[dict]:
     """The records of a split, or the `limit` with the smallest id hashes, in id order."""
     return sample_by_hash(read_split(folder, split), limit, seed)
 
 
-def domain_examples(domain: str, records: list[dict], task, family: str) -> list[Example]:
+def domain_examples(domain: str, records: list[dict], task: TaskOptions, family: str) -> list[Example]:
     """How a domain puts records to a base of a family.
 
     Raises:
         InputError: a chat is asked for with a base of a family that has none.
     """
-    return chat_examples(
-        domain, registry.load_module("domain", domain, "task").examples(records, task, family), task, family
-    )
+    module = registry.load_module("domain", domain, "task")
+    return chat_examples(domain, module.examples(records, task, family), task, family)
 
 
-def domain_prompts(domain: str, n: int, task, family: str) -> list[Example]:
+def domain_prompts(domain: str, n: int, task: TaskOptions, family: str) -> list[Example]:
     """What a base is to continue freely, `n` times."""
-    return chat_examples(
-        domain, registry.load_module("domain", domain, "task").sample_prompts(n, task, family), task, family
-    )
+    module = cast(SamplingTaskModule, registry.load_module("domain", domain, "task"))
+    return chat_examples(domain, module.sample_prompts(n, task, family), task, family)
 
 
-def chat_examples(domain: str, asked: list[Example], task, family: str) -> list[Example]:
+def chat_examples(domain: str, examples: list[Example], task: TaskOptions, family: str) -> list[Example]:
+    """The examples, as a user's turns of a chat if the task says so."""
     if not task.chat:
-        return asked
+        return examples
     if family != "causal":
         where, fix = f"domains.{domain}.task.chat", "set `chat: false`"
         raise InputError(where, "only causal bases have chat templates", family, "a base of family causal", fix)
-    return [replace(example, chat=True) for example in asked]
+    return [replace(example, chat=True) for example in examples]

@@ -7,18 +7,21 @@ from urllib.request import urlopen
 
 from loratory import registry
 from loratory.data.files import BLOCK, atomic_write, file_sha256, read_json, write_json
+from loratory.domains.contract import FilesOptions, SimulationOptions
 from loratory.errors import InputError
 
 MANIFEST = "files.json"
 
 
-def fetch_source(domain: str, source, population: str, seed: int, out) -> None:
+def fetch_source(
+    domain: str, source: FilesOptions | SimulationOptions, population: str, seed: int, out: Path | str
+) -> None:
     """Makes the folder `out` with `files.json` (the `Files` options to read) and whatever had to be made or fetched.
 
     A user's own files stay where they are; their digests are noted.
 
     Args:
-        population: "domain" or "general": which the simulator plays.
+        population: "domain" or "general": which of the two the simulator writes.
 
     Raises:
         InputError: a file is missing, or a download differs from its digest.
@@ -29,25 +32,27 @@ def fetch_source(domain: str, source, population: str, seed: int, out) -> None:
             placed = simulate_files(domain, source, population, seed, aside, Path(out))
         else:
             placed = source.map_locations(lambda location: fetch_location(location, source.sha256, aside, Path(out)))
-            if added := getattr(source, "simulated", None):
+            if added := source.added_simulation:
                 placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
         digests = {path: file_sha256(path) for path in sorted(placed.file_paths()) if Path(path).is_file()}
         write_json(aside / MANIFEST, {"files": placed.model_dump(mode="json"), "sha256": digests})
 
 
-def simulate_files(domain: str, simulation, population: str, seed: int, aside: Path, out: Path):
+def simulate_files(
+    domain: str, simulation: SimulationOptions, population: str, seed: int, aside: Path, out: Path
+) -> FilesOptions:
     """The `Files` that the simulator writes into `aside`, located as they will be under `out`."""
-    simulate, sources = (registry.load_module("domain", domain, part) for part in ("simulate", "sources"))
-    files = simulate.simulate(simulation, population, seed, aside)
+    sources = registry.load_module("domain", domain, "sources")
+    files = registry.load_module("domain", domain, "simulate").simulate(simulation, population, seed, aside)
     return sources.Files(**files).map_locations(lambda path: str(out / path))
 
 
-def join_locations(files, more):
+def join_locations(files: FilesOptions, more: FilesOptions) -> FilesOptions:
     """`files` with the locations of `more` added to each of its lists of locations."""
     return files.model_copy(update={name: [*getattr(files, name), *getattr(more, name)] for name in files.LOCATIONS})
 
 
-def open_source(domain: str, folder):
+def open_source(domain: str, folder: Path | str) -> FilesOptions:
     """The `Files` options that `fetch_source` noted."""
     return registry.load_module("domain", domain, "sources").Files(**read_json(Path(folder) / MANIFEST)["files"])
 

@@ -1,9 +1,10 @@
 """Scores of a yes-or-no prediction that more than one domain reports."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def auc(labels, scores) -> float:
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Probability that a random positive scores above a random negative, a tie counting one half.
 
     Args:
@@ -15,9 +16,9 @@ def auc(labels, scores) -> float:
 
     Source: Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747 (the Mann-Whitney statistic).
     """
-    labels, scores = np.asarray(labels, bool), np.asarray(scores, float)
-    positive, negative = np.sort(scores[labels]), np.sort(scores[~labels])
-    if not positive.size or not negative.size or np.isnan(scores).any():
+    truth, values = np.asarray(labels, bool), np.asarray(scores, float)
+    positive, negative = np.sort(values[truth]), np.sort(values[~truth])
+    if not positive.size or not negative.size or np.isnan(values).any():
         return float("nan")
     below = np.searchsorted(negative, positive, "left").sum()
     not_above = np.searchsorted(negative, positive, "right").sum()

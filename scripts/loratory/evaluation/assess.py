@@ -1,6 +1,7 @@
 """Judging a folding base on chains of known structure: does it fold them, and does it know how well?"""
 
 from collections.abc import Sequence
+from typing import cast
 
 import biotite.structure as biotite
 import numpy as np
@@ -11,6 +12,7 @@ from loratory import registry
 from loratory.bases.families import folding
 from loratory.data.files import atomic_write, write_json
 from loratory.data.structures import alpha_carbons
+from loratory.domains.contract import FoldingMetricsModule
 from loratory.domains.dataset import read_split
 from loratory.domains.examples import read_records
 from loratory.errors import InputError
@@ -70,7 +72,7 @@ def assess_folding(
     model = folding.load_folding_model(model_folder, device)
     chains = [chain_scores(record, folding.fold_sequence(model, record["sequence"])) for record in records]
     write_residues(chains, residues)
-    task = registry.load_module("domain", domain, "metrics")
+    task = cast(FoldingMetricsModule, registry.load_module("domain", domain, "metrics"))
     parts: dict[str, list[dict]] = {EVERY: chains}
     for chain in chains:
         parts.setdefault(chain["origin"], []).append(chain)
@@ -91,7 +93,7 @@ def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset) -> se
     """The ids of records that resemble one of the `train` splits."""
     known = [record for folder in learnt for record in read_split(folder, "train")]
     build = registry.load_module("domain", domain, "build")
-    return set(build.find_leaks(known, records, dataset)) if known else set()
+    return set(build.find_leaks(known, list(records), dataset)) if known and build.find_leaks else set()
 
 
 def chain_scores(record: dict, structure: folding.Structure) -> dict:

@@ -1,6 +1,9 @@
 """Controls that know no language model: what a domain's baselines say about the same records, or write."""
 
+from typing import cast
+
 from loratory import registry
+from loratory.domains.contract import SamplingTaskModule
 from loratory.domains.examples import read_records
 from loratory.evaluation.rows import write_rows
 
@@ -13,14 +16,12 @@ def predict_baselines(domain, data, task, max_records, max_valid, samples: int, 
     """
     module = registry.load_module("domain", domain, "task")
     train, test = read_records(data, "train"), read_records(data, "test", max_records)
-    rows = []
-    if hasattr(module, "baselines"):
-        valid = read_records(data, "valid", max_valid)
-        home = {record["id"]: split for split, part in (("valid", valid), ("test", test)) for record in part}
-        found = module.baselines(train, [*valid, *test], task)
-        rows += [row | row_labels(home[row["id"]], name) for name, own in found.items() for row in own]
-    if hasattr(module, "sample_baselines"):
-        found = module.sample_baselines(test, samples, task)
+    valid = read_records(data, "valid", max_valid)
+    home = {record["id"]: split for split, part in (("valid", valid), ("test", test)) for record in part}
+    found = module.baselines(train, [*valid, *test], task)
+    rows = [row | row_labels(home[row["id"]], name) for name, own in found.items() for row in own]
+    if any("sample" in outputs for outputs in registry.base_families(domain).values()):
+        found = cast(SamplingTaskModule, module).sample_baselines(test, samples, task)
         rows += [row | row_labels("sample", name) for name, own in found.items() for row in own]
     write_rows(out, rows)
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from loratory import registry
 from loratory.bases.families import folding
 from loratory.data.files import atomic_write, file_sha256
 from loratory.data.structures import alpha_carbons
+from loratory.domains.contract import FoldedTaskModule
 from loratory.errors import InputError
 from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference
 
@@ -106,10 +108,11 @@ def fold_predictions(
 
 def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
     """The (id, sequence) pairs of each system's samples that are whole chains, in id order."""
-    chain, systems = registry.load_module("domain", domain, "task").sample_residues, {}
+    task = cast(FoldedTaskModule, registry.load_module("domain", domain, "task"))
+    systems: dict[str, list[tuple[str, str]]] = {}
     table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
     for row in sorted(table.to_pylist(), key=lambda row: (row["system"], row["id"])):
-        if sequence := chain(row["text"] or ""):
+        if sequence := task.sample_residues(row["text"] or ""):
             systems.setdefault(row["system"], []).append((row["id"], sequence))
     return systems
 

@@ -9,6 +9,8 @@ import numpy as np
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import IUPAC_NUCLEOTIDES, RESIDUES, invalid_letters
 from loratory.data.fasta import read_fasta
+from loratory.data.ledger import Ledger
+from loratory.domains.lncrna.sources import Dataset, Files
 from loratory.errors import InputError
 
 COLUMNS = {"sequence": "string", "length": "int32", "label": "int8", "gene": "string"}
@@ -19,7 +21,7 @@ VERSION = re.compile(r"(\.\d+)?(_PAR_Y)?$")  # X and Y copies of a pseudoautosom
 CANONICAL = bytes.maketrans(b"URYSWKMBDHV", b"TNNNNNNNNNN")
 
 
-def read(files, dataset, ledger) -> Iterator[dict]:
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """Yields validated records; sequences are DNA letters in upper case, every ambiguity code written as N.
 
     Raises:
@@ -40,7 +42,9 @@ def read(files, dataset, ledger) -> Iterator[dict]:
     yield from kept
 
 
-def read_transcripts(path, label: int, dialect: str, dataset, ledger) -> Iterator[tuple[str, dict]]:
+def read_transcripts(
+    path: str, label: int, dialect: str, dataset: Dataset, ledger: Ledger
+) -> Iterator[tuple[str, dict]]:
     """Yields `(file:record, record)` of what is well formed and within the dataset's policy."""
     for where, name, header, raw in read_fasta(path, ledger):
         try:
@@ -51,7 +55,8 @@ def read_transcripts(path, label: int, dialect: str, dataset, ledger) -> Iterato
             continue
         refused = drop_reason(sequence, dataset)
         if refused:
-            ledger.drop_record(*where.rsplit(":", 1), id, *refused)
+            file, number = where.rsplit(":", 1)
+            ledger.drop_record(file, number, id, *refused)
         else:
             yield where, {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
 
@@ -118,7 +123,7 @@ def canonical_sequence(where: str, raw: bytes) -> str:
     return letters.translate(CANONICAL).decode("ascii")
 
 
-def drop_reason(sequence: str, dataset) -> tuple[str, str] | None:
+def drop_reason(sequence: str, dataset: Dataset) -> tuple[str, str] | None:
     """`(reason, detail)` where the dataset's policy leaves the sequence out."""
     length, ambiguous = len(sequence), sequence.count("N") / len(sequence)
     if length < dataset.min_length:
@@ -130,29 +135,28 @@ def drop_reason(sequence: str, dataset) -> tuple[str, str] | None:
     return None
 
 
-def unique_transcripts(found: list[tuple[str, dict]], ledger) -> Iterator[dict]:
+def unique_transcripts(found: list[tuple[str, dict]], ledger: Ledger) -> Iterator[dict]:
     """Yields each sequence once, under its smallest id, if all its copies have one label.
 
     An id in both classes, or with two sequences, is malformed; a sequence with both labels is dropped, all copies.
     """
-    homes, labels = defaultdict(dict), defaultdict(set)
+    homes: dict[str, dict[int, str]] = defaultdict(dict)
+    labels: dict[str, set[int]] = defaultdict(set)
     for where, record in found:
         homes[record["id"]].setdefault(record["label"], where)
         labels[record["sequence"]].add(record["label"])
     first: dict[str, str] = {}
     kept: dict[str, str] = {}
     for where, record in sorted(found, key=lambda item: item[1]["id"]):
-        id, sequence = record["id"], record["sequence"]
+        id, sequence, (file, number) = record["id"], record["sequence"], where.rsplit(":", 1)
         if len(homes[id]) > 1:
             what = f"one id in both classes, also at {homes[id][1 - record['label']]}"
             fix = "remove it from one class"
             ledger.note_error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
         elif len(labels[sequence]) > 1:
-            ledger.drop_record(
-                *where.rsplit(":", 1), id, "label_conflict", "the same sequence stands in the other class"
-            )
+            ledger.drop_record(file, number, id, "label_conflict", "the same sequence stands in the other class")
         elif sequence in kept:
-            ledger.drop_record(*where.rsplit(":", 1), id, "duplicate", f"the sequence of {kept[sequence]}")
+            ledger.drop_record(file, number, id, "duplicate", f"the sequence of {kept[sequence]}")
         elif id in first:
             what = f"one id, two sequences, first seen at {first[id]}"
             ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
@@ -161,14 +165,14 @@ def unique_transcripts(found: list[tuple[str, dict]], ledger) -> Iterator[dict]:
             yield record
 
 
-def group(records: list[dict], dataset) -> list[str]:
+def group(records: list[dict], dataset: Dataset) -> list[str]:
     """Connected components of `same gene` and `same cluster`, named after their smallest id."""
     cluster = mmseqs.cluster_sequences(transcript_sequences(records), nucleotide=True, **similarity_options(dataset))
     links = splits.links_by_key([r["gene"] for r in records], [cluster[r["id"]] for r in records])
     return [records[root]["id"] for root in splits.connected_components(len(records), links)]
 
 
-def split(records: list[dict], groups: list[str], dataset, seed: int) -> list[str]:
+def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -> list[str]:
     """Splits the groups of each class apart, so that every split has both classes in about the same share.
 
     A group that holds both classes counts as the class of the record it is named after.
@@ -181,7 +185,7 @@ def split(records: list[dict], groups: list[str], dataset, seed: int) -> list[st
     return [home[name] for name in groups]
 
 
-def find_leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
+def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
     """The records among `others` that are similar to a held-out one."""
     hits = mmseqs.search_sequences(
         transcript_sequences(others), transcript_sequences(held_out), nucleotide=True, **similarity_options(dataset)
@@ -193,11 +197,11 @@ def transcript_sequences(records: list[dict]) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
-def similarity_options(dataset) -> dict[str, float]:
+def similarity_options(dataset: Dataset) -> dict[str, float]:
     return {"identity": dataset.identity, "coverage": dataset.coverage}
 
 
-def proof(parts: dict[str, list[dict]], dataset) -> dict[str, int]:
+def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
     """Counts that are 0 in a sound dataset."""
     with_gene = {split: [record for record in part if record["gene"]] for split, part in parts.items()}
     return {

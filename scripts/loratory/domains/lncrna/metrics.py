@@ -8,13 +8,14 @@ import math
 import numpy as np
 
 from loratory.data.splits import hash_position
-from loratory.domains.contract import Metric
+from loratory.domains.contract import Columns, Metric
+from loratory.domains.lncrna.sources import Task
 from loratory.domains.scores import auc
 
 BIN = 1.2  # ratio of the longest to the shortest transcript of a length bin
 
 
-def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray]:
+def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.ndarray]:
     """`label` and `p` of each row, and `matched`: whether the record is in the length-matched subset."""
     by_id = {record["id"]: record for record in records}
     found = [by_id[row["id"]] for row in rows]
@@ -41,20 +42,21 @@ def length_matched_mask(ids: list[str], length: np.ndarray, label: np.ndarray) -
     return chosen
 
 
-def transcript_auc(columns) -> float:
+def transcript_auc(columns: Columns) -> float:
     return auc(columns["label"], columns["p"])
 
 
-def confusion_counts(columns) -> tuple[float, float, float, float]:
+def confusion_counts(columns: Columns) -> tuple[float, float, float, float]:
     """`(true positives, false positives, true negatives, false negatives)` at p ≥ 0.5; all NaN where a p is NaN."""
     truth, p = columns["label"] == 1, columns["p"]
     if np.isnan(p).any():
-        return (math.nan,) * 4
+        return math.nan, math.nan, math.nan, math.nan
     said = p >= 0.5
-    return tuple(float(np.sum(both)) for both in (truth & said, ~truth & said, ~truth & ~said, truth & ~said))
+    tp, fp, tn, fn = (float(np.sum(both)) for both in (truth & said, ~truth & said, ~truth & ~said, truth & ~said))
+    return tp, fp, tn, fn
 
 
-def matthews_correlation(columns) -> float:
+def matthews_correlation(columns: Columns) -> float:
     """Matthews 1975, doi:10.1016/0005-2795(75)90109-9; 0 by convention where only one class is predicted."""
     tp, fp, tn, fn = confusion_counts(columns)
     if not (tp + fn and tn + fp):
@@ -63,18 +65,18 @@ def matthews_correlation(columns) -> float:
     return (tp * tn - fp * fn) / scale if scale else 0.0
 
 
-def f1(columns) -> float:
+def f1(columns: Columns) -> float:
     tp, fp, tn, fn = confusion_counts(columns)
     return 2 * tp / (2 * tp + fp + fn) if tp + fn and tn + fp else math.nan
 
 
-def accuracy(columns) -> float:
+def accuracy(columns: Columns) -> float:
     tp, fp, tn, fn = confusion_counts(columns)
     n = tp + fp + tn + fn
     return (tp + tn) / n if n else math.nan
 
 
-def brier_score(columns) -> float:
+def brier_score(columns: Columns) -> float:
     p = columns["p"]
     return float(np.mean((p - columns["label"]) ** 2)) if p.size else math.nan
 

@@ -14,9 +14,10 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from Bio.Data.CodonTable import standard_dna_table
+from Bio.Data.CodonTable import unambiguous_dna_by_id
 
 from loratory.data.files import atomic_write
+from loratory.domains.lncrna.sources import Simulation
 
 # Amino acids in UniProtKB/Swiss-Prot, per cent.
 AMINO_ACID_SHARES = {
@@ -32,7 +33,8 @@ RUN = 1.3  # odds of a third equal nucleotide in a row
 GENES_VARY = 0.35  # standard deviation over genes of the log odds of G and C
 LETTERS = "ACGT"
 CODONS = ["".join(codon) for codon in product(LETTERS, repeat=3)]
-STOPS = sorted(standard_dna_table.stop_codons)
+STANDARD_CODE = unambiguous_dna_by_id[1]
+STOPS = sorted(STANDARD_CODE.stop_codons)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ SPECIES = {
 }
 
 
-def simulate(simulation, population: str, seed: int, out) -> dict[str, list[str]]:
+def simulate(simulation: Simulation, population: str, seed: int, out: Path | str) -> dict[str, list[str]]:
     """Writes `coding.fa.gz` and `noncoding.fa.gz` into the folder `out`; the same arguments give the same bytes."""
     species = SPECIES[population]
     rng = np.random.default_rng([seed, list(SPECIES).index(population)])
@@ -72,7 +74,9 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, list[str]
     return paths
 
 
-def gene_records(rng, simulation, species: Species, role: str, number: int) -> Iterator[str]:
+def gene_records(
+    rng: np.random.Generator, simulation: Simulation, species: Species, role: str, number: int
+) -> Iterator[str]:
     """Yields the FASTA records of a gene's isoforms."""
     share = rng.beta(*species.lengths[role == "noncoding"])
     length = simulation.shortest + round(share * (simulation.longest - simulation.shortest))
@@ -89,7 +93,7 @@ def gene_records(rng, simulation, species: Species, role: str, number: int) -> I
         yield gencode_record(species.prefix, role, number, index, version)
 
 
-def random_isoform(rng, five: str, body: str, three: str) -> tuple[str, str, str]:
+def random_isoform(rng: np.random.Generator, five: str, body: str, three: str) -> tuple[str, str, str]:
     """Another start of transcription, another polyadenylation site, perhaps an exon skipped in frame."""
     five = five[rng.integers(len(five) // 2 + 1) :]
     three = three[: len(three) - rng.integers(len(three) // 2 + 1)]
@@ -107,7 +111,7 @@ def codon_usage(gc3: float) -> np.ndarray:
     Frequency of the amino acid × preference among its codons, which favours G and C at the third position by the log
     odds `gc3` and halves codons with CpG.
     """
-    table = standard_dna_table.forward_table
+    table = STANDARD_CODE.forward_table
     preference = {codon: np.exp(gc3 * (codon[2] in "GC")) * (0.5 if "CG" in codon else 1) for codon in sorted(table)}
     total = dict.fromkeys(AMINO_ACID_SHARES, 0.0)
     for codon, weight in preference.items():
@@ -116,7 +120,7 @@ def codon_usage(gc3: float) -> np.ndarray:
     return np.reshape(usage, (4, 4, 4)) / sum(usage)
 
 
-def coding_sequence(rng, usage: np.ndarray, codons: int) -> str:
+def coding_sequence(rng: np.random.Generator, usage: np.ndarray, codons: int) -> str:
     """ATG, codons by usage, a stop codon."""
     return "ATG" + "".join(rng.choice(CODONS, codons - 2, p=usage.ravel())) + str(rng.choice(STOPS))
 
@@ -129,7 +133,7 @@ def untranslated_transitions(usage: np.ndarray, gc: float, likeness: float) -> n
     """
     first, last = usage.sum((1, 2)), usage.sum((0, 1))
     in_frames = usage, np.einsum("ab,c->abc", usage.sum(0), first), np.einsum("a,bc->abc", last, usage.sum(2))
-    coding = sum(in_frames)
+    coding = in_frames[0] + in_frames[1] + in_frames[2]
     single = np.exp(gc * np.array([0, 1, 1, 0]))
     pairs = np.reshape([NEIGHBOURS[a + b] for a in LETTERS for b in LETTERS], (4, 4))
     other = np.repeat((pairs * single)[None], 4, axis=0)
@@ -138,8 +142,8 @@ def untranslated_transitions(usage: np.ndarray, gc: float, likeness: float) -> n
     return likeness * shares[0] + (1 - likeness) * shares[1]
 
 
-def random_walk(rng, steps: np.ndarray, length: int) -> str:
-    """A sequence of that length from the chain `steps`, see `untranslated`."""
+def random_walk(rng: np.random.Generator, steps: np.ndarray, length: int) -> str:
+    """A sequence of that length from the Markov chain `steps`, see `untranslated_transitions`."""
     bounds = steps.cumsum(-1)[..., :3].tolist()
     a, b = rng.integers(4, size=2).tolist()
     letters = []
@@ -164,7 +168,7 @@ def gencode_record(prefix: str, role: str, number: int, index: int, parts: tuple
     return "\n".join([">" + header, *lines]) + "\n"
 
 
-def write_gzip(path: Path, text: str):
+def write_gzip(path: Path, text: str) -> None:
     """No file name and no time inside: the same text gives the same bytes."""
     with (
         atomic_write(path) as aside,

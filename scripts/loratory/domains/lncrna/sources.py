@@ -1,12 +1,13 @@
 """Options of the lncRNA domain."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, FilesOptions, Options, TaskOptions
+from loratory.domains.contract import DatasetOptions, FilesOptions, SimulationOptions, TaskOptions
 
 FAMILIES = {"causal": ("choice",), "encoder": ("choice",)}
+AUDIO, FOLDED = False, False
 
 
 class Files(FilesOptions):
@@ -22,17 +23,16 @@ class Files(FilesOptions):
     )
 
 
-class Simulation(Options):
+class Simulation(SimulationOptions):
     """Transcripts of an invented species, in GENCODE's format."""
 
-    kind: Literal["simulate"] = "simulate"
     genes: int = Field(300, ge=8, description="genes of each class")
     isoforms: int = Field(3, ge=1, description="most transcripts of a gene")
     shortest: int = Field(200, ge=150, description="nucleotides of the shortest transcript")
     longest: int = Field(900, ge=150, description="nucleotides of the longest transcript")
 
     @model_validator(mode="after")
-    def check_lengths(self):
+    def check_lengths(self) -> Self:
         if self.shortest > self.longest:
             raise ValueError(f"shortest {self.shortest} exceeds longest {self.longest}")
         return self
@@ -50,7 +50,7 @@ class Dataset(DatasetOptions):
     coverage: float = Field(0.8, gt=0, le=1, description="share of both transcripts that must align to be similar")
 
     @model_validator(mode="after")
-    def check_lengths(self):
+    def check_lengths(self) -> Self:
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} exceeds max_length {self.max_length}")
         return self
@@ -72,7 +72,7 @@ class Task(TaskOptions):
     max_windows: int | None = Field(None, ge=1, description="most windows of a transcript, evenly spread; default all")
 
     @model_validator(mode="after")
-    def check_stride(self):
+    def check_stride(self) -> Self:
         if self.stride and self.stride > self.window:
             raise ValueError(f"stride {self.stride} exceeds window {self.window}: nucleotides would go unread")
         return self

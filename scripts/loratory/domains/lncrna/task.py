@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 
 from loratory.domains.contract import Example, prediction_row
+from loratory.domains.lncrna.sources import Task
 from loratory.domains.regression import logistic_regression
 
 CHOICES = (" coding", " noncoding")
 SUFFIX = {"causal": "\n", "encoder": ""}
 
 
-def examples(records: list[dict], task, family: str) -> list[Example]:
+def examples(records: list[dict], task: Task, family: str) -> list[Example]:
     """One Example for each window of each record; an `encoder` base reads the sequence alone."""
     prefix = task.prompt if family == "causal" else ""
     return [
@@ -58,14 +59,14 @@ def window_starts(length: int, window: int, stride: int | None = None, limit: in
     return [min(index * stride, last) for index in range(count)]
 
 
-def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
+def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """Prediction rows of logistic regressions on what a language model has to beat; `p` is P(lncRNA)."""
     label = [record["label"] for record in train]
     rows = {}
     for system, features in FEATURES.items():
-        x_train, x_test = (np.array([features(record["sequence"]) for record in part]) for part in (train, test))
+        x_train, x_test = (np.array([features(record["sequence"]) for record in part]) for part in (train, held_out))
         probabilities = logistic_regression(x_train, label, x_test)
-        answers = zip(test, probabilities.tolist())
+        answers = zip(held_out, probabilities.tolist())
         rows[system] = [prediction_row(record, CHOICES[record["label"]], p=p) for record, p in answers]
     return rows
 

@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import RESIDUES, invalid_letters, looks_like_nucleotides
 from loratory.data.fasta import read_fasta
+from loratory.data.ledger import Ledger
+from loratory.domains.contract import random_split
+from loratory.domains.protein.sources import Dataset, Files
 from loratory.errors import InputError
 
 COLUMNS = {"sequence": "string", "length": "int32", "tax_id": "string", "name": "string"}
+split = partial(random_split, "protein")
 
 # https://www.uniprot.org/help/fasta-headers; a cluster's name may be empty and may hold `n=` and `Tax=` itself.
 UNIREF = re.compile(r"\S+(?:\s+(?P<name>.*))?\s+n=\d+\s+Tax=.*?(?:\s+TaxID=(?P<tax_id>\d+))?\s+RepID=\S+")
@@ -20,7 +25,7 @@ RARE, AMBIGUOUS = b"UO", b"BZJX"
 MAPPED = bytes.maketrans(RARE, b"CK")  # selenocysteine and pyrrolysine by their nearest standard residues
 
 
-def read(files, dataset, ledger) -> Iterator[dict]:
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """Records whose sequences are distinct and within the policy.
 
     Raises:
@@ -36,7 +41,7 @@ def read(files, dataset, ledger) -> Iterator[dict]:
     yield from distinct_records(found, ledger)
 
 
-def distinct_records(found: Iterable[tuple[str, dict]], ledger) -> list[dict]:
+def distinct_records(found: Iterable[tuple[str, dict]], ledger: Ledger) -> list[dict]:
     """The records of `(where, record)`, each sequence once: the one with the smallest id."""
     first: dict[str, tuple[str, dict]] = {}
     for new in found:
@@ -50,7 +55,7 @@ def distinct_records(found: Iterable[tuple[str, dict]], ledger) -> list[dict]:
     return [record for _, record in first.values()]
 
 
-def accepted_sequence(where: str, id: str, raw: bytes, dataset, ledger) -> str | None:
+def accepted_sequence(where: str, id: str, raw: bytes, dataset: Dataset, ledger: Ledger) -> str | None:
     """The sequence in capitals of the twenty residues; None if it went to the ledger."""
     sequence = raw.upper().removesuffix(b"*")
     error = sequence_error(where, sequence)
@@ -72,7 +77,7 @@ def accepted_sequence(where: str, id: str, raw: bytes, dataset, ledger) -> str |
 
 
 def sequence_error(where: str, sequence: bytes) -> InputError | None:
-    """What makes it no protein sequence at all."""
+    """Why it is no protein sequence at all; None if it is one."""
     strange = invalid_letters(sequence, RESIDUES + (RARE + AMBIGUOUS).decode())
     if strange:
         letter = strange[:1]
@@ -98,37 +103,37 @@ def file_and_record(where: str) -> tuple[str, str]:
 
 
 def name_and_taxon(header: str) -> tuple[str, str]:
-    """Name and taxon identifier; "" where the header does not tell."""
+    """Name and taxon identifier; "" where the header has none."""
     patterns = (UNIREF, UNIREF_REDUCED, UNIPROT, BARE)
     found = next(match for pattern in patterns if (match := pattern.fullmatch(header)))
     return found["name"] or "", found["tax_id"] or ""
 
 
-def protein_sequences(records) -> dict[str, str]:
+def protein_sequences(records: list[dict]) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
-def group(records, dataset) -> list[str]:
+def group(records: list[dict], dataset: Dataset) -> list[str]:
     """The representative of each record's cluster."""
     home = mmseqs.cluster_sequences(protein_sequences(records), identity=dataset.identity, coverage=dataset.coverage)
     return [home[record["id"]] for record in records]
 
 
-def find_leaks(held_out, others, dataset) -> dict[str, str]:
+def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
     """Others that a search with the held-out sequences finds: clustering compares with representatives only."""
-    options = {"identity": dataset.identity, "coverage": dataset.coverage}
-    hits = mmseqs.search_sequences(protein_sequences(held_out), protein_sequences(others), **options)
+    queries, targets = protein_sequences(held_out), protein_sequences(others)
+    hits = mmseqs.search_sequences(queries, targets, identity=dataset.identity, coverage=dataset.coverage)
     return {target: query for query, target, _ in reversed(hits)}
 
 
-def proof(parts, dataset) -> dict[str, int]:
+def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
     return {
         "clusters_in_two_splits": splits.count_shared(parts, "group"),
         "sequences_in_two_splits": splits.count_shared(parts, "sequence"),
     }
 
 
-def summary(records) -> dict:
+def summary(records: list[dict]) -> dict:
     lengths = sorted(record["length"] for record in records)
     return {
         "residues": sum(lengths),

@@ -4,11 +4,13 @@ VERSION is raised when a metric changes its meaning: every file of metrics carri
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
 from loratory.data.alphabets import RESIDUES, invalid_letters
-from loratory.domains.contract import Metric
+from loratory.domains.contract import Columns, Metric
+from loratory.domains.protein.sources import Task
 from loratory.domains.protein.task import CLOSE
 
 COLUMNS = ("nll", "residues", "valid", "truncated", "distinct", "plddt", "tm")
@@ -16,7 +18,7 @@ LONGEST_RUN = 10  # of one residue
 LONGEST_PERIOD = 6  # of a repeat that may not fill more than half of the sequence
 
 
-def columns(rows, records, task) -> dict[str, np.ndarray]:
+def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.ndarray]:
     """One value for each row and column; NaN where the row has no such output.
 
     `nll` in nats with the closing bracket (as `text` also with end-of-sequence), over `residues` without it. Of a
@@ -28,11 +30,11 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     return {name: np.array([each.get(name) for each in judged], dtype=float) for name in COLUMNS}
 
 
-def scored_columns(row) -> dict:
+def scored_columns(row: dict) -> dict:
     return {} if row["nll"] is None else {"residues": len(row["reference"].removesuffix(CLOSE))}
 
 
-def sample_columns(row, copies: Counter, task) -> dict:
+def sample_columns(row: dict, copies: Counter, task: Task) -> dict:
     if row["text"] is None:
         return {}
     sequence, closed, _ = row["text"].partition(CLOSE)
@@ -57,19 +59,19 @@ def tandem_length(sequence: str, period: int) -> int:
     return longest + period if longest >= period else 0
 
 
-def nll_per_residue(columns) -> float:
+def nll_per_residue(columns: Columns) -> float:
     scored = ~np.isnan(columns["nll"])
     residues = columns["residues"][scored].sum()
     return float(columns["nll"][scored].sum() / residues) if residues else float("nan")
 
 
-def has_value(column: str):
+def has_value(column: str) -> Callable[[Columns], np.ndarray]:
     """columns -> (n,) bool, the rows that have a value."""
     return lambda columns: ~np.isnan(columns[column])
 
 
-def mean_of(column: str):
-    def column_mean(columns) -> float:
+def mean_of(column: str) -> Callable[[Columns], float]:
+    def column_mean(columns: Columns) -> float:
         known = columns[column][~np.isnan(columns[column])]
         return float(known.mean()) if len(known) else float("nan")
 

@@ -6,13 +6,14 @@ Families of one population are unrelated, yet built alike: what a model learns f
 import gzip
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 
 from loratory.data.alphabets import RESIDUES
 from loratory.data.files import atomic_write
+from loratory.domains.protein.sources import Simulation
 
 # Per cent of each residue in UniProtKB/Swiss-Prot (release statistics), in the order of RESIDUES.
 COMPOSITION = (8.3, 1.4, 5.5, 6.7, 3.9, 7.1, 2.3, 5.9, 5.8, 9.7, 2.4, 4.1, 4.7, 3.9, 5.5, 6.6, 5.4, 6.9, 1.1, 2.9)
@@ -106,7 +107,7 @@ POPULATIONS = {
 }
 
 
-def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
+def simulate(simulation: Simulation, population: str, seed: int, out: Path | str) -> dict[str, str]:
     """Writes `uniref50.fasta.gz` into the folder `out`."""
     built, rng = POPULATIONS[population], random.Random(f"protein {population} {seed}")
     entries = list(family_sequences(simulation, built, rng))
@@ -122,7 +123,9 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
     return {"fasta": path.name}
 
 
-def family_sequences(simulation, population: ProteinPopulation, rng) -> Iterator[tuple[int, str]]:
+def family_sequences(
+    simulation: Simulation, population: ProteinPopulation, rng: random.Random
+) -> Iterator[tuple[int, str]]:
     """`(number of the family, sequence)`."""
     bounds, tables = (simulation.min_length, simulation.max_length), residue_tables(population)
     for family, size in enumerate(family_sizes(simulation, rng), start=1):
@@ -131,7 +134,7 @@ def family_sequences(simulation, population: ProteinPopulation, rng) -> Iterator
             yield family, "".join(residue for _, residue in evolve_chain(ancestor, tables, bounds, rng))
 
 
-def family_sizes(simulation, rng) -> list[int]:
+def family_sizes(simulation: Simulation, rng: random.Random) -> list[int]:
     """Every family has a member, and the others fall at random."""
     sizes = [1] * simulation.families
     for family in rng.choices(range(simulation.families), k=simulation.n - simulation.families):
@@ -151,7 +154,7 @@ def residue_tables(population: ProteinPopulation) -> dict[str, list[float]]:
     return tables
 
 
-def ancestral_sites(population: ProteinPopulation, rng) -> Iterator[str]:
+def ancestral_sites(population: ProteinPopulation, rng: random.Random) -> Iterator[str]:
     """Sites without end: a key of SITES, or the residues that a motif allows there."""
     yield "M"
     while True:
@@ -165,17 +168,24 @@ def ancestral_sites(population: ProteinPopulation, rng) -> Iterator[str]:
         yield from (pattern[(start + i) % len(pattern)] for i in range(rng.randint(*length)))
 
 
-def draw_residue(site: str, tables, rng) -> str:
+def draw_residue(site: str, tables: Mapping[str, list[float]], rng: random.Random) -> str:
     return rng.choices(RESIDUES, cum_weights=tables[site])[0] if site in tables else rng.choice(site)
 
 
-def draw_ancestor(population: ProteinPopulation, tables, bounds, rng) -> list[tuple[str, str]]:
+def draw_ancestor(
+    population: ProteinPopulation, tables: Mapping[str, list[float]], bounds: tuple[int, int], rng: random.Random
+) -> list[tuple[str, str]]:
     """`(site, residue)` along the chain."""
     sites = list(islice(ancestral_sites(population, rng), rng.randint(*bounds)))
     return [(site, draw_residue(site, tables, rng)) for site in sites]
 
 
-def evolve_chain(ancestor, tables, bounds, rng) -> list[tuple[str, str]]:
+def evolve_chain(
+    ancestor: Sequence[tuple[str, str]],
+    tables: Mapping[str, list[float]],
+    bounds: tuple[int, int],
+    rng: random.Random,
+) -> list[tuple[str, str]]:
     """A descendant within the bounds of length; the motifs' fixed residues are never lost."""
     while True:
         divergence, chain = rng.uniform(*DIVERGENCE), []
@@ -190,7 +200,9 @@ def evolve_chain(ancestor, tables, bounds, rng) -> list[tuple[str, str]]:
             return chain
 
 
-def uniref_record(accession: str, family: int, sequence: str, population: ProteinPopulation, rng) -> str:
+def uniref_record(
+    accession: str, family: int, sequence: str, population: ProteinPopulation, rng: random.Random
+) -> str:
     """A FASTA record with the header of UniRef50, 60 residues a line."""
     tax_id = rng.choice(sorted(population.taxa))
     name, mnemonic = population.taxa[tax_id]

@@ -1,13 +1,13 @@
 """What the config can say about proteins."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, Options, TaskOptions
+from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, SimulationOptions, TaskOptions
 
 FAMILIES = {"causal": ("nll", "sample")}
-FOLDED = True
+AUDIO, FOLDED = False, True
 
 
 class Files(FilesOptions):
@@ -19,20 +19,20 @@ class Files(FilesOptions):
     encoding: Encoding = Field("utf-8", description="text encoding of the headers")
 
 
-class Simulation(Options):
+class Simulation(SimulationOptions):
     """Simulated protein families in UniRef50's format."""
 
-    kind: Literal["simulate"] = "simulate"
     n: int = Field(800, ge=1, description="sequences in all")
     families: int = Field(200, ge=1, description="ancestors that the sequences descend from")
     min_length: int = Field(50, ge=20, description="shortest sequence, residues")
     max_length: int = Field(160, ge=20, description="longest sequence, residues")
 
     @model_validator(mode="after")
-    def check_families(self):
+    def check_families(self) -> Self:
         if self.families > self.n:
             raise ValueError(f"families {self.families} > n {self.n}: every family needs a sequence")
-        return require_length_order(self)
+        require_length_order(self.min_length, self.max_length)
+        return self
 
 
 class Dataset(DatasetOptions):
@@ -45,8 +45,9 @@ class Dataset(DatasetOptions):
     coverage: float = Field(0.8, gt=0, le=1, description="share of both sequences that this must hold for")
 
     @model_validator(mode="after")
-    def check_lengths(self):
-        return require_length_order(self)
+    def check_lengths(self) -> Self:
+        require_length_order(self.min_length, self.max_length)
+        return self
 
 
 class Task(TaskOptions):
@@ -61,11 +62,11 @@ class Task(TaskOptions):
     max_length: int = Field(1022, ge=1, description="longest valid sample, residues")
 
     @model_validator(mode="after")
-    def check_lengths(self):
-        return require_length_order(self)
+    def check_lengths(self) -> Self:
+        require_length_order(self.min_length, self.max_length)
+        return self
 
 
-def require_length_order(options):
-    if options.min_length > options.max_length:
-        raise ValueError(f"min_length {options.min_length} > max_length {options.max_length}")
-    return options
+def require_length_order(min_length: int, max_length: int) -> None:
+    if min_length > max_length:
+        raise ValueError(f"min_length {min_length} > max_length {max_length}")

@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Iterable
-from itertools import cycle, product
+from itertools import cycle
 
 import numpy as np
 
 from loratory.data.alphabets import RESIDUES, invalid_letters
 from loratory.data.splits import hash_position, sample_by_hash
 from loratory.domains.contract import Example, prediction_row
+from loratory.domains.protein.sources import Task
 
 PROMPT, CLOSE = "Seq=<", ">"
 LETTERS = (*RESIDUES, CLOSE)
@@ -17,17 +18,17 @@ STRENGTHS = (10_000, 1_000, 100, 10)  # of a shorter context in a longer one
 HELD_OUT_SEED = 1  # not the seed of splits, of which train's groups are one end
 
 
-def examples(records, task, family: str) -> list[Example]:
+def examples(records: list[dict], task: Task, family: str) -> list[Example]:
     """Sequence and closing bracket are scored, the opening is not."""
     return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, alphabet=task_alphabet(task)) for r in records]
 
 
-def sample_prompts(n: int, task, family: str) -> list[Example]:
+def sample_prompts(n: int, task: Task, family: str) -> list[Example]:
     names = [f"sample-{number:04d}" for number in range(1, n + 1)]
     return [Example(name, name, PROMPT, "", alphabet=task_alphabet(task)) for name in names]
 
 
-def task_alphabet(task) -> tuple[str, ...]:
+def task_alphabet(task: Task) -> tuple[str, ...]:
     return LETTERS if task.tokens == "letters" else ()
 
 
@@ -37,7 +38,7 @@ def sample_residues(text: str) -> str | None:
     return sequence if closed and sequence and not invalid_letters(sequence.encode(), RESIDUES) else None
 
 
-def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
+def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """Prediction rows of Markov chains over residues and the closing bracket, fitted on train alone.
 
     `residue_frequency` knows the share of each letter, `trigram` the two letters before it too.
@@ -45,7 +46,7 @@ def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]
     counts = count_trigrams(train)
     frequency = np.broadcast_to(letter_shares(counts), counts.shape)
     tables = {"residue_frequency": frequency, "trigram": trigram_shares(counts, choose_strengths(train))}
-    return {system: [markov_prediction(record, shares) for record in test] for system, shares in tables.items()}
+    return {system: [markov_prediction(record, shares) for record in held_out] for system, shares in tables.items()}
 
 
 def count_trigrams(records: Iterable[dict]) -> np.ndarray:
@@ -68,7 +69,7 @@ def letter_shares(counts: np.ndarray) -> np.ndarray:
     return seen / seen.sum()
 
 
-def trigram_shares(counts: np.ndarray, strengths: tuple[float, float]) -> np.ndarray:
+def trigram_shares(counts: np.ndarray, strengths: tuple[int, int]) -> np.ndarray:
     """(22, 22, 21) P(c | ab) = (n(abc) + strength · P(c | b)) / (n(ab) + strength), and P(c | b) likewise from P(c).
 
     Args:
@@ -82,12 +83,13 @@ def trigram_shares(counts: np.ndarray, strengths: tuple[float, float]) -> np.nda
     return shares
 
 
-def choose_strengths(train: list[dict]) -> tuple[float, float]:
+def choose_strengths(train: list[dict]) -> tuple[int, int]:
     """The strengths under which a held-out fifth of train's groups is most likely, by the rest of train."""
     held_out = [record for record in train if hash_position(record["group"], HELD_OUT_SEED) < 0.2]
     ids = {record["id"] for record in held_out}
-    rest, asked = count_trigrams(r for r in train if r["id"] not in ids), count_trigrams(held_out)
-    return max(product(STRENGTHS, repeat=2), key=lambda pair: np.sum(asked * np.log(trigram_shares(rest, pair))))
+    rest, unseen = count_trigrams(r for r in train if r["id"] not in ids), count_trigrams(held_out)
+    pairs = [(first, second) for first in STRENGTHS for second in STRENGTHS]
+    return max(pairs, key=lambda pair: np.sum(unseen * np.log(trigram_shares(rest, pair))))
 
 
 def markov_prediction(record: dict, shares: np.ndarray) -> dict:
@@ -96,7 +98,7 @@ def markov_prediction(record: dict, shares: np.ndarray) -> dict:
     return prediction_row(record, target, nll=nll, tokens=len(target))
 
 
-def sample_baselines(test, n: int, task) -> dict[str, list[dict]]:
+def sample_baselines(test: list[dict], n: int, task: Task) -> dict[str, list[dict]]:
     """`natural`: test sequences as they are, over again where `n` is larger; `shuffled`: their residues permuted.
 
     What a folding base says of the first and not of the second is more than composition.

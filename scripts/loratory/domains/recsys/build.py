@@ -4,14 +4,18 @@ import json
 import re
 from array import array
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from loratory.data.ledger import Ledger
 from loratory.data.splits import SPLITS
+from loratory.domains.recsys.sources import Dataset, Files
 from loratory.domains.recsys.tables import read_table_rows, table_location
 from loratory.errors import InputError
 
@@ -29,6 +33,7 @@ COLUMNS = {
     "item_mean": "double",
     "history": "string",  # JSON list of [timestamp, title, stars], oldest first
 }
+find_leaks = None  # time keeps the splits apart, see `split` and `proof`
 LATEST = 4_102_444_800  # 2100-01-01: no wall clock, so that the same input is right or wrong for ever
 MILLISECONDS = 100_000_000_000
 CLASSES = ("not liked", "liked")
@@ -42,7 +47,7 @@ OCCUPATIONS = (  # by the codes of MovieLens-1M, as AGES
 )  # fmt: skip
 
 
-def read(files, dataset, ledger):
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """Yields records in order of user and time.
 
     Policy, in this order: the first rating of a title by a user counts (`repeat`), then the k-core to its fix point
@@ -78,15 +83,16 @@ def read(files, dataset, ledger):
         }
 
 
-def read_ratings(location: str, files, ledger: Ledger) -> pd.DataFrame:
+def read_ratings(location: str, files: Files, ledger: Ledger) -> pd.DataFrame:
     """Sound ratings: user and item (categories in text order), rating in stars, timestamp in seconds, line."""
 
-    def reject_row(error):
+    def reject_row(error: InputError) -> None:
         ledger.count_record()
         ledger.note_error(error)
 
-    users, items = {}, {}
-    columns = {
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    columns: dict[str, array] = {
         "user": array("i"),
         "item": array("i"),
         "rating": array("f"),
@@ -114,7 +120,7 @@ def read_ratings(location: str, files, ledger: Ledger) -> pd.DataFrame:
     return rows.assign(user=in_text_order(rows["user"], users), item=in_text_order(rows["item"], items))
 
 
-def in_text_order(codes, names: dict[str, int]) -> pd.Categorical:
+def in_text_order(codes: pd.Series, names: dict[str, int]) -> pd.Categorical:
     """Categories that do not depend on the order of the rows."""
     return pd.Categorical.from_codes(codes, list(names)).reorder_categories(sorted(names))
 
@@ -150,13 +156,14 @@ def parse_seconds(text: str) -> int:
     return value
 
 
-def read_titles(files) -> dict[str, str]:
+def read_titles(files: Files) -> dict[str, str]:
     """Title of each item, blanks and line breaks made single blanks.
 
     Raises:
         InputError: an item without a title, or named twice.
     """
-    location, titles = table_location(files, "items"), {}
+    location = table_location(files, "items")
+    titles: dict[str, str] = {}
     for line, (item, title) in read_table_rows(location, "items", files, raise_error):
         title, where = " ".join(title.split()), f"{location}:{line}"
         if not title:
@@ -166,13 +173,14 @@ def read_titles(files) -> dict[str, str]:
     return titles
 
 
-def read_profiles(files) -> dict[str, str]:
+def read_profiles(files: Files) -> dict[str, str]:
     """A sentence about each user; codes of MovieLens-1M are spelt out, words stay as they are.
 
     Raises:
         InputError: a user named twice.
     """
-    location, profiles = table_location(files, "users"), {}
+    location = table_location(files, "users")
+    profiles: dict[str, str] = {}
     for line, (user, sex, age, job) in read_table_rows(location, "users", files, raise_error):
         if user in profiles:
             raise InputError(
@@ -183,12 +191,14 @@ def read_profiles(files) -> dict[str, str]:
     return profiles
 
 
-def raise_error(error: InputError):
+def raise_error(error: InputError) -> NoReturn:
     raise error
 
 
-def drop_unlisted(rows: pd.DataFrame, column: str, names: dict, location: str, ledger: Ledger) -> pd.DataFrame:
-    """The rows whose user or item is in its table; the error of each other row tells how many there are."""
+def drop_unlisted(
+    rows: pd.DataFrame, column: str, names: Mapping[str, str], location: str, ledger: Ledger
+) -> pd.DataFrame:
+    """The rows whose user or item is in its table; the error of each other row says how many there are."""
     strange = ~rows[column].isin(names)
     if not strange.any():
         return rows
@@ -230,7 +240,7 @@ def core_ratings(rows: pd.DataFrame, k: int, location: str, ledger: Ledger) -> p
     return core
 
 
-def k_core(users, items, k: int) -> np.ndarray:
+def k_core(users: ArrayLike, items: ArrayLike, k: int) -> np.ndarray:
     """Marks the largest set of rows in which every user and every item has at least `k` rows.
 
     Args:
@@ -274,7 +284,7 @@ def start_of_second(codes: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(new, np.arange(len(codes)), 0))
 
 
-def with_past(rows: pd.DataFrame, dataset, location: str, ledger: Ledger) -> pd.DataFrame:
+def with_past(rows: pd.DataFrame, dataset: Dataset, location: str, ledger: Ledger) -> pd.DataFrame:
     """The rows with enough history, and where in `rows` it starts and ends; a shared second is not history.
 
     Args:
@@ -287,20 +297,20 @@ def with_past(rows: pd.DataFrame, dataset, location: str, ledger: Ledger) -> pd.
     return keep_rows(rows, end - first >= dataset.min_history, "short_history", location, ledger)
 
 
-def keep_rows(rows: pd.DataFrame, keep, reason: str, location: str, ledger: Ledger) -> pd.DataFrame:
+def keep_rows(rows: pd.DataFrame, keep: ArrayLike, reason: str, location: str, ledger: Ledger) -> pd.DataFrame:
     """The rows that `keep` marks; the others go to the ledger."""
-    keep = np.asarray(keep)
-    for row in rows[~keep].itertuples():
+    marks = np.asarray(keep)
+    for row in rows[~marks].itertuples():
         ledger.drop_record(location, row.line, f"{row.user}:{row.item}:{row.timestamp}", reason)
-    return rows[keep].reset_index(drop=True)
+    return rows[marks].reset_index(drop=True)
 
 
-def group(records, dataset) -> list[str]:
+def group(records: list[dict], dataset: Dataset) -> list[str]:
     """The user: the unit that is resampled. Users may stand in several splits, times may not."""
     return [record["user"] for record in records]
 
 
-def split(records, groups, dataset, seed) -> list[str]:
+def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -> list[str]:
     """Cuts the time line where the splits reach their share; all records at a cut's second fall behind it."""
     timestamps = np.array([record["timestamp"] for record in records])
     shares = np.cumsum([getattr(dataset.split, name) for name in SPLITS[:-1]])
@@ -308,13 +318,13 @@ def split(records, groups, dataset, seed) -> list[str]:
     return [SPLITS[i] for i in np.searchsorted(cuts, timestamps, "right")]
 
 
-def proof(splits, dataset) -> dict[str, int]:
+def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
     counts = Counter(not_before_later_split=0, future_in_history=0, history_not_in_order=0, title_in_own_history=0)
-    everything = [record for name in SPLITS for record in splits[name]]
+    everything = [record for name in SPLITS for record in parts[name]]
     counts["future_in_averages"] = sum(premature_averages(everything, of) for of in ("user", "item"))
     for i, name in enumerate(SPLITS):
-        later = min((record["timestamp"] for other in SPLITS[i + 1 :] for record in splits[other]), default=np.inf)
-        counts["not_before_later_split"] += sum(record["timestamp"] >= later for record in splits[name])
+        later = min((record["timestamp"] for other in SPLITS[i + 1 :] for record in parts[other]), default=np.inf)
+        counts["not_before_later_split"] += sum(record["timestamp"] >= later for record in parts[name])
     for record in everything:
         history = json.loads(record["history"])
         counts["future_in_history"] += any(event[0] >= record["timestamp"] for event in history)
@@ -323,12 +333,12 @@ def proof(splits, dataset) -> dict[str, int]:
     return dict(counts)
 
 
-def premature_averages(records, of: str) -> int:
+def premature_averages(records: list[dict], of: str) -> int:
     """Records of a user (or item) whose number of earlier ratings leaves none for themselves in the next second's.
 
     What is known of the past must grow by every record that becomes past; a total of all times would not.
     """
-    seconds = defaultdict(list)
+    seconds: dict[tuple[str, int], list[int]] = defaultdict(list)
     for record in records:
         seconds[record[of], record["timestamp"]].append(record[f"{of}_ratings"])
     found = 0
@@ -337,7 +347,7 @@ def premature_averages(records, of: str) -> int:
     return found
 
 
-def summary(records) -> dict:
+def summary(records: list[dict]) -> dict:
     timestamps = [record["timestamp"] for record in records]
     return {
         "users": len({record["user"] for record in records}),

@@ -5,14 +5,15 @@ VERSION is raised when a metric changes its meaning: every file of metrics carri
 
 import numpy as np
 
-from loratory.domains.contract import Metric
+from loratory.domains.contract import Columns, Metric
+from loratory.domains.recsys.sources import Task
 from loratory.domains.scores import auc
 
 CLIP = 1e-6
 BINS = 10
 
 
-def columns(rows, records, task) -> dict[str, np.ndarray]:
+def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.ndarray]:
     """`label` (1 for yes), `p` and `user` (numbered from 0) of each row."""
     labels = {record["id"]: record["label"] for record in records}
     _, users = np.unique([row["group"] for row in rows], return_inverse=True)
@@ -23,30 +24,30 @@ def columns(rows, records, task) -> dict[str, np.ndarray]:
     }
 
 
-def rating_auc(columns) -> float:
+def rating_auc(columns: Columns) -> float:
     return auc(columns["label"], columns["p"])
 
 
-def log_loss(columns) -> float:
+def log_loss(columns: Columns) -> float:
     label, p = columns["label"], np.clip(columns["p"], CLIP, 1 - CLIP)
     return float(-np.mean(np.where(label == 1, np.log(p), np.log1p(-p)))) if label.size else np.nan
 
 
-def accuracy(columns) -> float:
+def accuracy(columns: Columns) -> float:
     label, p = columns["label"], columns["p"]
     if not label.size or np.isnan(p).any():
         return np.nan
     return float(np.mean((p >= 0.5) == (label == 1)))
 
 
-def has_both_classes(columns) -> np.ndarray:
+def has_both_classes(columns: Columns) -> np.ndarray:
     """(n,) bool: whether the user of a row likes some and not others."""
     label, user = columns["label"], columns["user"]
     rows, positive = np.bincount(user), np.bincount(user, label)
     return ((positive > 0) & (positive < rows))[user]
 
 
-def group_auc(columns) -> float:
+def group_auc(columns: Columns) -> float:
     """Source: Zhou et al. 2018, arXiv 1706.06978. NaN where no user has both classes."""
     label, p, user = columns["label"], columns["p"], columns["user"]
     if np.isnan(p).any():
@@ -69,7 +70,7 @@ def tied_ranks(user: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.repeat(new + (sizes + 1) / 2, sizes)
 
 
-def expected_calibration_error(columns) -> float:
+def expected_calibration_error(columns: Columns) -> float:
     """Expected calibration error, Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602."""
     label, p = columns["label"], columns["p"]
     if not label.size or np.isnan(p).any():

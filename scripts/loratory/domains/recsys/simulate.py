@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loratory.data.files import atomic_write
+from loratory.domains.recsys.sources import Simulation
 
 WORDS = {  # genre: words that go first, words that go last
     "Comedy": ("Awkward Clumsy Crazy Goofy Silly Wacky", "Cousin Neighbor Prank Roommate Vacation Wedding"),
@@ -51,7 +52,7 @@ POPULATIONS = {
 }
 
 
-def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
+def simulate(simulation: Simulation, population: str, seed: int, out: Path | str) -> dict[str, str]:
     """Writes `ratings.csv` and `movies.csv` into the folder `out`; the same arguments give the same bytes."""
     people = POPULATIONS[population]
     rng = np.random.default_rng([seed, list(POPULATIONS).index(population)])
@@ -67,15 +68,17 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, str]:
         for user in range(people.first_user, people.first_user + simulation.users)
         for row in user_ratings(rng, user, simulation, people, membership, appeal, quality)
     ]
-    out = Path(out)
-    write_csv(out / "movies.csv", ("movieId", "title", "genres"), movies)
-    write_csv(out / "ratings.csv", ("userId", "movieId", "rating", "timestamp"), ratings)
+    write_csv(Path(out, "movies.csv"), ("movieId", "title", "genres"), movies)
+    write_csv(Path(out, "ratings.csv"), ("userId", "movieId", "rating", "timestamp"), ratings)
     return {"ratings": "ratings.csv", "items": "movies.csv"}
 
 
-def film_catalogue(rng, items: int, people: RaterPopulation) -> tuple[list[str], list[tuple[int, ...]]]:
+def film_catalogue(
+    rng: np.random.Generator, items: int, people: RaterPopulation
+) -> tuple[list[str], list[tuple[int, ...]]]:
     """Distinct titles such as `Midnight Robbery, The (1954)`, and the one or two genres of each."""
-    odds, films = np.array(people.mix) / sum(people.mix), {}
+    odds = np.array(people.mix) / sum(people.mix)
+    films: dict[str, tuple[int, ...]] = {}
     while len(films) < items:
         kinds = rng.choice(len(GENRES), 1 + (rng.random() < SECOND_GENRE), replace=False, p=odds).tolist()
         words = [rng.choice(WORDS[GENRES[kinds[place]]][place].split()) for place in (0, -1)]
@@ -84,7 +87,15 @@ def film_catalogue(rng, items: int, people: RaterPopulation) -> tuple[list[str],
     return list(films), list(films.values())
 
 
-def user_ratings(rng, user: int, simulation, people, membership, appeal, quality) -> list[tuple]:
+def user_ratings(
+    rng: np.random.Generator,
+    user: int,
+    simulation: Simulation,
+    people: RaterPopulation,
+    membership: np.ndarray,
+    appeal: np.ndarray,
+    quality: np.ndarray,
+) -> list[tuple]:
     """Rows of `ratings.csv` in the films' order.
 
     Args:
@@ -104,7 +115,7 @@ def user_ratings(rng, user: int, simulation, people, membership, appeal, quality
     return [(user, film, f"{star:.1f}", time) for film, star, time in sorted(rows)]
 
 
-def session_times(rng, n: int) -> np.ndarray:
+def session_times(rng: np.random.Generator, n: int) -> np.ndarray:
     """(n,) seconds: a few sessions, in which ratings follow each other within seconds, some in the same one."""
     first = rng.integers(OPENED, CLOSED - STAY)
     starts = np.r_[first, first + rng.integers(0, STAY, rng.poisson(3))]
@@ -112,6 +123,6 @@ def session_times(rng, n: int) -> np.ndarray:
     return starts[session] + np.cumsum(rng.integers(0, 15, n))
 
 
-def write_csv(path: Path, header: tuple, rows: list[tuple]):
+def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
     with atomic_write(path) as aside, open(aside, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])

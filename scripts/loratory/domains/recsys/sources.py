@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, Options, TaskOptions
+from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, SimulationOptions, TaskOptions
 
 FAMILIES = {"causal": ("choice",)}
+AUDIO, FOLDED = False, False
 
 
 class Files(FilesOptions):
@@ -33,7 +34,7 @@ class Files(FilesOptions):
     )
 
     @model_validator(mode="after")
-    def check_titles(self):
+    def check_titles(self) -> Self:
         if self.items is None and not split_location(self.ratings)[0].endswith(".zip"):
             raise ValueError("`items` is missing; it may be left out only if `ratings` is in a zip archive")
         return self
@@ -42,7 +43,7 @@ class Files(FilesOptions):
         """Every file named, once; of a member, its archive."""
         return list(dict.fromkeys(split_location(location)[0] for location in super().all_locations()))
 
-    def map_locations(self, move: Callable[[str], str]):
+    def map_locations(self, move: Callable[[str], str]) -> Self:
         """A copy whose files went through `move`, an archive once; members keep their names."""
         move = cache(move)
 
@@ -53,10 +54,9 @@ class Files(FilesOptions):
         return super().map_locations(move_file)
 
 
-class Simulation(Options):
+class Simulation(SimulationOptions):
     """A film-rating site in the layout of MovieLens CSV files."""
 
-    kind: Literal["simulate"] = "simulate"
     users: int = Field(400, ge=20, le=100_000, description="users of each population")
     items: int = Field(300, ge=50, le=3_000, description="films in the catalogue")
     ratings: int = Field(40, ge=20, le=1_000, description="ratings of a user, on average; nobody has fewer than 20")

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from typing import cast
 
 from loratory.data.files import BYTE_ORDER_MARKS, decode_line, read_lines
 from loratory.domains.recsys.sources import Files, split_location
@@ -50,7 +51,9 @@ def table_location(files: Files, table: str) -> str:
     return f"{path}!{found[0]}"
 
 
-def read_table_rows(location: str, table: str, files: Files, reject: Callable) -> Iterator[tuple[int, list[str]]]:
+def read_table_rows(
+    location: str, table: str, files: Files, reject: Callable[[InputError], None]
+) -> Iterator[tuple[int, list[str]]]:
     """Yields `(line number, values of FIELDS[table])`; rows with a wrong number of fields go to `reject(error)`.
 
     Raises:
@@ -62,7 +65,8 @@ def read_table_rows(location: str, table: str, files: Files, reject: Callable) -
         rows = csv_rows(location, lines)
         header = [name.strip() for name in next(rows, (1, []))[1]]
     else:
-        separator, header = HEADERLESS[kind, table]
+        separator, names = HEADERLESS[kind, table]
+        header = list(names)
         rows = ((number, text.split(separator)) for number, text in lines if text)
     missing = [name for name in FIELDS[table] if name not in header]
     if missing:
@@ -91,8 +95,8 @@ def table_format(location: str, format: str) -> str:
     return SUFFIXES[suffix] if format == "auto" else format
 
 
-def csv_rows(location: str, lines) -> Iterator[tuple[int, list[str]]]:
-    """Yields `(first line, fields)`. Broken quotes always raise: where the next row would begin is anyone's guess."""
+def csv_rows(location: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yields `(first line, fields)`. Broken quotes always raise: nothing says where the next row would begin."""
     reader = csv.reader((text + "\n" for _, text in lines), strict=True)
     start = 1
     while True:
@@ -128,7 +132,7 @@ def location_lines(location: str, encoding: str) -> Iterator[tuple[int, str]]:
             raise InputError(location, "damaged archive", error, "a whole zip", "fetch it again", "zip") from error
 
 
-def refuse_marks(location: str, head: bytes):
+def refuse_marks(location: str, head: bytes) -> None:
     for mark, name in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             raise InputError(location, "wrong text encoding", name, "plain UTF-8", "re-encode the file", "encoding")
@@ -143,7 +147,7 @@ def open_archive(path: str) -> zipfile.ZipFile:
         raise InputError(path, "not a zip archive, or damaged", error, "a zip archive", reason="zip") from None
 
 
-def open_member(archive: zipfile.ZipFile, path: str, member: str):
+def open_member(archive: zipfile.ZipFile, path: str, member: str) -> zipfile.ZipExtFile:
     name = PurePosixPath(member)
     if name.is_absolute() or ".." in name.parts or "\\" in member:
         raise InputError(path, "member outside the archive", member, "a path inside", reason="member_path")
@@ -154,4 +158,4 @@ def open_member(archive: zipfile.ZipFile, path: str, member: str):
         raise InputError(path, "no such member", member, f"one of {inside}", reason="missing") from None
     if info.flag_bits & 1:
         raise InputError(path, "member is locked by a password", member, "an open archive", reason="zip")
-    return archive.open(info)
+    return cast(zipfile.ZipExtFile, archive.open(info))

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 from statistics import fmean
@@ -11,6 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from loratory.domains.contract import Example, prediction_row
+from loratory.domains.recsys.sources import Task
 from loratory.domains.regression import logistic_regression
 
 CHOICES = (" no", " yes")
@@ -22,7 +24,7 @@ More stars mean that the user liked a movie more.
 Answer only yes or no:"""
 
 
-def examples(records, task, family) -> list[Example]:
+def examples(records: list[dict], task: Task, family: str) -> list[Example]:
     return [
         Example(
             id=record["id"],
@@ -35,7 +37,7 @@ def examples(records, task, family) -> list[Example]:
     ]
 
 
-def record_prompt(record: dict, task) -> str:
+def record_prompt(record: dict, task: Task) -> str:
     """At most `max_prompt` characters as long as ratings can be left out, the oldest first; never without its end.
 
     Shape after ReLLa (arXiv 2308.11131) and RecLoRA (arXiv 2408.03533), answers in lower case.
@@ -43,7 +45,7 @@ def record_prompt(record: dict, task) -> str:
     return prompt_text(record, shown_events(record, task), task)
 
 
-def shown_events(record: dict, task) -> list[list]:
+def shown_events(record: dict, task: Task) -> list[list]:
     """The [timestamp, title, stars] that the prompt shows, oldest first."""
     events = json.loads(record["history"])[-task.history :]
     while events and len(prompt_text(record, events, task)) > task.max_prompt:
@@ -51,12 +53,12 @@ def shown_events(record: dict, task) -> list[list]:
     return events
 
 
-def prompt_text(record: dict, events: list[list], task) -> str:
+def prompt_text(record: dict, events: list[list], task: Task) -> str:
     head = [record["profile"]] if record["profile"] else []
     head.append("The user rated these movies in the past, in this order:")
     shown = [f"- {plain_title(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
-    told = average_lines(record) if task.averages else []
-    return "\n".join([*head, *shown, *told, QUESTION.format(title=plain_title(record["title"], task.max_title))])
+    averages = average_lines(record) if task.averages else []
+    return "\n".join([*head, *shown, *averages, QUESTION.format(title=plain_title(record["title"], task.max_title))])
 
 
 def average_lines(record: dict) -> list[str]:
@@ -73,13 +75,13 @@ def plain_title(title: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def baselines(train, test, task) -> dict[str, list[dict]]:
+def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """Controls that know train, and of a record its item, its user and the ratings before it.
 
     `constant`, `item_mean`, `user_mean`: share of likes in train, the latter two smoothed towards the first.
     Probabilities by logistic regressions on train: `popularity`, how many ratings of train the item has;
     `history_mean` and `past_mean`, mean of the stars that the prompt shows, and of all that the record carries;
-    `history_regression`, what the prompt shows and tells, and the item's mean and popularity in train.
+    `history_regression`, what the prompt shows and states, and the item's mean and popularity in train.
     """
     overall = fmean(record["label"] for record in train)
     shares = {
@@ -87,36 +89,36 @@ def baselines(train, test, task) -> dict[str, list[dict]]:
         "item_mean": smoothed_shares(train, "item", overall),
         "user_mean": smoothed_shares(train, "user", overall),
     }
-    found = {system: [share(record) for record in test] for system, share in shares.items()}
+    found = {system: [share(record) for record in held_out] for system, share in shares.items()}
     label = [record["label"] for record in train]
-    for system, (x_train, x_test) in control_features(train, test, task).items():
+    for system, (x_train, x_test) in control_features(train, held_out, task).items():
         found[system] = logistic_regression(np.array(x_train), label, np.array(x_test)).tolist()
     return {
-        system: [prediction_row(record, CHOICES[record["label"]], p=p) for record, p in zip(test, each)]
+        system: [prediction_row(record, CHOICES[record["label"]], p=p) for record, p in zip(held_out, each)]
         for system, each in found.items()
     }
 
 
-def control_features(train, test, task) -> dict[str, tuple[list, list]]:
-    """{control: its features of train, of test}, a list of numbers for each record."""
-    items = item_features(train, test)
+def control_features(train: list[dict], held_out: list[dict], task: Task) -> dict[str, tuple[list, list]]:
+    """{control: its features of train, of the held-out records}, a list of numbers for each record."""
+    items = item_features(train, held_out)
     least = min((record["rating"] for record in train if record["label"]), default=math.inf)
     usual = fmean(record["rating"] for record in train)
 
-    def record_features(record) -> dict[str, list[float]]:
+    def record_features(record: dict) -> dict[str, list[float]]:
         item, shown = items[record["id"]], [stars for *_, stars in shown_events(record, task)]
         known = shown or [usual]  # a long title may leave no room for ratings
         liked = fmean(stars >= least for stars in known)
-        told = [value for of in KEYS for value in shrunk_average(record, of, usual)] if task.averages else []
+        averages = [value for of in KEYS for value in shrunk_average(record, of, usual)] if task.averages else []
         return {
             "popularity": item[1:],
             "history_mean": [fmean(known)],
             "past_mean": [fmean(stars for *_, stars in json.loads(record["history"]))],
-            "history_regression": [fmean(known), liked, len(shown), known[-1], *item, *told],
+            "history_regression": [fmean(known), liked, len(shown), known[-1], *item, *averages],
         }
 
-    parts = [[record_features(record) for record in part] for part in (train, test)]
-    return {system: tuple([of[system] for of in part] for part in parts) for system in parts[0][0]}
+    learnt, asked = ([record_features(record) for record in part] for part in (train, held_out))
+    return {system: ([of[system] for of in learnt], [of[system] for of in asked]) for system in learnt[0]}
 
 
 def shrunk_average(record: dict, of: str, usual: float) -> tuple[float, float]:
@@ -125,15 +127,19 @@ def shrunk_average(record: dict, of: str, usual: float) -> tuple[float, float]:
     return (n * record[f"{of}_mean"] + PRIOR * usual) / (n + PRIOR), math.log1p(n)
 
 
-def item_features(train, test) -> dict[str, list[float]]:
+def item_features(train: list[dict], held_out: list[dict]) -> dict[str, list[float]]:
     """{record: [smoothed share of likes of its item, log of 1 + their number]}, over the ratings of train before it.
 
-    So no record of train meets its own answer, and what is learnt from holds as little of the future as test does.
+    So no record of train meets its own answer, and the features of train hold as little of the future as those of the
+    held-out records.
     """
     overall, learnt = fmean(record["label"] for record in train), {record["id"] for record in train}
-    likes, n, found = defaultdict(int), defaultdict(int), {}
-    for _, together in groupby(sorted([*train, *test], key=itemgetter("timestamp")), key=itemgetter("timestamp")):
-        together = list(together)
+    likes: dict[str, int] = defaultdict(int)
+    n: dict[str, int] = defaultdict(int)
+    found = {}
+    in_time = sorted([*train, *held_out], key=itemgetter("timestamp"))
+    for _, second in groupby(in_time, key=itemgetter("timestamp")):
+        together = list(second)
         for record in together:
             item = record["item"]
             share = (likes[item] + PRIOR * overall) / (n[item] + PRIOR)
@@ -145,14 +151,15 @@ def item_features(train, test) -> dict[str, list[float]]:
     return found
 
 
-def smoothed_shares(train, column: str, overall: float):
+def smoothed_shares(train: list[dict], column: str, overall: float) -> Callable[[dict], float]:
     """record -> mean label of its `column` in train, as if `PRIOR` records more had the overall mean."""
-    likes, n = defaultdict(int), defaultdict(int)
+    likes: dict[str, int] = defaultdict(int)
+    n: dict[str, int] = defaultdict(int)
     for record in train:
         likes[record[column]] += record["label"]
         n[record[column]] += 1
 
-    def record_share(record):
+    def record_share(record: dict) -> float:
         key = record[column]
         return (likes.get(key, 0) + PRIOR * overall) / (n.get(key, 0) + PRIOR)
 

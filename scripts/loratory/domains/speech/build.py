@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from hashlib import sha256
 from os.path import join
 from pathlib import Path
@@ -11,7 +12,8 @@ from loratory.data.audio import RATE, read_audio
 from loratory.data.files import read_lines
 from loratory.data.ledger import Ledger
 from loratory.data.splits import count_shared
-from loratory.domains.speech.sources import SPEAKER_TABLES, TABLES
+from loratory.domains.contract import random_split
+from loratory.domains.speech.sources import SPEAKER_TABLES, TABLES, Dataset, Files
 from loratory.errors import InputError
 
 COLUMNS = {
@@ -25,9 +27,10 @@ COLUMNS = {
 }
 AGES = range(1, 101)  # 0 and 120 are what forms hold for "not asked"
 TAG = re.compile(r"<[^<>]*>|\(\(.*?\)\)|\[[^\[\]]*\]|\+\w+\+")
+split = partial(random_split, "speech")
 
 
-def read(files, dataset, ledger: Ledger) -> Iterator[dict]:
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """Yields utterances in id order; of clips with equal samples the first one.
 
     Raises:
@@ -35,7 +38,7 @@ def read(files, dataset, ledger: Ledger) -> Iterator[dict]:
             the first utterance without path, transcript or speaker, with an impossible age or an unknown tag, or
             whose audio file is unfit (see `data.audio.read_audio`).
     """
-    first_heard: dict[str, str] = {}
+    first_seen: dict[str, str] = {}
     for row in all_utterances(files, ledger):
         where, id = join(row["folder"], "wav.scp"), row["id"]
         ledger.count_record()
@@ -48,15 +51,15 @@ def read(files, dataset, ledger: Ledger) -> Iterator[dict]:
         except InputError as error:
             ledger.note_error(error, id)
             continue
-        if not unwanted and first_heard.setdefault(record["sha256"], id) != id:
-            unwanted = "duplicate_audio", f"same samples as {first_heard[record['sha256']]}"
+        if not unwanted and first_seen.setdefault(record["sha256"], id) != id:
+            unwanted = "duplicate_audio", f"same samples as {first_seen[record['sha256']]}"
         if unwanted:
             ledger.drop_record(where, id, id, *unwanted)
         else:
             yield record
 
 
-def all_utterances(files, ledger: Ledger) -> list[dict]:
+def all_utterances(files: Files, ledger: Ledger) -> list[dict]:
     """Rows of all folders joined by utterance, in id order; what a table does not hold is ""."""
     rows: dict[str, dict] = {}
     for folder in files.folders:
@@ -108,8 +111,8 @@ def duplicate_error(where: str, id: str) -> InputError:
     return InputError(where, "duplicate id", id, "unique ids", "rename or remove one", "duplicate_id")
 
 
-def table_record(row: dict, audio_root: str, dataset) -> dict:
-    """The record, as far as the tables tell it.
+def table_record(row: dict, audio_root: str, dataset: Dataset) -> dict:
+    """The columns of a record that come from the tables.
 
     Raises:
         InputError: see `read`.
@@ -134,7 +137,7 @@ def table_record(row: dict, audio_root: str, dataset) -> dict:
     }
 
 
-def clean_transcript(where: str, text: str | None, dataset) -> str | None:
+def clean_transcript(where: str, text: str | None, dataset: Dataset) -> str | None:
     """The transcript without the configured tags: None where there is none, "" where it was nothing but tags."""
     if text is None and dataset.untranscribed == "drop":
         return None
@@ -167,8 +170,8 @@ def age_years(where: str, text: str) -> int:
     return int(text)
 
 
-def table_drop_reason(record: dict, dataset) -> tuple[str, str] | None:
-    """(reason, detail) if the tables alone tell that the utterance is not wanted."""
+def table_drop_reason(record: dict, dataset: Dataset) -> tuple[str, str] | None:
+    """`(reason, detail)` where the dataset's policy leaves the utterance out by what the tables say."""
     if not record["text"]:
         return ("untranscribed", "") if record["text"] is None else ("only_tags", "")
     youngest, oldest, age = dataset.min_age, dataset.max_age, record["age"]
@@ -180,7 +183,7 @@ def table_drop_reason(record: dict, dataset) -> tuple[str, str] | None:
     return None if wanted else ("other_age", f"{age} years")
 
 
-def length_drop_reason(seconds: float, dataset) -> tuple[str, str] | None:
+def length_drop_reason(seconds: float, dataset: Dataset) -> tuple[str, str] | None:
     if seconds < dataset.min_seconds:
         return "too_short", f"{seconds:.2f} s"
     return ("too_long", f"{seconds:.2f} s") if seconds > dataset.max_seconds else None
@@ -195,11 +198,11 @@ def clip_facts(record: dict) -> dict:
     return {"seconds": len(samples) / RATE, "sha256": sha256(samples.astype("<f4").tobytes()).hexdigest()}
 
 
-def group(records: list[dict], dataset) -> list[str]:
+def group(records: list[dict], dataset: Dataset) -> list[str]:
     return [record["speaker"] for record in records]
 
 
-def find_leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, str]:
+def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
     """Utterances of others whose sentence, as `metrics` compares it, is one of those held out."""
     if dataset.held_out_sentences == "any":
         return {}
@@ -212,17 +215,17 @@ def find_leaks(held_out: list[dict], others: list[dict], dataset) -> dict[str, s
 
 def normalised_sentences(records: list[dict]) -> list[str]:
     """Normalised transcripts; of one that is nothing but fillers, which the normaliser removes, the fillers."""
-    from loratory.domains.speech.metrics import normalised_texts  # brings torch along
+    from loratory.domains.speech.metrics import normalised_texts  # imports torch
     from loratory.domains.speech.task import plain_transcript
 
     spoken = [plain_transcript(record["text"]) for record in records]
     return [words or fillers for words, fillers in zip(normalised_texts("english", spoken), spoken)]
 
 
-def proof(splits: dict[str, list[dict]], dataset) -> dict[str, int]:
+def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
     return {
-        "speakers_in_two_splits": count_shared(splits, "speaker"),
-        "audio_in_two_splits": count_shared(splits, "sha256"),
+        "speakers_in_two_splits": count_shared(parts, "speaker"),
+        "audio_in_two_splits": count_shared(parts, "sha256"),
     }
 
 

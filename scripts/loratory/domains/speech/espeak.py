@@ -21,10 +21,10 @@ class Synthesiser:
     `espeak_Terminate` resets it; so every instance loads a private copy of the library.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             library = espeakng_loader.get_library_path()
-            self.library = ctypes.CDLL(shutil.copy(library, Path(folder, Path(library).name)))
+            self.library = ctypes.CDLL(str(shutil.copy(library, Path(folder, Path(library).name))))
         data = espeakng_loader.get_data_path().encode()
         self.rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data, DO_NOT_EXIT)
         if self.rate <= 0:
@@ -36,7 +36,7 @@ class Synthesiser:
         self.library.espeak_SetSynthCallback(self.callback)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))  # by default the clock seeds breath and consonants
 
-    def receive_samples(self, samples, count: int, events) -> int:
+    def receive_samples(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int | None) -> int:
         if samples and count > 0:
             self.chunks.append(ctypes.string_at(samples, 2 * count))
         return 0

@@ -3,13 +3,15 @@
 VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import jiwer
 import numpy as np
 
-from loratory.domains.contract import Metric
+from loratory.domains.contract import Columns, Metric
+from loratory.domains.speech.sources import Task
 
 EDITS = ("substitute", "delete", "insert")
 AGE_BINS = {  # metric: (youngest, oldest) in years; -1 stands for an unknown age
@@ -24,19 +26,19 @@ AGE_BINS = {  # metric: (youngest, oldest) in years; -1 stands for an unknown ag
 POOLED = "errors of all utterances over words of all references, both normalised"
 
 
-def error_ratio(columns: Mapping, errors: tuple[str, ...], length: str) -> float:
+def error_ratio(columns: Columns, errors: tuple[str, ...], length: str) -> float:
     """Summed errors over summed length; NaN without any reference."""
     total = columns[length].sum()
     return float(sum(columns[name].sum() for name in errors) / total) if total else float("nan")
 
 
-def error_rate_metric(name: str, errors: tuple[str, ...], length: str = "N", **more) -> Metric:
+def error_rate_metric(name: str, errors: tuple[str, ...], length: str = "N", **more: Any) -> Metric:
     more = {"where": lambda columns: columns[length] > 0} | more
     return Metric(name, "ratio", "down", "text", lambda columns: error_ratio(columns, errors, length), **more)
 
 
 def age_rate_metric(name: str, youngest: int, oldest: int) -> Metric:
-    def is_of_age(columns) -> np.ndarray:
+    def is_of_age(columns: Columns) -> np.ndarray:
         return (youngest <= columns["age"]) & (columns["age"] <= oldest) & (columns["N"] > 0)
 
     return error_rate_metric(name, ("S", "D", "I"), where=is_of_age, note="wer of speakers of this age")
@@ -67,7 +69,7 @@ METRICS = (
 )
 
 
-def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray]:
+def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.ndarray]:
     """Counts of each utterance, so that a resampled rate is a ratio of sums.
 
     Returns:
@@ -95,7 +97,7 @@ def columns(rows: list[dict], records: list[dict], task) -> dict[str, np.ndarray
     }
 
 
-def edit_counts(align, references: list[str], texts: list[str]) -> np.ndarray:
+def edit_counts(align: Callable[[list[str], list[str]], Any], references: list[str], texts: list[str]) -> np.ndarray:
     """(n, 3) substitutions, deletions and insertions; 0 where the reference is empty."""
     counts = np.zeros((len(references), len(EDITS)), int)
     spoken = [i for i, reference in enumerate(references) if reference]
@@ -115,8 +117,8 @@ def normalised_texts(name: str, texts: list[str]) -> list[str]:
 
 
 @cache
-def text_normaliser(name: str):
-    """Whisper's normaliser; imported late, because its package brings torch along."""
+def text_normaliser(name: str) -> Callable[[str], str]:
+    """Whisper's normaliser; imported late, because its package imports torch."""
     from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
     return EnglishTextNormalizer() if name == "english" else BasicTextNormalizer(split_letters=name == "letters")

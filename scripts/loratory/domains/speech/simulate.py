@@ -16,6 +16,7 @@ import soundfile
 
 from loratory.data.audio import RATE
 from loratory.domains.speech.espeak import Synthesiser
+from loratory.domains.speech.sources import Simulation
 
 POPULATIONS = ("general", "domain")
 LONGEST = 3.5  # seconds
@@ -68,7 +69,7 @@ class Speaker:
     slips: float  # share of sentences with a slip of the tongue
 
 
-def simulate(simulation, population: str, seed: int, out) -> dict:
+def simulate(simulation: Simulation, population: str, seed: int, out: Path | str) -> dict:
     """Writes `tables/` (wav.scp, text, utt2spk, spk2age, spk2gender) and `audio/` (16 kHz FLAC) below `out`.
 
     Returns:
@@ -76,7 +77,7 @@ def simulate(simulation, population: str, seed: int, out) -> dict:
     """
     stream = POPULATIONS.index(population)
     synthesiser = Synthesiser(seed)
-    tables = {name: [] for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")}
+    tables: dict[str, list[tuple]] = {name: [] for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")}
     for number in range(simulation.speakers):
         rng = np.random.default_rng([seed, stream, number])
         speaker = (child_speaker if population == "domain" else adult_speaker)(number, rng, simulation)
@@ -97,7 +98,7 @@ def simulate(simulation, population: str, seed: int, out) -> dict:
     return {"folders": [TABLES], "audio_root": AUDIO}
 
 
-def adult_speaker(number: int, rng, simulation) -> Speaker:
+def adult_speaker(number: int, rng: np.random.Generator, simulation: Simulation) -> Speaker:
     gender = "mf"[number % 2]
     return Speaker(
         id=f"adult{number:04d}",
@@ -114,7 +115,7 @@ def adult_speaker(number: int, rng, simulation) -> Speaker:
     )
 
 
-def child_speaker(number: int, rng, simulation) -> Speaker:
+def child_speaker(number: int, rng: np.random.Generator, simulation: Simulation) -> Speaker:
     age = int(rng.integers(5, 14))
     youth = (13 - age) / 8  # 1 at five years, 0 at thirteen
     return Speaker(
@@ -132,7 +133,9 @@ def child_speaker(number: int, rng, simulation) -> Speaker:
     )
 
 
-def short_utterances(speaker: Speaker, rng, synthesiser: Synthesiser) -> Iterator[tuple[str, np.ndarray]]:
+def short_utterances(
+    speaker: Speaker, rng: np.random.Generator, synthesiser: Synthesiser
+) -> Iterator[tuple[str, np.ndarray]]:
     """Endless (transcript, samples at 16 kHz), none longer than LONGEST."""
     while True:
         phrases = insert_slip(random_sentence(rng), rng) if rng.random() < speaker.slips else [random_sentence(rng)]
@@ -141,12 +144,12 @@ def short_utterances(speaker: Speaker, rng, synthesiser: Synthesiser) -> Iterato
             yield " ".join(phrases), samples
 
 
-def random_sentence(rng) -> str:
+def random_sentence(rng: np.random.Generator) -> str:
     words = {role: rng.choice(choices) for role, choices in WORDS.items()}
     return rng.choice(SENTENCES).format_map(words)
 
 
-def insert_slip(text: str, rng) -> list[str]:
+def insert_slip(text: str, rng: np.random.Generator) -> list[str]:
     """Phrases with pauses between them: a filler, a word said twice, or a word broken off and begun again."""
     words = text.split()
     at = int(rng.integers(len(words)))
@@ -155,7 +158,9 @@ def insert_slip(text: str, rng) -> list[str]:
     return [" ".join([*words[:at], extra]), " ".join(words[at:])]
 
 
-def utterance_samples(phrases: list[str], speaker: Speaker, rng, synthesiser: Synthesiser) -> np.ndarray:
+def utterance_samples(
+    phrases: list[str], speaker: Speaker, rng: np.random.Generator, synthesiser: Synthesiser
+) -> np.ndarray:
     """The phrases with pauses between and silence around them, at a random level, with noise."""
     parts = [random_silence(rng, 0.05, 0.2)]
     for phrase in phrases:
@@ -167,11 +172,11 @@ def utterance_samples(phrases: list[str], speaker: Speaker, rng, synthesiser: Sy
     return np.clip(samples, -1, 1)
 
 
-def random_silence(rng, shortest: float, longest: float) -> np.ndarray:
+def random_silence(rng: np.random.Generator, shortest: float, longest: float) -> np.ndarray:
     return np.zeros(int(rng.uniform(shortest, longest) * RATE), np.float32)
 
 
-def phrase_samples(phrase: str, speaker: Speaker, rng, synthesiser: Synthesiser) -> np.ndarray:
+def phrase_samples(phrase: str, speaker: Speaker, rng: np.random.Generator, synthesiser: Synthesiser) -> np.ndarray:
     """Played faster by `stretch`, a voice rises in pitch and formants alike; espeak speaks slower in return."""
     tempo = speaker.tempo / speaker.stretch * rng.lognormal(0, speaker.unevenness)
     samples = synthesiser.synthesise_text(

@@ -1,13 +1,13 @@
 """Options of the speech domain. Imported while the config is read: nothing heavy."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, Options, TaskOptions
+from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, SimulationOptions, TaskOptions
 
-AUDIO = True
+AUDIO, FOLDED = True, False
 FAMILIES = {"causal": ("text",), "whisper": ("text",)}
 TABLES = ("wav.scp", "text", "utt2spk")
 SPEAKER_TABLES = ("spk2age", "spk2gender")
@@ -29,10 +29,9 @@ class Files(FilesOptions):
         return tables + [path for path in known if Path(path).is_file()]
 
 
-class Simulation(Options):
+class Simulation(SimulationOptions):
     """Voices of espeak-ng: adults for `general`, child-like for `domain`."""
 
-    kind: Literal["simulate"] = "simulate"
     speakers: int = Field(60, ge=4, description="voices")
     utterances_per_speaker: int = Field(40, ge=1, description="sentences that each voice says")
     disfluency: float = Field(0.2, ge=0, le=1, description="share of child-like sentences with a slip of the tongue")
@@ -52,8 +51,8 @@ class Dataset(DatasetOptions):
     tags: tuple[str, ...] = Field((), description="markers removed from transcripts, as <NOISE>; others are errors")
 
     @model_validator(mode="after")
-    def check_bounds(self):
-        if None not in (self.min_age, self.max_age) and self.min_age > self.max_age:
+    def check_bounds(self) -> Self:
+        if self.min_age is not None and self.max_age is not None and self.min_age > self.max_age:
             raise ValueError(f"min_age {self.min_age} is above max_age {self.max_age}")
         if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds} is above max_seconds {self.max_seconds}")

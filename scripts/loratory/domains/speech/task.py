@@ -4,9 +4,10 @@ import unicodedata
 
 from loratory.data.splits import hash_position
 from loratory.domains.contract import Example, prediction_row
+from loratory.domains.speech.sources import Task
 
 
-def examples(records: list[dict], task, family: str) -> list[Example]:
+def examples(records: list[dict], task: Task, family: str) -> list[Example]:
     """One Example a record. A `whisper` base has its own prompt tokens, so its text prompt is empty."""
     prompt = task.prompt if family == "causal" else ""
     return [Example(r["id"], r["group"], prompt, plain_transcript(r["text"]), audio=r["audio"]) for r in records]
@@ -30,12 +31,12 @@ def belongs_in_word(before: str, letter: str, after: str) -> bool:
     return letter == "%" and before.isdigit()
 
 
-def baselines(train: list[dict], test: list[dict], task) -> dict[str, list[dict]]:
+def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """`empty` writes nothing. `deaf` answers with some transcript of train: the error rate of knowing the language
     without listening."""
     texts = [plain_transcript(record["text"]) for record in sorted(train, key=lambda record: record["id"])]
-    guesses = [texts[int(hash_position(record["id"], 0) * len(texts))] for record in test]
-    return {"deaf": text_predictions(test, guesses), "empty": text_predictions(test, [""] * len(test))}
+    guesses = [texts[int(hash_position(record["id"], 0) * len(texts))] for record in held_out]
+    return {"deaf": text_predictions(held_out, guesses), "empty": text_predictions(held_out, [""] * len(held_out))}
 
 
 def text_predictions(records: list[dict], texts: list[str]) -> list[dict]:

@@ -7,13 +7,16 @@ between them can reach, the chain is cut: its longest piece is the record, the o
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from loratory.data.files import open_bytes, read_lines
+from loratory.data.ledger import Ledger
 from loratory.data.structures import (
     BACKBONE,
     backbone_coordinates,
@@ -22,7 +25,9 @@ from loratory.data.structures import (
     residue_letter,
     unflatten_backbone,
 )
+from loratory.domains.contract import random_split
 from loratory.domains.protein import build as protein
+from loratory.domains.structure.sources import Dataset, Files
 from loratory.errors import InputError
 
 COLUMNS = {
@@ -35,6 +40,7 @@ ORIGINS = ("experiment", "simulated")
 REACH = 4.2  # Å from a Cα to the next: 3.8 when trans, and what crystallographers let pass
 
 group, find_leaks, proof = protein.group, protein.find_leaks, protein.proof
+split = partial(random_split, "structure")
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Chain:
     origin: str
 
 
-def read(files, dataset, ledger) -> Iterator[dict]:
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """Records whose sequences are distinct and whose backbones are within the policy.
 
     Raises:
@@ -62,8 +68,8 @@ def read(files, dataset, ledger) -> Iterator[dict]:
     return iter(protein.distinct_records(unambiguous_chains(found, ledger), ledger))
 
 
-def unambiguous_chains(found: list[tuple[str, dict]], ledger) -> Iterator[tuple[str, dict]]:
-    """What was found, without a second chain of another sequence under the same id."""
+def unambiguous_chains(found: list[tuple[str, dict]], ledger: Ledger) -> Iterator[tuple[str, dict]]:
+    """`(where, record)` of what was found, without a second chain of another sequence under the same id."""
     first: dict[str, tuple[str, dict]] = {}
     for where, record in sorted(found, key=lambda item: (item[1]["id"], item[0])):
         place, known = first.setdefault(record["id"], (where, record))
@@ -74,7 +80,7 @@ def unambiguous_chains(found: list[tuple[str, dict]], ledger) -> Iterator[tuple[
             ledger.note_error(InputError(where, what, record["id"], "unique ids", fix, "duplicate_id"), record["id"])
 
 
-def chain_record(chain: Chain, dataset, ledger) -> dict | None:
+def chain_record(chain: Chain, dataset: Dataset, ledger: Ledger) -> dict | None:
     """The record of a chain, or None if it went to the ledger."""
     chain = longest_piece(chain, ledger)
     sequence = protein.accepted_sequence(chain.where, chain.id, chain.sequence.encode(), dataset, ledger)
@@ -89,7 +95,7 @@ def chain_record(chain: Chain, dataset, ledger) -> dict | None:
     return {"id": chain.id, "sequence": sequence, "length": len(sequence), "backbone": flat, "origin": chain.origin}
 
 
-def longest_piece(chain: Chain, ledger) -> Chain:
+def longest_piece(chain: Chain, ledger: Ledger) -> Chain:
     """The chain cut to the longest piece between two breaks; the other pieces are noted, each as a record."""
     bounds = [0, *chain_breaks(chain.atoms), len(chain.atoms)]
     pieces = list(pairwise(bounds))
@@ -110,8 +116,8 @@ def chain_breaks(atoms: np.ndarray) -> list[int]:
     return (known[:-1][distance > REACH * np.diff(known)] + 1).tolist()
 
 
-def raw_chains(path: str, ledger) -> Iterator[Chain]:
-    """Every chain of a file, whatever its format, which is told by its content."""
+def raw_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
+    """Every chain of a file in any of the formats, which its first letter tells apart."""
     try:
         with open_bytes(path) as stream:
             start = stream.read(4096).lstrip()[:1]
@@ -123,32 +129,32 @@ def raw_chains(path: str, ledger) -> Iterator[Chain]:
         ledger.note_error(InputError(f"{path}:1", error.detail, reason=error.reason) if whole else error)
 
 
-def model_chains(path: str, ledger) -> Iterator[Chain]:
+def model_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
     """The chains of a PDB or mmCIF file."""
     name = Path(path).name.removesuffix(".gz")
     name = name.rpartition(".")[0] or name
-    for id, residues in groupby(read_residues(path), key=chain_id):
-        residues = list(residues)
+    for id, group in groupby(read_residues(path), key=chain_id):
+        residues = list(group)
         ledger.count_record()
-        sequence = "".join(map(residue_letter, residues))
+        sequence = "".join(cast(str, residue_letter(residue)) for residue in residues)  # all of them have one
         yield Chain(f"{path}:{id}", f"{name}.{id}".rstrip(". "), sequence, backbone_coordinates(residues), ORIGINS[0])
 
 
-def jsonl_chains(path: str, ledger) -> Iterator[Chain]:
+def jsonl_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
     """The records of `chain_set.jsonl` (Ingraham et al. 2019, https://github.com/jingraham/neurips19-graph-protein-design)."""
     for number, line in read_lines(path):
         if line.strip():
             yield from parse_chain(f"{path}:{number}", line, ledger)
 
 
-def json_list_chains(path: str, ledger) -> Iterator[Chain]:
+def json_list_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
     """The records of one JSON list, such as TS50's."""
     text = "\n".join(line for _, line in read_lines(path))
     for number, record in enumerate(parse_json(f"{path}:1", text), start=1):
         yield from parse_chain(f"{path}:{number}", record, ledger)
 
 
-def parse_chain(where: str, record, ledger) -> Iterator[Chain]:
+def parse_chain(where: str, record: Any, ledger: Ledger) -> Iterator[Chain]:
     """The chain of a JSON record; none if it is malformed."""
     ledger.count_record()
     try:
@@ -158,7 +164,7 @@ def parse_chain(where: str, record, ledger) -> Iterator[Chain]:
         ledger.note_error(error)
 
 
-def parse_json(where: str, text: str):
+def parse_json(where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -166,7 +172,7 @@ def parse_json(where: str, text: str):
         raise InputError(where, f"not JSON: {error.msg}", text[error.pos :], "JSON", fix, "json") from None
 
 
-def json_chain(where: str, record) -> Chain:
+def json_chain(where: str, record: Any) -> Chain:
     """A chain from `name`, `seq` and `coords`: {N, CA, C, O: a point a residue}, or four points a residue.
 
     Raises:
@@ -203,7 +209,7 @@ def json_chain(where: str, record) -> Chain:
     return Chain(where, record["name"], sequence, atoms, origin)
 
 
-def summary(records) -> dict:
+def summary(records: list[dict]) -> dict:
     lengths = sorted(record["length"] for record in records)
     unresolved = sum(
         int(np.isnan(unflatten_backbone(record["backbone"])).any(axis=(1, 2)).sum()) for record in records

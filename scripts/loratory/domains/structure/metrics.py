@@ -3,16 +3,19 @@
 VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import rankdata
 
-from loratory.domains.contract import Metric
+from loratory.domains.contract import Columns, Metric
 from loratory.domains.protein.metrics import mean_of
+from loratory.domains.structure.sources import Task
 
 BIN = 10  # width of a bin of pLDDT, on the scale 0–100
 
 
-def columns(rows, records, task) -> dict[str, np.ndarray]:
+def columns(rows: list[dict], records: list[dict] | None, task: Task | None) -> dict[str, np.ndarray]:
     """One value for each chain and column: arrays over its resolved residues, or numbers.
 
     `plddt` and `lddt` are arrays on the scale 0–100; `spearman` is their rank correlation within the chain; `tm` (0–1)
@@ -31,12 +34,12 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
-def pooled_scores(columns) -> tuple[np.ndarray, np.ndarray]:
+def pooled_scores(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     """pLDDT and lDDT of all residues of all chains."""
     return np.concatenate(columns["plddt"]), np.concatenate(columns["lddt"])
 
 
-def calibration_bins(columns) -> list[dict]:
+def calibration_bins(columns: Columns) -> list[dict]:
     """Mean pLDDT and mean lDDT of the residues in each bin of pLDDT that holds any."""
     plddt, lddt = pooled_scores(columns)
     home = np.minimum(plddt // BIN, 100 // BIN - 1).astype(int)
@@ -48,17 +51,17 @@ def calibration_bins(columns) -> list[dict]:
     ]
 
 
-def calibration_error(columns) -> float:
+def calibration_error(columns: Columns) -> float:
     bins = calibration_bins(columns)
     residues = sum(each["residues"] for each in bins)
     return sum(each["residues"] * abs(each["plddt"] - each["lddt"]) for each in bins) / residues
 
 
-def mean_over_residues(column: str):
+def mean_over_residues(column: str) -> Callable[[Columns], float]:
     return lambda columns: float(np.concatenate(columns[column]).mean())
 
 
-def median_of(column: str):
+def median_of(column: str) -> Callable[[Columns], float]:
     return lambda columns: float(np.median(columns[column]))
 
 

@@ -8,7 +8,7 @@ hydrophobic core, no side chain: the chain goes where its torsions lead.
 import gzip
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +26,7 @@ from loratory.domains.protein.simulate import (
     family_sizes,
     residue_tables,
 )
+from loratory.domains.structure.sources import Simulation
 
 # φ and ψ in degrees: ideal helix and strand, and the other basins of the Ramachandran plot.
 HELIX, STRAND, POLYPROLINE, BRIDGE, LEFT = (-57, -47), (-120, 130), (-65, 145), (-90, 0), (57, 40)
@@ -44,7 +45,7 @@ NEAREST, APART = 3.6, 3  # Å that two Cα keep from each other, if they are at 
 TRIES = 20  # draws of an ancestor, and of each descendant, until the chain does not cross itself
 
 
-def simulate(simulation, population: str, seed: int, out) -> dict[str, list[str]]:
+def simulate(simulation: Simulation, population: str, seed: int, out: Path | str) -> dict[str, list[str]]:
     """Writes `chain_set.jsonl.gz` into the folder `out`: name, seq, coords (N, CA, C, O) and `origin`."""
     built, rng = POPULATIONS[population], random.Random(f"structure {population} {seed}")
     chains = list(family_chains(simulation, built, rng))
@@ -56,7 +57,9 @@ def simulate(simulation, population: str, seed: int, out) -> dict[str, list[str]
     return {"chains": [path.name]}
 
 
-def family_chains(simulation, population: ProteinPopulation, rng) -> Iterator[tuple[str, np.ndarray]]:
+def family_chains(
+    simulation: Simulation, population: ProteinPopulation, rng: random.Random
+) -> Iterator[tuple[str, np.ndarray]]:
     """`(sequence, atoms)` of every member of every family."""
     bounds, tables = (simulation.min_length, simulation.max_length), residue_tables(population)
     for size in family_sizes(simulation, rng):
@@ -66,7 +69,9 @@ def family_chains(simulation, population: ProteinPopulation, rng) -> Iterator[tu
             yield "".join(residue for _, residue in chain), atoms
 
 
-def draw_uncrossed(draw, rng) -> tuple[list[tuple[str, str]], np.ndarray]:
+def draw_uncrossed(
+    draw: Callable[[], list[tuple[str, str]]], rng: random.Random
+) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The first chain drawn that does not cross itself, with its atoms; after TRIES, the one that does so least."""
     found = []
     for _ in range(TRIES):
@@ -78,7 +83,7 @@ def draw_uncrossed(draw, rng) -> tuple[list[tuple[str, str]], np.ndarray]:
     return min(found, key=lambda item: item[0])[1:]
 
 
-def chain_torsions(chain, rng) -> np.ndarray:
+def chain_torsions(chain: Sequence[tuple[str, str]], rng: random.Random) -> np.ndarray:
     """φ and ψ of each `(site, residue)`, in degrees, shape (residues, 2)."""
     angles = []
     for site, residue in chain:

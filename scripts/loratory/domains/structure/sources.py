@@ -9,6 +9,7 @@ from loratory.domains.contract import FilesOptions, TaskOptions
 from loratory.domains.protein import sources as protein
 
 FAMILIES = {"folding": ("structure",)}
+AUDIO, FOLDED = False, False
 # Of the files that a folder stands for, each plain or gzipped; SCOPe's domains have none.
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".jsonl", ".json", "")
 
@@ -30,6 +31,10 @@ class Files(FilesOptions):
     def file_paths(self) -> list[str]:
         """The files, those of a folder in order; a location that does not exist is kept for the reader to name."""
         return [path for location in self.chains for path in structure_files(Path(location))]
+
+    @property
+    def added_simulation(self) -> Simulation | None:
+        return self.simulated
 
 
 class Dataset(protein.Dataset):
