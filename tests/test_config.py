@@ -136,16 +136,18 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.mini_lm.pretrain.domains: unknown corpus of `general` (lncrna)": {"general.lncrna": ABSENT},
     "bases.mini_lm.pretrain.domains: unknown corpus of `general` (protein)": {"general": ABSENT},
     "domains.protein.adapters.mini_bert: " + NO_TASK: {"domains.protein.adapters.mini_bert": ["lora"]},
-    "bases.mini_lm.pretrain.domains: this base cannot hear speech; expected": {"bases.mini_lm.audio": ABSENT},
-    "bases.mini_lm.pretrain.domains: nothing to learn hearing from (lncrna)": {
+    "bases.mini_lm.pretrain.domains: this base has no audio encoder for speech; expected": {
+        "bases.mini_lm.audio": ABSENT
+    },
+    "bases.mini_lm.pretrain.domains: no spoken corpus to train the audio projector on (lncrna)": {
         "bases.mini_lm.pretrain.domains": ["lncrna"]
     },
-    "domains.speech.adapters.deaf: this base cannot hear speech; expected a causal base with `audio:`": {
+    "domains.speech.adapters.deaf: this base has no audio encoder for speech; expected a causal base with `audio:`": {
         "bases.deaf": LOCAL,
         "domains.speech.adapters": {"deaf": ["lora"]},
     },
     "bases.gpt.audio.corpus: unknown corpus of `general` (None)": {"bases.gpt": LOCAL | HEARING},
-    "bases.gpt.audio.corpus: nothing to learn hearing from (protein)": {
+    "bases.gpt.audio.corpus: no spoken corpus to train the audio projector on (protein)": {
         "bases.gpt": LOCAL | {"audio": HEARING["audio"] | {"corpus": "protein"}}
     },
     "mixtures.xlora.experts: too few experts (1); expected at least 2": {"mixtures.xlora.experts": {"speech": "lora"}},

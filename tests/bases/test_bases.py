@@ -292,7 +292,7 @@ def test_a_chat_is_refused_without_a_template_with_audio_and_by_other_families(c
 
 def test_a_deaf_base_is_refused_for_audio(tmp_path, clips):
     base = causal_base(tmp_path / "deaf", ears=False)
-    with pytest.raises(InputError, match="this base cannot hear"):
+    with pytest.raises(InputError, match="this base has no audio encoder"):
         base.encode(question(audio=clips[0]))
 
 

@@ -92,7 +92,7 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_anything_runs(change
 
 def test_what_is_heard_must_stand_first():
     prompts = {"compare_mixers.prompts": {"heard": ["protein", "speech"]}}
-    with pytest.raises(InputError, match=r"prompts.heard: what is heard stands before all text \(speech\)"):
+    with pytest.raises(InputError, match=r"prompts.heard: audio stands before all text \(speech\)"):
         read_config(changed(shipped("mixers"), prompts), "mixers")
 
 

@@ -153,12 +153,12 @@ def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
     Raises:
         InputError: weights are missing, too many, or of other shapes than `config.json` says.
     """
-    # on the device "meta" no numbers are read; other shapes are told below
+    # on the device "meta" no numbers are read; other shapes are reported below
     options = {**family.model_options, "device_map": {"": "meta"}, "ignore_mismatched_sizes": True}
     try:
         with quiet_logging():
             model, report = load_with_report(family.model_class, folder, **options)
-    except Exception as error:  # whatever the library says of a foreign config
+    except Exception as error:  # transformers raises errors of many types for configs that it does not know
         what, expected = "the model does not open", "one that this version of transformers knows"
         raise InputError(folder, what, error, expected, reason="family") from error
     wrong = sorted(report["mismatched_keys"])
@@ -180,7 +180,7 @@ def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
 
 @contextmanager
 def quiet_logging() -> Iterator[None]:
-    """Keeps the library's own report of what it loads away: one line tells it."""
+    """Silences the library's own report of what it loads: `InputError` says it in one line."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -206,7 +206,7 @@ def check_tokenizer(folder: Path, needed: str, embeddings: int) -> None:
         raise InputError(folder, "no whole tokenizer", None, expected, fix, "tokenizer")
     try:
         tokenizer = open_tokenizer(folder)
-    except Exception as error:  # whatever the library says of a foreign file
+    except Exception as error:  # transformers raises errors of many types for files that it cannot read
         what = "the tokenizer does not open"
         raise InputError(folder, what, error, "a tokenizer of transformers", reason="tokenizer") from error
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -249,7 +249,7 @@ def check_audio(folder: Path) -> list[Path]:
         check_header(path)
     try:
         AudioPrefix.load(folder)
-    except Exception as error:  # whatever torch says of missing names and other shapes
+    except Exception as error:  # torch raises errors of several types for missing names and other shapes
         what = "the audio prefix does not open"
         raise InputError(folder, what, error, "what a base with `audio:` was saved with", reason="weights") from error
     return paths

@@ -115,7 +115,7 @@ class Base(ABC):
 
     @classmethod
     def manifest_facts(cls, entry: BaseEntry) -> dict[str, Any]:
-        """What `base.json` says of the config entry besides what it says of every base."""
+        """Facts of the config entry that go into `base.json` besides those of every base."""
         return {}
 
     @classmethod
@@ -178,7 +178,7 @@ class Base(ABC):
         """How many positions of `ids` an example's clip fills."""
         raise self.unsupported_error("audio_tokens")
 
-    # What a model says.
+    # Losses and predictions.
 
     @abstractmethod
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
@@ -255,7 +255,7 @@ def open_model(kind: Any, folder: Path | str, new: tuple[str, ...] = (), **optio
         new: modules that the weights may lack (a head that is to be trained).
 
     Raises:
-        InputError: weights are missing: the library would fill them with random numbers without a word.
+        InputError: weights are missing: the library would fill them with random numbers and only log it.
     """
     model, report = load_with_report(kind, folder, **options)
     missing = sorted(key for key in report["missing_keys"] if not any(f".{n}." in f".{key}" for n in new))

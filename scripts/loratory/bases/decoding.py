@@ -24,10 +24,10 @@ from loratory.errors import InputError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw the next token; its own generator keeps the draw independent of everything else.
+    """How to draw the next token, by a generator of its own: nothing else that is random changes it.
 
     Attributes:
-        temperature: logits are divided by it. top_k: so many of the likeliest tokens stay, all if None.
+        temperature: logits are divided by it. top_k: only so many of the likeliest tokens are drawn from; None: all.
         top_p: the smallest set of tokens with this mass stays (Holtzman et al. 2020, arXiv:1904.09751).
 
     Raises:

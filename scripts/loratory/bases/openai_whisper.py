@@ -110,7 +110,7 @@ def check_names(where: Path | str, found: Mapping[str, Any], expected: Collectio
 
 def check_shapes(where: Path | str, weights: Mapping[str, Any], config: WhisperConfig) -> None:
     """Raises:
-    InputError: what is called a weight is no tensor, or one of another size than the config says.
+    InputError: a weight is no tensor, or of another shape than in a model of this config.
     """
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)

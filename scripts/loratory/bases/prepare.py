@@ -38,9 +38,9 @@ def prepare_hub(repository: str, name: str, entry: BaseEntry, out: Path | str) -
 
 
 def prepare_files(source: Path, name: str, entry: BaseEntry, out: Path | str, taken_from: str) -> None:
-    """Checks and copies the files of one model; weights that are not the model's stay behind."""
+    """Checks and copies the files of one model; weights in formats other than safetensors are not copied."""
     check_model_folder(source, entry.family)
-    said = declared_weights(source)
+    declared = declared_weights(source)
     kept = {path for pattern in COPIED_FILES for path in source.glob(pattern) if path.name != INDEX}
     kept |= {path for pattern in (*COPIED_FILES, "*.safetensors") for path in (source / "audio").glob(pattern)}
     weights = weight_paths(source)
@@ -51,14 +51,14 @@ def prepare_files(source: Path, name: str, entry: BaseEntry, out: Path | str, ta
             target.parent.mkdir(parents=True, exist_ok=True)
             copy2(path, target)
         family_class(entry.family).complete_folder(aside)
-        write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **said)
+        write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **declared)
 
 
 def declared_weights(source: Path) -> dict[str, Any]:
-    """What the folder says of its weights: random ones stay marked as random, so that nothing reports them."""
+    """The mark of random weights in the folder's manifest, which is kept so that no result of them is reported."""
     manifest = source / MANIFEST
-    said = read_object(manifest).get("weights") if manifest.is_file() else None
-    return {"weights": said} if said else {}
+    mark = read_object(manifest).get("weights") if manifest.is_file() else None
+    return {"weights": mark} if mark else {}
 
 
 def write_manifest(folder: Path, name: str, entry: BaseEntry, origin: str, **facts: Any) -> None:

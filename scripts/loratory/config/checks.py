@@ -58,7 +58,7 @@ def check_base(at: str, base: BaseEntry, config: Study) -> None:
         require_known(at, "corpus of `general`", domain, entries_by_name(config.general))
         check_fit(at, domain, base)
     if base.audio and not any(is_spoken(domain) for domain in corpora):
-        raise InputError(at, "nothing to learn hearing from", ", ".join(corpora), "a spoken domain")
+        raise InputError(at, "no spoken corpus to train the audio projector on", ", ".join(corpora), "a spoken domain")
 
 
 def is_spoken(domain: str) -> bool:
@@ -66,13 +66,13 @@ def is_spoken(domain: str) -> bool:
 
 
 def check_fit(at: str, domain: str, base: BaseEntry) -> None:
-    """A base of this family can answer what the domain asks, and hear what is spoken."""
+    """The domain has a task for bases of this family, and a base that is given spoken records has an audio encoder."""
     families = registry.base_families(domain)
     if base.family not in families:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
     if is_spoken(domain) and base.family == "causal" and not base.has_audio:
-        raise InputError(at, f"this base cannot hear {domain}", expected="a causal base with `audio:`")
+        raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
 
 
 def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) -> None:
@@ -107,7 +107,7 @@ def check_features(at: str, mixture: MixtureEntry, family: str) -> None:
         what, expected = "nothing of this mixer learns from the base's last states", "a trained mixer that reads them"
         raise InputError(f"{at}.features", what, mixture.mixer, expected, "leave `features` out")
     if mixture.features and family == "whisper":
-        what, fix = "a base that hears frames and writes tokens keeps no features", "leave `features` out"
+        what, fix = "a base that encodes frames and decodes tokens keeps no features", "leave `features` out"
         raise InputError(f"{at}.features", what, mixture.base, "a base of family causal or encoder", fix)
 
 
@@ -149,7 +149,7 @@ def check_prompt(at: str, domains: tuple[str, ...], experts: Mapping[str, str], 
     for place, domain in enumerate(domains):
         require_known(at, "domain", domain, experts)
         if place and is_spoken(domain):
-            raise InputError(at, "what is heard stands before all text", domain, fix="name it first")
+            raise InputError(at, "audio stands before all text", domain, fix="name it first")
 
 
 def require_known(at: str, noun: str, name: str, allowed: Collection[str]) -> None:

@@ -86,15 +86,15 @@ class Family(Base):
 
     @cached_property
     def begin_ids(self) -> list[int]:
-        """What the tokenizer puts before a text: what the model saw there in its pretraining."""
+        """What the tokenizer puts before a text, as in the model's pretraining."""
         encoded = self.tokenizer("a", return_special_tokens_mask=True)
         marked = zip(encoded["input_ids"], encoded["special_tokens_mask"])
         return [id for id, _ in takewhile(lambda pair: pair[1], marked)]
 
     def encode(self, example: Example) -> Encoded:
         begin = [] if example.chat else self.begin_ids  # a chat template brings its own
-        heard = self.audio_tokens(example) if example.audio else 0
-        prompt = begin + [self.pad_id] * heard + self.prompt_tokens(example)
+        audio_tokens = self.audio_tokens(example) if example.audio else 0
+        prompt = begin + [self.pad_id] * audio_tokens + self.prompt_tokens(example)
         if not prompt:  # the first token of a target is scored too, so something must come before it
             prompt = [self.end_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
         target = self.target_tokens(example)
@@ -104,11 +104,11 @@ class Family(Base):
             raise too_long_error(self.folder, example.id, len(prompt) + len(target), self.context)
         label = example.choices.index(example.target) if example.choices and example.target else -1
         labels = [IGNORED] * len(prompt) + target
-        return Encoded(prompt + target, labels, len(labels), example.audio, heard, label, example.alphabet)
+        return Encoded(prompt + target, labels, len(labels), example.audio, audio_tokens, label, example.alphabet)
 
     def prompt_tokens(self, example: Example) -> list[int]:
         """Raises:
-        InputError: a chat is asked for, and the base has no template for one, or the example is heard.
+        InputError: `example.chat`, and the base has no chat template or the example has audio.
         """
         if not example.chat:
             return self.tokens(example.prompt)
@@ -158,7 +158,7 @@ class Family(Base):
         """
         where = f"{self.folder}:{example.id}"
         if self.audio is None:
-            raise InputError(where, "this base cannot hear", example.audio, "a causal base with `audio:`")
+            raise InputError(where, "this base has no audio encoder", example.audio, "a causal base with `audio:`")
         samples = len(read_audio(example.audio))
         check_clip(where, samples, self.audio.frames)
         return self.audio.prefix_length(samples)
@@ -204,7 +204,7 @@ class Family(Base):
         return batch
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Model inputs; embeddings in place of ids where a clip is heard.
+        """Model inputs; embeddings in place of ids where a batch has audio.
 
         Padding on the right needs no mask, as nothing that counts comes after it; without one, attention is faster.
         """
@@ -266,12 +266,12 @@ class Family(Base):
 
     def loglikelihood(self, model: Module, items: Sequence[Encoded], tokens: list[int]) -> torch.Tensor:
         """Log probability of these tokens after each prompt `[items]`."""
-        asked = []
+        scored = []
         for item in items:
             prompt = prompt_ids(item)
             labels = [IGNORED] * len(prompt) + tokens
-            asked.append(replace(item, ids=prompt + tokens, labels=labels, length=len(labels)))
-        return -self.token_nll(model, self.collate(asked)).sum(1)
+            scored.append(replace(item, ids=prompt + tokens, labels=labels, length=len(labels)))
+        return -self.token_nll(model, self.collate(scored)).sum(1)
 
     def text(
         self,

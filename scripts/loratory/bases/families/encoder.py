@@ -30,7 +30,7 @@ HEADS = {"pooler", "classifier"}  # which pretraining leaves out or trains for s
 
 
 class Family(Base):
-    """Pooler and classifier are new, so they are trained and saved with each adapter; a bare base says nothing."""
+    """Pooler and classifier are new, so they are trained and saved with each adapter; a bare base predicts nothing."""
 
     family = "encoder"
     model_class = AutoModelForSequenceClassification

@@ -67,7 +67,7 @@ class Family(Base):
 
     @classmethod
     def manifest_facts(cls, entry: BaseEntry) -> dict[str, Any]:
-        """How it is decoded, so that a folder says it without a config."""
+        """The options of decoding, so that the folder can be opened without a config."""
         return {"whisper": (entry.whisper or WhisperOptions()).model_dump()}
 
     @property
@@ -94,7 +94,7 @@ class Family(Base):
         return Encoded(prompt + target, labels, self.encoder_positions(samples) + len(labels), example.audio)
 
     def encoder_positions(self, samples: int) -> int:
-        """What the encoder reads of a clip of so many samples."""
+        """Positions `[frames / 2]` of the encoder for a clip of so many samples."""
         if self.options.window == "full":
             return self.frames // 2
         return min(self.frames // 2, ceil((samples + self.options.silence * RATE) / SAMPLES_PER_POSITION))
@@ -145,7 +145,7 @@ class Family(Base):
         self, model: Module, items: Sequence[Encoded], limit: int, sampling: Sampling | None = None
     ) -> list[list[int]]:
         """Ids that follow the prompt, without end; greedy unless `sampling` is given, and without fallback."""
-        heard = cast(PreTrainedModel, model).get_encoder()(self.audio_features(items))
+        encoded = cast(PreTrainedModel, model).get_encoder()(self.audio_features(items))
         prompt = torch.tensor([self.decoder_prompt()] * len(items), device=self.device)
         limit = min(limit, self.context - prompt.shape[1])
         positions = torch.arange(prompt.shape[1], device=self.device).expand(len(items), -1)
@@ -154,7 +154,7 @@ class Family(Base):
 
         def forward(inputs: dict[str, Any], cache: Any) -> Any:
             output = model(
-                encoder_outputs=heard,
+                encoder_outputs=encoded,
                 decoder_input_ids=inputs["input_ids"],
                 past_key_values=cache,
                 use_cache=True,
@@ -203,15 +203,15 @@ def prompt_tokens(
         InputError: the base knows no such language or task, or its tokenizer lacks a token of the prompt.
     """
     languages = [code for code in LANGUAGES if f"<|{code}|>" in vocabulary]
-    asked = [f"<|{options.language}|>", f"<|{options.task}|>"]
+    mode = [f"<|{options.language}|>", f"<|{options.task}|>"]
     if not is_multilingual(model, languages):
-        if asked != list(PROMPT[1:3]):
+        if mode != list(PROMPT[1:3]):
             given, fix = f"{options.language}, {options.task}", "take a multilingual base"
             raise InputError(f"{folder}: whisper", "an English-only base", given, "en, transcribe", fix)
-        asked = []
+        mode = []
     elif options.language not in languages:
         raise unknown_name_error(f"{folder}: whisper.language", "language of this base", options.language, languages)
-    tokens = [PROMPT[0], *asked, PROMPT[3]]
+    tokens = [PROMPT[0], *mode, PROMPT[3]]
     for token in tokens:
         if token not in vocabulary:
             what = "the tokenizer lacks a token of the decoder prompt"
@@ -220,9 +220,9 @@ def prompt_tokens(
 
 
 def is_multilingual(model: PreTrainedModel, languages: list[str]) -> bool:
-    """As the folder says, else by OpenAI's sizes of vocabularies, else by whether languages have tokens.
+    """By the folder's config, else by OpenAI's sizes of vocabularies, else by whether languages have tokens.
 
-    Tokens alone do not tell: those of English-only checkpoints name languages too, and were never trained.
+    Tokens alone decide nothing: English-only checkpoints have tokens of languages too, which were never trained.
     """
     for config in (model.generation_config, model.config):
         if (stated := getattr(config, "is_multilingual", None)) is not None:
