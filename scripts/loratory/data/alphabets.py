@@ -11,5 +11,5 @@ def invalid_letters(sequence: bytes, alphabet: str) -> bytes:
 
 
 def looks_like_nucleotides(sequence: bytes) -> bool:
-    """More than 90 % of the letters are A C G T U N, and there are enough of them to tell."""
+    """At least 20 letters, more than 90 % of them A C G T U N."""
     return len(sequence) >= 20 and len(invalid_letters(sequence.upper(), "ACGTUN")) < 0.1 * len(sequence)

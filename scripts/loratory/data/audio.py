@@ -34,17 +34,17 @@ def read_audio(path: Path | str, rate: int = RATE) -> np.ndarray:
         raise InputError(path, "no such audio file", fix="correct the path it is listed with", reason="audio_missing")
     try:
         with soundfile.SoundFile(path) as file:
-            own_rate, promised = file.samplerate, file.frames
-            if promised == NO_LENGTH:
+            own_rate, stated = file.samplerate, file.frames
+            if stated == NO_LENGTH:
                 what, fix = "audio file whose header has no length", "encode it again, into a file"
                 raise InputError(path, what, expected="a length to check against", fix=fix, reason="audio_format")
             channels = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         expected, fix = "whole WAV, FLAC, OGG or MP3", "fetch it again, or convert it to FLAC"
         raise InputError(path, "not readable as audio", error.error_string, expected, fix, "audio_format") from None
-    if not promised:
+    if not stated:
         raise InputError(path, "audio file without samples", expected="speech", reason="audio_empty")
-    if len(channels) < promised or is_cut_short(path):
+    if len(channels) < stated or is_cut_short(path):
         what = f"audio file is cut short after {len(channels)} samples"
         raise InputError(path, what, expected="as many as its header says", fix="fetch it again", reason="audio_cut")
     if own_rate < LOWEST_RATE:
@@ -94,6 +94,7 @@ def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) ->
     clip[: len(samples)] = samples[:reached]
     centred = np.pad(clip, WINDOW // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(centred, WINDOW)[: reached // HOP * HOP : HOP]
+    # a periodic Hann window, as torch.stft takes
     spectrum = scipy.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32))  # numpy's takes 7 times longer
     power = mel_filters(n_mels) @ (spectrum.real**2 + spectrum.imag**2).T
     features = np.full((n_mels, length // HOP), np.log10(FLOOR), np.float32)

@@ -261,7 +261,7 @@ class BuildModule(Protocol):
         """{name of a count that must be 0: count}, from the records of each split as they are read back."""
 
     def summary(self, records: list[dict]) -> dict[str, Any]:
-        """Facts for the dataset card (JSON), from the records that were kept, which know their `split`."""
+        """Facts for the dataset card (JSON), from the records that were kept, with a column `split`."""
 
 
 class TaskModule(Protocol):
@@ -320,7 +320,7 @@ class FoldingMetricsModule(MetricsModule, Protocol):
         """As of any domain; neither records nor task are needed, and both may be None."""
 
     def calibration_bins(self, columns: Columns) -> list[dict]:
-        """What the report tells of each bin of confidence (JSON)."""
+        """What the report says of each bin of confidence (JSON)."""
 
 
 class SimulateModule(Protocol):

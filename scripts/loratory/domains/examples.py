@@ -17,10 +17,10 @@ def read_records(folder: Path | str, split: str, limit: int | None = None, seed:
 
 
 def domain_examples(domain: str, records: list[dict], task: TaskOptions, family: str) -> list[Example]:
-    """How a domain puts records to a base of a family.
+    """The examples that a domain makes of records for a base of a family.
 
     Raises:
-        InputError: a chat is asked for with a base of a family that has none.
+        InputError: the task wants a chat, and bases of the family have no chat template.
     """
     module = registry.load_module("domain", domain, "task")
     return chat_examples(domain, module.examples(records, task, family), task, family)

@@ -108,9 +108,9 @@ def canonical_sequence(where: str, raw: bytes) -> str:
         InputError: a letter that is no nucleotide code, or both U and T.
     """
     letters = raw.upper()
-    strange = invalid_letters(letters, IUPAC_NUCLEOTIDES)[:1]
-    if strange:
-        letter, position = strange.decode("latin-1"), letters.index(strange) + 1
+    invalid = invalid_letters(letters, IUPAC_NUCLEOTIDES)[:1]
+    if invalid:
+        letter, position = invalid.decode("latin-1"), letters.index(invalid) + 1
         what = "looks like protein" if letter in RESIDUES else "not a nucleotide"
         fix = "give transcripts as nucleotides"
         raise InputError(where, f"{what}, position {position}", letter, "A C G T U N", fix, "alphabet")

@@ -65,7 +65,7 @@ def simulate(simulation: Simulation, population: str, seed: int, out: Path | str
     """Writes `coding.fa.gz` and `noncoding.fa.gz` into the folder `out`; the same arguments give the same bytes."""
     species = SPECIES[population]
     rng = np.random.default_rng([seed, list(SPECIES).index(population)])
-    numbers = rng.permutation(2 * simulation.genes) + 1  # gene numbers tell nothing of the class
+    numbers = rng.permutation(2 * simulation.genes) + 1  # gene numbers do not depend on the class
     paths = {}
     for role, mine in zip(("coding", "noncoding"), np.split(numbers, 2)):
         genes = (record for number in sorted(mine) for record in gene_records(rng, simulation, species, role, number))
@@ -132,6 +132,7 @@ def untranslated_transitions(usage: np.ndarray, gc: float, likeness: float) -> n
     log odds `gc` of G and C.
     """
     first, last = usage.sum((1, 2)), usage.sum((0, 1))
+    # frequencies of 3-mers that start at each position of a codon, neighbouring codons being independent
     in_frames = usage, np.einsum("ab,c->abc", usage.sum(0), first), np.einsum("a,bc->abc", last, usage.sum(2))
     coding = in_frames[0] + in_frames[1] + in_frames[2]
     single = np.exp(gc * np.array([0, 1, 1, 0]))

@@ -39,7 +39,7 @@ class Simulation(SimulationOptions):
 
 
 class Dataset(DatasetOptions):
-    """Which transcripts are kept, and which may not be parted by a split."""
+    """Which transcripts are kept, and which may not stand in two splits."""
 
     min_length: int = Field(200, ge=1, description="nucleotides; 200 is what `long` non-coding means")
     max_length: int = Field(20_000, ge=1, description="nucleotides")

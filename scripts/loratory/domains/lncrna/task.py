@@ -30,7 +30,7 @@ def examples(records: list[dict], task: Task, family: str) -> list[Example]:
 
 
 def kmer_text(sequence: str) -> str:
-    """Non-overlapping 3-mers, lower case, parted by blanks; one or two letters left over at the end are kept.
+    """Non-overlapping 3-mers, lower case, separated by blanks; one or two letters left over at the end are kept.
 
     They are kept because a transcript's 3′ end would otherwise go unread.
     """

@@ -78,9 +78,9 @@ def accepted_sequence(where: str, id: str, raw: bytes, dataset: Dataset, ledger:
 
 def sequence_error(where: str, sequence: bytes) -> InputError | None:
     """Why it is no protein sequence at all; None if it is one."""
-    strange = invalid_letters(sequence, RESIDUES + (RARE + AMBIGUOUS).decode())
-    if strange:
-        letter = strange[:1]
+    invalid = invalid_letters(sequence, RESIDUES + (RARE + AMBIGUOUS).decode())
+    if invalid:
+        letter = invalid[:1]
         what = f"{letter.decode('latin-1')!r} at position {sequence.index(letter) + 1} of the sequence is no residue"
         if letter in b"-.":
             return InputError(where, what, None, "unaligned sequences", "remove the gaps of the alignment", "gap")

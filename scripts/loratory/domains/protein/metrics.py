@@ -55,6 +55,7 @@ def tandem_length(sequence: str, period: int) -> int:
     """Residues in the longest stretch that repeats itself with `period`; 0 if nothing stands there twice."""
     letters = np.frombuffer(sequence.encode(), np.uint8)
     breaks = np.flatnonzero(letters[period:] != letters[:-period])
+    # between two breaks lie as many letters that equal the one `period` before them
     longest = int(np.diff(breaks, prepend=-1, append=max(0, len(letters) - period)).max()) - 1
     return longest + period if longest >= period else 0
 

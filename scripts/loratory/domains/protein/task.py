@@ -41,7 +41,7 @@ def sample_residues(text: str) -> str | None:
 def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """Prediction rows of Markov chains over residues and the closing bracket, fitted on train alone.
 
-    `residue_frequency` knows the share of each letter, `trigram` the two letters before it too.
+    `residue_frequency` is the share of each letter, `trigram` that after the two letters before it.
     """
     counts = count_trigrams(train)
     frequency = np.broadcast_to(letter_shares(counts), counts.shape)

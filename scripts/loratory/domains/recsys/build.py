@@ -199,18 +199,18 @@ def drop_unlisted(
     rows: pd.DataFrame, column: str, names: Mapping[str, str], location: str, ledger: Ledger
 ) -> pd.DataFrame:
     """The rows whose user or item is in its table; the error of each other row says how many there are."""
-    strange = ~rows[column].isin(names)
-    if not strange.any():
+    unlisted = ~rows[column].isin(names)
+    if not unlisted.any():
         return rows
-    lost = sorted(rows[column][strange].unique())
-    what = f"{strange.sum()} ratings name {len(lost)} {column}s that the table of {column}s lacks"
+    lost = sorted(rows[column][unlisted].unique())
+    what = f"{unlisted.sum()} ratings name {len(lost)} {column}s that the table of {column}s lacks"
     value = ", ".join(lost[:3])
-    for line in rows["line"][strange]:
+    for line in rows["line"][unlisted]:
         error = InputError(
             f"{location}:{line}", what, value, f"every {column} of a rating", reason=f"unknown_{column}"
         )
         ledger.note_error(error)
-    return rows[~strange].assign(**{column: rows[column][~strange].cat.remove_unused_categories()})
+    return rows[~unlisted].assign(**{column: rows[column][~unlisted].cat.remove_unused_categories()})
 
 
 def drop_duplicates(rows: pd.DataFrame, location: str, ledger: Ledger) -> pd.DataFrame:

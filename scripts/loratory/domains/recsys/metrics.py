@@ -56,6 +56,7 @@ def group_auc(columns: Columns) -> float:
     label, p, user = label[order], p[order], user[order]
     rows, positive = np.bincount(user), np.bincount(user, label)
     negative, before = rows - positive, np.cumsum(rows) - rows
+    # of each user: the rank sum of the likes less the smallest it can be, which is Mann and Whitney's U
     wins = np.bincount(user, label * tied_ranks(user, p)) - positive * (before + (positive + 1) / 2)
     both = (positive > 0) & (negative > 0)
     if not both.any():

@@ -1,4 +1,4 @@
-"""A film-rating site in MovieLens' CSV layout, where the past foretells the rating.
+"""A film-rating site in MovieLens' CSV layout, where a user's earlier ratings predict the next.
 
 Titles are made of words that belong to genres, and every user has a taste for each genre, so that earlier stars and
 titles tell how a new title will be liked. Popularity is skewed, films differ in quality, users in generosity, and

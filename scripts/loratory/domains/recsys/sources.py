@@ -63,7 +63,7 @@ class Simulation(SimulationOptions):
 
 
 class Dataset(DatasetOptions):
-    """A record is one rating to be foretold from the user's strictly earlier ones; splits cut one global time line."""
+    """A record is a rating to be predicted from the user's strictly earlier ones; splits cut one global time line."""
 
     positive: float = Field(4.0, ge=0.5, le=5, description="fewest stars that count as liking")
     k_core: int = Field(5, ge=1, description="ratings that every user and every item keeps having")
@@ -76,7 +76,7 @@ class Task(TaskOptions):
 
     history: int = Field(5, ge=1, description="most recent ratings shown, at most the dataset's `max_history`")
     averages: bool = Field(
-        False, description="tell how many ratings the user gave before and the item got before, and their mean stars"
+        False, description="state how many ratings the user gave before and the item got before, and their mean stars"
     )
     max_title: int = Field(80, ge=8, description="characters of a title; longer ones are cut")
     max_prompt: int = Field(1500, ge=300, description="characters of a prompt; oldest ratings are left out to fit")

@@ -76,7 +76,7 @@ def plain_title(title: str, longest: int) -> str:
 
 
 def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
-    """Controls that know train, and of a record its item, its user and the ratings before it.
+    """Controls that read train, and of a record its item, its user and the ratings before it.
 
     `constant`, `item_mean`, `user_mean`: share of likes in train, the latter two smoothed towards the first.
     Probabilities by logistic regressions on train: `popularity`, how many ratings of train the item has;
@@ -117,8 +117,8 @@ def control_features(train: list[dict], held_out: list[dict], task: Task) -> dic
             "history_regression": [fmean(known), liked, len(shown), known[-1], *item, *averages],
         }
 
-    learnt, asked = ([record_features(record) for record in part] for part in (train, held_out))
-    return {system: ([of[system] for of in learnt], [of[system] for of in asked]) for system in learnt[0]}
+    first, second = ([record_features(record) for record in part] for part in (train, held_out))
+    return {system: ([of[system] for of in first], [of[system] for of in second]) for system in first[0]}
 
 
 def shrunk_average(record: dict, of: str, usual: float) -> tuple[float, float]:
@@ -130,8 +130,8 @@ def shrunk_average(record: dict, of: str, usual: float) -> tuple[float, float]:
 def item_features(train: list[dict], held_out: list[dict]) -> dict[str, list[float]]:
     """{record: [smoothed share of likes of its item, log of 1 + their number]}, over the ratings of train before it.
 
-    So no record of train meets its own answer, and the features of train hold as little of the future as those of the
-    held-out records.
+    So no record of train has its own label in its features, and the features of train hold as little of the future as
+    those of the held-out records.
     """
     overall, learnt = fmean(record["label"] for record in train), {record["id"] for record in train}
     likes: dict[str, int] = defaultdict(int)

@@ -25,7 +25,7 @@ COLUMNS = {
     "seconds": "double",
     "sha256": "string",  # of the samples at 16 kHz
 }
-AGES = range(1, 101)  # 0 and 120 are what forms hold for "not asked"
+AGES = range(1, 101)  # 0 and 120 are what forms hold where the age is unknown
 TAG = re.compile(r"<[^<>]*>|\(\(.*?\)\)|\[[^\[\]]*\]|\+\w+\+")
 split = partial(random_split, "speech")
 

@@ -43,7 +43,7 @@ class Dataset(DatasetOptions):
     min_age: int | None = Field(None, ge=1, description="youngest speaker in years; drops speakers of unknown age")
     max_age: int | None = Field(None, ge=1, description="oldest speaker in years; drops speakers of unknown age")
     min_seconds: float = Field(0.1, ge=0.1, description="shortest utterance")
-    max_seconds: float = Field(30, gt=0, le=30, description="longest utterance; 30 s is what Whisper hears")
+    max_seconds: float = Field(30, gt=0, le=30, description="longest utterance; 30 s is what Whisper reads at once")
     untranscribed: Literal["error", "drop"] = Field("error", description="audio that has no transcript")
     held_out_sentences: Literal["any", "unseen"] = Field(
         "any", description="`unseen` drops utterances whose sentence is also read in a more protected split"

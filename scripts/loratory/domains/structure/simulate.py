@@ -31,7 +31,7 @@ from loratory.domains.structure.sources import Simulation
 # φ and ψ in degrees: ideal helix and strand, and the other basins of the Ramachandran plot.
 HELIX, STRAND, POLYPROLINE, BRIDGE, LEFT = (-57, -47), (-120, 130), (-65, 145), (-90, 0), (57, 40)
 # A residue's basin in a loop: glycine and asparagine turn left, proline cannot but be extended, and the rest follows
-# its taste for helix or strand (Chou & Fasman 1978, doi:10.1146/annurev.bi.47.070178.001343).
+# its preference for helix or strand (Chou & Fasman 1978, doi:10.1146/annurev.bi.47.070178.001343).
 BASINS = {"GN": LEFT, "P": POLYPROLINE, "DS": BRIDGE, "AEHKLMQR": HELIX, "CFITVWY": STRAND}
 LOOPS = {residue: basin for residues, basin in BASINS.items() for residue in residues}
 NOISE = {"helix": 2.0, "strand": 2.0, "loop": 5.0}  # standard deviation of φ and ψ, degrees: loops are less certain
