@@ -12,7 +12,7 @@ with log_job(snakemake.log[0], snakemake.params.threads):
         entry=BaseEntry(**params.entry),
         general={domain: Path(file).parent for domain, file in params.general.items()},
         tasks={domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
-        ears=next((Path(file).parent for file in snakemake.input.get("encoder", [])), None),
+        audio_encoder=next((Path(file).parent for file in snakemake.input.get("encoder", [])), None),
         device=params.device,
         checkpoints=Path(params.checkpoints),
         out=Path(snakemake.output[0]).parent,
