@@ -48,7 +48,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def scores(folder: Path) -> dict[str, list]:
     """Every number, unrounded."""
-    files = (folder / "results/metrics").rglob("*.json")
+    files = [path for corpus in ("data", "general") for path in (folder / "results/metrics" / corpus).rglob("*.json")]
     return {str(path.relative_to(folder)): json.loads(path.read_text())["rows"] for path in files}
 
 
