@@ -5,6 +5,7 @@ cross-attention's keys and values read too, and `tokens` of its decoder.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class EncodedAudio:
     weights: dict[str, torch.Tensor]
 
 
-def bare_states(model: PreTrainedModel, inputs: dict[str, Any], cache: Cache | None) -> dict[str, torch.Tensor]:
+def bare_states(model: PreTrainedModel, inputs: Mapping[str, Any], cache: Cache | None) -> dict[str, torch.Tensor]:
     """The last hidden states `[batch, length, hidden]` of each stream, without the output head."""
     inputs = {name: value for name, value in inputs.items() if name not in OF_HEADS}
     if cache is not None:
