@@ -249,7 +249,7 @@ class Watched(XLora):
 
     def routing_weights(self, gate, seen, sizes):
         self.answers.append(gate(seen.hidden.float()).dtype)
-        return super().weights(gate, seen, sizes)
+        return super().routing_weights(gate, seen, sizes)
 
 
 @FAMILY

@@ -341,7 +341,7 @@ def test_steps_in_place_ask_no_mixer_whose_weights_are_constant():
     class Counted(Uniform):
         def routing_weights(self, gate, seen, sizes):
             asked.append(sizes.experts)
-            return super().weights(gate, seen, sizes)
+            return super().routing_weights(gate, seen, sizes)
 
     made = mixture(Counted())
     generate(made, IDS, MASK, max_new_tokens=5, eos=(), fixed=FixedSteps(made, 2, 20))

@@ -57,7 +57,7 @@ class Mixture(nn.Module):
         wants: names in a batch of what a mixture takes besides the model's inputs; see `forward`.
     """
 
-    wants = ("prompt", "is_audio", "hidden")
+    wants: tuple[str, ...] = ("prompt", "is_audio", "hidden")
 
     def __init__(
         self,
@@ -194,14 +194,14 @@ class Mixture(nn.Module):
         Returns:
             The wrapped model's output.
         """
-        cache, heard = past_key_values, inputs.get("encoder_outputs")
+        cache, audio = past_key_values, inputs.get("encoder_outputs")
         seen = GateInput(is_audio=is_audio, domain=self.domain)
         weights = self.layer_weights(self.compute_weights(inputs, seen, cache, prompt, hidden), seen)
         if cache is not None:
             inputs["past_key_values"] = cache.mixed
             cache.calls += 1
-        if isinstance(heard, EncodedAudio):
-            inputs["encoder_outputs"] = heard.mixed
+        if isinstance(audio, EncodedAudio):
+            inputs["encoder_outputs"] = audio.mixed
         with self.context.use_weights(weights):
             return self.model(**inputs)
 
@@ -232,8 +232,8 @@ class Mixture(nn.Module):
         if self.mixer.reads == "input":
             self.wanted, self.applied = {}, {}
             return {}
-        heard = inputs.get("encoder_outputs")
-        known = dict(heard.weights) if isinstance(heard, EncodedAudio) else {}
+        audio = inputs.get("encoder_outputs")
+        known = dict(audio.weights) if isinstance(audio, EncodedAudio) else {}
         if cache is not None and cache.held is not None:
             known[TOKENS] = cache.held
         if known.keys() >= self.streams.keys():

@@ -22,8 +22,8 @@ def module_streams(model: PreTrainedModel, modules: list[str], apart: bool) -> d
     """{stream: its modules}; all modules are one stream unless the streams are to be kept `apart`."""
     if not (apart and model.config.is_encoder_decoder):
         return {TOKENS: tuple(modules)}
-    heard = tuple(name for name in modules if READS_FRAMES.search(name))
-    parts = {FRAMES: heard, TOKENS: tuple(name for name in modules if name not in heard)}
+    frames = tuple(name for name in modules if READS_FRAMES.search(name))
+    parts = {FRAMES: frames, TOKENS: tuple(name for name in modules if name not in frames)}
     return {stream: names for stream, names in parts.items() if names}
 
 

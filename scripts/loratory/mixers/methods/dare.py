@@ -8,6 +8,7 @@ The paper drops 0.9 and more from changes of large models; the default density i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,8 @@ from pydantic import Field, FiniteFloat
 from loratory.mixers.merging import Merger, expert_shares, merge_experts
 
 if TYPE_CHECKING:
+    import torch
+
     from loratory.adapters.deltas import Adapter, LowRank
 
 
@@ -45,7 +48,7 @@ class Mixer(Merger):
 
         return merge_experts(given, merge_module)
 
-    def drop_and_merge(self, changes, weights):
+    def drop_and_merge(self, changes: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         from peft.utils.merge_utils import dare_linear, dare_ties
 
         if self.combine == "linear":
@@ -54,7 +57,7 @@ class Mixer(Merger):
 
 
 @contextmanager
-def seed_torch(seed: int, module: str):
+def seed_torch(seed: int, module: str) -> Iterator[None]:
     """Within, torch's own random numbers on the CPU are those of (seed, module): PEFT takes no generator."""
     import torch
 

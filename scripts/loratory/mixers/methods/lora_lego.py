@@ -81,7 +81,7 @@ class Mixer(Merger):
         member = torch.nn.functional.one_hot(labels).T * counts.double()
         member = member / member.sum(1, keepdim=True)
 
-        def vector_lengths(vectors):
+        def vector_lengths(vectors: torch.Tensor) -> torch.Tensor:
             return torch.linalg.vector_norm(vectors, ord=float(self.norm), dim=1, keepdim=True)
 
         means, lengths = member @ units, member @ vector_lengths(units)

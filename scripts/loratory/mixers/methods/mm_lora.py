@@ -1,10 +1,10 @@
-"""MM-LoRA: what is heard and what is read have a LoRA each (Arcana, Sun et al. 2024, arXiv:2410.13733).
+"""MM-LoRA: audio and text have a LoRA each (Arcana, Sun et al. 2024, arXiv:2410.13733).
 
-    y_t = W x_t + s_m B_m A_m x_t,   m = heard where position t is audio, else read
+    y_t = W x_t + s_m B_m A_m x_t,   m = heard where position t is audio, else read (the experts' names)
 
 There the two kinds are images and text, with ranks 64 and 192 and scale 2 for both. Which position is which comes with
-the batch and is never guessed from offsets; what is written is read. Whisper hears and reads in different layers, so
-nothing is marked there and all is read.
+the batch and is never guessed from offsets; what a model writes is text. Whisper has audio and text in different
+layers, so nothing is marked there and all counts as text.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Mixer(UntrainedExperts):
         return gate(seen.hidden.float()).softmax(-1).unsqueeze(-2)
 
 
-def half_weights(domain: int | None, experts: int):
+def half_weights(domain: int | None, experts: int) -> torch.Tensor:
     """0.5 for the domain's own expert, 0.5 for the last, `[1, 1, 1, experts]`.
 
     Raises:
