@@ -7,6 +7,8 @@ differences are paired. With few seeds such intervals are still too narrow.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,14 +77,14 @@ class PairedComparison:
 def compare_systems(
     domain: str,
     files: Mapping,
-    data,
-    task,
+    data: Path | str,
+    task: Any,
     split: str,
     chosen: Callable[[str], bool],
     resamples: int,
-    seed,
+    seed: int | Sequence[int],
     floor: Floor,
-    baselines=None,
+    baselines: Path | str | None = None,
 ) -> PairedComparison:
     """Compares the systems that are `chosen` by their names, and the best control without a language model.
 
@@ -125,7 +127,17 @@ def compare_systems(
 
 
 def contrast_methods(
-    domain, base, predictions, baselines, data, task, against, resamples: int, seed: int, floor: Floor, out
+    domain: str,
+    base: str,
+    predictions: Mapping[int, Path | str],
+    baselines: Path | str | None,
+    data: Path | str,
+    task: Any,
+    against: str,
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    out: Path | str,
 ) -> None:
     """Writes a row for the base, each adapter of the domain and the best control to the JSON file `out`.
 
@@ -156,7 +168,7 @@ def contrast_methods(
     write_json(out, report)
 
 
-def file_digests(files: Mapping, baselines=None) -> dict[str, str]:
+def file_digests(files: Mapping, baselines: Path | str | None = None) -> dict[str, str]:
     named = {f"seed{run}": path for run, path in files.items()} | ({"baselines": baselines} if baselines else {})
     return {name: file_sha256(path) for name, path in named.items()}
 

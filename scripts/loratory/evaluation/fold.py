@@ -1,11 +1,14 @@
 """Folding samples and scoring the structures: one PDB file for each sample, one row for each sample."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +20,9 @@ from loratory.data.files import atomic_write, file_sha256
 from loratory.data.structures import alpha_carbons
 from loratory.errors import InputError
 from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference
+
+if TYPE_CHECKING:
+    from transformers import EsmForProteinFolding
 
 SCORES = "scores.parquet"
 SCHEMA = pa.schema(
@@ -37,8 +43,8 @@ SCHEMA = pa.schema(
 def fold_samples(
     samples: Sequence[tuple[str, str]],
     references: Mapping[str, np.ndarray],
-    model_folder,
-    out,
+    model_folder: Path | str,
+    out: Path | str,
     device: str = "cpu",
     chunk_size: int = 64,
     max_length: int | None = None,
@@ -83,7 +89,14 @@ def fold_samples(
 
 
 def fold_predictions(
-    domain, predictions, baselines, references, limit: int | None, model_folder, out, device: str = "cpu"
+    domain: str,
+    predictions: Mapping[int, Path | str],
+    baselines: Path | str,
+    references: Path | str | None,
+    limit: int | None,
+    model_folder: Path | str,
+    out: Path | str,
+    device: str = "cpu",
 ) -> None:
     """Folds what every system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
 
@@ -104,7 +117,7 @@ def fold_predictions(
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
 
 
-def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
+def finished_samples(domain: str, path: Path | str) -> dict[str, list[tuple[str, str]]]:
     """The (id, sequence) pairs of each system's samples that are whole chains, in id order."""
     chain, systems = registry.load_module("domain", domain, "task").sample_residues, {}
     table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
@@ -114,7 +127,7 @@ def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
     return systems
 
 
-def read_references(path) -> dict[str, np.ndarray]:
+def read_references(path: Path | str) -> dict[str, np.ndarray]:
     """{id: coordinates of the resolved Cα atoms} of the records that are long enough for a TM-score."""
     records = pq.read_table(path, columns=["id", "backbone"]).to_pylist()
     found = {record["id"]: alpha_carbons(record["backbone"]) for record in records}
@@ -122,7 +135,7 @@ def read_references(path) -> dict[str, np.ndarray]:
     return {id: points for id, points in chains.items() if len(points) >= SHORTEST}
 
 
-def check_samples(samples: list[tuple[str, str]], max_length: int | None):
+def check_samples(samples: list[tuple[str, str]], max_length: int | None) -> None:
     """Raises: InputError for ids that cannot name files and sequences that cannot be folded."""
     for (id, _), (following, _) in pairwise(samples):
         if id == following:
@@ -140,7 +153,7 @@ def folder_digest(folder: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def cached_model(folder, digest: str, device: str, allow_random: bool):
+def cached_model(folder: Path | str, digest: str, device: str, allow_random: bool) -> EsmForProteinFolding:
     """The model with this digest, read once for all systems."""
     return folding.load_folding_model(folder, device, allow_random)
 

@@ -1,10 +1,13 @@
 """What every system says about a domain's held-out records: one base in memory, systems put on and taken off."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +25,11 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import MANIFEST, open_experts, open_mixture
 from loratory.mixers.streams import TOKENS, module_streams
+
+if TYPE_CHECKING:
+    from loratory.bases.core import Base
+    from loratory.domains.contract import Example, TaskOptions
+    from loratory.mixers.contract import Mixer
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Cost:
     writing: float = 0.0
     memory: int | None = None
 
-    def __add__(self, other: "Cost") -> "Cost":
+    def __add__(self, other: Cost) -> Cost:
         memory = max(filter(None, (self.memory, other.memory)), default=None)
         reading, writing = self.reading + other.reading, self.writing + other.writing
         return Cost(self.read + other.read, reading, self.written + other.written, writing, memory)
@@ -72,7 +80,17 @@ class TrainedModels:
     mixtures: dict[str, Path]
 
 
-def predict_domain(domain, data, task, base_folder, trained, asked, evaluation, device, out) -> None:
+def predict_domain(
+    domain: str,
+    data: Path | str,
+    task: TaskOptions,
+    base_folder: Path | str,
+    trained: Mapping[int, TrainedModels],
+    asked: Collection[str],
+    evaluation: Any,
+    device: str,
+    out: Path | str,
+) -> None:
     """Writes all systems' predictions, what they cost and the mixtures' routing on this domain, for every seed.
 
     Args:
@@ -103,7 +121,9 @@ def predict_domain(domain, data, task, base_folder, trained, asked, evaluation, 
         write_json(Path(out, f"seed{seed}.routing.json"), known)
 
 
-def examples_by_split(domain: str, data, task, base, asked, evaluation) -> dict[str, list]:
+def examples_by_split(
+    domain: str, data: Path | str, task: TaskOptions, base: Base, asked: Collection[str], evaluation: Any
+) -> dict[str, list]:
     """{split: its questions}."""
     limits = {"test": evaluation.max_records, "valid": evaluation.max_valid}
     sets = {
@@ -123,7 +143,16 @@ def is_evaluated(split: str, system: System, domain: str) -> bool:
     return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
 
 
-def run_system(base, domain: str, system: System, split: str, questions, task, evaluation, seed: int):
+def run_system(
+    base: Base,
+    domain: str,
+    system: System,
+    split: str,
+    questions: Sequence[Example],
+    task: TaskOptions,
+    evaluation: Any,
+    seed: int,
+) -> tuple[list[dict[str, Any]], Cost]:
     """The rows of one system on one split, and their `Cost`."""
     outputs = registry.family_outputs(domain, base.family)
     wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
@@ -135,7 +164,7 @@ def run_system(base, domain: str, system: System, split: str, questions, task, e
     return [label | row for row in found], cost
 
 
-def iterate_systems(base, domain: str, made: TrainedModels) -> Iterator[System]:
+def iterate_systems(base: Base, domain: str, made: TrainedModels) -> Iterator[System]:
     """One system after the other on the one loaded model; each is taken off before the next comes."""
     if not base.heads:  # a head that nobody trained says nothing
         yield System(("base",), "base", base.model)
@@ -159,7 +188,7 @@ def group_by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
     return found
 
 
-def mixture_controls(base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
+def mixture_controls(base: Base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
     """What mixtures of these experts must beat, asked once for all of them."""
     mixture = Mixture(base.model, open_experts(dict(experts), base.fingerprint), default_mixer("uniform")).eval()
     set_domain(mixture, domain)
@@ -169,7 +198,7 @@ def mixture_controls(base, domain: str, experts: Mapping[str, Path], names: list
     mixture.remove_experts()
 
 
-def mixture_systems(base, domain: str, name: str, folder) -> Iterator[System]:
+def mixture_systems(base: Base, domain: str, name: str, folder: Path | str) -> Iterator[System]:
     """A mixture after its shuffled control; neither where it must be told a domain that it does not know."""
     mixture = open_mixture(folder, base)
     set_domain(mixture, domain)
@@ -187,7 +216,7 @@ def set_domain(mixture: Mixture, domain: str) -> None:
     mixture.domain = mixture.domains.index(domain) if domain in mixture.domains else None
 
 
-def default_mixer(kind: str):
+def default_mixer(kind: str) -> Mixer:
     return registry.load_module("mixer", kind).Mixer()
 
 
@@ -202,7 +231,15 @@ def mixture_facts(mixture: Mixture) -> dict:
 
 
 @torch.no_grad()
-def predict_examples(base, model, questions, wanted, task, evaluation, seed: int) -> tuple[list[dict], Cost]:
+def predict_examples(
+    base: Base,
+    model: torch.nn.Module,
+    questions: Sequence[Example],
+    wanted: Sequence[str],
+    task: TaskOptions,
+    evaluation: Any,
+    seed: int,
+) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
     items = [base.encode(question) for question in questions]
     rows = [
@@ -229,7 +266,7 @@ def predict_examples(base, model, questions, wanted, task, evaluation, seed: int
     return merge_windows(rows, odds) if "choice" in wanted else rows, cost
 
 
-def steps_in_place(base, model) -> StepsByShape | None:
+def steps_in_place(base: Base, model: torch.nn.Module) -> StepsByShape | None:
     """Steps that a GPU replays while a causal model writes; None elsewhere, and where its attention forbids them."""
     if base.family != "causal" or base.device.type != "cuda":
         return None
@@ -240,7 +277,14 @@ def steps_in_place(base, model) -> StepsByShape | None:
 
 
 def run_output(
-    base, model, output: str, items: list[Encoded], choices, limit: int, sampling: Sampling, in_place=None
+    base: Base,
+    model: torch.nn.Module,
+    output: str,
+    items: list[Encoded],
+    choices: tuple[str, ...],
+    limit: int,
+    sampling: Sampling,
+    in_place: StepsByShape | None = None,
 ) -> list[dict]:
     """What one output says of each item: the columns that it fills, or `odds` of the second choice in nats."""
     if output == "nll":
@@ -253,7 +297,7 @@ def run_output(
     return [{"text": text} for text in texts]
 
 
-def measure_cost(base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
+def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
     if output in ("text", "sample"):
         texts = [columns["text"] for columns in filled]
         if items[0].alphabet:  # each letter is a token
@@ -264,7 +308,7 @@ def measure_cost(base, output: str, items: list[Encoded], filled: list[dict], se
     return Cost(read=sum(lengths), reading=seconds)
 
 
-def cache_audio(base, questions) -> None:
+def cache_audio(base: Base, questions: Sequence[Example]) -> None:
     """Clips are heard once and remembered: the first system that is asked must not be charged for it."""
     for question in questions:
         if question.audio:
@@ -288,7 +332,7 @@ def merge_windows(rows: list[dict], odds: list[float]) -> list[dict]:
 
 
 @torch.no_grad()
-def routing_summary(base, mixture: Mixture, questions, budget: int) -> dict:
+def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], budget: int) -> dict:
     """How the gate weighed the experts on this domain: means over tokens, prompt and answer apart.
 
     Returns:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import isfinite
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,7 +51,17 @@ class Floor:
 
 
 def score_domain(
-    domain, base, predictions, baselines, data, task, structures, resamples: int, seed: int, floor: Floor, out
+    domain: str,
+    base: str,
+    predictions: Mapping[int, Path | str],
+    baselines: Path | str | None,
+    data: Path | str,
+    task: Any,
+    structures: Path | str | None,
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    out: Path | str,
 ) -> None:
     """Writes each metric of each system, with 95 % intervals and paired gains over the base, to the JSON file `out`.
 
@@ -107,14 +119,14 @@ def score_domain(
     write_json(out, report)
 
 
-def read_structures(path) -> dict[tuple, dict]:
+def read_structures(path: Path | str) -> dict[tuple, dict]:
     """The measures of each folded sample, by (seed, system, id)."""
     keys = ("seed", "system", "id")
     rows = pq.read_table(path).to_pylist()
     return {tuple(row[k] for k in keys): {k: v for k, v in row.items() if k not in keys} for row in rows}
 
 
-def gather_runs(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str, Runs]]:
+def gather_runs(sources: Mapping, data: Path | str, measures: Mapping) -> dict[str, dict[str, Runs]]:
     """{split: {system: runs}} of all files, every system of a split with the same records."""
     splits: dict[str, dict[str, Runs]] = {}
     covered = {}
@@ -135,13 +147,13 @@ def gather_runs(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str
     return splits
 
 
-def check_ids(path, split: str, system: str, strangers: set, expected: str):
+def check_ids(path: Path | str, split: str, system: str, strangers: set, expected: str) -> None:
     if strangers:
         what = f"{len(strangers)} records of `{system}` on {split} do not fit, such as this one"
         raise InputError(f"{path}:{min(strangers)}", what, min(strangers), expected, "predict again", "records")
 
 
-def read_rows(path) -> dict[tuple[str, str], list[dict]]:
+def read_rows(path: Path | str) -> dict[tuple[str, str], list[dict]]:
     """The rows of each (split, system), in id order."""
     table = pq.read_table(path)
     missing = [column for column in COLUMNS if column not in table.column_names]
@@ -169,7 +181,7 @@ def read_rows(path) -> dict[tuple[str, str], list[dict]]:
     return found
 
 
-def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task) -> dict | None:
+def choose_control(metrics: Any, splits: Mapping[str, Mapping[str, Runs]], data: Path | str, task: Any) -> dict | None:
     """The baseline that is best by the primary metric on valid; on test, which favours it, if none answered there.
 
     Returns:
@@ -190,17 +202,17 @@ def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task
     return None
 
 
-def primary_metric(metrics) -> Metric:
+def primary_metric(metrics: Any) -> Metric:
     return next(metric for metric in metrics.METRICS if metric.primary)
 
 
 def score_split(
-    metrics,
+    metrics: Any,
     split: str,
     systems: Mapping[str, Runs],
     records: list[dict],
     *,
-    task,
+    task: Any,
     folded: bool,
     seeds: Sequence[int],
     control: str | None,
@@ -260,7 +272,7 @@ def metric_columns(metric: Metric) -> dict:
     return {"metric": metric.name} | {name: getattr(metric, name) for name in names}
 
 
-def estimate_columns(values: Mapping, spread, seeds: Sequence[int], missing: str = "") -> dict:
+def estimate_columns(values: Mapping, spread: np.ndarray | None, seeds: Sequence[int], missing: str = "") -> dict:
     """The mean over seeds with its interval; `status` says why a number is missing, `missing` why there are none."""
     value = finite_or_none(np.mean(list(values.values()))) if values else None
     low, high = map(finite_or_none, percentile_interval(spread)) if value is not None else (None, None)
@@ -290,5 +302,5 @@ def gain_columns(
     }
 
 
-def finite_or_none(value) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     return float(value) if value is not None and isfinite(value) else None

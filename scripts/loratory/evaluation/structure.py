@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from loratory.data.structures import chain_id, read_residues, residue_atom, resi
 from loratory.errors import InputError
 
 MAX_ALIGNED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
+Source = Path | str | np.ndarray  # a file, or Cα coordinates (n, 3) in Å
 SHORTEST = 20  # residues; TM-align scores 3 residues 1.0, so shorter chains say nothing
 
 
@@ -46,7 +48,7 @@ class TmScore:
     aligned_length: int
 
 
-def read_trace(path) -> Trace:
+def read_trace(path: Path | str) -> Trace:
     """The Cα atoms of a PDB or mmCIF file; which residues count: `data.structures.read_residues`.
 
     Raises:
@@ -64,7 +66,7 @@ def read_trace(path) -> Trace:
     )
 
 
-def mean_plddt(path) -> float:
+def mean_plddt(path: Path | str) -> float:
     """Mean of the Cα B-factors of all chains, 0–100.
 
     B-factors of an experiment cannot be told from pLDDT by their values: only give files of a structure predictor.
@@ -85,7 +87,7 @@ def mean_plddt(path) -> float:
     return float(values.mean())
 
 
-def tm_score(model, reference, tool: str = "search") -> TmScore:
+def tm_score(model: Source, reference: Source, tool: str = "search") -> TmScore:
     """TM-score after a structural alignment that ignores sequence and residue numbers, as TM-align does.
 
     Args:
@@ -123,7 +125,9 @@ def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
     return TmScore(found.tm_norm_chain2, found.tm_norm_chain1, found.rmsd, pairs)
 
 
-def nearest_reference(model, references: Mapping[str, np.ndarray], tool: str = "search") -> tuple[str, TmScore]:
+def nearest_reference(
+    model: Source, references: Mapping[str, np.ndarray], tool: str = "search"
+) -> tuple[str, TmScore]:
     """The reference with the largest TM-score, each normalised by its own length; the first name of equals.
 
     Of many references, only the SEARCHED that promise most by a coarse superposition are aligned.
@@ -156,7 +160,7 @@ def promising_names(chain: np.ndarray, chains: Mapping[str, np.ndarray]) -> list
     return sorted(chains, key=lambda name: (-promises[name], name))[:MAX_ALIGNED]
 
 
-def first_chain(source) -> np.ndarray:
+def first_chain(source: Source) -> np.ndarray:
     """Cα coordinates (n, 3) of a file's first chain; coordinates are handed back."""
     if isinstance(source, np.ndarray):
         return source.astype(float)
@@ -167,11 +171,11 @@ def first_chain(source) -> np.ndarray:
     return trace.coordinates[trace.chains == chains[0]]
 
 
-def source_label(source, role: str):
+def source_label(source: Source, role: str) -> Path | str:
     return role if isinstance(source, np.ndarray) else source
 
 
-def check_chain(coordinates: np.ndarray, where):
+def check_chain(coordinates: np.ndarray, where: Path | str) -> None:
     """Raises: InputError for what makes TM-align hang (NaN) or flatter (short chains)."""
     if coordinates.ndim != 2 or coordinates.shape[1] != 3:
         raise InputError(where, "not Cα coordinates", f"shape {coordinates.shape}", "shape (residues, 3)")
@@ -181,7 +185,7 @@ def check_chain(coordinates: np.ndarray, where):
         raise InputError(where, "too few residues", f"{len(coordinates)} Cα atoms", expected, reason="short")
 
 
-def check_finite(coordinates: np.ndarray, where):
+def check_finite(coordinates: np.ndarray, where: Path | str) -> None:
     broken = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
     if broken.size:
         value = " ".join(f"{x:g}" for x in coordinates[broken[0]])

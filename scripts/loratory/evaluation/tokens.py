@@ -1,7 +1,11 @@
 """How mixtures weigh their experts token by token where one input is of several domains."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +16,22 @@ from loratory.domains.examples import domain_examples, read_records
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture
 
+if TYPE_CHECKING:
+    from loratory.bases.core import Base
+    from loratory.domains.contract import TaskOptions
+
 AUDIO_MARK = "♪"  # stands for a position that is heard
 
 
-def route_tokens(base_folder, mixtures, prompts, data, tasks, device, out) -> None:
+def route_tokens(
+    base_folder: Path | str,
+    mixtures: Mapping[str, Path | str],
+    prompts: Mapping[str, Sequence[str]],
+    data: Mapping[str, Path | str],
+    tasks: Mapping[str, TaskOptions],
+    device: str,
+    out: Path | str,
+) -> None:
     """Writes {mixture: {prompt: what `weighed` says}} to the JSON file `out`.
 
     Args:
@@ -36,7 +52,7 @@ def route_tokens(base_folder, mixtures, prompts, data, tasks, device, out) -> No
     write_json(out, found)
 
 
-def join_examples(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encoded, list[str]]:
+def join_examples(base: Base, questions: Sequence[tuple[str, Example]]) -> tuple[Encoded, list[str]]:
     """Questions of several domains as one input, and the domain of each position; only the first may be heard.
 
     An answer that is chosen or transcribed is left out; one that continues its prompt, as a sequence does, is read.
@@ -54,7 +70,7 @@ def join_examples(base, questions: Sequence[tuple[str, Example]]) -> tuple[Encod
     return Encoded(ids, [IGNORED] * len(ids), len(ids), first.audio, heard), domains
 
 
-def token_weights(base, mixture: Mixture, item: Encoded, domains: list[str]) -> Mapping:
+def token_weights(base: Base, mixture: Mixture, item: Encoded, domains: list[str]) -> Mapping:
     """`experts`; and of each position its token in `tokens`, its domain in `domains`, and in `weights` those of the
     experts, mean over layers."""
     batch = base.collate([item])

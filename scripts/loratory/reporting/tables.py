@@ -6,7 +6,7 @@ No cell is emphasised as the winner: whether two systems differ is what interval
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
@@ -39,7 +39,9 @@ RECOVERY = (
 )
 
 
-def write_domain_table(metrics: Sequence, out, *, audits: Sequence = (), about: str = "", banner: str = "") -> None:
+def write_domain_table(
+    metrics: Sequence, out: Path | str, *, audits: Sequence = (), about: str = "", banner: str = ""
+) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: every system of one domain and base, on test and on samples.
 
     The tab-separated file holds all digits, and the validation split too.
@@ -89,7 +91,7 @@ def write_summary(
     formats.write_table(summary_layout(reports, read_json(recovery), mixture, experts, foot, banner), out)
 
 
-def show_tables(tables: Iterable[Sequence], banner: str = "", stream=None) -> None:
+def show_tables(tables: Iterable[Sequence[Path | str]], banner: str = "", stream: TextIO | None = None) -> None:
     """Prints a compact table for each item (`metrics` as of `table`): values and marks without intervals."""
     for metrics in tables:
         layout = domain_layout(*map(read_json, metrics), banner=banner, compact=True)
@@ -97,7 +99,12 @@ def show_tables(tables: Iterable[Sequence], banner: str = "", stream=None) -> No
 
 
 def domain_layout(
-    report: Mapping, general: Mapping | None = None, *, foot: Sequence[str] = (), banner: str = "", compact=False
+    report: Mapping,
+    general: Mapping | None = None,
+    *,
+    foot: Sequence[str] = (),
+    banner: str = "",
+    compact: bool = False,
 ) -> Layout:
     domain, base = report["domain"], report["base"]
     tested = [*forgetting_rows(general), *(row for row in report["rows"] if row["split"] != "valid")]
