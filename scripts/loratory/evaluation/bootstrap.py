@@ -50,7 +50,7 @@ def row_statistic(
     return lambda rows: sum(value(Resamples(c, rows[own[rows]])) for c, own in zip(seeds, selections)) / len(seeds)
 
 
-def group_draws(groups: Sequence[str], times: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
+def group_draws(groups: Sequence[str] | np.ndarray, times: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
     """Yields `times` arrays of row numbers: as many groups as there are, drawn with replacement, each with its rows.
 
     Args:
@@ -68,7 +68,7 @@ def group_draws(groups: Sequence[str], times: int, seed: int | Sequence[int]) ->
 
 
 def bootstrap_distributions(
-    statistics: Mapping[Key, Statistic], groups: Sequence[str], times: int, seed: int | Sequence[int]
+    statistics: Mapping[Key, Statistic], groups: Sequence[str] | np.ndarray, times: int, seed: int | Sequence[int]
 ) -> dict[Key, np.ndarray]:
     """Each statistic's (times,) values over the same draws; all NaN where fewer than two groups leave nothing to vary.
 

@@ -107,7 +107,8 @@ def fold_predictions(
         limit: how many finished samples of each system are folded, the first by id; None: all.
     """
     out, rows, chains = Path(out), [], read_references(references) if references else {}
-    for seed, path in {**predictions, None: baselines}.items():
+    sources: list[tuple[int | None, Path | str]] = [*predictions.items(), (None, baselines)]
+    for seed, path in sources:
         for system, samples in finished_samples(domain, path).items():
             folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
             scores = fold_samples(samples[:limit], chains, model_folder, folder, device)
@@ -119,7 +120,8 @@ def fold_predictions(
 
 def finished_samples(domain: str, path: Path | str) -> dict[str, list[tuple[str, str]]]:
     """The (id, sequence) pairs of each system's samples that are whole chains, in id order."""
-    chain, systems = registry.load_module("domain", domain, "task").sample_residues, {}
+    chain = registry.load_module("domain", domain, "task").sample_residues
+    systems: dict[str, list[tuple[str, str]]] = {}
     table = pq.read_table(path, columns=["split", "system", "id", "text"], filters=[("split", "==", "sample")])
     for row in sorted(table.to_pylist(), key=lambda row: (row["system"], row["id"])):
         if sequence := chain(row["text"] or ""):
@@ -170,7 +172,7 @@ def read_remark(path: Path) -> str:
         return next(lines, "").rstrip("\n")
 
 
-def score_structure(id: str, sequence: str, path: Path, references: dict, tool: str) -> dict:
+def score_structure(id: str, sequence: str, path: Path, references: Mapping[str, np.ndarray], tool: str) -> dict:
     row = {"id": id, "plddt": mean_plddt(path), "plddt_atoms": "ca", "length": len(sequence)}
     row["tm_normalised_by"] = "reference"
     if references and len(sequence) >= SHORTEST:

@@ -1,4 +1,4 @@
-"""What every system says about a domain's held-out records: one base in memory, systems put on and taken off."""
+"""What every system predicts for a domain's held-out records: one base in memory, systems put on and taken off."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from transformers import PreTrainedModel
 
 from loratory import registry
 from loratory.adapters import core
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class System:
-    """Something that answers.
+    """Something that predicts.
 
     Attributes:
         names: what it is called; a control has several names, one for each mixture that it is a control of.
@@ -52,7 +53,7 @@ class System:
 
 @dataclass
 class Cost:
-    """What a system's answers took.
+    """What a system's predictions took.
 
     Attributes:
         read, reading: positions that were put through it where it scores or chooses, without padding; seconds for it.
@@ -94,27 +95,29 @@ def predict_domain(
     """Writes all systems' predictions, what they cost and the mixtures' routing on this domain, for every seed.
 
     Args:
-        trained: {seed: Trained}. evaluation: the config's `evaluation`.
+        trained: {seed: what its trainings made}. evaluation: the config's `evaluation`.
         asked: which of "test", "valid" (for choices) and "sample" (where the domain generates).
         out: folder. `seed{n}.parquet` gets one row for each (split, system, record), `seed{n}.routing.json`
-            {system: its `Cost` and, of a mixture, what `described` and `route` say}.
+            {system: its `Cost` and, of a mixture, `mixture_facts` and `routing_summary`}.
     """
     base = load_base(base_folder, device)
-    sets, found = examples_by_split(domain, data, task, base, asked, evaluation), {}
+    sets = examples_by_split(domain, data, task, base, asked, evaluation)
+    found: dict[tuple, tuple[list[dict[str, Any]], Cost]] = {}
     cache_audio(base, [question for questions in sets.values() for question in questions])
     for seed, made in trained.items():
-        rows, known = [], {}
+        rows: list[dict[str, Any]] = []
+        known: dict[str, dict[str, Any]] = {}
         for system in iterate_systems(base, domain, made):
             cost = Cost()
             for split in (split for split in sets if is_evaluated(split, system, domain)):
                 key = (system.name, split, seed if system.kind != "base" or split == "sample" else None)
-                if key not in found:  # the bare base says the same whatever the seed, unless it samples
+                if key not in found:  # the bare base predicts the same whatever the seed, unless it samples
                     found[key] = run_system(base, domain, system, split, sets[split], task, evaluation, seed)
                 answers, spent = found[key]
                 cost += spent
                 rows += [row | {"system": name} for name in system.names for row in answers]
             known |= dict.fromkeys(system.names, asdict(cost))
-            if system.kind == "mixture":
+            if system.kind == "mixture" and isinstance(system.model, Mixture):
                 routed = routing_summary(base, system.model, sets["test"], evaluation.batch_tokens)
                 known[system.name] = asdict(cost) | mixture_facts(system.model) | routed
         write_rows(Path(out, f"seed{seed}.parquet"), rows)
@@ -124,7 +127,7 @@ def predict_domain(
 def examples_by_split(
     domain: str, data: Path | str, task: TaskOptions, base: Base, asked: Collection[str], evaluation: Any
 ) -> dict[str, list]:
-    """{split: its questions}."""
+    """{split: its examples}."""
     limits = {"test": evaluation.max_records, "valid": evaluation.max_valid}
     sets = {
         split: domain_examples(domain, read_records(data, split, limit), task, base.family)
@@ -137,7 +140,7 @@ def examples_by_split(
 
 
 def is_evaluated(split: str, system: System, domain: str) -> bool:
-    """Choices on `valid` are between single experts; what another domain's adapter writes tells nobody anything."""
+    """Choices on `valid` are between single experts; samples are of a domain's own adapters and of mixtures alone."""
     if split == "valid":
         return system.kind in ("base", "adapter")
     return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
@@ -166,7 +169,7 @@ def run_system(
 
 def iterate_systems(base: Base, domain: str, made: TrainedModels) -> Iterator[System]:
     """One system after the other on the one loaded model; each is taken off before the next comes."""
-    if not base.heads:  # a head that nobody trained says nothing
+    if not base.heads:  # predictions of a head that is not trained mean nothing
         yield System(("base",), "base", base.model)
     for name, folder in made.adapters.items():
         core.apply(base.model, open_experts({name: folder}, base.fingerprint)[name], folder)
@@ -181,7 +184,7 @@ def iterate_systems(base: Base, domain: str, made: TrainedModels) -> Iterator[Sy
 
 
 def group_by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
-    """{(domain, adapter) pairs: mixtures that were given these experts}: what they are controlled by is the same."""
+    """{(domain, adapter) pairs: mixtures of these experts}, which have the same controls."""
     found: dict[tuple, list[str]] = {}
     for name, folder in mixtures.items():
         found.setdefault(tuple(sorted(read_json(Path(folder, MANIFEST))["adapters"].items())), []).append(name)
@@ -189,7 +192,7 @@ def group_by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
 
 
 def mixture_controls(base: Base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
-    """What mixtures of these experts must beat, asked once for all of them."""
+    """What mixtures of these experts must beat, run once for all of them."""
     mixture = Mixture(base.model, open_experts(dict(experts), base.fingerprint), default_mixer("uniform")).eval()
     set_domain(mixture, domain)
     for control in ("uniform", "oracle") if domain in experts else ("uniform",):
@@ -199,7 +202,7 @@ def mixture_controls(base: Base, domain: str, experts: Mapping[str, Path], names
 
 
 def mixture_systems(base: Base, domain: str, name: str, folder: Path | str) -> Iterator[System]:
-    """A mixture after its shuffled control; neither where it must be told a domain that it does not know."""
+    """A mixture after its shuffled control; without the mixture where it needs the domain and was not made for it."""
     mixture = open_mixture(folder, base)
     set_domain(mixture, domain)
     own = mixture.mixer
@@ -221,8 +224,8 @@ def default_mixer(kind: str) -> Mixer:
 
 
 def mixture_facts(mixture: Mixture) -> dict:
-    """Whether a mixture is `told` the domain and makes a `first_pass` without experts, and how many numbers its folder
-    holds in its gate and experts (`stored`)."""
+    """`told`: the mixture needs the domain; `first_pass`: it runs the base without experts first; `stored`: how many
+    numbers its folder holds in its gate and experts."""
     gate = [] if mixture.gate is None else mixture.gate.state_dict().values()
     experts = [tensor for layer in mixture.layers.values() for tensor in (layer.A, layer.B)]
     heads = [tensor for head in mixture.heads for tensor in head.values()]
@@ -242,7 +245,7 @@ def predict_examples(
 ) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
     items = [base.encode(question) for question in questions]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": q.id, "group": q.group, "reference": q.target, "nll": None, "tokens": None, "p": None, "text": None}
         for q in questions
     ]
@@ -263,7 +266,7 @@ def predict_examples(
     if on_gpu:
         cost.memory = torch.cuda.max_memory_allocated(base.device)
     odds = [row.pop("odds", None) for row in rows]
-    return merge_windows(rows, odds) if "choice" in wanted else rows, cost
+    return merge_windows(rows, cast(list[float], odds)) if "choice" in wanted else rows, cost
 
 
 def steps_in_place(base: Base, model: torch.nn.Module) -> StepsByShape | None:
@@ -271,7 +274,7 @@ def steps_in_place(base: Base, model: torch.nn.Module) -> StepsByShape | None:
     if base.family != "causal" or base.device.type != "cuda":
         return None
     try:
-        return StepsByShape(model)
+        return StepsByShape(cast(PreTrainedModel | Mixture, model))
     except InputError:
         return None
 
@@ -286,7 +289,7 @@ def run_output(
     sampling: Sampling,
     in_place: StepsByShape | None = None,
 ) -> list[dict]:
-    """What one output says of each item: the columns that it fills, or `odds` of the second choice in nats."""
+    """One output for each item: the columns that it fills, or `odds` of the second choice in nats."""
     if output == "nll":
         return [{"nll": nll, "tokens": tokens} for nll, tokens in base.nll(model, items)]
     if output == "choice":
@@ -309,7 +312,7 @@ def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dic
 
 
 def cache_audio(base: Base, questions: Sequence[Example]) -> None:
-    """Clips are heard once and remembered: the first system that is asked must not be charged for it."""
+    """Encodes all clips, which the base keeps: else the first system's costs would hold what all systems share."""
     for question in questions:
         if question.audio:
             base.collate([base.encode(question)])
@@ -333,7 +336,7 @@ def merge_windows(rows: list[dict], odds: list[float]) -> list[dict]:
 
 @torch.no_grad()
 def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], budget: int) -> dict:
-    """How the gate weighed the experts on this domain: means over tokens, prompt and answer apart.
+    """How the gate weighed the experts on this domain: means over tokens, of prompt and target apart.
 
     Returns:
         experts; `weights` (mean over all tokens and modules) with `prompt` and `target` apart; `modules` (mean for
@@ -346,7 +349,8 @@ def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], 
     own = mixture.domain if mixture.names == mixture.domains else None
     total = {"prompt": torch.zeros(n, dtype=torch.double), "target": torch.zeros(n, dtype=torch.double)}
     count = {"prompt": 0, "target": 0}
-    modules, entropy, hits = 0.0, 0.0, 0
+    modules = torch.zeros((), dtype=torch.double)
+    entropy, hits = 0.0, 0
     for batch in batches_by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
         weights = mixture.token_routing(**base.inputs(tensors), **base.routing_inputs(mixture, tensors)).double().cpu()
@@ -377,7 +381,7 @@ def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], 
 
 
 def is_scored(labels: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Which of the positions `[batch, length]` belong to an answer; none where labels are of whole sequences."""
+    """Which of the positions `[batch, length]` belong to a target; none where labels are of whole sequences."""
     return labels[:, : real.shape[1]] != IGNORED if labels.dim() == 2 else torch.zeros_like(real)
 
 

@@ -77,7 +77,7 @@ def score_domain(
         data: folder of the domain's dataset.
         task: the domain's `Task` options.
         structures: parquet file of folded samples with `seed`, `system`, `id` and a column for each measure (they
-            join the sample's row before `metrics.columns` sees it); None if nothing was folded.
+            join the sample's row before `metrics.columns` reads it); None if nothing was folded.
         resamples, seed: how many bootstrap draws, and their seed.
         floor: on fewer records or groups nothing is computed, and `status` says so.
 
@@ -87,16 +87,15 @@ def score_domain(
     """
     metrics = registry.load_module("domain", domain, "metrics")
     files = dict(sorted(predictions.items()))
-    sources = {**files, **({None: baselines} if baselines else {})}
     folded = read_structures(structures) if structures else None
     resample = partial(bootstrap_distributions, times=resamples, seed=seed)
-    splits = gather_runs(sources, data, folded or {})
+    splits = gather_runs(add_baselines(files, baselines), data, folded or {})
     control = choose_control(metrics, splits, data, task)
     common = {"task": task, "folded": folded is not None, "seeds": list(files), "floor": floor, "resample": resample}
     rows = []
     for split, systems in sorted(splits.items()):
         records = read_split(data, RECORDS[split])
-        rows += score_split(metrics, split, systems, records, control=control and control["system"], **common)
+        rows += score_split(metrics, split, systems, records, control=control["system"] if control else None, **common)
     inputs = {f"seed{run}": path for run, path in files.items()} | {
         name: path for name, path in [("baselines", baselines), ("structures", structures)] if path
     }
@@ -119,6 +118,12 @@ def score_domain(
     write_json(out, report)
 
 
+def add_baselines(files: Mapping[int, Path | str], baselines: Path | str | None) -> dict[int | None, Path | str]:
+    """{training seed: its file}, with the file of controls, which have no seed, under None."""
+    pairs: list[tuple[int | None, Path | str]] = [*files.items()]
+    return dict([*pairs, (None, baselines)] if baselines else pairs)
+
+
 def read_structures(path: Path | str) -> dict[tuple, dict]:
     """The measures of each folded sample, by (seed, system, id)."""
     keys = ("seed", "system", "id")
@@ -126,7 +131,9 @@ def read_structures(path: Path | str) -> dict[tuple, dict]:
     return {tuple(row[k] for k in keys): {k: v for k, v in row.items() if k not in keys} for row in rows}
 
 
-def gather_runs(sources: Mapping, data: Path | str, measures: Mapping) -> dict[str, dict[str, Runs]]:
+def gather_runs(
+    sources: Mapping[int | None, Path | str], data: Path | str, measures: Mapping
+) -> dict[str, dict[str, Runs]]:
     """{split: {system: runs}} of all files, every system of a split with the same records."""
     splits: dict[str, dict[str, Runs]] = {}
     covered = {}
@@ -198,7 +205,7 @@ def choose_control(metrics: Any, splits: Mapping[str, Mapping[str, Runs]], data:
         }
         defined = {name: value * metric.sign for name, value in values.items() if isfinite(value)}
         if defined:
-            return {"system": max(defined, key=defined.get), "split": split}
+            return {"system": max(defined, key=lambda name: defined[name]), "split": split}
     return None
 
 
@@ -219,7 +226,7 @@ def score_split(
     floor: Floor,
     resample: Callable,
 ) -> list[dict]:
-    """One row for each system and metric of a split; see `score`."""
+    """One row for each system and metric of a split; see `score_domain`."""
     some_rows = next(iter(next(iter(systems.values())).values()))
     groups = np.array([row["group"] for row in some_rows])
     values, statistics, sizes, missing = {}, {}, {}, {}
@@ -257,7 +264,7 @@ def sample_size(groups: np.ndarray) -> tuple[int, int]:
 
 
 def selected_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]) -> tuple[int, int]:
-    """The `size` of what a metric looks at, in the run where it is the smallest."""
+    """The `sample_size` of what a metric looks at, in the run where it is the smallest."""
     return min(sample_size(groups[metric.row_selection(each)]) for each in columns)
 
 
@@ -275,7 +282,8 @@ def metric_columns(metric: Metric) -> dict:
 def estimate_columns(values: Mapping, spread: np.ndarray | None, seeds: Sequence[int], missing: str = "") -> dict:
     """The mean over seeds with its interval; `status` says why a number is missing, `missing` why there are none."""
     value = finite_or_none(np.mean(list(values.values()))) if values else None
-    low, high = map(finite_or_none, percentile_interval(spread)) if value is not None else (None, None)
+    interval = percentile_interval(spread) if value is not None and spread is not None else (None, None)
+    low, high = map(finite_or_none, interval)
     if not values:
         status = missing
     elif value is None:

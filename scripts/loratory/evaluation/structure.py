@@ -59,7 +59,7 @@ def read_trace(path: Path | str) -> Trace:
     coordinates = np.array([each.coord for each in atoms], float)
     check_finite(coordinates, path)
     return Trace(
-        "".join(map(residue_letter, residues)),
+        "".join(residue_letter(residue) or "" for residue in residues),
         coordinates,
         np.array([each.bfactor for each in atoms], float),
         np.array(list(map(chain_id, residues))),
@@ -109,8 +109,8 @@ def tm_by_search(model: np.ndarray, reference: np.ndarray) -> TmScore:
 
     i, j = best_pairs(model, reference)
     a, b = model[i], reference[j]
-    scores = (tm_of_pairs(a, b, len(chain)) for chain in (reference, model))
-    return TmScore(*scores, rmsd(a, b), len(i))
+    norm_reference, norm_model = (tm_of_pairs(a, b, len(chain)) for chain in (reference, model))
+    return TmScore(norm_reference, norm_model, rmsd(a, b), len(i))
 
 
 def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
@@ -130,7 +130,7 @@ def nearest_reference(
 ) -> tuple[str, TmScore]:
     """The reference with the largest TM-score, each normalised by its own length; the first name of equals.
 
-    Of many references, only the SEARCHED that promise most by a coarse superposition are aligned.
+    Of many references, only the MAX_ALIGNED that promise most by a coarse superposition are aligned.
 
     Args:
         model: path or Cα coordinates, as for `tm_score`.
@@ -146,11 +146,12 @@ def nearest_reference(
         score = tm_score(chain, chains[name], tool)
         if best is None or (-score.norm_reference, name) < (-best[1].norm_reference, best[0]):
             best = name, score
+    assert best is not None  # as there is at least one reference
     return best
 
 
 def promising_names(chain: np.ndarray, chains: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the SEARCHED most promising chains, the best first."""
+    """The names of the MAX_ALIGNED most promising chains, the best first."""
     from loratory.evaluation.superposition import coarse_score
 
     check_chain(chain, "model")

@@ -101,7 +101,8 @@ def spread_windows(a: np.ndarray, count: int) -> np.ndarray:
 
 def refine(a: np.ndarray, b: np.ndarray, move: Transform, scale: float, gap: float, rounds: int) -> tuple:
     """Aligns and superposes in turn while the score grows; returns `(score, move, pairs)`."""
-    best = (-1.0, move, None)
+    none = np.empty(0, dtype=int)
+    best = (-1.0, move, (none, none))
     for _ in range(rounds):
         i, j = align_residues(a, apply_transform(move, b), scale, gap)
         score, move = refine_pairs(a[i], b[j], move, scale, rounds=10 if rounds == 1 else 30)

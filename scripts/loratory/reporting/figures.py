@@ -1,4 +1,4 @@
-"""Figures as SVG whose bytes depend on the data alone. Colours are told apart with any colour vision."""
+"""Figures as SVG whose bytes depend on the data alone. Colours can be distinguished with any colour vision."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "loratory",  # else element ids are random
     "svg.fonttype": "none",  # text stays text: searchable, and no glyph depends on a font version
     "font.family": "sans-serif",
@@ -197,7 +198,11 @@ def draw_calibration(metrics: Path | str, out: Path | str, banner: str = "") -> 
 
 def draw_run(axis: Axes, rows: Sequence[Mapping], colours: Mapping) -> None:
     colour = colours[rows[0]["learning_rate"]]
-    for name, look in {"loss": {"lw": 0.8, "alpha": 0.7}, "valid_loss": {"ls": "", "marker": "o", "ms": 3}}.items():
+    looks: dict[str, dict[str, Any]] = {
+        "loss": {"lw": 0.8, "alpha": 0.7},
+        "valid_loss": {"ls": "", "marker": "o", "ms": 3},
+    }
+    for name, look in looks.items():
         points = [(row["step"], row[name]) for row in rows if row[name] is not None]
         axis.plot(*zip(*points), color=colour, **look) if points else None
 
@@ -222,7 +227,7 @@ def draw_heatmap(
     axis.spines[:].set_visible(False)
     for i, row in enumerate(shown):
         for j, text in enumerate(row):
-            red, green, blue, _ = image.to_rgba(values[i][j])
+            red, green, blue, _ = image.to_rgba(np.asarray(values[i][j]))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             axis.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
     figure.colorbar(image, label=label)

@@ -112,7 +112,8 @@ def domain_layout(
     shown = [row for row in sorted(tested, key=column_key) if row["metric"] in defined]
     cells = {(row["system"], row["metric"]): row for row in shown}
     metrics = {row["metric"]: row for row in shown}
-    systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: system_key(*item, domain))
+    kinds = {(row["system"], row["kind"]) for row in shown}
+    systems = sorted(kinds, key=lambda item: system_key(item[0], item[1], domain))
     rows = [[system, *(value_cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
     notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
     notes += version_notes({domain: report.get("metrics_version", 1)})
@@ -129,7 +130,7 @@ def forgetting_rows(general: Mapping | None) -> list[dict]:
     """Rows of the primary metric on the general population, named and noted for a column beside the domain's own."""
     rows = primary_rows(general, "test").values() if general else ()
     label = {"split": f"{GENERAL} test", "primary": False, "note": FORGETTING}
-    return [row | {"metric": f"{GENERAL}: {row['metric']}"} | label for row in rows]
+    return [{**row, "metric": f"{GENERAL}: {row['metric']}", **label} for row in rows]
 
 
 def summary_layout(
@@ -151,7 +152,7 @@ def summary_layout(
     rows, records = [], []
     for label, system in [first, *([(CONTROL, None)] if any(controls.values()) else []), *others]:
         systems = control_systems(controls) if label == CONTROL else dict.fromkeys(test, system)
-        found = {domain: of.get(systems[domain]) for domain, of in test.items()}
+        found = {domain: of.get(systems[domain] or "") for domain, of in test.items()}
         shares = {domain: recoveries.get((domain, systems[domain])) for domain in test}
         mean = means.get(system)
         rows.append([label, *map(value_cell, found.values()), *map(share_text, shares.values()), share_text(mean)])
@@ -235,7 +236,7 @@ def control_mark(row: Mapping) -> str:
 
 def control_systems(controls: Mapping[str, Mapping | None]) -> dict[str, str | None]:
     """{domain: its best control}, from `evaluation.score.choose_control` of each."""
-    return {domain: control and control["system"] for domain, control in controls.items()}
+    return {domain: control["system"] if control else None for domain, control in controls.items()}
 
 
 def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, Sequence[Mapping]]) -> list[str]:
@@ -249,7 +250,7 @@ def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, S
         return []
     named = "; ".join(f"{domain}: {known.get(domain, 'none')}" for domain in controls)
     lines = [f"Best control without a language model, chosen on valid: {named}. {BETTER}", STRONGEST]
-    tested = [domain for domain in known if controls[domain]["split"] == "test"]
+    tested = [domain for domain, control in controls.items() if control and control["split"] == "test"]
     lines += [f"Without answers for valid, chosen on test, which favours it: {', '.join(tested)}."] if tested else []
     return [*lines, *(control_verdict(domain, system, learnt[domain]) for domain, system in known.items())]
 
