@@ -1,7 +1,10 @@
 """Judging a folding base on chains of known structure: does it fold them, and does it know how well?"""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import biotite.structure as biotite
 import numpy as np
@@ -20,6 +23,9 @@ from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
 from loratory.evaluation.score import Floor, estimate_columns, finite_or_none, metric_columns
 from loratory.evaluation.superposition import rmsd, tm_of_pairs
 
+if TYPE_CHECKING:
+    from loratory.domains.contract import DatasetOptions
+
 RESIDUES = pa.schema(
     {
         "id": pa.string(),
@@ -34,19 +40,19 @@ EVERY = "all"
 
 
 def assess_folding(
-    domain,
-    base,
-    data,
-    model_folder,
-    learnt,
-    dataset,
-    limit,
+    domain: str,
+    base: str,
+    data: Path | str,
+    model_folder: Path | str,
+    learnt: Sequence[Path | str] | None,
+    dataset: DatasetOptions,
+    limit: int | None,
     resamples: int,
     seed: int,
     floor: Floor,
-    residues,
-    metrics,
-    device="cpu",
+    residues: Path | str,
+    metrics: Path | str,
+    device: str = "cpu",
 ) -> None:
     """Folds the test chains of a domain; writes a row for each residue, and metrics with 95 % intervals.
 
@@ -89,7 +95,7 @@ def assess_folding(
     write_json(metrics, report)
 
 
-def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset) -> set[str]:
+def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset: DatasetOptions) -> set[str]:
     """The ids of records that resemble one of the `train` splits."""
     known = [record for folder in learnt for record in read_split(folder, "train")]
     build = registry.load_module("domain", domain, "build")
@@ -118,7 +124,7 @@ def residue_lddt(truth: np.ndarray, model: np.ndarray) -> np.ndarray:
     return 100 * biotite.lddt(reference, model, aggregation="atom", inclusion_radius=15)
 
 
-def write_residues(chains: Sequence[dict], out) -> None:
+def write_residues(chains: Sequence[dict], out: Path | str) -> None:
     rows = [
         {**{name: c[name] for name in ("id", "group", "origin")}, "position": i, "plddt": p, "lddt": finite_or_none(t)}
         for c in chains
@@ -128,14 +134,14 @@ def write_residues(chains: Sequence[dict], out) -> None:
         pq.write_table(pa.Table.from_pylist(rows, RESIDUES), aside, compression="zstd")
 
 
-def resolved_columns(task, chains: Sequence[dict]) -> dict:
+def resolved_columns(task: Any, chains: Sequence[dict]) -> dict:
     """The metrics' columns, of resolved residues alone."""
     known = [np.isfinite(chain["lddt"]) for chain in chains]
     rows = [c | {name: c[name][k] for name in ("plddt", "lddt")} for c, k in zip(chains, known)]
     return task.columns(rows, None, None)
 
 
-def metric_rows(task, part: str, chains: Sequence[dict], resamples: int, seed: int, floor: Floor) -> list[dict]:
+def metric_rows(task: Any, part: str, chains: Sequence[dict], resamples: int, seed: int, floor: Floor) -> list[dict]:
     """One row for each metric, over the chains of one part."""
     columns, groups = resolved_columns(task, chains), [chain["group"] for chain in chains]
     missing = floor.shortage_status(len(chains), len(set(groups)))

@@ -1,14 +1,28 @@
 """Controls that know no language model: what a domain's baselines say about the same records, or write."""
 
-from typing import cast
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from loratory import registry
 from loratory.domains.contract import SamplingTaskModule
 from loratory.domains.examples import read_records
 from loratory.evaluation.rows import write_rows
 
+if TYPE_CHECKING:
+    from loratory.domains.contract import TaskOptions
 
-def predict_baselines(domain, data, task, max_records, max_valid, samples: int, out) -> None:
+
+def predict_baselines(
+    domain: str,
+    data: Path | str,
+    task: TaskOptions,
+    max_records: int | None,
+    max_valid: int | None,
+    samples: int,
+    out: Path | str,
+) -> None:
     """Writes one row for each (baseline, record of valid or test) and (baseline, sample); none without baselines.
 
     Args:

@@ -8,26 +8,29 @@ doi:10.1111/j.1467-9868.2007.00593.x.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.95
 TAILS = (50 * (1 - LEVEL), 50 * (1 + LEVEL))  # in percent
+Statistic = Callable[[np.ndarray], float]  # of drawn row numbers
 
 
-class Resamples(Mapping):
+class Resamples(Mapping[str, np.ndarray]):
     """Columns at the drawn rows; a column is gathered only when it is looked at."""
 
     def __init__(self, columns: Mapping[str, np.ndarray], rows: np.ndarray):
         self.columns, self.rows = columns, rows
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         return self.columns[name][self.rows]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.columns)
 
 
@@ -35,11 +38,11 @@ def row_statistic(
     value: Callable[[Mapping], float],
     seeds: Sequence[Mapping[str, np.ndarray]],
     where: Callable[[Mapping], np.ndarray] | None = None,
-):
+) -> Statistic:
     """A function of drawn row numbers: the mean of `value` over the seeds' columns, which are aligned row by row.
 
     Args:
-        where: columns -> (n,) bool, the rows that `value` may see; None: all.
+        where: columns -> (n,) bool, the rows that `value` is computed on; None: all.
     """
     if where is None:
         return lambda rows: sum(value(Resamples(columns, rows)) for columns in seeds) / len(seeds)
@@ -47,7 +50,7 @@ def row_statistic(
     return lambda rows: sum(value(Resamples(c, rows[own[rows]])) for c, own in zip(seeds, selections)) / len(seeds)
 
 
-def group_draws(groups: Sequence[str], times: int, seed: int) -> Iterator[np.ndarray]:
+def group_draws(groups: Sequence[str] | np.ndarray, times: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
     """Yields `times` arrays of row numbers: as many groups as there are, drawn with replacement, each with its rows.
 
     Args:
@@ -65,12 +68,12 @@ def group_draws(groups: Sequence[str], times: int, seed: int) -> Iterator[np.nda
 
 
 def bootstrap_distributions(
-    statistics: Mapping[Hashable, Callable[[np.ndarray], float]], groups: Sequence[str], times: int, seed: int
-) -> dict[Hashable, np.ndarray]:
+    statistics: Mapping[Key, Statistic], groups: Sequence[str] | np.ndarray, times: int, seed: int | Sequence[int]
+) -> dict[Key, np.ndarray]:
     """Each statistic's (times,) values over the same draws; all NaN where fewer than two groups leave nothing to vary.
 
     Args:
-        statistics: functions of row numbers, see `statistic`.
+        statistics: functions of row numbers, see `row_statistic`.
         groups: (n,) the group of each row, for all statistics alike.
     """
     if len(set(groups)) < 2:

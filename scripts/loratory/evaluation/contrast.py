@@ -7,6 +7,8 @@ differences are paired. With few seeds such intervals are still too narrow.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from loratory.evaluation.score import (
     BASE,
     CONTROL,
     Floor,
+    add_baselines,
     choose_control,
     estimate_columns,
     gain_columns,
@@ -39,7 +42,7 @@ class PairedComparison:
         sizes: {system: (records, groups) behind its value}, of all systems.
         values: {system: {training seed: value}}, of systems above the floor.
         spreads: {system: (resamples,) means over drawn seeds of drawn groups}, the same draws for all of them.
-        seeds: training seeds, in order. floor: as of `score.score`.
+        seeds: training seeds, in order. floor: as of `score.score_domain`.
         control: as of `score.choose_control`; it is one of the systems.
         version: of the domain's metrics.
     """
@@ -60,11 +63,11 @@ class PairedComparison:
         known = {"system": system, "split": self.split, "n": n, "n_groups": n_groups, **metric_columns(self.metric)}
         missing = self.floor.shortage_status(n, n_groups)
         known |= estimate_columns(self.values.get(system, {}), self.spreads.get(system), self.seeds, missing)
-        control = self.control and self.control["system"]
+        control = self.control["system"] if self.control else None
         return known | self.gain_over(system, BASE) | self.gain_over(system, control, CONTROL)
 
     def gain_over(self, system: str, than: str | None, name: str = "gain") -> dict:
-        """As `score.gain`."""
+        """As `score.gain_columns`."""
         return gain_columns(self.metric, self.values, self.spreads, system, than, name)
 
     def gain_draws(self, system: str) -> np.ndarray:
@@ -74,15 +77,15 @@ class PairedComparison:
 
 def compare_systems(
     domain: str,
-    files: Mapping,
-    data,
-    task,
+    files: Mapping[int, Path | str],
+    data: Path | str,
+    task: Any,
     split: str,
     chosen: Callable[[str], bool],
     resamples: int,
-    seed,
+    seed: int | Sequence[int],
     floor: Floor,
-    baselines=None,
+    baselines: Path | str | None = None,
 ) -> PairedComparison:
     """Compares the systems that are `chosen` by their names, and the best control without a language model.
 
@@ -92,14 +95,14 @@ def compare_systems(
         data: folder of the domain's dataset. task: the domain's `Task` options.
         resamples, seed: how many bootstrap draws, and a seed, or several numbers that are one, of the drawn groups;
             the drawn training seeds depend on its first number alone, so that they are the same in all domains.
-        floor: as of `score.score`.
+        floor: as of `score.score_domain`.
 
     Raises:
         InputError: as `evaluation.score`.
     """
     metrics = registry.load_module("domain", domain, "metrics")
     metric = primary_metric(metrics)
-    splits = gather_runs({**files, **({None: baselines} if baselines else {})}, data, {})
+    splits = gather_runs(add_baselines(files, baselines), data, {})
     control = choose_control(metrics, splits, data, task)
     wanted = {name for name in splits[split] if chosen(name)} | ({control["system"]} if control else set())
     systems = {name: runs for name, runs in splits[split].items() if name in wanted}
@@ -125,7 +128,17 @@ def compare_systems(
 
 
 def contrast_methods(
-    domain, base, predictions, baselines, data, task, against, resamples: int, seed: int, floor: Floor, out
+    domain: str,
+    base: str,
+    predictions: Mapping[int, Path | str],
+    baselines: Path | str | None,
+    data: Path | str,
+    task: Any,
+    against: str,
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    out: Path | str,
 ) -> None:
     """Writes a row for the base, each adapter of the domain and the best control to the JSON file `out`.
 
@@ -134,10 +147,10 @@ def contrast_methods(
 
     Args:
         predictions: {training seed: parquet file}.
-        baselines, data, task, resamples, seed, floor: as of `paired`.
+        baselines, data, task, resamples, seed, floor: as of `compare_systems`.
 
     Raises:
-        InputError: as `evaluation.score`, or `against` was not asked.
+        InputError: as `evaluation.score`, or the predictions lack `against`.
     """
     files, reference = dict(sorted(predictions.items())), f"{against}@{domain}"
     own = lambda name: is_own(name, domain)  # noqa: E731
@@ -156,7 +169,7 @@ def contrast_methods(
     write_json(out, report)
 
 
-def file_digests(files: Mapping, baselines=None) -> dict[str, str]:
+def file_digests(files: Mapping[int, Path | str], baselines: Path | str | None = None) -> dict[str, str]:
     named = {f"seed{run}": path for run, path in files.items()} | ({"baselines": baselines} if baselines else {})
     return {name: file_sha256(path) for name, path in named.items()}
 
@@ -165,7 +178,7 @@ def is_own(system: str, domain: str) -> bool:
     return system == BASE or system.endswith(f"@{domain}")
 
 
-def seed_distribution(spreads: Mapping, system: str, seeds: Sequence[int], seed: int) -> np.ndarray:
+def seed_distribution(spreads: Mapping, system: str, seeds: Sequence[int | None], seed: int) -> np.ndarray:
     """The distribution of a mean over seeds that are themselves drawn, the same ones for every system."""
     each = np.stack([spreads[system, run] for run in seeds])
     times = each.shape[1]

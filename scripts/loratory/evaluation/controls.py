@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from loratory.mixers.contract import Mixer
+from loratory.mixers.contract import GateInput, GateShape, Mixer, Reads
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ShuffledMixer(Mixer):
@@ -17,25 +20,25 @@ class ShuffledMixer(Mixer):
     inner: Any
 
     @property
-    def reads(self):
+    def reads(self) -> Reads:
         return self.inner.reads
 
     @property
-    def per_sequence(self):
+    def per_sequence(self) -> bool:
         return self.inner.per_sequence
 
     @property
-    def by_rank(self):
+    def by_rank(self) -> bool:
         return self.inner.by_rank
 
-    def routing_weights(self, gate, seen, sizes):
+    def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:
         found = self.inner.routing_weights(gate, seen, sizes)
         return found.roll(found.shape[-1] // sizes.experts, -1)
 
-    def select_weights(self, weights):
+    def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
         return self.inner.select_weights(weights)
 
 
-def can_shuffle(mixer: Mixer, gate) -> bool:
-    """Whether shuffling tells anything of a mixer: it has a gate over experts that were there before it."""
+def can_shuffle(mixer: Mixer, gate: torch.nn.Module | None) -> bool:
+    """Whether shuffled weights say anything of a mixer: it has a gate, over experts that it did not make."""
     return gate is not None and type(mixer).prepare_experts is Mixer.prepare_experts

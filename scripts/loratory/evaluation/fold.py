@@ -1,12 +1,14 @@
 """Folding samples and scoring the structures: one PDB file for each sample, one row for each sample."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,9 @@ from loratory.data.structures import alpha_carbons
 from loratory.domains.contract import FoldedTaskModule
 from loratory.errors import InputError
 from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference
+
+if TYPE_CHECKING:
+    from transformers import EsmForProteinFolding
 
 SCORES = "scores.parquet"
 SCHEMA = pa.schema(
@@ -39,8 +44,8 @@ SCHEMA = pa.schema(
 def fold_samples(
     samples: Sequence[tuple[str, str]],
     references: Mapping[str, np.ndarray],
-    model_folder,
-    out,
+    model_folder: Path | str,
+    out: Path | str,
     device: str = "cpu",
     chunk_size: int = 64,
     max_length: int | None = None,
@@ -85,7 +90,14 @@ def fold_samples(
 
 
 def fold_predictions(
-    domain, predictions, baselines, references, limit: int | None, model_folder, out, device: str = "cpu"
+    domain: str,
+    predictions: Mapping[int, Path | str],
+    baselines: Path | str,
+    references: Path | str | None,
+    limit: int | None,
+    model_folder: Path | str,
+    out: Path | str,
+    device: str = "cpu",
 ) -> None:
     """Folds what every system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
 
@@ -96,7 +108,8 @@ def fold_predictions(
         limit: how many finished samples of each system are folded, the first by id; None: all.
     """
     out, rows, chains = Path(out), [], read_references(references) if references else {}
-    for seed, path in {**predictions, None: baselines}.items():
+    sources: list[tuple[int | None, Path | str]] = [*predictions.items(), (None, baselines)]
+    for seed, path in sources:
         for system, samples in finished_samples(domain, path).items():
             folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
             scores = fold_samples(samples[:limit], chains, model_folder, folder, device)
@@ -106,7 +119,7 @@ def fold_predictions(
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
 
 
-def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
+def finished_samples(domain: str, path: Path | str) -> dict[str, list[tuple[str, str]]]:
     """The (id, sequence) pairs of each system's samples that are whole chains, in id order."""
     task = cast(FoldedTaskModule, registry.load_module("domain", domain, "task"))
     systems: dict[str, list[tuple[str, str]]] = {}
@@ -117,7 +130,7 @@ def finished_samples(domain: str, path) -> dict[str, list[tuple[str, str]]]:
     return systems
 
 
-def read_references(path) -> dict[str, np.ndarray]:
+def read_references(path: Path | str) -> dict[str, np.ndarray]:
     """{id: coordinates of the resolved Cα atoms} of the records that are long enough for a TM-score."""
     records = pq.read_table(path, columns=["id", "backbone"]).to_pylist()
     found = {record["id"]: alpha_carbons(record["backbone"]) for record in records}
@@ -125,7 +138,7 @@ def read_references(path) -> dict[str, np.ndarray]:
     return {id: points for id, points in chains.items() if len(points) >= SHORTEST}
 
 
-def check_samples(samples: list[tuple[str, str]], max_length: int | None):
+def check_samples(samples: list[tuple[str, str]], max_length: int | None) -> None:
     """Raises: InputError for ids that cannot name files and sequences that cannot be folded."""
     for (id, _), (following, _) in pairwise(samples):
         if id == following:
@@ -143,7 +156,7 @@ def folder_digest(folder: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def cached_model(folder, digest: str, device: str, allow_random: bool):
+def cached_model(folder: Path | str, digest: str, device: str, allow_random: bool) -> EsmForProteinFolding:
     """The model with this digest, read once for all systems."""
     return folding.load_folding_model(folder, device, allow_random)
 
@@ -160,7 +173,7 @@ def read_remark(path: Path) -> str:
         return next(lines, "").rstrip("\n")
 
 
-def score_structure(id: str, sequence: str, path: Path, references: dict, tool: str) -> dict:
+def score_structure(id: str, sequence: str, path: Path, references: Mapping[str, np.ndarray], tool: str) -> dict:
     row = {"id": id, "plddt": mean_plddt(path), "plddt_atoms": "ca", "length": len(sequence)}
     row["tm_normalised_by"] = "reference"
     if references and len(sequence) >= SHORTEST:

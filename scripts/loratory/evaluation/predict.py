@@ -1,12 +1,16 @@
-"""What every system says about a domain's held-out records: one base in memory, systems put on and taken off."""
+"""What every system predicts for a domain's held-out records: one base in memory, systems put on and taken off."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from transformers import PreTrainedModel
 
 from loratory import registry
 from loratory.adapters import core
@@ -23,10 +27,15 @@ from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import MANIFEST, open_experts, open_mixture
 from loratory.mixers.streams import TOKENS, module_streams
 
+if TYPE_CHECKING:
+    from loratory.bases.core import Base
+    from loratory.domains.contract import Example, TaskOptions
+    from loratory.mixers.contract import Mixer
+
 
 @dataclass(frozen=True)
 class System:
-    """Something that answers.
+    """Something that predicts.
 
     Attributes:
         names: what it is called; a control has several names, one for each mixture that it is a control of.
@@ -44,7 +53,7 @@ class System:
 
 @dataclass
 class Cost:
-    """What a system's answers took.
+    """What a system's predictions took.
 
     Attributes:
         read, reading: positions that were put through it where it scores or chooses, without padding; seconds for it.
@@ -58,7 +67,7 @@ class Cost:
     writing: float = 0.0
     memory: int | None = None
 
-    def __add__(self, other: "Cost") -> "Cost":
+    def __add__(self, other: Cost) -> Cost:
         memory = max(filter(None, (self.memory, other.memory)), default=None)
         reading, writing = self.reading + other.reading, self.writing + other.writing
         return Cost(self.read + other.read, reading, self.written + other.written, writing, memory)
@@ -72,39 +81,53 @@ class TrainedModels:
     mixtures: dict[str, Path]
 
 
-def predict_domain(domain, data, task, base_folder, trained, asked, evaluation, device, out) -> None:
+def predict_domain(
+    domain: str,
+    data: Path | str,
+    task: TaskOptions,
+    base_folder: Path | str,
+    trained: Mapping[int, TrainedModels],
+    asked: Collection[str],
+    evaluation: Any,
+    device: str,
+    out: Path | str,
+) -> None:
     """Writes all systems' predictions, what they cost and the mixtures' routing on this domain, for every seed.
 
     Args:
-        trained: {seed: Trained}. evaluation: the config's `evaluation`.
+        trained: {seed: what its trainings made}. evaluation: the config's `evaluation`.
         asked: which of "test", "valid" (for choices) and "sample" (where the domain generates).
         out: folder. `seed{n}.parquet` gets one row for each (split, system, record), `seed{n}.routing.json`
-            {system: its `Cost` and, of a mixture, what `described` and `route` say}.
+            {system: its `Cost` and, of a mixture, `mixture_facts` and `routing_summary`}.
     """
     base = load_base(base_folder, device)
-    sets, found = examples_by_split(domain, data, task, base, asked, evaluation), {}
+    sets = examples_by_split(domain, data, task, base, asked, evaluation)
+    found: dict[tuple, tuple[list[dict[str, Any]], Cost]] = {}
     cache_audio(base, [question for questions in sets.values() for question in questions])
     for seed, made in trained.items():
-        rows, known = [], {}
+        rows: list[dict[str, Any]] = []
+        known: dict[str, dict[str, Any]] = {}
         for system in iterate_systems(base, domain, made):
             cost = Cost()
             for split in (split for split in sets if is_evaluated(split, system, domain)):
                 key = (system.name, split, seed if system.kind != "base" or split == "sample" else None)
-                if key not in found:  # the bare base says the same whatever the seed, unless it samples
+                if key not in found:  # the bare base predicts the same whatever the seed, unless it samples
                     found[key] = run_system(base, domain, system, split, sets[split], task, evaluation, seed)
                 answers, spent = found[key]
                 cost += spent
                 rows += [row | {"system": name} for name in system.names for row in answers]
             known |= dict.fromkeys(system.names, asdict(cost))
-            if system.kind == "mixture":
+            if system.kind == "mixture" and isinstance(system.model, Mixture):
                 routed = routing_summary(base, system.model, sets["test"], evaluation.batch_tokens)
                 known[system.name] = asdict(cost) | mixture_facts(system.model) | routed
         write_rows(Path(out, f"seed{seed}.parquet"), rows)
         write_json(Path(out, f"seed{seed}.routing.json"), known)
 
 
-def examples_by_split(domain: str, data, task, base, asked, evaluation) -> dict[str, list]:
-    """{split: its questions}."""
+def examples_by_split(
+    domain: str, data: Path | str, task: TaskOptions, base: Base, asked: Collection[str], evaluation: Any
+) -> dict[str, list]:
+    """{split: its examples}."""
     limits = {"test": evaluation.max_records, "valid": evaluation.max_valid}
     sets = {
         split: domain_examples(domain, read_records(data, split, limit), task, base.family)
@@ -117,13 +140,22 @@ def examples_by_split(domain: str, data, task, base, asked, evaluation) -> dict[
 
 
 def is_evaluated(split: str, system: System, domain: str) -> bool:
-    """Choices on `valid` are between single experts; what another domain's adapter writes tells nobody anything."""
+    """Choices on `valid` are between single experts; samples are of a domain's own adapters and of mixtures alone."""
     if split == "valid":
         return system.kind in ("base", "adapter")
     return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
 
 
-def run_system(base, domain: str, system: System, split: str, questions, task, evaluation, seed: int):
+def run_system(
+    base: Base,
+    domain: str,
+    system: System,
+    split: str,
+    questions: Sequence[Example],
+    task: TaskOptions,
+    evaluation: Any,
+    seed: int,
+) -> tuple[list[dict[str, Any]], Cost]:
     """The rows of one system on one split, and their `Cost`."""
     outputs = registry.family_outputs(domain, base.family)
     wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
@@ -135,9 +167,9 @@ def run_system(base, domain: str, system: System, split: str, questions, task, e
     return [label | row for row in found], cost
 
 
-def iterate_systems(base, domain: str, made: TrainedModels) -> Iterator[System]:
+def iterate_systems(base: Base, domain: str, made: TrainedModels) -> Iterator[System]:
     """One system after the other on the one loaded model; each is taken off before the next comes."""
-    if not base.heads:  # a head that nobody trained says nothing
+    if not base.heads:  # predictions of a head that is not trained mean nothing
         yield System(("base",), "base", base.model)
     for name, folder in made.adapters.items():
         core.apply(base.model, open_experts({name: folder}, base.fingerprint)[name], folder)
@@ -152,15 +184,15 @@ def iterate_systems(base, domain: str, made: TrainedModels) -> Iterator[System]:
 
 
 def group_by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
-    """{(domain, adapter) pairs: mixtures that were given these experts}: what they are controlled by is the same."""
+    """{(domain, adapter) pairs: mixtures of these experts}, which have the same controls."""
     found: dict[tuple, list[str]] = {}
     for name, folder in mixtures.items():
         found.setdefault(tuple(sorted(read_json(Path(folder, MANIFEST))["adapters"].items())), []).append(name)
     return found
 
 
-def mixture_controls(base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
-    """What mixtures of these experts must beat, asked once for all of them."""
+def mixture_controls(base: Base, domain: str, experts: Mapping[str, Path], names: list[str]) -> Iterator[System]:
+    """What mixtures of these experts must beat, run once for all of them."""
     mixture = Mixture(base.model, open_experts(dict(experts), base.fingerprint), default_mixer("uniform")).eval()
     set_domain(mixture, domain)
     for control in ("uniform", "oracle") if domain in experts else ("uniform",):
@@ -169,8 +201,8 @@ def mixture_controls(base, domain: str, experts: Mapping[str, Path], names: list
     mixture.remove_experts()
 
 
-def mixture_systems(base, domain: str, name: str, folder) -> Iterator[System]:
-    """A mixture after its shuffled control; neither where it must be told a domain that it does not know."""
+def mixture_systems(base: Base, domain: str, name: str, folder: Path | str) -> Iterator[System]:
+    """A mixture after its shuffled control; without the mixture where it needs the domain and was not made for it."""
     mixture = open_mixture(folder, base)
     set_domain(mixture, domain)
     own = mixture.mixer
@@ -187,13 +219,13 @@ def set_domain(mixture: Mixture, domain: str) -> None:
     mixture.domain = mixture.domains.index(domain) if domain in mixture.domains else None
 
 
-def default_mixer(kind: str):
+def default_mixer(kind: str) -> Mixer:
     return registry.load_module("mixer", kind).Mixer()
 
 
 def mixture_facts(mixture: Mixture) -> dict:
-    """Whether a mixture is `told` the domain and makes a `first_pass` without experts, and how many numbers its folder
-    holds in its gate and experts (`stored`)."""
+    """`told`: the mixture needs the domain; `first_pass`: it runs the base without experts first; `stored`: how many
+    numbers its folder holds in its gate and experts."""
     gate = [] if mixture.gate is None else mixture.gate.state_dict().values()
     experts = [tensor for layer in mixture.layers.values() for tensor in (layer.A, layer.B)]
     heads = [tensor for head in mixture.heads for tensor in head.values()]
@@ -202,10 +234,18 @@ def mixture_facts(mixture: Mixture) -> dict:
 
 
 @torch.no_grad()
-def predict_examples(base, model, questions, wanted, task, evaluation, seed: int) -> tuple[list[dict], Cost]:
+def predict_examples(
+    base: Base,
+    model: torch.nn.Module,
+    questions: Sequence[Example],
+    wanted: Sequence[str],
+    task: TaskOptions,
+    evaluation: Any,
+    seed: int,
+) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
     items = [base.encode(question) for question in questions]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": q.id, "group": q.group, "reference": q.target, "nll": None, "tokens": None, "p": None, "text": None}
         for q in questions
     ]
@@ -226,23 +266,30 @@ def predict_examples(base, model, questions, wanted, task, evaluation, seed: int
     if on_gpu:
         cost.memory = torch.cuda.max_memory_allocated(base.device)
     odds = [row.pop("odds", None) for row in rows]
-    return merge_windows(rows, odds) if "choice" in wanted else rows, cost
+    return merge_windows(rows, cast(list[float], odds)) if "choice" in wanted else rows, cost
 
 
-def steps_in_place(base, model) -> StepsByShape | None:
+def steps_in_place(base: Base, model: torch.nn.Module) -> StepsByShape | None:
     """Steps that a GPU replays while a causal model writes; None elsewhere, and where its attention forbids them."""
     if base.family != "causal" or base.device.type != "cuda":
         return None
     try:
-        return StepsByShape(model)
+        return StepsByShape(cast(PreTrainedModel | Mixture, model))
     except InputError:
         return None
 
 
 def run_output(
-    base, model, output: str, items: list[Encoded], choices, limit: int, sampling: Sampling, in_place=None
+    base: Base,
+    model: torch.nn.Module,
+    output: str,
+    items: list[Encoded],
+    choices: tuple[str, ...],
+    limit: int,
+    sampling: Sampling,
+    in_place: StepsByShape | None = None,
 ) -> list[dict]:
-    """What one output says of each item: the columns that it fills, or `odds` of the second choice in nats."""
+    """One output for each item: the columns that it fills, or `odds` of the second choice in nats."""
     if output == "nll":
         return [{"nll": nll, "tokens": tokens} for nll, tokens in base.nll(model, items)]
     if output == "choice":
@@ -253,7 +300,7 @@ def run_output(
     return [{"text": text} for text in texts]
 
 
-def measure_cost(base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
+def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
     if output in ("text", "sample"):
         texts = [columns["text"] for columns in filled]
         if items[0].alphabet:  # each letter is a token
@@ -264,8 +311,8 @@ def measure_cost(base, output: str, items: list[Encoded], filled: list[dict], se
     return Cost(read=sum(lengths), reading=seconds)
 
 
-def cache_audio(base, questions) -> None:
-    """Clips are heard once and remembered: the first system that is asked must not be charged for it."""
+def cache_audio(base: Base, questions: Sequence[Example]) -> None:
+    """Encodes all clips, which the base keeps: else the first system's costs would hold what all systems share."""
     for question in questions:
         if question.audio:
             base.collate([base.encode(question)])
@@ -288,8 +335,8 @@ def merge_windows(rows: list[dict], odds: list[float]) -> list[dict]:
 
 
 @torch.no_grad()
-def routing_summary(base, mixture: Mixture, questions, budget: int) -> dict:
-    """How the gate weighed the experts on this domain: means over tokens, prompt and answer apart.
+def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], budget: int) -> dict:
+    """How the gate weighed the experts on this domain: means over tokens, of prompt and target apart.
 
     Returns:
         experts; `weights` (mean over all tokens and modules) with `prompt` and `target` apart; `modules` (mean for
@@ -302,7 +349,8 @@ def routing_summary(base, mixture: Mixture, questions, budget: int) -> dict:
     own = mixture.domain if mixture.names == mixture.domains else None
     total = {"prompt": torch.zeros(n, dtype=torch.double), "target": torch.zeros(n, dtype=torch.double)}
     count = {"prompt": 0, "target": 0}
-    modules, entropy, hits = 0.0, 0.0, 0
+    modules = torch.zeros((), dtype=torch.double)
+    entropy, hits = 0.0, 0
     for batch in batches_by_length([item.length for item in items], budget):
         tensors = base.collate([items[i] for i in batch])
         weights = mixture.token_routing(**base.inputs(tensors), **base.routing_inputs(mixture, tensors)).double().cpu()
@@ -333,7 +381,7 @@ def routing_summary(base, mixture: Mixture, questions, budget: int) -> dict:
 
 
 def is_scored(labels: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Which of the positions `[batch, length]` belong to an answer; none where labels are of whole sequences."""
+    """Which of the positions `[batch, length]` belong to a target; none where labels are of whole sequences."""
     return labels[:, : real.shape[1]] != IGNORED if labels.dim() == 2 else torch.zeros_like(real)
 
 

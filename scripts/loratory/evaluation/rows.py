@@ -1,5 +1,7 @@
 """The long table of predictions: one row for each (split, system, record)."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,7 +19,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_rows(path, rows: list[dict]) -> None:
+def write_rows(path: Path | str, rows: list[dict]) -> None:
     """Writes rows as parquet; a column that a row lacks is null."""
     with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import isfinite
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,7 +51,17 @@ class Floor:
 
 
 def score_domain(
-    domain, base, predictions, baselines, data, task, structures, resamples: int, seed: int, floor: Floor, out
+    domain: str,
+    base: str,
+    predictions: Mapping[int, Path | str],
+    baselines: Path | str | None,
+    data: Path | str,
+    task: Any,
+    structures: Path | str | None,
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    out: Path | str,
 ) -> None:
     """Writes each metric of each system, with 95 % intervals and paired gains over the base, to the JSON file `out`.
 
@@ -65,7 +77,7 @@ def score_domain(
         data: folder of the domain's dataset.
         task: the domain's `Task` options.
         structures: parquet file of folded samples with `seed`, `system`, `id` and a column for each measure (they
-            join the sample's row before `metrics.columns` sees it); None if nothing was folded.
+            join the sample's row before `metrics.columns` reads it); None if nothing was folded.
         resamples, seed: how many bootstrap draws, and their seed.
         floor: on fewer records or groups nothing is computed, and `status` says so.
 
@@ -75,16 +87,15 @@ def score_domain(
     """
     metrics = registry.load_module("domain", domain, "metrics")
     files = dict(sorted(predictions.items()))
-    sources = {**files, **({None: baselines} if baselines else {})}
     folded = read_structures(structures) if structures else None
     resample = partial(bootstrap_distributions, times=resamples, seed=seed)
-    splits = gather_runs(sources, data, folded or {})
+    splits = gather_runs(add_baselines(files, baselines), data, folded or {})
     control = choose_control(metrics, splits, data, task)
     common = {"task": task, "folded": folded is not None, "seeds": list(files), "floor": floor, "resample": resample}
     rows = []
     for split, systems in sorted(splits.items()):
         records = read_split(data, RECORDS[split])
-        rows += score_split(metrics, split, systems, records, control=control and control["system"], **common)
+        rows += score_split(metrics, split, systems, records, control=control["system"] if control else None, **common)
     inputs = {f"seed{run}": path for run, path in files.items()} | {
         name: path for name, path in [("baselines", baselines), ("structures", structures)] if path
     }
@@ -107,14 +118,22 @@ def score_domain(
     write_json(out, report)
 
 
-def read_structures(path) -> dict[tuple, dict]:
+def add_baselines(files: Mapping[int, Path | str], baselines: Path | str | None) -> dict[int | None, Path | str]:
+    """{training seed: its file}, with the file of controls, which have no seed, under None."""
+    pairs: list[tuple[int | None, Path | str]] = [*files.items()]
+    return dict([*pairs, (None, baselines)] if baselines else pairs)
+
+
+def read_structures(path: Path | str) -> dict[tuple, dict]:
     """The measures of each folded sample, by (seed, system, id)."""
     keys = ("seed", "system", "id")
     rows = pq.read_table(path).to_pylist()
     return {tuple(row[k] for k in keys): {k: v for k, v in row.items() if k not in keys} for row in rows}
 
 
-def gather_runs(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str, Runs]]:
+def gather_runs(
+    sources: Mapping[int | None, Path | str], data: Path | str, measures: Mapping
+) -> dict[str, dict[str, Runs]]:
     """{split: {system: runs}} of all files, every system of a split with the same records."""
     splits: dict[str, dict[str, Runs]] = {}
     covered = {}
@@ -135,13 +154,13 @@ def gather_runs(sources: Mapping, data, measures: Mapping) -> dict[str, dict[str
     return splits
 
 
-def check_ids(path, split: str, system: str, strangers: set, expected: str):
+def check_ids(path: Path | str, split: str, system: str, strangers: set, expected: str) -> None:
     if strangers:
         what = f"{len(strangers)} records of `{system}` on {split} do not fit, such as this one"
         raise InputError(f"{path}:{min(strangers)}", what, min(strangers), expected, "predict again", "records")
 
 
-def read_rows(path) -> dict[tuple[str, str], list[dict]]:
+def read_rows(path: Path | str) -> dict[tuple[str, str], list[dict]]:
     """The rows of each (split, system), in id order."""
     table = pq.read_table(path)
     missing = [column for column in COLUMNS if column not in table.column_names]
@@ -169,7 +188,7 @@ def read_rows(path) -> dict[tuple[str, str], list[dict]]:
     return found
 
 
-def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task) -> dict | None:
+def choose_control(metrics: Any, splits: Mapping[str, Mapping[str, Runs]], data: Path | str, task: Any) -> dict | None:
     """The baseline that is best by the primary metric on valid; on test, which favours it, if none answered there.
 
     Returns:
@@ -186,28 +205,28 @@ def choose_control(metrics, splits: Mapping[str, Mapping[str, Runs]], data, task
         }
         defined = {name: value * metric.sign for name, value in values.items() if isfinite(value)}
         if defined:
-            return {"system": max(defined, key=defined.get), "split": split}
+            return {"system": max(defined, key=lambda name: defined[name]), "split": split}
     return None
 
 
-def primary_metric(metrics) -> Metric:
+def primary_metric(metrics: Any) -> Metric:
     return next(metric for metric in metrics.METRICS if metric.primary)
 
 
 def score_split(
-    metrics,
+    metrics: Any,
     split: str,
     systems: Mapping[str, Runs],
     records: list[dict],
     *,
-    task,
+    task: Any,
     folded: bool,
     seeds: Sequence[int],
     control: str | None,
     floor: Floor,
     resample: Callable,
 ) -> list[dict]:
-    """One row for each system and metric of a split; see `score`."""
+    """One row for each system and metric of a split; see `score_domain`."""
     some_rows = next(iter(next(iter(systems.values())).values()))
     groups = np.array([row["group"] for row in some_rows])
     values, statistics, sizes, missing = {}, {}, {}, {}
@@ -245,7 +264,7 @@ def sample_size(groups: np.ndarray) -> tuple[int, int]:
 
 
 def selected_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]) -> tuple[int, int]:
-    """The `size` of what a metric looks at, in the run where it is the smallest."""
+    """The `sample_size` of what a metric looks at, in the run where it is the smallest."""
     return min(sample_size(groups[metric.row_selection(each)]) for each in columns)
 
 
@@ -260,10 +279,11 @@ def metric_columns(metric: Metric) -> dict:
     return {"metric": metric.name} | {name: getattr(metric, name) for name in names}
 
 
-def estimate_columns(values: Mapping, spread, seeds: Sequence[int], missing: str = "") -> dict:
+def estimate_columns(values: Mapping, spread: np.ndarray | None, seeds: Sequence[int], missing: str = "") -> dict:
     """The mean over seeds with its interval; `status` says why a number is missing, `missing` why there are none."""
     value = finite_or_none(np.mean(list(values.values()))) if values else None
-    low, high = map(finite_or_none, percentile_interval(spread)) if value is not None else (None, None)
+    interval = percentile_interval(spread) if value is not None and spread is not None else (None, None)
+    low, high = map(finite_or_none, interval)
     if not values:
         status = missing
     elif value is None:
@@ -290,5 +310,5 @@ def gain_columns(
     }
 
 
-def finite_or_none(value) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     return float(value) if value is not None and isfinite(value) else None

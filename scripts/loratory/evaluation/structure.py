@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from loratory.data.structures import chain_id, read_residues, residue_atom, resi
 from loratory.errors import InputError
 
 MAX_ALIGNED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
+Source = Path | str | np.ndarray  # a file, or Cα coordinates (n, 3) in Å
 SHORTEST = 20  # residues; TM-align scores 3 residues 1.0, so shorter chains say nothing
 
 
@@ -46,25 +49,25 @@ class TmScore:
     aligned_length: int
 
 
-def read_trace(path) -> Trace:
+def read_trace(path: Path | str) -> Trace:
     """The Cα atoms of a PDB or mmCIF file; which residues count: `data.structures.read_residues`.
 
     Raises:
         InputError: as `read_residues`, or a coordinate that is not a number.
     """
     residues = read_residues(path)
-    atoms = [residue_atom(residue, "CA") for residue in residues]
+    atoms: list[Any] = [residue_atom(residue, "CA") for residue in residues]  # Biopython's; none lacks its Cα
     coordinates = np.array([each.coord for each in atoms], float)
     check_finite(coordinates, path)
     return Trace(
-        "".join(map(residue_letter, residues)),
+        "".join(residue_letter(residue) or "" for residue in residues),
         coordinates,
         np.array([each.bfactor for each in atoms], float),
         np.array(list(map(chain_id, residues))),
     )
 
 
-def mean_plddt(path) -> float:
+def mean_plddt(path: Path | str) -> float:
     """Mean of the Cα B-factors of all chains, 0–100.
 
     B-factors of an experiment cannot be told from pLDDT by their values: only give files of a structure predictor.
@@ -85,7 +88,7 @@ def mean_plddt(path) -> float:
     return float(values.mean())
 
 
-def tm_score(model, reference, tool: str = "search") -> TmScore:
+def tm_score(model: Source, reference: Source, tool: str = "search") -> TmScore:
     """TM-score after a structural alignment that ignores sequence and residue numbers, as TM-align does.
 
     Args:
@@ -107,8 +110,8 @@ def tm_by_search(model: np.ndarray, reference: np.ndarray) -> TmScore:
 
     i, j = best_pairs(model, reference)
     a, b = model[i], reference[j]
-    scores = (tm_of_pairs(a, b, len(chain)) for chain in (reference, model))
-    return TmScore(*scores, rmsd(a, b), len(i))
+    norm_reference, norm_model = (tm_of_pairs(a, b, len(chain)) for chain in (reference, model))
+    return TmScore(norm_reference, norm_model, rmsd(a, b), len(i))
 
 
 def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
@@ -123,10 +126,12 @@ def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
     return TmScore(found.tm_norm_chain2, found.tm_norm_chain1, found.rmsd, pairs)
 
 
-def nearest_reference(model, references: Mapping[str, np.ndarray], tool: str = "search") -> tuple[str, TmScore]:
+def nearest_reference(
+    model: Source, references: Mapping[str, np.ndarray], tool: str = "search"
+) -> tuple[str, TmScore]:
     """The reference with the largest TM-score, each normalised by its own length; the first name of equals.
 
-    Of many references, only the SEARCHED that promise most by a coarse superposition are aligned.
+    Of many references, only the MAX_ALIGNED that promise most by a coarse superposition are aligned.
 
     Args:
         model: path or Cα coordinates, as for `tm_score`.
@@ -142,11 +147,12 @@ def nearest_reference(model, references: Mapping[str, np.ndarray], tool: str = "
         score = tm_score(chain, chains[name], tool)
         if best is None or (-score.norm_reference, name) < (-best[1].norm_reference, best[0]):
             best = name, score
+    assert best is not None  # as there is at least one reference
     return best
 
 
 def promising_names(chain: np.ndarray, chains: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the SEARCHED most promising chains, the best first."""
+    """The names of the MAX_ALIGNED most promising chains, the best first."""
     from loratory.evaluation.superposition import coarse_score
 
     check_chain(chain, "model")
@@ -156,7 +162,7 @@ def promising_names(chain: np.ndarray, chains: Mapping[str, np.ndarray]) -> list
     return sorted(chains, key=lambda name: (-promises[name], name))[:MAX_ALIGNED]
 
 
-def first_chain(source) -> np.ndarray:
+def first_chain(source: Source) -> np.ndarray:
     """Cα coordinates (n, 3) of a file's first chain; coordinates are handed back."""
     if isinstance(source, np.ndarray):
         return source.astype(float)
@@ -167,11 +173,11 @@ def first_chain(source) -> np.ndarray:
     return trace.coordinates[trace.chains == chains[0]]
 
 
-def source_label(source, role: str):
+def source_label(source: Source, role: str) -> Path | str:
     return role if isinstance(source, np.ndarray) else source
 
 
-def check_chain(coordinates: np.ndarray, where):
+def check_chain(coordinates: np.ndarray, where: Path | str) -> None:
     """Raises: InputError for what makes TM-align hang (NaN) or flatter (short chains)."""
     if coordinates.ndim != 2 or coordinates.shape[1] != 3:
         raise InputError(where, "not Cα coordinates", f"shape {coordinates.shape}", "shape (residues, 3)")
@@ -181,7 +187,7 @@ def check_chain(coordinates: np.ndarray, where):
         raise InputError(where, "too few residues", f"{len(coordinates)} Cα atoms", expected, reason="short")
 
 
-def check_finite(coordinates: np.ndarray, where):
+def check_finite(coordinates: np.ndarray, where: Path | str) -> None:
     broken = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
     if broken.size:
         value = " ".join(f"{x:g}" for x in coordinates[broken[0]])

@@ -16,6 +16,8 @@ from biotite.sequence.align import SubstitutionMatrix, align_optimal
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+Transform = tuple[np.ndarray, np.ndarray]  # rotation and shift
+Pairs = tuple[np.ndarray, np.ndarray]  # indices of residues
 WINDOW, WINDOWS = 20, 30  # residues of a window, windows of a chain: as many starts as there are pairs of windows
 FEW_WINDOWS = 8  # where only the promise of a pair of chains is wanted
 TRIED, KEPT = 30, 4  # starts that are aligned once, and of those the ones followed to the end
@@ -64,7 +66,7 @@ def rmsd(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.sum((a - apply_transform(superpose_points(a, b), b)) ** 2, axis=1))))
 
 
-def start_transforms(a: np.ndarray, b: np.ndarray) -> list[tuple]:
+def start_transforms(a: np.ndarray, b: np.ndarray) -> list[Transform]:
     """The superpositions of window on window that bring the most residues of `b` near any residue of `a`."""
     rotation, shift, nearness = window_placements(a, b, WINDOWS, 2)
     chosen = np.argsort(-nearness, kind="stable")[:TRIED]
@@ -97,9 +99,10 @@ def spread_windows(a: np.ndarray, count: int) -> np.ndarray:
     return np.stack([a[k : k + WINDOW] for k in at])
 
 
-def refine(a, b, move, scale: float, gap: float, rounds: int) -> tuple:
+def refine(a: np.ndarray, b: np.ndarray, move: Transform, scale: float, gap: float, rounds: int) -> tuple:
     """Aligns and superposes in turn while the score grows; returns `(score, move, pairs)`."""
-    best = (-1.0, move, None)
+    none = np.empty(0, dtype=int)
+    best = (-1.0, move, (none, none))
     for _ in range(rounds):
         i, j = align_residues(a, apply_transform(move, b), scale, gap)
         score, move = refine_pairs(a[i], b[j], move, scale, rounds=10 if rounds == 1 else 30)
@@ -120,7 +123,7 @@ def align_residues(a: np.ndarray, b: np.ndarray, scale: float, gap: float) -> tu
     return tuple(trace[(trace >= 0).all(axis=1)].T)
 
 
-def refine_pairs(a: np.ndarray, b: np.ndarray, move, scale: float, rounds: int) -> tuple[float, tuple]:
+def refine_pairs(a: np.ndarray, b: np.ndarray, move: Transform, scale: float, rounds: int) -> tuple[float, tuple]:
     """Climbs Σ 1/(1 + (d/d0)²) of paired points from the superposition `move`; returns `(sum, move)`.
 
     1/(1 + u) is convex in u = (d/d0)², so its tangent lies below it: least squares weighted by the slope 1/(1 + u)²
@@ -160,6 +163,6 @@ def superpose_points(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = N
     return rotation, centre_a - centre_b @ rotation
 
 
-def apply_transform(move: tuple, b: np.ndarray) -> np.ndarray:
+def apply_transform(move: Transform, b: np.ndarray) -> np.ndarray:
     rotation, shift = move
     return b @ rotation + shift

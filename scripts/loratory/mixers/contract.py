@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loratory.domains.contract import Options
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from loratory.adapters.deltas import Adapter
+
+
+Reads = Literal["hidden", "input", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class GateInput:
     Attributes:
         hidden: states of the base without experts `[batch, length, hidden]`, if the mixer reads `hidden`; one state
             for each sequence (length 1, the mean over its prompt) if the mixer is `per_sequence`.
-        input: what comes into a layer `[batch, length, width]`, and layer: which of `Sizes.modules` that is, if the
-            mixer reads `input`.
-        is_audio: `[batch, length]`, true where a position is heard and not read; None where all are read.
+        input: what comes into a layer `[batch, length, width]`, and layer: which of `GateShape.modules` that is, if
+            the mixer reads `input`.
+        is_audio: `[batch, length]`, true where a position is of a clip and not of text; None where all are text.
         domain: which of the given experts' domains the batch is from; for mixers that are `needs_domain` alone.
         passed: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
     """
@@ -71,10 +74,19 @@ class Mixer(Options):
     """
 
     trained: ClassVar[bool] = True
-    reads: ClassVar[Literal["hidden", "input", "nothing"]] = "hidden"
-    by_rank: ClassVar[bool] = False
-    needs_domain: ClassVar[bool] = False
     splits: ClassVar[tuple[str, ...]] = ("gate",)
+
+    @property
+    def reads(self) -> Reads:
+        return "hidden"
+
+    @property
+    def by_rank(self) -> bool:
+        return False
+
+    @property
+    def needs_domain(self) -> bool:
+        return False
 
     @property
     def per_sequence(self) -> bool:
@@ -97,11 +109,11 @@ class Mixer(Options):
         """Writes into a new gate what it takes from the experts and not from training."""
 
     @abstractmethod
-    def routing_weights(self, gate, seen: GateInput, sizes: GateShape) -> torch.Tensor:
-        """How much each expert is wanted.
+    def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:
+        """The weight that the mixer gives to each expert, before `select_weights`.
 
         Args:
-            gate: what `gate` made.
+            gate: what `build_gate` made.
 
         Returns:
             Of a mixer that reads `input`: `[batch, length, experts]` for that layer, or as many as it has ranks.
@@ -109,14 +121,14 @@ class Mixer(Options):
         """
 
     def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
-        """What of the wanted weights is applied: all, the largest alone, …"""
+        """The weights that are applied, of those that `routing_weights` gave: all, the largest alone, …"""
         return weights
 
     def routing_penalty(self, weights: torch.Tensor, domain: int) -> torch.Tensor | float:
         """What training adds to the loss of each target.
 
         Args:
-            weights: wanted weights `[tokens, modules | 1, experts]` of the batch's tokens. domain: which of the given
-                experts' domains they are from; in training every mixer may look at it.
+            weights: of `routing_weights`, `[tokens, modules | 1, experts]` of the batch's tokens.
+            domain: which of the given experts' domains they are from; in training every mixer may look at it.
         """
         return 0.0

@@ -1,14 +1,18 @@
 """A mixture: a base, stacked experts and a mixer, and the two passes by which some mixers weigh."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loratory.adapters.core import check_shape, linear_layers
@@ -16,7 +20,7 @@ from loratory.adapters.deltas import Adapter, check_low_rank
 from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
 from loratory.mixers.contract import GateInput, GateShape, Mixer
-from loratory.mixers.layers import GateContext, LayerWeights, MixedLinear
+from loratory.mixers.layers import GateContext, LayerWeights, Linear, MixedLinear
 from loratory.mixers.streams import FRAMES, TOKENS, EncodedAudio, bare_states, mean_pool, module_streams
 from loratory.registry import unknown_name_error
 
@@ -44,33 +48,44 @@ class Mixture(nn.Module):
     caches give the same numbers as running the whole prefix anew.
 
     Attributes:
-        given: experts as they were put on; names: the same in the order of the gate's outputs.
+        given: experts as they were put on; names: of these, in the order of the gate's outputs.
         domains: those that the mixture was made for, in the order of the experts that were given.
-        hold_after: an approximation: the gate is asked about the prompt and so many written tokens, and its last
-            weights stay. None, the default, is exact.
-        wanted, applied: weights of the latest pass before and after the mixer's `keep`: {stream: `[batch, length,
-            modules, experts]`}, or {module: `[batch, length, experts]`} where layers weigh for themselves.
-        wants: what of a batch a mixture takes beside the model's inputs; see `forward`.
+        hold_after: an approximation: the gate weighs the prompt and so many written tokens, and its last weights stay
+            for all later ones. None, the default, is exact.
+        wanted, applied: weights of the latest pass before and after the mixer's `select_weights`: {stream: `[batch,
+            length, modules, experts]`}, or {module: `[batch, length, experts]`} where layers weigh for themselves.
+        wants: names in a batch of what a mixture takes besides the model's inputs; see `forward`.
     """
 
-    wants = ("prompt", "is_audio", "hidden")
+    wants: tuple[str, ...] = ("prompt", "is_audio", "hidden")
 
-    def __init__(self, model, experts: dict[str, Adapter], mixer: Mixer, where="mixture", domains=None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        experts: dict[str, Adapter],
+        mixer: Mixer,
+        where: Path | str = "mixture",
+        domains: Sequence[str] | None = None,
+    ):
         super().__init__()
         self.model, self.given, self.names, self.mixer = model, experts, list(experts), mixer
         self.domains = list(domains or experts)
-        self.context, self.hold_after = GateContext(), None
-        self.wanted, self.applied = {}, {}
+        self.context = GateContext()
+        self.hold_after: int | None = None
+        self.wanted: dict[str, torch.Tensor] = {}
+        self.applied: dict[str, torch.Tensor] = {}
         check_experts(model, experts, where)
-        self.heads, self.own_heads = [adapter.heads for adapter in experts.values()], {}
+        self.heads = [adapter.heads for adapter in experts.values()]
+        self.own_heads: dict[str, torch.Tensor] = {}
         self.asked: int | None = None
         model.requires_grad_(False)
         self.layers = self.stack_experts(experts)
         apart = mixer.reads == "hidden" and not mixer.per_sequence
         self.streams = module_streams(model, list(self.layers), apart)
         self.sizes = {stream: self.gate_shape(names) for stream, names in self.streams.items()}
-        gates = {stream: mixer.build_gate(sizes) for stream, sizes in self.sizes.items()}
-        self.gate = nn.ModuleDict(gates).to(model.device) if None not in gates.values() else None
+        built = {stream: mixer.build_gate(sizes) for stream, sizes in self.sizes.items()}
+        gates = {stream: gate for stream, gate in built.items() if gate is not None}
+        self.gate = nn.ModuleDict(gates).to(model.device) if len(gates) == len(built) else None
         for stream, gate in self.gate.items() if self.gate is not None else ():
             mixer.prepare_gate(gate, self.sizes[stream], experts)
 
@@ -79,7 +94,8 @@ class Mixture(nn.Module):
         layers, stacked = linear_layers(self.model), {}
         for slot, name in enumerate(sorted({name for adapter in experts.values() for name in adapter.deltas})):
             deltas = [adapter.deltas.get(name) for adapter in experts.values()]
-            stacked[name] = MixedLinear(layers[name], name, slot, self.context, deltas, self.mixer)
+            layer = cast(Linear, layers[name])
+            stacked[name] = MixedLinear(layer, name, slot, self.context, deltas, self.mixer)
             self.model.set_submodule(name, stacked[name])
         return stacked
 
@@ -89,16 +105,16 @@ class Mixture(nn.Module):
         return GateShape(len(self.names), self.model.config.hidden_size, names, widths, ranks)
 
     @property
-    def config(self):
+    def config(self) -> PretrainedConfig:
         return self.model.config
 
     @property
     def domain(self) -> int | None:
-        """Which of `domains` is asked: for mixers that are `told`, and for experts' own heads."""
+        """Which of `domains` the input is from: for mixers that need it, and for experts' own heads."""
         return self.asked
 
     @domain.setter
-    def domain(self, index: int | None):
+    def domain(self, index: int | None) -> None:
         self.asked = index
         if any(self.heads):
             self.put_heads(self.own_heads if index is None else self.heads[index])
@@ -113,8 +129,8 @@ class Mixture(nn.Module):
         """{name: parameter} of the gate and of experts that move, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def train(self, mode: bool = True):
-        """Only the gate trains: dropout in a frozen base or expert would blur what the gate is told."""
+    def train(self, mode: bool = True) -> Mixture:
+        """Only the gate trains: dropout in a frozen base or expert would add noise to what the gate reads."""
         super().train(False)
         self.training = mode
         if self.gate is not None:
@@ -129,13 +145,11 @@ class Mixture(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Activations of the base's blocks are computed anew in the backward pass, under the weights they had."""
         for block in self.transformer_blocks():
-            block.gradient_checkpointing, block._gradient_checkpointing_func = (
-                True,
-                partial(self.checkpoint_block, block),
-            )
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = partial(self.checkpoint_block, block)  # type: ignore[assignment]
         self.train(self.training)
 
-    def checkpoint_block(self, block: GradientCheckpointingLayer, forward: Callable, *args):
+    def checkpoint_block(self, block: GradientCheckpointingLayer, forward: Callable, *args: Any) -> Any:
         """A block's pass, now and, where there is something to learn, once more in the backward pass."""
         weights = self.context.weights
         first, again = (
@@ -148,7 +162,7 @@ class Mixture(nn.Module):
             return forward(*args)
 
     @contextmanager
-    def block_context(self, block: GradientCheckpointingLayer, weights: LayerWeights | None):
+    def block_context(self, block: GradientCheckpointingLayer, weights: LayerWeights | None) -> Iterator[None]:
         """A block is in training mode for no other reason than to be repeated: its own dropout stays off."""
         with self.context.use_weights(weights):
             block.training = False
@@ -164,24 +178,34 @@ class Mixture(nn.Module):
         make = make or (lambda: empty_cache(self.model))
         return PairCache(make() if self.mixer.reads == "hidden" else None, make())
 
-    def forward(self, past_key_values: PairCache | None = None, prompt=None, is_audio=None, hidden=None, **inputs):
+    def forward(
+        self,
+        past_key_values: PairCache | None = None,
+        prompt: torch.Tensor | None = None,
+        is_audio: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
         """Args:
         prompt: `[batch, length]`, true where a position is given and not written; all that are attended if not given.
-        is_audio: see `contract.Seen`. hidden: `[batch, length, hidden]` of the bare base, if they are known.
-        inputs: of the wrapped model; `encoder_outputs`, if given, is what `listen` returned.
+        is_audio: see `GateInput`. hidden: `[batch, length, hidden]` of the bare base, if they are known.
+        inputs: of the wrapped model; `encoder_outputs`, if given, is what `encode_audio` returned.
+
+        Returns:
+            The wrapped model's output.
         """
-        cache, heard = past_key_values, inputs.get("encoder_outputs")
+        cache, audio = past_key_values, inputs.get("encoder_outputs")
         seen = GateInput(is_audio=is_audio, domain=self.domain)
         weights = self.layer_weights(self.compute_weights(inputs, seen, cache, prompt, hidden), seen)
         if cache is not None:
             inputs["past_key_values"] = cache.mixed
             cache.calls += 1
-        if isinstance(heard, EncodedAudio):
-            inputs["encoder_outputs"] = heard.mixed
+        if isinstance(audio, EncodedAudio):
+            inputs["encoder_outputs"] = audio.mixed
         with self.context.use_weights(weights):
             return self.model(**inputs)
 
-    def get_encoder(self):
+    def get_encoder(self) -> Callable[[torch.Tensor], EncodedAudio]:
         return self.encode_audio
 
     def encode_audio(self, features: torch.Tensor) -> EncodedAudio:
@@ -197,49 +221,56 @@ class Mixture(nn.Module):
             return EncodedAudio(encoder(features), states, weights)
 
     def compute_weights(
-        self, inputs, seen: GateInput, cache: PairCache | None = None, prompt=None, hidden=None
-    ) -> dict:
+        self,
+        inputs: Mapping[str, Any],
+        seen: GateInput,
+        cache: PairCache | None = None,
+        prompt: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
         """The weights to apply {stream: `[batch, length, modules, experts]`}, without the pass that applies them."""
         if self.mixer.reads == "input":
             self.wanted, self.applied = {}, {}
             return {}
-        heard = inputs.get("encoder_outputs")
-        known = dict(heard.weights) if isinstance(heard, EncodedAudio) else {}
+        audio = inputs.get("encoder_outputs")
+        known = dict(audio.weights) if isinstance(audio, EncodedAudio) else {}
         if cache is not None and cache.held is not None:
             known[TOKENS] = cache.held
         if known.keys() >= self.streams.keys():
             return known
         states = None
         if self.mixer.reads == "hidden":
-            states = {TOKENS: hidden} if hidden is not None else self.bare_states(inputs, cache and cache.bare)
+            bare = cache.bare if cache is not None else None
+            states = {TOKENS: hidden} if hidden is not None else self.bare_states(inputs, bare)
             states = self.gate_states(states, prompt if prompt is not None else inputs.get("attention_mask"))
         weights = known | self.weights_from_states(states, seen, known)
         if cache is not None and (self.mixer.per_sequence or cache.calls == self.hold_after):
             cache.held = weights[TOKENS][:, -1:]
         return weights
 
-    def bare_states(self, inputs, cache: Cache | None = None) -> dict[str, torch.Tensor]:
+    def bare_states(self, inputs: Mapping[str, Any], cache: Cache | None = None) -> dict[str, torch.Tensor]:
         """The base's last hidden states of each stream, computed without experts and without the head."""
         with torch.no_grad(), self.context.use_weights(None):
             return bare_states(self.model, inputs, cache)
 
-    def gate_states(self, states: dict[str, torch.Tensor], prompt) -> dict[str, torch.Tensor]:
+    def gate_states(self, states: dict[str, torch.Tensor], prompt: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """The states that a gate reads: as they are, or one for each sequence."""
         return {TOKENS: mean_pool(states, prompt)} if self.mixer.per_sequence else states
 
     def weights_from_states(
-        self, states: dict[str, torch.Tensor] | None, seen: GateInput, known=()
+        self, states: dict[str, torch.Tensor] | None, seen: GateInput, known: Collection[str] = ()
     ) -> dict[str, torch.Tensor]:
         """The weights of the streams whose states are given, or of all streams if states do not matter."""
         self.wanted = {}
         for stream in self.sizes:
             if stream not in known and (states is None or stream in states):
-                self.wanted[stream] = self.wanted_weights(stream, replace(seen, hidden=states and states[stream]))
+                hidden = None if states is None else states[stream]
+                self.wanted[stream] = self.wanted_weights(stream, replace(seen, hidden=hidden))
         self.applied = {stream: self.mixer.select_weights(wanted) for stream, wanted in self.wanted.items()}
         return self.applied
 
     def wanted_weights(self, stream: str, seen: GateInput) -> torch.Tensor:
-        """The wanted weights; a gate computes in single precision whatever the passes around it do."""
+        """What the mixer wants; a gate computes in single precision whatever the passes around it do."""
         with torch.autocast(self.model.device.type, enabled=False):
             return self.mixer.routing_weights(self.stream_gate(stream), seen, self.sizes[stream]).to(self.model.device)
 
@@ -256,23 +287,28 @@ class Mixture(nn.Module):
             by_slot |= zip(slots, parts if len(parts) == len(slots) else parts * len(slots))
         return PassWeights(by_slot)
 
-    def token_routing(self, **inputs) -> torch.Tensor:
-        """`routes` of the tokens alone."""
+    def token_routing(self, **inputs: Any) -> torch.Tensor:
+        """`stream_routing` of the tokens alone."""
         return self.stream_routing(**inputs)[TOKENS]
 
     @torch.no_grad()
-    def stream_routing(self, prompt=None, is_audio=None, hidden=None, **inputs) -> dict[str, torch.Tensor]:
+    def stream_routing(
+        self,
+        prompt: torch.Tensor | None = None,
+        is_audio: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> dict[str, torch.Tensor]:
         """The weights that are applied to each expert at each position of each stream,
         `[batch | 1, length | 1, modules | 1, experts]`; for a mixer of ranks, means over an expert's ranks.
 
-        Streams that are weighed alike (a mixer that is pooled, or reads nothing) are one, `tokens`.
+        Streams that are weighed alike (by a mixer that is `per_sequence` or reads nothing) are one, `tokens`.
         """
         if self.mixer.reads != "input":
             return self.compute_weights(inputs, GateInput(is_audio=is_audio, domain=self.domain), None, prompt, hidden)
         self(prompt=prompt, is_audio=is_audio, **inputs)
-        apart = module_streams(
-            self.model, list(self.layers), apart=True
-        )  # layers are not called in the order of names
+        # whatever the order in which the layers were called: `applied` is read in the order of names
+        apart = module_streams(self.model, list(self.layers), apart=True)
         return {
             stream: torch.stack([self.expert_means(self.layers[name], self.applied[name]) for name in names], 2)
             for stream, names in apart.items()
@@ -296,7 +332,7 @@ class Mixture(nn.Module):
             found[name] = Adapter(deltas, heads=adapter.heads)
         return found
 
-    def remove_experts(self):
+    def remove_experts(self) -> None:
         """Takes the experts off the model again."""
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer.base)
@@ -314,7 +350,7 @@ class PassWeights:
     def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
         return self.by_slot[layer.slot]
 
-    def recompute_copy(self):
+    def recompute_copy(self) -> LayerWeights:
         return self
 
 
@@ -322,26 +358,27 @@ class InputWeights:
     """Weights that each layer makes of its own input.
 
     Args:
-        told: the mixture shows them as its latest. Those of a repeated pass would keep all that it computed anew.
+        noted: the mixture shows them as its latest. Those of a repeated pass are not, as this would keep in memory
+            all that the pass computes anew.
     """
 
-    def __init__(self, mixture: Mixture, seen: GateInput, told: bool = True):
-        self.mixture, self.seen, self.told = mixture, seen, told
+    def __init__(self, mixture: Mixture, seen: GateInput, noted: bool = True):
+        self.mixture, self.seen, self.noted = mixture, seen, noted
 
     def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
         mixture = self.mixture
         wanted = mixture.wanted_weights(TOKENS, replace(self.seen, input=x, layer=layer.slot))
         applied = mixture.mixer.select_weights(wanted)
-        if self.told:
+        if self.noted:
             mixture.wanted[layer.name], mixture.applied[layer.name] = wanted, applied
         return applied
 
-    def recompute_copy(self):
+    def recompute_copy(self) -> LayerWeights:
         """For a repeated pass: it must find what earlier layers left, and not what it left itself the first time."""
-        return InputWeights(self.mixture, replace(self.seen, passed=dict(self.seen.passed)), told=False)
+        return InputWeights(self.mixture, replace(self.seen, passed=dict(self.seen.passed)), noted=False)
 
 
-def check_trained_experts(experts: dict[str, Adapter], where) -> None:
+def check_trained_experts(experts: dict[str, Adapter], where: Path | str) -> None:
     """Raises:
     InputError: fewer than two experts, or one that is untrained (B = 0 gives its gate no gradient).
     """
@@ -352,7 +389,7 @@ def check_trained_experts(experts: dict[str, Adapter], where) -> None:
             raise InputError(f"{where}:{name}", "the expert is untrained (B = 0)", fix="train it before the gate")
 
 
-def check_experts(model, experts: dict[str, Adapter], where) -> None:
+def check_experts(model: nn.Module, experts: dict[str, Adapter], where: Path | str) -> None:
     """Raises:
     InputError: an expert is not low-rank, does not fit the base, or has a head where others have none.
     """
@@ -366,7 +403,7 @@ def check_experts(model, experts: dict[str, Adapter], where) -> None:
     check_heads(model, experts, where)
 
 
-def check_heads(model, experts: dict[str, Adapter], where) -> None:
+def check_heads(model: nn.Module, experts: dict[str, Adapter], where: Path | str) -> None:
     """Raises:
     InputError: an expert's own head is not one of the base's, or has other parts than that of the first expert.
     """

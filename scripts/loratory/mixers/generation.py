@@ -4,12 +4,23 @@ All of it is exact but for `hold_after`: greedy tokens are those of running the 
 of other shapes are rounded otherwise, so in half precision nearly equal tokens may change places.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from transformers import Cache, DynamicCache, StopStringCriteria
+from transformers import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StopStringCriteria,
+)
 
 from loratory.bases.decoding import (
     FixedLayer,
@@ -24,16 +35,19 @@ from loratory.errors import InputError
 from loratory.mixers.core import Mixture, PairCache
 from loratory.mixers.streams import TOKENS, bare_states
 
-BUCKET = 64  # tokens
+Model = PreTrainedModel | Mixture
+BUCKET = 64  # tokens: lengths are rounded up to multiples of it, so that few shapes are captured
 
 
-def generate(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options) -> list[list[int]]:
-    """The ids that are written after each row, without the end token; arguments are those of `stream`."""
+def generate(
+    model: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+) -> list[list[int]]:
+    """The ids that are written after each row, without the end token; arguments are those of `stream_tokens`."""
     return collect_rows(stream_tokens(model, input_ids, attention_mask, **options), len(input_ids))
 
 
 def stream_tokens(
-    model,
+    model: Model,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
@@ -41,10 +55,10 @@ def stream_tokens(
     sampling: Sampling | None = None,
     eos: int | Collection[int] | None = None,
     stop: Collection[str] = (),
-    tokenizer=None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     hold_after: int | None = None,
-    prefix: "Prefix | None" = None,
-    fixed: "FixedSteps | None" = None,
+    prefix: Prefix | None = None,
+    fixed: FixedSteps | None = None,
 ) -> Iterator[list[int | None]]:
     """Writes token after token; each step gives one id for each row, None for rows that are done.
 
@@ -54,8 +68,8 @@ def stream_tokens(
         sampling: greedy if not given.
         eos: after which ids a row is done; those of the model's config if not given, `()` for none.
         stop: a row is done with the token that completes one of these strings. tokenizer: that of the model.
-        hold_after: an approximation: a mixture's gate is asked about the prompt and so many written tokens, and its
-            last weights stay, so that later tokens cost one pass. That of the mixture if not given; its None is exact.
+        hold_after: an approximation: a mixture's gate weighs the prompt and so many written tokens, and its last
+            weights stay, so that later tokens cost one pass. That of the mixture if not given; its None is exact.
         prefix: what comes before each row (see `run_prefix`).
         fixed: steps in place for batches of this size, which on a GPU are replayed as graphs.
 
@@ -63,7 +77,7 @@ def stream_tokens(
         InputError: an option does not fit the model or the batch.
     """
     hold_after = getattr(model, "hold_after", None) if hold_after is None else hold_after
-    check_request(model, input_ids, attention_mask, stop, tokenizer, hold_after)
+    check_request(model, attention_mask, stop, tokenizer, hold_after)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
     rows, before = len(mask), 0
     cache = new_cache(model)
@@ -73,7 +87,7 @@ def stream_tokens(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
     inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
 
-    def forward(inputs, cache):
+    def forward(inputs: dict[str, Any], cache: Cache | PairCache) -> Any:
         with override_hold_after(model, hold_after):
             return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
@@ -81,16 +95,22 @@ def stream_tokens(
         fixed.check_batch(model, rows, mask.shape[1] + max_new_tokens)
         forward = fixed.wrap_forward(forward, hold_after)
     ends = model.config.eos_token_id if eos is None else eos
-    stopping = StopStringCriteria(tokenizer, list(stop)) if stop else None
+    stopping = StopStringCriteria(tokenizer, list(stop)) if stop and tokenizer is not None else None
     return decode_steps(forward, inputs, cache, () if ends is None else ends, max_new_tokens, sampling, stopping)
 
 
-def check_request(model, input_ids, attention_mask, stop, tokenizer, hold_after) -> None:
+def check_request(
+    model: Model,
+    attention_mask: torch.Tensor | None,
+    stop: Collection[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    hold_after: int | None,
+) -> None:
     """Raises:
     InputError: the model is no decoder, rows are padded on the right, or an option lacks what it needs.
     """
     if model.config.is_encoder_decoder:
-        raise InputError("generate", "the model hears and writes", type(model).__name__, "a decoder-only model")
+        raise InputError("generate", "the model has an encoder", type(model).__name__, "a decoder-only model")
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
         raise InputError("generate", "rows do not end with a token", expected="padding on the left")
     if stop and tokenizer is None:
@@ -101,16 +121,17 @@ def check_request(model, input_ids, attention_mask, stop, tokenizer, hold_after)
 
 
 @contextmanager
-def override_hold_after(model, hold_after: int | None):
+def override_hold_after(model: Model, hold_after: int | None) -> Iterator[None]:
     """The option of one request, for one pass: requests may take turns on a mixture."""
     if hold_after is None:
         yield
         return
-    before, model.hold_after = model.hold_after, hold_after
+    mixture = cast(Mixture, model)  # as `check_request` requires
+    before, mixture.hold_after = mixture.hold_after, hold_after
     try:
         yield
     finally:
-        model.hold_after = before
+        mixture.hold_after = before
 
 
 @dataclass(frozen=True)
@@ -128,7 +149,7 @@ class Prefix:
     bare: Cache | None
     mixed: Cache | None = None
 
-    def request_cache(self, model, rows: int) -> Cache | PairCache:
+    def request_cache(self, model: Model, rows: int) -> Cache | PairCache:
         """A cache of `rows` requests that go on from here.
 
         Raises:
@@ -138,11 +159,11 @@ class Prefix:
             what = "the prefix was not run by this model"
             raise InputError("generate: prefix", what, type(model).__name__, fix="`run_prefix(model, ids, shared)`")
         bare = self.bare and branch_cache(self.bare, rows)
-        return bare if self.mixed is None else PairCache(bare, branch_cache(self.mixed, rows))
+        return cast(Cache, bare) if self.mixed is None else PairCache(bare, branch_cache(self.mixed, rows))
 
 
 @torch.no_grad()
-def run_prefix(model, ids: torch.Tensor, shared: Prefix | None = None) -> Prefix:
+def run_prefix(model: Model, ids: torch.Tensor, shared: Prefix | None = None) -> Prefix:
     """Runs what requests begin with.
 
     Args:
@@ -163,7 +184,7 @@ def run_prefix(model, ids: torch.Tensor, shared: Prefix | None = None) -> Prefix
     pair = model.new_cache()
     if shared is None and pair.bare is not None:
         shared = Prefix(ids, model.bare_states(inputs, pair.bare)[TOKENS], pair.bare)
-    states, bare = (shared.states, shared.bare) if pair.bare is not None else (None, None)
+    states, bare = (shared.states, shared.bare) if shared is not None and pair.bare is not None else (None, None)
     model(**inputs, hidden=states, past_key_values=PairCache(bare, pair.mixed), logits_to_keep=1)
     return Prefix(ids, states, bare, pair.mixed)
 
@@ -172,9 +193,9 @@ class FixedSteps:
     """Steps of one token on tensors that stay in place, so that a GPU can replay one as a graph.
 
     The prompt runs as ever; its caches are then copied into place. Made once, it serves any number of requests of
-    `rows` rows, one after another: a new one ends the one before. The first step of its kind (weights asked or held)
-    runs as it is and warms up, the second is captured; where that fails, as something waits for the GPU, all go on
-    as they are.
+    `rows` rows, one after another: a new one ends the one before. The first step of its kind (weights computed or
+    held) runs as it is and warms up, the second is captured; where that fails, as something waits for the GPU, all go
+    on as they are.
 
     Args:
         model: decoder-only, with full attention in all layers; may be a `Mixture`.
@@ -186,11 +207,11 @@ class FixedSteps:
         InputError: the model's attention is not full.
     """
 
-    def __init__(self, model, rows: int, length: int, capture: bool | None = None, compiled: bool = False):
+    def __init__(self, model: Model, rows: int, length: int, capture: bool | None = None, compiled: bool = False):
         check_attention(model.config)
         self.model, self.rows, self.length = model, rows, length
         self.mixture = model if isinstance(model, Mixture) else None
-        self.base = model.model if self.mixture else model
+        self.base: PreTrainedModel = model.model if isinstance(model, Mixture) else model
         device = self.base.device
         self.capture = device.type == "cuda" if capture is None else capture
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -201,11 +222,17 @@ class FixedSteps:
         self.cache: Cache | PairCache | None = None
         self.caches: list[DynamicCache] = []
         self.held: torch.Tensor | None = None
-        self.graphs: dict = {}
-        self.calls, self.request = 0, None
+        self.graphs: dict[tuple, Any] = {}
+        self.calls = 0
+        self.request: Callable | None = None
         self.quick_step = torch.compile(self.run_step, dynamic=False) if compiled else self.run_step
 
-    def check_batch(self, model, rows: int, length: int) -> None:
+    @property
+    def pair(self) -> PairCache:
+        """The two caches of a mixture."""
+        return cast(PairCache, self.cache)
+
+    def check_batch(self, model: Model, rows: int, length: int) -> None:
         """Raises:
         InputError: the request is of another model or does not fit.
         """
@@ -219,7 +246,7 @@ class FixedSteps:
         """`forward` for the prompt, and the steps in place for what follows."""
         started = False
 
-        def fixed_forward(inputs, cache):
+        def fixed_forward(inputs: dict[str, Any], cache: Cache | PairCache) -> Any:
             nonlocal started
             if started:
                 if self.request is not fixed_forward:
@@ -234,13 +261,14 @@ class FixedSteps:
 
     def start_request(self, cache: Cache | PairCache, mask: torch.Tensor, positions: torch.Tensor) -> None:
         """Takes over what a prompt's pass left in growing caches."""
-        self.copy_caches([cache] if self.mixture is None else [c for c in (cache.bare, cache.mixed) if c is not None])
+        grown = (cache.bare, cache.mixed) if isinstance(cache, PairCache) else (cache,)
+        self.copy_caches([each for each in grown if each is not None])
         self.mask.fill_(self.hidden_from)
         self.mask[:, 0, 0, : mask.shape[1]].masked_fill_(mask.bool(), 0.0)
         self.positions.copy_(positions[:, -1:] + 1)
         self.place.fill_(mask.shape[1])
         self.cache = self.caches[0]
-        if self.mixture is not None:
+        if self.mixture is not None and isinstance(cache, PairCache):
             bare = self.caches[0] if cache.bare is not None else None
             constant = self.mixture.mixer.reads == "nothing"
             held = self.mixture.applied[TOKENS][:, -1:] if constant else cache.held
@@ -251,19 +279,20 @@ class FixedSteps:
         if not self.caches:
             self.caches = [DynamicCache() for _ in grown]
             for fixed, like in zip(self.caches, grown):
-                fixed.layers = [FixedLayer(layer, self.mask.shape[-1], self.place) for layer in like.layers]
+                layers = (cast(DynamicLayer, layer) for layer in like.layers)
+                fixed.layers = [FixedLayer(layer, self.mask.shape[-1], self.place) for layer in layers]
         for fixed, like in zip(self.caches, grown):
             for layer, part in zip(fixed.layers, like.layers):
-                layer.copy_states(part)
+                cast(FixedLayer, layer).copy_states(cast(DynamicLayer, part))
 
-    def __call__(self, token: torch.Tensor, hold_after: int | None):
+    def __call__(self, token: torch.Tensor, hold_after: int | None) -> Any:
         """The model's output for one more token `[rows, 1]`; a replayed one is overwritten by the next."""
         self.token.copy_(token)
         self.calls += 1
-        asks = self.mixture is not None and self.cache.held is None
-        if asks and self.calls - 1 == hold_after:
+        weighs = self.mixture is not None and self.pair.held is None
+        if weighs and self.calls - 1 == hold_after:
             return self.step_and_hold(hold_after)
-        kind = (asks, self.mixture and self.mixture.domain)
+        kind = (weighs, self.mixture and self.mixture.domain)
         if not self.capture or kind not in self.graphs:
             self.graphs.setdefault(kind, None)
             return self.quick_step()
@@ -278,9 +307,9 @@ class FixedSteps:
         graph.replay()
         return output
 
-    def step_and_hold(self, hold_after: int):
+    def step_and_hold(self, hold_after: int) -> Any:
         """A step after which the mixture's weights stay; never captured, as it changes more than tensors."""
-        self.cache.calls = hold_after
+        self.pair.calls = hold_after
         with override_hold_after(self.model, hold_after):
             output = self.run_step()
         self.store_held_weights()
@@ -288,19 +317,19 @@ class FixedSteps:
 
     def store_held_weights(self) -> None:
         """Held weights of all requests have one place, where graphs look for them."""
-        if self.cache.held is None:
+        if self.pair.held is None:
             return
         if self.held is None:
-            self.held = self.cache.held.clone()
-        self.cache.held = self.held.copy_(self.cache.held)
+            self.held = self.pair.held.clone()
+        self.pair.held = self.held.copy_(self.pair.held)
 
-    def capture_step(self):
+    def capture_step(self) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self.quick_step()
         return graph, output
 
-    def run_step(self):
+    def run_step(self) -> Any:
         self.mask.index_fill_(-1, self.place, 0.0)
         output = self.model(
             input_ids=self.token,
@@ -311,7 +340,7 @@ class FixedSteps:
         )
         self.positions.add_(1)
         self.place.add_(1)
-        if self.mixture is not None:
+        if isinstance(self.cache, PairCache):
             self.cache.calls = 0  # steps are alike: what a compiler sees change, it compiles anew
         return output
 
@@ -329,9 +358,10 @@ class StepsByShape:
         InputError: the model's attention is not full.
     """
 
-    def __init__(self, model, capture: bool | None = None):
+    def __init__(self, model: Model, capture: bool | None = None):
         check_attention(model.config)
-        self.model, self.capture, self.latest = model, capture, None
+        self.model, self.capture = model, capture
+        self.latest: FixedSteps | None = None
 
     def __call__(self, forward: Callable, rows: int, length: int) -> Callable:
         """`forward` for a prompt of `rows` rows, and steps in place for what follows, up to `length` tokens in all."""
@@ -342,9 +372,9 @@ class StepsByShape:
         return self.latest.wrap_forward(forward, getattr(self.model, "hold_after", None))
 
 
-def check_attention(config) -> None:
+def check_attention(config: PretrainedConfig) -> None:
     """Raises:
-    InputError: layers look at a part of the text alone, or hear; one mask for all of them would be wrong.
+    InputError: layers attend to a part of the text alone, or to an encoder; one mask for all of them would be wrong.
     """
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)

@@ -5,32 +5,39 @@ y = x Wᵀ + ((x Acatᵀ) ⊙ λ[rank → expert]) Bcatᵀ: two products for any
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.deltas import LowRank
 from loratory.mixers.contract import Mixer
 
-LayerWeights = Callable[["MixedLinear", torch.Tensor], torch.Tensor]
+Linear = nn.Linear | Conv1D
+
+
+class LayerWeights(Protocol):
+    """The weights of one pass: of (layer, its input), `[batch | 1, length | 1, experts or ranks]`."""
+
+    def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor: ...
+
+    def recompute_copy(self) -> LayerWeights:
+        """The same weights, for a pass that is repeated in the backward pass."""
 
 
 class GateContext:
-    """The weights in force: set by the mixture before a pass, asked for by every mixed layer.
+    """The weights in force: set by the mixture before a pass, read by every mixed layer; None for the bare base."""
 
-    `weights` is a function of (layer, its input) that returns `[batch | 1, length | 1, experts or ranks]`; None stands
-    for the bare base.
-    """
-
-    def __init__(self):
+    def __init__(self) -> None:
         self.weights: LayerWeights | None = None
         self.is_open = False
 
     @contextmanager
-    def use_weights(self, weights: LayerWeights | None):
+    def use_weights(self, weights: LayerWeights | None) -> Iterator[None]:
         before = self.weights, self.is_open
         self.weights, self.is_open = weights, True
         try:
@@ -48,8 +55,13 @@ class MixedLinear(nn.Module):
         mixer: says whether experts move, and whether weights are of experts or of ranks.
     """
 
+    owner: torch.Tensor
+    scale: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+
     def __init__(
-        self, base: nn.Module, name: str, slot: int, context: GateContext, deltas: list[LowRank | None], mixer: Mixer
+        self, base: Linear, name: str, slot: int, context: GateContext, deltas: list[LowRank | None], mixer: Mixer
     ):
         super().__init__()
         self.base, self.name, self.slot, self.context = base, name, slot, context
@@ -70,7 +82,7 @@ class MixedLinear(nn.Module):
             self.register_buffer("A", a.to(like.dtype))
             self.register_buffer("B", (b * scale).to(like.dtype))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.context.is_open:
             raise RuntimeError("a mixed layer was called outside its mixture: no gate is set")
         y = self.base(x)
@@ -82,7 +94,7 @@ class MixedLinear(nn.Module):
             inner = inner * self.scale.to(inner.dtype)
         return y + linear(inner, self.B.to(inner.dtype))
 
-    def scale_ranks(self, inner, weights):
+    def scale_ranks(self, inner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Each rank of `inner [batch, length, Σ rank]` times the weight of its expert."""
         if self.by_rank:
             return inner * weights

@@ -1,37 +1,39 @@
 """What mixers that merge share: all experts become one adapter before anything runs, so nothing is weighed after.
 
-No torch at the top: the kinds are imported while the config is read.
+No torch at the top: the methods are imported while the config is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loratory.errors import InputError
 from loratory.mixers import contract
 from loratory.registry import unknown_name_error
 
 if TYPE_CHECKING:
+    import torch
+
     from loratory.adapters.deltas import Adapter, LowRank
 
 MERGED_NAME = "merged"  # the name of the one expert that is left
 
 
 class Merger(contract.Mixer):
-    """One merged expert with weight 1; a kind says in `experts_of` how it is made."""
+    """One merged expert with weight 1; a method says in `prepare_experts` how it is made."""
 
     trained: ClassVar[bool] = False
-    reads: ClassVar[str] = "nothing"
+    reads: ClassVar[contract.Reads] = "nothing"
 
-    def routing_weights(self, gate, seen, sizes):
+    def routing_weights(self, gate: Any, seen: contract.GateInput, sizes: contract.GateShape) -> torch.Tensor:
         import torch
 
         return torch.ones(1, 1, 1, 1)
 
 
 def merge_experts(
-    given: dict[str, Adapter], merge: Callable[[str, dict[str, LowRank]], LowRank], where="mixture"
+    given: dict[str, Adapter], merge: Callable[[str, dict[str, LowRank]], LowRank], where: str = "mixture"
 ) -> dict[str, Adapter]:
     """One adapter in place of those given.
 
@@ -54,7 +56,7 @@ def merge_experts(
 
 
 def expert_shares(
-    asked: dict[str, float], given: dict[str, Adapter], usual: float, where="mixture"
+    asked: dict[str, float], given: dict[str, Adapter], usual: float, where: str = "mixture"
 ) -> dict[str, float]:
     """The weight of each expert: the one that was asked for, or the `usual` one if none was asked for at all.
 

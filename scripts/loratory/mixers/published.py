@@ -6,8 +6,12 @@ option); PEFT writes `adapter_config.json` (peft_type XLORA) and `adapter_model.
 in the order of the model, where ours are in the order of their names.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +25,9 @@ from loratory.mixers.methods.xlora import Mixer
 from loratory.mixers.store import open_experts
 from loratory.mixers.streams import TOKENS
 
+if TYPE_CHECKING:
+    from loratory.bases.core import Base
+
 LAYOUTS = {  # config file: (weights file, what a gate's tensor is called)
     "xlora_config.json": ("xlora_classifier.safetensors", r"^(?:inner\.(\d+)|last)\.(weight|bias)$"),
     CONFIG: (WEIGHTS, r"internal_xlora_classifier\.layers\.(\d+)\.(weight|bias)$"),
@@ -32,7 +39,7 @@ SUPPORTED_VALUES = {
 }
 
 
-def open_published(folder, base, experts: dict[str, str]) -> Mixture:
+def open_published(folder: Path | str, base: Base, experts: Mapping[str, Path | str]) -> Mixture:
     """Puts a saved X-LoRA on a loaded base (see `bases.core.load_base`).
 
     Args:
@@ -63,7 +70,7 @@ def open_published(folder, base, experts: dict[str, str]) -> Mixture:
     return mixture.eval()
 
 
-def mixer_from_config(given: dict, where) -> Mixer:
+def mixer_from_config(given: dict[str, Any], where: Path | str) -> Mixer:
     """Our options from theirs.
 
     Raises:
@@ -97,19 +104,20 @@ def linear_tensors(tensors: dict[str, torch.Tensor], pattern: str) -> list[dict[
     return [layers[place] for place in sorted(layers)]
 
 
-def fill_gate(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where) -> None:
+def fill_gate(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where: Path | str) -> None:
     """Copies the layers into the gate.
 
     Raises:
         InputError: a layer is missing, or has other sizes.
     """
-    own = [module for module in mixture.gate[TOKENS] if isinstance(module, torch.nn.Linear)]
+    gate = cast(torch.nn.Sequential, mixture.stream_gate(TOKENS))
+    own = [module for module in gate if isinstance(module, torch.nn.Linear)]
     if len(layers) != len(own) or not all("weight" in layer for layer in layers):
         saved, fix = f"{len(layers)} of {len(own)} layers", "save it with PEFT 0.18 or 0.19, or save the gate apart"
         raise InputError(where, "the gate is not whole", saved, "all of its layers", fix)
     for module, layer in zip(own, layers):
         bias = layer.get("bias", torch.zeros(len(layer["weight"])))
-        if module is own[-1] and mixture.mixer.layerwise:
+        if module is own[-1] and cast(Mixer, mixture.mixer).layerwise:
             layer = {"weight": rows_by_name(layer["weight"], mixture, where)}
             bias = rows_by_name(bias, mixture, where)
         if layer["weight"].shape != module.weight.shape:
@@ -119,7 +127,7 @@ def fill_gate(mixture: Mixture, layers: list[dict[str, torch.Tensor]], where) ->
         module.bias.data.copy_(bias)
 
 
-def rows_by_name(rows: torch.Tensor, mixture: Mixture, where) -> torch.Tensor:
+def rows_by_name(rows: torch.Tensor, mixture: Mixture, where: Path | str) -> torch.Tensor:
     """Rows for (layer in the model's order, expert) → for (layer in the order of names, expert)."""
     walked = [name for name, module in mixture.model.named_modules() if isinstance(module, MixedLinear)]
     experts = len(mixture.names)

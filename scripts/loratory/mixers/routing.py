@@ -1,6 +1,6 @@
 """What mixers that route share: keeping the largest weights, and the loss of naming the wrong domain.
 
-No torch at the top: the kinds are imported while the config is read.
+No torch at the top: the methods are imported while the config is read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def keep_largest(weights: torch.Tensor, k: int, again: Callable | None = None) -> torch.Tensor:
+def keep_largest(
+    weights: torch.Tensor, k: int, again: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
     """The `k` largest of the last axis, or all if there are fewer, and 0 for the others.
 
     Args:

@@ -1,23 +1,30 @@
 """Saving a mixture whole (gate, order of experts, the experts themselves) and opening it again on its base."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from loratory import registry
-from loratory.adapters.deltas import cpu_tensor, load_adapter, save_adapter
+from loratory.adapters.deltas import Adapter, cpu_tensor, load_adapter, save_adapter
 from loratory.data.files import atomic_write, read_json, write_json
 from loratory.errors import InputError
 from loratory.mixers import contract
 from loratory.mixers.core import Mixture
 
+if TYPE_CHECKING:
+    from loratory.bases.core import Base
+
 MANIFEST, GATE, EXPERTS = "mixture.json", "gate.safetensors", "experts"
 
 
-def open_experts(folders: dict[str, str], fingerprint: str) -> dict:
+def open_experts(folders: Mapping[str, Path | str], fingerprint: str) -> dict[str, Adapter]:
     """Loads adapters of one base.
 
     Raises:
@@ -32,7 +39,9 @@ def open_experts(folders: dict[str, str], fingerprint: str) -> dict:
     return experts
 
 
-def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, str], run: dict) -> None:
+def save_mixture(
+    folder: Path | str, mixture: Mixture, kind: str, expert_folders: Mapping[str, Path | str], run: dict[str, Any]
+) -> None:
     """Everything that is needed besides the base: gate, experts in order, and what they were trained on."""
     with atomic_write(folder) as aside:
         aside.mkdir(parents=True)
@@ -45,7 +54,7 @@ def save_mixture(folder, mixture: Mixture, kind: str, expert_folders: dict[str, 
         write_json(aside / MANIFEST, manifest | run)
 
 
-def save_experts(folder: Path, mixture: Mixture, given: dict[str, str], run: dict) -> None:
+def save_experts(folder: Path, mixture: Mixture, given: Mapping[str, Path | str], run: dict[str, Any]) -> None:
     """Copies of the experts that were given, or what the mixer made of them."""
     mixer, model = mixture.mixer, mixture.model
     if type(mixer).prepare_experts is contract.Mixer.prepare_experts and not mixer.trains_experts:
@@ -59,7 +68,7 @@ def save_experts(folder: Path, mixture: Mixture, given: dict[str, str], run: dic
         save_adapter(folder / name, replace(adapter, run=known), causal=causal, transposed=transposed)
 
 
-def open_mixture(folder, base) -> Mixture:
+def open_mixture(folder: Path | str, base: Base) -> Mixture:
     """Puts a saved mixture on a loaded base (see `bases.core.load_base`); the experts' order is the saved one.
 
     Raises:

@@ -1,14 +1,16 @@
-"""Which mixed layers see the same positions, and the base's own states at these positions.
+"""Which mixed layers compute at the same positions, and the base's own states at these positions.
 
 Decoder-only models and encoders have one stream, `tokens`. Whisper has two: `frames` of its encoder, which its
 cross-attention's keys and values read too, and `tokens` of its decoder.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 TOKENS, FRAMES = "tokens", "frames"
@@ -16,12 +18,12 @@ READS_FRAMES = re.compile(r"(^|\.)encoder\.|\.encoder_attn\.[kv]_proj$")
 OF_HEADS = ("logits_to_keep", "labels")  # inputs that only a model with its head takes
 
 
-def module_streams(model, modules: list[str], apart: bool) -> dict[str, tuple[str, ...]]:
-    """{stream: its modules}; all modules are one stream unless the streams are to be told `apart`."""
+def module_streams(model: PreTrainedModel, modules: list[str], apart: bool) -> dict[str, tuple[str, ...]]:
+    """{stream: its modules}; all modules are one stream unless the streams are to be kept `apart`."""
     if not (apart and model.config.is_encoder_decoder):
         return {TOKENS: tuple(modules)}
-    heard = tuple(name for name in modules if READS_FRAMES.search(name))
-    parts = {FRAMES: heard, TOKENS: tuple(name for name in modules if name not in heard)}
+    frames = tuple(name for name in modules if READS_FRAMES.search(name))
+    parts = {FRAMES: frames, TOKENS: tuple(name for name in modules if name not in frames)}
     return {stream: names for stream, names in parts.items() if names}
 
 
@@ -39,7 +41,7 @@ class EncodedAudio:
     weights: dict[str, torch.Tensor]
 
 
-def bare_states(model, inputs: dict, cache: Cache | None) -> dict[str, torch.Tensor]:
+def bare_states(model: PreTrainedModel, inputs: Mapping[str, Any], cache: Cache | None) -> dict[str, torch.Tensor]:
     """The last hidden states `[batch, length, hidden]` of each stream, without the output head."""
     inputs = {name: value for name, value in inputs.items() if name not in OF_HEADS}
     if cache is not None:

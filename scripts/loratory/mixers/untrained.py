@@ -3,7 +3,7 @@ mixers that train their own.
 
     ΔW = alpha / rank · B A with A ~ U(±1/√in) (Kaiming-uniform, a = √5) and B = 0
 
-No torch at the top: the kinds are imported while the config is read.
+No torch at the top: the methods are imported while the config is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class UntrainedExperts(contract.Mixer):
     splits: ClassVar[tuple[str, ...]] = ("train", "gate")
 
     @property
-    def trains_experts(self):
+    def trains_experts(self) -> bool:
         return True
 
 

@@ -1,11 +1,16 @@
-"""Figures as SVG whose bytes depend on the data alone. Colours are told apart with any colour vision."""
+"""Figures as SVG whose bytes depend on the data alone. Colours can be distinguished with any colour vision."""
+
+from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,7 +18,11 @@ from matplotlib.lines import Line2D
 from loratory.data.files import atomic_write, read_json
 from loratory.errors import InputError
 
-STYLE = {
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "loratory",  # else element ids are random
     "svg.fonttype": "none",  # text stays text: searchable, and no glyph depends on a font version
     "font.family": "sans-serif",
@@ -30,7 +39,7 @@ PANEL = (3.4, 2.6)  # inches
 PANEL_COLUMNS = 3  # panels side by side
 
 
-def draw_routing(weights, out, banner: str = "") -> None:
+def draw_routing(weights: Path | str, out: Path | str, banner: str = "") -> None:
     """Which expert each domain's tokens are sent to.
 
     Args:
@@ -49,7 +58,7 @@ def draw_routing(weights, out, banner: str = "") -> None:
         figure.axes[0].set(xlabel="expert", ylabel="domain of the input")
 
 
-def draw_layers(weights, out, banner: str = "") -> None:
+def draw_layers(weights: Path | str, out: Path | str, banner: str = "") -> None:
     """Mean weight of each expert in each adapted layer: a panel for each domain of the input.
 
     Args:
@@ -80,7 +89,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [".".join(part[same:]) for part in parts]
 
 
-def draw_token_weights(routes, mixture: str, out, banner: str = "") -> None:
+def draw_token_weights(routes: Path | str, mixture: str, out: Path | str, banner: str = "") -> None:
     """Weight of each expert at each token, mean over layers: a panel for each input of several domains.
 
     Args:
@@ -107,7 +116,7 @@ def draw_token_weights(routes, mixture: str, out, banner: str = "") -> None:
         figure.colorbar(image, ax=axes.tolist(), label="weight, mean over layers")
 
 
-def draw_transfer(summary, out, banner: str = "") -> None:
+def draw_transfer(summary: Path | str, out: Path | str, banner: str = "") -> None:
     """How much of the oracle's gain each adapter recovers on each domain; cells without one are grey.
 
     Args:
@@ -131,7 +140,7 @@ def draw_transfer(summary, out, banner: str = "") -> None:
         figure.axes[0].set(xlabel="domain of the test records", ylabel="adapter @ domain it learnt")
 
 
-def draw_curves(runs: Mapping[str, object], out, banner: str = "") -> None:
+def draw_curves(runs: Mapping[str, Path | str], out: Path | str, banner: str = "") -> None:
     """Training loss (thin) and validation loss (dots) by step: a panel for each of `runs`, with all rates and seeds.
 
     Args:
@@ -166,7 +175,7 @@ def draw_curves(runs: Mapping[str, object], out, banner: str = "") -> None:
         figure.legend(handles=keys, title="learning rate", loc="outside right upper", frameon=False)
 
 
-def draw_calibration(metrics, out, banner: str = "") -> None:
+def draw_calibration(metrics: Path | str, out: Path | str, banner: str = "") -> None:
     """Mean true lDDT of the residues in each bin of pLDDT, with the diagonal, above the number of residues.
 
     Args:
@@ -187,14 +196,27 @@ def draw_calibration(metrics, out, banner: str = "") -> None:
         below.margins(y=0.2)
 
 
-def draw_run(axis, rows: Sequence[Mapping], colours: Mapping):
+def draw_run(axis: Axes, rows: Sequence[Mapping], colours: Mapping) -> None:
     colour = colours[rows[0]["learning_rate"]]
-    for name, look in {"loss": {"lw": 0.8, "alpha": 0.7}, "valid_loss": {"ls": "", "marker": "o", "ms": 3}}.items():
+    looks: dict[str, dict[str, Any]] = {
+        "loss": {"lw": 0.8, "alpha": 0.7},
+        "valid_loss": {"ls": "", "marker": "o", "ms": 3},
+    }
+    for name, look in looks.items():
         points = [(row["step"], row[name]) for row in rows if row[name] is not None]
         axis.plot(*zip(*points), color=colour, **look) if points else None
 
 
-def draw_heatmap(figure, values, shown, rows, columns, colours, limits, label: str):
+def draw_heatmap(
+    figure: Figure,
+    values: Sequence[Sequence[float]],
+    shown: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    colours: Colormap,
+    limits: tuple[float, float],
+    label: str,
+) -> None:
     """A matrix of coloured cells with their values written on them; NaN is grey."""
     axis = figure.subplots()
     image = axis.imshow(
@@ -205,14 +227,14 @@ def draw_heatmap(figure, values, shown, rows, columns, colours, limits, label: s
     axis.spines[:].set_visible(False)
     for i, row in enumerate(shown):
         for j, text in enumerate(row):
-            red, green, blue, _ = image.to_rgba(values[i][j])
+            red, green, blue, _ = image.to_rgba(np.asarray(values[i][j]))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             axis.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
     figure.colorbar(image, label=label)
 
 
 @contextmanager
-def svg_figure(out, size: tuple[float, float], banner: str):
+def svg_figure(out: Path | str, size: tuple[float, float], banner: str) -> Iterator[Figure]:
     """Yields a figure; writes it as SVG, under its banner, when the block ends."""
     with matplotlib.rc_context(STYLE), atomic_write(out) as aside:
         figure = Figure(figsize=size)

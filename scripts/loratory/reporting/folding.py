@@ -1,6 +1,7 @@
 """How a folding base was judged → a table: a line for all its test chains, and one for each origin."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from loratory.data.files import read_json
 from loratory.reporting import formats
@@ -8,7 +9,7 @@ from loratory.reporting.formats import Layout
 from loratory.reporting.tables import column_heading, number_text, version_notes
 
 
-def write_folding_table(metrics, out, *, about: str = "", banner: str = "") -> None:
+def write_folding_table(metrics: Path | str, out: Path | str, *, about: str = "", banner: str = "") -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`.
 
     Args:

@@ -5,6 +5,8 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from loratory.data.files import atomic_write
 
@@ -51,7 +53,7 @@ class Layout:
     records: Sequence[Mapping]
 
 
-def write_table(layout: Layout, out) -> None:
+def write_table(layout: Layout, out: Path | str) -> None:
     """Writes `{out}.tsv`, `{out}.md`, `{out}.tex` and `{out}.html`; the same layout gives the same bytes."""
     for suffix, form in {"tsv": tsv_text, "md": markdown_text, "tex": latex_text, "html": html_page}.items():
         with atomic_write(f"{out}.{suffix}") as aside:
@@ -69,7 +71,7 @@ def tsv_text(layout: Layout) -> str:
     return text.getvalue()
 
 
-def plain_value(value) -> str:
+def plain_value(value: Any) -> str:
     if isinstance(value, list):
         return ";".join(map(plain_value, value))
     return "" if value is None else " ".join(str(value).split())

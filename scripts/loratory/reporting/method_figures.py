@@ -1,21 +1,29 @@
 """Figures of compared methods: what their learning rates do, and what their parameters buy."""
 
+from __future__ import annotations
+
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from loratory.errors import InputError
 from loratory.reporting.figures import PANEL, SHARE_COLOURS, svg_figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 LINES, MARKERS = ("-", "--", ":", "-."), "osv^D"
 REFERENCE = "#d55e00"  # the method that the others are compared with
 HIGH = 3.6  # inches of a panel that holds many methods
 
 
-def draw_rates(runs: Mapping[str, object], against: str, out, banner: str = "") -> None:
+def draw_rates(runs: Mapping[str, Path | str], against: str, out: Path | str, banner: str = "") -> None:
     """Validation loss at the end of training over the learning rate, on the seed that chooses: a panel a domain.
 
     Args:
@@ -37,7 +45,7 @@ def draw_rates(runs: Mapping[str, object], against: str, out, banner: str = "") 
         figure.legend(handles.values(), handles, loc="outside right upper", frameon=False, fontsize=7)
 
 
-def final_losses(path) -> list[tuple[float, float]]:
+def final_losses(path: Path | str) -> list[tuple[float, float]]:
     """(learning rate, validation loss) of the first seed's runs; a loss that is not finite is left out."""
     rows = [row for row in pq.read_table(path).to_pylist() if row["valid_loss"] is not None]
     first = min(row["seed"] for row in rows)
@@ -54,7 +62,7 @@ def line_style(place: int, count: int, is_reference: bool) -> dict:
     return {"color": colour, "lw": 0.9, "ms": 3, **style}
 
 
-def draw_pareto(table, against: str, out, banner: str = "") -> None:
+def draw_pareto(table: Path | str, against: str, out: Path | str, banner: str = "") -> None:
     """Gain over the base against trainable parameters, with intervals: a panel a domain, or why it has none.
 
     The line joins methods that no other surpasses with fewer parameters, by their means alone; they are named.
@@ -84,7 +92,7 @@ def draw_pareto(table, against: str, out, banner: str = "") -> None:
         figure.supxlabel("trainable parameters")
 
 
-def draw_front(axis, rows: Sequence[Mapping], against: str) -> None:
+def draw_front(axis: Axes, rows: Sequence[Mapping], against: str) -> None:
     points = {row["adapter"]: (float(row["num_trainable_params"]), float(row["gain"])) for row in rows}
     best = pareto_front(points)
     for row in rows:
@@ -109,7 +117,7 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 @contextmanager
-def domain_panels(names, out, banner: str):
+def domain_panels(names: Iterable[str], out: Path | str, banner: str) -> Iterator[tuple[Figure, dict[str, Axes]]]:
     """Yields a figure and {domain: its panel} for the domains of `adapter@domain` names."""
     domains = list(dict.fromkeys(name.partition("@")[2] for name in names))
     wide, high = min(2, len(domains)), -(-len(domains) // 2)

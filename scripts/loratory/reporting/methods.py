@@ -4,6 +4,7 @@ Rows keep the config's order: no rank is printed, as intervals and the marks ▲
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
@@ -42,7 +43,13 @@ COST_NOTES = (
 
 
 def write_method_tables(
-    contrasts: Sequence, runs: Sequence[tuple[str, object]], out, costs_out, *, about="", banner=""
+    contrasts: Sequence[Path | str],
+    runs: Sequence[tuple[str, Path | str]],
+    out: Path | str,
+    costs_out: Path | str,
+    *,
+    about: str = "",
+    banner: str = "",
 ) -> None:
     """Writes both tables, each as `.tsv`, `.md`, `.tex` and `.html`.
 
@@ -62,7 +69,7 @@ def write_method_tables(
     formats.write_table(cost_layout(found, told, banner), costs_out)
 
 
-def check_budget(paths: Sequence, runs: Sequence[Mapping]) -> None:
+def check_budget(paths: Sequence[Path | str], runs: Sequence[Mapping]) -> None:
     """All methods of a domain saw the same data, on the same base, for the same number of targets with each seed.
 
     Raises:

@@ -4,6 +4,7 @@ Rows keep the config's order: no rank is printed, as intervals and the marks ▲
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from loratory.data.files import read_json
 from loratory.evaluation.summaries import system_facts
@@ -45,7 +46,13 @@ NOTES = (
 
 
 def write_mixer_table(
-    contrast, routes: Sequence, runs: Sequence[tuple[str, object]], out, *, about="", banner=""
+    contrast: Path | str,
+    routes: Sequence[Path | str],
+    runs: Sequence[tuple[str, Path | str]],
+    out: Path | str,
+    *,
+    about: str = "",
+    banner: str = "",
 ) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`.
 
@@ -61,7 +68,7 @@ def write_mixer_table(
 
 
 def mixer_layout(
-    report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple], about: str, banner: str
+    report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple[str, Mapping]], about: str, banner: str
 ) -> Layout:
     """A line for the base, the best baseline and expert, each mixture and its shuffled gate; two columns a domain."""
     rows = {(row["domain"], row["system"]): row for row in report["rows"]}

@@ -6,7 +6,7 @@ No cell is emphasised as the winner: whether two systems differ is what interval
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
@@ -39,7 +39,9 @@ RECOVERY = (
 )
 
 
-def write_domain_table(metrics: Sequence, out, *, audits: Sequence = (), about: str = "", banner: str = "") -> None:
+def write_domain_table(
+    metrics: Sequence, out: Path | str, *, audits: Sequence = (), about: str = "", banner: str = ""
+) -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html`: every system of one domain and base, on test and on samples.
 
     The tab-separated file holds all digits, and the validation split too.
@@ -89,7 +91,7 @@ def write_summary(
     formats.write_table(summary_layout(reports, read_json(recovery), mixture, experts, foot, banner), out)
 
 
-def show_tables(tables: Iterable[Sequence], banner: str = "", stream=None) -> None:
+def show_tables(tables: Iterable[Sequence[Path | str]], banner: str = "", stream: TextIO | None = None) -> None:
     """Prints a compact table for each item (`metrics` as of `table`): values and marks without intervals."""
     for metrics in tables:
         layout = domain_layout(*map(read_json, metrics), banner=banner, compact=True)
@@ -97,7 +99,12 @@ def show_tables(tables: Iterable[Sequence], banner: str = "", stream=None) -> No
 
 
 def domain_layout(
-    report: Mapping, general: Mapping | None = None, *, foot: Sequence[str] = (), banner: str = "", compact=False
+    report: Mapping,
+    general: Mapping | None = None,
+    *,
+    foot: Sequence[str] = (),
+    banner: str = "",
+    compact: bool = False,
 ) -> Layout:
     domain, base = report["domain"], report["base"]
     tested = [*forgetting_rows(general), *(row for row in report["rows"] if row["split"] != "valid")]
@@ -105,7 +112,8 @@ def domain_layout(
     shown = [row for row in sorted(tested, key=column_key) if row["metric"] in defined]
     cells = {(row["system"], row["metric"]): row for row in shown}
     metrics = {row["metric"]: row for row in shown}
-    systems = sorted({(row["system"], row["kind"]) for row in shown}, key=lambda item: system_key(*item, domain))
+    kinds = {(row["system"], row["kind"]) for row in shown}
+    systems = sorted(kinds, key=lambda item: system_key(item[0], item[1], domain))
     rows = [[system, *(value_cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
     notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
     notes += version_notes({domain: report.get("metrics_version", 1)})
@@ -122,7 +130,7 @@ def forgetting_rows(general: Mapping | None) -> list[dict]:
     """Rows of the primary metric on the general population, named and noted for a column beside the domain's own."""
     rows = primary_rows(general, "test").values() if general else ()
     label = {"split": f"{GENERAL} test", "primary": False, "note": FORGETTING}
-    return [row | {"metric": f"{GENERAL}: {row['metric']}"} | label for row in rows]
+    return [{**row, "metric": f"{GENERAL}: {row['metric']}", **label} for row in rows]
 
 
 def summary_layout(
@@ -144,7 +152,7 @@ def summary_layout(
     rows, records = [], []
     for label, system in [first, *([(CONTROL, None)] if any(controls.values()) else []), *others]:
         systems = control_systems(controls) if label == CONTROL else dict.fromkeys(test, system)
-        found = {domain: of.get(systems[domain]) for domain, of in test.items()}
+        found = {domain: of.get(systems[domain] or "") for domain, of in test.items()}
         shares = {domain: recoveries.get((domain, systems[domain])) for domain in test}
         mean = means.get(system)
         rows.append([label, *map(value_cell, found.values()), *map(share_text, shares.values()), share_text(mean)])
@@ -228,7 +236,7 @@ def control_mark(row: Mapping) -> str:
 
 def control_systems(controls: Mapping[str, Mapping | None]) -> dict[str, str | None]:
     """{domain: its best control}, from `evaluation.score.choose_control` of each."""
-    return {domain: control and control["system"] for domain, control in controls.items()}
+    return {domain: control["system"] if control else None for domain, control in controls.items()}
 
 
 def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, Sequence[Mapping]]) -> list[str]:
@@ -242,7 +250,7 @@ def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, S
         return []
     named = "; ".join(f"{domain}: {known.get(domain, 'none')}" for domain in controls)
     lines = [f"Best control without a language model, chosen on valid: {named}. {BETTER}", STRONGEST]
-    tested = [domain for domain in known if controls[domain]["split"] == "test"]
+    tested = [domain for domain, control in controls.items() if control and control["split"] == "test"]
     lines += [f"Without answers for valid, chosen on test, which favours it: {', '.join(tested)}."] if tested else []
     return [*lines, *(control_verdict(domain, system, learnt[domain]) for domain, system in known.items())]
 

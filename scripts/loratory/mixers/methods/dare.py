@@ -8,12 +8,18 @@ The paper drops 0.9 and more from changes of large models; the default density i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, FiniteFloat
 
 from loratory.mixers.merging import Merger, expert_shares, merge_experts
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.deltas import Adapter, LowRank
 
 
 class Mixer(Merger):
@@ -27,14 +33,14 @@ class Mixer(Merger):
     elect: Literal["total", "frequency"] = Field("total", description="how ties finds the sign, as in mixer ties")
     rank: int | None = Field(None, ge=1, description="of the merger, cut by SVD; the sum of the ranks if none")
 
-    def prepare_experts(self, given, seed):
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         import torch
 
         from loratory.adapters.deltas import LowRank
 
         shares = expert_shares(self.shares, given, 1 / len(given) if self.combine == "linear" else 1.0)
 
-        def merge_module(module, found):
+        def merge_module(module: str, found: dict[str, LowRank]) -> LowRank:
             changes, weights = [delta.to_dense() for delta in found.values()], torch.tensor([shares[n] for n in found])
             with seed_torch(seed, module):
                 total = self.drop_and_merge(changes, weights)
@@ -42,7 +48,7 @@ class Mixer(Merger):
 
         return merge_experts(given, merge_module)
 
-    def drop_and_merge(self, changes, weights):
+    def drop_and_merge(self, changes: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         from peft.utils.merge_utils import dare_linear, dare_ties
 
         if self.combine == "linear":
@@ -51,7 +57,7 @@ class Mixer(Merger):
 
 
 @contextmanager
-def seed_torch(seed: int, module: str):
+def seed_torch(seed: int, module: str) -> Iterator[None]:
     """Within, torch's own random numbers on the CPU are those of (seed, module): PEFT takes no generator."""
     import torch
 

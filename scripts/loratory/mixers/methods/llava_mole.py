@@ -14,12 +14,19 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from loratory.errors import InputError
 from loratory.mixers.untrained import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.deltas import Adapter
+    from loratory.mixers.contract import GateInput, GateShape, Reads
+
 
 BLOCK = re.compile(r"(.*?\.\d+)\.")
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
@@ -29,7 +36,7 @@ PLAIN = "plain"  # the first of the experts, if any layer is no MLP's
 class Mixer(UntrainedExperts):
     """Weights of (plain, expert 1, …, expert K): (1, 0, …) on layers outside MLPs, (0, p) on an MLP's."""
 
-    reads: ClassVar[str] = "input"
+    reads: ClassVar[Reads] = "input"
 
     mlp_experts: int = Field(3, ge=1, description="experts of each block's MLP, K")
     rank: int | None = RANK
@@ -37,7 +44,7 @@ class Mixer(UntrainedExperts):
     weight_by_prob: bool = Field(True, description="weigh the chosen expert by its probability, not by 1")
     balance: float = Field(0.01, ge=0, description="weight of the balance loss")
 
-    def prepare_experts(self, given, seed):
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         like = max_rank_deltas(given)
         routed = {module: delta for module, delta in like.items() if mlp_block(module)}
         if not routed:
@@ -47,7 +54,7 @@ class Mixer(UntrainedExperts):
         parts = {PLAIN: rest} | parts if rest else parts
         return {name: untrained_expert(name, part, seed, self.rank, self.alpha) for name, part in parts.items()}
 
-    def build_gate(self, sizes):
+    def build_gate(self, sizes: GateShape) -> torch.nn.Module:
         from torch import nn
 
         widths: dict[str, list[int]] = {}
@@ -57,9 +64,10 @@ class Mixer(UntrainedExperts):
         first = {key: sizes.hidden if sizes.hidden in found else found[0] for key, found in widths.items()}
         return nn.ModuleDict({key: nn.Linear(w, self.mlp_experts, bias=False) for key, w in first.items()})
 
-    def routing_weights(self, gate, seen, sizes):
+    def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:
         from torch.nn.functional import pad
 
+        assert seen.input is not None and seen.layer is not None  # as the mixer reads `input`
         block = mlp_block(sizes.modules[seen.layer])
         if block is None:
             return pad(seen.input.new_ones(*seen.input.shape[:-1], 1).float(), (0, self.mlp_experts))
@@ -67,7 +75,7 @@ class Mixer(UntrainedExperts):
             seen.passed[block] = gate[module_key(block)](seen.input.float()).softmax(-1)
         return pad(seen.passed[block], (sizes.experts - self.mlp_experts, 0))
 
-    def select_weights(self, weights):
+    def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
         import torch
 
         best, place = weights.max(-1, keepdim=True)
@@ -75,7 +83,7 @@ class Mixer(UntrainedExperts):
             -1, place, best if self.weight_by_prob else torch.ones_like(best)
         )
 
-    def routing_penalty(self, weights, domain):
+    def routing_penalty(self, weights: torch.Tensor, domain: int) -> torch.Tensor | float:
         """The balance loss of an MLP's layer; a plain 0 for any other."""
         from torch.nn.functional import one_hot
 

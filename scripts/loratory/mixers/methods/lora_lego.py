@@ -23,7 +23,8 @@ from loratory.mixers.merging import Merger, merge_experts
 if TYPE_CHECKING:
     import torch
 
-    from loratory.adapters.deltas import LowRank
+    from loratory.adapters.deltas import Adapter, LowRank
+
 
 NOISE = 1e-6  # a centroid this much shorter than its units is rounding: they are opposite and cancel
 
@@ -41,10 +42,10 @@ class Mixer(Merger):
         False, description="ours, not the paper's: first give equal units (a, b), (−a, −b), (2a, b/2) one form"
     )
 
-    def prepare_experts(self, given, seed):
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         from loratory.adapters.core import generator_for
 
-        def merge_module(module, found):
+        def merge_module(module: str, found: dict[str, LowRank]) -> LowRank:
             return self.rebuild_delta(
                 list(found.values()), generator_for(seed, f"lego.{module}").initial_seed() % 2**32
             )
@@ -80,7 +81,7 @@ class Mixer(Merger):
         member = torch.nn.functional.one_hot(labels).T * counts.double()
         member = member / member.sum(1, keepdim=True)
 
-        def vector_lengths(vectors):
+        def vector_lengths(vectors: torch.Tensor) -> torch.Tensor:
             return torch.linalg.vector_norm(vectors, ord=float(self.norm), dim=1, keepdim=True)
 
         means, lengths = member @ units, member @ vector_lengths(units)

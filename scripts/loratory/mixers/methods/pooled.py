@@ -5,23 +5,29 @@ With `rank` the sum of the experts' ranks it has as many parameters as they have
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loratory.mixers.untrained import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.deltas import Adapter
+    from loratory.mixers.contract import GateInput, GateShape, Reads
 
 
 class Mixer(UntrainedExperts):
     """A single fresh expert (LoRA, arXiv:2106.09685) of weight 1."""
 
-    reads: ClassVar[str] = "nothing"
+    reads: ClassVar[Reads] = "nothing"
 
     rank: int | None = RANK
     alpha: float | None = ALPHA
 
-    def prepare_experts(self, given, seed):
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         return {"pooled": untrained_expert("pooled", max_rank_deltas(given), seed, self.rank, self.alpha)}
 
-    def routing_weights(self, gate, seen, sizes):
+    def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:
         import torch
 
         return torch.ones(1, 1, 1, sizes.experts)

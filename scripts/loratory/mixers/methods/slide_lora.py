@@ -11,12 +11,19 @@ which the code has none; `gating: learned` is a softmax of a linear layer on the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from loratory.errors import InputError
 from loratory.mixers.untrained import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.adapters.deltas import Adapter
+    from loratory.mixers.contract import GateInput, GateShape, Reads
+
 
 SHARED = "shared"
 
@@ -31,33 +38,34 @@ class Mixer(UntrainedExperts):
     alpha: float | None = ALPHA
 
     @property
-    def needs_domain(self):
+    def needs_domain(self) -> bool:
         return self.gating == "task_id"
 
     @property
-    def reads(self):
+    def reads(self) -> Reads:
         return "nothing" if self.needs_domain else "hidden"
 
     @property
-    def per_sequence(self):
+    def per_sequence(self) -> bool:
         return not self.needs_domain
 
-    def prepare_experts(self, given, seed):
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         like = max_rank_deltas(given)
         return {name: untrained_expert(name, like, seed, self.rank, self.alpha) for name in (*given, SHARED)}
 
-    def build_gate(self, sizes):
+    def build_gate(self, sizes: GateShape) -> torch.nn.Module | None:
         from torch import nn
 
         return None if self.needs_domain else nn.Linear(sizes.hidden, sizes.experts)
 
-    def routing_weights(self, gate, seen, sizes):
+    def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:
         if self.needs_domain:
             return half_weights(seen.domain, sizes.experts)
+        assert seen.hidden is not None  # as the mixer reads `hidden`
         return gate(seen.hidden.float()).softmax(-1).unsqueeze(-2)
 
 
-def half_weights(domain: int | None, experts: int):
+def half_weights(domain: int | None, experts: int) -> torch.Tensor:
     """0.5 for the domain's own expert, 0.5 for the last, `[1, 1, 1, experts]`.
 
     Raises:

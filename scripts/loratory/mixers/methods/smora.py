@@ -11,30 +11,36 @@ one. Project interpretation: no balancing bias, as trained experts need no equal
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from loratory.mixers import contract
 from loratory.mixers.routing import keep_largest
 
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.mixers.contract import GateInput, GateShape, Reads
+
 
 class Mixer(contract.Mixer):
     """A layer's router R `[Σ ranks, in]` switches on the `active` ranks that suit a token best, of any expert."""
 
-    reads: ClassVar[str] = "input"
+    reads: ClassVar[Reads] = "input"
     by_rank: ClassVar[bool] = True
 
     active: int = Field(8, ge=1, description="ranks that are active for a token and layer, k; all if there are fewer")
 
-    def build_gate(self, sizes):
+    def build_gate(self, sizes: GateShape) -> torch.nn.Module:
         from torch import nn
 
         pairs = zip(sizes.widths, sizes.ranks, strict=True)
         return nn.ModuleList(nn.Linear(width, rank, bias=False) for width, rank in pairs)
 
-    def routing_weights(self, gate, seen, sizes):
+    def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:
+        assert seen.input is not None  # as the mixer reads `input`
         return gate[seen.layer](seen.input.float()).sigmoid()
 
-    def select_weights(self, weights):
+    def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
         return keep_largest(weights, self.active, lambda best: best / best.mean(-1, keepdim=True))

@@ -6,11 +6,14 @@ B apart: its `ties_svd`. Changes of unequal ranks have no common A and B, and eq
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, FiniteFloat
 
 from loratory.mixers.merging import Merger, expert_shares, merge_experts
+
+if TYPE_CHECKING:
+    from loratory.adapters.deltas import Adapter, LowRank
 
 
 class Mixer(Merger):
@@ -21,7 +24,7 @@ class Mixer(Merger):
     elect: Literal["total", "frequency"] = Field("total", description="the sign of most magnitude, or of most experts")
     rank: int | None = Field(None, ge=1, description="of the merger, cut by SVD; the sum of the ranks if none")
 
-    def prepare_experts(self, given, seed):
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         import torch
         from peft.utils.merge_utils import ties
 
@@ -29,7 +32,7 @@ class Mixer(Merger):
 
         shares = expert_shares(self.shares, given, 1.0)
 
-        def merge_module(module, found):
+        def merge_module(module: str, found: dict[str, LowRank]) -> LowRank:
             changes, weights = [delta.to_dense() for delta in found.values()], torch.tensor([shares[n] for n in found])
             total = ties(changes, weights, self.density, self.elect)
             return LowRank.from_matrix(total, self.rank or sum(delta.rank for delta in found.values()))

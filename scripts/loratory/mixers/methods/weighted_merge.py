@@ -12,7 +12,7 @@ from pydantic import Field, FiniteFloat
 from loratory.mixers.merging import Merger, expert_shares, merge_experts
 
 if TYPE_CHECKING:
-    from loratory.adapters.deltas import LowRank
+    from loratory.adapters.deltas import Adapter, LowRank
 
 
 class Mixer(Merger):
@@ -21,10 +21,10 @@ class Mixer(Merger):
     shares: dict[str, FiniteFloat] = Field({}, description="{domain: weight of its expert}; 1/n each if empty")
     rank: int | None = Field(None, ge=1, description="cut the sum to this rank by SVD; none is exact")
 
-    def prepare_experts(self, given, seed):
+    def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         shares = expert_shares(self.shares, given, 1 / len(given))
 
-        def merge_module(module, found):
+        def merge_module(module: str, found: dict[str, LowRank]) -> LowRank:
             total = concatenate_ranks(found, shares)
             return total if self.rank is None else truncate_rank(total, self.rank)
 

@@ -6,12 +6,17 @@ Buehler & Buehler 2024, arXiv:2402.07148, APL Machine Learning 2, 026119.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from loratory.mixers import contract
 from loratory.mixers.routing import keep_largest, normalise_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratory.mixers.contract import GateInput, GateShape
 
 
 class Mixer(contract.Mixer):
@@ -30,14 +35,14 @@ class Mixer(contract.Mixer):
     domain_loss: float = Field(0.0, ge=0, description="weight of a routing loss; 0 is as published")
 
     @property
-    def per_sequence(self):
+    def per_sequence(self) -> bool:
         return self.per == "sequence"
 
     @property
-    def trains_experts(self):
+    def trains_experts(self) -> bool:
         return self.train_experts
 
-    def build_gate(self, sizes):
+    def build_gate(self, sizes: GateShape) -> torch.nn.Module:
         from torch import nn
 
         out = sizes.experts * (len(sizes.modules) if self.layerwise else 1)
@@ -47,15 +52,16 @@ class Mixer(contract.Mixer):
             layers += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(self.dropout)]
         return nn.Sequential(*layers, nn.Linear(widths[-1], out))
 
-    def routing_weights(self, gate, seen, sizes):
+    def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:
+        assert seen.hidden is not None  # as the mixer reads `hidden`
         logits = gate(seen.hidden.float()).unflatten(-1, (-1, sizes.experts))  # module-major, expert-minor
         return (logits / self.temperature).softmax(-1)
 
-    def select_weights(self, weights):
+    def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
         """The `top_k` largest of each token and layer, 0 for the others; more than there are experts keeps all."""
         if self.top_k is None:
             return self.scale * weights
         return self.scale * keep_largest(weights, self.top_k, normalise_weights if self.renormalise else None)
 
-    def routing_penalty(self, weights, domain):
+    def routing_penalty(self, weights: torch.Tensor, domain: int) -> torch.Tensor:
         return -self.domain_loss * weights[..., domain].clamp_min(1e-9).log().mean()
