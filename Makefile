@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/requirements.lock
 
-.PHONY: demo test lint types
+.PHONY: demo test lint
 demo: $(READY)
 	@$(BIN)/snakemake --cores all
 
@@ -15,8 +15,6 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/snakefmt --check Snakefile workflow/rules
 	@$(BIN)/snakemake --lint
-
-types: $(READY) # not clean yet: docs/status.md
 	@$(BIN)/mypy
 
 $(READY): requirements.lock

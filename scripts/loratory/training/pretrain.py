@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -108,7 +108,7 @@ def pretrain_causal(
 def new_audio_prefix(whisper_folder: Path | str, options: Any, width: int, device: str) -> AudioPrefix:
     """A Whisper base's encoder, frozen, with an untrained projector to embeddings of `width`."""
     whisper = load_base(whisper_folder, dtype=torch.float32).model  # as the prefix holds it, whatever the base's
-    audio = AudioPrefix(whisper.config, options.stack, width, options.hidden)
+    audio = AudioPrefix(cast(WhisperConfig, whisper.config), options.stack, width, options.hidden)
     audio.encoder.load_state_dict(whisper.model.encoder.state_dict())
     audio.encoder.requires_grad_(False).eval()
     return audio.to(device)
