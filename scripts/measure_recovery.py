@@ -1,25 +1,15 @@
 from loratory.job import log_job
 
 with log_job(snakemake.log[0]):
-    from pathlib import Path
-
     from loratory.config import domain_options
-    from loratory.evaluation.recovery import DomainPredictions, measure_recovery
+    from loratory.evaluation.recovery import measure_recovery, predictions_by_domain
     from loratory.evaluation.score import Floor
 
     params = snakemake.params
-    asked = {
-        domain: DomainPredictions(
-            files=files,
-            data=Path(params.data[domain]).parent,
-            task=domain_options(domain, "Task", params.tasks[domain]),
-            baselines=params.baselines[domain],
-        )
-        for domain, files in params.predictions.items()
-    }
+    tasks = {domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()}
     measure_recovery(
         base=params.base,
-        asked=asked,
+        asked=predictions_by_domain(params.predictions, params.data, tasks, params.baselines),
         experts=params.experts,
         mixture=snakemake.wildcards.mixture,
         resamples=params.resamples,

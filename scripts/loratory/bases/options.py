@@ -49,7 +49,7 @@ class Pretrain(Options):
 
 
 class Audio(Options):
-    """Ears for a causal base: frozen Whisper encoder, stacked frames, trained projector."""
+    """Audio prefix of a causal base: frozen Whisper encoder, stacked frames, trained projector."""
 
     encoder: Name = Field(description="a base of family whisper")
     stack: int = Field(5, ge=1, description="encoder frames that make one prefix embedding")

@@ -38,6 +38,19 @@ class DomainPredictions:
     baselines: Path | str | None = None
 
 
+def predictions_by_domain(
+    files: Mapping[str, Mapping[int, Path | str]],
+    data: Mapping[str, Path | str],
+    tasks: Mapping[str, Any],
+    baselines: Mapping[str, Path | str],
+) -> dict[str, DomainPredictions]:
+    """{domain: its predictions}, of what is given by domain; `data` are files of the datasets."""
+    return {
+        domain: DomainPredictions(own, Path(data[domain]).parent, tasks[domain], baselines[domain])
+        for domain, own in files.items()
+    }
+
+
 @dataclass(frozen=True)
 class DomainComparison:
     """Some systems of one domain on test, the base and the experts on valid, and what of them recovers how much.

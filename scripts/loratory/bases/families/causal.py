@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
@@ -225,9 +225,7 @@ class Family(Base):
         labels = labels[:, scored]
         if "alphabet" in batch:
             labels = letter_indices(labels, batch["alphabet"])
-            with narrow_head(self.model, batch["alphabet"]):
-                logits = self.position_logits(model, batch, scored)
-        else:
+        with narrow_head(self.model, batch["alphabet"]) if "alphabet" in batch else nullcontext():
             logits = self.position_logits(model, batch, scored)
         nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         return nll.view(labels.shape)

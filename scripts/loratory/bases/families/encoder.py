@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ class Family(Base):
         self, folder: Path | str, manifest: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ):
         super().__init__(folder, manifest, model, tokenizer)
+        if not hasattr(model, "classifier"):
+            raise InputError(folder, "no `classifier` head", type(model).__name__, "a BERT-like encoder")
         pooler = f"{model.base_model_prefix}.pooler"
         self.heads = ("classifier", pooler) if getattr(model.base_model, "pooler", None) else ("classifier",)
         for head in map(model.get_submodule, self.heads):  # trained, so never in half precision
@@ -74,13 +76,6 @@ class Family(Base):
             path.unlink()
         model.save_pretrained(folder)
         open_tokenizer(folder).save_pretrained(folder)
-
-    @classmethod
-    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
-        model = open_model(cls.model_class, folder, dtype=dtype, **cls.model_options)
-        if not hasattr(model, "classifier"):
-            raise InputError(folder, "no `classifier` head", type(model).__name__, "a BERT-like encoder")
-        return cls(folder, manifest, model, open_tokenizer(folder))
 
     @property
     def context(self) -> int:
