@@ -151,8 +151,11 @@ MISFITS = {  # how the line begins: the change that causes it
         "bases.gpt": LOCAL | {"audio": HEARING["audio"] | {"corpus": "protein"}}
     },
     "mixtures.xlora.experts: too few experts (1); expected at least 2": {"mixtures.xlora.experts": {"speech": "lora"}},
-    "mixtures.xlora.training: `learning_rate` was renamed to `learning_rates`, a list: [0.1]": {
+    "mixtures.xlora.training: `learning_rate` was renamed to `learning_rates`, a list": {
         "mixtures.xlora.training": {"steps": 3, "learning_rate": 0.1}
+    },
+    "mixtures.xlora: `heard_rank` was renamed to `audio_rank`": {
+        "mixtures.xlora": {"mixer": "mm_lora", "base": "mini_lm", "experts": {}, "heard_rank": 2}
     },
     "mixtures.xlora.base: mini_whisper cannot be mixed on (whisper)": {"mixtures.xlora.base": "mini_whisper"},
     "mixtures.xlora.experts.lncrna: lncrna trains lora on mini_bert (lora); expected an adapter of base mini_lm": {

@@ -1,6 +1,6 @@
 """Types of config fields that several sections share."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -17,6 +17,21 @@ def require_distinct(values: Values) -> Values:
     if twice is not None:
         raise ValueError(f"{twice} is given twice")
     return values
+
+
+def refuse_old_keys(given: Any, names: dict[str, str]) -> Any:
+    """`given`, an entry of the config, which must not use a key by the name it had before.
+
+    Args:
+        names: {old key: what it is called now}.
+
+    Raises:
+        ValueError: it does.
+    """
+    old = next((key for key in names if isinstance(given, dict) and key in given), None)
+    if old is not None:
+        raise ValueError(f"`{old}` was renamed to {names[old]}")
+    return given
 
 
 Name = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$")]

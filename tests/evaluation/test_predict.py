@@ -156,7 +156,7 @@ def test_mixtures_of_the_same_experts_share_what_they_are_controlled_by(study, t
     assert said["weighted_merge:oracle"] == said["xlora:oracle"] == pytest.approx(said["oracle"], abs=1e-4)
     known = json.loads((tmp_path / "seed0.routing.json").read_text())
     assert known.keys() == said.keys()
-    assert [known[name]["told"] for name in trained[0].mixtures] == [False, False, True, False]
+    assert [known[name]["needs_domain"] for name in trained[0].mixtures] == [False, False, True, False]
     assert [known[name]["first_pass"] for name in trained[0].mixtures] == [True, False, False, False]
     assert all(each["read"] > 0 < each["reading"] for each in known.values())
 

@@ -21,17 +21,17 @@ def training(plan, mixture: str):
 
 def test_features_are_a_job_for_each_domain_between_its_data_and_the_gate(plan):
     found = plan({"mixtures.xlora.features": True})
-    assert found.counts["gate_features"] == len(EXPERTS)
-    edges = {edge for edge in found.edges if "gate_features" in edge}
-    reads = {("gate_features", rule) for rule in ("build_dataset", "prepare_base")}
-    assert edges == reads | {("train_mixture", "gate_features")}
+    assert found.counts["compute_gate_features"] == len(EXPERTS)
+    edges = {edge for edge in found.edges if "compute_gate_features" in edge}
+    reads = {("compute_gate_features", rule) for rule in ("build_dataset", "prepare_base")}
+    assert edges == reads | {("train_mixture", "compute_gate_features")}
     files = [f"results/features/{domain}/mini_lm/gate/index.json" for domain in EXPERTS]
     assert [*training(found, "xlora").input.features] == files
 
 
 def test_mixtures_of_one_base_and_all_seeds_share_features(plan):
     found = plan({"mixtures.xlora.features": True, "mixtures.pair": PAIR, "seeds": [0, 1]})
-    assert found.counts["gate_features"] == len(EXPERTS)
+    assert found.counts["compute_gate_features"] == len(EXPERTS)
     assert found.counts["train_mixture"] == 2
     assert len(training(found, "pair").input.features) == 2
 
@@ -48,4 +48,4 @@ def test_a_mixer_that_starts_its_own_experts_learns_from_train_and_gate_and_feat
 
 def test_without_the_option_nothing_is_kept(plan):
     found = plan({"mixtures.pair": PAIR | {"features": False}})
-    assert not found.counts["gate_features"] and not training(found, "pair").input.features
+    assert not found.counts["compute_gate_features"] and not training(found, "pair").input.features

@@ -7,16 +7,16 @@ folder for each seed: gate, order of the experts, and the experts themselves; fo
 """
 
 
-rule gate_features:
+rule compute_gate_features:
     input:
         base="<results>/bases/{base}/base.json",
         data="<results>/data/{domain}/{split}.parquet",
     output:
         "<results>/features/{domain}/{base}/{split}/index.json",
     log:
-        "<logs>/gate_features/{domain}/{base}/{split}.log",
+        "<logs>/compute_gate_features/{domain}/{base}/{split}.log",
     benchmark:
-        "<benchmarks>/gate_features/{domain}/{base}/{split}.tsv"
+        "<benchmarks>/compute_gate_features/{domain}/{base}/{split}.tsv"
     wildcard_constraints:
         split="train|gate",
     conda:
@@ -34,7 +34,7 @@ rule gate_features:
         checkpoints=CHECKPOINTS,
         code=lambda wc: code_digest("training/features.py", "bases", f"domains/{wc.domain}/task.py"),
     script:
-        "../../scripts/gate_features.py"
+        "../../scripts/compute_gate_features.py"
 
 
 rule train_mixture:

@@ -230,7 +230,8 @@ def mixture_facts(mixture: Mixture) -> dict:
     experts = [tensor for layer in mixture.layers.values() for tensor in (layer.A, layer.B)]
     heads = [tensor for head in mixture.heads for tensor in head.values()]
     stored = sum(tensor.numel() for tensor in (*gate, *experts, *heads))
-    return {"told": mixture.mixer.needs_domain, "first_pass": mixture.mixer.reads == "hidden", "stored": stored}
+    mixer = mixture.mixer
+    return {"needs_domain": mixer.needs_domain, "first_pass": mixer.reads == "hidden", "stored": stored}
 
 
 @torch.no_grad()

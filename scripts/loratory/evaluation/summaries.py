@@ -63,7 +63,7 @@ def system_facts(
     routed = [each for each in found if len(each.get("experts", ())) > 1]
     stored = [each["stored"] for each in found if "stored" in each]
     return {
-        "told": any(each.get("told", False) for each in found),
+        "needs_domain": any(each.get("needs_domain", False) for each in found),
         "first_pass": any(each.get("first_pass", False) for each in found),
         "top1": mean_or_none(each["top1"] for each in routed) if routed else None,
         "entropy": mean_or_none(each["entropy"] for each in routed) if routed else None,

@@ -90,7 +90,8 @@ def mixer_layout(
         own = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
         found = [rows.get((domain, own[domain])) for domain in heads]
         cells = [text for row in found for text in domain_cells(row)]
-        label = f"best single ({name})" if name == best else f"{name} {DOMAIN_MARK}" if known[name]["told"] else name
+        marked = f"{name} {DOMAIN_MARK}" if known[name]["needs_domain"] else name
+        label = f"best single ({name})" if name == best else marked
         lines.append([label, *cells, recovery_cell(means.get(name)), *fact_cells(known[name])])
         shown += [row | mean_columns(means.get(name)) | known[name] for row in found if row]
     learnt = {d: [rows[d, name] for name in (best, *mixtures) if (d, name) in rows] for d in heads}

@@ -144,7 +144,10 @@ def open_features(
     folder = Path(folder)
     index, expected = read_json(folder / INDEX), features_digest(base, data, split, items)
     if index["made_of"] != expected:
-        what, fix = "these features are of other data or of another base", "make them again (rule `gate_features`)"
+        what, fix = (
+            "these features are of other data or of another base",
+            "make them again (rule `compute_gate_features`)",
+        )
         raise InputError(folder, what, index["made_of"], expected, fix)
     found = []
     for number, lengths in enumerate(index["shards"]):

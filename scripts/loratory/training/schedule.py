@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from loratory.domains.contract import Options
-from loratory.fields import Rates
+from loratory.fields import Rates, refuse_old_keys
 
 
 class Schedule(Options):
@@ -51,7 +51,5 @@ class Sweep(Schedule):
 
     @model_validator(mode="before")
     @classmethod
-    def one_rate(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "learning_rate" in given:
-            raise ValueError(f"`learning_rate` was renamed to `learning_rates`, a list: [{given['learning_rate']}]")
-        return given
+    def refuse_one_rate(cls, given: Any) -> Any:
+        return refuse_old_keys(given, {"learning_rate": "`learning_rates`, a list"})

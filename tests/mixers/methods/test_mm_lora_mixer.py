@@ -12,7 +12,7 @@ HEARD = torch.tensor([[False, True, True, False, False, False, False], [False, T
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("is_audio, expert", [(None, "read"), (HEARD & False, "read"), (HEARD | True, "heard")])
+@pytest.mark.parametrize("is_audio, expert", [(None, "text"), (HEARD & False, "text"), (HEARD | True, "audio")])
 def test_one_kind_of_positions_alone_is_that_kinds_lora(is_audio, expert):
     mixture = mixed(Mixer())
     expected = alone(mixture.current_experts()[expert])(IDS).logits
@@ -23,7 +23,7 @@ def test_one_kind_of_positions_alone_is_that_kinds_lora(is_audio, expert):
 def test_each_position_gets_the_lora_of_its_kind():
     mixture = mixed(Mixer())
     x, found = change(mixture, UP, input_ids=IDS, is_audio=HEARD)
-    heard, read = (mixture.current_experts()[name].deltas[UP].to_dense() for name in ("heard", "read"))
+    heard, read = (mixture.current_experts()[name].deltas[UP].to_dense() for name in ("audio", "text"))
     expected = torch.empty_like(found)
     expected[HEARD], expected[~HEARD] = x[HEARD] @ heard.T, x[~HEARD] @ read.T
     torch.testing.assert_close(found, expected, **CLOSE)
@@ -65,7 +65,7 @@ def test_a_heard_prompt_is_continued_with_a_cache_as_by_running_everything_anew(
 
 
 def test_each_kind_has_its_own_rank_and_scale():
-    mixer = Mixer(heard_rank=2, heard_alpha=4.0, read_rank=6, read_alpha=3.0)
+    mixer = Mixer(audio_rank=2, audio_alpha=4.0, text_rank=6, text_alpha=3.0)
     experts = mixed(mixer).current_experts()
     found = {name: {(d.rank, d.scale) for d in adapter.deltas.values()} for name, adapter in experts.items()}
-    assert found == {"heard": {(2, 2.0)}, "read": {(6, 0.5)}}
+    assert found == {"audio": {(2, 2.0)}, "text": {(6, 0.5)}}
