@@ -6,6 +6,7 @@ import yaml
 
 from loratory import reference
 from loratory.config import config_model
+from loratory.registry import registered_names
 
 SCHEMA = config_model().model_json_schema()
 
@@ -48,3 +49,13 @@ def test_a_key_the_demo_gives_is_in_the_reference():
     demo = yaml.safe_load((reference.ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
     for key in demo:
         assert f"| `{key}` |" in reference.reference_text(SCHEMA)
+
+
+def test_every_method_is_in_the_list_and_in_the_comparison_on_every_domain():
+    listed = (reference.ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    study = yaml.safe_load((reference.ROOT / "config" / "methods.yaml").read_text(encoding="utf-8"))
+    methods = {*registered_names("method")}
+    assert methods == {*re.findall(r"^\| `(\w+)`", listed, re.MULTILINE)}
+    assert methods == {entry["method"] for entry in study["adapters"].values()}
+    for domain in study["domains"].values():
+        assert domain["adapters"]["mini_lm"] == list(study["adapters"])

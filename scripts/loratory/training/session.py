@@ -51,6 +51,34 @@ class AdapterSession(TrainingHooks):
         plan = batching.Batches([item.length for item in items], self.recipe.batch_tokens, self.seed)
         return lambda step: self.base.collate([items[i] for i in plan(step)])
 
+    def first_examples(self, count: int) -> list[Encoded]:
+        """The first examples that the training sees, in its order, each once."""
+        plan = batching.Batches([item.length for item in self.items], self.recipe.batch_tokens, self.seed)
+        epoch = [self.items[i] for batch in plan.epoch_batches(0) for i in batch]
+        return epoch[:count]
+
+    @torch.no_grad()
+    def visit_inputs(self, examples: int, visit: Callable[[str, torch.Tensor], None]) -> None:
+        """Calls `visit(layer, what it reads)`, float32 `[positions, in]`, for each of the training's first examples.
+
+        One example at a time, so that no position is padding; in eval mode. Nothing is moved; the passes are counted.
+        """
+        training, handles = self.model.training, []
+        for name, layer in self.layers.items():
+
+            def show_inputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+                visit(name, inputs[0].flatten(0, -2).float())
+
+            handles.append(layer.register_forward_pre_hook(show_inputs))
+        self.model.eval()
+        try:
+            for item in self.first_examples(examples):
+                self.loss(self.base.collate([item]))
+        finally:
+            self.model.train(training)
+            for handle in handles:
+                handle.remove()
+
     def loss(self, batch: dict) -> torch.Tensor:
         """Mean over the batch's targets, for passes besides the training's steps; they are counted."""
         total, targets = self.base.loss(self.model, batch)

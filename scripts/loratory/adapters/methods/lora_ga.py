@@ -1,8 +1,7 @@
 """LoRA-GA: a start from which the first step goes where full fine-tuning would (Wang et al. 2024, arXiv:2407.05000).
 
 y = W x + s (B A − B₀ A₀) x, with A₀ and B₀ from disjoint halves of the leading 2·rank singular directions of the mean
-gradient G = U Σ Vᵀ of W; Σ itself never enters. The paper subtracts s B₀ A₀ from W; here W stays as it is and the
-start is subtracted in the forward pass, which is the same function.
+gradient G = U Σ Vᵀ of W; Σ itself never enters.
 
 Project interpretation: exact SVD instead of a randomised one, so that runs repeat; G over batches of the training's
 own size; `norm_clip`, which is for a W that is really changed, has no counterpart.
@@ -11,27 +10,23 @@ own size; `norm_clip`, which is for a W that is really changed, has no counterpa
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from loratory.adapters import contract
+from loratory.adapters import offset
 from loratory.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from loratory.adapters.contract import Parameters, Tensors
-    from loratory.adapters.deltas import LowRank
+    from loratory.adapters.contract import Tensors
     from loratory.training.session import AdapterSession
 
 
-class Method(contract.Method):
+class Method(offset.OffsetMethod):
     """y = W x + s (B A − B₀ A₀) x from A = A₀, B = B₀; s = alpha / √rank, or alpha / rank if not `stabilised`."""
 
-    fixed: ClassVar[frozenset[str]] = frozenset({"A0", "B0"})
-
-    rank: int = Field(8, ge=1, description="rank of the update in training; it is stored with twice this rank")
     alpha: float = Field(16.0, gt=0, description="scale numerator")
     stabilised: bool = Field(True, description="divide alpha by the root of the rank (rsLoRA), else by the rank")
     direction: Literal["ArB2r", "A2rBr", "ArBr", "random"] = Field(
@@ -48,16 +43,10 @@ class Method(contract.Method):
         return self.alpha / (sqrt(self.rank) if self.stabilised else self.rank)
 
     def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
-        import torch
-
-        out, inner = weight.shape
-        if 2 * self.rank > min(out, inner):
-            raise InputError(
-                "rank", "2·rank singular directions are needed", self.rank, f"at most {min(out, inner) // 2}"
-            )
-        return {key: torch.zeros(self.rank, inner) for key in ("A", "A0")} | {
-            key: torch.zeros(out, self.rank) for key in ("B", "B0")
-        }
+        most = min(weight.shape) // 2
+        if self.rank > most:
+            raise InputError("rank", "2·rank singular directions are needed", self.rank, f"at most {most}")
+        return self.zero_tensors(weight)
 
     def prepare_training(self, session: AdapterSession) -> None:
         import torch
@@ -68,7 +57,7 @@ class Method(contract.Method):
         with torch.no_grad():
             for name, layer in session.layers.items():
                 a, b = self.initial_factors(gradients[name], layer.weight, generator_for(session.seed, name))
-                for key, tensor in {"A": a, "A0": a, "B": b, "B0": b}.items():
+                for key, tensor in self.pair_tensors(a, b).items():
                     layer.tensors[key].copy_(tensor)
 
     def initial_factors(
@@ -107,21 +96,3 @@ class Method(contract.Method):
             leading = torch.linalg.svdvals(weight.float())[: self.rank]
             return float((leading / self.scale).sqrt().mean())
         return 1 / self.scale if self.init_scale == "gd" else 1.0
-
-    def forward(self, x: torch.Tensor, tensors: Tensors, training: bool) -> torch.Tensor:
-        from torch.nn.functional import linear
-
-        now = linear(linear(x, tensors["A"]), tensors["B"])
-        return self.scale * (now - linear(linear(x, tensors["A0"]), tensors["B0"]))
-
-    def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
-        import torch
-
-        from loratory.adapters.deltas import LowRank
-
-        a = torch.cat([tensors["A"], tensors["A0"]])
-        return LowRank(a, torch.cat([tensors["B"], -tensors["B0"]], dim=1), self.scale)
-
-    def create_optimizer(self, session: AdapterSession, parameters: Parameters) -> torch.optim.Optimizer:
-        """Without decay of A and B: it would pull B A, but not B₀ A₀, towards 0 and so move the base."""
-        return session.adamw_without_decay(lambda name: name.endswith((".adapter.A", ".adapter.B")), parameters)

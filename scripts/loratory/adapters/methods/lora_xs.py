@@ -33,9 +33,9 @@ class Method(structured_lora.Method):
     def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
-        from loratory.adapters.spectrum import leading_singular_vectors
+        from loratory.adapters.spectrum import check_rank, leading_singular_vectors
 
-        self.check_rank(weight)
+        check_rank(self.rank, weight)
         u, sigma, v = leading_singular_vectors(weight, self.rank)
         middle = 1e-5 * torch.randn(self.rank, self.rank, generator=generator)
         return {"A": sigma[:, None] * v, "N": middle, "B": u}

@@ -35,7 +35,9 @@ class Method(structured_lora.Method):
     )
 
     def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
-        self.check_rank(weight)
+        from loratory.adapters.spectrum import check_rank
+
+        check_rank(self.rank, weight)
         factors = self.weight_slices(weight)
         return factors | self.offset_tensors(factors) if self.offset_base else factors
 

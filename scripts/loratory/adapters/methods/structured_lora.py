@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from loratory.adapters import contract
-from loratory.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -57,13 +56,3 @@ class Method(contract.Method):
 
     def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:
         return self.low_rank_delta(tensors)
-
-    def check_rank(self, weight: torch.Tensor) -> None:
-        """For factors that are cut out of W.
-
-        Raises:
-            InputError: W has fewer rows or columns than the rank.
-        """
-        most = min(weight.shape)
-        if self.rank > most:
-            raise InputError("rank", "the rank exceeds the layer's size", self.rank, f"at most {most} for this layer")
