@@ -82,8 +82,8 @@ HUB = {"family": "causal", "hub": "someone/something"}
 COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 NO_TASK = "the domain protein has no task for a base of family encoder; expected a base of family causal"
 MISFITS = {  # how the line begins: the change that causes it
-    "adapters.lora.rank: wrong value (eight); expected a valid integer": {"adapters.lora.rank": "eight"},
-    "adapters.lora.rank: wrong value (2.5); expected a valid integer": {"adapters.lora.rank": 2.5},
+    "adapters.lora.rank: wrong value (eight); expected an integer": {"adapters.lora.rank": "eight"},
+    "adapters.lora.rank: wrong value (2.5); expected an integer": {"adapters.lora.rank": 2.5},
     "adapters.lora.rank: wrong value (0); expected greater than or equal to 1": {"adapters.lora.rank": 0},
     "seeds: wrong value (0); expected a list": {"seeds": 0},
     "seeds: wrong value ([]); expected at least one entry": {"seeds": []},
