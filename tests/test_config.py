@@ -143,7 +143,7 @@ MISFITS = {  # how the line begins: the change that causes it
         "bases.mini_lm.pretrain.domains": ["lncrna"]
     },
     "domains.speech.adapters.deaf: this base has no audio encoder for speech; expected a causal base with `audio:`": {
-        "bases.deaf": LOCAL,
+        "bases.deaf": LOCAL | {"path": "."},
         "domains.speech.adapters": {"deaf": ["lora"]},
     },
     "bases.gpt.audio.corpus: unknown corpus of `general` (None)": {"bases.gpt": LOCAL | HEARING},

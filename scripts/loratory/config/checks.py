@@ -24,6 +24,7 @@ def check_names(config: Study, where: str) -> None:
             f"{where}: domains", "no domain is configured", expected=", ".join(registry.registered_names("domain"))
         )
     check_results(where, config)
+    check_shared(where, config)
     sources = [(f"domains.{name}", corpus.source) for name, corpus in domains.items()]
     for key, source in [*sources, *((f"general.{name}", corpus.source) for name, corpus in general.items())]:
         if isinstance(source, FilesOptions):
@@ -60,6 +61,14 @@ def check_results(where: str, config: Study) -> None:
         if read and Path(read).is_dir() and Path(read).resolve().is_relative_to(results):
             what = f"`{name}` ({short_value(read)}) lies in the folder that results would be written into"
             raise InputError(f"{where}: pathvars.results", what, config.pathvars.results, "a folder of its own")
+
+
+def check_shared(where: str, config: Study) -> None:
+    if config.shared:
+        check_path(f"{where}: shared", config.shared)
+        if Path(config.shared).resolve() == Path(config.pathvars.results).resolve():
+            what = "the studies' shared folder holds this study's results"
+            raise InputError(f"{where}: shared", what, config.shared, "a folder of its own, such as results/shared")
 
 
 def check_source(at: str, source: FilesOptions) -> None:
@@ -109,6 +118,8 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
     if is_spoken(domain) and base.family == "causal" and not base.has_audio:
+        if base.path and not Path(base.path).exists():
+            raise InputError(at, f"the base's folder {base.path} does not exist", reason="missing")
         raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
 
 

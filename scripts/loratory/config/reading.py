@@ -44,7 +44,12 @@ def read_config(raw: dict[str, Any], where: str, overrides: Any = None) -> Study
     raw = restore_types(raw, overrides)
     check_values(raw, where)
     config = fill_locations(validate_types(raw, where), where)
-    check_names(config, where)
+    try:
+        check_names(config, where)
+    except InputError as error:
+        if error.reason == "missing":
+            require_inputs(config, where)  # names whatever else is not there, too
+        raise
     return config
 
 

@@ -20,6 +20,12 @@ BASES_ROOT = (
 )
 
 
+SHARED = (
+    "folder that several studies share: a dataset or base that one of them made is copied by the others and not made "
+    "anew; simulated and downloaded files lie there"
+)
+
+
 class PathVariables(Options):
     """Snakemake's path variables: where results go. A relative folder lies below the one where Snakemake runs."""
 
@@ -135,6 +141,7 @@ class Study(Options):
     pathvars: PathVariables = Field(PathVariables(), description="Snakemake's path variables")
     data_root: str = Field("data", description="replaces `{data_root}` in locations")
     bases_root: str | None = Field(None, description=BASES_ROOT)
+    shared: str | None = Field(None, min_length=1, description=SHARED)
     seeds: Seeds = Field((0,), min_length=1, description="one training of everything for each")
     split_seed: int = Field(0, ge=0, description="decides which group is in which split")
     domains: Group[Domain] = Field(description="what adapters learn and what is reported")
