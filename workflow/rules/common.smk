@@ -18,6 +18,12 @@ try:
     STUDY = loratory_config.read_config(config, CONFIG_FILES[-1], workflow.config_settings.config)
     if workflow.is_main_process:
         loratory_config.require_inputs(STUDY, CONFIG_FILES[-1])
+        for name, base in STUDY.bases.items():
+            if base.pretrain:
+                from loratory.bases.architecture import check_architecture
+
+                at = f"{CONFIG_FILES[-1]}: bases.{name}.pretrain.architecture"
+                check_architecture(at, base.family, base.pretrain.architecture)
 except InputError as error:
     raise WorkflowError(str(error))
 
