@@ -25,8 +25,8 @@ def require_distinct(values: Values) -> Values:
 def renamed_keys(**names: str) -> ConfigDict:
     """The `model_config` of options that had other names before, `{old: what it is called now}`.
 
-    It stands in the JSON schema, where `loratory.problems` finds it. A validator of the raw entry would not do: what it
-    returns is no longer read as JSON, so that its lists would be refused.
+    It stands in the JSON schema, where `loratory.problems` finds it. A validator of the raw entry would not do: what
+    that returns is no longer read as JSON, and its lists would be refused.
     """
     return ConfigDict(json_schema_extra={"renamed": dict(names)})
 
