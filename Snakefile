@@ -8,7 +8,7 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.12")
-sys.path.insert(0, f"{workflow.basedir}/scripts")  # the library is importable uninstalled
+sys.path.insert(0, f"{workflow.current_basedir.get_path_or_uri(secret_free=True)}/scripts")  # importable uninstalled
 
 if not workflow.config_settings.configfiles:
 

@@ -4,14 +4,22 @@ with log_job(snakemake.log[0]):
     from pathlib import Path
 
     from loratory.config import domain_options
+    from loratory.data.files import read_json
+    from loratory.data.sharing import share_folder
     from loratory.domains.dataset import build_dataset
     from loratory.domains.fetch import open_source
 
-    domain, params = snakemake.wildcards.domain, snakemake.params
-    build_dataset(
-        domain=domain,
-        files=open_source(domain, Path(snakemake.input[0]).parent),
-        dataset=domain_options(domain, "Dataset", params.dataset),
-        seed=params.seed,
+    domain, params, raw = snakemake.wildcards.domain, snakemake.params, Path(snakemake.input[0])
+    facts = {"dataset": domain, "raw": read_json(raw)}
+    share_folder(
+        store=params.shared,
+        facts=facts | {name: params[name] for name in ("dataset", "seed", "code")},
         out=Path(snakemake.output[0]).parent,
+        make=lambda folder: build_dataset(
+            domain=domain,
+            files=open_source(domain, raw.parent),
+            dataset=domain_options(domain, "Dataset", params.dataset),
+            seed=params.seed,
+            out=folder,
+        ),
     )

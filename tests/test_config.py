@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from copy import deepcopy
+from datetime import date
 
 import pytest
 import yaml
@@ -78,12 +79,13 @@ def test_only_the_keys_of_the_chosen_kind_are_allowed():
 
 LOCAL = {"family": "causal", "path": "models/gpt"}
 HEARING = {"audio": {"encoder": "mini_whisper"}}
+TIES = {"mixer": "ties", "base": "mini_lm", "experts": {"protein": "lora", "lncrna": "lora"}}
 HUB = {"family": "causal", "hub": "someone/something"}
 COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 NO_TASK = "the domain protein has no task for a base of family encoder; expected a base of family causal"
 MISFITS = {  # how the line begins: the change that causes it
-    "adapters.lora.rank: wrong value (eight); expected a valid integer": {"adapters.lora.rank": "eight"},
-    "adapters.lora.rank: wrong value (2.5); expected a valid integer": {"adapters.lora.rank": 2.5},
+    "adapters.lora.rank: wrong value (eight); expected an integer": {"adapters.lora.rank": "eight"},
+    "adapters.lora.rank: wrong value (2.5); expected an integer": {"adapters.lora.rank": 2.5},
     "adapters.lora.rank: wrong value (0); expected greater than or equal to 1": {"adapters.lora.rank": 0},
     "seeds: wrong value (0); expected a list": {"seeds": 0},
     "seeds: wrong value ([]); expected at least one entry": {"seeds": []},
@@ -143,7 +145,7 @@ MISFITS = {  # how the line begins: the change that causes it
         "bases.mini_lm.pretrain.domains": ["lncrna"]
     },
     "domains.speech.adapters.deaf: this base has no audio encoder for speech; expected a causal base with `audio:`": {
-        "bases.deaf": LOCAL,
+        "bases.deaf": LOCAL | {"path": "."},
         "domains.speech.adapters": {"deaf": ["lora"]},
     },
     "bases.gpt.audio.corpus: unknown corpus of `general` (None)": {"bases.gpt": LOCAL | HEARING},
@@ -161,6 +163,76 @@ MISFITS = {  # how the line begins: the change that causes it
     "mixtures.xlora.experts.lncrna: lncrna trains lora on mini_bert (lora); expected an adapter of base mini_lm": {
         "domains.lncrna.adapters": {"mini_bert": ["lora"]}
     },
+    "adapters.lora.rank: wrong value (2); expected an integer; fix: leave the quotes out": {"adapters.lora.rank": "2"},
+    "adapters.lora.rank: wrong value (True); expected an integer": {"adapters.lora.rank": True},
+    "seeds.0: wrong value (True); expected an integer": {"seeds": [True]},
+    "adapters.lora.alpha: wrong value (2); expected a number; fix: leave the quotes out": {"adapters.lora.alpha": "2"},
+    "adapters.lora.alpha: wrong value (False); expected a number": {"adapters.lora.alpha": False},
+    "mixtures.xlora.layerwise: wrong value (1); expected true or false": {"mixtures.xlora.layerwise": 1},
+    "adapters.lora.alpha: wrong value (inf); expected a finite number": {"adapters.lora.alpha": float("inf")},
+    "adapters.lora.training.learning_rates.0: wrong value (inf); expected": {
+        "adapters.lora.training.learning_rates": ["1e400"]
+    },
+    "bases.mini_lm.pretrain.architecture.hidden_size: wrong value (nan); expected a finite number": {
+        "bases.mini_lm.pretrain.architecture.hidden_size": float("nan")
+    },
+    "adapters.lora.training.steps: wrong value (1000000000000000000000000000000); expected a number below": {
+        "adapters.lora.training.steps": 10**30
+    },
+    "seeds.0: wrong value (9223372036854775808); expected a number below": {"seeds": [2**63]},
+    "title: wrong value (2020-01-01); expected text or a number; fix: write it in quotes": {"title": date(2020, 1, 1)},
+    "bases: a key that is no text (7); expected a name; fix: write it in quotes": {"bases": {7: {}}},
+    "title: wrong value ('\\ud800'); expected whole letters": {"title": "\ud800"},
+    "pathvars: unknown key (result); expected one of benchmarks, logs, results; fix: did you mean `results`?": {
+        "pathvars": {"result": "results/mine"}
+    },
+    "pathvars.results: `../outside` leads out of the folder where Snakemake runs": {"pathvars.results": "../outside"},
+    "pathvars.results: `a/../..` leads out of": {"pathvars.results": "a/../.."},
+    "pathvars.results: `.` leads out of the folder where Snakemake runs, or is that folder": {"pathvars.results": "."},
+    "pathvars.logs: `<results>/../..` leads out of": {"pathvars.logs": "<results>/../.."},
+    "pathvars.results: `/` leads out of": {"pathvars.results": "/"},
+    "pathvars.results: `''` is no folder to write into": {"pathvars.results": ""},
+    "pathvars.results: `a/{x}` is no folder to write into": {"pathvars.results": "a/{x}"},
+    "pathvars.benchmarks: `~/b` is no folder to write into": {"pathvars.benchmarks": "~/b"},
+    "pathvars.results: `data_root` (config) lies in the folder that results would be written into (config)": {
+        "pathvars.results": "config",
+        "data_root": "config",
+    },
+    "shared: the studies' shared folder holds this study's results (results/)": {"shared": "results/"},
+    "domains.protein.source: unknown placeholder or a brace in a path ({dataroot}/a); expected `{data_root}`": {
+        "domains.protein.source": {"kind": "files", "fasta": "{dataroot}/a"}
+    },
+    "general.protein.source: unknown placeholder or a brace in a path (a{x}/a); expected `{data_root}`": {
+        "general.protein.source": {"kind": "files", "fasta": "{data_root}/a"},
+        "data_root": "a{x}",
+    },
+    "bases.big.path: unknown placeholder or a brace in a path (m/{x}); expected": {
+        "bases.big": LOCAL | {"path": "m/{x}"}
+    },
+    "domains.protein.source.sha256.x: `zz` is no sha256 digest, expected 64 hexadecimal digits": {
+        "domains.protein.source": {"kind": "files", "fasta": "x", "sha256": {"x": "zz"}}
+    },
+    "domains.protein.source: a download without a digest (https://a.org/x.fa)": {
+        "domains.protein.source": {"kind": "files", "fasta": "https://a.org/x.fa"}
+    },
+    "domains.protein.source: unsupported address (ftp://a.org/x.fa); expected https, or a local path": {
+        "domains.protein.source": {"kind": "files", "fasta": "ftp://a.org/x.fa"}
+    },
+    "domains.protein.source.encoding: unknown text encoding `base64`": {
+        "domains.protein.source": {"kind": "files", "fasta": "x", "encoding": "base64"}
+    },
+    "mixtures.xlora.top_k: more than there are experts (99); expected at most 4": {"mixtures.xlora.top_k": 99},
+    "mixtures.ties.shares: unknown domain (protien); expected one of": {
+        "mixtures.ties": TIES | {"shares": {"protien": 1}}
+    },
+    "mixtures.ties.shares: an expert without a share (lncrna); expected all experts, or none": {
+        "mixtures.ties": TIES | {"shares": {"protein": 1}}
+    },
+    "domains.recsys.dataset: min_history 9 is above max_history 3": {
+        "domains.recsys.dataset": {"min_history": 9, "max_history": 3}
+    },
+    "evaluation: max_records 5 is below min_records 10": {"evaluation": {"max_records": 5}},
+    "evaluation: folded 9 is above samples 5": {"evaluation": {"samples": 5, "folded": 9}},
     "folding: not a folding base (causal); expected a base of family folding": {"folding": "mini_lm"},
 }
 
@@ -175,6 +247,53 @@ def test_a_file_that_is_not_yaml_is_told_with_its_line(tmp_path):
     path.write_text("title: demo\nseeds: [0\ndomains: {}\n")
     with pytest.raises(InputError, match=r"study\.yaml:3: not YAML"):
         loratory_config.load_config(path)
+
+
+def test_a_rate_may_be_written_with_an_exponent_which_yaml_takes_for_text():
+    raw = changed(DEMO, {"adapters.lora.training.learning_rates": ["1e-3", 2e-3], "title": "1e5"})
+    study = loratory_config.read_config(raw, FILE)
+    assert study.adapters["lora"].training.learning_rates == (0.001, 0.002) and study.title == "1e5"
+
+
+def test_numbers_and_lists_from_the_command_line_are_what_yaml_says_they_are():
+    given = {"seeds": ["0", "3"], "evaluation": {"max_records": "50", "top_p": "0.5"}, "compare": "null"}
+    raw = changed(DEMO, {"seeds": ["0", "3"], "evaluation": given["evaluation"], "compare": "null"})
+    study = loratory_config.read_config(raw, FILE, given)
+    assert study.seeds == (0, 3) and study.evaluation.max_records == 50 and study.evaluation.top_p == 0.5
+    assert study.compare is None
+    with pytest.raises(InputError, match=r"seeds\.0: wrong value \(0\); expected an integer"):
+        loratory_config.read_config(raw, FILE)
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path):
+    (tmp_path / "there.fa").touch()
+    files = {"kind": "files", "coding": [f"{tmp_path}/there.fa", "no/a.fa"], "noncoding": ["no/b.fa"]}
+    zipped = {"kind": "files", "ratings": "no/ml.zip!ml/ratings.csv"}
+    spoken = {"kind": "files", "folders": [str(tmp_path), "no/speech"]}
+    changes = {"domains.lncrna.source": files, "domains.recsys.source": zipped, "general.speech.source": spoken}
+    changes |= {
+        "bases.big": LOCAL | {"path": "no/gpt"},
+        "bases.large": HUB | {"revision": COMMIT},
+        "bases_root": "no/m",
+    }
+    study = loratory_config.read_config(changed(DEMO, changes), FILE)
+    with pytest.raises(InputError) as caught:
+        loratory_config.require_inputs(study, FILE)
+    tables = [f"{tmp_path}/{name}" for name in ("wav.scp", "text", "utt2spk")]
+    missing = ["no/a.fa", "no/b.fa", "no/ml.zip", "no/speech", *tables, "no/gpt", "no/m/large"]
+    assert {*str(caught.value).partition("do not exist: ")[2].partition(";")[0].split(", ")} == {*missing}
+    assert str(caught.value).startswith(f"{FILE}: {len(missing)} of the files and folders that it names do not exist")
+
+
+def test_a_base_that_does_not_exist_is_told_as_such_and_with_all_else_that_is_missing():
+    changes = {"bases.gpt": LOCAL | {"path": "no/gpt"}, "domains.speech.adapters": {"gpt": ["lora"]}, "mixtures": {}}
+    changes["domains.protein.source"] = {"kind": "files", "fasta": "no/x.fa"}
+    assert "2 of the files and folders that it names do not exist: no/x.fa, no/gpt" in complaint(changes)
+
+
+def test_control_letters_do_not_reach_the_terminal():
+    line = complaint({"domains.protein.source": {"kind": "files", "fasta": "ftp://\x1b[2J\n"}})
+    assert line.isprintable() and "\\x1b[2J" in line
 
 
 JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))

@@ -31,7 +31,6 @@ def examples(tmp_path_factory):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code, encoding="utf-8")
-    (root / "domains" / "promoter" / "__init__.py").touch()
     packages = {name: importlib.import_module(name) for name in registry.PACKAGES.values()}
     for name, package in packages.items():
         package.__path__.append(str(root.joinpath(*name.split(".")[1:])))
@@ -41,7 +40,7 @@ def examples(tmp_path_factory):
 
 
 def test_the_page_has_all_parts_of_a_domain_a_method_a_mixer_and_a_base_family():
-    parts = ("sources", "build", "task", "metrics", "simulate")
+    parts = ("__init__", "sources", "build", "task", "metrics", "simulate")
     domain = [f"domains/promoter/{part}.py" for part in parts]
     single = ["adapters/methods/plain_lora.py", "mixers/methods/fixed.py", "bases/families/seq2seq.py"]
     assert list(BLOCKS) == [*domain, *single]
@@ -141,3 +140,21 @@ def test_a_folder_of_another_family_is_refused_with_the_right_one(seq2seq, tmp_p
     llama().save_pretrained(tmp_path / "published")
     with pytest.raises(InputError, match=r"another architecture.*fix: `family: causal`"):
         prepare_folder(tmp_path / "published", "tiny", entry("seq2seq"), tmp_path / "base")
+
+
+USE = (Path(__file__).parent.parent / "docs" / "use.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_guide_imports_what_there_is():
+    (code,) = re.findall(r"```python\n(.*?)```", USE, re.DOTALL)
+    compile(code, "use.md", "exec")
+    for module, names in re.findall(r"^from (\S+) import (.*)$", code, re.MULTILINE):
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+    assert "prompts = [" in code
+
+
+def test_the_environment_that_make_sets_up_finds_the_library():
+    """What the Makefile writes into a virtual environment, run in an empty one."""
+    recipe = (Path(__file__).parent.parent / "Makefile").read_text()
+    assert re.search(r"scripts.*> .*loratory\.pth", recipe)

@@ -26,7 +26,7 @@ class InputError(Exception):
         fix: str | None = None,
         reason: str = "malformed",
     ):
-        self.where, self.reason = str(where), reason
+        self.where, self.reason = on_one_line(where), reason
         line = what
         if value is not None:
             line += f" ({short_value(value)})"
@@ -34,8 +34,13 @@ class InputError(Exception):
             line += f"; expected {expected}"
         if fix:
             line += f"; fix: {fix}"
-        self.detail = line
-        super().__init__(f"{where}: {line}")
+        self.detail = on_one_line(line)
+        super().__init__(f"{self.where}: {self.detail}")
+
+
+def on_one_line(value: object) -> str:
+    """`value` as text, in which line ends and what would steer a terminal are escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
 
 
 def short_value(value: object) -> str:

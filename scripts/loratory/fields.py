@@ -1,8 +1,11 @@
 """Types of config fields that several sections share."""
 
-from typing import Annotated, Any, TypeVar
+import posixpath
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+
+from loratory.errors import short_value
 
 Values = TypeVar("Values", bound=tuple)
 
@@ -19,19 +22,29 @@ def require_distinct(values: Values) -> Values:
     return values
 
 
-def refuse_old_keys(given: Any, names: dict[str, str]) -> Any:
-    """`given`, an entry of the config, which must not use a key by the name it had before.
+def renamed_keys(**names: str) -> ConfigDict:
+    """The `model_config` of options that had other names before, `{old: what it is called now}`.
 
-    Args:
-        names: {old key: what it is called now}.
+    It stands in the JSON schema, where `loratory.problems` finds it. A validator of the raw entry would not do: what
+    that returns is no longer read as JSON, and its lists would be refused.
+    """
+    return ConfigDict(json_schema_extra={"renamed": dict(names)})
+
+
+def require_folder(path: str) -> str:
+    """`path`, which rules write below: no wildcard, and relative only to what lies below the working directory.
 
     Raises:
-        ValueError: it does.
+        ValueError: it is something else.
     """
-    old = next((key for key in names if isinstance(given, dict) and key in given), None)
-    if old is not None:
-        raise ValueError(f"`{old}` was renamed to {names[old]}")
-    return given
+    inside = path.removeprefix("<results>/")
+    if not inside.strip() or not inside.isprintable() or set(inside) & set("{}<>*?") or inside.startswith("~"):
+        raise ValueError(f"`{short_value(path)}` is no folder to write into, expected none of {{ }} < > * ? ~ in it")
+    plain = posixpath.normpath(inside)
+    if plain in (".", "/", "//") or plain.split("/")[0] == "..":
+        what = f"`{short_value(path)}` leads out of the folder where Snakemake runs, or is that folder"
+        raise ValueError(f"{what}, expected one below it, or an absolute path if that is meant")
+    return path
 
 
 Name = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$")]

@@ -9,7 +9,11 @@ from loratory import registry
 from loratory.errors import InputError, short_value
 
 KINDS = ("kind", "method", "mixer")  # keys that say which options an entry has
+SCALARS = ("int_type", "float_type", "bool_type")
 IN_YAML = {  # by pydantic's error types: what is expected, in a YAML author's words in place of Python's
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "keys with values",
@@ -32,9 +36,10 @@ def first_problem(error: ValidationError, raw: dict[str, Any], where: str, schem
     path = key_path(loc, raw)
     if kind == "extra_forbidden":
         noun = "domain" if path[:-1] in (["domains"], ["general"]) else "key"
-        return registry.unknown_name_error(
-            problem_location(where, path[:-1]), noun, path[-1], allowed_keys(loc[:-1], schema)
-        )
+        group, at = group_schema(loc[:-1], schema), problem_location(where, path[:-1])
+        if path[-1] in group.get("renamed", {}):
+            return InputError(at, f"`{path[-1]}` was renamed to {group['renamed'][path[-1]]}")
+        return registry.unknown_name_error(at, noun, path[-1], group["properties"])
     if kind == "literal_error":
         return registry.unknown_name_error(
             problem_location(where, path), path[-1], value, quoted_names(context["expected"])
@@ -51,7 +56,9 @@ def first_problem(error: ValidationError, raw: dict[str, Any], where: str, schem
     if kind not in IN_YAML and not message.startswith("Input should be "):
         return InputError(problem_location(where, path), message.removeprefix("Value error, "))
     expected = IN_YAML.get(kind) or message.removeprefix("Input should be ").partition(",")[0]
-    return InputError(problem_location(where, path), "wrong value", "nothing" if value is None else value, expected)
+    fix = "leave the quotes out" if kind in SCALARS and isinstance(value, str) and value[:1].isdigit() else None
+    given = "nothing" if value is None else value
+    return InputError(problem_location(where, path), "wrong value", given, expected, fix)
 
 
 def problem_location(where: str, path: list[Any]) -> str:
@@ -75,8 +82,8 @@ def key_path(loc: tuple, raw: Any) -> list[Any]:
     return path
 
 
-def allowed_keys(loc: tuple, schema: dict[str, Any]) -> list[str]:
-    """The keys allowed at pydantic's location, whose tags say which kind of entry it is in."""
+def group_schema(loc: tuple, schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the group of keys at pydantic's location, whose tags say which kind of entry it is in."""
 
     def resolve_reference(node: dict[str, Any]) -> dict[str, Any]:
         node = next((option for option in node.get("anyOf", []) if "$ref" in option), node)
@@ -87,4 +94,4 @@ def allowed_keys(loc: tuple, schema: dict[str, Any]) -> list[str]:
         tags = node.get("discriminator", {}).get("mapping", {})
         named = node.get("properties", {}) | {tag: {"$ref": model} for tag, model in tags.items()}
         node = resolve_reference(named.get(part) or next(iter(node["patternProperties"].values())))
-    return list(node["properties"])
+    return node

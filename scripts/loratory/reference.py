@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 README, SCHEMA = ROOT / "config" / "README.md", ROOT / "workflow" / "schemas" / "config.schema.json"
 MARK = "<!-- From here on: written by `python -m loratory.reference`. -->\n"
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+MOST_LINKED = 4  # kinds of an entry that a cell names one by one
 BAR = r"\|"  # a bare one would end the cell
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 
@@ -101,6 +102,9 @@ def type_text(node: dict[str, Any], headings: dict[str, str]) -> str:
     if "$ref" in node:
         text = headings[definition_name(node)]
         return f"[{text.partition(' with ')[2] or 'keys'}](#{heading_anchor(text)})"
+    if "discriminator" in node and len(node["oneOf"]) > MOST_LINKED:
+        first, key = headings[definition_name(node["oneOf"][0])], node["discriminator"]["propertyName"]
+        return f"[`{key}: …`](#{heading_anchor(first)}), a table for each below"
     if schema_variants(node):
         return " or ".join(type_text(variant, headings) for variant in schema_variants(node))
     if "enum" in node or "const" in node:

@@ -346,8 +346,9 @@ def test_the_core_is_the_fix_point_whatever_the_order_of_rows(rows, k, random):
 
 
 @settings(max_examples=40, deadline=None)
-@given(LOGS, st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_records_match_a_naive_count_whatever_the_order_of_rows(tmp_path_factory, rows, k, least, most, random):
+@given(LOGS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_records_match_a_naive_count_whatever_the_order_of_rows(tmp_path_factory, rows, k, least, more, random):
+    most = least + more
     core = naive_core(rows, k)
     expected = {}
     for user, item, half_stars, time in core:

@@ -67,6 +67,9 @@ class Plan:
     def __init__(self, config: dict, folder: Path, executor: str = "dryrun", force: bool = False):
         quiet = OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False, dryrun=executor == "dryrun")
         settings = ConfigSettings(configfiles=[written(config, folder)])
+        for base in config["bases"].values():  # a plan wants what is given to be there, not to be opened
+            if "path" in base and "{" not in base["path"]:
+                (folder / base["path"]).mkdir(parents=True, exist_ok=True)
         with SnakemakeApi(quiet) as api:
             flow = api.workflow(ResourceSettings(cores=2), settings, snakefile=ROOT / "Snakefile", workdir=folder)
             flow.dag(DAGSettings(forceall=force)).execute_workflow(executor=executor)

@@ -24,10 +24,6 @@ def nucleotides(folder):
     return proteins(folder, b">good\n" + b"MKVLAW" * 10 + b"\n>bad\n" + b"ACGT" * 30 + b"\n")
 
 
-def not_there(folder):
-    return {"kind": "files", "fasta": "raw.fasta"}
-
-
 def silent(folder):
     rows = {"wav.scp": "a1 a1.flac", "text": "a1 hello", "utt2spk": "a1 a"}
     for name, row in rows.items():
@@ -45,7 +41,6 @@ BAD = {  # the line told: (domain, what makes the files)
     "raw.fasta: the file is empty": ("protein", empty),
     "raw.fasta: the gzip file ends early or is damaged": ("protein", truncated),
     "raw.fasta:2: looks like nucleotides (ACGT": ("protein", nucleotides),
-    "raw.fasta: no such file": ("protein", not_there),
     "a1.flac:a1: no such audio file": ("speech", silent),
     "ratings.csv:3: ": ("recsys", rated_by_words),
 }

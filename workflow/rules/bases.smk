@@ -34,6 +34,7 @@ rule prepare_base:
         threads=lambda wc: base_threads(wc.base),
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
+        shared=STUDY.shared,
         code=lambda wc: code_digest("training/prepare.py", "bases", *task_modules(STUDY.bases[wc.base].corpora)),
     script:
         "../../scripts/prepare_base.py"

@@ -9,10 +9,21 @@ from loratory.data.splits import SPLITS
 from loratory.errors import InputError
 from loratory.provenance import code_digest
 from loratory.registry import family_outputs, is_folded
+from loratory.strict_yaml import load_yaml
 
-CONFIG_FILE = (workflow.config_settings.configfiles or ["config/config.yaml"])[-1]
+CONFIG_FILES = [*map(str, workflow.config_settings.configfiles or workflow.configfiles or ["config"])]
 try:
-    STUDY = loratory_config.read_config(config, str(CONFIG_FILE))
+    for path in filter(exists, CONFIG_FILES):
+        load_yaml(path)  # once more: Snakemake takes the last of two equal keys
+    STUDY = loratory_config.read_config(config, CONFIG_FILES[-1], workflow.config_settings.config)
+    if workflow.is_main_process:
+        loratory_config.require_inputs(STUDY, CONFIG_FILES[-1])
+        for name, base in STUDY.bases.items():
+            if base.pretrain:
+                from loratory.bases.architecture import check_architecture
+
+                at = f"{CONFIG_FILES[-1]}: bases.{name}.pretrain.architecture"
+                check_architecture(at, base.family, base.pretrain.architecture)
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -23,7 +34,7 @@ POPULATION = {"data": "domain", "general": "general"}
 ASKED = {"data": ("test", "valid", "sample"), "general": ("test",)}  # what systems are asked of each corpus
 SEEDS = STUDY.seeds
 FLOOR = [STUDY.evaluation.min_records, STUDY.evaluation.min_groups]  # below it no number is printed
-RESULTS = STUDY.pathvars.get("results", "results")
+RESULTS = workflow.pathvars.apply("<results>")
 CHECKPOINTS = f"{RESULTS}/checkpoints"  # of jobs that go on where they were stopped; no rule's output
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
@@ -47,7 +58,7 @@ def task_modules(domains):
 
 
 def local_files(source):
-    """A source's own files. A missing one is left to the job, which says more clearly what is missing."""
+    """A source's own files. What is fetched from an address is none, and a job finds what a running study has lost."""
     return [] if source.kind == "simulate" else [path for path in source.file_paths() if exists(path)]
 
 

@@ -25,6 +25,7 @@ rule fetch_source:
         population=lambda wc: POPULATION[wc.corpus],
         seed=STUDY.split_seed,
         code=lambda wc: code_digest("domains/fetch.py", f"domains/{wc.domain}/simulate.py"),
+        shared=STUDY.shared,
     script:
         "../../scripts/fetch_source.py"
 
@@ -49,6 +50,7 @@ rule build_dataset:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
         seed=STUDY.split_seed,
         code=lambda wc: code_digest("domains/dataset.py", f"domains/{wc.domain}/build.py"),
+        shared=STUDY.shared,
     script:
         "../../scripts/build_dataset.py"
 

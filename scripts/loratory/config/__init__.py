@@ -16,7 +16,14 @@ from loratory.config.models import (
     domain_source,
     mixture_entry,
 )
-from loratory.config.reading import RESOURCES, is_simulated, load_config, published_folder, read_config
+from loratory.config.reading import (
+    RESOURCES,
+    is_simulated,
+    load_config,
+    published_folder,
+    read_config,
+    require_inputs,
+)
 from loratory.config.sections import (
     AdapterEntry,
     Compare,
@@ -62,4 +69,5 @@ __all__ = [
     "mixture_entry",
     "published_folder",
     "read_config",
+    "require_inputs",
 ]

@@ -1,12 +1,15 @@
 """Whether everything that a config names exists and fits together."""
 
+import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from loratory import registry
 from loratory.adapters.contract import BaseWeightsMethod
 from loratory.bases.options import BaseEntry
 from loratory.config.sections import AdapterEntry, Compare, CompareMixers, MixtureEntry, Study, entries_by_name
-from loratory.errors import InputError
+from loratory.domains.contract import FilesOptions
+from loratory.errors import InputError, short_value
 
 
 def check_names(config: Study, where: str) -> None:
@@ -15,11 +18,17 @@ def check_names(config: Study, where: str) -> None:
     Raises:
         InputError: the first thing that does not.
     """
-    domains, bases = entries_by_name(config.domains), config.bases
+    domains, bases, general = entries_by_name(config.domains), config.bases, entries_by_name(config.general)
     if not domains and not any(base.pretrain for base in bases.values()):
         raise InputError(
             f"{where}: domains", "no domain is configured", expected=", ".join(registry.registered_names("domain"))
         )
+    check_results(where, config)
+    check_shared(where, config)
+    sources = [(f"domains.{name}", corpus.source) for name, corpus in domains.items()]
+    for key, source in [*sources, *((f"general.{name}", corpus.source) for name, corpus in general.items())]:
+        if isinstance(source, FilesOptions):
+            check_source(f"{where}: {key}.source", source)
     for name, entry in bases.items():
         check_base(f"{where}: bases.{name}", entry, config)
     for domain, given in domains.items():
@@ -45,7 +54,44 @@ def check_names(config: Study, where: str) -> None:
             raise InputError(at, "not a folding base", bases[config.folding].family, "a base of family folding")
 
 
+def check_results(where: str, config: Study) -> None:
+    """What is made must not lie where what is read lies."""
+    results = Path(config.pathvars.results).resolve()
+    for name, read in {"data_root": config.data_root, "bases_root": config.bases_root}.items():
+        if read and Path(read).is_dir() and Path(read).resolve().is_relative_to(results):
+            what = f"`{name}` ({short_value(read)}) lies in the folder that results would be written into"
+            raise InputError(f"{where}: pathvars.results", what, config.pathvars.results, "a folder of its own")
+
+
+def check_shared(where: str, config: Study) -> None:
+    if config.shared:
+        check_path(f"{where}: shared", config.shared)
+        if Path(config.shared).resolve() == Path(config.pathvars.results).resolve():
+            what = "the studies' shared folder holds this study's results"
+            raise InputError(f"{where}: shared", what, config.shared, "a folder of its own, such as results/shared")
+
+
+def check_source(at: str, source: FilesOptions) -> None:
+    """Locations can be found: a path without wildcards, or an https address whose digest is given."""
+    for location in source.all_locations():
+        address = re.match(r"(\w+)://", location)
+        if address and address[1] != "https":
+            raise InputError(at, "unsupported address", location, "https, or a local path")
+        if address and location not in source.sha256:
+            raise InputError(at, "a download without a digest", location, "its digest under `sha256` of this source")
+        if not address:
+            check_path(at, location)
+
+
+def check_path(at: str, path: str) -> None:
+    """Whatever stands in braces would be a wildcard of Snakemake's."""
+    if {"{", "}"} & {*path}:
+        raise InputError(at, "unknown placeholder or a brace in a path", path, "`{data_root}`, `{resources}` or none")
+
+
 def check_base(at: str, base: BaseEntry, config: Study) -> None:
+    if base.path:
+        check_path(f"{at}.path", base.path)
     if base.audio:
         encoder = base.audio.encoder
         require_known(f"{at}.audio.encoder", "base", encoder, config.bases)
@@ -72,6 +118,8 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
     if is_spoken(domain) and base.family == "causal" and not base.has_audio:
+        if base.path and not Path(base.path).exists():
+            raise InputError(at, f"the base's folder {base.path} does not exist", reason="missing")
         raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
 
 
@@ -90,6 +138,7 @@ def check_mixture(at: str, mixture: MixtureEntry, config: Study) -> None:
     if len(mixture.experts) < 2:
         raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
     check_features(at, mixture, family)
+    check_options(at, mixture)
     domains = entries_by_name(config.domains)
     for domain, adapter in mixture.experts.items():
         require_known(f"{at}.experts", "domain", domain, domains)
@@ -100,6 +149,19 @@ def check_mixture(at: str, mixture: MixtureEntry, config: Study) -> None:
             what = f"{domain} trains {adapter} on {' and '.join(on) or 'no base'}"
             fix = f"name it under domains.{domain}.adapters.{mixture.base}"
             raise InputError(f"{at}.experts.{domain}", what, adapter, f"an adapter of base {mixture.base}", fix)
+
+
+def check_options(at: str, mixture: MixtureEntry) -> None:
+    """Options that speak of the experts, which the mixer's own file does not know."""
+    top_k = getattr(mixture, "top_k", None)
+    if "top_k" in mixture.model_fields_set and top_k is not None and top_k > len(mixture.experts):
+        raise InputError(f"{at}.top_k", "more than there are experts", top_k, f"at most {len(mixture.experts)}")
+    shares = getattr(mixture, "shares", None)
+    if isinstance(shares, dict) and shares:
+        for domain in shares:
+            require_known(f"{at}.shares", "domain", domain, mixture.experts)
+        if missing := mixture.experts.keys() - shares.keys():
+            raise InputError(f"{at}.shares", "an expert without a share", min(missing), "all experts, or none")
 
 
 def check_features(at: str, mixture: MixtureEntry, family: str) -> None:

@@ -3,14 +3,14 @@
 `models` fills in the rest: the entries of domains, of methods and of mixers.
 """
 
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from loratory.adapters.contract import Method
 from loratory.bases.options import BaseEntry
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
-from loratory.fields import Name, Names, Seeds
+from loratory.fields import Name, Names, Seeds, require_folder
 from loratory.mixers.contract import Mixer
 from loratory.training.schedule import Sweep
 
@@ -18,6 +18,22 @@ BASES_ROOT = (
     "folder of published models, one subfolder named as the entry each: bases with `hub` are taken from there instead "
     "of the hub; also replaces `{bases_root}` in `path`"
 )
+
+
+SHARED = (
+    "folder that several studies share: a dataset or base that one of them made is copied by the others and not made "
+    "anew; simulated and downloaded files lie there"
+)
+
+
+class PathVariables(Options):
+    """Snakemake's path variables: where results go. A relative folder lies below the one where Snakemake runs."""
+
+    results: Annotated[str, AfterValidator(require_folder)] = Field("results", description="everything that is made")
+    logs: Annotated[str, AfterValidator(require_folder)] = Field("<results>/logs", description="what jobs say")
+    benchmarks: Annotated[str, AfterValidator(require_folder)] = Field(
+        "<results>/benchmarks", description="seconds and memory of jobs"
+    )
 
 
 class Corpus(Options):
@@ -58,6 +74,15 @@ class Evaluation(Options):
     min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
     min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples behind each 95 % interval")
+
+    @model_validator(mode="after")
+    def check_numbers(self) -> Self:
+        if self.max_records is not None and self.max_records < self.min_records:
+            what = f"max_records {self.max_records} is below min_records {self.min_records}"
+            raise ValueError(f"{what}: no number would be printed")
+        if "folded" in self.model_fields_set and self.folded is not None and self.folded > self.samples:
+            raise ValueError(f"folded {self.folded} is above samples {self.samples}")
+        return self
 
 
 class Compare(Options):
@@ -113,9 +138,10 @@ class Study(Options):
     """One study: domains, bases, adapters, mixtures, and how they are compared."""
 
     title: str = Field("Loratory", description="heading of the report")
-    pathvars: dict[str, str] = Field({}, description="Snakemake's path variables, such as `results`")
+    pathvars: PathVariables = Field(PathVariables(), description="Snakemake's path variables")
     data_root: str = Field("data", description="replaces `{data_root}` in locations")
     bases_root: str | None = Field(None, description=BASES_ROOT)
+    shared: str | None = Field(None, min_length=1, description=SHARED)
     seeds: Seeds = Field((0,), min_length=1, description="one training of everything for each")
     split_seed: int = Field(0, ge=0, description="decides which group is in which split")
     domains: Group[Domain] = Field(description="what adapters learn and what is reported")

@@ -4,6 +4,7 @@ Imported while the config is read: nothing heavy.
 """
 
 import codecs
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, S
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from loratory.data.splits import assign_splits
+from loratory.errors import short_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,11 +27,19 @@ Columns: TypeAlias = "Mapping[str, np.ndarray]"  # what metrics look at: one arr
 def check_encoding(name: str) -> str:
     try:
         codecs.lookup(name)
-    except LookupError:
+        "".encode(name)  # some codecs are not of text
+    except (LookupError, ValueError):
         raise ValueError(f"unknown text encoding `{name}`, expected utf-8, latin-1, …") from None
     return name
 
 
+def check_digest(digest: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError(f"`{short_value(digest)}` is no sha256 digest, expected 64 hexadecimal digits, small letters")
+    return digest
+
+
+Digest = Annotated[str, AfterValidator(check_digest)]
 Encoding = Annotated[str, AfterValidator(check_encoding)]
 
 
@@ -71,7 +81,7 @@ class FilesOptions(Options):
     LOCATIONS: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["files"] = "files"
-    sha256: dict[str, str] = Field({}, description="{address: hex digest} of everything downloaded")
+    sha256: dict[str, Digest] = Field({}, description="{address: hex digest} of everything downloaded")
     licence: str | None = Field(None, description="licence of the data, carried into the dataset card")
 
     def all_locations(self) -> list[str]:

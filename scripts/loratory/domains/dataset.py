@@ -13,6 +13,7 @@ from loratory.domains.contract import BuildModule, DatasetOptions, FilesOptions
 from loratory.errors import InputError
 
 CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
+KEYS = pa.schema({"id": pa.string(), "group": pa.string()})  # what records of every domain have
 
 
 def build_dataset(domain: str, files: FilesOptions, dataset: DatasetOptions, seed: int, out: Path | str) -> None:
@@ -80,12 +81,37 @@ def record_schema(build: BuildModule) -> pa.Schema:
 
 
 def write_records(path: Path, build: BuildModule, records: list[dict]) -> None:
-    pq.write_table(pa.Table.from_pylist(records, schema=record_schema(build)), path, compression="zstd")
+    table = pa.Table.from_pylist(records, schema=record_schema(build))
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
-def read_split(folder: Path | str, split: str) -> list[dict]:
-    """The records of one split, as dicts, in id order."""
-    return pq.read_table(Path(folder) / f"{split}.parquet").to_pylist()
+def read_split(folder: Path | str, split: str, schema: pa.Schema | None = None) -> list[dict]:
+    """The records of one split, as dicts, in id order.
+
+    Args:
+        schema: what the file must hold; without one, at least an id and a group of each record.
+
+    Raises:
+        InputError: no such file, a damaged one, other columns or types, or a value is missing.
+    """
+    path, rebuild = Path(folder) / f"{split}.parquet", "delete the dataset's folder and run again"
+    if not path.is_file():
+        raise InputError(path, "no such file", fix=rebuild)
+    try:
+        with open(path, "rb") as stream:
+            table = pq.read_table(stream, page_checksum_verification=True)
+        table.validate(full=True)
+        records = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", rebuild) from None
+    for column in schema or KEYS:
+        at = table.schema.get_field_index(column.name)
+        if at < 0 or table.schema.field(at).type != column.type:
+            given = "none" if at < 0 else table.schema.field(at).type
+            raise InputError(path, f"column `{column.name}` is not as built", str(given), str(column.type), rebuild)
+        if table.column(at).null_count:
+            raise InputError(path, f"column `{column.name}` has records without a value", fix=rebuild)
+    return records
 
 
 def dataset_card(
@@ -118,10 +144,10 @@ def audit_split(domain: str, folder: Path | str, dataset: DatasetOptions, out: P
     """Proves from the written files alone that nothing of the held-out splits is in a less protected one.
 
     Raises:
-        InputError: a count that must be 0 is not.
+        InputError: as `read_split`, or a count that must be 0 is not.
     """
     build = registry.load_module("domain", domain, "build")
-    parts = {split: read_split(folder, split) for split in splits.SPLITS}
+    parts = {split: read_split(folder, split, record_schema(build)) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
     counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
     if build.find_leaks:

@@ -4,12 +4,12 @@ the config is read: nothing heavy."""
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from loratory.domains.contract import Options
-from loratory.fields import Rates, refuse_old_keys
+from loratory.fields import Rates, renamed_keys
 
 
 class Schedule(Options):
@@ -47,9 +47,6 @@ class Training(Schedule):
 class Sweep(Schedule):
     """A training for each learning rate."""
 
-    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
+    model_config = renamed_keys(learning_rate="`learning_rates`, a list")
 
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_one_rate(cls, given: Any) -> Any:
-        return refuse_old_keys(given, {"learning_rate": "`learning_rates`, a list"})
+    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")

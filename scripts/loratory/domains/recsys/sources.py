@@ -70,6 +70,12 @@ class Dataset(DatasetOptions):
     min_history: int = Field(5, ge=1, description="strictly earlier ratings of the user that a record needs")
     max_history: int = Field(10, ge=1, description="most recent ones of them that a record carries")
 
+    @model_validator(mode="after")
+    def check_history(self) -> Self:
+        if self.min_history > self.max_history:
+            raise ValueError(f"min_history {self.min_history} is above max_history {self.max_history}")
+        return self
+
 
 class Task(TaskOptions):
     """The user's latest ratings as text, then a question to be answered by yes or no."""

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import model_validator
-
-from loratory.fields import refuse_old_keys
+from loratory.fields import renamed_keys
 from loratory.mixers.untrained import ALPHA, RANK, UntrainedExperts, max_rank_deltas, untrained_expert
 
 if TYPE_CHECKING:
@@ -33,17 +31,14 @@ RENAMED = {
 class Mixer(UntrainedExperts):
     """λ = one-hot at the expert of the position's kind; both experts start fresh."""
 
+    model_config = renamed_keys(**RENAMED)
+
     reads: ClassVar[Reads] = "nothing"
 
     audio_rank: int | None = RANK
     audio_alpha: float | None = ALPHA
     text_rank: int | None = RANK
     text_alpha: float | None = ALPHA
-
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_renamed_keys(cls, given: Any) -> Any:
-        return refuse_old_keys(given, RENAMED)
 
     def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         like = max_rank_deltas(given)

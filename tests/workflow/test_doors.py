@@ -1,0 +1,66 @@
+"""Ways into the workflow: as a module of another one, and with inputs that are not there."""
+
+import pytest
+from snakemake.api import SnakemakeApi
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
+from studies import ROOT, changed, shipped, written
+from test_dag import Plan, told
+
+OUTER = f"""
+configfile: "study.yaml"
+
+module loratory:
+    snakefile: "{ROOT}/Snakefile"
+    config: config
+
+use rule * from loratory as loratory_*
+
+rule everything:
+    default_target: True
+    input: rules.loratory_all.input
+"""
+TEST = shipped("test")
+
+
+def test_as_a_module_of_another_workflow_it_plans_the_same_jobs(tmp_path):
+    written(TEST, tmp_path)
+    (tmp_path / "Snakefile").write_text(OUTER)
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False, dryrun=True)) as api:
+        flow = api.workflow(ResourceSettings(cores=2), snakefile=tmp_path / "Snakefile", workdir=tmp_path)
+        flow.dag(DAGSettings()).execute_workflow(executor="dryrun")
+        jobs = list(flow._workflow.dag.jobs)
+    found = {(job.rule.name.removeprefix("loratory_"), *job.output) for job in jobs} - {("everything",)}
+    plan = Plan(TEST, tmp_path)
+    assert found == {(job.rule.name, *job.output) for job in plan.jobs} - {("all",)}
+    scripts = {job.rule.script for job in jobs if job.rule.script}
+    assert len(scripts) > 10 and all((ROOT / "workflow" / "rules" / path).is_file() for path in scripts)
+
+
+def test_a_plan_names_all_that_is_missing(tmp_path):
+    with pytest.raises(WorkflowError) as caught:
+        Plan(changed(shipped("real"), {"data_root": "/nowhere"}), tmp_path)
+    assert str(caught.value).count("/nowhere/") == 7
+    assert "study.yaml: 7 of the files and folders that it names do not exist: /nowhere/" in str(caught.value)
+
+
+def test_a_plan_refuses_a_base_that_cannot_be_made(tmp_path):
+    with pytest.raises(WorkflowError, match=r"bases\.mini_lm\.pretrain\.architecture: unknown key \(hiden_size\)"):
+        Plan(changed(shipped("bases"), {"bases.mini_lm.pretrain.architecture.hiden_size": 8}), tmp_path)
+
+
+def test_equal_keys_of_a_file_end_a_plan(tmp_path):
+    settings = written(TEST, tmp_path)
+    settings.write_text(settings.read_text() + "seeds: [1]\n")
+    (tmp_path / "Snakefile").write_text(OUTER)
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False, dryrun=True)) as api:
+        flow = api.workflow(ResourceSettings(cores=2), snakefile=tmp_path / "Snakefile", workdir=tmp_path)
+        with pytest.raises(WorkflowError, match=r"study\.yaml:\d+: the key stands twice, first in line \d+ \(seeds\)"):
+            flow.dag(DAGSettings()).execute_workflow(executor="dryrun")
+
+
+def test_logs_and_results_go_where_the_config_says(tmp_path):
+    plan = Plan(changed(TEST, {"pathvars": {"results": "elsewhere/a"}}), tmp_path)
+    job = next(job for job in plan.jobs if told(job).startswith("prepare_base"))
+    assert job.output[0].startswith("elsewhere/a/bases/") and job.log[0].startswith("elsewhere/a/logs/")
+    assert str(job.params.checkpoints) == "elsewhere/a/checkpoints"
