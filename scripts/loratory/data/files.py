@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from isal import igzip, igzip_lib
 
@@ -30,8 +30,10 @@ COMPRESSED = {
     b"PK\x05\x06": "zip",  # without members
 }
 # What the decompressors raise for a damaged file; of zip archives also those for what they cannot do.
-DAMAGED = (EOFError, OSError, ValueError, zlib.error, igzip_lib.IsalError, lzma.LZMAError, zipfile.BadZipFile)
-DAMAGED += (NotImplementedError, RuntimeError)
+DAMAGED: tuple[type[Exception], ...] = (
+    *(EOFError, OSError, ValueError, NotImplementedError, RuntimeError),
+    *(zlib.error, cast("type[Exception]", igzip_lib.IsalError), lzma.LZMAError, zipfile.BadZipFile),
+)
 
 
 @contextmanager
@@ -91,10 +93,17 @@ def open_bytes(path: Path | str) -> IO[bytes]:
         head = stream.read(6)
     if not head:
         raise InputError(path, "the file is empty", expected="at least one record", reason="empty")
-    if head.startswith(UTF16_MARKS):
-        raise InputError(path, "wrong text encoding", "UTF-16", "UTF-8", "re-encode the file", "encoding")
+    check_encoding_mark(path, head)
     method = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
     return open_compressed(path, method) if method else open(path, "rb")
+
+
+def check_encoding_mark(where: Path | str, head: bytes) -> None:
+    """Raises:
+    InputError: the first bytes of a text are the byte-order mark of UTF-16.
+    """
+    if head.startswith(UTF16_MARKS):
+        raise InputError(where, "wrong text encoding", "UTF-16", "UTF-8", "re-encode the file", "encoding")
 
 
 def open_compressed(path: Path, method: str) -> IO[bytes]:
