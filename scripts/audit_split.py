@@ -8,4 +8,10 @@ with log_job(snakemake.log[0]):
 
     domain, out = snakemake.wildcards.domain, Path(snakemake.output[0])
     dataset = domain_options(domain, "Dataset", snakemake.params.dataset)
-    audit_split(domain=domain, folder=out.parent, dataset=dataset, out=out)
+    audit_split(
+        domain=domain,
+        folder=out.parent,
+        dataset=dataset,
+        out=out,
+        pretraining=next((Path(file).parent for file in snakemake.input.pretraining), None),
+    )

@@ -4,13 +4,14 @@ with log_job(snakemake.log[0]):
     from pathlib import Path
 
     from loratory.config import domain_options
-    from loratory.data.files import read_json
+    from loratory.data.files import file_sha256, read_json
     from loratory.data.sharing import share_folder
     from loratory.domains.dataset import build_dataset
     from loratory.domains.fetch import open_source
 
-    domain, params, raw = snakemake.wildcards.domain, snakemake.params, Path(snakemake.input[0])
-    facts = {"dataset": domain, "raw": read_json(raw)}
+    domain, params, raw = snakemake.wildcards.domain, snakemake.params, Path(snakemake.input.files)
+    pretraining = next(map(Path, snakemake.input.pretraining), None)
+    facts = {"dataset": domain, "raw": read_json(raw), "pretraining": pretraining and file_sha256(pretraining)}
     share_folder(
         store=params.shared,
         facts=facts | {name: params[name] for name in ("dataset", "seed", "code")},
@@ -21,5 +22,6 @@ with log_job(snakemake.log[0]):
             dataset=domain_options(domain, "Dataset", params.dataset),
             seed=params.seed,
             out=folder,
+            pretraining=pretraining and pretraining.parent,
         ),
     )

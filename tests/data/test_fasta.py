@@ -1,8 +1,14 @@
 """The reader gives back what was written, wherever blocks and lines end, and names what is malformed."""
 
+import bz2
 import gzip
+import io
+import lzma
+import random
 import re
+import zipfile
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +26,49 @@ def records(path, on_error="fail", encoding="utf-8"):
     return [found[1:] for found in read_fasta(path, Ledger(on_error), encoding)]
 
 
+def zipped(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+COMPRESSORS = {
+    "gzip": lambda content: gzip.compress(content, mtime=0),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": lambda content: pyarrow.Codec("zstd").compress(content, asbytes=True),
+    "zip": lambda content: zipped({"x.fasta": content}),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_damaged_file_is_read_whole_or_refused_in_one_line(tmp_path, name):
+    content = COMPRESSORS[name](
+        b"".join(b">r%d\n%s\n" % (i, bytes(random.Random(i).choices(b"ACDEFG", k=60))) for i in range(40))
+    )
+    draw = random.Random(name)
+    damaged = [content[: draw.randrange(1, len(content))] for _ in range(10)]
+    for _ in range(40):
+        place = draw.randrange(len(content))
+        damaged.append(content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :])
+    for each in damaged:
+        try:
+            records(written(tmp_path, each), "skip", "latin-1")
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("content", [b">a\n" + b"M" * 9_000_000, b"M" * 9_000_000], ids=["record", "line"])
+def test_a_line_or_record_without_an_end_is_refused_before_memory_ends(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(files, "LONGEST", 1 << 20)
+    path = written(tmp_path, gzip.compress(content, mtime=0))
+    reader = records if content.startswith(b">") else lambda path: list(files.read_lines(path))
+    with pytest.raises(InputError, match=r"x.fasta:1: more than 1 MB without an end"):
+        reader(path)
+
+
 def written(folder, content: bytes):
     path = folder / "x.fasta"
     path.write_bytes(content)
@@ -34,10 +83,32 @@ def written(folder, content: bytes):
         SOUND.replace(b"\n", b"\r\n"),
         b"\n \r\n" + SOUND,
         SOUND.replace(b"\n", b"\n\n"),
+        b"\xef\xbb\xbf" + SOUND,
+        SOUND.replace(b"\n", b"\r"),
+        SOUND.replace(b"MKV", b"M KV \t"),
+        bz2.compress(SOUND),
+        lzma.compress(SOUND),
+        pyarrow.Codec("zstd").compress(SOUND, asbytes=True),
+        zipped({"x.fasta": SOUND}),
         gzip.compress(SOUND, mtime=0),
         gzip.compress(SOUND[:10], mtime=0) + gzip.compress(SOUND[10:], mtime=0),
     ],
-    ids=["plain", "no last line end", "CRLF", "blank first lines", "blank lines", "gzip", "gzip of two members"],
+    ids=[
+        "plain",
+        "no last line end",
+        "CRLF",
+        "blank first lines",
+        "blank lines",
+        "mark",
+        "CR",
+        "blanks",
+        "bz2",
+        "xz",
+        "zstd",
+        "zip",
+        "gzip",
+        "gzip of two members",
+    ],
 )
 def test_dialects_of_fasta_are_read_alike(tmp_path, content):
     assert records(written(tmp_path, content)) == SOUND_RECORDS
@@ -57,10 +128,11 @@ def test_dialects_of_fasta_are_read_alike(tmp_path, content):
         (SOUND + b">c", ":3", "record without a sequence (c)"),
         (SOUND + b">a again\nMKV\n", ":3", "duplicate id, first seen at record 1 (a)"),
         (SOUND.decode().encode("utf-16"), "", "wrong text encoding (UTF-16)"),
-        (b"\xef\xbb\xbf" + SOUND, "", "wrong text encoding (UTF-8 with byte-order mark)"),
+        (zipped({"a.fasta": SOUND, "b.fasta": SOUND}), "", "a zip archive of several files (2)"),
+        (zipped({}), "", "a zip archive of several files (0)"),
         (SOUND + ">c Müller\nMKV\n".encode("latin-1"), ":3", "not utf-8 at byte 3 of the line"),
-        (gzip.compress(SOUND * 50, mtime=0)[:-12], "", "the gzip file ends early or is damaged"),
-        (gzip.compress(SOUND, mtime=0)[:12] + b"\xff" * 40, "", "the gzip file ends early or is damaged"),
+        (gzip.compress(SOUND * 50, mtime=0)[:-12], "", "the compressed file ends early or is damaged"),
+        (gzip.compress(SOUND, mtime=0)[:12] + b"\xff" * 40, "", "the compressed file ends early or is damaged"),
     ],
 )
 def test_bad_input_is_named_with_file_and_record(tmp_path, content, where, message):

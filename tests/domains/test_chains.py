@@ -376,7 +376,7 @@ def test_no_family_is_that_of_the_protein_domain(tmp_path):
     protein.simulate(Simulation(n=40, families=40), "domain", 0, tmp_path)
     proteins = {id: s.decode() for _, id, _, s in read_fasta(tmp_path / "uniref50.fasta.gz", Ledger())}
     ours = {f"structure {r['name']}": r["seq"] for r in simulated(tmp_path, n=40, families=40)}
-    assert not mmseqs.search_sequences(ours, proteins, identity=0.5, coverage=0.8)
+    assert not mmseqs.search_sequences(ours, proteins, mmseqs.Relation(0.5, 0.8))
 
 
 def test_simulated_chains_are_read_whole(tmp_path):

@@ -2,7 +2,7 @@ import ast
 import gzip
 import random
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from sklearn import metrics as reference
 from loratory.data.files import read_json
 from loratory.data.ledger import Ledger
 from loratory.data.splits import SPLITS
+from loratory.domains.contract import SplitFractions
 from loratory.domains.dataset import audit_split, build_dataset, read_split
-from loratory.domains.lncrna import build, metrics, simulate, sources, task
+from loratory.domains.lncrna import build, headers, metrics, simulate, sources, task
 from loratory.errors import InputError
 
 GENCODE = "ENST{0}.1|ENSG{1}.{2}|OTTHUMG1.1|-|NAME-201|NAME|{3}|"
@@ -66,14 +67,14 @@ BAD_RECORDS = {
     "digit": (("d", SOUND[:30] + "7" + SOUND), "plain", "not a nucleotide, position 31 (7)"),
     "gap": (("g", SOUND + "-"), "plain", "not a nucleotide, position 301 (-)"),
     "u_and_t": (("m", "ACGU" + "T" * 300), "plain", "both U and T, at positions 4 and 5"),
-    "no_pipes": (("ENST1.1 lncRNA", SOUND), "gencode", "not a GENCODE header, fields: 1 (ENST1.1 lncRNA)"),
-    "no_length": ((GENCODE.format(1, 1, 1, "long"), SOUND), "auto", "the 7th the length"),
+    "no_pipes": (("ENST1.1 lncRNA", SOUND), "gencode", "no header of the form `gencode` (ENST1.1 lncRNA)"),
+    "no_length": ((GENCODE.format(1, 1, 1, "long"), SOUND), "auto", "no length in the 7th field"),
     "truncated": (
         (GENCODE.format(1, 1, 1, 712), SOUND),
         "auto",
         "says 712 nucleotides, the sequence has 300 (ENST1.1)",
     ),
-    "no_gene": (("ENST1.1 cdna", SOUND), "ensembl", "no gene in the header"),
+    "no_gene": (("ENST1.1 cdna", SOUND), "ensembl", "no header of the form `ensembl`"),
     "no_id": (("", SOUND), "plain", "header without an id"),
     "no_sequence": (("x", ""), "plain", "record without a sequence (x)"),
     "repeated": (("before", SOUND), "plain", "duplicate id, first seen at record 1 (before)"),
@@ -92,7 +93,7 @@ def test_a_malformed_record_stops_the_build_and_names_its_place(tmp_path, name):
 
 
 def test_header_dialect_that_does_not_fit_says_how_to_mend_it(tmp_path):
-    with pytest.raises(InputError, match=r"at least 7 fields .* fix: set `header: plain`"):
+    with pytest.raises(InputError, match=r"at least 7 fields.* fix: set `header: auto` or `header: plain`"):
         read(transcripts(tmp_path, header="gencode"))
     assert [r["gene"] for r in read(transcripts(tmp_path, header="plain"))] == ["", ""]
 
@@ -167,7 +168,7 @@ def test_options_that_contradict_each_other_are_refused():
         (sources.Task, {"window": 100, "stride": 101}),
         (sources.Simulation, {"shortest": 500, "longest": 400}),
         (sources.Files, {"coding": [], "noncoding": ["n.fa"]}),
-        (sources.Files, {"coding": ["c.fa"], "noncoding": ["n.fa"], "header": "refseq"}),
+        (sources.Files, {"coding": ["c.fa"], "noncoding": ["n.fa"], "header": "reference"}),
     ]:
         with pytest.raises(ValidationError):
             model(**options)
@@ -224,11 +225,43 @@ def test_rna_dna_and_lower_case_are_one_sequence(sequence):
         ("ENSMUST2.7 ncrna chromosome:GRCm38:3:1:4:-1 gene:ENSMUSG3.7 gene_biotype:lncRNA", "ENSMUST2.7", "ENSMUSG3"),
         ("ENST2.7 cdna gene_biotype:lncRNA description:x", "ENST2.7", ""),
         ("hg19_ct_UserTrack_3545_NM_017856 range=chrX:1-9 strand=-", "hg19_ct_UserTrack_3545_NM_017856", ""),
-        ("gi|53292629|ref|NM_001005405.2| keratin", "gi|53292629|ref|NM_001005405.2|", ""),
+        ("gi|53292629|ref|NM_001005405.2| keratin", "NM_001005405.2", ""),
+        ("NR_046018.2 DEAD/H-box helicase (DDX11L1), variant 1, non-coding RNA", "NR_046018.2", "DDX11L1"),
+        ("gi|572875088|ref|NM_001288980.1| frame (C18orf54), variant 1, mRNA", "NM_001288980.1", "C18orf54"),
+        ("XR_1.1 PREDICTED: uncharacterized LOC124903500 (LOC124903500), ncRNA", "XR_1.1", "LOC124903500"),
+        ("NM_000014.6 A2M [organism=Homo sapiens] [GeneID=2] [transcript=1]", "NM_000014.6", "2"),
+        ("ENSG00000223972|ENST00000456328", "ENST00000456328", "ENSG00000223972"),
+        ("ENSG00000223972.5|ENST00000456328.2|1|11869|14409|1|2541|lncRNA", "ENST00000456328.2", "ENSG00000223972"),
+        ("ENST00000456328|DDX11L1|ENSG00000223972", "ENST00000456328", "ENSG00000223972"),
+        ("LINC01409:1", "LINC01409:1", "LINC01409"),
+        ("lnc-DDX-3:2 hg38", "lnc-DDX-3:2", "lnc-DDX-3"),
+        ("chr1:100 region", "chr1:100", ""),
+        ("MSTRG.1.1 gene=MSTRG.1", "MSTRG.1.1", "MSTRG.1"),
+        ("MSTRG.12.3", "MSTRG.12.3", "MSTRG.12"),
+        ("PB.7.2|chr1|+", "PB.7.2|chr1|+", ""),
+        ("PB.7.2", "PB.7.2", "PB.7"),
+        ("TRINITY_DN1000_c115_g5_i1 len=247", "TRINITY_DN1000_c115_g5_i1", "TRINITY_DN1000_c115_g5"),
+        ("rna-1 gene=RP11-34P13.7", "rna-1", "RP11-34P13.7"),
     ],
 )  # fmt: skip
 def test_header_dialects_are_told_apart(header, id, gene):
-    assert build.parse_header("f:1", header, 4, "auto") == (id, gene)
+    assert headers.parse_header("f:1", header, 4, "auto") == (id, gene)
+
+
+def test_a_table_names_the_genes_that_headers_do_not(tmp_path):
+    files = transcripts(tmp_path, [("a.1", SOUND)], [("b", letters(300, 3)), ("c gene=G9", letters(300, 4))])
+    (tmp_path / "genes.tsv").write_text("transcript\tgene\na\tG1\nb\tG2\textra\n")
+    found = read(files.model_copy(update={"genes": str(tmp_path / "genes.tsv")}))
+    assert {r["id"]: r["gene"] for r in found} == {"a.1": "G1", "b": "G2", "c": "G9"}
+
+
+@pytest.mark.parametrize(
+    "row, words", [("b", "no gene in this row (b)"), ("a,G2", "two genes of one transcript, G1 and G2 (a)")]
+)
+def test_a_bad_row_of_a_gene_table_is_named(tmp_path, row, words):
+    (tmp_path / "genes.csv").write_text(f"a,G1\n{row}\n")
+    with pytest.raises(InputError, match=re.escape(f"genes.csv:2: {words}")):
+        headers.read_gene_table(tmp_path / "genes.csv")
 
 
 def test_labels_follow_the_role_and_never_the_name(tmp_path):
@@ -249,12 +282,85 @@ def test_groups_join_isoforms_and_similar_transcripts_of_other_genes():
     assert build.group(records, sources.Dataset()) == ["a", "a", "a", "d", "e"]
 
 
-def test_leaks_finds_what_resembles_a_held_out_record():
+@pytest.mark.parametrize("covered, expected", [("both", ["near"]), ("shorter", ["near", "part"])])
+def test_leaks_finds_what_resembles_a_held_out_record(covered, expected):
     near, far = mutated(SOUND, 0.1), mutated(SOUND, 0.9)
     found = build.find_leaks(
-        table({"held": SOUND}), table({"near": near, "far": far, "part": SOUND[:100]}), sources.Dataset()
+        table({"held": SOUND}),
+        table({"near": near, "far": far, "part": SOUND[:100]}),
+        sources.Dataset(covered=covered),
     )
-    assert found == {"near": "held"}
+    assert found == dict.fromkeys(expected, "held")
+
+
+def exhaustive_pairs(left: list[dict], right: list[dict]) -> set[tuple[str, str]]:
+    """Pairs that another aligner, without a filter and on both strands, finds 80 % identical over 80 % of one."""
+    from Bio.Align import PairwiseAligner
+
+    aligner = PairwiseAligner(mode="local", match_score=2, mismatch_score=-3, open_gap_score=-5, extend_gap_score=-2)
+    found = set()
+    for a in left:
+        for b in right:
+            for strand in (b["sequence"], b["sequence"][::-1].translate(str.maketrans("ACGT", "TGCA"))):
+                best = next(iter(aligner.align(a["sequence"], strand)), None)
+                counts = best.counts() if best else None
+                columns = counts.identities + counts.mismatches + counts.gaps if counts else 0
+                covered = counts.identities + counts.mismatches if counts else 0
+                if columns and counts.identities >= 0.8 * columns and covered >= 0.8 * min(a["length"], b["length"]):
+                    found.add((a["id"], b["id"]))
+    return found
+
+
+def test_no_pair_of_splits_is_related_by_an_independent_exhaustive_search(tmp_path):
+    """Fragments, isoforms, repeats and antisense transcripts among unrelated ones."""
+    sequences = {f"r{i}": letters(240, 100 + i) for i in range(26)}
+    sequences |= {f"frag{i}": sequences[f"r{i}"][20:180] for i in range(6)}
+    sequences |= {f"near{i}": mutated(sequences[f"r{i}"], 0.1, i) for i in range(6, 10)}
+    sequences |= {f"rep{i}": mutated("ACGGTTACATGC" * 20, 0.01, i) for i in range(6)}
+    sequences["anti"] = sequences["r11"][::-1].translate(str.maketrans("ACGT", "TGCA"))
+    noncoding = [(id, sequence) for id, sequence in sequences.items()]
+    coding = [(f"c{i}", letters(240, 500 + i)) for i in range(20)]
+    options = sources.Dataset(min_length=100, split=SplitFractions(train=0.4, gate=0.2, valid=0.2, test=0.2))
+    build_dataset("lncrna", transcripts(tmp_path, coding, noncoding), options, 1, tmp_path / "data")
+    parts = {split: read_split(tmp_path / "data", split) for split in SPLITS}
+    assert exhaustive_pairs(table({"a": SOUND}), table({"b": SOUND[:100]})) == {("a", "b")}
+    for first, second in combinations(SPLITS, 2):
+        assert exhaustive_pairs(parts[first], parts[second]) == set()
+
+
+def test_test_records_that_resemble_pretraining_are_dropped_and_what_is_left_is_counted(tmp_path):
+    rows = [(f"x{i}", letters(300, i)) for i in range(30)], [(f"y{i}", letters(300, 100 + i)) for i in range(30)]
+    files = transcripts(tmp_path, *rows)
+    build_dataset("lncrna", files, sources.Dataset(), 5, tmp_path / "general")
+    known = {r["sequence"] for r in read_split(tmp_path / "general", "train")}
+    build_dataset("lncrna", files, sources.Dataset(), 1, tmp_path / "plain")
+    before = read_split(tmp_path / "plain", "test")
+    assert any(r["sequence"] in known for r in before)
+    with pytest.raises(InputError, match="resembles_pretraining"):
+        audit_split("lncrna", tmp_path / "plain", sources.Dataset(), tmp_path / "a.json", tmp_path / "general")
+    build_dataset("lncrna", files, sources.Dataset(), 1, tmp_path / "data", tmp_path / "general")
+    after = read_split(tmp_path / "data", "test")
+    assert [r["id"] for r in after] == [r["id"] for r in before if r["sequence"] not in known]
+    card = read_json(tmp_path / "data" / "card.json")
+    assert card["n_rejected"]["resembles_pretraining"] == len(before) - len(after)
+    audit_split("lncrna", tmp_path / "data", sources.Dataset(), tmp_path / "a.json", tmp_path / "general")
+    audit = read_json(tmp_path / "a.json")
+    assert audit["counts"]["resembles_pretraining"] == 0 and audit["test"] == len(after)
+    assert audit["shared"]["pretraining"]["95% identity over 200 nucleotides"]["records"] == 0
+
+
+def test_what_the_policy_allows_is_counted_and_so_are_contradicting_labels():
+    shared = letters(240, 7)
+    held = table({"a": letters(800, 8) + shared}) + table({"b": letters(300, 9)}, gene="G")
+    others = table({"c": shared + letters(900, 10)}, label=1, gene="H")
+    found = build.count_overlaps(held, others, sources.Dataset())
+    assert {name: entry["records"] for name, entry in found.items()} == {
+        "80% identity over 80% of both": 0,
+        "80% identity over 80% of one": 0,
+        "95% identity over 200 nucleotides": 1,
+        "the same with the other label": 1,
+        "perhaps a gene (none is named)": 1,
+    }
 
 
 def plain_text(path) -> str:
@@ -596,8 +702,8 @@ def test_real_header_dialects_are_read(shared_data, path, records, genes):
     ledger = Ledger()
     file, kind = shared_data / "lncrna" / path, "gencode" if "gencode" in path else "ensembl"
     options = sources.Dataset(min_length=1, max_length=10**6, max_ambiguous=0.99)
-    for dialect in ("auto", kind):
-        found = [record for _, record in build.read_transcripts(file, 1, dialect, options, ledger)]
+    for form in ("auto", kind):
+        found = [record for _, record in build.read_transcripts(file, 1, form, {}, options, ledger)]
         assert len(found) == records
         assert all(re.fullmatch(genes + r"\d{11}", r["gene"]) and r["id"].startswith("ENS") for r in found)
         assert all(set(r["sequence"]) <= set("ACGTN") for r in found)

@@ -198,7 +198,7 @@ def homes(folder) -> dict[str, str]:
 def test_the_account_adds_up_and_the_audit_passes(dataset, tmp_path):
     card = json.loads((dataset / "card.json").read_text())
     assert card["n_in"] == 91 == card["n_kept"] + sum(card["n_rejected"].values())
-    assert card["n_kept"] == len(homes(dataset)) > 80
+    assert card["n_kept"] == len(homes(dataset)) > 70
     audit_split("protein", dataset, Dataset(), tmp_path / "audit.json")
     counts = json.loads((tmp_path / "audit.json").read_text())["counts"]
     assert {"clusters_in_two_splits", "sequences_in_two_splits", "resembles_test"} <= counts.keys()

@@ -14,5 +14,6 @@ def reports(tmp_path):
 def audit(tmp_path):
     path = tmp_path / "audit.json"
     counts = {"resembles_test": 0, "ids_in_two_splits": 0}
-    path.write_text(json.dumps({"domain": "protein", "counts": counts, "sha256": {}}))
+    shared = {"other splits": {"95% identity": {"records": 3, "sensitivity": 0.97}}, "pretraining": {}}
+    path.write_text(json.dumps({"domain": "protein", "counts": counts, "test": 40, "shared": shared, "sha256": {}}))
     return path

@@ -39,7 +39,7 @@ def rated_by_words(folder):
 
 BAD = {  # the line told: (domain, what makes the files)
     "raw.fasta: the file is empty": ("protein", empty),
-    "raw.fasta: the gzip file ends early or is damaged": ("protein", truncated),
+    "raw.fasta: the compressed file ends early or is damaged": ("protein", truncated),
     "raw.fasta:2: looks like nucleotides (ACGT": ("protein", nucleotides),
     "a1.flac:a1: no such audio file": ("speech", silent),
     "ratings.csv:3: ": ("recsys", rated_by_words),

@@ -71,6 +71,12 @@ def corpora_of(domain):
     return [corpus for corpus, given in CORPORA.items() if domain in given]
 
 
+def pretraining_of(wildcards):
+    """What bases learn from in the domain of a dataset: nothing of it may stand in the dataset's test split."""
+    known = wildcards.corpus == "data" and wildcards.domain in GENERAL
+    return [f"<results>/general/{wildcards.domain}/train.parquet"] if known else []
+
+
 def metrics_of(domain, base, results="<results>"):
     return [f"{results}/metrics/{corpus}/{domain}/{base}.json" for corpus in corpora_of(domain)]
 

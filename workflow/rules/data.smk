@@ -32,7 +32,8 @@ rule fetch_source:
 
 rule build_dataset:
     input:
-        "<results>/raw/{corpus}/{domain}/files.json",
+        files="<results>/raw/{corpus}/{domain}/files.json",
+        pretraining=pretraining_of,
     output:
         expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),
         "<results>/{corpus}/{domain}/card.json",
@@ -57,7 +58,8 @@ rule build_dataset:
 
 rule audit_split:
     input:
-        expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),
+        data=expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),
+        pretraining=pretraining_of,
     output:
         "<results>/{corpus}/{domain}/audit.json",
     log:

@@ -1,9 +1,13 @@
-"""Streaming FASTA reader on bytes (plain or gzip)."""
+"""Streaming FASTA reader on bytes, plain or compressed.
+
+Not a library's: dnaio, pyfastx and Biopython number no records, so that an error could not name one, and read what is
+no FASTA without a word.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from loratory.data.files import decode_line, read_blocks
+from loratory.data.files import check_size, decode_line, read_blocks
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
@@ -11,8 +15,9 @@ from loratory.errors import InputError
 def read_fasta(path: Path | str, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[str, str, str, bytes]]:
     """Yields `(file:record number, id, whole header, sequence without line ends)`.
 
-    The id is the header up to its first blank. Sequences are handed on as they stand (case, any letters): alphabets
-    are the caller's business. Records without id or sequence, and repeated ids, go to `ledger.note_error`.
+    The id is the header up to its first blank. Sequences lose their white space and are else handed on as they stand
+    (case, any letters): alphabets are the caller's business. Lines end in LF, CRLF or CR. Records without id or
+    sequence, and repeated ids, go to `ledger.note_error`.
 
     Raises:
         InputError: the file is empty, is not FASTA, is a damaged gzip file, or a header is not UTF-8.
@@ -23,7 +28,7 @@ def read_fasta(path: Path | str, ledger: Ledger, encoding: str = "utf-8") -> Ite
         where = f"{path}:{number}"
         line, _, body = raw.partition(b"\n")
         header = decode_line(line, path, number, encoding).strip()
-        id, sequence = header.split(None, 1)[0] if header else "", body.translate(None, b"\r\n")
+        id, sequence = header.split(None, 1)[0] if header else "", body.translate(None, b" \t\r\n\v\f")
         if not id:
             ledger.note_error(InputError(where, "header without an id", ">", "`>id description`", reason="no_id"))
         elif not sequence:
@@ -40,7 +45,9 @@ def read_fasta(path: Path | str, ledger: Ledger, encoding: str = "utf-8") -> Ite
 def read_raw_records(path: Path | str) -> Iterator[bytes]:
     """Yields each record's bytes without its leading `>`."""
     rest = None
+    number = 1
     for block in read_blocks(path):
+        block = block.replace(b"\r", b"\n") if b"\r" in block else block  # of CRLF an empty line is left
         if rest is None:
             block = block.lstrip()
             if not block:
@@ -51,6 +58,8 @@ def read_raw_records(path: Path | str) -> Iterator[bytes]:
             rest, block = b"", block[1:]
         *records, rest = (rest + block).split(b"\n>")
         yield from records
+        number += len(records)
+        check_size(len(rest), f"{path}:{number}")
     if rest is None:
         raise InputError(path, "the file holds no records", expected="FASTA records", reason="empty")
     yield rest

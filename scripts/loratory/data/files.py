@@ -1,20 +1,39 @@
 """Reading bytes that may be compressed; writing files that appear whole or not at all."""
 
+import bz2
 import hashlib
 import json
+import lzma
 import os
 import shutil
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from loratory.errors import InputError
+from isal import igzip, igzip_lib
+
+from loratory.errors import InputError, short_value
 
 BLOCK = 1 << 20
-GZIP = b"\x1f\x8b"
-BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8 with byte-order mark", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+LONGEST = 1 << 28  # bytes of a line or record: beyond, it is a bomb or no text, and memory would be filled with it
+UTF8_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",  # without members
+}
+# What the decompressors raise for a damaged file; of zip archives also those for what they cannot do.
+DAMAGED: tuple[type[Exception], ...] = (
+    *(EOFError, OSError, ValueError, NotImplementedError, RuntimeError),
+    *(zlib.error, cast("type[Exception]", igzip_lib.IsalError), lzma.LZMAError, zipfile.BadZipFile),
+)
 
 
 @contextmanager
@@ -60,48 +79,87 @@ def file_sha256(path: Path | str) -> str:
 
 
 def open_bytes(path: Path | str) -> IO[bytes]:
-    """A binary stream of the file's content, decompressed when it starts with the gzip magic.
+    """A binary stream of the file's content, decompressed where its first bytes say how (gzip, bz2, xz, zstd, or a zip
+    archive of one member).
 
     Raises:
-        InputError: the file is missing, empty, or text in another encoding than UTF-8 (by its byte-order mark).
+        InputError: the file is missing, empty, or UTF-16 by its byte-order mark; an archive is damaged or holds
+            several members.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "no such file", expected="a readable file", reason="missing")
     with open(path, "rb") as stream:
-        head = stream.read(3)
+        head = stream.read(6)
     if not head:
         raise InputError(path, "the file is empty", expected="at least one record", reason="empty")
-    for mark, name in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            raise InputError(path, "wrong text encoding", name, "plain UTF-8", "re-encode the file", "encoding")
-    if head.startswith(GZIP):
-        from isal import igzip
+    check_encoding_mark(path, head)
+    method = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
+    return open_compressed(path, method) if method else open(path, "rb")
 
-        return igzip.open(path, "rb")
-    return open(path, "rb")
+
+def check_encoding_mark(where: Path | str, head: bytes) -> None:
+    """Raises:
+    InputError: the first bytes of a text are the byte-order mark of UTF-16.
+    """
+    if head.startswith(UTF16_MARKS):
+        raise InputError(where, "wrong text encoding", "UTF-16", "UTF-8", "re-encode the file", "encoding")
+
+
+def open_compressed(path: Path, method: str) -> IO[bytes]:
+    """The content of a file that is compressed by one of COMPRESSED; damage shows when it is read."""
+    if method == "gzip":
+        return igzip.open(path, "rb")  # three times as fast as the standard library's
+    if method == "bz2":
+        return bz2.open(path)
+    if method == "xz":
+        return lzma.open(path)
+    if method == "zstd":
+        import pyarrow
+
+        return pyarrow.input_stream(str(path), compression="zstd")
+    try:
+        archive = zipfile.ZipFile(path)
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) == 1:
+            return archive.open(members[0])
+    except DAMAGED as error:
+        raise damaged_error(path, 0, error) from None
+    what, expected = "a zip archive of several files", "one file in it"
+    raise InputError(path, what, len(members), expected, "unpack it and name the file that is meant", "archive")
 
 
 def read_blocks(path: Path | str, size: int = BLOCK) -> Iterator[bytes]:
-    """Yields the (decompressed) content in blocks of about `size` bytes.
+    """Yields the decompressed content in blocks of about `size` bytes, without a UTF-8 byte-order mark.
 
     Raises:
-        InputError: as `open_bytes`; also when a gzip file ends early or is damaged.
+        InputError: as `open_bytes`; also when a compressed file ends early or is damaged.
     """
-    from isal import igzip
-
     done = 0
     with open_bytes(path) as stream:
         while True:
             try:
                 block = stream.read(size)
-            except (EOFError, zlib.error, igzip.BadGzipFile, OSError) as error:
-                what = f"the gzip file ends early or is damaged after {done} bytes of content"
-                raise InputError(path, what, error, "a whole gzip file", "fetch it again", "gzip") from error
+            except DAMAGED as error:
+                raise damaged_error(path, done, error) from None
             if not block:
                 return
+            yield block if done else block.removeprefix(UTF8_MARK)
             done += len(block)
-            yield block
+
+
+def damaged_error(path: Path | str, done: int, error: Exception) -> InputError:
+    what = f"the compressed file ends early or is damaged after {done} bytes of content"
+    return InputError(path, what, short_value(error), "a whole file", "fetch it again", "damaged")
+
+
+def check_size(size: int, where: Path | str) -> None:
+    """Raises:
+    InputError: a line or record of so many bytes is no text that anybody wrote.
+    """
+    if size > LONGEST:
+        what, expected = f"more than {LONGEST >> 20} MB without an end", "shorter lines and records"
+        raise InputError(where, what, expected=expected, fix="is this the right file?", reason="too_large")
 
 
 def read_lines(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
@@ -113,6 +171,7 @@ def read_lines(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[int,
     number, rest = 0, b""
     for block in read_blocks(path):
         *lines, rest = (rest + block).split(b"\n")
+        check_size(len(rest), f"{path}:{number + len(lines) + 1}")
         for line in lines:
             number += 1
             yield number, decode_line(line, path, number, encoding)

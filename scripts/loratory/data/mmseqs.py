@@ -4,27 +4,61 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
+
+from loratory.data.splits import hash_position
 
 # For up to 10 million residues: one step over words of similar residues, where the default cascade fills an index of
 # 0.5 GB three times and finds a little less.
 SENSITIVE = ("--single-step-clustering", "-s", "7.5", "-k", "5", "--alph-size", "aa:13,nucl:5")
+ALL_PAIRS = 10**12  # residue pairs that are aligned without a filter: about 4 minutes for each search
+SAMPLE_PAIRS = 10**11  # residue pairs that are aligned to measure what a filter finds: about 20 s
+COVERED = {"both": ("0",), "shorter": ("1", "2")}  # --cov-mode of each search: both sequences; the target, the query
 
 
-def cluster_sequences(
-    sequences: Mapping[str, str], *, identity: float, coverage: float, nucleotide: bool = False
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class Relation:
+    """When two sequences count as related: by their best local alignment.
+
+    Attributes:
+        identity: least share of identical letters in the alignment, 0–1.
+        coverage: least share of a sequence that is aligned, 0–1.
+        covered: the sequences of which so much is aligned: `both`, or one is enough: `shorter` (fragments, isoforms,
+            shared domains).
+        columns: least length of the alignment.
+        nucleotide: letters are nucleotides, of either strand; else residues.
+    """
+
+    identity: float
+    coverage: float = 0.0
+    covered: Literal["both", "shorter"] = "both"
+    columns: int = 0
+    nucleotide: bool = False
+
+    def options(self, cov_mode: str) -> list[str]:
+        """Of a search or a clustering by MMseqs2.
+
+        One thread: the result does not depend on the machine. No bound on the E-value, which depends on the size of
+        the database: a search repeated after a few records were dropped would find new hits. Repeats are not masked
+        and letters not reweighted: a tandem repeat is related to its copies.
+        """
+        least = ["--min-seq-id", str(self.identity), "-c", str(self.coverage), "--cov-mode", cov_mode]
+        least += ["--min-aln-len", str(self.columns), "-e", "inf", "--mask", "0", "--threads", "1", "-v", "1"]
+        return least if self.nucleotide else [*least, "--comp-bias-corr", "0"]
+
+
+def cluster_sequences(sequences: Mapping[str, str], relation: Relation) -> dict[str, str]:
     """The representative of each sequence's cluster, by `easy-cluster`: `linclust` leaves most homologues apart.
 
-    Clusters compare members with their representative only, so members of two clusters can still resemble each
-    other: `search_sequences` among the splits afterwards.
+    Clusters compare members with their representative only, so members of two clusters can still be related:
+    `search_sequences` among the splits afterwards. Where one covered sequence is enough, a representative is the
+    longest of its cluster and covers its members.
 
     Args:
         sequences: {id: letters}; ids may hold anything, their order is irrelevant.
-        identity: least share of identical letters in the alignment, 0–1.
-        coverage: least share of both sequences that is aligned, 0–1.
-        nucleotide: letters are nucleotides, else residues.
 
     Raises:
         RuntimeError: MMseqs2 is missing or fails.
@@ -32,9 +66,10 @@ def cluster_sequences(
     if not sequences:
         return {}
     ids = sorted(sequences)
-    options = ["--dbtype", "2" if nucleotide else "1", *shared_options(identity, coverage)]
+    options = ["--dbtype", "2" if relation.nucleotide else "1", *relation.options(COVERED[relation.covered][0])]
+    options += ["--cluster-mode", "2"] if relation.covered == "shorter" else []
     letters = total_length(sequences)
-    if nucleotide:
+    if relation.nucleotide:
         options += short_word_options(letters)
     elif letters < 10_000_000:
         options += SENSITIVE
@@ -47,43 +82,87 @@ def cluster_sequences(
 
 
 def search_sequences(
-    queries: Mapping[str, str],
-    targets: Mapping[str, str],
-    *,
-    identity: float,
-    coverage: float,
-    nucleotide: bool = False,
+    queries: Mapping[str, str], targets: Mapping[str, str], relation: Relation
 ) -> list[tuple[str, str, float]]:
-    """Every `(query, target, identity)` that `easy-search` finds, sorted.
+    """Every related `(query, target, identity)` that `easy-search` finds, sorted.
 
-    Small protein searches align all pairs, so that nothing is missed; larger ones filter by words, at high
-    sensitivity. Nucleotides are compared on the given strand. Arguments and errors as in `cluster_sequences`.
+    Nothing is missed where `is_exhaustive`; `search_sensitivity` says what is found elsewhere. Errors as in
+    `cluster_sequences`.
     """
     if not queries or not targets:
         return []
+    if relation.nucleotide:
+        method = short_word_options(total_length(targets))
+    else:
+        method = ["--prefilter-mode", "2"] if is_exhaustive(queries, targets, relation) else ["-s", "7.5"]
+    return run_search(queries, targets, relation, method)
+
+
+def is_exhaustive(queries: Mapping[str, str], targets: Mapping[str, str], relation: Relation) -> bool:
+    """Whether a search aligns all pairs.
+
+    MMseqs2 aligns nucleotides near a diagonal that a common word has found: without the filter it would find less.
+    """
+    return not relation.nucleotide and total_length(queries) * total_length(targets) <= ALL_PAIRS
+
+
+def search_sensitivity(queries: Mapping[str, str], targets: Mapping[str, str], relation: Relation) -> float | None:
+    """The share of related pairs that `search_sequences` finds: 1 if it aligns all pairs, else measured with as many
+    queries as can be aligned with all targets; None where that cannot be measured (nucleotides, no related pair).
+    """
+    if relation.nucleotide:
+        return None
+    if is_exhaustive(queries, targets, relation):
+        return 1.0
+    length, sample = total_length(targets), {}
+    for id in sorted(queries, key=lambda id: hash_position(id, 0)):
+        sample[id] = queries[id]
+        if total_length(sample) * length > SAMPLE_PAIRS:
+            break
+    everything = {hit[:2] for hit in run_search(sample, targets, relation, ["--prefilter-mode", "2"])}
+    found = {hit[:2] for hit in run_search(sample, targets, relation, ["-s", "7.5"])}
+    return len(found & everything) / len(everything) if everything else None
+
+
+def count_related(
+    held_out: Mapping[str, str], others: Mapping[str, str], relations: Mapping[str, Relation]
+) -> dict[str, dict]:
+    """{name of a relation: `records` held out that are related to one of the others, and the search's `sensitivity`}.
+
+    Arguments are {id: letters}; sensitivity as `search_sensitivity` gives it.
+    """
+    return {
+        name: {
+            "records": len({query for query, _, _ in search_sequences(held_out, others, relation)}),
+            "sensitivity": search_sensitivity(held_out, others, relation),
+        }
+        for name, relation in relations.items()
+    }
+
+
+def run_search(
+    queries: Mapping[str, str], targets: Mapping[str, str], relation: Relation, method: list[str]
+) -> list[tuple[str, str, float]]:
+    """The hits of `easy-search` with these options: the best alignment of each pair that is good enough."""
     left, right = sorted(queries), sorted(targets)
-    options = ["--search-type", "3" if nucleotide else "1", *shared_options(identity, coverage)]
+    options = ["--search-type", *(("3", "--strand", "2") if relation.nucleotide else ("1",)), *method]
+    options += [
+        "--dbtype",
+        "2" if relation.nucleotide else "1",
+    ]  # never guessed from letters: G and T are residues too
     options += ["--max-seqs", str(max(300, len(right)))]  # by default only the best 300 of each query
     options += ["--format-output", "query,target,fident"]
-    if nucleotide:
-        options += short_word_options(total_length(targets))
-    elif total_length(queries) * total_length(targets) < 10**11:  # about 7 s
-        options += ["--prefilter-mode", "2"]
-    else:
-        options += ["-s", "7.5"]
-    with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
-        files = [Path(folder) / name for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
-        write_numbered(files[0], [queries[id] for id in left])
-        write_numbered(files[1], [targets[id] for id in right])
-        run_mmseqs("easy-search", *files, *options)
-        return sorted((left[int(a)], right[int(b)], float(share)) for a, b, share in read_fields(files[2]))
-
-
-def shared_options(identity: float, coverage: float) -> list[str]:
-    """One thread: the result does not depend on the machine. No bound on the E-value, which depends on the size of
-    the database: a search repeated after a few records were dropped would find new hits."""
-    least = ["--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "0"]
-    return [*least, "-e", "inf", "--threads", "1", "-v", "1"]
+    best: dict[tuple[str, str], float] = {}
+    for mode in COVERED[relation.covered]:
+        with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
+            files = [Path(folder) / name for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
+            write_numbered(files[0], [queries[id] for id in left])
+            write_numbered(files[1], [targets[id] for id in right])
+            run_mmseqs("easy-search", *files, *options, *relation.options(mode))
+            for a, b, share in read_fields(files[2]):
+                pair = left[int(a)], right[int(b)]
+                best[pair] = max(float(share), best.get(pair, 0.0))
+    return sorted((query, target, share) for (query, target), share in best.items())
 
 
 def short_word_options(letters: int) -> list[str]:

@@ -6,7 +6,8 @@ is given its default.
 
 module         Protocol            default of a member without use
 `sources.py`   SourcesModule       `AUDIO = False`, `FOLDED = False`
-`build.py`     BuildModule         `split = partial(random_split, "name of the domain")`, `find_leaks = None`
+`build.py`     BuildModule         `split = partial(random_split, "name of the domain")`, `find_leaks = None`,
+                                   `count_overlaps = no_overlaps`
 `task.py`      TaskModule          `baselines = no_baselines`
 `metrics.py`   MetricsModule
 `simulate.py`  SimulateModule

@@ -5,7 +5,7 @@ Imported while the config is read: nothing heavy.
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
@@ -270,6 +270,13 @@ class BuildModule(Protocol):
     def proof(self, parts: dict[str, list[dict]], dataset: Any) -> dict[str, int]:
         """{name of a count that must be 0: count}, from the records of each split as they are read back."""
 
+    def count_overlaps(self, held_out: list[dict], others: list[dict], dataset: Any) -> dict[str, dict]:
+        """{what is shared: {`records`: how many held out share it with one of the others, `sensitivity`: the share of
+        such pairs that the search finds, None if unknown}}: what the audit says beside the counts that must be 0.
+
+        `no_overlaps`: nothing.
+        """
+
     def summary(self, records: list[dict]) -> dict[str, Any]:
         """Facts for the dataset card (JSON), from the records that were kept, with a column `split`."""
 
@@ -354,3 +361,14 @@ def random_split(domain: str, records: list[dict], groups: list[str], dataset: D
 def no_baselines(train: list[dict], held_out: list[dict], task: Any) -> dict[str, list[dict]]:
     """`baselines` of a domain that has none."""
     return {}
+
+
+def no_overlaps(held_out: list[dict], others: list[dict], dataset: Any) -> dict[str, dict]:
+    """`count_overlaps` of a domain that looks for none."""
+    return {}
+
+
+def exact_overlap(held_out: Iterable[Hashable], others: Iterable[Hashable]) -> dict:
+    """An entry of `count_overlaps` for values that are compared exactly, one for each record."""
+    known = set(others)
+    return {"records": sum(value in known for value in held_out), "sensitivity": 1.0}

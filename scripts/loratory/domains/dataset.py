@@ -16,11 +16,19 @@ CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
 KEYS = pa.schema({"id": pa.string(), "group": pa.string()})  # what records of every domain have
 
 
-def build_dataset(domain: str, files: FilesOptions, dataset: DatasetOptions, seed: int, out: Path | str) -> None:
+def build_dataset(
+    domain: str,
+    files: FilesOptions,
+    dataset: DatasetOptions,
+    seed: int,
+    out: Path | str,
+    pretraining: Path | str | None = None,
+) -> None:
     """Writes `{train,gate,valid,test}.parquet`, `card.json` and `rejects.tsv` into the folder `out`, all or nothing.
 
     Args:
         files, dataset: the domain's `Files` and `Dataset` options.
+        pretraining: dataset folder of what bases have learnt from: test records that resemble its `train` are dropped.
 
     Raises:
         InputError: malformed input, nothing left after filtering, or splits that cannot be kept apart.
@@ -35,6 +43,10 @@ def build_dataset(domain: str, files: FilesOptions, dataset: DatasetOptions, see
     for record, group in zip(records, build.group(records, dataset)):
         record["group"] = group
     parts = split_records(domain, build, records, dataset, seed, ledger)
+    for id, source in sorted(pretraining_leaks(build, parts["test"], pretraining, dataset).items()):
+        ledger.drop_record(domain, "-", id, "resembles_pretraining", source)
+        parts["test"] = [record for record in parts["test"] if record["id"] != id]
+    check_parts(domain, parts)
     ledger.check_counts(domain, sum(map(len, parts.values())), dataset.max_reject_fraction)
     with atomic_write(out) as folder:
         folder.mkdir(parents=True)
@@ -67,11 +79,26 @@ def split_records(
             for id, source in sorted(found.items()):
                 ledger.drop_record(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
             parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
+    return parts
+
+
+def pretraining_leaks(
+    build: BuildModule, test: list[dict], pretraining: Path | str | None, dataset: DatasetOptions
+) -> dict[str, str]:
+    """{id of a test record: id of the record that it resembles in what bases have learnt from}."""
+    if pretraining is None or build.find_leaks is None:
+        return {}
+    return build.find_leaks(read_split(pretraining, "train"), test, dataset)
+
+
+def check_parts(domain: str, parts: dict[str, list[dict]]) -> None:
+    """Raises:
+    InputError: a split has no record.
+    """
     for split, part in parts.items():
         if not part:
             what = f"split `{split}` is empty; { ({s: len(p) for s, p in parts.items()}) }"
             raise InputError(domain, what, expected="records in every split", fix="give more data or other fractions")
-    return parts
 
 
 def record_schema(build: BuildModule) -> pa.Schema:
@@ -140,8 +167,14 @@ def dataset_card(
     }
 
 
-def audit_split(domain: str, folder: Path | str, dataset: DatasetOptions, out: Path | str) -> None:
-    """Proves from the written files alone that nothing of the held-out splits is in a less protected one.
+def audit_split(
+    domain: str, folder: Path | str, dataset: DatasetOptions, out: Path | str, pretraining: Path | str | None = None
+) -> None:
+    """Proves from the written files alone that nothing of the held-out splits is in a less protected one, and counts
+    what the dataset's policy allows test to share with the other splits and with what bases have learnt from.
+
+    Args:
+        pretraining: as for `build_dataset`.
 
     Raises:
         InputError: as `read_split`, or a count that must be 0 is not.
@@ -154,8 +187,15 @@ def audit_split(domain: str, folder: Path | str, dataset: DatasetOptions, out: P
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
             counts[f"resembles_{held_out}"] = len(build.find_leaks(parts[held_out], others, dataset))
+        counts["resembles_pretraining"] = len(pretraining_leaks(build, parts["test"], pretraining, dataset))
     broken = {name: count for name, count in counts.items() if count}
     if broken:
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
+    others = [record for split in splits.SPLITS if split != "test" for record in parts[split]]
+    shared = {"other splits": build.count_overlaps(parts["test"], others, dataset)}
+    if pretraining is not None:
+        shared["pretraining"] = build.count_overlaps(parts["test"], read_split(pretraining, "train"), dataset)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
-    write_json(out, {"domain": domain, "counts": counts, "sha256": files})
+    write_json(
+        out, {"domain": domain, "counts": counts, "test": len(parts["test"]), "shared": shared, "sha256": files}
+    )

@@ -326,7 +326,18 @@ def own_size(column: Mapping, rows: Iterable[Mapping]) -> str:
 
 def audit_note(audit: Mapping) -> str:
     counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(audit["counts"].items()))
-    return f"Leak audit, counted again in the written splits: {counts}."
+    shared = [
+        f"Test ({audit['test']} records) shares with {corpus}: {'; '.join(map(overlap_text, found, found.values()))}."
+        for corpus, found in audit["shared"].items()
+        if found
+    ]
+    return " ".join([f"Leak audit, counted again in the written splits: {counts}.", *shared])
+
+
+def overlap_text(name: str, found: Mapping) -> str:
+    sensitivity = found["sensitivity"]
+    part = "" if sensitivity in (None, 1) else f" (the search finds {sensitivity:.0%} of such pairs)"
+    return f"{name} {found['records']}{part}"
 
 
 def routing_note(routes: Mapping) -> str:

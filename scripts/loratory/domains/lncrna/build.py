@@ -1,8 +1,8 @@
 """Transcripts of two FASTA roles → records whose label is the role, never the header."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,14 +10,13 @@ from loratory.data import mmseqs, splits
 from loratory.data.alphabets import IUPAC_NUCLEOTIDES, RESIDUES, invalid_letters
 from loratory.data.fasta import read_fasta
 from loratory.data.ledger import Ledger
-from loratory.domains.lncrna.sources import Dataset, Files
+from loratory.domains.lncrna.headers import parse_header, read_gene_table, without_version
+from loratory.domains.lncrna.sources import Dataset, Files, HeaderFormat
 from loratory.errors import InputError
 
 COLUMNS = {"sequence": "string", "length": "int32", "label": "int8", "gene": "string"}
 LABELS = {"coding": 0, "noncoding": 1}  # field of `Files` → label: lncRNA is the positive class
 
-ENSEMBL_GENE = re.compile(r"\sgene:(\S+)")
-VERSION = re.compile(r"(\.\d+)?(_PAR_Y)?$")  # X and Y copies of a pseudoautosomal gene are one gene
 CANONICAL = bytes.maketrans(b"URYSWKMBDHV", b"TNNNNNNNNNN")
 
 
@@ -27,11 +26,12 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     Raises:
         InputError: a malformed record (with `on_error: fail`), or no record left of a class.
     """
+    genes = read_gene_table(files.genes)
     found = [
         item
         for role, label in LABELS.items()
         for path in getattr(files, role)
-        for item in read_transcripts(path, label, files.header, dataset, ledger)
+        for item in read_transcripts(path, label, files.header, genes, dataset, ledger)
     ]
     kept = list(unique_transcripts(found, ledger))
     for role, label in LABELS.items():
@@ -43,12 +43,17 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
 
 
 def read_transcripts(
-    path: str, label: int, dialect: str, dataset: Dataset, ledger: Ledger
+    path: str, label: int, form: HeaderFormat, genes: dict[str, str], dataset: Dataset, ledger: Ledger
 ) -> Iterator[tuple[str, dict]]:
-    """Yields `(file:record, record)` of what is well formed and within the dataset's policy."""
+    """Yields `(file:record, record)` of what is well formed and within the dataset's policy.
+
+    Args:
+        genes: {transcript, with its version or without: gene}; goes before the header.
+    """
     for where, name, header, raw in read_fasta(path, ledger):
         try:
-            id, gene = parse_header(where, header, len(raw), dialect)
+            id, gene = parse_header(where, header, len(raw), form)
+            gene = genes.get(id) or genes.get(without_version(id)) or gene
             sequence = canonical_sequence(where, raw)
         except InputError as error:
             ledger.note_error(error, name)
@@ -59,46 +64,6 @@ def read_transcripts(
             ledger.drop_record(file, number, id, *refused)
         else:
             yield where, {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
-
-
-def parse_header(where: str, header: str, length: int, dialect: str) -> tuple[str, str]:
-    """`(transcript id, gene id without its version)` of a FASTA header; the gene is empty where none is given.
-
-    Raises:
-        InputError: the header is not of the `dialect`, or states another length than the sequence has.
-    """
-    name = header.split(None, 1)[0]
-    fields = name.removesuffix("|").split("|")
-    gene = ENSEMBL_GENE.search(header)
-    if dialect == "auto":
-        dialect = "gencode" if len(fields) >= 7 else "ensembl" if gene else "plain"
-    if dialect == "plain":
-        return name, ""
-    if dialect == "ensembl":
-        if not gene:
-            raise InputError(
-                where, "no gene in the header", header, "`id … gene:ID …`", "set `header: plain`", "ensembl_header"
-            )
-        return name, VERSION.sub("", gene[1])
-    if len(fields) < 7 or not fields[0] or not fields[6].isdecimal():
-        raise InputError(
-            where,
-            f"not a GENCODE header, fields: {len(fields)}",
-            header,
-            "at least 7 fields parted by `|`, the 7th the length",
-            "set `header: plain`",
-            "gencode_header",
-        )
-    if int(fields[6]) != length:
-        raise InputError(
-            where,
-            f"the header says {fields[6]} nucleotides, the sequence has {length}",
-            fields[0],
-            "equal lengths",
-            "fetch the file again: it may be truncated",
-            "gencode_length",
-        )
-    return fields[0], "" if fields[1] == "-" else VERSION.sub("", fields[1])
 
 
 def canonical_sequence(where: str, raw: bytes) -> str:
@@ -167,7 +132,7 @@ def unique_transcripts(found: list[tuple[str, dict]], ledger: Ledger) -> Iterato
 
 def group(records: list[dict], dataset: Dataset) -> list[str]:
     """Connected components of `same gene` and `same cluster`, named after their smallest id."""
-    cluster = mmseqs.cluster_sequences(transcript_sequences(records), nucleotide=True, **similarity_options(dataset))
+    cluster = mmseqs.cluster_sequences(transcript_sequences(records), similar_when(dataset))
     links = splits.links_by_key([r["gene"] for r in records], [cluster[r["id"]] for r in records])
     return [records[root]["id"] for root in splits.connected_components(len(records), links)]
 
@@ -187,18 +152,36 @@ def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -
 
 def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
     """The records among `others` that are similar to a held-out one."""
-    hits = mmseqs.search_sequences(
-        transcript_sequences(others), transcript_sequences(held_out), nucleotide=True, **similarity_options(dataset)
-    )
+    hits = mmseqs.search_sequences(transcript_sequences(others), transcript_sequences(held_out), similar_when(dataset))
     return {other: source for other, source, _ in hits}
+
+
+def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
+    """Transcripts held out that are similar to others, from strict to lax, and to others of the other class: labels
+    that cannot both be told from the letters."""
+    identity, coverage = dataset.identity, dataset.coverage
+    alike = mmseqs.Relation(0.95, columns=200, nucleotide=True)
+    relations = {
+        f"{identity:.0%} identity over {coverage:.0%} of both": replace(similar_when(dataset), covered="both"),
+        f"{identity:.0%} identity over {coverage:.0%} of one": replace(similar_when(dataset), covered="shorter"),
+        "95% identity over 200 nucleotides": alike,
+    }
+    found = mmseqs.count_related(transcript_sequences(held_out), transcript_sequences(others), relations)
+    hits = mmseqs.search_sequences(transcript_sequences(held_out), transcript_sequences(others), alike)
+    label = {record["id"]: record["label"] for record in [*held_out, *others]}
+    contradicted = {query for query, target, _ in hits if label[query] != label[target]}
+    found["the same with the other label"] = {"records": len(contradicted), "sensitivity": None}
+    found["perhaps a gene (none is named)"] = {"records": sum(not r["gene"] for r in held_out), "sensitivity": None}
+    return found
 
 
 def transcript_sequences(records: list[dict]) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
-def similarity_options(dataset: Dataset) -> dict[str, float]:
-    return {"identity": dataset.identity, "coverage": dataset.coverage}
+def similar_when(dataset: Dataset) -> mmseqs.Relation:
+    """What may not stand in two splits."""
+    return mmseqs.Relation(dataset.identity, dataset.coverage, dataset.covered, nucleotide=True)
 
 
 def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:

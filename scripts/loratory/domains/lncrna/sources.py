@@ -9,18 +9,20 @@ from loratory.domains.contract import DatasetOptions, FilesOptions, SimulationOp
 FAMILIES = {"causal": ("choice",), "encoder": ("choice",)}
 AUDIO, FOLDED = False, False
 
+HeaderFormat = Literal[
+    "auto", "gencode", "biomart", "ensembl", "refseq", "gffread", "trinity", "stringtie", "lncipedia", "plain"
+]
+
 
 class Files(FilesOptions):
     """FASTA files of transcripts, plain or gzip. A transcript's class is the field that names its file."""
 
-    LOCATIONS: ClassVar[tuple[str, ...]] = ("coding", "noncoding")
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("coding", "noncoding", "genes")
 
     coding: list[str] = Field(min_length=1, description="FASTA of mRNAs, such as GENCODE `pc_transcripts`")
     noncoding: list[str] = Field(min_length=1, description="FASTA of lncRNAs, such as GENCODE `lncRNA_transcripts`")
-    header: Literal["auto", "gencode", "ensembl", "plain"] = Field(
-        "auto",
-        description="`gencode`: transcript|gene|…|length|…; `ensembl`: `gene:ID` after the id; `plain`: no gene",
-    )
+    genes: str | None = Field(None, description="table of transcript and gene, where headers do not name the gene")
+    header: HeaderFormat = Field("auto", description="who wrote the headers; `plain`: they name no gene")
 
 
 class Simulation(SimulationOptions):
@@ -47,7 +49,10 @@ class Dataset(DatasetOptions):
     identity: float = Field(
         0.8, gt=0, le=1, description="share of equal nucleotides that makes two transcripts similar"
     )
-    coverage: float = Field(0.8, gt=0, le=1, description="share of both transcripts that must align to be similar")
+    coverage: float = Field(0.8, gt=0, le=1, description="share of a transcript that must align to be similar")
+    covered: Literal["shorter", "both"] = Field(
+        "shorter", description="`shorter`: so much of one of the two is enough (isoforms, contained transcripts)"
+    )
 
     @model_validator(mode="after")
     def check_lengths(self) -> Self:

@@ -113,17 +113,32 @@ def protein_sequences(records: list[dict]) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
+def related_when(dataset: Dataset) -> mmseqs.Relation:
+    """What may not stand in two splits."""
+    return mmseqs.Relation(dataset.identity, dataset.coverage, dataset.covered)
+
+
 def group(records: list[dict], dataset: Dataset) -> list[str]:
     """The representative of each record's cluster."""
-    home = mmseqs.cluster_sequences(protein_sequences(records), identity=dataset.identity, coverage=dataset.coverage)
+    home = mmseqs.cluster_sequences(protein_sequences(records), related_when(dataset))
     return [home[record["id"]] for record in records]
 
 
 def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
     """Others that a search with the held-out sequences finds: clustering compares with representatives only."""
-    queries, targets = protein_sequences(held_out), protein_sequences(others)
-    hits = mmseqs.search_sequences(queries, targets, identity=dataset.identity, coverage=dataset.coverage)
+    hits = mmseqs.search_sequences(protein_sequences(held_out), protein_sequences(others), related_when(dataset))
     return {target: query for query, target, _ in reversed(hits)}
+
+
+def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
+    """Records held out that are related to others, by the usual criteria of the field from strict to lax."""
+    identity, coverage = dataset.identity, dataset.coverage
+    relations = {
+        f"{identity:.0%} identity over {coverage:.0%} of both": mmseqs.Relation(identity, coverage),
+        f"{identity:.0%} identity over {coverage:.0%} of one": mmseqs.Relation(identity, coverage, "shorter"),
+        "95% identity over 50 residues": mmseqs.Relation(0.95, columns=50),
+    }
+    return mmseqs.count_related(protein_sequences(held_out), protein_sequences(others), relations)
 
 
 def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:

@@ -42,7 +42,10 @@ class Dataset(DatasetOptions):
     max_length: int = Field(512, ge=1, description="longest sequence kept, residues")
     rare_residues: Literal["map", "drop"] = Field("map", description="U and O: read as C and K, or drop the record")
     identity: float = Field(0.3, gt=0, le=1, description="share of identical residues from which two are related")
-    coverage: float = Field(0.8, gt=0, le=1, description="share of both sequences that this must hold for")
+    coverage: float = Field(0.8, gt=0, le=1, description="share of a sequence that must align")
+    covered: Literal["shorter", "both"] = Field(
+        "shorter", description="`shorter`: so much of one of the two is enough (fragments, shared domains)"
+    )
 
     @model_validator(mode="after")
     def check_lengths(self) -> Self:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from loratory.data.ledger import Ledger
 from loratory.data.splits import SPLITS
+from loratory.domains.contract import exact_overlap
 from loratory.domains.recsys.sources import Dataset, Files
 from loratory.domains.recsys.tables import read_table_rows, table_location
 from loratory.errors import InputError
@@ -316,6 +317,14 @@ def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -
     shares = np.cumsum([getattr(dataset.split, name) for name in SPLITS[:-1]])
     cuts = np.sort(timestamps)[np.minimum(np.round(shares * len(timestamps)).astype(int), len(timestamps) - 1)]
     return [SPLITS[i] for i in np.searchsorted(cuts, timestamps, "right")]
+
+
+def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
+    """Ratings held out whose user, or item, the others hold: those that are left are cold."""
+    return {
+        name: exact_overlap([record[name] for record in held_out], [record[name] for record in others])
+        for name in ("user", "item")
+    }
 
 
 def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:

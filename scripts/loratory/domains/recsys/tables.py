@@ -3,12 +3,11 @@
 import csv
 import io
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import cast
 
-from loratory.data.files import BYTE_ORDER_MARKS, decode_line, read_lines
+from loratory.data.files import DAMAGED, UTF8_MARK, check_encoding_mark, damaged_error, decode_line, read_lines
 from loratory.domains.recsys.sources import Files, split_location
 from loratory.errors import InputError
 
@@ -125,17 +124,12 @@ def location_lines(location: str, encoding: str) -> Iterator[tuple[int, str]]:
     with open_archive(path) as archive:
         stream = io.BufferedReader(open_member(archive, path, member))
         try:
-            refuse_marks(location, stream.peek(3))
+            check_encoding_mark(location, stream.peek(3))
             for number, line in enumerate(stream, start=1):
-                yield number, decode_line(line.rstrip(b"\n"), location, number, encoding)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(location, "damaged archive", error, "a whole zip", "fetch it again", "zip") from error
-
-
-def refuse_marks(location: str, head: bytes) -> None:
-    for mark, name in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            raise InputError(location, "wrong text encoding", name, "plain UTF-8", "re-encode the file", "encoding")
+                text = line.rstrip(b"\n") if number > 1 else line.rstrip(b"\n").removeprefix(UTF8_MARK)
+                yield number, decode_line(text, location, number, encoding)
+        except DAMAGED as error:
+            raise damaged_error(location, stream.tell(), error) from None
 
 
 def open_archive(path: str) -> zipfile.ZipFile:

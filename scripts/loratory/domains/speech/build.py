@@ -12,7 +12,7 @@ from loratory.data.audio import RATE, read_audio
 from loratory.data.files import read_lines
 from loratory.data.ledger import Ledger
 from loratory.data.splits import count_shared
-from loratory.domains.contract import random_split
+from loratory.domains.contract import exact_overlap, random_split
 from loratory.domains.speech.sources import SPEAKER_TABLES, TABLES, Dataset, Files
 from loratory.errors import InputError
 
@@ -211,6 +211,11 @@ def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> di
         first.setdefault(sentence, record["id"])
     pairs = zip(normalised_sentences(others), others)
     return {record["id"]: first[sentence] for sentence, record in pairs if sentence in first}
+
+
+def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
+    """Utterances held out whose sentence, as `metrics` compares it, is also read by the others."""
+    return {"sentence": exact_overlap(normalised_sentences(held_out), normalised_sentences(others))}
 
 
 def normalised_sentences(records: list[dict]) -> list[str]:

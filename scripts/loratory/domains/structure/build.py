@@ -40,6 +40,7 @@ ORIGINS = ("experiment", "simulated")
 REACH = 4.2  # Å from a Cα to the next: 3.8 when trans, and what crystallographers let pass
 
 group, find_leaks, proof = protein.group, protein.find_leaks, protein.proof
+count_overlaps = protein.count_overlaps
 split = partial(random_split, "structure")
 
 
