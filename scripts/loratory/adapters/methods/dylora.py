@@ -2,6 +2,9 @@
 
 y = W x + (alpha / b) · B[:, :b] A[:b] x, where every optimizer step draws one b ~ U{1 … rank} for all layers, so that
 the first rows learn to matter most. LoRA's start: A ~ U(±1/√in), B = 0.
+
+With `frozen` a step trains the b-th row and column alone, so that each learns in one step of `rank`. The authors'
+released training script always does so; here it is off, as the first b learn more from as many steps.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ class Method(lora.Method):
 
     fixed: ClassVar[frozenset[str]] = frozenset({"active"})
 
-    frozen: bool = Field(False, description="a step trains the b-th row of A and column of B alone, not the first b")
+    frozen: bool = Field(
+        False,
+        description="a step trains the b-th row of A and column of B alone, not the first b, as the authors' released "
+        "training does",
+    )
     export_rank: int | None = Field(None, ge=1, description="rank that is evaluated and stored; none means `rank`")
 
     @model_validator(mode="after")
