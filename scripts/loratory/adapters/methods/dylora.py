@@ -69,6 +69,17 @@ class Method(lora.Method):
         rank = self.deployed_rank
         return LowRank(tensors["A"][:rank], tensors["B"][:, :rank], self.alpha / rank)
 
+    @property
+    def lower_ranks(self) -> tuple[int, ...]:
+        """Powers of two below the stored rank."""
+        return tuple(2**n for n in range(self.deployed_rank.bit_length()) if 2**n < self.deployed_rank)
+
+    def cut_to_rank(self, delta: LowRank, rank: int) -> LowRank:
+        """Its first rows and columns, with the scale that they were trained with: alpha over how many they are."""
+        from loratory.adapters.deltas import LowRank
+
+        return LowRank(delta.A[:rank], delta.B[:, :rank], delta.scale * delta.rank / rank)
+
     def before_step(self, session: AdapterSession, step: int) -> None:
         import numpy as np
 
