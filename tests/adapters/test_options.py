@@ -66,6 +66,12 @@ OTHER = {  # {option: a value other than in a method's `ROW`}, unless `OTHER_OF`
     "type": "lokr",
     "options": {"r": 2},
     "init": "released_code",
+    "mode": "kpm",
+    "examples": 2,
+    "rho": 2.0,
+    "bits": 8,
+    "iterations": 3,
+    "group_size": 4,
 }
 OTHER_OF = {("galore", "rank"): 3, ("dylora", "rank"): 3, ("smora", "rank"): 4}
 WITH = {  # what an option needs to count
@@ -78,6 +84,9 @@ MEANINGLESS = {(name, "target_modules") for name in ("full_ft", "head_only", "li
 ALLOCATE = ("adalora", "increlora")  # ranks among layers, of which there must be some
 SPARED = {  # of weight decay: what it would pull off its start, freeze, or gates of ranks
     "adalora": ("E",),
+    "corda": ("A", "B"),
+    "olora": ("A", "B"),
+    "pissa": ("A", "B"),
     "increlora": ("E",),
     "lamda": ("S", "B"),
     "lamda_pp": ("S", "B"),
