@@ -16,6 +16,7 @@ with log_job(snakemake.log[0]):
         data=Path(files.data[0]).parent,
         task=domain_options(domain, "Task", params.task),
         against=params.against,
+        cuts=params.cuts,
         resamples=params.resamples,
         seed=0,
         floor=Floor(*params.floor),

@@ -11,6 +11,7 @@ with log_job(snakemake.log[0], snakemake.params.threads):
         seed: TrainedModels(
             adapters={name: Path(file).parent for name, file in adapters.items()},
             mixtures={name: Path(file).parent for name, file in params.mixtures[seed].items()},
+            cuts=params.cuts,
         )
         for seed, adapters in params.adapters.items()
     }

@@ -78,9 +78,9 @@ FAMILIES = {
 }
 
 
-def begin(toy: Toy, method, seed=0, steps=6, rate=1e-2, decay=0.1, save_every=0) -> AdapterSession:
+def begin(toy: Toy, method, seed=0, steps=6, rate=1e-2, decay=0.1, save_every=0, clip=1.0) -> AdapterSession:
     """Attaches a method and lets it prepare, as a sweep does."""
-    training = {"steps": steps, "learning_rate": rate, "weight_decay": decay, "save_every": save_every}
+    training = {"steps": steps, "learning_rate": rate, "weight_decay": decay, "save_every": save_every, "clip": clip}
     recipe = Training(**training, warmup=0.2, decay="constant", batch_tokens=24)
     layers = core.attach(toy.model, method, seed, toy.heads)
     session = AdapterSession(toy, method, layers, toy.items, recipe, seed)

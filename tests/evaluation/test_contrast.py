@@ -34,7 +34,7 @@ def study(tmp_path):
     records = [{"id": f"r{i:02}", "group": f"g{i // 2}", "split": "test"} for i in range(N)]
     own = np.random.default_rng(0).normal(3, 1, N)
 
-    def contrasted(worse: dict, against="lora", controls: dict | None = None, floor=(1, 1)):
+    def contrasted(worse: dict, against="lora", controls: dict | None = None, floor=(1, 1), cuts=None):
         """`controls`: {baseline: (what it adds on valid, on test)}."""
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
         files = {}
@@ -59,7 +59,7 @@ def study(tmp_path):
         if controls:
             write_rows(baselines, rows)
         out = tmp_path / "out.json"
-        contrast_methods("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, Floor(*floor), out)
+        contrast_methods("toy", "mini", files, baselines, tmp_path, None, against, 200, 0, Floor(*floor), out, cuts)
         return {row["adapter"]: row for row in json.loads(out.read_text())["rows"]}
 
     return contrasted
@@ -136,3 +136,13 @@ def test_drawn_seeds_vary_a_mean_by_its_standard_error():
     drawn = seed_distribution(spreads, "a", [0, 1, 2], seed=0)
     assert drawn.mean() == pytest.approx(2, abs=0.1)
     assert drawn.std() == pytest.approx(np.std([0, 1, 5]) / np.sqrt(3), rel=0.05)
+
+
+def test_an_adapter_at_a_lower_rank_is_paired_with_its_control_and_nothing_else_is(study):
+    cuts = {"wide": {"wide (rank 1)": "lora (SVD to rank 1)", "wide (rank 2)": None}}
+    losses = {"lora": 0.5, "wide": 0.5, "wide (rank 1)": 0.75, "lora (SVD to rank 1)": 0.625, "wide (rank 2)": 0.6}
+    rows = study({"base": [1, 1]} | {f"{name}@toy": [loss] * 2 for name, loss in losses.items()}, cuts=cuts)
+    for part in ("", "_low", "_high"):
+        assert rows["wide (rank 1)"][f"vs_svd{part}"] == pytest.approx(-0.125)
+        assert rows["wide (rank 1)"][f"difference{part}"] == pytest.approx(-0.25)
+        assert {row[f"vs_svd{part}"] for name, row in rows.items() if name != "wide (rank 1)"} == {None}

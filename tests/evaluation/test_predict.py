@@ -99,6 +99,26 @@ def test_the_oracle_is_the_domains_own_adapter_and_the_base_comes_back(study):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_an_adapter_at_a_lower_rank_predicts_test_records_alone_and_as_that_rank_stored_would(study, tmp_path):
+    options = {"method": "lora", "rank": 3}
+    whole = deltas.load_adapter(study.folders["recsys"])
+    whole.run["run_info"] = {"peft_config": options}
+    deltas.save_adapter(tmp_path / "whole", whole, causal=True)
+    cut = replace(whole, deltas={name: delta.truncate(1) for name, delta in whole.deltas.items()})
+    deltas.save_adapter(tmp_path / "cut", cut, causal=True)
+    found = {}
+    given = {"lora@recsys": tmp_path / "whole", "stored@recsys": tmp_path / "cut"}
+    trained = predict.TrainedModels(given, {}, {"lora (SVD to rank 1)@recsys": ("lora@recsys", 1)})
+    for system in predict.iterate_systems(study.base, "recsys", trained):
+        found[system.name] = asked(study, system.model)
+        splits = [split for split in ("test", "valid", "sample") if predict.is_evaluated(split, system, "recsys")]
+        assert splits == (["test"] if system.kind == "cut" else splits)
+    assert list(found) == ["base", "lora@recsys", "stored@recsys", "lora (SVD to rank 1)@recsys"]
+    for cut, stored, full in zip(found["lora (SVD to rank 1)@recsys"], found["stored@recsys"], found["lora@recsys"]):
+        assert cut["nll"] == pytest.approx(stored["nll"], abs=1e-5)
+        assert cut["nll"] != pytest.approx(full["nll"], abs=1e-4)
+
+
 def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(study, tmp_path, monkeypatch):
     heard, told = [], predict.run_system
 

@@ -27,7 +27,8 @@ def contrast_row(domain, name) -> dict:
     difference = None if name == "lora" else (gain or 0) - GAINS["lora"]
     spread = {"lora": None, "zeta": 0.06, "alpha": 0.04, "base": 0.01}[name]
     low, high = (None, None) if spread is None else (difference - spread, difference + spread)
-    return row | {"difference": difference, "difference_low": low, "difference_high": high}
+    row |= {"difference": difference, "difference_low": low, "difference_high": high}
+    return row | dict.fromkeys(("vs_svd", "vs_svd_low", "vs_svd_high"))
 
 
 def run(domain, name, seed, targets=500, data="d" * 64, memory=2e6, flops=3e12) -> dict:
@@ -53,7 +54,7 @@ def files(tmp_path):
     contrasts = []
     for domain in DOMAINS:
         rows = [contrast_row(domain, name) for name in ("alpha", "base", "lora", "zeta")]
-        report = {"domain": domain, "base": "mini-lm", "against": "lora", "control": None, "rows": rows}
+        report = {"domain": domain, "base": "mini-lm", "against": "lora", "control": None, "cuts": {}, "rows": rows}
         contrasts.append(tmp_path / f"{domain}.json")
         contrasts[-1].write_text(json.dumps(report | {"seeds": [0, 1], "resamples": 1000, "seed": 0}))
     runs = []
@@ -92,6 +93,46 @@ def test_the_best_control_stands_under_the_base_and_the_foot_says_who_wins(tmp_p
     foot = (tmp_path / "methods.md").read_text()
     assert says in foot and "protein: trigram; speech: none." in foot
     assert "chosen on test, which favours it: protein." in foot
+
+
+def add_cuts(contrasts, names: dict[str, str | None]) -> None:
+    """`alpha` at lower ranks, 0.125 worse than its control where it has one."""
+    for path in contrasts:
+        report = json.loads(path.read_text())
+        for name, control in names.items():
+            row = contrast_row(report["domain"], "alpha") | {"adapter": name}
+            worse = -0.125 if control else None
+            row |= {"vs_svd": worse, "vs_svd_low": worse and -0.25, "vs_svd_high": worse and -0.0625}
+            report["rows"] += [row, *([row | {"adapter": control, "vs_svd": None}] if control else [])]
+        path.write_text(json.dumps(report | {"cuts": {"alpha": names}}))
+
+
+def test_a_method_at_lower_ranks_stands_under_itself_beside_its_control(tmp_path, files):
+    contrasts, runs = files
+    names = {f"alpha (rank {rank})": f"lora (SVD to rank {rank})" for rank in (1, 2)}
+    add_cuts(contrasts, names)
+    write_method_tables(contrasts, [*runs[8:], *runs[:8]], tmp_path / "methods", tmp_path / "costs")  # alpha first
+    lines = [row[0] for row in cells(tmp_path / "methods.md")[1:]]
+    assert lines == ["base", "alpha", *(part for pair in names.items() for part in pair), "lora", "zeta"]
+    foot = (tmp_path / "methods.md").read_text()
+    worse = "−0.125 [−0.250, −0.062] ▼"
+    line = "alpha (rank 2) is better than lora (SVD to rank 2) by"
+    assert f"{line} protein {worse}, speech {worse}." in foot.replace("\\", "")
+    with open(tmp_path / "methods.tsv", newline="") as stream:
+        found = {row["adapter"]: row for row in csv.DictReader(stream, delimiter="\t")}
+    assert found["alpha (rank 1)"]["vs_svd"] == "-0.125" and found["alpha"]["vs_svd"] == ""
+
+
+def test_a_method_at_lower_ranks_without_a_lora_to_cut_says_so(tmp_path, files):
+    add_cuts(files[0], {"alpha (rank 1)": None})
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
+    assert [row[0] for row in cells(tmp_path / "methods.md")[1:]] == ["base", *METHODS, "alpha (rank 1)"]
+    line = "alpha (rank 1): no plain LoRA of its rank to cut by SVD on protein, speech."
+    assert line in (tmp_path / "methods.md").read_text()
+
+
+def test_tables_without_lower_ranks_say_nothing_of_them(made):
+    assert "SVD" not in (made / "methods.md").read_text()
 
 
 def cells(path) -> list[list[str]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from loratory.errors import InputError
 from loratory.training import checkpoint
-from loratory.training.fit import Loss, MicroBatch, TrainingStopped, train_model
+from loratory.training.fit import Loss, MicroBatch, TrainingHooks, TrainingStopped, train_model
 from loratory.training.schedule import Training
 
 RECIPE = Training(steps=12, learning_rate=0.05, weight_decay=0.1, save_every=5)
@@ -29,7 +29,7 @@ def batch(step, rows=6):
     return {"x": x, "labels": torch.zeros(rows)}
 
 
-def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", batch(step))], stop_at=None):
+def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", batch(step))], stop_at=None, **more):
     net = net or model()
 
     def loss(m):
@@ -41,7 +41,7 @@ def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", bat
             os.kill(os.getpid(), signal.SIGTERM)
         return micro(step)
 
-    curve = train_model(dict(net.named_parameters()), micro_batches, loss, recipe, 3, folder, "test")
+    curve = train_model(dict(net.named_parameters()), micro_batches, loss, recipe, 3, folder, "test", **more)
     return net, curve
 
 
@@ -132,3 +132,31 @@ def test_the_rate_rises_then_falls_to_nothing():
 def test_a_run_with_other_facts_has_another_place():
     assert checkpoint.facts_digest(a=1, b=2) == checkpoint.facts_digest(b=2, a=1)
     assert checkpoint.facts_digest(a=1) != checkpoint.facts_digest(a=2)
+
+
+class Descent(TrainingHooks):
+    """Plain gradient descent, whose step is as long as the gradient."""
+
+    def create_optimizer(self, parameters, recipe):
+        return torch.optim.SGD(parameters.values(), lr=recipe.learning_rate)
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [(1e-3, True), (1e3, False)])
+def test_a_gradient_longer_than_clip_is_cut_to_it_and_a_shorter_one_is_not(clip, clipped, tmp_path):
+    net = model()
+    before = torch.cat([p.detach().flatten() for p in net.parameters()])
+    recipe = Training(steps=1, learning_rate=1.0, warmup=0, decay="constant", clip=clip, save_every=0)
+    run(tmp_path, net, recipe, hooks=Descent())
+    moved = float((torch.cat([p.detach().flatten() for p in net.parameters()]) - before).norm())
+    assert (moved == pytest.approx(clip, rel=1e-3)) == clipped and moved > 1e-4
+
+
+def test_weight_decay_is_that_of_the_recipe(tmp_path):
+    trained = {}
+    for decay in (0.0, 0.5):
+        net = model()
+        recipe = Training(steps=1, learning_rate=0.1, warmup=0, decay="constant", weight_decay=decay, save_every=0)
+        run(tmp_path / str(decay), net, recipe)
+        trained[decay] = list(net.parameters())
+    for without, decayed, start in zip(trained[0.0], trained[0.5], model().parameters()):
+        torch.testing.assert_close(decayed, without - 0.1 * 0.5 * start)

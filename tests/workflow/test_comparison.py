@@ -14,8 +14,11 @@ pytestmark = pytest.mark.whole
 METHODS = {
     "lora": {"method": "lora", "rank": 2},
     "lora_plus": {"method": "lora", "rank": 2, "lr_ratio": 16},
+    "dylora": {"method": "dylora", "rank": 2},
     "full_ft": {"method": "full_ft"},
 }
+CUTS = ["dylora (rank 1)", "lora (SVD to rank 1)"]
+LINES = ["lora", "lora_plus", "dylora", *CUTS, "full_ft"]
 TRAINING = {"steps": 6, "learning_rates": [0.001, 0.01], "batch_tokens": 512}
 DOMAINS = ("lncrna", "recsys")
 SEEDS = [0, 1]
@@ -53,16 +56,22 @@ def test_every_method_is_compared_on_every_domain(results):
     contrasts = {domain: json.loads((results / f"contrasts/{domain}/mini_lm.json").read_text()) for domain in DOMAINS}
     controls = {domain: report["control"]["system"] for domain, report in contrasts.items()}
     assert sorted((row["domain"], row["adapter"]) for row in table(results, "methods")) == sorted(
-        (domain, name) for domain in DOMAINS for name in ["base", controls[domain], *METHODS]
+        (domain, name) for domain in DOMAINS for name in ["base", controls[domain], *LINES]
     )
     lines = (results / "tables/mini_lm.methods.md").read_text().splitlines()
     head, _, *named = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
-    assert [head, *named] == ["method", "base", CONTROL, *METHODS]
+    assert [head, *named] == ["method", "base", CONTROL, *LINES]
 
 
 def test_each_is_paired_with_lora_and_lora_with_nothing(results):
     for row in table(results, "methods"):
         assert (row["difference"] == "") == (row["adapter"] == "lora")
+
+
+def test_a_method_for_many_ranks_is_held_against_a_lora_cut_by_svd(results):
+    for row in table(results, "methods"):
+        assert bool(row["vs_svd"]) == (row["adapter"] == CUTS[0])
+    assert f"{CUTS[0]} is better than {CUTS[1]} by" in (results / "tables/mini_lm.methods.md").read_text()
 
 
 def test_every_run_saw_the_same_targets_and_says_what_it_cost(results):

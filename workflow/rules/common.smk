@@ -4,6 +4,7 @@ from os.path import exists
 from pathlib import Path
 
 from loratory import config as loratory_config
+from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
 from loratory.config import entries_by_name, published_folder
 from loratory.data.splits import SPLITS
 from loratory.errors import InputError
@@ -88,6 +89,23 @@ def systems_on(corpus, domain, base):
         for other, adapter in STUDY.mixtures[name].experts.items():
             found.setdefault(f"{adapter}@{other}", (other, adapter))
     return found
+
+
+def cuts_on(corpus, domain, base):
+    """Adapters at lower ranks, and plain LoRAs cut by SVD to hold them against, where methods are compared."""
+    if corpus != "data" or STUDY.compare is None or base != STUDY.compare.base:
+        return []
+    return rank_cuts({name: STUDY.adapters[name] for name in DOMAINS[domain].adapters[base]}, STUDY.compare.against)
+
+
+def cut_systems(corpus, domain, base):
+    """{system: (system that is cut, rank)} of `cuts_on`."""
+    found = cut_sources(cuts_on(corpus, domain, base))
+    return {f"{name}@{domain}": (f"{adapter}@{domain}", rank) for name, (adapter, rank) in found.items()}
+
+
+def cutting_methods(corpus, domain, base):
+    return [f"adapters/methods/{STUDY.adapters[cut.adapter].method}.py" for cut in cuts_on(corpus, domain, base)]
 
 
 def mixtures_on(corpus, base):

@@ -36,6 +36,7 @@ rule contrast_methods:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         predictions=lambda wc, input: by_name(SEEDS, input.predictions),
         against=AGAINST,
+        cuts=lambda wc: cut_controls(cuts_on("data", wc.domain, wc.base)),
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
         code=lambda wc: code_digest("evaluation/contrast.py", f"domains/{wc.domain}/metrics.py"),

@@ -33,12 +33,19 @@ rule predict:
     params:
         adapters=lambda wc, input: by_names(SEEDS, systems_on(wc.corpus, wc.domain, wc.base), input.adapters),
         mixtures=lambda wc, input: by_names(SEEDS, mixtures_on(wc.corpus, wc.base), input.mixtures),
+        cuts=lambda wc: cut_systems(wc.corpus, wc.domain, wc.base),
         asked=lambda wc: ASKED[wc.corpus],
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
         evaluation=plain(STUDY.evaluation, without=["resamples", "folded", "min_records", "min_groups"]),
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=lambda wc: code_digest("evaluation/predict.py", "bases", "mixers/methods", f"domains/{wc.domain}/task.py"),
+        code=lambda wc: code_digest(
+            "evaluation/predict.py",
+            "bases",
+            "mixers/methods",
+            f"domains/{wc.domain}/task.py",
+            *cutting_methods(wc.corpus, wc.domain, wc.base),
+        ),
     script:
         "../../scripts/predict.py"
 

@@ -72,6 +72,17 @@ class Method(Options):
     def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank | Dense | InputDependent:
         """The trained change of the ORIGINAL weight `[out, in]`, for storage and merging."""
 
+    # A trained adapter at a lower rank.
+
+    @property
+    def lower_ranks(self) -> tuple[int, ...]:
+        """Ranks below its own that one training serves too, and that tables of methods show."""
+        return ()
+
+    def cut_to_rank(self, delta: LowRank, rank: int) -> LowRank:
+        """A stored change of one layer at a lower rank: the nearest of that rank, by SVD."""
+        return delta.truncate(rank)
+
     # The base's own weights.
 
     def trained_weights(self, model: torch.nn.Module) -> list[str]:

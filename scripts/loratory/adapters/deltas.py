@@ -50,6 +50,13 @@ class LowRank:
     def rank(self) -> int:
         return self.A.shape[0]
 
+    def truncate(self, rank: int) -> LowRank:
+        """The change of a lower rank nearest to this one, without the dense matrix: B A = Q_b (R_b R_aᵀ) Q_aᵀ."""
+        q_b, r_b = torch.linalg.qr(self.B.float())
+        q_a, r_a = torch.linalg.qr(self.A.float().T)
+        core = LowRank.from_matrix(self.scale * r_b @ r_a.T, rank)
+        return LowRank(core.A @ q_a.T, q_b @ core.B, 1.0)
+
     def to_dense(self) -> torch.Tensor:
         return self.scale * (self.B.float() @ self.A.float())
 

@@ -139,14 +139,17 @@ def contrast_methods(
     seed: int,
     floor: Floor,
     out: Path | str,
+    cuts: Mapping[str, Mapping[str, str | None]] | None = None,
 ) -> None:
     """Writes a row for the base, each adapter of the domain and the best control to the JSON file `out`.
 
     A row is one of `evaluation.score` with the name of its `adapter` (or of the control), and with `difference`,
-    `difference_low` and `difference_high`: how much better it is than the adapter `against`.
+    `difference_low` and `difference_high`: how much better it is than the adapter `against`. `vs_svd` and its interval
+    say the same of an adapter at a lower rank and its control; null in all other rows.
 
     Args:
         predictions: {training seed: parquet file}.
+        cuts: {adapter: {its name at a lower rank: that of a plain LoRA cut by SVD, or None}}; it is written too.
         baselines, data, task, resamples, seed, floor: as of `compare_systems`.
 
     Raises:
@@ -157,14 +160,18 @@ def contrast_methods(
     found = compare_systems(domain, files, data, task, SPLIT, own, resamples, seed, floor, baselines)
     if reference not in found.sizes:
         raise registry.unknown_name_error(next(iter(files.values())), "system", reference, found.sizes)
+    controls = {
+        f"{name}@{domain}": f"{svd}@{domain}" for of in (cuts or {}).values() for name, svd in of.items() if svd
+    }
     rows = [
         found.score_row(name)
         | {"adapter": name.removesuffix(f"@{domain}")}
         | found.gain_over(name, reference, "difference")
+        | found.gain_over(name, controls.get(name), "vs_svd")
         for name in found.sizes
     ]
     report = {"domain": domain, "base": base, "metrics_version": found.version, "against": against}
-    report |= {"control": found.control, "rows": rows}
+    report |= {"control": found.control, "cuts": cuts or {}, "rows": rows}
     report |= {"seeds": list(files), "resamples": resamples, "seed": seed, "inputs": file_digests(files, baselines)}
     write_json(out, report)
 

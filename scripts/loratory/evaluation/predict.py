@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from loratory import registry
 from loratory.adapters import core
+from loratory.adapters.ranks import cut_adapter
 from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
 from loratory.data.batching import batches_by_length
@@ -39,7 +40,7 @@ class System:
 
     Attributes:
         names: what it is called; a control has several names, one for each mixture that it is a control of.
-        kind: "base", "adapter", "control" or "mixture". model: what is called.
+        kind: "base", "adapter", "cut" (an adapter at a lower rank), "control" or "mixture". model: what is called.
     """
 
     names: tuple[str, ...]
@@ -75,10 +76,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """What one seed's trainings made: {system name, such as "lora@protein": adapter folder}, {mixture: folder}."""
+    """What one seed's trainings made: {system name, such as "lora@protein": adapter folder}, {mixture: folder}, and
+    {system name: (one of the adapters, rank that it is cut to)}."""
 
     adapters: dict[str, Path]
     mixtures: dict[str, Path]
+    cuts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def predict_domain(
@@ -141,6 +144,8 @@ def examples_by_split(
 
 def is_evaluated(split: str, system: System, domain: str) -> bool:
     """Choices on `valid` are between single experts; samples are of a domain's own adapters and of mixtures alone."""
+    if system.kind == "cut":
+        return split == "test"
     if split == "valid":
         return system.kind in ("base", "adapter")
     return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
@@ -174,6 +179,11 @@ def iterate_systems(base: Base, domain: str, made: TrainedModels) -> Iterator[Sy
     for name, folder in made.adapters.items():
         core.apply(base.model, open_experts({name: folder}, base.fingerprint)[name], folder)
         yield System((name,), "adapter", base.model.eval())
+        core.detach(base.model)
+    for name, (whole, rank) in made.cuts.items():
+        folder = made.adapters[whole]
+        core.apply(base.model, cut_adapter(open_experts({whole: folder}, base.fingerprint)[whole], rank), folder)
+        yield System((name,), "cut", base.model.eval())
         core.detach(base.model)
     for experts, names in group_by_experts(made.mixtures).items():
         yield from mixture_controls(

@@ -30,6 +30,10 @@ COSTS = {  # of `train_info`: as printed
     "num_stored_params": "stored",
     "optimizer_state": "optimizer state",
 }
+CUTS = (
+    "(rank b): the same trained adapter at a lower rank, as its method cuts it. (SVD to rank b): the trained change "
+    "of a plain LoRA of full rank, cut by SVD; a training for lower ranks is worth something where it is better."
+)
 COST_NOTES = (
     "Means over seeds, of runs at the chosen rate; a grid costs about as much again for each other rate.",
     "trainable: numbers that an optimizer may move, at the peak. stored: numbers in the exported adapter. optimizer "
@@ -90,7 +94,10 @@ def check_budget(paths: Sequence[Path | str], runs: Sequence[Mapping]) -> None:
 
 
 def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
-    """A line for the base, the best baseline and each method; two columns a domain: its value, how it differs."""
+    """A line for the base, the best baseline and each method; two columns a domain: its value, how it differs.
+
+    Under a method that trains for lower ranks it stands at each of them, with a plain LoRA cut by SVD to that rank.
+    """
     against = reports[0]["against"]
     rows = {(report["domain"], row["adapter"]): row for report in reports for row in report["rows"]}
     heads = {report["domain"]: report["rows"][0] for report in reports}
@@ -100,7 +107,8 @@ def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Seque
     lines = []
     methods = list(dict.fromkeys(name for name, _ in runs))
     controls = {report["domain"]: report["control"] for report in reports}
-    for name in [BASE, *([CONTROL] if any(controls.values()) else []), *methods]:
+    named = [line for name in methods for line in (name, *cut_lines(name, reports))]
+    for name in [BASE, *([CONTROL] if any(controls.values()) else []), *named]:
         systems = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
         shown = [rows.get((domain, systems[domain])) for domain in heads]
         cells = [text for row in shown for text in (value_cell(row and without_mark(row)), difference_cell(row))]
@@ -116,7 +124,7 @@ def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Seque
         for row in report["rows"]
     ]
     foot = column_notes({report["domain"]: (heads[report["domain"]], report["rows"]) for report in reports})
-    foot += [*dict.fromkeys(map(draws_note, reports)), marks_note(against, reports)]
+    foot += [*dict.fromkeys(map(draws_note, reports)), marks_note(against, reports), *cut_notes(reports, rows)]
     learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
     foot += [*control_notes(controls, learnt), *budget_notes(runs), *about]
     foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
@@ -149,13 +157,28 @@ def without_mark(row: Mapping) -> dict:
     return {**row, "gain_low": None}
 
 
-def difference_cell(row: Mapping | None) -> str:
-    """`+value [low, high] mark`, positive where it is better than the adapter it is paired with."""
-    if row is None or row["difference"] is None:
+def cut_lines(adapter: str, reports: Sequence[Mapping]) -> list[str]:
+    """The lines under a method: it at each lower rank, and its control there, on any domain."""
+    found = [(name, svd) for report in reports for name, svd in report["cuts"].get(adapter, {}).items()]
+    return [line for pair in dict.fromkeys(found) for line in pair if line]
+
+
+def cut_notes(reports: Sequence[Mapping], rows: Mapping[tuple[str, str], Mapping]) -> list[str]:
+    """What the lines of lower ranks are, and how each differs from its control."""
+    lines: dict[str, list[str]] = {}
+    for report in reports:
+        for name, svd in ((name, svd) for cuts in report["cuts"].values() for name, svd in cuts.items()):
+            what = f"{name} is better than {svd} by" if svd else f"{name}: no plain LoRA of its rank to cut by SVD on"
+            cell = difference_cell(rows.get((report["domain"], name)), "vs_svd")
+            lines.setdefault(what, []).append(f"{report['domain']} {cell}" if svd else report["domain"])
+    return ([CUTS] if lines else []) + [f"{what} {', '.join(parts)}." for what, parts in lines.items()]
+
+
+def difference_cell(row: Mapping | None, name: str = "difference") -> str:
+    """`+value [low, high] mark`, positive where it is better than the system it is paired with."""
+    if row is None or row[name] is None:
         return ABSENT
-    parts = {
-        name.removeprefix("difference"): row[name] for name in ("difference", "difference_low", "difference_high")
-    }
+    parts = {part: row[name + part] for part in ("", "_low", "_high")}
     value, low, high = (number_text(part, row["unit"]) for part in parts.values())
     sign = "+" if parts[""] > 0 else ""
     certain = parts["_low"] is not None and not parts["_low"] <= 0 <= parts["_high"]

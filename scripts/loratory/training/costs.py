@@ -10,14 +10,13 @@ last step left: so it can change no result, and it counts only the weights that 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from loratory.data import batching
 from loratory.training.session import AdapterSession
 
 
 def step_positions(session: AdapterSession) -> list[int]:
     """Positions, padding included, that each step of the training puts through the model."""
     lengths = [item.length for item in session.items]
-    plan = batching.Batches(lengths, session.recipe.batch_tokens, session.seed)
+    plan = session.batch_plan(session.items)
     return [len(batch) * max(lengths[i] for i in batch) for batch in map(plan, range(session.recipe.steps))]
 
 

@@ -46,15 +46,18 @@ class AdapterSession(TrainingHooks):
     def model(self) -> torch.nn.Module:
         return self.base.model
 
+    def batch_plan(self, items: list[Encoded]) -> batching.Batches:
+        """step -> indices of its examples, as the training itself draws them."""
+        return batching.Batches([item.length for item in items], self.recipe.batch_tokens, self.seed)
+
     def batch_function(self, items: list[Encoded]) -> Callable[[int], dict]:
-        """step -> batch, over some of the examples, as the training itself draws them."""
-        plan = batching.Batches([item.length for item in items], self.recipe.batch_tokens, self.seed)
+        """step -> batch, over some of the examples."""
+        plan = self.batch_plan(items)
         return lambda step: self.base.collate([items[i] for i in plan(step)])
 
     def first_examples(self, count: int) -> list[Encoded]:
         """The first examples that the training sees, in its order, each once."""
-        plan = batching.Batches([item.length for item in self.items], self.recipe.batch_tokens, self.seed)
-        epoch = [self.items[i] for batch in plan.epoch_batches(0) for i in batch]
+        epoch = [self.items[i] for batch in self.batch_plan(self.items).epoch_batches(0) for i in batch]
         return epoch[:count]
 
     @torch.no_grad()
@@ -79,11 +82,24 @@ class AdapterSession(TrainingHooks):
             for handle in handles:
                 handle.remove()
 
+    def count_examples(self) -> int:
+        """How many examples all steps of the training read together, each as often as it is read."""
+        return sum(map(len, map(self.batch_plan(self.items), range(self.recipe.steps))))
+
     def loss(self, batch: dict) -> torch.Tensor:
         """Mean over the batch's targets, for passes besides the training's steps; they are counted."""
         total, targets = self.base.loss(self.model, batch)
         self.positions += batch["ids"].numel()
         return total / targets
+
+    @torch.no_grad()
+    def mean_loss(self, batches: int) -> float:
+        """The mean of `loss` over the batches of the first steps, without dropout; passes that are counted too."""
+        training = self.model.training
+        self.model.eval()
+        total = sum(float(self.loss(self.batch(step))) for step in range(batches))
+        self.model.train(training)
+        return total / batches
 
     def weight_gradients(self, batches: int) -> dict[str, torch.Tensor]:
         """{layer: mean ∂loss/∂W `[out, in]`} over the batches of the first steps, on the CPU in float32.

@@ -61,14 +61,21 @@ class Trial:
         return self.weight.grad
 
 
+def own_signs(rows):
+    """Each row with its largest entry positive."""
+    return rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+
+
 @torch.no_grad()
-def dense_steps(weight, gradients, rank, scale, rate, decay):
-    """One gap by the paper's two cases, in float64. (At the next one the free signs of singular vectors count.)"""
+def published_steps(weight, gradients, signs=own_signs, rank=3, gap=2, scale=0.25, rate=0.01, decay=0.1):
+    """The paper's optimizer by its two cases, in float64: project, Adam in the subspace, project back, and keep the
+    moments when the projection is made anew. `signs` gives the basis, as rows, the signs that an SVD leaves open."""
     weight, mean, square = weight.double(), 0.0, 0.0
     right = weight.shape[0] >= weight.shape[1]
-    u, _, vh = torch.linalg.svd(gradients[0].double(), full_matrices=False)
-    p = vh[:rank] if right else u[:, :rank]
     for done, gradient in enumerate(g.double() for g in gradients):
+        if done % gap == 0:
+            u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+            p = signs(vh[:rank]) if right else signs(u[:, :rank].T).T
         narrow = gradient @ p.T if right else p.T @ gradient
         mean, square = 0.9 * mean + 0.1 * narrow, 0.999 * square + 0.001 * narrow**2
         step = rate * (1 - 0.999 ** (done + 1)) ** 0.5 / (1 - 0.9 ** (done + 1))
@@ -78,15 +85,50 @@ def dense_steps(weight, gradients, rank, scale, rate, decay):
     return weight.float()
 
 
+def made_steps(shape, conv1d=False, steps=7):
+    """(weight at the start, its gradients, weight in the end), as `[out, in]`, over three new projections."""
+    trial = Trial(Method(rank=3, update_gap=2, scale=0.25), shape, conv1d, decay=0.1)
+    start = core.weight_of(trial.model.layer).detach().clone()
+    gradients = [trial.step().clone() for _ in range(steps)]
+    end = core.weight_of(trial.model.layer).detach()
+    return start, [g.T if conv1d else g for g in gradients], end
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("conv1d", [False, True])
-def test_the_weight_follows_the_formula_whichever_way_it_is_stored(shape, conv1d):
-    trial = Trial(Method(rank=3, update_gap=5, scale=0.25), shape, conv1d, decay=0.1)
-    start = core.weight_of(trial.model.layer).detach().clone()
-    gradients = [trial.step().clone() for _ in range(5)]
-    gradients = [g.T if conv1d else g for g in gradients]
-    expected = dense_steps(start, gradients, 3, 0.25, 0.01, 0.1)
-    torch.testing.assert_close(core.weight_of(trial.model.layer).detach(), expected)
+def test_it_is_the_published_optimizer_over_new_projections_whichever_way_the_weight_is_stored(shape, conv1d):
+    start, gradients, end = made_steps(shape, conv1d)
+    torch.testing.assert_close(end, published_steps(start, gradients), rtol=1e-5, atol=1e-6)
+
+
+def test_the_published_optimizer_depends_on_the_signs_of_the_svd_once_the_projection_is_new():
+    start, gradients, _ = made_steps(SHAPES["tall"])
+    flips = lambda: torch.randint(2, (3, 1)).double() * 2 - 1  # noqa: E731
+    torch.manual_seed(0)
+    for steps, differs in [(2, False), (7, True)]:
+        own, other = (
+            published_steps(start, gradients[:steps], signs) for signs in (own_signs, lambda p: own_signs(p) * flips())
+        )
+        assert ((own - other).abs().max() > 1e-3) == differs
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_signs_that_an_svd_routine_gives_change_nothing(shape, monkeypatch):
+    _, _, end = made_steps(shape)
+    solve, generator = torch.linalg.svd, torch.Generator().manual_seed(0)
+
+    def solve_with_other_signs(matrix, **options):
+        left, values, right = solve(matrix, **options)
+        signs = torch.randint(2, values.shape, generator=generator) * 2.0 - 1
+        return left * signs, values, right * signs[:, None]
+
+    monkeypatch.setattr(torch.linalg, "svd", solve_with_other_signs)
+    assert torch.equal(made_steps(shape)[2], end)
+
+
+def test_a_gradient_that_turns_round_keeps_its_projection_and_so_the_meaning_of_the_moments():
+    gradient = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(projection_basis(-gradient, 3), projection_basis(gradient, 3))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -1,13 +1,16 @@
 """LoRA-SB (arXiv:2411.19557)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from families import FAMILIES, begin, train
+from families import FAMILIES, begin, five_steps, train
 from methods.rows import Row
 
 from loratory.adapters import core
 from loratory.adapters.methods.lora_sb import Method
 from loratory.errors import InputError
+from loratory.training.schedule import Training
 
 ROW = Row({"rank": 6, "batches": 3}, lambda shapes, model: 36 * len(shapes), starts="elsewhere")
 
@@ -31,16 +34,45 @@ def product(tensors):
     return tensors["B"] @ tensors["R"] @ tensors["A"]
 
 
-def test_the_start_is_the_best_low_rank_part_of_the_first_signed_step_at_the_first_warm_up_rate(begun):
+def test_the_start_is_the_best_low_rank_part_of_a_signed_step_of_the_released_length(begun):
     session, started, gradients = begun
-    rate = 1e-2 / 4  # warm-up is a fifth of 20 steps
+    # A fifth of 20 steps of 4 examples is warm-up, which is counted in mini-batches of 3 examples.
+    rate = 1e-2 / (0.2 * 20 * 4 / 3)
     for name, tensors in started.items():
         step = -rate * gradients[name].sign()
         left, values, right = torch.linalg.svd(step)
         best = left[:, :6] @ values[:6].diag() @ right[:6]
         torch.testing.assert_close(product(tensors), best, rtol=1e-3, atol=1e-6)
         assert product(tensors).norm() <= rate * step.numel() ** 0.5
-    assert session.recipe.learning_rate_at(0) == rate
+    assert session.count_examples() == 80 and session.method.start_rate(session) == pytest.approx(rate)
+
+
+def test_the_length_of_the_start_is_that_of_the_published_recipe():
+    """Mathematics: 50,000 examples, once, in mini-batches of 3, warm-up 0.02 and rate 1e-4; a step has 32 examples."""
+    recipe = Training(steps=1562, warmup=0.02, learning_rate=1e-4)
+    session = SimpleNamespace(recipe=recipe, count_examples=lambda: 1562 * 32)
+    rate = Method().start_rate(session)
+    assert rate == pytest.approx(1e-4 / (0.02 * 50_000 / 3), rel=1e-3)
+    assert recipe.learning_rate_at(0) / rate == pytest.approx(32 / 3, rel=0.02)
+
+
+def fitted_toy():
+    """A base that has something to lose."""
+    toy = FAMILIES["llama"]()
+    five_steps(toy.model.requires_grad_(True), lambda model: toy.loss(model, toy.collate(toy.items))[0], lr=1e-2)
+    toy.model.requires_grad_(False)
+    return toy
+
+
+@pytest.mark.parametrize(("rate", "raises"), [(0.008, False), (8.0, True)])
+def test_a_start_that_raises_the_loss_is_told_once_and_no_other(rate, raises, capsys):
+    toy = fitted_toy()
+    before = toy.mean_loss()
+    begin(toy, Method(rank=6, batches=3), steps=20, rate=rate)
+    assert (toy.mean_loss() > before) == raises
+    lines = [line for line in capsys.readouterr().out.splitlines() if "raises the loss" in line]
+    assert len(lines) == raises
+    assert all("its step is 1.5" in line and "lower `learning_rates`" in line for line in lines)
 
 
 def test_the_start_goes_downhill(begun):
@@ -82,10 +114,10 @@ def test_only_the_core_is_trained(tmp_path):
         assert not torch.equal(layer.tensors["R"], begun[name]["R"])
 
 
-def test_without_warm_up_the_step_has_the_full_rate():
-    toy = FAMILIES["llama"]()
-    session = begin(toy, Method(rank=6), steps=4, rate=1e-2)  # a fifth of 4 steps is one
-    assert session.recipe.learning_rate_at(0) == 1e-2
+@pytest.mark.parametrize(("steps", "mini_batch"), [(4, 1000), (1, 4)])
+def test_a_warm_up_of_less_than_a_mini_batch_leaves_the_full_rate(steps, mini_batch):
+    session = begin(FAMILIES["llama"](), Method(rank=6, estimation_batch=mini_batch), steps=steps, rate=1e-2)
+    assert session.method.start_rate(session) == 1e-2
     sizes = [layer.tensors["R"].norm() for layer in session.layers.values()]
     assert max(sizes) > 1e-2
 

@@ -2,6 +2,9 @@
 
 y = W x + (alpha / b) · B[:, :b] A[:b] x, where every optimizer step draws one b ~ U{1 … rank} for all layers, so that
 the first rows learn to matter most. LoRA's start: A ~ U(±1/√in), B = 0.
+
+With `frozen` a step trains the b-th row and column alone, so that each learns in one step of `rank`. The authors'
+released training script always does so; here it is off, as the first b learn more from as many steps.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ class Method(lora.Method):
 
     fixed: ClassVar[frozenset[str]] = frozenset({"active"})
 
-    frozen: bool = Field(False, description="a step trains the b-th row of A and column of B alone, not the first b")
+    frozen: bool = Field(
+        False,
+        description="a step trains the b-th row of A and column of B alone, not the first b, as the authors' released "
+        "training does",
+    )
     export_rank: int | None = Field(None, ge=1, description="rank that is evaluated and stored; none means `rank`")
 
     @model_validator(mode="after")
@@ -61,6 +68,17 @@ class Method(lora.Method):
 
         rank = self.deployed_rank
         return LowRank(tensors["A"][:rank], tensors["B"][:, :rank], self.alpha / rank)
+
+    @property
+    def lower_ranks(self) -> tuple[int, ...]:
+        """Powers of two below the stored rank."""
+        return tuple(2**n for n in range(self.deployed_rank.bit_length()) if 2**n < self.deployed_rank)
+
+    def cut_to_rank(self, delta: LowRank, rank: int) -> LowRank:
+        """Its first rows and columns, with the scale that they were trained with: alpha over how many they are."""
+        from loratory.adapters.deltas import LowRank
+
+        return LowRank(delta.A[:rank], delta.B[:, :rank], delta.scale * delta.rank / rank)
 
     def before_step(self, session: AdapterSession, step: int) -> None:
         import numpy as np

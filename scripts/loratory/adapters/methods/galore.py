@@ -8,8 +8,13 @@ smaller side is the one that is compressed:
     M ← β₁ M + (1 − β₁) R                               V ← β₂ V + (1 − β₂) R²
     W ← W − η √(1 − β₂ᵗ) / (1 − β₁ᵗ) · scale · M / (√V + ε) P,   then   W ← W − η · decay · W
 
-The moments stay as they are when P changes. Everything else (embeddings, norms, biases, heads) follows plain AdamW.
-What is saved is the optimizer's memory; the change of the weights is dense.
+The moments stay as they are when P changes, so the signs of its rows count: a row that comes back with the other sign
+meets the moments of its opposite. The authors' code takes the signs that the SVD routine happens to give, so that its
+own result depends on the routine from the second projection on. Here each row's largest entry is positive, whatever
+routine is used; given these rows, the authors' optimizer makes the same steps.
+
+Everything else (embeddings, norms, biases, heads) follows plain AdamW. What is saved is the optimizer's memory; the
+change of the weights is dense.
 """
 
 from __future__ import annotations
@@ -64,10 +69,12 @@ def needs_transpose(layer: Linear) -> bool:
 
 
 def projection_basis(gradient: torch.Tensor, rank: int) -> torch.Tensor:
-    """P `[rank, n]`: the leading right singular vectors of a tall gradient `[m, n]`."""
-    from torch.linalg import svd
+    """P `[rank, n]`: the leading right singular vectors of a tall gradient `[m, n]`, each with its largest entry
+    positive: a direction that stays from one projection to the next keeps its sign, and so its moments."""
+    from loratory.adapters.spectrum import leading_singular_vectors
 
-    return svd(gradient, full_matrices=False).Vh[:rank].contiguous()
+    vectors, _, _ = leading_singular_vectors(gradient.T, rank)
+    return vectors.T.contiguous()
 
 
 @cache

@@ -5,8 +5,9 @@
 for `layers` of the transformer's layers, drawn uniformly without replacement, and for everything outside the layers
 (embeddings, final norm, head); the other layers rest. The layers of an encoder and of a decoder are one list to draw
 from (project interpretation). A new draw starts all of the optimizer's moments anew, as the paper's separate launches
-did; with `reset_state: false` they are kept, as in the authors' later callback. In the end every weight may have
-changed: the change of the weights is dense.
+did: also those of embeddings, norms and head, which train on, so that their first steps after a draw follow the sign
+of one gradient. With `reset_state: false` all moments are kept, as by the authors' released callback, which resets
+none. In the end every weight may have changed: the change of the weights is dense.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ class Method(full_ft.Method):
 
     layers: int = Field(2, ge=1, description="transformer layers trained at a time")
     period: int = Field(20, ge=1, description="steps between two draws of layers")
-    reset_state: bool = Field(True, description="forget the optimizer's moments at every draw")
+    reset_state: bool = Field(
+        True,
+        description="forget the optimizer's moments at every draw, those of embeddings and head too; the authors' "
+        "released code keeps all",
+    )
 
     def trained_weights(self, model: torch.nn.Module) -> list[str]:
         count = len(transformer_layers(model))

@@ -1,7 +1,12 @@
-"""LoRA-GA: a start from which the first step goes where full fine-tuning would (Wang et al. 2024, arXiv:2407.05000).
+"""LoRA-GA: a start from which a first step of gradient descent goes where full fine-tuning would.
+
+Wang et al. 2024, arXiv:2407.05000.
 
 y = W x + s (B A − B₀ A₀) x, with A₀ and B₀ from disjoint halves of the leading 2·rank singular directions of the mean
 gradient G = U Σ Vᵀ of W; Σ itself never enters.
+
+The theorem is about gradient descent; what trains is AdamW, as in the paper. `benchmarks/first_step.py` measures the
+cosine between the first step and −G: 0.92 by gradient descent but 0.34 by AdamW, of plain LoRA 0.24 and 0.11.
 
 Project interpretation: exact SVD instead of a randomised one, so that runs repeat; G over batches of the training's
 own size; `norm_clip`, which is for a W that is really changed, has no counterpart.

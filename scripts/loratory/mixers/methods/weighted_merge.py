@@ -26,7 +26,7 @@ class Mixer(Merger):
 
         def merge_module(module: str, found: dict[str, LowRank]) -> LowRank:
             total = concatenate_ranks(found, shares)
-            return total if self.rank is None else truncate_rank(total, self.rank)
+            return total if self.rank is None else total.truncate(self.rank)
 
         return merge_experts(given, merge_module)
 
@@ -39,15 +39,3 @@ def concatenate_ranks(found: dict[str, LowRank], shares: dict[str, float]) -> Lo
     a = torch.cat([delta.A.float() for delta in found.values()])
     b = torch.cat([shares[name] * delta.scale * delta.B.float() for name, delta in found.items()], 1)
     return LowRank(a, b, 1.0)
-
-
-def truncate_rank(delta: LowRank, rank: int) -> LowRank:
-    """The nearest change of `rank`, without the dense matrix: B A = Q_b (R_b R_aᵀ) Q_aᵀ."""
-    import torch
-
-    from loratory.adapters.deltas import LowRank
-
-    q_b, r_b = torch.linalg.qr(delta.B)
-    q_a, r_a = torch.linalg.qr(delta.A.T)
-    core = LowRank.from_matrix(r_b @ r_a.T, rank)
-    return LowRank(core.A @ q_a.T, q_b @ core.B, 1.0)
