@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,6 @@ def open_options(where: str, noun: str, kind: object, options: object) -> Any:
     if not isinstance(options, dict):
         raise InputError(where, "no options", options, "keys with values")
     try:
-        return cls.model_validate(options)
+        return cls.model_validate_json(json.dumps(options), strict=True)  # of JSON, so that a list may be a tuple
     except ValidationError as error:
         raise first_problem(error, options, where, cls.model_json_schema()) from None
