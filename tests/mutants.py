@@ -91,7 +91,14 @@ def reshape(path: Path, rng: random.Random) -> None:
     def change(tensors):
         name = rng.choice(sorted(tensors))
         tensor = tensors[name]
-        others = [tensor[:1], tensor[..., :1], tensor[None], tensor.flatten(), tensor.T, tensor[:0]]
+        others = [
+            tensor[:1],
+            tensor[..., :1],
+            tensor[None],
+            tensor.flatten(),
+            tensor.mT if tensor.dim() > 1 else tensor,
+            tensor[:0],
+        ]
         tensors[name] = rng.choice(others).clone().contiguous()
 
     change_tensors(path, change)
