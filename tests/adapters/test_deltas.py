@@ -188,6 +188,21 @@ def test_a_file_that_is_no_such_file_is_refused_by_name(foreign, file, content, 
         deltas.load_adapter(foreign)
 
 
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E4M3", "F64", "I64", "BOOL", "C64", "unheard of"])
+def test_weights_of_a_type_that_no_adapter_has_are_refused(foreign, dtype):
+    size = 8 * {"F4": 4, "F6_E2M3": 6, "F64": 64, "I64": 64, "C64": 64}.get(dtype, 8) // 8
+    header = json.dumps({A: {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, size]}}).encode()
+    (foreign / deltas.WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(InputError, match=rf"{deltas.WEIGHTS}.*(type|damaged)"):
+        deltas.load_adapter(foreign)
+
+
+def test_an_adapter_is_copied_without_what_else_lies_in_its_folder(foreign, tmp_path):
+    (foreign / "training_args.bin").write_bytes(b"pickle")
+    deltas.copy_adapter(foreign, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [deltas.CONFIG, deltas.WEIGHTS]
+
+
 def test_pickled_weights_are_refused_unopened(foreign):
     (foreign / deltas.WEIGHTS).rename(foreign / "adapter_model.bin")
     with pytest.raises(InputError, match=r"adapter_model\.bin: the weights are pickled"):
@@ -226,7 +241,7 @@ def own(tmp_path):
         ({"options": None}, "no options"),
         (
             {"options": {"rank": 16, "alpha": 8.0}},
-            r"q_proj:A: the method's tensors do not fit \(\(8, 32\)\); expected \(16",
+            r"q_proj:A: the method's tensors do not fit \(\(8, 32\) float32\); expected \(16",
         ),
     ],
 )

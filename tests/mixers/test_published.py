@@ -133,6 +133,7 @@ def change_config(folder, **changes) -> None:
         ({"softmax_temperature": float("nan")}, "softmax_temperature: wrong value"),
         ({"softmax_temperature": 0}, "softmax_temperature: wrong value"),
         ({"top_k_lora": 0}, "top_k_lora: wrong value"),
+        ({"top_k_lora": 3}, r"`top_k_lora` \(3\); expected at most 2"),
         ({"enable_softmax": "false"}, "enable_softmax: wrong value"),
         ({"layerwise_scalings": 1}, "layerwise_scalings: wrong value"),
         ({"global_scaling_weight": float("inf")}, "global_scaling_weight: wrong value"),
@@ -207,7 +208,7 @@ def test_weights_of_a_whole_batch_are_not_made_token_by_token(three, tmp_path):
     ours = open_published(tmp_path / "saved", base, folders)
     with pytest.raises(InputError, match="tokens cannot be written one by one"):
         continued(ours, {"input_ids": IDS}, 2)
-    with pytest.raises(InputError, match="not of the kind that it is saved as"):
+    with pytest.raises(InputError, match="cannot be saved as a mixture"):
         save_mixture(tmp_path / "mixture", ours, "xlora", folders, {})
     assert not (tmp_path / "mixture").exists()
 

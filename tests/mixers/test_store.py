@@ -55,7 +55,7 @@ def saved(study, tmp_path):
         ({"base_sha256": "0" * 64}, "the mixture belongs to another base"),
         (
             {"options": {"depth": 1}},
-            r"gate\.safetensors:tokens\.0\.bias: the gate does not fit \(\(16,\)\); expected \(28,\)",
+            r"gate\.safetensors:tokens\.0\.bias: the gate does not fit \(\(16,\) float32\); expected \(28,\)",
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_manifest_that_does_not_describe_its_folder_is_refused_by_name(saved, 
         (lambda gate: gate.pop("tokens.0.bias"), r"tokens\.0\.bias: the gate does not fit \(no such tensor\)"),
         (
             lambda gate: gate.update({"x": torch.ones(1)}),
-            r"x: the gate does not fit \(\(1,\)\); expected no such tensor",
+            r"x: the gate does not fit \(\(1,\) float32\); expected no such tensor",
         ),
         (lambda gate: gate["tokens.0.bias"].fill_(torch.nan), "a weight is NaN or infinite"),
     ],

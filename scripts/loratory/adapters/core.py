@@ -288,12 +288,18 @@ def check_input_dependent(where: str, layer: Linear, own: InputDependent) -> Non
 
 def check_tensors(where: Path | str, what: str, given: Tensors, expected: Tensors) -> None:
     """Raises:
-    InputError: names or shapes are not those that are expected; the first that is not, is named.
+    InputError: names, shapes or types are not those that are expected; the first that is not, is named.
     """
     for name in sorted(given.keys() | expected.keys()):
-        found, wanted = (str(tuple(t[name].shape)) if name in t else "no such tensor" for t in (given, expected))
+        found, wanted = (describe_tensor(tensors.get(name)) for tensors in (given, expected))
         if found != wanted:
             raise InputError(f"{where}:{name}", what, found, wanted)
+
+
+def describe_tensor(tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return "no such tensor"
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def require_layer(layers: dict[str, Linear], name: str, where: Path | str) -> Linear:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,6 +193,14 @@ def load_adapter(folder: Path | str) -> Adapter:
     if (folder / OWN).is_file():
         adapter.own = load_input_dependent(folder)
     return adapter
+
+
+def copy_adapter(source: Path | str, folder: Path) -> None:
+    """Copies a stored adapter, and nothing else that lies in its folder."""
+    folder.mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS, RUN, DENSE, OWN, OWN_CONFIG):
+        if (path := Path(source, name)).is_file():
+            copyfile(path, folder / name)
 
 
 def save_input_dependent(folder: Path, own: dict[str, InputDependent]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loratory import registry
@@ -20,13 +21,18 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        InputError: the file is missing, damaged or cut short, or holds numbers that are NaN or infinite.
+        InputError: the file is missing, damaged or cut short, or holds numbers that are NaN or infinite, or of a type
+            that torch cannot read.
     """
     if not path.is_file():
         raise InputError(path, "no such file", expected="a safetensors file", reason="missing")
     check_header(path)
-    check_finite(path)
-    return load_file(path)
+    try:
+        check_finite(path)
+        return load_file(path)
+    except (SafetensorError, NotImplementedError) as error:
+        what = "tensors of a type that cannot be read"
+        raise InputError(path, what, error, "float32, float16 or bfloat16", reason="weights") from None
 
 
 def require_float(where: Path, name: str, tensor: torch.Tensor) -> None:

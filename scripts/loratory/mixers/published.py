@@ -153,7 +153,8 @@ def read_config(where: Path) -> SavedGate:
 
 def check_request(config: SavedGate, base: Base, experts: Mapping[str, Adapter], where: Path) -> None:
     """Raises:
-    InputError: the config is of another number of experts, or of a base of another width.
+    InputError: the config is of another number of experts, keeps more of them than there are, or is of a base of
+        another width.
     """
     hidden = base.model.config.hidden_size
     if config.hidden_size not in (None, hidden):
@@ -161,6 +162,8 @@ def check_request(config: SavedGate, base: Base, experts: Mapping[str, Adapter],
     if config.adapters is not None and len(config.adapters) != len(experts):
         what = "the gate does not fit: number of `adapters`"
         raise InputError(where, what, len(config.adapters), f"{len(experts)} as given")
+    if config.top_k_lora is not None and config.top_k_lora > len(experts):
+        raise InputError(where, "the gate does not fit: `top_k_lora`", config.top_k_lora, f"at most {len(experts)}")
 
 
 def mixer_from_config(config: SavedGate, authors: bool) -> Mixer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loratory import registry
 from loratory.adapters.core import check_tensors
-from loratory.adapters.deltas import Adapter, cpu_tensor, load_adapter, save_adapter
+from loratory.adapters.deltas import Adapter, copy_adapter, cpu_tensor, load_adapter, save_adapter
 from loratory.adapters.reading import open_options, read_tensors
 from loratory.bases.checks import check_links, read_object
 from loratory.data.files import atomic_write, write_json
@@ -40,6 +39,7 @@ class Manifest(BaseModel):
     experts: list[str] = Field(min_length=1)
     domains: list[str]
     base_sha256: str
+    adapters: dict[str, str] = {}  # {domain: adapter} of the experts
 
 
 def open_experts(folders: Mapping[str, Path | str], fingerprint: str) -> dict[str, Adapter]:
@@ -63,12 +63,11 @@ def save_mixture(
     """Everything that is needed besides the base: gate, experts in order, and what they were trained on.
 
     Raises:
-        InputError: the mixer is not of this registered kind, so that another would be opened in its place.
+        InputError: the mixer is of a published gate alone: its meaning has no place in a saved mixture.
     """
-    if type(mixture.mixer) is not registry.load_module("mixer", kind).Mixer:
-        raise InputError(
-            folder, "the mixer is not of the kind that it is saved as", type(mixture.mixer).__name__, kind
-        )
+    if mixture.mixer.needs_whole_batch:
+        what = "weights that depend on the whole batch cannot be saved as a mixture"
+        raise InputError(folder, what, type(mixture.mixer).__name__, fix="open the published folder again")
     with atomic_write(folder) as aside:
         aside.mkdir(parents=True)
         gate = {} if mixture.gate is None else mixture.gate.state_dict()
@@ -85,7 +84,7 @@ def save_experts(folder: Path, mixture: Mixture, given: Mapping[str, Path | str]
     mixer, model = mixture.mixer, mixture.model
     if type(mixer).prepare_experts is contract.Mixer.prepare_experts and not mixer.trains_experts:
         for name in mixture.names:
-            copytree(given[name], folder / name)
+            copy_adapter(given[name], folder / name)
         return
     causal = model.can_generate() and not model.config.is_encoder_decoder
     transposed = any(isinstance(layer.base, Conv1D) for layer in mixture.layers.values())
