@@ -124,7 +124,7 @@ def change_config(folder, **changes) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"xlora_depth": "1"}, r"xlora_depth: wrong value \(1\); expected a valid integer"),
+        ({"xlora_depth": "1"}, r"xlora_depth: wrong value \(1\); expected an integer"),
         ({"xlora_depth": True}, "xlora_depth: wrong value"),
         ({"xlora_depth": 0}, "xlora_depth: wrong value"),
         ({"xlora_depth": 10**9}, "the gate is not whole"),
