@@ -202,23 +202,17 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
 
 
 def apply(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
-    """Puts a stored adapter on the model in place; `detach` undoes it (heads stay).
+    """Puts a stored adapter on the model in place; `detach` undoes it.
 
     Low-rank changes stay unmerged; dense ones are added to the weights, unless these are linear layers in half
     precision: a sum with the weight would round a small change away.
 
     Raises:
-        InputError: the adapter names a layer or a weight that the model lacks, or has other sizes.
+        InputError: the adapter does not fit the model (see `check_fit`).
     """
-    parameters = dict(model.named_parameters())  # by the names that they have before a layer is wrapped
-    for name, tensor in (adapter.heads | adapter.dense).items():
-        if name not in parameters:
-            raise unknown_name_error(where, "weight of this base", name, parameters)
-        if tensor.shape != parameters[name].shape:
-            expected = f"{tuple(parameters[name].shape)} as in this base"
-            raise InputError(f"{where}:{name}", "wrong size", str(tuple(tensor.shape)), expected)
-    for name, tensor in adapter.heads.items():
-        parameters[name].data.copy_(tensor)
+    check_fit(model, adapter, where)
+    for name, parameter in keep_originals(model, adapter.heads).items():
+        parameter.data.copy_(adapter.heads[name])
     layers = linear_layers(model)
     half = {f"{name}.weight": name for name, layer in layers.items() if layer.weight.dtype != torch.float32}
     for name, parameter in keep_originals(model, adapter.dense.keys() - half.keys()).items():
@@ -228,12 +222,84 @@ def apply(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
         dense = Dense(change.T if isinstance(layer, Conv1D) else change)
         model.set_submodule(half[name], ChangedLinear(layer, dense))
     for name, delta in adapter.deltas.items():
-        layer = require_layer(layers, name, where)
-        check_shape(where, name, layer, delta)
-        model.set_submodule(name, ChangedLinear(layer, delta))
+        model.set_submodule(name, ChangedLinear(layers[name], delta))
     for name, own in adapter.own.items():
-        layer = require_layer(layers, name, where)
-        model.set_submodule(name, AdaptedLinear(layer, own.method, own.tensors).eval().requires_grad_(False))
+        wrapper = AdaptedLinear(layers[name], own.method, own.tensors)
+        model.set_submodule(name, wrapper.eval().requires_grad_(False))
+
+
+def check_fit(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
+    """Raises:
+    InputError: the adapter names a layer or a weight that the model lacks, has other sizes, or leaves out what its
+        config says that it changes.
+    """
+    layers, parameters = linear_layers(model), dict(model.named_parameters())
+    for name, tensor in (adapter.heads | adapter.dense).items():
+        if name not in parameters:
+            raise unknown_name_error(where, "weight of this base", name, parameters)
+        if tensor.shape != parameters[name].shape:
+            expected = f"{tuple(parameters[name].shape)} as in this base"
+            raise InputError(f"{where}:{name}", "wrong size", str(tuple(tensor.shape)), expected)
+    for name, delta in adapter.deltas.items():
+        check_shape(where, name, require_layer(layers, name, where), delta)
+    for name, own in adapter.own.items():
+        check_input_dependent(f"{where}:{name}", require_layer(layers, name, where), own)
+    check_untied(model, adapter, where)
+    check_complete(layers, parameters, adapter, where)
+
+
+def check_untied(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
+    """Raises:
+    InputError: the adapter replaces a weight that the base uses in two places; it was trained in one of them.
+    """
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    for name in adapter.heads:
+        shared = [other for other, p in parameters if p is dict(parameters)[name] and other != name]
+        if shared:
+            what = f"the base ties this weight to {shared[0]}, and the adapter has changed one of the two"
+            raise InputError(f"{where}:{name}", what, expected="an adapter of weights that are not tied")
+
+
+def check_complete(
+    layers: dict[str, Linear], parameters: dict[str, nn.Parameter], adapter: Adapter, where: Path | str
+) -> None:
+    """Raises:
+    InputError: the adapter's config names a layer or a weight of the base that is not in its file.
+    """
+    config = adapter.config
+    if config is None:
+        return
+    missing = [name for name in layers if config.is_target(name) and name not in adapter.deltas]
+    missing += [name for name in parameters if config.is_saved(name) and name not in adapter.heads]
+    if missing:
+        what = f"{len(missing)} of the layers that its config names are not in the adapter"
+        raise InputError(where, what, missing[0], "all of them", "fetch the adapter again, or save it anew")
+
+
+def check_input_dependent(where: str, layer: Linear, own: InputDependent) -> None:
+    """Raises:
+    InputError: the tensors are not those that the method has on a layer of this size.
+    """
+    weight = weight_of(layer).detach().float().cpu()
+    made = own.method.weight_delta(own.method.initial_tensors(weight, generator_for(0, where)), weight)
+    expected = made.tensors if isinstance(made, InputDependent) else {}
+    check_tensors(where, "the method's tensors do not fit", own.tensors, expected)
+
+
+def check_tensors(where: Path | str, what: str, given: Tensors, expected: Tensors) -> None:
+    """Raises:
+    InputError: names, shapes or types are not those that are expected; the first that is not, is named.
+    """
+    for name in sorted(given.keys() | expected.keys()):
+        found, wanted = (describe_tensor(tensors.get(name)) for tensors in (given, expected))
+        if found != wanted:
+            raise InputError(f"{where}:{name}", what, found, wanted)
+
+
+def describe_tensor(tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return "no such tensor"
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def require_layer(layers: dict[str, Linear], name: str, where: Path | str) -> Linear:
@@ -242,7 +308,7 @@ def require_layer(layers: dict[str, Linear], name: str, where: Path | str) -> Li
     """
     if name not in layers:
         raise unknown_name_error(
-            where, "linear layer of this base", name, [name.rpartition(".")[2] for name in layers]
+            where, "linear layer of this base", name, {layer.rpartition(".")[2] for layer in layers}
         )
     return layers[name]
 

@@ -7,18 +7,21 @@ are read and written; whatever this file does not understand is refused by name.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn.functional import linear
 
 from loratory import registry
-from loratory.data.files import atomic_write, read_json, write_json
+from loratory.adapters.peft_config import LONGEST_NAME, LoraConfig, read_lora_config
+from loratory.adapters.reading import open_options, read_tensors, require_float
+from loratory.bases.checks import PICKLES, check_links, read_object
+from loratory.data.files import atomic_write, write_json
 from loratory.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ CONFIG, WEIGHTS, RUN = "adapter_config.json", "adapter_model.safetensors", "run.
 DENSE, OWN, OWN_CONFIG = "delta.safetensors", "own.safetensors", "own.json"
 CHANGE, HEAD = "change/", "head/"  # what a tensor of `delta.safetensors` is
 PREFIX = "base_model.model."
-REFUSED = ("use_dora", "lora_bias", "use_qalora", "arrow_config", "alora_invocation_tokens", "trainable_token_indices")
+FACTORS = {"A.weight": "A", "B.weight": "B"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Adapter:
         own: {module name: change that depends on the input}.
         heads: {parameter name: tensor} of modules trained whole (a classifier).
         run: what is known of its making (`run.json`); {} for a folder from elsewhere.
+        config: what its PEFT folder says that it changes; None if it is of no such folder.
     """
 
     deltas: dict[str, LowRank] = field(default_factory=dict)
@@ -111,6 +115,7 @@ class Adapter:
     own: dict[str, InputDependent] = field(default_factory=dict)
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
     run: dict = field(default_factory=dict)
+    config: LoraConfig | None = None
 
     @property
     def parameters(self) -> int:
@@ -177,18 +182,32 @@ def load_adapter(folder: Path | str) -> Adapter:
     """Reads what `save_adapter` wrote, and any plain PEFT LoRA folder.
 
     Raises:
-        InputError: nothing of this kind is there, or it uses something this reader would get wrong.
+        InputError: nothing of this kind is there, it is damaged, a link leads out of it, or it uses something that
+            this reader would get wrong.
     """
     folder = Path(folder)
+    check_links(folder)
+    run = read_object(folder / RUN) if (folder / RUN).is_file() else {}
     if not any((folder / name).is_file() for name in (DENSE, OWN)):
-        return load_peft(folder)
-    adapter = load_peft(folder) if (folder / CONFIG).is_file() else Adapter(run=read_json(folder / RUN))
-    for name, tensor in load_file(folder / DENSE).items() if (folder / DENSE).is_file() else ():
+        return replace(load_peft(folder), run=run)
+    adapter = replace(load_peft(folder) if (folder / CONFIG).is_file() else Adapter(), run=run)
+    for name, tensor in read_tensors(folder / DENSE).items() if (folder / DENSE).is_file() else ():
+        require_float(folder / DENSE, name, tensor)
+        if not name.startswith((CHANGE, HEAD)):
+            raise InputError(folder / DENSE, "a tensor of unknown meaning", name, f"{CHANGE}… or {HEAD}…")
         kept = adapter.heads if name.startswith(HEAD) else adapter.dense
         kept[name.removeprefix(HEAD).removeprefix(CHANGE)] = tensor
     if (folder / OWN).is_file():
         adapter.own = load_input_dependent(folder)
     return adapter
+
+
+def copy_adapter(source: Path | str, folder: Path) -> None:
+    """Copies a stored adapter, and nothing else that lies in its folder."""
+    folder.mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS, RUN, DENSE, OWN, OWN_CONFIG):
+        if (path := Path(source, name)).is_file():
+            copyfile(path, folder / name)
 
 
 def save_input_dependent(folder: Path, own: dict[str, InputDependent]) -> None:
@@ -204,12 +223,17 @@ def plain_options(part: InputDependent) -> dict[str, Any]:
 
 
 def load_input_dependent(folder: Path) -> dict[str, InputDependent]:
-    tensors, own = load_file(folder / OWN), {}
-    for name, described in read_json(folder / OWN_CONFIG).items():
-        method = registry.load_module("method", described["kind"]).Method(**described["options"])
-        prefix = f"{name}/"
-        parts = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        own[name] = InputDependent(described["kind"], method, parts)
+    tensors, own, where = read_tensors(folder / OWN), {}, folder / OWN_CONFIG
+    for name, described in read_object(where).items():
+        if not isinstance(described, dict):
+            raise InputError(f"{where}:{name}", "not a method", described, "`kind` and `options`")
+        method = open_options(f"{where}:{name}", "method", described.get("kind"), described.get("options"))
+        keys = [key for key in tensors if key.startswith(f"{name}/")]
+        own[name] = InputDependent(
+            described["kind"], method, {k.removeprefix(f"{name}/"): tensors.pop(k) for k in keys}
+        )
+    if tensors:
+        raise InputError(folder / OWN, "a tensor of no method", next(iter(tensors)), f"names of {OWN_CONFIG}")
     return own
 
 
@@ -248,49 +272,61 @@ def cpu_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def load_peft(folder: Path | str) -> Adapter:
+def load_peft(folder: Path) -> Adapter:
     """Reads any plain PEFT LoRA folder: ranks and alphas per module, rsLoRA, modules trained whole.
 
     Raises:
-        InputError: the folder is not a LoRA, or uses something this reader would get wrong.
+        InputError: the folder is not a LoRA, is damaged or incomplete, or uses something this reader would get wrong.
     """
-    folder = Path(folder)
+    require_files(folder)
+    config, where = read_lora_config(read_object(folder / CONFIG), folder / CONFIG), folder / WEIGHTS
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    adapter = Adapter(config=config)
+    for key, tensor in sorted(read_tensors(where).items()):
+        require_float(where, key, tensor)
+        name = key.removeprefix(PREFIX)
+        module, _, part = name.rpartition(".lora_")
+        if name == key or len(name) > LONGEST_NAME:
+            raise InputError(where, "not the name of a layer's tensor", key, f"{PREFIX}… of {LONGEST_NAME} letters")
+        if part in FACTORS:
+            factors.setdefault(module, {})[FACTORS[part]] = tensor
+        elif config.is_saved(name):
+            adapter.heads[name] = tensor
+        else:
+            raise InputError(where, "a tensor that is neither lora_A, lora_B nor a saved module", name)
+    if not factors:
+        raise InputError(where, "no lora_A and no lora_B", expected="an adapter that changes a layer")
+    adapter.deltas = {module: low_rank_change(where, config, module, pair) for module, pair in factors.items()}
+    return adapter
+
+
+def require_files(folder: Path) -> None:
+    """Raises:
+    InputError: the config or the weights are missing, or the weights are there as a pickle alone.
+    """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
+            pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+            if name == WEIGHTS and pickles:
+                what, fix = "the weights are pickled, and a pickle can run code", "save it anew with a newer PEFT"
+                raise InputError(folder / pickles[0], what, None, WEIGHTS, fix, "pickle")
             raise InputError(folder, f"no {name}", expected="a PEFT LoRA folder with safetensors weights")
-    config = read_json(folder / CONFIG)
-    where = folder / CONFIG
-    if config.get("peft_type") != "LORA":
-        raise InputError(where, "not a LoRA", config.get("peft_type"), "peft_type LORA")
-    for key in REFUSED:
-        if config.get(key):
-            raise InputError(where, f"`{key}` is not supported", config[key], "a plain LoRA")
-    if config.get("bias", "none") != "none":
-        raise InputError(where, "trained biases are not supported", config["bias"], "bias: none")
-    tensors, deltas, heads = load_file(folder / WEIGHTS), {}, {}
-    whole_modules = tuple(config.get("modules_to_save") or ())
-    for key in sorted(tensors):
-        name = key.removeprefix(PREFIX)
-        if name.endswith(".lora_A.weight"):
-            module = name.removesuffix(".lora_A.weight")
-            other = key.replace(".lora_A.", ".lora_B.")
-            if other not in tensors:
-                raise InputError(folder / WEIGHTS, "lora_A without its lora_B", module)
-            a, b = tensors[key], tensors[other]
-            deltas[module] = LowRank(a, b, peft_scale(config, module, a.shape[0]))
-        elif any(name.startswith(f"{module}.") or f".{module}." in name for module in whole_modules):
-            heads[name] = tensors[key]
-        elif not name.endswith(".lora_B.weight"):
-            raise InputError(folder / WEIGHTS, "a tensor that is neither lora_A, lora_B nor a saved module", name)
-    run = read_json(folder / RUN) if (folder / RUN).is_file() else {}
-    return Adapter(deltas, heads=heads, run=run)
 
 
-def peft_scale(config: dict, module: str, rank: int) -> float:
-    """PEFT's scale of one module: alpha (by its pattern) over the rank, or over its root with rsLoRA."""
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    return alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+def low_rank_change(where: Path, config: LoraConfig, module: str, factors: dict[str, torch.Tensor]) -> LowRank:
+    """Raises:
+    InputError: the pair is not whole, not of the rank that the config says, or not of a layer that it names.
+    """
+    for one, other in ("AB", "BA"):
+        if one not in factors:
+            raise InputError(where, f"lora_{other} without its lora_{one}", module, "both", "save the adapter anew")
+    a, b, rank = factors["A"], factors["B"], config.rank(module)
+    if not config.is_target(module):
+        raise InputError(where, f"a layer that {CONFIG} does not name", module, "one of its `target_modules`")
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        shapes = f"A {tuple(a.shape)}, B {tuple(b.shape)}"
+        raise InputError(f"{where}:{module}", "wrong rank", shapes, f"rank {rank}, as {CONFIG} says")
+    scale = config.scale(module)
+    if not (b.float() * scale).isfinite().all():
+        raise InputError(f"{where}:{module}", "the scale is too large", f"{scale:g}", "alpha over the rank")
+    return LowRank(a, b, scale)

@@ -18,14 +18,14 @@ from loratory.adapters.ranks import cut_adapter
 from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
 from loratory.data.batching import batches_by_length
-from loratory.data.files import read_json, write_json
+from loratory.data.files import write_json
 from loratory.domains.examples import domain_examples, domain_prompts, read_records
 from loratory.errors import InputError
 from loratory.evaluation.controls import ShuffledMixer, can_shuffle
 from loratory.evaluation.rows import write_rows
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
-from loratory.mixers.store import MANIFEST, open_experts, open_mixture
+from loratory.mixers.store import open_experts, open_mixture, read_manifest
 from loratory.mixers.streams import TOKENS, module_streams
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def group_by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
     """{(domain, adapter) pairs: mixtures of these experts}, which have the same controls."""
     found: dict[tuple, list[str]] = {}
     for name, folder in mixtures.items():
-        found.setdefault(tuple(sorted(read_json(Path(folder, MANIFEST))["adapters"].items())), []).append(name)
+        found.setdefault(tuple(sorted(read_manifest(Path(folder)).adapters.items())), []).append(name)
     return found
 
 

@@ -71,6 +71,7 @@ class Mixer(Options):
         needs_domain: must know the domain of its input, so it is a control, or for inputs whose domain is known.
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
+        needs_whole_batch: a token's weights depend on all tokens of the batch, later ones too: no cache can be right.
     """
 
     trained: ClassVar[bool] = True
@@ -94,6 +95,10 @@ class Mixer(Options):
 
     @property
     def trains_experts(self) -> bool:
+        return False
+
+    @property
+    def needs_whole_batch(self) -> bool:
         return False
 
     def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:

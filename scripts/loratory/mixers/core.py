@@ -15,14 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from loratory.adapters.core import check_shape, linear_layers
+from loratory.adapters.core import check_fit, linear_layers
 from loratory.adapters.deltas import Adapter, check_low_rank
 from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
 from loratory.mixers.contract import GateInput, GateShape, Mixer
 from loratory.mixers.layers import GateContext, LayerWeights, Linear, MixedLinear
 from loratory.mixers.streams import FRAMES, TOKENS, EncodedAudio, bare_states, mean_pool, module_streams
-from loratory.registry import unknown_name_error
 
 
 @dataclass
@@ -174,7 +173,13 @@ class Mixture(nn.Module):
     def new_cache(self, make: Callable[[], Cache] | None = None) -> PairCache:
         """Args:
         make: makes one empty cache of the wrapped model; those that grow if not given.
+
+        Raises:
+            InputError: the mixer's weights cannot be made token by token.
         """
+        if self.mixer.needs_whole_batch:
+            what = "tokens cannot be written one by one: their weights depend on all tokens of the batch"
+            raise InputError(type(self.mixer).__name__, what, fix="run whole texts, or take another mixer")
         make = make or (lambda: empty_cache(self.model))
         return PairCache(make() if self.mixer.reads == "hidden" else None, make())
 
@@ -393,30 +398,19 @@ def check_experts(model: nn.Module, experts: dict[str, Adapter], where: Path | s
     """Raises:
     InputError: an expert is not low-rank, does not fit the base, or has a head where others have none.
     """
-    layers = linear_layers(model)
     for name, adapter in experts.items():
         check_low_rank(f"{where}:{name}", adapter)
-        for module, delta in adapter.deltas.items():
-            if module not in layers:
-                raise unknown_name_error(f"{where}:{name}", "linear layer of this base", module, layers)
-            check_shape(f"{where}:{name}", module, layers[module], delta)
-    check_heads(model, experts, where)
+        check_fit(model, adapter, f"{where}:{name}")
+    check_heads(experts, where)
 
 
-def check_heads(model: nn.Module, experts: dict[str, Adapter], where: Path | str) -> None:
+def check_heads(experts: dict[str, Adapter], where: Path | str) -> None:
     """Raises:
-    InputError: an expert's own head is not one of the base's, or has other parts than that of the first expert.
+    InputError: an expert's own head has other parts than that of the first expert.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     first, like = next(iter(experts.items()))
     for name, adapter in experts.items():
         if adapter.heads.keys() != like.heads.keys():
             parts, expected = (", ".join(sorted(heads)) or "none" for heads in (adapter.heads, like.heads))
             what = f"the expert's own head is not that of {first}"
             raise InputError(f"{where}:{name}", what, parts, expected, "train all experts on the same base and task")
-        for part, tensor in adapter.heads.items():
-            if part not in shapes:
-                raise unknown_name_error(f"{where}:{name}", "weight of this base", part, shapes)
-            if tuple(tensor.shape) != shapes[part]:
-                sizes = str(tuple(tensor.shape))
-                raise InputError(f"{where}:{name}:{part}", "wrong size", sizes, f"{shapes[part]} as in this base")

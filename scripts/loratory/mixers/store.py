@@ -5,23 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from loratory import registry
-from loratory.adapters.deltas import Adapter, cpu_tensor, load_adapter, save_adapter
-from loratory.data.files import atomic_write, read_json, write_json
+from loratory.adapters.core import check_tensors
+from loratory.adapters.deltas import Adapter, copy_adapter, cpu_tensor, load_adapter, save_adapter
+from loratory.adapters.reading import open_options, read_tensors
+from loratory.bases.checks import check_links, read_object
+from loratory.data.files import atomic_write, write_json
 from loratory.errors import InputError
 from loratory.mixers import contract
 from loratory.mixers.core import Mixture
+from loratory.problems import first_problem
 
 if TYPE_CHECKING:
     from loratory.bases.core import Base
 
 MANIFEST, GATE, EXPERTS = "mixture.json", "gate.safetensors", "experts"
+
+
+class Manifest(BaseModel):
+    """What `mixture.json` must say for the mixture to be opened; what else it says is of its making."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    mixer: str
+    options: dict[str, Any]
+    experts: list[str] = Field(min_length=1)
+    domains: list[str]
+    base_sha256: str
+    adapters: dict[str, str] = {}  # {domain: adapter} of the experts
 
 
 def open_experts(folders: Mapping[str, Path | str], fingerprint: str) -> dict[str, Adapter]:
@@ -32,7 +50,7 @@ def open_experts(folders: Mapping[str, Path | str], fingerprint: str) -> dict[st
     """
     experts = {name: load_adapter(folder) for name, folder in folders.items()}
     for name, adapter in experts.items():
-        trained_on = adapter.run.get("base_sha256", fingerprint)
+        trained_on = str(adapter.run.get("base_sha256", fingerprint))
         if trained_on != fingerprint:
             what = "the expert was trained on another base"
             raise InputError(folders[name], what, trained_on[:12], f"base {fingerprint[:12]}", "train it on this base")
@@ -42,7 +60,14 @@ def open_experts(folders: Mapping[str, Path | str], fingerprint: str) -> dict[st
 def save_mixture(
     folder: Path | str, mixture: Mixture, kind: str, expert_folders: Mapping[str, Path | str], run: dict[str, Any]
 ) -> None:
-    """Everything that is needed besides the base: gate, experts in order, and what they were trained on."""
+    """Everything that is needed besides the base: gate, experts in order, and what they were trained on.
+
+    Raises:
+        InputError: the mixer is of a published gate alone: its meaning has no place in a saved mixture.
+    """
+    if mixture.mixer.needs_whole_batch:
+        what = "weights that depend on the whole batch cannot be saved as a mixture"
+        raise InputError(folder, what, type(mixture.mixer).__name__, fix="open the published folder again")
     with atomic_write(folder) as aside:
         aside.mkdir(parents=True)
         gate = {} if mixture.gate is None else mixture.gate.state_dict()
@@ -59,7 +84,7 @@ def save_experts(folder: Path, mixture: Mixture, given: Mapping[str, Path | str]
     mixer, model = mixture.mixer, mixture.model
     if type(mixer).prepare_experts is contract.Mixer.prepare_experts and not mixer.trains_experts:
         for name in mixture.names:
-            copytree(given[name], folder / name)
+            copy_adapter(given[name], folder / name)
         return
     causal = model.can_generate() and not model.config.is_encoder_decoder
     transposed = any(isinstance(layer.base, Conv1D) for layer in mixture.layers.values())
@@ -72,15 +97,46 @@ def open_mixture(folder: Path | str, base: Base) -> Mixture:
     """Puts a saved mixture on a loaded base (see `bases.core.load_base`); the experts' order is the saved one.
 
     Raises:
-        InputError: the mixture belongs to another base.
+        InputError: the mixture belongs to another base, or its folder is damaged, incomplete or linked elsewhere.
     """
     folder = Path(folder)
-    manifest = read_json(folder / MANIFEST)
-    if manifest["base_sha256"] != base.fingerprint:
-        raise InputError(folder, "the mixture belongs to another base", manifest["base_sha256"][:12])
-    folders = {name: folder / EXPERTS / name for name in manifest["experts"]}
-    mixer = registry.load_module("mixer", manifest["mixer"]).Mixer(**manifest["options"])
-    mixture = Mixture(base.model, open_experts(folders, base.fingerprint), mixer, folder, manifest["domains"])
-    if mixture.gate is not None:
-        mixture.gate.load_state_dict(load_file(folder / GATE))
+    check_links(folder)
+    manifest = read_manifest(folder)
+    if manifest.base_sha256 != base.fingerprint:
+        raise InputError(folder, "the mixture belongs to another base", manifest.base_sha256[:12])
+    mixer = open_options(f"{folder / MANIFEST}: options", "mixer", manifest.mixer, manifest.options)
+    experts = open_experts({name: folder / EXPERTS / name for name in manifest.experts}, base.fingerprint)
+    gate = read_tensors(folder / GATE)
+    mixture = Mixture(base.model, experts, mixer, folder, manifest.domains)
+    try:
+        fill_gate(mixture, gate, folder / GATE)
+    except InputError:
+        mixture.remove_experts()
+        raise
     return mixture.eval()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises:
+    InputError: `mixture.json` is missing or not one, or an expert that it names is not in the folder.
+    """
+    given, where = read_object(folder / MANIFEST), folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate(given)
+    except ValidationError as error:
+        raise first_problem(error, given, str(where), {}) from None
+    stored = {path.name for path in (folder / EXPERTS).glob("*")}
+    for place, name in enumerate(manifest.experts):
+        if name not in stored or name in manifest.experts[:place]:
+            raise registry.unknown_name_error(where, "expert", name, stored - {*manifest.experts[:place]})
+    return manifest
+
+
+def fill_gate(mixture: Mixture, tensors: dict[str, torch.Tensor], where: Path) -> None:
+    """Raises:
+    InputError: the tensors are not those of the mixture's gate.
+    """
+    expected = mixture.gate.state_dict() if mixture.gate is not None else {}
+    check_tensors(where, "the gate does not fit", tensors, expected)
+    if mixture.gate is not None:
+        mixture.gate.load_state_dict(tensors)
