@@ -149,6 +149,11 @@ class Base(ABC):
     def context(self) -> int:
         """Most token ids that an example may have."""
 
+    def check_choices(self, choices: tuple[str, ...]) -> None:  # noqa: B027 (a family that asks for none leaves it)
+        """Raises:
+        InputError: the base cannot tell two of an example's choices apart.
+        """
+
     @abstractmethod
     def encode(self, example: Example) -> Encoded:
         """Raises:
