@@ -16,6 +16,7 @@ from studies import ABSENT, ROOT, changed, pretrained, shipped
 from loratory import config as loratory_config
 from loratory import registry
 from loratory.adapters.contract import BaseWeightsMethod
+from loratory.bases.options import BaseEntry
 from loratory.errors import InputError
 
 FILE = "study.yaml"
@@ -442,3 +443,11 @@ def test_reading_a_config_is_light():
     seconds, *modules = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "pandas", "pyarrow", "transformers", "numpy", "scipy", "peft"} & set(modules)
     assert float(seconds) < 1
+
+
+def test_a_family_that_is_not_pretrained_here_says_so(monkeypatch):
+    monkeypatch.setattr(registry, "registered_names", lambda noun: ["causal"] if noun == "pretraining" else [])
+    pretrain = {"domains": ["lncrna"], "architecture": {}}
+    assert BaseEntry(family="causal", pretrain=pretrain).pretrain
+    with pytest.raises(ValueError, match="a base of family encoder cannot be pretrained here; give `path` or `hub`"):
+        BaseEntry(family="encoder", pretrain=pretrain)

@@ -21,11 +21,12 @@ PACKAGES = {
     "family": "loratory.bases.families",
     "method": "loratory.adapters.methods",
     "mixer": "loratory.mixers.methods",
+    "pretraining": "loratory.training.pretraining",
 }
 
 
 def registered_names(noun: str) -> list[str]:
-    """The registered names of `noun` (`domain`, `family`, `method` or `mixer`), sorted."""
+    """The registered names of `noun` (`domain`, `family`, `method`, `mixer` or `pretraining`), sorted."""
     package = importlib.import_module(PACKAGES[noun])
     modules = pkgutil.iter_modules(package.__path__)
     return sorted(m.name for m in modules if m.ispkg or noun != "domain")

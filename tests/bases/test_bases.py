@@ -253,8 +253,15 @@ def test_choices_with_a_common_first_token_are_scored_whole(causal):
 
 
 def test_choices_that_are_the_same_tokens_are_refused(causal):
-    with pytest.raises(InputError, match="choices are the same tokens"):
-        causal.choice(causal.model, [causal.encode(question())], (" yes", " yes"))
+    for choices in ((" yes", " yes"), (" yes", "")):
+        with pytest.raises(InputError, match="choices are the same tokens, or none"):
+            causal.choice(causal.model, [causal.encode(question())], choices)
+
+
+def test_a_chat_template_that_takes_no_single_turn_is_refused(causal, monkeypatch):
+    monkeypatch.setattr(causal.tokenizer, "chat_template", "{{ raise_exception('two turns') }}")
+    with pytest.raises(InputError, match=r"the chat template does not take one turn \(.*two turns.*fix: set `task"):
+        causal.encode(Example("u", "g", "hello", " yes", chat=True))
 
 
 def test_a_base_begins_as_its_own_tokenizer_does_and_never_scores_what_nothing_precedes(causal):

@@ -1,6 +1,7 @@
 """A folder that is not a whole model of its family gets one line that says why, and nothing is written."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from loratory.data.files import read_json
 from loratory.errors import InputError
 from loratory.training.pretrain import word_tokenizer
 
+OTHER = {"transformers_weights": "other.safetensors"}
 NORM, GATE = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
 
 
@@ -106,6 +108,13 @@ def publish_body(folder: Path) -> None:
     text_tokenizer().save_pretrained(folder)
 
 
+def change_template(path: Path, begin: str) -> None:
+    """What the tokenizer puts before a text."""
+    template = read_json(path)["post_processor"]
+    template["single"][0]["SpecialToken"]["id"] = begin
+    change_json(path, post_processor=template)
+
+
 def config(**changes):
     return lambda folder: change_json(folder / "config.json", **changes)
 
@@ -127,7 +136,7 @@ FAULTS = {
     ),
     "tokenizer cut short": (
         lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text()[:500]),
-        r"the tokenizer does not open",
+        r"the tokenizer does not work \(.*\); expected a tokenizer of transformers",
     ),
     "tokenizer of another model": (
         lambda f: exchange_tokenizer(f, [" ".join(map(str, range(500)))], 1000),
@@ -203,7 +212,52 @@ FAULTS = {
         config(model_type="evil", architectures=["Evil"], auto_map={"AutoConfig": "evil.Config"}),
         r"config\.json: a model with code of its own, which is never run \(Evil\); expected a class of transformers",
     ),
-    "kernel": (config(attn_implementation="owner/kernel"), r"it asks for foreign code as attention \(owner/kernel\)"),
+    "kernel": (
+        config(attn_implementation="owner/kernel"),
+        r"`attn_implementation` asks for code from elsewhere \(owner/kernel\)",
+    ),
+    "kernel in a private key": (
+        config(_attn_implementation="flash_attention_2"),
+        r"`_attn_implementation` asks for code from elsewhere \(flash_attention_2\); expected eager or sdpa",
+    ),
+    "kernel by part": (config(attn_implementation={"": "owner/kernel"}), r"`attn_implementation` asks for code from"),
+    "kernel further in": (config(text_config={"experts_implementation": "a/b"}), r"`experts_implementation` asks for"),
+    "quantised further in": (config(text_config={"quantization_config": {}}), r"the weights are quantised"),
+    "other weights": (
+        lambda f: (shutil.copy(f / "model.safetensors", f / "other.safetensors"), config(**OTHER)(f)),
+        r"`transformers_weights` names other weights \(other\.safetensors\); expected model\.safetensors, or",
+    ),
+    "adapter beside it": (
+        lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
+        r"adapter_config\.json: an adapter lies in the folder of the base; .* fix: merge it into the weights",
+    ),
+    "tokenizer outside": (
+        lambda f: (
+            (f / "tokenizer.json").rename(f.parent / "tokenizer.4.0.json"),
+            change_json(f / "tokenizer_config.json", fast_tokenizer_files=["../tokenizer.4.0.json"]),
+        ),
+        r"tokenizer_config\.json: `fast_tokenizer_files` leads out of the folder \(\.\./tokenizer\.4\.0\.json\)",
+    ),
+    "layers without end": (
+        config(num_hidden_layers=10**9),
+        r"`num_hidden_layers` is more than the weights can fill \(1000000000\); expected at most 21",
+    ),
+    "labels without end": (config(num_labels=10**12), r"`num_labels` is more than the weights can fill"),
+    "NaN in the config": (config(rms_norm_eps=float("nan")), r"the model's loss on a short text is not a number"),
+    "no context": (config(max_position_embeddings=-1), r"the example does not fit into the base's context"),
+    "empty end": (
+        lambda f: change_json(f / "tokenizer_config.json", eos_token=""),
+        r"the tokenizer has no `eos_token`; expected one",
+    ),
+    "odd length in the tokenizer": (
+        lambda f: change_json(f / "tokenizer_config.json", model_max_length=[[]]),
+        r"the tokenizer does not work \(TypeError: .*\); expected a tokenizer of transformers",
+    ),
+    "panic in the tokenizer": (
+        lambda f: change_template(f / "tokenizer.json", "nowhere"),
+        r"the base does not read an example \(PanicException: .*\); expected a base that does",
+    ),
+    "odd mark": (lambda f: (f / "base.json").write_text('{"weights": Infinity}'), r"base\.json: `weights` is no word"),
     "body alone": (
         publish_body,
         r"a model of another architecture \(LlamaModel\); expected LlamaForCausalLM of family causal",
@@ -220,7 +274,7 @@ def test_a_folder_that_is_no_whole_model_is_refused_in_one_line(fault, published
     with pytest.raises(InputError, match=line) as caught:
         prepare_folder(folder, "b", entry("causal"), tmp_path / "out" / "b")
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(folder))
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize("family", ["causal", "encoder", "whisper", "folding"])
@@ -292,6 +346,31 @@ def test_code_beside_the_weights_is_neither_run_nor_copied(published, tmp_path):
     prepare_folder(folder, "b", entry("causal"), tmp_path / "b")
     load_base(tmp_path / "b")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "b" / "evil.py").exists()
+
+
+def test_attention_is_the_librarys_own_whatever_a_config_asks_for(published, tmp_path):
+    shutil.copytree(published["causal"], tmp_path / "given")
+    asked = {"attn_implementation": "flash_attention_2", "experts_implementation": "deepgemm"}
+    change_json(tmp_path / "given" / "config.json", **asked)
+    prepare_folder(tmp_path / "given", "b", entry("causal"), tmp_path / "b")
+    assert load_base(tmp_path / "b").model.config._attn_implementation == "sdpa"
+
+
+def test_what_is_no_file_is_not_copied(published, tmp_path):
+    shutil.copytree(published["causal"], tmp_path / "given")
+    (tmp_path / "given" / "notes.txt").mkdir()
+    os.mkfifo(tmp_path / "given" / "pipe.md")
+    prepare_folder(tmp_path / "given", "b", entry("causal"), tmp_path / "b")
+    assert not {"notes.txt", "pipe.md"} & {path.name for path in (tmp_path / "b").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "added_tokens.json"])
+def test_a_prepared_base_whose_settings_were_changed_is_not_opened(name, published, tmp_path):
+    prepare_folder(published["causal"], "b", entry("causal"), tmp_path / "b")
+    with open(tmp_path / "b" / name, "a") as file:
+        file.write(" " if (published["causal"] / name).is_file() else "{}")
+    with pytest.raises(InputError, match=r"settings differ from those the base was prepared with; fix: prepare"):
+        load_base(tmp_path / "b")
 
 
 def test_an_audio_prefix_that_does_not_open_is_refused(tmp_path):

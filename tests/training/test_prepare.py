@@ -3,12 +3,15 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import soundfile
 import torch
 from models import causal_base, whisper_base
 
 from loratory.bases.core import load_base
+from loratory.bases.options import Pretrain
 from loratory.config import Audio, BaseEntry, Training
+from loratory.domains.lncrna.sources import Task as Transcripts
 from loratory.domains.speech.sources import Task
 from loratory.training.prepare import prepare_base
 
@@ -23,6 +26,14 @@ def general_speech(folder):
         rows.append(
             {"id": f"u{i}", "group": f"s{i}", "audio": str(path), "text": ["yes", "no"][i % 2], "speaker": "s"}
         )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+    return folder
+
+
+def general_transcripts(folder):
+    """A dataset folder with a few transcripts."""
+    folder.mkdir()
+    rows = [{"id": f"t{i}", "group": f"t{i}", "sequence": "ACGTTAGCA" * (4 + i), "label": i % 2} for i in range(6)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
     return folder
 
@@ -70,3 +81,32 @@ def test_a_base_in_half_precision_learns_to_hear_as_any_other(tmp_path):
     assert {parameter.dtype for parameter in base.audio.parameters()} == {torch.float32}
     encoder = load_base(tmp_path / "ears", dtype=torch.float32).model.model.encoder.state_dict()
     assert all(torch.equal(base.audio.encoder.state_dict()[name], tensor) for name, tensor in encoder.items())
+
+
+LAYERS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIDES = {
+    f"{side}_{what}": n
+    for side in ("encoder", "decoder")
+    for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+}
+ARCHITECTURES = {
+    "causal": LAYERS,
+    "encoder": LAYERS,
+    "whisper": {"d_model": 16, "max_source_positions": 100, "max_target_positions": 32, **SIDES},
+}
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_a_base_that_is_trained_here_opens_and_reads(family, tmp_path):
+    pretrain = Pretrain(
+        domains=["speech" if family == "whisper" else "lncrna"],
+        architecture=ARCHITECTURES[family],
+        vocabulary=300,
+        training=Training(steps=2, batch_tokens=200),
+    )
+    entry = BaseEntry(family=family, pretrain=pretrain)
+    general = {"speech": general_speech(tmp_path / "speech"), "lncrna": general_transcripts(tmp_path / "lncrna")}
+    tasks = {"speech": Task(), "lncrna": Transcripts(window=60, stride=60)}
+    prepare_base("mini", entry, general, tasks, None, "cpu", tmp_path / "checkpoints", tmp_path / "mini")
+    base = load_base(tmp_path / "mini")
+    assert base.manifest["origin"] == "pretrain" and base.loss(base.model, base.trial_batch())[0].isfinite()

@@ -35,6 +35,6 @@ rule prepare_base:
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
         shared=STUDY.shared,
-        code=lambda wc: code_digest("training/prepare.py", "bases", *task_modules(STUDY.bases[wc.base].corpora)),
+        code=lambda wc: code_digest("training/prepare.py", "bases", *learning_modules(STUDY.bases[wc.base])),
     script:
         "../../scripts/prepare_base.py"

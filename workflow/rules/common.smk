@@ -58,6 +58,11 @@ def task_modules(domains):
     return [f"domains/{domain}/task.py" for domain in domains]
 
 
+def learning_modules(base):
+    """What a base that is trained here is made by."""
+    return task_modules(base.corpora) + [f"training/pretraining/{base.family}.py"] * bool(base.corpora)
+
+
 def local_files(source):
     """A source's own files. What is fetched from an address is none, and a job finds what a running study has lost."""
     return [] if source.kind == "simulate" else [path for path in source.file_paths() if exists(path)]

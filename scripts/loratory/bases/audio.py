@@ -77,6 +77,8 @@ class AudioPrefix(nn.Module):
         path = folder / "audio_prefix.safetensors"
         with safe_open(path, framework="pt") as file:
             sizes = json.loads(file.metadata()["sizes"])
-        prefix = cls(WhisperConfig.from_pretrained(folder), **sizes)
+        config = WhisperConfig.from_pretrained(folder)
+        config._attn_implementation = None  # the library's own, whatever config.json says
+        prefix = cls(config, **sizes)
         prefix.load_state_dict(load_file(path))
         return prefix

@@ -1,7 +1,7 @@
 """What a folder of a published model must be before anything is built on it.
 
-A folder is read as data: no pickle is opened, no code of it runs, no link is followed out of it. Weights are read one
-tensor at a time, so that memory does not grow with the model.
+A folder is read as data: no pickle is opened, no code of it runs, no link is followed out of it. Its own weights are
+read one tensor at a time first, and what is left of them is opened once as every later job will (`check_opening`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,8 +17,7 @@ from transformers.utils import logging
 
 from loratory import registry
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import Base, family_class, load_with_report, open_tokenizer
-from loratory.data.files import read_json
+from loratory.bases.core import DTYPES, MANIFEST, Base, family_class, load_with_report, open_tokenizer, read_object
 from loratory.errors import InputError
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -26,6 +25,12 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 TEXTS = ("the user likes it", "MKTAYIAKQR", "M K T A Y I A K Q R", "acg tta gca", "ACG TTA GCA")
 UNKNOWN = 0.5  # share of unknown tokens above which a text is as good as not read
+# keys of config.json, at any depth, that choose how the library computes, and what it then computes by itself
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+OWN_KERNELS = (None, "eager", "sdpa")
+QUANTISED = ("quantization_config", "compression_config")
+LAYERS = ("layer", "layers", "blocks")  # how keys end that say how often the model repeats a part
+MOST_LABELS = 100_000  # each gets a name of its own when a config is opened
 CONVERT = "load it once where you trust it and `save_pretrained(folder, safe_serialization=True)`"
 
 
@@ -40,8 +45,7 @@ def check_model_folder(folder: Path | str, family: str) -> None:
         raise InputError(folder, "no such folder", expected="a Hugging Face model folder", reason="missing")
     check_architecture(folder, family)
     paths = weight_paths(folder)
-    for path in paths:
-        check_header(path)
+    check_repeats(folder / "config.json", sum(map(count_tensors, paths)))
     model = check_weight_names(folder, family_class(family))
     if needed := family_class(family).needed_token:
         check_tokenizer(folder, needed, cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings)
@@ -62,32 +66,13 @@ def check_links(folder: Path | str) -> None:
             raise InputError(path, "a link leads out of the folder", str(path.readlink()), "files", fix, "link")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Raises:
-    InputError: not a file with one JSON object.
-    """
-    if not path.is_file():
-        raise InputError(path, "no such file", expected="a Hugging Face model folder", reason="missing")
-    try:
-        value = read_json(path)
-    except (ValueError, RecursionError) as error:
-        raise InputError(path, "not JSON", error, "a JSON object") from None
-    if not isinstance(value, dict):
-        raise InputError(path, "not a JSON object", value, "a JSON object")
-    return value
-
-
 def check_architecture(folder: Path, family: str) -> None:
     """Raises:
     InputError: `config.json` describes a model of another family, or one that this program cannot hold.
     """
     path = folder / "config.json"
     config = read_object(path)
-    if "quantization_config" in config:
-        raise InputError(path, "the weights are quantised", expected="weights in fp32, fp16 or bf16", reason="family")
-    attention = [config.get(key) for key in ("attn_implementation", "_attn_implementation")]
-    if kernel := next((value for value in attention if isinstance(value, str) and "/" in value), None):
-        raise InputError(path, "it asks for foreign code as attention", kernel, fix="take the key out", reason="code")
+    check_doors(path, config)
     kind, given = config.get("model_type"), config.get("architectures") or []
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise InputError(path, "`architectures` is no list of names", given, '["LlamaForCausalLM"]')
@@ -101,6 +86,54 @@ def check_architecture(folder: Path, family: str) -> None:
         if not fits and "auto_map" in config:
             what, expected = "a model with code of its own, which is never run", "a class of transformers"
         raise InputError(path, what, ", ".join(given) or str(kind), expected, fix, "family")
+
+
+def check_doors(path: Path, config: dict[str, Any]) -> None:
+    """Raises:
+    InputError: by a key or a file, the library would compute by other code or other weights than those checked here.
+    """
+    for key, value in nested_items(config):
+        if key in QUANTISED and value is not None:
+            expected = "weights in fp32, fp16 or bf16"
+            raise InputError(path, "the weights are quantised", expected=expected, reason="family")
+        if key in KERNELS and value not in OWN_KERNELS and (key.startswith("_") or "/" in str(value)):
+            what, expected = f"`{key}` asks for code from elsewhere", "eager or sdpa"
+            raise InputError(path, what, value, expected, "take the key out", "code")
+        if key == "transformers_weights" and value is not None:
+            what, expected = f"`{key}` names other weights", f"{WEIGHTS}, or {INDEX} with its shards"
+            raise InputError(path, what, value, expected, "take the key out", "link")
+    adapter = path.with_name("adapter_config.json")
+    if adapter.exists():
+        what, fix = "an adapter lies in the folder of the base", "merge it into the weights, or move it out"
+        raise InputError(adapter, what, expected="a base alone", fix=fix, reason="code")
+    tokenizer = path.with_name("tokenizer_config.json")
+    files = read_object(tokenizer).get("fast_tokenizer_files") if tokenizer.is_file() else None
+    for name in files if isinstance(files, list) else []:
+        if not isinstance(name, str) or Path(name).name != name:
+            what = "`fast_tokenizer_files` leads out of the folder"
+            raise InputError(tokenizer, what, name, "names of files beside it", "take the key out", "link")
+
+
+def nested_items(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every (key, value) of objects in a JSON value, at any depth."""
+    stack = [value]
+    while stack:
+        inner = stack.pop()
+        if isinstance(inner, dict):
+            yield from inner.items()
+            stack += inner.values()
+        elif isinstance(inner, list):
+            stack += inner
+
+
+def check_repeats(path: Path, tensors: int) -> None:
+    """Raises:
+    InputError: `config.json` wants more layers than there are tensors: building them would take until memory ends.
+    """
+    for key, value in nested_items(read_object(path)):
+        limit = tensors if key.endswith(LAYERS) else MOST_LABELS if key == "num_labels" else None
+        if limit is not None and isinstance(value, int) and value > limit:
+            raise InputError(path, f"`{key}` is more than the weights can fill", value, f"at most {limit}")
 
 
 def weight_paths(folder: Path) -> list[Path]:
@@ -132,17 +165,21 @@ def weight_paths(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_header(path: Path) -> None:
-    """Raises:
-    InputError: the file is not safetensors, or shorter than its header says.
+def count_tensors(path: Path) -> int:
+    """How many tensors a file holds.
+
+    Raises:
+        InputError: the file is not safetensors, or shorter than its header says.
     """
     fix = "fetch it again"
-    with open(path, "rb") as stream:
-        if stream.read(24) == b"version https://git-lfs.":
-            raise InputError(path, "a Git LFS pointer in place of the file", fix="`git lfs pull`", reason="missing")
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with open(path, "rb") as stream:
+            if stream.read(24) == b"version https://git-lfs.":
+                raise InputError(
+                    path, "a Git LFS pointer in place of the file", fix="`git lfs pull`", reason="missing"
+                )
+        with safe_open(path, framework="pt") as file:
+            return len(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(path, "damaged or cut short", error, "a whole safetensors file", fix, "weights") from None
 
@@ -155,12 +192,9 @@ def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
     """
     # on the device "meta" no numbers are read; other shapes are reported below
     options = {**family.model_options, "device_map": {"": "meta"}, "ignore_mismatched_sizes": True}
-    try:
-        with quiet_logging():
-            model, report = load_with_report(family.model_class, folder, **options)
-    except Exception as error:  # transformers raises errors of many types for configs that it does not know
-        what, expected = "the model does not open", "one that this version of transformers knows"
-        raise InputError(folder, what, error, expected, reason="family") from error
+    expected = "one that this version of transformers knows"
+    with one_error(folder, "the model does not open", expected, "family"), quiet_logging():
+        model, report = load_with_report(family.model_class, folder, **options)
     wrong = sorted(report["mismatched_keys"])
     if wrong:
         name, stored, shape = wrong[0]
@@ -176,6 +210,20 @@ def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
             what = f"{len(names)} weights are {what}, such as {names[0]}"
             raise InputError(folder, what, type(model).__name__, expected, "give a folder as published", "weights")
     return model
+
+
+@contextmanager
+def one_error(where: Path, what: str, expected: str, reason: str) -> Iterator[None]:
+    """Makes one `InputError` of whatever a library raises on content that it does not expect: errors of many types,
+    and panics of its Rust parts, which are no `Exception`.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        value = f"{type(error).__name__}: {error}"
+        raise InputError(where, what, value, expected, reason=reason) from error
 
 
 @contextmanager
@@ -204,20 +252,19 @@ def check_tokenizer(folder: Path, needed: str, embeddings: int) -> None:
         expected = "tokenizer.json, vocab.txt, vocab.json with merges.txt, or *.model"
         fix = "save the model's tokenizer into the folder, as its publisher did"
         raise InputError(folder, "no whole tokenizer", None, expected, fix, "tokenizer")
-    try:
+    with one_error(folder, "the tokenizer does not work", "a tokenizer of transformers", "tokenizer"):
         tokenizer = open_tokenizer(folder)
-    except Exception as error:  # transformers raises errors of many types for files that it cannot read
-        what = "the tokenizer does not open"
-        raise InputError(folder, what, error, "a tokenizer of transformers", reason="tokenizer") from error
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        unknown = min(unknown_share(tokenizer, [text]) for text in TEXTS)
+        needed_id = getattr(tokenizer, f"{needed}_id")
     if largest >= embeddings:
         what = "the tokenizer has more tokens than the model has embeddings"
         fix = "give the model's own tokenizer"
         raise InputError(folder, what, largest + 1, f"at most {embeddings}", fix, "tokenizer")
-    if getattr(tokenizer, needed) is None:
+    if not isinstance(needed_id, int):
         fix = "name it in tokenizer_config.json"
         raise InputError(folder, f"the tokenizer has no `{needed}`", None, "one", fix, "tokenizer")
-    if min(unknown_share(tokenizer, [text]) for text in TEXTS) > UNKNOWN:
+    if unknown > UNKNOWN:
         what = "the tokenizer knows neither words nor residues nor codons"
         raise InputError(folder, what, f"{largest + 1} tokens", "the model's own tokenizer", reason="tokenizer")
 
@@ -246,13 +293,25 @@ def check_audio(folder: Path) -> list[Path]:
     """
     paths = sorted(folder.glob("*.safetensors"))
     for path in paths:
-        check_header(path)
-    try:
+        count_tensors(path)
+    check_doors(folder / "config.json", read_object(folder / "config.json"))
+    with one_error(folder, "the audio prefix does not open", "what a base with `audio:` was saved with", "weights"):
         AudioPrefix.load(folder)
-    except Exception as error:  # torch raises errors of several types for missing names and other shapes
-        what = "the audio prefix does not open"
-        raise InputError(folder, what, error, "what a base with `audio:` was saved with", reason="weights") from error
     return paths
+
+
+def check_opening(folder: Path, source: Path) -> None:
+    """Opens a prepared folder as every later job will, and reads one example.
+
+    Raises:
+        InputError: it does not open, or what it says is not a number; `source` is named as the folder.
+    """
+    manifest = read_object(folder / MANIFEST)
+    try:
+        with one_error(folder, "the base does not read an example", "a base that does", "weights"), quiet_logging():
+            family_class(manifest["family"]).try_folder(folder, manifest, DTYPES[manifest["precision"]])
+    except InputError as error:
+        raise InputError(error.where.replace(str(folder), str(source)), error.detail, reason=error.reason) from error
 
 
 def check_finite(path: Path) -> None:

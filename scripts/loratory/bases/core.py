@@ -124,6 +124,20 @@ class Base(ABC):
         model = open_model(cls.model_class, folder, dtype=dtype, **cls.model_options)
         return cls(folder, manifest, model, open_tokenizer(folder))
 
+    @classmethod
+    def try_folder(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> None:
+        """Opens a prepared folder and reads one example.
+
+        Raises:
+            InputError: its loss is not a number.
+        """
+        base = cls.open(folder, manifest, dtype)
+        with torch.no_grad():
+            loss = base.loss(base.model.eval(), base.trial_batch())[0]
+        if not loss.isfinite():
+            what = "the model's loss on a short text is not a number"
+            raise InputError(folder, what, loss.item(), "a number of nats", "check config.json", "weights")
+
     # Examples and batches.
 
     @property
@@ -134,6 +148,11 @@ class Base(ABC):
     @abstractmethod
     def context(self) -> int:
         """Most token ids that an example may have."""
+
+    def check_choices(self, choices: tuple[str, ...]) -> None:  # noqa: B027 (a family that asks for none leaves it)
+        """Raises:
+        InputError: the base cannot tell two of an example's choices apart.
+        """
 
     @abstractmethod
     def encode(self, example: Example) -> Encoded:
@@ -148,6 +167,11 @@ class Base(ABC):
         `mask [batch, length]` is 1 where the model reads; `labels` are `[batch, length]`, IGNORED where nothing is
         scored, or `[batch]` of a classifier. The other names are the family's own.
         """
+
+    def trial_batch(self) -> Batch:
+        """A short example of what the family reads, to see whether the base works at all."""
+        choices = (" no", " yes")
+        return self.collate([self.encode(Example("trial", "", "does it work", choices[1], choices=choices))])
 
     def collate_prompts(self, items: Sequence[Encoded], left: bool = False) -> Batch:
         """The prompts alone: to be continued (padded on the left) or answered by a choice."""
@@ -245,7 +269,8 @@ def check_clip(where: str, samples: int, frames: int) -> None:
 def load_with_report(kind: Any, folder: Path | str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A Hugging Face model and the library's report of names and shapes; only safetensors, no code of the folder."""
     safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-    return kind.from_pretrained(folder, output_loading_info=True, **safe, **options)
+    own = {"attn_implementation": None, "experts_implementation": None}  # the library's, whatever config.json says
+    return kind.from_pretrained(folder, output_loading_info=True, **safe, **own, **options)
 
 
 def open_model(kind: Any, folder: Path | str, new: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
@@ -282,6 +307,23 @@ def open_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder.
+
+    Raises:
+        InputError: no such file, or not one JSON object.
+    """
+    if not path.is_file():
+        raise InputError(path, "no such file", expected="a Hugging Face model folder", reason="missing")
+    try:
+        value = files.read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(path, "not JSON", error, "a JSON object") from None
+    if not isinstance(value, dict):
+        raise InputError(path, "not a JSON object", value, "a JSON object")
+    return value
+
+
 def weights_digest(folder: Path | str) -> str:
     """One sha256 over all safetensors files of a folder, by sorted relative path.
 
@@ -291,6 +333,16 @@ def weights_digest(folder: Path | str) -> str:
     paths = sorted(Path(folder).rglob("*.safetensors"))
     if not paths:
         raise InputError(folder, "no *.safetensors file", expected="weights as safetensors (pickles are refused)")
+    return digest_of_files(folder, paths)
+
+
+def settings_digest(folder: Path | str) -> str:
+    """One sha256 over a prepared folder's other files (config, tokenizer, …), which say how its weights are used."""
+    found = (path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".safetensors")
+    return digest_of_files(folder, sorted(path for path in found if path != Path(folder, MANIFEST)))
+
+
+def digest_of_files(folder: Path | str, paths: Sequence[Path]) -> str:
     lines = [f"{files.file_sha256(path)}  {path.relative_to(folder)}" for path in paths]
     return sha256("\n".join(lines).encode()).hexdigest()
 
@@ -303,14 +355,16 @@ def load_base(folder: Path | str, device: torch.device | str = "cpu", dtype: tor
             the heads of an encoder are float32 anyway.
 
     Raises:
-        InputError: the folder was not prepared, or its weights are not those it was prepared with.
+        InputError: the folder was not prepared, or its files are not those it was prepared with.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise InputError(path, "not a prepared base", expected="a folder made by the rule `prepare_base`")
-    manifest = files.read_json(path)
-    if weights_digest(folder) != manifest["weights_sha256"]:
-        raise InputError(folder, "weights differ from those the base was prepared with", fix="prepare the base again")
+    manifest = read_object(path)
+    for what, digest in (("weights", weights_digest), ("settings", settings_digest)):
+        if digest(folder) != manifest.get(f"{what}_sha256"):
+            line = f"{what} differ from those the base was prepared with"
+            raise InputError(folder, line, fix="prepare the base again")
     precision = dtype or DTYPES[manifest.get("precision", "fp32")]
     base = family_class(manifest["family"]).open(Path(folder), manifest, precision)
     for part in filter(None, (base.model, base.audio)):

@@ -80,6 +80,8 @@ class BaseEntry(Options):
         given = [origin for origin in ("path", "hub", "pretrain") if getattr(self, origin) is not None]
         if len(given) != 1:
             raise ValueError(f"given: {', '.join(given) or 'none'}; expected one of `path`, `hub` and `pretrain`")
+        if self.pretrain and self.family not in registry.registered_names("pretraining"):
+            raise ValueError(f"a base of family {self.family} cannot be pretrained here; give `path` or `hub`")
         if self.hub and not self.revision:
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
         if self.revision and not COMMIT.fullmatch(self.revision):

@@ -6,10 +6,11 @@ from pathlib import Path
 from shutil import copy2
 from typing import TYPE_CHECKING, Any, cast
 
-from loratory.bases.checks import INDEX, WEIGHTS, check_links, check_model_folder, read_object, weight_paths
-from loratory.bases.core import MANIFEST, family_class, weights_digest
+from loratory.bases.checks import INDEX, WEIGHTS, check_links, check_model_folder, check_opening, weight_paths
+from loratory.bases.core import MANIFEST, family_class, read_object, settings_digest, weights_digest
 from loratory.bases.hub import download_files
 from loratory.data.files import atomic_write, read_json, write_json
+from loratory.errors import InputError
 
 if TYPE_CHECKING:
     from loratory.bases.options import BaseEntry
@@ -46,18 +47,25 @@ def prepare_files(source: Path, name: str, entry: BaseEntry, out: Path | str, ta
     weights = weight_paths(source)
     kept |= {*weights} if weights[0].name == WEIGHTS else {*weights, source / INDEX}
     with atomic_write(out) as aside:
-        for path in sorted(kept):
+        for path in sorted(filter(Path.is_file, kept)):
             target = aside / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             copy2(path, target)
         family_class(entry.family).complete_folder(aside)
         write_manifest(aside, name, entry, origin=entry.hub or taken_from, taken_from=taken_from, **declared)
+        check_opening(aside, source)
 
 
 def declared_weights(source: Path) -> dict[str, Any]:
-    """The mark of random weights in the folder's manifest, which is kept so that no result of them is reported."""
+    """The mark of random weights in the folder's manifest, which is kept so that no result of them is reported.
+
+    Raises:
+        InputError: the manifest is broken.
+    """
     manifest = source / MANIFEST
     mark = read_object(manifest).get("weights") if manifest.is_file() else None
+    if not isinstance(mark, str | None):
+        raise InputError(manifest, "`weights` is no word", mark, "trained or random")
     return {"weights": mark} if mark else {}
 
 
@@ -72,7 +80,7 @@ def write_manifest(folder: Path, name: str, entry: BaseEntry, origin: str, **fac
         "licence": entry.licence,
         "note": entry.note,
         "weights": "trained",
-        "weights_sha256": weights_digest(folder),
+        **file_digests(folder),
     }
     write_json(folder / MANIFEST, manifest | facts | family_class(entry.family).manifest_facts(entry))
 
@@ -80,4 +88,9 @@ def write_manifest(folder: Path, name: str, entry: BaseEntry, origin: str, **fac
 def note_training(folder: Path, **facts: Any) -> None:
     """What was trained here of a prepared base, and the digest of its weights since."""
     manifest = read_json(folder / MANIFEST)
-    write_json(folder / MANIFEST, manifest | facts | {"weights_sha256": weights_digest(folder)})
+    write_json(folder / MANIFEST, manifest | facts | file_digests(folder))
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """What `load_base` compares: the digest of the weights, which adapters remember too, and that of all else."""
+    return {"weights_sha256": weights_digest(folder), "settings_sha256": settings_digest(folder)}

@@ -5,12 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from loratory import registry
 from loratory.bases.core import weights_digest
 from loratory.bases.openai_whisper import prepare_openai
 from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import atomic_write, file_sha256
 from loratory.domains.contract import TaskOptions
-from loratory.domains.examples import domain_examples, read_records
+from loratory.domains.examples import read_records
 from loratory.training.job import Job
 from loratory.training.pretrain import pretrain_base, train_projector
 
@@ -57,6 +58,5 @@ def prepare_base(
 
 
 def read_corpus(domain: str, folder: Path | str, task: TaskOptions, family: str) -> list:
-    """What a base of the family learns from: examples, but whole records where it folds, for their backbones."""
-    records = read_records(folder, "train")
-    return records if family == "folding" else domain_examples(domain, records, task, family)
+    """What a base of the family learns from."""
+    return registry.load_module("pretraining", family).read_corpus(domain, read_records(folder, "train"), task)

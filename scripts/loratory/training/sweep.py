@@ -90,8 +90,15 @@ def base_facts(base: Base) -> list:
 def encode_split(
     base: Base, domain: str, data: Path | str, task: TaskOptions, split: str, limit: int | None = None
 ) -> list[Encoded]:
-    """The examples of a split as the base reads them."""
+    """The examples of a split as the base reads them.
+
+    Raises:
+        InputError: the base cannot read them, or cannot tell their choices apart: nothing is trained for predictions
+            that it could not make.
+    """
     found = domain_examples(domain, read_records(data, split, limit), task, base.family)
+    for choices in {example.choices for example in found}:
+        base.check_choices(choices)
     check_readable(base, domain, [example.prompt + example.target for example in found[:100]])
     return [base.encode(example) for example in found]
 

@@ -106,9 +106,14 @@ class Family(Base):
         labels = [IGNORED] * len(prompt) + target
         return Encoded(prompt + target, labels, len(labels), example.audio, audio_tokens, label, example.alphabet)
 
+    def check_choices(self, choices: tuple[str, ...]) -> None:
+        ids = {tuple(self.tokens(choice)) for choice in choices}
+        if len(ids) < len(choices) or () in ids:
+            raise InputError(self.folder, "choices are the same tokens, or none", str(choices), "distinct choices")
+
     def prompt_tokens(self, example: Example) -> list[int]:
         """Raises:
-        InputError: `example.chat`, and the base has no chat template or the example has audio.
+        InputError: `example.chat`, and the base has no chat template that works or the example has audio.
         """
         if not example.chat:
             return self.tokens(example.prompt)
@@ -118,7 +123,10 @@ class Family(Base):
         if example.audio:
             raise InputError(where, "a chat template has no place for audio", example.audio, "text alone", fix)
         turn = [{"role": "user", "content": example.prompt}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program of the folder's, in a sandbox
+            raise InputError(where, "the chat template does not take one turn", error, fix=fix) from error
         return self.tokens(cast(str, text))
 
     def target_tokens(self, example: Example) -> list[int]:
@@ -250,11 +258,10 @@ class Family(Base):
         By their first tokens, or, where choices share one, by all of their tokens (without end-of-sequence).
 
         Raises:
-            InputError: the tokenizer makes no difference between two choices.
+            InputError: as `check_choices`.
         """
+        self.check_choices(choices)
         ids = [self.tokens(choice) for choice in choices]
-        if len(set(map(tuple, ids))) < len(ids):
-            raise InputError(self.folder, "choices are the same tokens", str(choices), "distinct choices")
         first = [tokens[0] for tokens in ids]
         if len(set(first)) < len(first):
             return torch.stack([self.loglikelihood(model, items, tokens) for tokens in ids], 1).log_softmax(-1)

@@ -81,6 +81,11 @@ class Family(Base):
     def context(self) -> int:
         return self.model.config.max_position_embeddings
 
+    def check_choices(self, choices: tuple[str, ...]) -> None:
+        classes = self.model_options["num_labels"]
+        if len(choices) > classes:
+            raise InputError(self.folder, "more choices than the head has classes", str(choices), f"at most {classes}")
+
     def encode(self, example: Example) -> Encoded:
         ids = self.tokenizer(example.prompt)["input_ids"]
         if len(ids) > self.context:

@@ -44,6 +44,10 @@ class Family(Base):
         return not name.startswith(NOT_STORED)
 
     @classmethod
+    def try_folder(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> None:
+        """It reads no examples, and `fold_sequence` refuses what is not a number."""
+
+    @classmethod
     def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
         what = "a folding base reads no examples"
         raise InputError(folder, what, expected="a base of another family", fix="open it by `load_folding_model`")

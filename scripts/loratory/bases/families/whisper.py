@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import soundfile
 import torch
 import torch.nn.functional as F
 from torch.nn import Module
@@ -114,6 +116,13 @@ class Family(Base):
             "mask": pad_rows([[1] * (len(item.ids) - 1) for item in items], 0, self.device),
             "labels": pad_rows([item.labels for item in items], IGNORED, self.device),
         }
+
+    def trial_batch(self) -> Batch:
+        """A short tone and a word."""
+        with TemporaryDirectory() as folder:
+            clip = str(Path(folder, "tone.wav"))
+            soundfile.write(clip, np.sin(np.arange(RATE // 4) / 6), RATE)
+            return self.collate([self.encode(Example("trial", "", "", "yes", audio=clip))])
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Model inputs without the last token, which nothing follows; padding on the right needs no mask."""
