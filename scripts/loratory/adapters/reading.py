@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loratory import registry
-from loratory.bases.checks import check_finite, check_header
+from loratory.bases.checks import check_finite, count_tensors
 from loratory.errors import InputError
 from loratory.problems import first_problem
 
@@ -26,13 +25,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise InputError(path, "no such file", expected="a safetensors file", reason="missing")
-    check_header(path)
-    try:
-        check_finite(path)
-        return load_file(path)
-    except (SafetensorError, NotImplementedError) as error:
-        what = "tensors of a type that cannot be read"
-        raise InputError(path, what, error, "float32, float16 or bfloat16", reason="weights") from None
+    count_tensors(path)
+    check_finite(path)
+    return load_file(path)
 
 
 def require_float(where: Path, name: str, tensor: torch.Tensor) -> None:

@@ -316,15 +316,21 @@ def check_opening(folder: Path, source: Path) -> None:
 
 def check_finite(path: Path) -> None:
     """Raises:
-    InputError: a weight is NaN or infinite.
+    InputError: a weight is NaN or infinite, or of a type that torch cannot read.
     """
-    for name, tensor in read_tensors(path):
-        values = tensor if tensor.itemsize > 1 else tensor.float()  # of 8 bits torch finds no extremes
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(values.aminmax()).isfinite().all():
-            raise InputError(f"{path}:{name}", "a weight is NaN or infinite", None, "numbers", reason="weights")
-
-
-def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (it is no dict)
-            yield name, file.get_tensor(name)
+            try:
+                finite = is_finite(file.get_tensor(name))
+            except (SafetensorError, NotImplementedError) as error:
+                what, expected = "numbers of a type that cannot be read", "fp32, fp16 or bf16"
+                raise InputError(f"{path}:{name}", what, error, expected, reason="weights") from None
+            if not finite:
+                raise InputError(f"{path}:{name}", "a weight is NaN or infinite", None, "numbers", reason="weights")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    values = tensor if tensor.itemsize > 1 else tensor.float()  # of 8 bits torch finds no extremes
+    return bool(torch.stack(values.aminmax()).isfinite().all())

@@ -38,7 +38,7 @@ def prepare_base(
     facts = {
         "data_sha256": {d: file_sha256(f"{general[d]}/train.parquet") for d in corpora},
         "torch": version("torch"),
-        "ears_sha256": weights_digest(audio_encoder) if audio_encoder else None,
+        "audio_encoder_sha256": weights_digest(audio_encoder) if audio_encoder else None,
     }
     asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump_json() for d in corpora}}
     job = Job(device, checkpoints, f"base {name}", **asked, **facts)
