@@ -2,6 +2,9 @@
 
 import json
 
+from loratory.training.grid import curve_rows, write_curves
+from loratory.training.schedule import Training
+
 DOMAINS = ("speech", "protein")
 EXPERTS = ("lora@speech", "lora@protein")
 VALUES = {
@@ -17,6 +20,28 @@ VALUES = {
     "other:oracle": 0.5,
     "other": 0.5,
 }
+
+
+def write_runs(path, grids, steps=20):
+    """A `runs.parquet` as trainings write it: rates rise and fall by their schedule, and the last step is validated.
+
+    Args:
+        grids: {seed: {rate of the grid: validation loss}}.
+    """
+    rows = []
+    for seed, losses in grids.items():
+        trials = []
+        for rate, valid_loss in losses.items():
+            recipe = Training(steps=steps, learning_rate=rate, warmup=0.1)
+            curve = [
+                {"step": step, "loss": 3 / (step + 1), "scheduled_rate": recipe.learning_rate_at(step)}
+                for step in range(steps)
+            ]
+            curve[-1]["valid_loss"] = valid_loss
+            trials.append({"rate": rate, "curve": curve})
+        rows += curve_rows(seed, trials)
+    write_curves(path, rows)
+    return path
 
 
 def kind(system: str) -> str:

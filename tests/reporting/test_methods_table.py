@@ -3,10 +3,8 @@ import json
 import subprocess
 import sys
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from metric_files import metric_row
+from metric_files import metric_row, write_runs
 from test_figures import BANNER, SCRIPTS, texts
 
 from loratory.errors import InputError
@@ -222,16 +220,8 @@ def curves(tmp_path):
     found = {}
     for name in METHODS:
         for domain in DOMAINS:
-            rows = [
-                {"run": f"{rate}", "seed": seed, "learning_rate": rate, "step": step}
-                | {"valid_loss": rate * 100 if step == 1 else None}
-                for seed, tried in ((1, RATES), (2, RATES[:1]))
-                for rate in tried
-                for step in (0, 1)
-            ]
-            rows[-1]["valid_loss"] = 99.0
-            found[f"{name}@{domain}"] = tmp_path / f"{name}@{domain}.parquet"
-            pq.write_table(pa.Table.from_pylist(rows), found[f"{name}@{domain}"])
+            grids = {1: {rate: rate * 100 for rate in RATES}, 2: {RATES[0]: 99.0}}
+            found[f"{name}@{domain}"] = write_runs(tmp_path / f"{name}@{domain}.parquet", grids)
     return found
 
 

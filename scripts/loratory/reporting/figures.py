@@ -144,7 +144,8 @@ def draw_curves(runs: Mapping[str, Path | str], out: Path | str, banner: str = "
     """Training loss (thin) and validation loss (dots) by step: a panel for each of `runs`, with all rates and seeds.
 
     Args:
-        runs: {name: its `runs.parquet` with `run`, `seed`, `learning_rate`, `step`, `loss`, `valid_loss`}.
+        runs: {name: its `runs.parquet` with `run`, `seed`, `learning_rate`, `step`, `loss`, `valid_loss`}, as of
+            `training.grid`.
 
     Raises:
         InputError: there is nothing to draw.
