@@ -14,15 +14,15 @@ TEST = [
 ]
 
 
-def test_natural_and_shuffled_are_samples_of_test_sequences():
+def test_natural_and_permuted_are_samples_of_test_sequences():
     rows = task.sample_baselines(TEST, 2, Task())
-    assert [*rows] == ["natural", "shuffled"]
+    assert [*rows] == ["natural", "permuted"]
     names = [example.id for example in task.sample_prompts(2, Task(), "causal")]
     for own in rows.values():
         assert [row["id"] for row in own] == names
-    natural, shuffled = ([task.sample_residues(row["text"]) for row in own] for own in rows.values())
+    natural, permuted = ([task.sample_residues(row["text"]) for row in own] for own in rows.values())
     assert set(natural) < {record["sequence"] for record in TEST}
-    for one, other in zip(natural, shuffled):
+    for one, other in zip(natural, permuted):
         assert one != other and Counter(one) == Counter(other)
     assert task.sample_baselines(TEST[::-1], 2, Task()) == rows
 
@@ -42,7 +42,7 @@ def test_rows_of_both_kinds_stand_in_one_file(tmp_path, monkeypatch, samples):
     rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
     assert {row["kind"] for row in rows} == {"baseline"}
     found = Counter((row["split"], row["system"]) for row in rows)
-    written = {("sample", "natural"): samples, ("sample", "shuffled"): samples} if samples else {}
+    written = {("sample", "natural"): samples, ("sample", "permuted"): samples} if samples else {}
     answered = {
         (split, name): n for split, n in (("valid", 2), ("test", 3)) for name in ("residue_frequency", "trigram")
     }

@@ -162,27 +162,34 @@ def test_where_the_oracle_may_gain_nothing_there_is_nothing_to_recover(recovered
     assert rows["fall", "mix"]["recovery"] is None is rows["fall", "lora@fall"]["recovery_low"]
     assert rows["fall", "mix"]["difference"] == pytest.approx(1)
     [mean] = [row for row in report["means"] if row["system"] == "mix"]
-    assert (mean["recovery"], mean["domains"]) == (rows["rise", "mix"]["recovery"], 1) == (pytest.approx(0.5), 1)
+    assert mean["recovery"] == rows["rise", "mix"]["recovery"] == pytest.approx(0.5)
+    assert (mean["over"], mean["domains"]) == (1, 2), "of one of two domains"
+    status = {domain: rows[domain, "mix"]["recovery_status"] for domain in METRICS}
+    assert status == {"rise": "ok", "fall": "undefined: the oracle may gain nothing"}
 
 
 def test_a_mean_recovery_is_over_domains_draw_by_draw(recovered):
     report = recovered({"mix": lambda domain, seed, i: 2.0 * seed if domain == "rise" else 1.0})
     [mean] = [row for row in report["means"] if row["system"] == "mix"]
-    assert (mean["recovery"], mean["domains"]) == (pytest.approx(0.5), 2)
+    assert (mean["recovery"], mean["over"], mean["domains"]) == (pytest.approx(0.5), 2, 2)
     assert (mean["recovery_low"], mean["recovery_high"]) == pytest.approx((0.25, 0.75))
 
 
 def test_a_domain_below_the_floor_has_no_number_and_joins_no_mean(recovered):
     report = recovered({"mix": 1.5}, n={"rise": 8}, controls={"rise": {"good": 1.0}})
     rows = rows_of(report)
-    numbers = [key for key in rows["rise", "mix"] if key.startswith(("value", "gain", "diff", "recov", "vs_"))]
+    kinds = ("value", "gain", "diff", "vs_")
+    numbers = [key for key in rows["rise", "mix"] if key.startswith(kinds)]
+    numbers += ["recovery", "recovery_low", "recovery_high"]
     few = {system: row for (domain, system), row in rows.items() if domain == "rise"}
     assert {"mix", "base", "good", "lora@rise"} < set(few) and len(numbers) == 13
     assert {row[name] for row in few.values() for name in numbers} == {None}
     assert {(row["n"], row["status"]) for row in few.values()} == {(8, "n < 10: too few records")}
+    assert {(row["recovery_n"], row["recovery_status"]) for row in few.values()} == {(8, "n < 10: too few records")}
     assert {row["value"] for row in report["valid"] if row["domain"] == "rise"} == {None}
     [mean] = [row for row in report["means"] if row["system"] == "mix"]
-    assert (mean["recovery"], mean["domains"]) == (rows["fall", "mix"]["recovery"], 1) == (pytest.approx(0.75), 1)
+    assert mean["recovery"] == rows["fall", "mix"]["recovery"] == pytest.approx(0.75)
+    assert (mean["over"], mean["domains"]) == (1, 2)
 
 
 def test_training_seeds_are_drawn_alike_in_all_domains(recovered):
@@ -227,9 +234,7 @@ def test_draws_without_a_gain_of_the_oracle_have_no_recovery():
     gains = np.r_[np.full(99, 2.0), -2.0]
     spreads = {"base": np.zeros(100), "own": gains, "mix": np.ones(100)}
     values = {"base": {0: 0.0}, "own": {0: 2.0}, "mix": {0: 1.0}}
-    value, draws = system_recoveries(PairedComparison(metric, "test", {}, values, spreads, [0], Floor(1, 1)), "own")[
-        "mix"
-    ]
+    value, draws = system_recoveries(PairedComparison(metric, "test", {}, {}, values, spreads, [0]), "own")["mix"]
     assert value == 0.5
     np.testing.assert_array_equal(draws, np.r_[np.full(99, 0.5), np.nan])
 
@@ -245,7 +250,7 @@ def test_a_summary_and_a_comparison_of_mixers_recover_the_same(recovered, tmp_pa
     for row in summed["rows"]:
         if not row["system"].endswith((":uniform", ":oracle")):
             other = compared.pop((row["domain"], row["system"]))
-            assert {name: other[name] for name in row} == row
+            assert {name: other[name] for name in row} == row and row["recovery_n"] == N
     assert not compared
     means = {row["system"]: row for row in report["means"]}
     assert all(means[row["system"]] == row for row in summed["means"] if row["system"] in means)

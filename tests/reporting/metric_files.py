@@ -56,6 +56,7 @@ def metric_row(system, value, split="test", metric="AUC", **other):
     return {
         **{"system": system, "kind": kind(system), "split": split, "metric": metric, "value": value, **spread},
         **{"n": 40, "n_groups": 20, "unit": "0–1", "direction": "up", "primary": metric == "AUC"},
+        **{"loss": metric == "log_loss"},
         **{"note": "ties count half", "status": "ok", "per_seed": [value, None, value], "gain": gain},
         **{"gain_low": None if gain is None else gain - 0.03, "gain_high": None if gain is None else gain + 0.03},
         **{"vs_control": None, "vs_control_low": None, "vs_control_high": None},
@@ -90,15 +91,20 @@ def recovered(best="lora@speech", **other) -> dict:
     for system, value in VALUES.items():
         for domain in DOMAINS:
             gains = [(v[domain] if isinstance(v, dict) else v) - 0.5 for v in (value, VALUES["mix:oracle"])]
-            rows.append({"domain": domain, "system": system, "recovery": gains[0] / gains[1]})
+            share = {"recovery": gains[0] / gains[1], "recovery_n": 40, "recovery_groups": 20, "recovery_status": "ok"}
+            rows.append({"domain": domain, "system": system, "metric": "AUC", "primary": True} | share)
     shares = {s: [row["recovery"] for row in rows if row["system"] == s] for s in VALUES if s != "length_only"}
-    means = [{"system": system, "recovery": sum(each) / len(each)} for system, each in shares.items()]
-    return {"rows": rows, "means": means, "best_single": best} | other
+    means = [
+        {"system": system, "recovery": sum(each) / len(each), "over": 2, "domains": 2}
+        for system, each in shares.items()
+    ]
+    return {"rows": rows, "means": means, "loss_means": [], "valid_means": means, "best_single": best} | other
 
 
 def routed(folder, **recovery) -> dict:
     """What a summary needs of its mixture beside the metrics."""
     routes = {"domains": ["protein", "speech"], "top1": {"protein": 0.98, "speech": 0.5}}
+    routes["tokens"] = {"protein": 1234, "speech": 56}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "told.json").write_text(json.dumps(routes | {"entropy": {"protein": 0.07, "speech": 1.0}}))
     (folder / "recovery.json").write_text(json.dumps(recovered(**recovery)))

@@ -210,7 +210,7 @@ def test_summary_says_which_base_it_is_about(summed):
 
 
 def test_summary_says_how_the_gate_routed_and_what_the_mixer_is(summed):
-    assert "protein 98.0 %, 0.07; speech 50.0 %, 1.00." in summed["md"]
+    assert "protein 98.0 %, 0.07 (1,234 tokens); speech 50.0 %, 1.00 (56 tokens)." in summed["md"]
     assert "Mixer: xlora (depth 1)." in summed["md"]
 
 
@@ -229,13 +229,20 @@ def test_summary_keeps_the_order_of_its_domains_and_recovers_the_oracle(summed):
 
 
 def test_recovery_is_that_of_its_file_and_a_dash_where_there_is_none(tmp_path, reports):
-    rows = [row | {"recovery": None} if row["domain"] == "speech" else row for row in recovered()["rows"]]
-    means = [{"system": row["system"], "recovery": row["recovery"]} for row in rows if row["domain"] == "protein"]
+    none = {"recovery": None, "recovery_status": "undefined: the oracle may gain nothing"}
+    rows = [row | none if row["domain"] == "speech" else row for row in recovered()["rows"]]
+    means = [row | {"over": 1, "domains": 2} for row in rows if row["domain"] == "protein"]
     told = routed(tmp_path, rows=rows, means=means)
     write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **told)
     found = lines((tmp_path / "s.md").read_text())
     assert {row["speech: recovery (%)"] for row in found.values()} == {"–"}
-    assert found["mix"]["mean recovery (%)"] == found["mix"]["protein: recovery (%)"] == "83.3"
+    assert found["mix"]["protein: recovery (%)"] == "83.3"
+    assert found["mix"]["mean recovery (%)"] == "83.3 (1 of 2 domains)"
+    line = "speech: no recovery by AUC: undefined: the oracle may gain nothing."
+    assert (tmp_path / "s.md").read_text().count(line) == 1
+    rows = csv.DictReader(io.StringIO((tmp_path / "s.tsv").read_text()), delimiter="\t")
+    told = {(row["mean_over"], row["mean_domains"]) for row in rows if row["mean_recovery"]}
+    assert told == {("1", "2")}
 
 
 def test_the_best_single_expert_is_that_of_the_file_of_recoveries(tmp_path, reports):
