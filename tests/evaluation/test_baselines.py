@@ -8,6 +8,7 @@ import pytest
 from loratory.domains.protein import task
 from loratory.domains.protein.sources import Task
 from loratory.evaluation import baselines
+from loratory.reporting.tables import CONTROLS
 
 TEST = [
     {"id": f"p{i}", "group": f"g{i}", "sequence": s} for i, s in enumerate(["MKTAYIAKQR", "GGSSEELLKK", "WYVANDPLQC"])
@@ -25,6 +26,29 @@ def test_natural_and_permuted_are_samples_of_test_sequences():
     for one, other in zip(natural, permuted):
         assert one != other and Counter(one) == Counter(other)
     assert task.sample_baselines(TEST[::-1], 2, Task()) == rows
+
+
+def test_no_control_without_a_language_model_is_called_like_a_control_of_mixtures():
+    names = {*task.sample_baselines(TEST, 2, Task()), *task.baselines(TEST, TEST, Task())}
+    assert names == {"natural", "permuted", "residue_frequency", "trigram"} and not names & {*CONTROLS}
+
+
+def test_baselines_learn_from_train_and_answer_valid_and_test(tmp_path, monkeypatch):
+    asked, learnt = [], []
+
+    def read(data, split, limit=None):
+        asked.append((split, limit))
+        return [record | {"id": f"{split}-{record['id']}"} for record in TEST]
+
+    def learn(train, held_out, options):
+        learnt.append([{record["id"].partition("-")[0] for record in part} for part in (train, held_out)])
+        return {}
+
+    monkeypatch.setattr(baselines, "read_records", read)
+    monkeypatch.setattr(task, "baselines", learn)
+    baselines.predict_baselines("protein", tmp_path, Task(), 7, 5, 0, tmp_path / "b.parquet")
+    assert sorted(asked) == [("test", 7), ("train", None), ("valid", 5)]
+    assert learnt == [[{"train"}, {"valid", "test"}]]
 
 
 def test_fewer_test_sequences_than_samples_come_again():

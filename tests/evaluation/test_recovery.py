@@ -192,6 +192,32 @@ def test_a_domain_below_the_floor_has_no_number_and_joins_no_mean(recovered):
     assert (mean["over"], mean["domains"]) == (1, 2)
 
 
+def test_recovery_by_loss_stands_beside_that_by_the_primary_metric_where_they_are_two(
+    recovered, tmp_path, monkeypatch
+):
+    """On `rise` rates are chosen by another metric than systems are ranked by, on `fall` by the same one."""
+    mean = lambda c: float(c["nll"].mean())  # noqa: E731
+    rank = Metric("rank", "", "up", "nll", lambda c: mean(c) ** 3, primary=True)
+    metrics = {"rise": (rank, Metric("loss", "nats", "down", "nll", lambda c: -mean(c), loss=True))}
+    metrics["fall"] = (Metric("mean", "nats", "down", "nll", mean, primary=True, loss=True),)
+    columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
+    load = lambda noun, name, part: SimpleNamespace(METRICS=metrics[name], VERSION=1, columns=columns)  # noqa: E731
+    monkeypatch.setattr(registry, "load_module", load)
+    report = recovered({"mix": 1.0}, noise=0.1)
+    for found in (report, measured(tmp_path)):
+        shares = {(row["domain"], row["metric"]): row["recovery"] for row in found["rows"] if row["system"] == "mix"}
+        assert shares["rise", "loss"] == shares["fall", "mean"] == pytest.approx(0.5) != shares["rise", "rank"]
+        means = {name: {row["system"]: row for row in found[name]}["mix"] for name in ("means", "loss_means")}
+        assert means["loss_means"]["recovery"] == pytest.approx(0.5)
+        assert means["means"]["recovery"] == pytest.approx((0.5 + shares["rise", "rank"]) / 2)
+        assert {(mean["over"], mean["domains"]) for mean in means.values()} == {(2, 2)}
+
+
+def test_a_domain_whose_loss_is_not_among_its_metrics_joins_no_mean_by_loss(recovered):
+    report = recovered({"mix": 1.0})
+    assert report["loss_means"] == [] and len(report["means"]) > 0
+
+
 def test_training_seeds_are_drawn_alike_in_all_domains(recovered):
     opposed = {"rise": 1, "fall": -1}
     report = recovered({"mix": lambda domain, seed, i: 1.0 + opposed[domain] * seed})

@@ -183,6 +183,34 @@ def test_below_the_floor_cells_and_foot_say_so_and_hold_no_number(tmp_path, file
     assert "n &lt; 10" not in {row["speech: recovery (%)"] for row in shown}
 
 
+def test_recovery_by_loss_has_columns_of_its_own_where_the_primary_metric_is_another(tmp_path, files):
+    report = json.loads(files[0].read_text())
+    other = {"metric": "log_loss", "primary": False, "loss": True, "recovery": 0.5, "recovery_status": "ok"}
+    other |= {"recovery_low": 0.25, "recovery_high": 0.75}
+    report["rows"] += [row | other for row in report["rows"] if row["domain"] == "speech"]
+    report["loss_means"] = [mean | {"recovery": 0.5, "over": 2} for mean in report["means"]]
+    files[0].write_text(json.dumps(report))
+    write_mixer_table(*files, tmp_path / "mixers")
+    shown = cells(tmp_path / "mixers.md")
+    assert "protein: recovery by log_loss (%)" not in shown["zeta"]
+    assert shown["zeta"]["speech: recovery (%)"] == "–"
+    assert shown["zeta"]["speech: recovery by log_loss (%)"] == "50.0 [25.0, 75.0]"
+    assert shown["zeta"]["mean recovery by loss (%)"] == "50.0 [0.0, 100.0]"
+    assert shown[CONTROL]["speech: recovery by log_loss (%)"] == "–"
+    with open(tmp_path / "mixers.tsv", newline="") as stream:
+        rows = {(r["domain"], r["system"], r["metric"]): r for r in csv.DictReader(stream, delimiter="\t")}
+    assert rows["speech", "zeta", "log_loss"]["recovery"] == "0.5" and rows["speech", "zeta", "AUC"]["recovery"] == ""
+
+
+def test_a_mean_over_some_of_the_domains_a_mixture_is_routed_on_is_not_printed():
+    route = {"experts": ["a", "b"], "top1": 0.5, "entropy": 0.5, "memory": None}
+    route |= {"read": 1, "reading": 1.0, "written": 0, "writing": 0.0}
+    single = route | {"experts": ["a"]}
+    assert system_facts("x", [{"x": route}, {"x": route}], [])["top1"] == 0.5
+    assert system_facts("x", [{"x": route}, {"x": single}], [])["top1"] is None
+    assert system_facts("x", [{"x": route}, {}], [])["entropy"] is None
+
+
 def test_nothing_is_bold_and_every_form_is_written(made):
     for suffix in ("tsv", "md", "tex", "html"):
         text = (made / f"mixers.{suffix}").read_text()

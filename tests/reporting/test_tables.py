@@ -332,6 +332,48 @@ def test_a_column_on_fewer_records_says_how_many_and_too_few_print_no_number(tmp
     assert "AUC: ties count half\n" in text
 
 
+def test_where_systems_are_not_judged_by_equally_many_records_each_cell_says_by_how_many(tmp_path):
+    fewer = {"n": 8, "n_groups": 7}
+    rows = [metric_row("base", 0.5), metric_row("lora@speech", 0.6), metric_row("mix", 0.6, metric="pLDDT")]
+    rows += [metric_row("base", 0.4, metric="pLDDT", **fewer)]
+    few = {"n": 2, "n_groups": 2, "status": "n < 5: too few records"}
+    rows += [metric_row("lora@speech", None, metric="pLDDT", **few)]
+    write_domain_table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
+    found = {system: row["pLDDT (0–1) ↑"] for system, row in lines((tmp_path / "t.md").read_text()).items()}
+    assert found["base"] == "0.400 [0.350, 0.450] (n = 8 in 7 groups)"
+    assert found["lora@speech"] == "n &lt; 5 (n = 2 in 2 groups)" and found["mix"].endswith("(n = 40 in 20 groups)")
+    assert "n =" not in lines((tmp_path / "t.md").read_text())["base"]["AUC (0–1) ↑"]
+
+
+def test_what_rates_are_chosen_by_stands_beside_the_primary_metric(tmp_path):
+    rows = [metric_row("base", 0.5, metric=metric) for metric in ("accuracy", "log_loss", "AUC")]
+    write_domain_table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
+    assert [*lines((tmp_path / "t.md").read_text())["base"]][1:] == [
+        *("AUC (0–1) ↑", "log_loss (0–1) ↑", "accuracy (0–1) ↑")
+    ]
+
+
+def test_a_summary_has_recoveries_by_loss_beside_those_by_the_primary_metric(tmp_path, reports):
+    told = recovered()
+    other = {"metric": "log_loss", "primary": False, "recovery": 0.25, "recovery_n": 40}
+    rows = told["rows"] + [row | other for row in told["rows"] if row["domain"] == "speech"]
+    loss_means = [row | {"recovery": 0.25, "over": 1} for row in told["means"]]
+    files = routed(tmp_path, rows=rows, loss_means=loss_means)
+    write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **files)
+    found = lines((tmp_path / "s.md").read_text())["mix"]
+    assert [*found.items()][-2:] == [
+        ("speech: recovery by log_loss (%)", "25.0"),
+        ("mean recovery by loss (%)", "25.0 (1 of 2 domains)"),
+    ]
+    assert found["speech: recovery (%)"] == "62.5"
+    kept = {
+        row["domain"]: row for row in csv.DictReader(io.StringIO((tmp_path / "s.tsv").read_text()), delimiter="\t")
+    }
+    assert (kept["speech"]["loss_metric"], kept["speech"]["loss_recovery"]) == ("log_loss", "0.25")
+    assert (kept["protein"]["loss_metric"], kept["protein"]["loss_recovery"]) == ("", "")
+    assert kept["speech"]["recovery_n"] == "40"
+
+
 def test_a_base_that_was_not_scored_is_said_so(tmp_path):
     rows = [metric_row("lora@toy", 0.7, gain=None, gain_low=None, gain_high=None)]
     write_domain_table([write_report(tmp_path / "m.json", "toy", rows)], tmp_path / "t")
