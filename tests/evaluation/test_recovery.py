@@ -53,9 +53,11 @@ def recovered(tmp_path):
         systems=SYSTEMS,
         controls=None,
         n=None,
+        on_valid=None,
     ):
-        """`controls`: {domain: {baseline: its gain over the base}}; `n`: {domain: its records}, N if not given."""
-        asked = {}
+        """`controls`: {domain: {baseline: its gain over the base}}; `n`: {domain: its records}, N if not given;
+        `on_valid`: the gains there, where they are others."""
+        asked, at = {}, {"test": gains, "valid": on_valid or gains}
         for domain, direction in METRICS.items():
             size = (n or {}).get(domain, N)
             folder = tmp_path / domain
@@ -69,7 +71,7 @@ def recovered(tmp_path):
                 rows = [
                     {"split": split, "system": name, "kind": "adapter", "reference": "", "seconds": 0.0, "tokens": 1}
                     | records[i]
-                    | {"nll": own[i] + (1 if direction == "up" else -1) * told(gains, name, domain, seed, i)}
+                    | {"nll": own[i] + (1 if direction == "up" else -1) * told(at[split], name, domain, seed, i)}
                     for split in ("test", "valid")
                     for name in systems
                     if split == "test" or name == "base" or "@" in name
@@ -311,6 +313,13 @@ def test_a_gain_that_hangs_on_the_seed_is_nothing_to_recover_in_either(recovered
 def test_the_best_single_expert_is_chosen_on_valid_by_its_mean_recovery(recovered, tmp_path):
     report = recovered({"lora@fall": 1.5, "lora@rise": 0.5})
     assert report["best_single"] == measured(tmp_path)["best_single"] == "lora@fall"
+
+
+def test_what_test_says_of_single_experts_chooses_none(recovered, tmp_path):
+    report = recovered({"lora@fall": 1.5, "lora@rise": 0.5}, on_valid={"lora@fall": 0.5, "lora@rise": 1.5})
+    assert report["best_single"] == measured(tmp_path)["best_single"] == "lora@rise"
+    means = {row["system"]: row["recovery"] for row in report["valid_means"]}
+    assert means["lora@rise"] == pytest.approx((1 + 0.75) / 2) and means["lora@fall"] == pytest.approx((0.25 + 1) / 2)
 
 
 def test_without_anything_to_recover_on_valid_no_expert_is_the_best(recovered):
