@@ -84,6 +84,22 @@ def test_a_domain_has_one_primary_metric(domain):
     assert all(isinstance(metric, contract.Metric) for metric in metrics)
 
 
+MORE_IS_BETTER = {
+    "protein": {"validity", "uniqueness", "plddt", "tm_score"},
+    "lncrna": {"auc", "auc_length_matched", "mcc", "f1", "accuracy"},
+    "speech": set(),
+    "recsys": {"auc", "gauc", "accuracy"},
+    "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score"},
+}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_more_is_better_of_scores_and_less_of_losses_and_errors(domain):
+    metrics = load_module("domain", domain, "metrics").METRICS
+    assert {metric.name for metric in metrics if metric.direction == "up"} == MORE_IS_BETTER[domain]
+    assert {metric.sign for metric in metrics if metric.direction == "down"} <= {-1}
+
+
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_at_most_one_metric_is_what_learning_rates_are_chosen_by(domain):
     losses = [metric for metric in load_module("domain", domain, "metrics").METRICS if metric.loss]
