@@ -81,14 +81,14 @@ def test_examples_come_from_the_file_of_the_split_that_was_asked(tmp_path, monke
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
     monkeypatch.setattr(sweep, "domain_examples", lambda domain, records, task, family: [*map(as_example, records)])
     monkeypatch.setattr(sweep, "check_readable", lambda *_: None)
-    base = SimpleNamespace(family="causal", encode=lambda example: example.target)
+    base = SimpleNamespace(family="causal", encode=lambda example: example.target, check_choices=lambda _: None)
     for split in ("train", "gate", "valid", "test"):
         assert sweep.encode_split(base, "toy", tmp_path, None, split) == [split] * 3
         assert sweep.encode_split(base, "toy", tmp_path, None, split, 2) == [split] * 2
 
 
 def as_example(record) -> SimpleNamespace:
-    return SimpleNamespace(prompt="", target=record["text"])
+    return SimpleNamespace(prompt="", target=record["text"], choices=())
 
 
 def test_a_rate_that_diverges_is_left_out_of_the_choice(swept):
