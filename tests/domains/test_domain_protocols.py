@@ -1,7 +1,9 @@
 """Every registered domain defines what the Protocols of `domains.contract` declare."""
 
 import inspect
+import math
 
+import numpy as np
 import pytest
 
 from loratory.domains import contract
@@ -80,6 +82,82 @@ def test_a_domain_has_one_primary_metric(domain):
     metrics = load_module("domain", domain, "metrics").METRICS
     assert sum(metric.primary for metric in metrics) == 1
     assert all(isinstance(metric, contract.Metric) for metric in metrics)
+
+
+MORE_IS_BETTER = {
+    "protein": {"validity", "uniqueness", "plddt", "tm_score"},
+    "lncrna": {"auc", "auc_length_matched", "mcc", "f1", "accuracy"},
+    "speech": set(),
+    "recsys": {"auc", "gauc", "accuracy"},
+    "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score"},
+}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_more_is_better_of_scores_and_less_of_losses_and_errors(domain):
+    metrics = load_module("domain", domain, "metrics").METRICS
+    assert {metric.name for metric in metrics if metric.direction == "up"} == MORE_IS_BETTER[domain]
+    assert {metric.sign for metric in metrics if metric.direction == "down"} <= {-1}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_at_most_one_metric_is_what_learning_rates_are_chosen_by(domain):
+    losses = [metric for metric in load_module("domain", domain, "metrics").METRICS if metric.loss]
+    assert [(metric.name, metric.direction) for metric in losses] == LOSSES.get(domain, [])
+
+
+LOSSES = {
+    "protein": [("nll_per_residue", "down")],
+    "lncrna": [("log_loss", "down")],
+    "recsys": [("log_loss", "down")],
+}
+N = 6
+HALF = np.arange(N) % 2
+COLUMNS = {  # of N sound records each
+    "protein": {
+        **{"nll": 3.0 + np.arange(N), "residues": np.full(N, 2.0), "valid": HALF * 1.0, "truncated": HALF * 1.0},
+        **{"distinct": np.ones(N), "plddt": 50.0 + np.arange(N), "tm": 0.1 * np.arange(N)},
+    },
+    "lncrna": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "matched": np.ones(N, bool)},
+    "recsys": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "user": np.arange(N) // 2},
+    "structure": {
+        "plddt": np.fromiter((50.0 + np.arange(3) * k for k in range(N)), object),
+        "lddt": np.fromiter((40.0 + np.arange(3) + k for k in range(N)), object),
+        "spearman": 0.1 * np.arange(N),
+        "tm": 0.1 * np.arange(N),
+        "rmsd": 1.0 + np.arange(N),
+    },
+}
+CELLS = [(domain, metric) for domain in COLUMNS for metric in load_module("domain", domain, "metrics").METRICS]
+
+
+@pytest.mark.parametrize("domain, metric", CELLS, ids=lambda value: getattr(value, "name", value))
+def test_a_metric_leaves_out_no_record_that_it_counts(domain, metric):
+    """Of a record without a value, either `where` says so, or the metric has no value."""
+    given = COLUMNS[domain]
+    whole = metric.compute_value(given)
+    assert math.isfinite(whole)
+    for name, column in given.items():
+        if column.dtype != float:
+            continue
+        broken = given | {name: np.r_[math.nan, column[1:]]}
+        counted = np.arange(N)[metric.row_selection(broken)]
+        value = metric.compute_value(broken)
+        if 0 in counted:
+            assert math.isnan(value) or value == whole, f"{name} is left out in silence"
+        else:
+            rest = {key: each[1:] for key, each in given.items()}
+            assert value == metric.compute_value(rest) and len(counted) == N - 1
+
+
+@pytest.mark.parametrize("domain, metric", CELLS, ids=lambda value: getattr(value, "name", value))
+def test_a_metric_that_tells_classes_apart_says_so(domain, metric):
+    """Where one class is missing it has no value; what is defined for one class needs no second."""
+    given = COLUMNS[domain]
+    if "label" in given:
+        alone = metric.compute_value(given | {"label": np.zeros(N, int)})
+        by_user = metric.name == "gauc"  # `where` names the users with both classes
+        assert math.isnan(alone) == (metric.classes is not None or by_user)
 
 
 def test_a_function_of_a_protocol_is_found_in_it():

@@ -16,7 +16,7 @@ from loratory.bases.families import folding
 from loratory.domains.structure import build, metrics
 from loratory.domains.structure.sources import Dataset
 from loratory.errors import InputError
-from loratory.evaluation.assess import RESIDUES, assess_folding, chain_scores, residue_lddt
+from loratory.evaluation.assess import RESIDUES, assess_folding, chain_scores, hold_floor, residue_lddt
 from loratory.evaluation.score import Floor
 
 SEQUENCES = [
@@ -96,8 +96,9 @@ def test_a_part_below_the_floor_has_no_number(folder, folds, tmp_path):
     rows = {(row["part"], row["metric"]): row for row in report["rows"]}
     assert rows["all", "lddt"]["status"] == "ok" and rows["all", "lddt"]["value"] == pytest.approx(100)
     status = {"simulated": "n < 3: too few records", "experiment": "groups < 4: too few groups of records"}
+    assert rows["simulated", "chain_spearman"]["chains"] == 0, "the truth does not vary within any chain"
     for part, says in status.items():
-        for row in (rows[part, name] for name in NAMES):
+        for row in (rows[part, name] for name in NAMES if name != "chain_spearman"):
             assert (row["value"], row["low"], row["high"], row["status"]) == (None, None, None, says)
     assert len(residues) == sum(map(len, SEQUENCES)), "what was folded stays known"
 
@@ -122,6 +123,23 @@ def test_numbers_are_those_of_the_table_of_residues(folder, folds, tmp_path):
         assert row["low"] <= row["value"] <= row["high"]
         assert (row["chains"], row["groups"], row["residues"]) == (4, 4, len(known))
     assert assess(folder, data, tmp_path / "again") == (residues, report)
+
+
+def test_a_metric_of_some_chains_counts_these_alone_and_a_bin_of_few_chains_has_no_mean(folder, folds, tmp_path):
+    rng = np.random.default_rng(3)
+    truths = [backbone(fold) for fold in folds]
+    truths[:2] = [truth + rng.normal(size=(len(truth), 1, 3)) * 2 for truth in truths[:2]]
+    data = saved(tmp_path / "data", [record(k, truth) for k, truth in enumerate(truths)])
+    _, report = assess(folder, data, tmp_path / "out", floor=(3, 1))
+    rows = {row["metric"]: row for row in report["rows"] if row["part"] == "all"}
+    found = rows["chain_spearman"]
+    assert (found["chains"], found["groups"], found["status"]) == (2, 2, "n < 3: too few records")
+    assert found["residues"] == len(SEQUENCES[0]) + len(SEQUENCES[1]) < rows["lddt"]["residues"]
+    assert rows["lddt"]["chains"] == 4 and rows["lddt"]["status"] == "ok"
+    assert all((of_bin["lddt"] is None) == (of_bin["chains"] < 3) for of_bin in report["bins"])
+    whole = {"low": 0, "high": 10, "chains": 3, "residues": 9, "plddt": 5.0, "lddt": 6.0}
+    assert hold_floor(whole, Floor(3, 1)) == whole
+    assert hold_floor(whole, Floor(4, 1)) == whole | {"plddt": None, "lddt": None}
 
 
 def test_a_rigid_motion_of_the_truth_changes_nothing(folds):
@@ -156,7 +174,7 @@ def test_chains_like_those_learnt_from_are_left_out(folder, folds, tmp_path):
     records = [*(record(k, backbone(fold)) for k, fold in enumerate(folds)), known]
     data, learnt = saved(tmp_path / "data", records), saved(tmp_path / "learnt", [known | {"id": "x"}], "train")
     residues, report = assess(folder, data, tmp_path / "out", [learnt])
-    assert {row["id"] for row in residues} == {"c0", "c1", "c2", "c3"} and report["left_out"] == 1
+    assert {row["id"] for row in residues} == {"c0", "c2", "c3"} and report["left_out"] == 2, "c1 is its beginning"
     with pytest.raises(InputError, match="each of 1 test chains resembles one that mini learnt from"):
         assess(folder, saved(tmp_path / "only", [known]), tmp_path / "none", [learnt])
     assert not list((tmp_path / "none").iterdir())

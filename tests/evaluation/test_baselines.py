@@ -8,23 +8,47 @@ import pytest
 from loratory.domains.protein import task
 from loratory.domains.protein.sources import Task
 from loratory.evaluation import baselines
+from loratory.reporting.tables import CONTROLS
 
 TEST = [
     {"id": f"p{i}", "group": f"g{i}", "sequence": s} for i, s in enumerate(["MKTAYIAKQR", "GGSSEELLKK", "WYVANDPLQC"])
 ]
 
 
-def test_natural_and_shuffled_are_samples_of_test_sequences():
+def test_natural_and_permuted_are_samples_of_test_sequences():
     rows = task.sample_baselines(TEST, 2, Task())
-    assert [*rows] == ["natural", "shuffled"]
+    assert [*rows] == ["natural", "permuted"]
     names = [example.id for example in task.sample_prompts(2, Task(), "causal")]
     for own in rows.values():
         assert [row["id"] for row in own] == names
-    natural, shuffled = ([task.sample_residues(row["text"]) for row in own] for own in rows.values())
+    natural, permuted = ([task.sample_residues(row["text"]) for row in own] for own in rows.values())
     assert set(natural) < {record["sequence"] for record in TEST}
-    for one, other in zip(natural, shuffled):
+    for one, other in zip(natural, permuted):
         assert one != other and Counter(one) == Counter(other)
     assert task.sample_baselines(TEST[::-1], 2, Task()) == rows
+
+
+def test_no_control_without_a_language_model_is_called_like_a_control_of_mixtures():
+    names = {*task.sample_baselines(TEST, 2, Task()), *task.baselines(TEST, TEST, Task())}
+    assert names == {"natural", "permuted", "residue_frequency", "trigram"} and not names & {*CONTROLS}
+
+
+def test_baselines_learn_from_train_and_answer_valid_and_test(tmp_path, monkeypatch):
+    asked, learnt = [], []
+
+    def read(data, split, limit=None):
+        asked.append((split, limit))
+        return [record | {"id": f"{split}-{record['id']}"} for record in TEST]
+
+    def learn(train, held_out, options):
+        learnt.append([{record["id"].partition("-")[0] for record in part} for part in (train, held_out)])
+        return {}
+
+    monkeypatch.setattr(baselines, "read_records", read)
+    monkeypatch.setattr(task, "baselines", learn)
+    baselines.predict_baselines("protein", tmp_path, Task(), 7, 5, 0, tmp_path / "b.parquet")
+    assert sorted(asked) == [("test", 7), ("train", None), ("valid", 5)]
+    assert learnt == [[{"train"}, {"valid", "test"}]]
 
 
 def test_fewer_test_sequences_than_samples_come_again():
@@ -42,7 +66,7 @@ def test_rows_of_both_kinds_stand_in_one_file(tmp_path, monkeypatch, samples):
     rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
     assert {row["kind"] for row in rows} == {"baseline"}
     found = Counter((row["split"], row["system"]) for row in rows)
-    written = {("sample", "natural"): samples, ("sample", "shuffled"): samples} if samples else {}
+    written = {("sample", "natural"): samples, ("sample", "permuted"): samples} if samples else {}
     answered = {
         (split, name): n for split, n in (("valid", 2), ("test", 3)) for name in ("residue_frequency", "trigram")
     }

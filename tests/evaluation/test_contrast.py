@@ -126,6 +126,22 @@ def test_below_the_floor_no_method_has_a_number(study, floor, status):
     assert {rows["other"][part] is None for part in ("value", "low", "high", *parts)} == {status != "ok"}
 
 
+def test_beside_the_primary_metric_stands_what_rates_are_chosen_by_on_the_same_draws(study, tmp_path, monkeypatch):
+    rank = Metric("rank", "", "up", "nll", lambda c: -float(c["nll"].mean()), primary=True)
+    loss = Metric("loss", "nats", "down", "nll", lambda c: float(c["nll"].mean()), loss=True)
+    columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
+    found = SimpleNamespace(METRICS=(loss, rank), VERSION=3, columns=columns)
+    monkeypatch.setattr(registry, "load_module", lambda *_: found)
+    study({"base": [1, 1], "lora@toy": [0.5, 0.5], "other@toy": [0.25, 0.25]}, controls={"one": (0, 0.6)})
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["metric"] for row in rows] == ["rank"] * 4 + ["loss"] * 4, "the primary one first"
+    assert [row["primary"] for row in rows] == [True] * 4 + [False] * 4
+    for first, second in zip(rows[:4], rows[4:]):
+        assert first["adapter"] == second["adapter"] and first["value"] == pytest.approx(-second["value"])
+        for part in ("gain", "difference_low", "difference_high", "vs_control_low"):
+            assert first[part] == (None if second[part] is None else pytest.approx(second[part]))
+
+
 def test_a_reference_that_was_not_asked_is_named(study):
     with pytest.raises(InputError, match=r"unknown system \(lara@toy\).*did you mean `lora@toy`"):
         study({"base": [0], "lora@toy": [0]}, against="lara")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -138,6 +139,44 @@ def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(s
     ]
     one, other = (pq.read_table(tmp_path / f"seed{seed}.parquet").to_pylist() for seed in (0, 5))
     assert len(one) == len(other) and [row for row in one if row["kind"] == "base"] == other[: len(one) // 2]
+
+
+def test_every_question_is_of_the_split_that_it_is_asked_for_up_to_its_limit(tmp_path, monkeypatch):
+    for split in ("train", "gate", "valid", "test"):
+        rows = [{"id": f"{split}{i}", "group": "g"} for i in range(4)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    monkeypatch.setattr(predict, "domain_examples", lambda domain, records, task, family: records)
+    base = SimpleNamespace(family="causal")
+    evaluation = SimpleNamespace(max_records=3, max_valid=2, samples=0)
+
+    def splits(*asked):
+        found = predict.examples_by_split("recsys", tmp_path, TASK, base, asked, evaluation)
+        return {split: [record["id"][:-1] for record in records] for split, records in found.items()}
+
+    assert splits("valid", "test") == {"valid": ["valid"] * 2, "test": ["test"] * 3}
+    assert splits("test") == {"test": ["test"] * 3}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["causal", "encoder"])
+def test_p_is_the_probability_of_the_second_choice_and_of_no_other(study, tmp_path, family):
+    """By the base's own forward pass, and by what a training to that choice lowers."""
+    base = study.base if family == "causal" else encoder_base(tmp_path / "base")
+    ask = [Example(f"r{i}", "g", text, CHOICES[0], CHOICES) for i, text in enumerate(("acg tta", "yes no yes"))]
+    found = [
+        row["p"] for row in predict.predict_examples(base, base.model, ask, ("choice",), TASK, Evaluation(), 0)[0]
+    ]
+    for p, question in zip(found, ask):
+        if family == "causal":
+            item = base.encode(question)
+            prompt = [token for token, label in zip(item.ids, item.labels) if label == -100]
+            first = [base.tokens(choice)[0] for choice in CHOICES]
+            no, yes = base.model(torch.tensor([prompt])).logits[0, -1, first].log_softmax(-1).tolist()
+        else:
+            items = [base.encode(replace(question, target=choice)) for choice in CHOICES]
+            no, yes = (-float(base.loss(base.model, base.collate([item]))[0]) for item in items)
+        assert p == pytest.approx(np.exp(yes) / (np.exp(no) + np.exp(yes)), abs=1e-5)
+        assert abs(p - 0.5) > 1e-4, "else the other choice's would do as well"
 
 
 def test_shuffled_and_true_gates_differ(study):

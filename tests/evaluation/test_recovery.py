@@ -53,9 +53,11 @@ def recovered(tmp_path):
         systems=SYSTEMS,
         controls=None,
         n=None,
+        on_valid=None,
     ):
-        """`controls`: {domain: {baseline: its gain over the base}}; `n`: {domain: its records}, N if not given."""
-        asked = {}
+        """`controls`: {domain: {baseline: its gain over the base}}; `n`: {domain: its records}, N if not given;
+        `on_valid`: the gains there, where they are others."""
+        asked, at = {}, {"test": gains, "valid": on_valid or gains}
         for domain, direction in METRICS.items():
             size = (n or {}).get(domain, N)
             folder = tmp_path / domain
@@ -69,7 +71,7 @@ def recovered(tmp_path):
                 rows = [
                     {"split": split, "system": name, "kind": "adapter", "reference": "", "seconds": 0.0, "tokens": 1}
                     | records[i]
-                    | {"nll": own[i] + (1 if direction == "up" else -1) * told(gains, name, domain, seed, i)}
+                    | {"nll": own[i] + (1 if direction == "up" else -1) * told(at[split], name, domain, seed, i)}
                     for split in ("test", "valid")
                     for name in systems
                     if split == "test" or name == "base" or "@" in name
@@ -162,27 +164,60 @@ def test_where_the_oracle_may_gain_nothing_there_is_nothing_to_recover(recovered
     assert rows["fall", "mix"]["recovery"] is None is rows["fall", "lora@fall"]["recovery_low"]
     assert rows["fall", "mix"]["difference"] == pytest.approx(1)
     [mean] = [row for row in report["means"] if row["system"] == "mix"]
-    assert (mean["recovery"], mean["domains"]) == (rows["rise", "mix"]["recovery"], 1) == (pytest.approx(0.5), 1)
+    assert mean["recovery"] == rows["rise", "mix"]["recovery"] == pytest.approx(0.5)
+    assert (mean["over"], mean["domains"]) == (1, 2), "of one of two domains"
+    status = {domain: rows[domain, "mix"]["recovery_status"] for domain in METRICS}
+    assert status == {"rise": "ok", "fall": "undefined: the oracle may gain nothing"}
 
 
 def test_a_mean_recovery_is_over_domains_draw_by_draw(recovered):
     report = recovered({"mix": lambda domain, seed, i: 2.0 * seed if domain == "rise" else 1.0})
     [mean] = [row for row in report["means"] if row["system"] == "mix"]
-    assert (mean["recovery"], mean["domains"]) == (pytest.approx(0.5), 2)
+    assert (mean["recovery"], mean["over"], mean["domains"]) == (pytest.approx(0.5), 2, 2)
     assert (mean["recovery_low"], mean["recovery_high"]) == pytest.approx((0.25, 0.75))
 
 
 def test_a_domain_below_the_floor_has_no_number_and_joins_no_mean(recovered):
     report = recovered({"mix": 1.5}, n={"rise": 8}, controls={"rise": {"good": 1.0}})
     rows = rows_of(report)
-    numbers = [key for key in rows["rise", "mix"] if key.startswith(("value", "gain", "diff", "recov", "vs_"))]
+    kinds = ("value", "gain", "diff", "vs_")
+    numbers = [key for key in rows["rise", "mix"] if key.startswith(kinds)]
+    numbers += ["recovery", "recovery_low", "recovery_high"]
     few = {system: row for (domain, system), row in rows.items() if domain == "rise"}
     assert {"mix", "base", "good", "lora@rise"} < set(few) and len(numbers) == 13
     assert {row[name] for row in few.values() for name in numbers} == {None}
     assert {(row["n"], row["status"]) for row in few.values()} == {(8, "n < 10: too few records")}
+    assert {(row["recovery_n"], row["recovery_status"]) for row in few.values()} == {(8, "n < 10: too few records")}
     assert {row["value"] for row in report["valid"] if row["domain"] == "rise"} == {None}
     [mean] = [row for row in report["means"] if row["system"] == "mix"]
-    assert (mean["recovery"], mean["domains"]) == (rows["fall", "mix"]["recovery"], 1) == (pytest.approx(0.75), 1)
+    assert mean["recovery"] == rows["fall", "mix"]["recovery"] == pytest.approx(0.75)
+    assert (mean["over"], mean["domains"]) == (1, 2)
+
+
+def test_recovery_by_loss_stands_beside_that_by_the_primary_metric_where_they_are_two(
+    recovered, tmp_path, monkeypatch
+):
+    """On `rise` rates are chosen by another metric than systems are ranked by, on `fall` by the same one."""
+    mean = lambda c: float(c["nll"].mean())  # noqa: E731
+    rank = Metric("rank", "", "up", "nll", lambda c: mean(c) ** 3, primary=True)
+    metrics = {"rise": (rank, Metric("loss", "nats", "down", "nll", lambda c: -mean(c), loss=True))}
+    metrics["fall"] = (Metric("mean", "nats", "down", "nll", mean, primary=True, loss=True),)
+    columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
+    load = lambda noun, name, part: SimpleNamespace(METRICS=metrics[name], VERSION=1, columns=columns)  # noqa: E731
+    monkeypatch.setattr(registry, "load_module", load)
+    report = recovered({"mix": 1.0}, noise=0.1)
+    for found in (report, measured(tmp_path)):
+        shares = {(row["domain"], row["metric"]): row["recovery"] for row in found["rows"] if row["system"] == "mix"}
+        assert shares["rise", "loss"] == shares["fall", "mean"] == pytest.approx(0.5) != shares["rise", "rank"]
+        means = {name: {row["system"]: row for row in found[name]}["mix"] for name in ("means", "loss_means")}
+        assert means["loss_means"]["recovery"] == pytest.approx(0.5)
+        assert means["means"]["recovery"] == pytest.approx((0.5 + shares["rise", "rank"]) / 2)
+        assert {(mean["over"], mean["domains"]) for mean in means.values()} == {(2, 2)}
+
+
+def test_a_domain_whose_loss_is_not_among_its_metrics_joins_no_mean_by_loss(recovered):
+    report = recovered({"mix": 1.0})
+    assert report["loss_means"] == [] and len(report["means"]) > 0
 
 
 def test_training_seeds_are_drawn_alike_in_all_domains(recovered):
@@ -227,9 +262,7 @@ def test_draws_without_a_gain_of_the_oracle_have_no_recovery():
     gains = np.r_[np.full(99, 2.0), -2.0]
     spreads = {"base": np.zeros(100), "own": gains, "mix": np.ones(100)}
     values = {"base": {0: 0.0}, "own": {0: 2.0}, "mix": {0: 1.0}}
-    value, draws = system_recoveries(PairedComparison(metric, "test", {}, values, spreads, [0], Floor(1, 1)), "own")[
-        "mix"
-    ]
+    value, draws = system_recoveries(PairedComparison(metric, "test", {}, {}, values, spreads, [0]), "own")["mix"]
     assert value == 0.5
     np.testing.assert_array_equal(draws, np.r_[np.full(99, 0.5), np.nan])
 
@@ -245,7 +278,7 @@ def test_a_summary_and_a_comparison_of_mixers_recover_the_same(recovered, tmp_pa
     for row in summed["rows"]:
         if not row["system"].endswith((":uniform", ":oracle")):
             other = compared.pop((row["domain"], row["system"]))
-            assert {name: other[name] for name in row} == row
+            assert {name: other[name] for name in row} == row and row["recovery_n"] == N
     assert not compared
     means = {row["system"]: row for row in report["means"]}
     assert all(means[row["system"]] == row for row in summed["means"] if row["system"] in means)
@@ -280,6 +313,13 @@ def test_a_gain_that_hangs_on_the_seed_is_nothing_to_recover_in_either(recovered
 def test_the_best_single_expert_is_chosen_on_valid_by_its_mean_recovery(recovered, tmp_path):
     report = recovered({"lora@fall": 1.5, "lora@rise": 0.5})
     assert report["best_single"] == measured(tmp_path)["best_single"] == "lora@fall"
+
+
+def test_what_test_says_of_single_experts_chooses_none(recovered, tmp_path):
+    report = recovered({"lora@fall": 1.5, "lora@rise": 0.5}, on_valid={"lora@fall": 0.5, "lora@rise": 1.5})
+    assert report["best_single"] == measured(tmp_path)["best_single"] == "lora@rise"
+    means = {row["system"]: row["recovery"] for row in report["valid_means"]}
+    assert means["lora@rise"] == pytest.approx((1 + 0.75) / 2) and means["lora@fall"] == pytest.approx((0.25 + 1) / 2)
 
 
 def test_without_anything_to_recover_on_valid_no_expert_is_the_best(recovered):

@@ -13,7 +13,7 @@ from loratory import registry
 from loratory.domains.contract import Metric
 from loratory.domains.scores import auc
 from loratory.errors import InputError
-from loratory.evaluation.score import NOT_FOLDED, Floor, score_domain
+from loratory.evaluation.score import NOT_FOLDED, Floor, cell_size, compared_metrics, score_domain
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("split", "system", "kind", "id", "group", "reference")]
@@ -45,6 +45,7 @@ def mean(values) -> float:
 METRICS = (
     Metric("AUC", "0–1", "up", "choice", lambda c: auc(c["label"], c["p"]), primary=True, note="ties count half"),
     Metric("of liked", "0–1", "up", "choice", lambda c: mean(c["p"]), where=lambda c: c["label"] == 1),
+    Metric("agreement", "0–1", "up", "choice", lambda c: mean(c["p"]), classes=lambda c: c["label"]),
     Metric("NLL", "nats/token", "down", "nll", lambda c: float(c["nll"].sum() / c["tokens"].sum())),
     Metric("novelty", "0–1", "up", "sample", lambda c: float(c["new"].mean())),
     Metric("pLDDT", "0–100", "up", "structure", lambda c: float(np.nanmean(c["plddt"]))),
@@ -253,6 +254,44 @@ def test_below_the_floor_nothing_is_computed(run, floor, status):
     numbers = [found[name] for name in ("value", "low", "high", "gain", "gain_low", "gain_high")]
     assert (None in numbers) == (status != "ok") and len({value is None for value in numbers}) == 1
     assert pick(report, "lora@toy", "AUC")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("liked", "floor", "status"),
+    [
+        (0, (3, 1), "ok"),  # there is one class, and nothing to tell apart
+        (2, (3, 1), "class n < 3: too few records of a class"),
+        (2, (2, 3), "class groups < 3: too few groups of records of a class"),
+        (2, (2, 2), "ok"),
+    ],
+)
+def test_a_metric_that_tells_classes_apart_needs_enough_records_of_the_rarest(
+    run, data, predictions, liked, floor, status
+):
+    records = pq.read_table(data / "test.parquet").to_pylist()
+    rare = [record | {"label": int(i < liked)} for i, record in enumerate(records)]
+    pq.write_table(pa.Table.from_pylist(rare), data / "test.parquet")
+    found = pick(run(floor=floor), "lora@toy", "agreement")
+    assert (found["n"], found["n_groups"], found["status"]) == (N, GROUPS, status)
+    assert (found["n_class"], found["n_class_groups"]) == ((liked, liked) if liked else (N, GROUPS))
+    assert (found["value"] is None) == (found["gain"] is None) == (status != "ok")
+
+
+def test_the_size_of_a_cell_is_the_least_of_its_runs_in_records_and_in_groups():
+    groups = np.array(["a", "a", "a", "b"])
+    metric = Metric("m", "", "up", "nll", None, where=lambda c: c["known"])
+    runs = [{"known": np.array(known, bool)} for known in ([1, 1, 1, 0], [0, 0, 1, 1])]
+    assert cell_size(metric, groups, runs) == (2, 1, 2, 1)
+
+
+def test_systems_are_compared_by_the_primary_metric_and_by_the_loss():
+    def names(*metrics):
+        return [metric.name for metric in compared_metrics(SimpleNamespace(METRICS=metrics))]
+
+    make = lambda name, **more: Metric(name, "", "up", "nll", None, **more)  # noqa: E731
+    loss, both = make("loss", loss=True), make("both", primary=True, loss=True)
+    assert names(loss, make("other"), make("rank", primary=True)) == ["rank", "loss"]
+    assert names(make("other"), both) == ["both"] and names(make("rank", primary=True)) == ["rank"]
 
 
 def test_a_baseline_named_like_a_trained_system_is_refused(run, tmp_path):

@@ -2,6 +2,9 @@
 
 import json
 
+from loratory.training.grid import curve_rows, write_curves
+from loratory.training.schedule import Training
+
 DOMAINS = ("speech", "protein")
 EXPERTS = ("lora@speech", "lora@protein")
 VALUES = {
@@ -19,6 +22,28 @@ VALUES = {
 }
 
 
+def write_runs(path, grids, steps=20):
+    """A `runs.parquet` as trainings write it: rates rise and fall by their schedule, and the last step is validated.
+
+    Args:
+        grids: {seed: {rate of the grid: validation loss}}.
+    """
+    rows = []
+    for seed, losses in grids.items():
+        trials = []
+        for rate, valid_loss in losses.items():
+            recipe = Training(steps=steps, learning_rate=rate, warmup=0.1)
+            curve = [
+                {"step": step, "loss": 3 / (step + 1), "scheduled_rate": recipe.learning_rate_at(step)}
+                for step in range(steps)
+            ]
+            curve[-1]["valid_loss"] = valid_loss
+            trials.append({"rate": rate, "curve": curve})
+        rows += curve_rows(seed, trials)
+    write_curves(path, rows)
+    return path
+
+
 def kind(system: str) -> str:
     if system in ("base", "pooled", "length_only"):
         return {"base": "base", "pooled": "control"}.get(system, "baseline")
@@ -31,6 +56,7 @@ def metric_row(system, value, split="test", metric="AUC", **other):
     return {
         **{"system": system, "kind": kind(system), "split": split, "metric": metric, "value": value, **spread},
         **{"n": 40, "n_groups": 20, "unit": "0–1", "direction": "up", "primary": metric == "AUC"},
+        **{"loss": metric == "log_loss"},
         **{"note": "ties count half", "status": "ok", "per_seed": [value, None, value], "gain": gain},
         **{"gain_low": None if gain is None else gain - 0.03, "gain_high": None if gain is None else gain + 0.03},
         **{"vs_control": None, "vs_control_low": None, "vs_control_high": None},
@@ -65,15 +91,20 @@ def recovered(best="lora@speech", **other) -> dict:
     for system, value in VALUES.items():
         for domain in DOMAINS:
             gains = [(v[domain] if isinstance(v, dict) else v) - 0.5 for v in (value, VALUES["mix:oracle"])]
-            rows.append({"domain": domain, "system": system, "recovery": gains[0] / gains[1]})
+            share = {"recovery": gains[0] / gains[1], "recovery_n": 40, "recovery_groups": 20, "recovery_status": "ok"}
+            rows.append({"domain": domain, "system": system, "metric": "AUC", "primary": True} | share)
     shares = {s: [row["recovery"] for row in rows if row["system"] == s] for s in VALUES if s != "length_only"}
-    means = [{"system": system, "recovery": sum(each) / len(each)} for system, each in shares.items()]
-    return {"rows": rows, "means": means, "best_single": best} | other
+    means = [
+        {"system": system, "recovery": sum(each) / len(each), "over": 2, "domains": 2}
+        for system, each in shares.items()
+    ]
+    return {"rows": rows, "means": means, "loss_means": [], "valid_means": means, "best_single": best} | other
 
 
 def routed(folder, **recovery) -> dict:
     """What a summary needs of its mixture beside the metrics."""
     routes = {"domains": ["protein", "speech"], "top1": {"protein": 0.98, "speech": 0.5}}
+    routes["tokens"] = {"protein": 1234, "speech": 56}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "told.json").write_text(json.dumps(routes | {"entropy": {"protein": 0.07, "speech": 1.0}}))
     (folder / "recovery.json").write_text(json.dumps(recovered(**recovery)))

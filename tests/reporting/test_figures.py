@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from metric_files import EXPERTS, routed
+from metric_files import EXPERTS, routed, write_runs
 
 from loratory.errors import InputError
 from loratory.reporting.figures import CHANGE_COLOURS, draw_curves, draw_routing, draw_transfer
@@ -39,18 +39,8 @@ def weights(tmp_path):
 
 @pytest.fixture
 def runs(tmp_path):
-    paths = {}
-    for name in ("lora", "dylora"):
-        rows = [
-            {"run": f"{rate}-{seed}", "seed": seed, "learning_rate": rate, "step": step, "loss": 3 / (step + 1)}
-            | {"valid_loss": 3.1 / (step + 1) if step % 5 == 0 else None, "tokens": 64 * step, "seconds": 0.5}
-            for rate in (1e-4, 1e-3)
-            for seed in (0, 1)
-            for step in range(11)
-        ]
-        paths[name] = tmp_path / f"{name}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows), paths[name])
-    return paths
+    grids = {0: {1e-4: 2.5, 1e-3: 2.0}, 1: {1e-3: 2.1}}
+    return {name: write_runs(tmp_path / f"{name}.parquet", grids) for name in ("lora", "dylora")}
 
 
 @pytest.fixture
@@ -114,8 +104,17 @@ def test_transfer_colours_do_not_hide_the_sign():
 def test_curves_show_every_rate_and_label_their_axes(tmp_path, runs):
     draw_curves(runs, tmp_path / "c.svg")
     found = texts(tmp_path / "c.svg")
-    wanted = {"lora", "dylora", "0.0001", "0.001", "learning rate", "train", "validation"}
+    wanted = {"lora", "dylora", "learning rate", "train", "validation"}
     assert wanted | {"optimiser step", "loss (nats per target token)"} <= set(found)
+    assert {"0.0001", "0.001"} <= set(found)
+
+
+def test_a_legend_has_an_entry_for_each_rate_of_the_grid_however_many_rates_the_schedule_passes(tmp_path, runs):
+    rates = pq.read_table(runs["lora"])["scheduled_rate"].to_pylist()
+    assert len({*rates}) > 30, "warm-up and decay"
+    draw_curves(runs, tmp_path / "c.svg")
+    numbers = [text for text in texts(tmp_path / "c.svg") if re.fullmatch(r"[\d.]+e-\d+|0\.00+\d+", text)]
+    assert sorted(numbers) == ["0.0001", "0.001"]
 
 
 def test_curves_of_one_adapter_without_validation(tmp_path, runs):

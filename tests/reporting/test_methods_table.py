@@ -3,10 +3,8 @@ import json
 import subprocess
 import sys
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from metric_files import metric_row
+from metric_files import metric_row, write_runs
 from test_figures import BANNER, SCRIPTS, texts
 
 from loratory.errors import InputError
@@ -71,6 +69,45 @@ def files(tmp_path):
 def made(tmp_path, files):
     write_method_tables(*files, tmp_path / "methods", tmp_path / "costs", about="a small one", banner=BANNER)
     return tmp_path
+
+
+def beside(row) -> dict:
+    """The same system by what learning rates are chosen by."""
+    return row | {"metric": "log_loss", "primary": False, "loss": True, "unit": "nats", "direction": "down", "n": 40}
+
+
+def test_log_loss_stands_beside_the_primary_metric_and_in_no_figure_of_it(tmp_path, files):
+    for path in files[0]:
+        report = json.loads(path.read_text())
+        if report["domain"] == "protein":
+            report["rows"] += [beside(row) | {"value": 0.25, "note": "clipped"} for row in report["rows"]]
+        path.write_text(json.dumps(report))
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
+    header, *rows = cells(tmp_path / "methods.md")
+    assert header[3:5] == ["protein: log_loss (nats) ↓", "protein: better than lora by, log_loss (nats) ↓"]
+    assert header[5] == "speech: AUC (0–1) ↑" and len(header) == 7
+    shown = {row[0]: row for row in rows}
+    assert shown["zeta"][3].startswith("0.250 [") and shown["zeta"][4].startswith("+0.050 [")
+    foot = (tmp_path / "methods.md").read_text()
+    assert "the 9 comparisons" in foot and "- protein: log_loss: clipped\n" in foot
+    draw_pareto(tmp_path / "methods.tsv", "lora", tmp_path / "p.svg")
+    assert "gain in log_loss (nats)" not in texts(tmp_path / "p.svg")
+    with open(tmp_path / "methods.tsv", newline="") as stream:
+        assert len([*csv.DictReader(stream, delimiter="\t")]) == 12
+
+
+def test_where_methods_are_not_judged_by_equally_many_records_each_cell_says_by_how_many(tmp_path, files):
+    path = files[0][0]
+    report = json.loads(path.read_text())
+    report["rows"] = [row | {"n": 12, "n_groups": 6} if row["adapter"] == "zeta" else row for row in report["rows"]]
+    path.write_text(json.dumps(report))
+    write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
+    shown = {row[0]: row for row in cells(tmp_path / "methods.md")[1:]}
+    assert shown["zeta"][1].endswith("(n = 12 in 6 groups)") and shown["lora"][1].endswith("(n = 40 in 20 groups)")
+    assert "n =" not in shown["zeta"][3]
+    foot = (tmp_path / "methods.md").read_text()
+    assert "- protein: each cell says of how many records it is.\n" in foot
+    assert "- speech: n = 40 (test) in 20 groups.\n" in foot
 
 
 @pytest.mark.parametrize(("above", "says"), [(0.1, "is better than trigram by 0.100"), (-0.1, "trigram wins: ")])
@@ -222,16 +259,8 @@ def curves(tmp_path):
     found = {}
     for name in METHODS:
         for domain in DOMAINS:
-            rows = [
-                {"run": f"{rate}", "seed": seed, "learning_rate": rate, "step": step}
-                | {"valid_loss": rate * 100 if step == 1 else None}
-                for seed, tried in ((1, RATES), (2, RATES[:1]))
-                for rate in tried
-                for step in (0, 1)
-            ]
-            rows[-1]["valid_loss"] = 99.0
-            found[f"{name}@{domain}"] = tmp_path / f"{name}@{domain}.parquet"
-            pq.write_table(pa.Table.from_pylist(rows), found[f"{name}@{domain}"])
+            grids = {1: {rate: rate * 100 for rate in RATES}, 2: {RATES[0]: 99.0}}
+            found[f"{name}@{domain}"] = write_runs(tmp_path / f"{name}@{domain}.parquet", grids)
     return found
 
 

@@ -27,6 +27,9 @@ def row(domain, name) -> dict:
         "recovery": recovery,
         "recovery_low": recovery and recovery - 0.1,
         "recovery_high": recovery and recovery,
+        "recovery_n": 40,
+        "recovery_groups": 20,
+        "recovery_status": "ok" if domain == "protein" else "undefined: the oracle may gain nothing",
     }
     difference = None if name == "uniform" else (gain or 0) - MIXTURES["uniform"]
     low, high = (None, None) if difference is None else (difference - 0.06, difference + 0.06)
@@ -61,13 +64,15 @@ def files(tmp_path):
     rows = [each for each in rows if (each["domain"], each["system"]) != ("speech", "trigram")]
     valid = [metric_row(name, 0.5 + (GAINS[name] or 0), "valid") for name in ("base", *EXPERTS.values())]
     valid = [each | {"domain": domain} for domain in DOMAINS for each in valid]
-    means = [{"system": name, "recovery": (GAINS[name] or 0) / 0.4, "domains": 1} for name in GAINS]
+    means = [{"system": name, "recovery": (GAINS[name] or 0) / 0.4, "over": 1, "domains": 2} for name in GAINS]
     means = [mean | {"recovery_low": 0.0, "recovery_high": 1.0} for mean in means]
     report = {"base": "mini-lm", "against": "uniform", "experts": EXPERTS, "domains": DOMAINS, "rows": rows}
     report |= {
         "controls": CONTROLS,
         "valid": valid,
         "means": means,
+        "loss_means": [],
+        "valid_means": means,
         "best_single": "lora@speech",
         "seeds": SEEDS,
         "resamples": 1000,
@@ -114,7 +119,7 @@ def test_recovery_and_differences_are_printed_with_intervals_and_marks_where_the
     assert better["zeta"] == "+0.200 [0.140, 0.260] ▲"
     assert better["zeta:shuffled"] == "−0.200 [−0.260, −0.140] ▼"
     assert (better["uniform"], better["alpha"]) == ("–", "−0.050 [−0.110, 0.010]")
-    assert shown["zeta"]["mean recovery (%)"] == "75.0 [0.0, 100.0]"
+    assert shown["zeta"]["mean recovery (%)"] == "75.0 [0.0, 100.0] (1 of 2 domains)"
 
 
 def test_routing_is_told_where_several_experts_are_weighed(made):
@@ -158,7 +163,8 @@ def test_the_foot_says_how_intervals_were_made_and_how_many_marks_are_chance(mad
         in foot
     )
     assert "not corrected for the 13 comparisons, of which one in twenty may be marked by chance" in foot
-    assert "Best single: lora@speech, by mean recovery on the validation splits." in foot
+    assert "Best single: lora@speech, by mean recovery on the validation splits (1 of 2 domains)." in foot
+    assert "speech: no recovery by AUC: undefined: the oracle may gain nothing." in foot
     assert all(note in foot for note in NOTES) and "Base: a small one" in foot
 
 
@@ -175,6 +181,34 @@ def test_below_the_floor_cells_and_foot_say_so_and_hold_no_number(tmp_path, file
     assert {row["protein: better than uniform by, AUC (0–1) ↑"] for row in shown} == {"–"}
     assert "- protein: AUC: n &lt; 10: too few records.\n" in (tmp_path / "mixers.md").read_text()
     assert "n &lt; 10" not in {row["speech: recovery (%)"] for row in shown}
+
+
+def test_recovery_by_loss_has_columns_of_its_own_where_the_primary_metric_is_another(tmp_path, files):
+    report = json.loads(files[0].read_text())
+    other = {"metric": "log_loss", "primary": False, "loss": True, "recovery": 0.5, "recovery_status": "ok"}
+    other |= {"recovery_low": 0.25, "recovery_high": 0.75}
+    report["rows"] += [row | other for row in report["rows"] if row["domain"] == "speech"]
+    report["loss_means"] = [mean | {"recovery": 0.5, "over": 2} for mean in report["means"]]
+    files[0].write_text(json.dumps(report))
+    write_mixer_table(*files, tmp_path / "mixers")
+    shown = cells(tmp_path / "mixers.md")
+    assert "protein: recovery by log_loss (%)" not in shown["zeta"]
+    assert shown["zeta"]["speech: recovery (%)"] == "–"
+    assert shown["zeta"]["speech: recovery by log_loss (%)"] == "50.0 [25.0, 75.0]"
+    assert shown["zeta"]["mean recovery by loss (%)"] == "50.0 [0.0, 100.0]"
+    assert shown[CONTROL]["speech: recovery by log_loss (%)"] == "–"
+    with open(tmp_path / "mixers.tsv", newline="") as stream:
+        rows = {(r["domain"], r["system"], r["metric"]): r for r in csv.DictReader(stream, delimiter="\t")}
+    assert rows["speech", "zeta", "log_loss"]["recovery"] == "0.5" and rows["speech", "zeta", "AUC"]["recovery"] == ""
+
+
+def test_a_mean_over_some_of_the_domains_a_mixture_is_routed_on_is_not_printed():
+    route = {"experts": ["a", "b"], "top1": 0.5, "entropy": 0.5, "memory": None}
+    route |= {"read": 1, "reading": 1.0, "written": 0, "writing": 0.0}
+    single = route | {"experts": ["a"]}
+    assert system_facts("x", [{"x": route}, {"x": route}], [])["top1"] == 0.5
+    assert system_facts("x", [{"x": route}, {"x": single}], [])["top1"] is None
+    assert system_facts("x", [{"x": route}, {}], [])["entropy"] is None
 
 
 def test_nothing_is_bold_and_every_form_is_written(made):
@@ -206,6 +240,7 @@ def weights(tmp_path):
             "modules": [[1, 0], [0.5, 0.5]],
             "entropy": 0.5,
             "top1": None,
+            "tokens": 100,
         }
         found[domain] = [tmp_path / f"{domain}.json"]
         found[domain][0].write_text(json.dumps({"mix": route}))

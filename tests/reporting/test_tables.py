@@ -210,7 +210,7 @@ def test_summary_says_which_base_it_is_about(summed):
 
 
 def test_summary_says_how_the_gate_routed_and_what_the_mixer_is(summed):
-    assert "protein 98.0 %, 0.07; speech 50.0 %, 1.00." in summed["md"]
+    assert "protein 98.0 %, 0.07 (1,234 tokens); speech 50.0 %, 1.00 (56 tokens)." in summed["md"]
     assert "Mixer: xlora (depth 1)." in summed["md"]
 
 
@@ -229,13 +229,20 @@ def test_summary_keeps_the_order_of_its_domains_and_recovers_the_oracle(summed):
 
 
 def test_recovery_is_that_of_its_file_and_a_dash_where_there_is_none(tmp_path, reports):
-    rows = [row | {"recovery": None} if row["domain"] == "speech" else row for row in recovered()["rows"]]
-    means = [{"system": row["system"], "recovery": row["recovery"]} for row in rows if row["domain"] == "protein"]
+    none = {"recovery": None, "recovery_status": "undefined: the oracle may gain nothing"}
+    rows = [row | none if row["domain"] == "speech" else row for row in recovered()["rows"]]
+    means = [row | {"over": 1, "domains": 2} for row in rows if row["domain"] == "protein"]
     told = routed(tmp_path, rows=rows, means=means)
     write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **told)
     found = lines((tmp_path / "s.md").read_text())
     assert {row["speech: recovery (%)"] for row in found.values()} == {"–"}
-    assert found["mix"]["mean recovery (%)"] == found["mix"]["protein: recovery (%)"] == "83.3"
+    assert found["mix"]["protein: recovery (%)"] == "83.3"
+    assert found["mix"]["mean recovery (%)"] == "83.3 (1 of 2 domains)"
+    line = "speech: no recovery by AUC: undefined: the oracle may gain nothing."
+    assert (tmp_path / "s.md").read_text().count(line) == 1
+    rows = csv.DictReader(io.StringIO((tmp_path / "s.tsv").read_text()), delimiter="\t")
+    told = {(row["mean_over"], row["mean_domains"]) for row in rows if row["mean_recovery"]}
+    assert told == {("1", "2")}
 
 
 def test_the_best_single_expert_is_that_of_the_file_of_recoveries(tmp_path, reports):
@@ -323,6 +330,48 @@ def test_a_column_on_fewer_records_says_how_many_and_too_few_print_no_number(tmp
     ):
         assert f"- {line}\n" in text
     assert "AUC: ties count half\n" in text
+
+
+def test_where_systems_are_not_judged_by_equally_many_records_each_cell_says_by_how_many(tmp_path):
+    fewer = {"n": 8, "n_groups": 7}
+    rows = [metric_row("base", 0.5), metric_row("lora@speech", 0.6), metric_row("mix", 0.6, metric="pLDDT")]
+    rows += [metric_row("base", 0.4, metric="pLDDT", **fewer)]
+    few = {"n": 2, "n_groups": 2, "status": "n < 5: too few records"}
+    rows += [metric_row("lora@speech", None, metric="pLDDT", **few)]
+    write_domain_table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
+    found = {system: row["pLDDT (0–1) ↑"] for system, row in lines((tmp_path / "t.md").read_text()).items()}
+    assert found["base"] == "0.400 [0.350, 0.450] (n = 8 in 7 groups)"
+    assert found["lora@speech"] == "n &lt; 5 (n = 2 in 2 groups)" and found["mix"].endswith("(n = 40 in 20 groups)")
+    assert "n =" not in lines((tmp_path / "t.md").read_text())["base"]["AUC (0–1) ↑"]
+
+
+def test_what_rates_are_chosen_by_stands_beside_the_primary_metric(tmp_path):
+    rows = [metric_row("base", 0.5, metric=metric) for metric in ("accuracy", "log_loss", "AUC")]
+    write_domain_table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
+    assert [*lines((tmp_path / "t.md").read_text())["base"]][1:] == [
+        *("AUC (0–1) ↑", "log_loss (0–1) ↑", "accuracy (0–1) ↑")
+    ]
+
+
+def test_a_summary_has_recoveries_by_loss_beside_those_by_the_primary_metric(tmp_path, reports):
+    told = recovered()
+    other = {"metric": "log_loss", "primary": False, "recovery": 0.25, "recovery_n": 40}
+    rows = told["rows"] + [row | other for row in told["rows"] if row["domain"] == "speech"]
+    loss_means = [row | {"recovery": 0.25, "over": 1} for row in told["means"]]
+    files = routed(tmp_path, rows=rows, loss_means=loss_means)
+    write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **files)
+    found = lines((tmp_path / "s.md").read_text())["mix"]
+    assert [*found.items()][-2:] == [
+        ("speech: recovery by log_loss (%)", "25.0"),
+        ("mean recovery by loss (%)", "25.0 (1 of 2 domains)"),
+    ]
+    assert found["speech: recovery (%)"] == "62.5"
+    kept = {
+        row["domain"]: row for row in csv.DictReader(io.StringIO((tmp_path / "s.tsv").read_text()), delimiter="\t")
+    }
+    assert (kept["speech"]["loss_metric"], kept["speech"]["loss_recovery"]) == ("log_loss", "0.25")
+    assert (kept["protein"]["loss_metric"], kept["protein"]["loss_recovery"]) == ("", "")
+    assert kept["speech"]["recovery_n"] == "40"
 
 
 def test_a_base_that_was_not_scored_is_said_so(tmp_path):

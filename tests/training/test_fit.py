@@ -160,3 +160,8 @@ def test_weight_decay_is_that_of_the_recipe(tmp_path):
         trained[decay] = list(net.parameters())
     for without, decayed, start in zip(trained[0.0], trained[0.5], model().parameters()):
         torch.testing.assert_close(decayed, without - 0.1 * 0.5 * start)
+
+
+def test_the_curve_holds_the_rate_of_each_step(tmp_path):
+    _, curve = run(tmp_path)
+    assert [point["scheduled_rate"] for point in curve] == [RECIPE.learning_rate_at(step) for step in range(12)]

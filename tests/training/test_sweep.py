@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from families import FAMILIES
 
+from loratory.adapters import core
 from loratory.adapters.deltas import Adapter
 from loratory.config import adapter_entry
 from loratory.errors import InputError
@@ -18,20 +20,21 @@ RATES = (0.1, 0.2, 0.3)
 @pytest.fixture
 def swept(monkeypatch, tmp_path):
     """Runs a sweep whose trainings end at once with the given {rate: validation loss}; a missing rate diverges."""
-    made, places = [], []
+    made, places, sets_seen = [], [], []
 
     def train_one(base, sets, method, seed, rate, job):
         made.append((seed, rate))
         places.append(job.folder)
         if rate not in losses:
             raise InputError("toy", "the loss is nan", reason="diverged")
-        curve = [{"step": 0, "loss": 1.0, "learning_rate": rate / 7, "valid_loss": losses[rate]}]  # by its schedule
+        sets_seen.append(sets)
+        curve = [{"step": 0, "loss": 1.0, "scheduled_rate": rate / 7, "valid_loss": losses[rate]}]
         return {"adapter": Adapter(), "curve": curve, "valid_loss": losses[rate], "transposed": False}
 
     losses = {}
     base = SimpleNamespace(fingerprint="", family="causal", manifest={"name": "mini"})
     monkeypatch.setattr(sweep, "load_base", lambda *_: base)
-    monkeypatch.setattr(sweep, "encode_split", lambda *_: [])
+    monkeypatch.setattr(sweep, "encode_split", lambda base, domain, data, task, split, limit=None: [(split, limit)])
     monkeypatch.setattr(sweep, "data_digest", lambda _: [])
     monkeypatch.setattr(sweep, "describe_run", lambda base, domain, method, seed, trial, data: {"rate": trial["rate"]})
     monkeypatch.setattr(sweep, "train_one", train_one)
@@ -42,9 +45,10 @@ def swept(monkeypatch, tmp_path):
         task = SimpleNamespace(model_dump_json=lambda: "{}")
         sweep.train_sweep("toy", "", task, "", entry, (0, 1, 2), "cpu", tmp_path / "checkpoints", 4, tmp_path / "out")
         rows = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
+        run.scheduled = [row["scheduled_rate"] for row in rows]
         return made, [(row["seed"], row["learning_rate"], row["valid_loss"]) for row in rows]
 
-    run.places, run.manifest = places, base.manifest
+    run.places, run.manifest, run.sets = places, base.manifest, sets_seen
     return run
 
 
@@ -52,6 +56,39 @@ def test_the_grid_is_tried_on_one_seed_and_the_best_rate_on_the_others(swept):
     made, kept = swept(losses={0.1: 3.0, 0.2: 1.0, 0.3: 2.0})
     assert made == [(0, 0.1), (0, 0.2), (0, 0.3), (1, 0.2), (2, 0.2)]
     assert kept == [(0, 0.1, 3.0), (0, 0.2, 1.0), (0, 0.3, 2.0), (1, 0.2, 1.0), (2, 0.2, 1.0)]
+    assert swept.scheduled == pytest.approx([rate / 7 for _, rate in made]), "beside the run's own rate"
+
+
+def test_a_run_learns_from_train_and_is_chosen_by_valid_of_which_no_more_than_the_limit_is_read(swept):
+    swept(losses={0.1: 3.0, 0.2: 1.0, 0.3: 2.0})
+    assert all(sets == {"train": [("train", None)], "valid": [("valid", 4)]} for sets in swept.sets)
+
+
+def test_the_loss_that_chooses_a_rate_is_that_of_the_valid_items_after_training(tmp_path):
+    toy = FAMILIES["llama"]()
+    entry = adapter_entry({"method": "lora", "training": TRAINING})
+    sets = {"train": toy.items[:2], "valid": toy.items[2:]}
+    trial = sweep.train_one(toy, sets, entry, 0, 0.01, sweep.Job("cpu", tmp_path, "toy"))
+    core.apply(toy.model, trial["adapter"], "toy")
+    expected = {name: sweep.mean_loss(toy, toy.model, items, 24) for name, items in sets.items()}
+    assert trial["valid_loss"] == pytest.approx(expected["valid"], rel=1e-5)
+    assert trial["valid_loss"] != pytest.approx(expected["train"], rel=1e-3)
+
+
+def test_examples_come_from_the_file_of_the_split_that_was_asked(tmp_path, monkeypatch):
+    for split in ("train", "gate", "valid", "test"):
+        rows = [{"id": f"{split}{i}", "group": "g", "text": split} for i in range(3)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    monkeypatch.setattr(sweep, "domain_examples", lambda domain, records, task, family: [*map(as_example, records)])
+    monkeypatch.setattr(sweep, "check_readable", lambda *_: None)
+    base = SimpleNamespace(family="causal", encode=lambda example: example.target, check_choices=lambda _: None)
+    for split in ("train", "gate", "valid", "test"):
+        assert sweep.encode_split(base, "toy", tmp_path, None, split) == [split] * 3
+        assert sweep.encode_split(base, "toy", tmp_path, None, split, 2) == [split] * 2
+
+
+def as_example(record) -> SimpleNamespace:
+    return SimpleNamespace(prompt="", target=record["text"], choices=())
 
 
 def test_a_rate_that_diverges_is_left_out_of_the_choice(swept):

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from studies import changed, shipped, succeeded
 
@@ -47,6 +48,10 @@ def results(tmp_path_factory) -> Path:
     return folder / "results"
 
 
+def curve_points(results: Path, domain: str) -> list[dict]:
+    return pq.read_table(results / f"adapters/{domain}/mini_lm/lora/runs.parquet").to_pylist()
+
+
 def table(results: Path, name: str) -> list[dict]:
     with open(results / f"tables/mini_lm.{name}.tsv", newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t"))
@@ -55,8 +60,11 @@ def table(results: Path, name: str) -> list[dict]:
 def test_every_method_is_compared_on_every_domain(results):
     contrasts = {domain: json.loads((results / f"contrasts/{domain}/mini_lm.json").read_text()) for domain in DOMAINS}
     controls = {domain: report["control"]["system"] for domain, report in contrasts.items()}
-    assert sorted((row["domain"], row["adapter"]) for row in table(results, "methods")) == sorted(
-        (domain, name) for domain in DOMAINS for name in ["base", controls[domain], *LINES]
+    assert sorted((row["domain"], row["metric"], row["adapter"]) for row in table(results, "methods")) == sorted(
+        (domain, metric, name)
+        for domain in DOMAINS
+        for metric in ("auc", "log_loss")
+        for name in ["base", controls[domain], *LINES]
     )
     lines = (results / "tables/mini_lm.methods.md").read_text().splitlines()
     head, _, *named = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
@@ -91,6 +99,8 @@ def test_every_run_saw_the_same_targets_and_says_what_it_cost(results):
 
 
 def test_the_figures_are_drawn(results):
+    rates = {row["learning_rate"] for domain in DOMAINS for row in curve_points(results, domain)}
+    assert rates == {*TRAINING["learning_rates"]}, "whatever rate a step was scheduled"
     for name in ("rates", "pareto"):
         drawn = (results / f"figures/mini_lm.{name}.svg").read_text()
         assert all(domain in drawn for domain in DOMAINS)

@@ -173,7 +173,11 @@ class Metric:
         value: columns -> float; NaN if undefined (a single class, no rows).
         where: columns -> (n,) bool, the rows that count (an age group, users with both classes): `value` sees them
             alone, and their number is printed. None: all rows.
+        classes: columns -> (n,) the class of each row, of a metric that tells classes apart: a floor of records and
+            groups holds for the rarest class. None: for all rows together.
         primary: the one metric of the domain that systems are ranked and recovered by.
+        loss: at most one metric of the domain: what learning rates are chosen by, as a score of test records. Unless
+            it is the primary one, it stands beside that wherever systems are compared.
         note: how it is computed, for the table's foot.
     """
 
@@ -185,6 +189,8 @@ class Metric:
     primary: bool = False
     note: str = ""
     where: "Callable[[Columns], np.ndarray] | None" = None
+    classes: "Callable[[Columns], np.ndarray] | None" = None
+    loss: bool = False
 
     @property
     def sign(self) -> int:
@@ -337,7 +343,7 @@ class FoldingMetricsModule(MetricsModule, Protocol):
         """As of any domain; neither records nor task are needed, and both may be None."""
 
     def calibration_bins(self, columns: Columns) -> list[dict]:
-        """What the report says of each bin of confidence (JSON)."""
+        """Of each bin of confidence: `low`, `high`, `chains`, `residues`, mean `plddt` and mean `lddt` (JSON)."""
 
 
 class SimulateModule(Protocol):

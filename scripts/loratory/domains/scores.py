@@ -3,6 +3,19 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+CLIP = 1e-6
+CLIP_NOTE = f"p clipped to [{CLIP:g}, 1 - {CLIP:g}]; what learning rates are chosen by, on other records"
+
+
+def log_loss(labels: np.ndarray, p: np.ndarray) -> float:
+    """Mean −ln of the probability that is given to the truth, in nats; NaN without rows.
+
+    Args:
+        labels: (n,) truth, 0 or 1. p: (n,) P(label 1), clipped to [CLIP, 1 − CLIP].
+    """
+    clipped = np.clip(p, CLIP, 1 - CLIP)
+    return float(-np.mean(np.where(labels == 1, np.log(clipped), np.log1p(-clipped)))) if labels.size else np.nan
+
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Probability that a random positive scores above a random negative, a tie counting one half.

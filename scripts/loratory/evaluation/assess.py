@@ -20,7 +20,7 @@ from loratory.domains.dataset import read_split
 from loratory.domains.examples import read_records
 from loratory.errors import InputError
 from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
-from loratory.evaluation.score import Floor, estimate_columns, finite_or_none, metric_columns
+from loratory.evaluation.score import Floor, cell_size, estimate_columns, finite_or_none, metric_columns
 from loratory.evaluation.superposition import rmsd, tm_of_pairs
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def assess_folding(
         learnt: folders of the datasets whose `train` split the base learnt from, or None if that is not known.
         dataset: the domain's `Dataset` options. limit: most chains, by id hash.
         resamples, seed: how many bootstrap draws, and their seed.
-        floor: a part with fewer chains, or groups of them, has no numbers, and `status` says so.
+        floor: a number of fewer chains, or groups of them, is not computed, and `status` says so; nor are the means of
+            a bin with residues of fewer chains.
         residues, metrics: the parquet file (RESIDUES) and the JSON file that are written.
 
     Raises:
@@ -87,7 +88,7 @@ def assess_folding(
         "base": base,
         "metrics_version": task.VERSION,
         "rows": [row for part, own in parts.items() for row in metric_rows(task, part, own, resamples, seed, floor)],
-        "bins": task.calibration_bins(resolved_columns(task, chains)),
+        "bins": [hold_floor(each, floor) for each in task.calibration_bins(resolved_columns(task, chains))],
         "left_out": len(seen) if learnt is not None else None,
         "resamples": resamples,
         "seed": seed,
@@ -141,17 +142,24 @@ def resolved_columns(task: Any, chains: Sequence[dict]) -> dict:
     return task.columns(rows, None, None)
 
 
+def hold_floor(of_bin: dict, floor: Floor) -> dict:
+    """A bin of confidence, without its means where they are of too few chains."""
+    return of_bin | ({"plddt": None, "lddt": None} if of_bin["chains"] < floor.records else {})
+
+
 def metric_rows(task: Any, part: str, chains: Sequence[dict], resamples: int, seed: int, floor: Floor) -> list[dict]:
-    """One row for each metric, over the chains of one part."""
-    columns, groups = resolved_columns(task, chains), [chain["group"] for chain in chains]
-    missing = floor.shortage_status(len(chains), len(set(groups)))
-    metrics = [] if missing else task.METRICS
-    values = {metric.name: {None: metric.value(columns)} for metric in metrics}
-    statistics = {metric.name: row_statistic(metric.value, [columns]) for metric in metrics}
+    """One row for each metric, over the chains of one part that it looks at."""
+    columns, groups = resolved_columns(task, chains), np.array([chain["group"] for chain in chains])
+    sizes = {metric.name: cell_size(metric, groups, [columns]) for metric in task.METRICS}
+    missing = {name: floor.shortage_status(size) for name, size in sizes.items()}
+    metrics = [metric for metric in task.METRICS if not missing[metric.name]]
+    values = {metric.name: {None: metric.compute_value(columns)} for metric in metrics}
+    statistics = {metric.name: row_statistic(metric.value, [columns], metric.where) for metric in metrics}
     spreads = bootstrap_distributions(statistics, groups, resamples, seed)
-    sizes = {"chains": len(chains), "groups": len(set(groups)), "residues": sum(map(len, columns["lddt"]))}
     rows = []
     for metric in task.METRICS:
-        found = estimate_columns(values.get(metric.name, {}), spreads.get(metric.name), [], missing)
-        rows.append({"part": part, **sizes, **metric_columns(metric), **found})
+        size, lengths = sizes[metric.name], [len(each) for each in columns["lddt"][metric.row_selection(columns)]]
+        counts = {"chains": size.n, "groups": size.n_groups, "residues": sum(lengths)}
+        found = estimate_columns(values.get(metric.name, {}), spreads.get(metric.name), [], missing[metric.name])
+        rows.append({"part": part, **counts, **metric_columns(metric), **found})
     return rows

@@ -1,4 +1,6 @@
-"""Predictions → how systems differ on the primary metric of a domain; first of all the adapters of one domain.
+"""Predictions → how systems differ on the primary metric of a domain, and on what learning rates are chosen by.
+
+First of all the adapters of one domain.
 
 Unlike `evaluation.score`, which speaks of what was trained as it is, this speaks of what trained it: each draw takes
 whole groups of test records and, again with replacement, training seeds. All systems see the same draws, so that
@@ -14,21 +16,22 @@ import numpy as np
 
 from loratory import registry
 from loratory.data.files import file_sha256, write_json
-from loratory.domains.contract import Metric
+from loratory.domains.contract import Columns, Metric
 from loratory.domains.dataset import read_split
 from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
 from loratory.evaluation.score import (
     BASE,
     CONTROL,
+    CellSize,
     Floor,
     add_baselines,
+    cell_size,
     choose_control,
+    compared_metrics,
     estimate_columns,
     gain_columns,
     gather_runs,
     metric_columns,
-    primary_metric,
-    selected_size,
 )
 
 SPLIT = "test"
@@ -36,32 +39,32 @@ SPLIT = "test"
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Some systems on the same records of one split, by the domain's primary metric.
+    """Some systems on the same records of one split, by one metric.
 
     Attributes:
-        sizes: {system: (records, groups) behind its value}, of all systems.
+        sizes: {system: what its value is computed on}, of all systems.
+        missing: {system: why nothing is computed}, of systems below the floor.
         values: {system: {training seed: value}}, of systems above the floor.
         spreads: {system: (resamples,) means over drawn seeds of drawn groups}, the same draws for all of them.
-        seeds: training seeds, in order. floor: as of `score.score_domain`.
+        seeds: training seeds, in order.
         control: as of `score.choose_control`; it is one of the systems.
         version: of the domain's metrics.
     """
 
     metric: Metric
     split: str
-    sizes: dict[str, tuple[int, int]]
+    sizes: dict[str, CellSize]
+    missing: dict[str, str]
     values: dict[str, dict]
     spreads: dict[str, np.ndarray]
     seeds: list[int]
-    floor: Floor
     control: dict | None = None
     version: int = 1
 
     def score_row(self, system: str) -> dict:
         """As a row of `evaluation.score`, with the gains over the base and over the control."""
-        n, n_groups = self.sizes[system]
-        known = {"system": system, "split": self.split, "n": n, "n_groups": n_groups, **metric_columns(self.metric)}
-        missing = self.floor.shortage_status(n, n_groups)
+        known = {"system": system, "split": self.split, **self.sizes[system]._asdict(), **metric_columns(self.metric)}
+        missing = self.missing.get(system, "")
         known |= estimate_columns(self.values.get(system, {}), self.spreads.get(system), self.seeds, missing)
         control = self.control["system"] if self.control else None
         return known | self.gain_over(system, BASE) | self.gain_over(system, control, CONTROL)
@@ -86,8 +89,11 @@ def compare_systems(
     seed: int | Sequence[int],
     floor: Floor,
     baselines: Path | str | None = None,
-) -> PairedComparison:
+) -> list[PairedComparison]:
     """Compares the systems that are `chosen` by their names, and the best control without a language model.
+
+    Returns:
+        A comparison for each of `score.compared_metrics`, the primary one first; all see the same draws.
 
     Args:
         files: {training seed: parquet file of predictions}, in order.
@@ -101,7 +107,6 @@ def compare_systems(
         InputError: as `evaluation.score`.
     """
     metrics = registry.load_module("domain", domain, "metrics")
-    metric = primary_metric(metrics)
     splits = gather_runs(add_baselines(files, baselines), data, {})
     control = choose_control(metrics, splits, data, task)
     wanted = {name for name in splits[split] if chosen(name)} | ({control["system"]} if control else set())
@@ -112,19 +117,37 @@ def compare_systems(
         name: {run: metrics.columns(rows, records, task) for run, rows in runs.items()}
         for name, runs in systems.items()
     }
-    sizes = {name: selected_size(metric, groups, runs.values()) for name, runs in columns.items()}
-    columns = {name: runs for name, runs in columns.items() if not floor.shortage_status(*sizes[name])}
-    values = {name: {run: metric.compute_value(each) for run, each in runs.items()} for name, runs in columns.items()}
+    return [
+        compare_columns(metric, split, columns, groups, resamples, seed, floor, list(files), control, metrics.VERSION)
+        for metric in compared_metrics(metrics)
+    ]
+
+
+def compare_columns(
+    metric: Metric,
+    split: str,
+    columns: Mapping[str, Mapping[int | None, Columns]],
+    groups: np.ndarray,
+    resamples: int,
+    seed: int | Sequence[int],
+    floor: Floor,
+    seeds: list[int],
+    control: dict | None,
+    version: int,
+) -> PairedComparison:
+    """A comparison by one metric of {system: {training seed: its prediction columns}}."""
+    sizes = {name: cell_size(metric, groups, runs.values()) for name, runs in columns.items()}
+    missing = {name: status for name, size in sizes.items() if (status := floor.shortage_status(size))}
+    shown = {name: runs for name, runs in columns.items() if name not in missing}
+    values = {name: {run: metric.compute_value(each) for run, each in runs.items()} for name, runs in shown.items()}
     statistics = {
         (name, run): row_statistic(metric.value, [each], metric.where)
-        for name, runs in columns.items()
+        for name, runs in shown.items()
         for run, each in runs.items()
     }
     spreads = bootstrap_distributions(statistics, groups, resamples, seed)
-    over = {
-        name: seed_distribution(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in columns.items()
-    }
-    return PairedComparison(metric, split, sizes, values, over, list(files), floor, control, metrics.VERSION)
+    over = {name: seed_distribution(spreads, name, list(runs), np.atleast_1d(seed)[0]) for name, runs in shown.items()}
+    return PairedComparison(metric, split, sizes, missing, values, over, seeds, control, version)
 
 
 def contrast_methods(
@@ -143,9 +166,10 @@ def contrast_methods(
 ) -> None:
     """Writes a row for the base, each adapter of the domain and the best control to the JSON file `out`.
 
-    A row is one of `evaluation.score` with the name of its `adapter` (or of the control), and with `difference`,
-    `difference_low` and `difference_high`: how much better it is than the adapter `against`. `vs_svd` and its interval
-    say the same of an adapter at a lower rank and its control; null in all other rows.
+    By the primary metric and, where it is another one, by what learning rates are chosen by. A row is one of
+    `evaluation.score` with the name of its `adapter` (or of the control), and with `difference`, `difference_low` and
+    `difference_high`: how much better it is than the adapter `against`. `vs_svd` and its interval say the same of an
+    adapter at a lower rank and its control; null in all other rows.
 
     Args:
         predictions: {training seed: parquet file}.
@@ -158,20 +182,22 @@ def contrast_methods(
     files, reference = dict(sorted(predictions.items())), f"{against}@{domain}"
     own = lambda name: is_own(name, domain)  # noqa: E731
     found = compare_systems(domain, files, data, task, SPLIT, own, resamples, seed, floor, baselines)
-    if reference not in found.sizes:
-        raise registry.unknown_name_error(next(iter(files.values())), "system", reference, found.sizes)
+    first, *_ = found
+    if reference not in first.sizes:
+        raise registry.unknown_name_error(next(iter(files.values())), "system", reference, first.sizes)
     controls = {
         f"{name}@{domain}": f"{svd}@{domain}" for of in (cuts or {}).values() for name, svd in of.items() if svd
     }
     rows = [
-        found.score_row(name)
+        of.score_row(name)
         | {"adapter": name.removesuffix(f"@{domain}")}
-        | found.gain_over(name, reference, "difference")
-        | found.gain_over(name, controls.get(name), "vs_svd")
-        for name in found.sizes
+        | of.gain_over(name, reference, "difference")
+        | of.gain_over(name, controls.get(name), "vs_svd")
+        for of in found
+        for name in of.sizes
     ]
-    report = {"domain": domain, "base": base, "metrics_version": found.version, "against": against}
-    report |= {"control": found.control, "cuts": cuts or {}, "rows": rows}
+    report = {"domain": domain, "base": base, "metrics_version": first.version, "against": against}
+    report |= {"control": first.control, "cuts": cuts or {}, "rows": rows}
     report |= {"seeds": list(files), "resamples": resamples, "seed": seed, "inputs": file_digests(files, baselines)}
     write_json(out, report)
 

@@ -5,6 +5,7 @@
 The oracle is each domain's own expert, alone: what a perfect router would choose. Intervals are of the ratio itself,
 draw by draw (`evaluation.contrast`: groups and training seeds); a draw in which the oracle gains nothing has none.
 Where the interval of the oracle's gain is not above 0, there is nothing to recover: it is undefined for all systems.
+It is measured by the primary metric and, where a domain has another such metric, by what learning rates are chosen by.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,10 @@ from loratory import registry
 from loratory.data.files import write_json
 from loratory.evaluation.bootstrap import percentile_interval
 from loratory.evaluation.contrast import PairedComparison, compare_systems, file_digests
-from loratory.evaluation.score import BASE, Floor, finite_or_none
+from loratory.evaluation.score import BASE, Floor, finite_or_none, metric_columns
 
+NO_GAIN = "undefined: the oracle may gain nothing"
+NO_VALUE = "undefined"
 Shares = dict[str, tuple[float, np.ndarray]]  # {system: (recovery, its (resamples,) draws)}
 
 
@@ -53,7 +56,7 @@ def predictions_by_domain(
 
 @dataclass(frozen=True)
 class DomainComparison:
-    """Some systems of one domain on test, the base and the experts on valid, and what of them recovers how much.
+    """By one metric: some systems of a domain on test, the base and the experts on valid, and who recovers how much.
 
     Attributes:
         oracle: the domain's own expert. shares: recoveries on test.
@@ -63,6 +66,24 @@ class DomainComparison:
     test: PairedComparison
     valid: PairedComparison
     shares: Shares
+
+    def recovery_row(self, system: str) -> dict:
+        """`recovery` with its interval, and in `recovery_status` why there is none. Its n is the least of what it is
+        computed of: the base, the oracle and the system."""
+        sizes = [self.test.sizes[name] for name in (BASE, self.oracle, system) if name in self.test.sizes]
+        counts = {"recovery_n": min(size.n for size in sizes), "recovery_groups": min(size.n_groups for size in sizes)}
+        return (
+            recovery_columns(*self.shares.get(system, (None, None)))
+            | counts
+            | {"recovery_status": self.status(system)}
+        )
+
+    def status(self, system: str) -> str:
+        if system in self.shares:
+            return "ok"
+        missing = self.test.missing
+        few = next((missing[name] for name in (BASE, self.oracle, system) if name in missing), "")
+        return few or (NO_VALUE if self.shares else NO_GAIN)
 
 
 def contrast_mixers(
@@ -78,10 +99,10 @@ def contrast_mixers(
 ) -> None:
     """Writes how the mixtures of some experts compare, on all their domains, to the JSON file `out`.
 
-    `rows` are those of `evaluation.score` on test, for each domain and each of base, experts, mixtures, shuffled gates
-    and the best control without a language model, with `recovery` and `difference` (to the mixture `against`), each
-    with `_low` and `_high`; `controls` names these controls; `valid` are rows of base and experts on valid;
-    `best_single` and `means` are as of `measure_recovery`.
+    `rows` are those of `evaluation.score` on test, for each domain and metric and each of base, experts, mixtures,
+    shuffled gates and the best control without a language model, with the columns of `recovery_row` and `difference`
+    (to the mixture `against`), which has `_low` and `_high`; `controls` names these controls; `valid` are rows of base
+    and experts on valid; `best_single` and all means are as of `measure_recovery`.
 
     Args:
         asked: {domain: its predictions}. experts: {domain: its adapter}. mixtures: their names.
@@ -95,20 +116,27 @@ def contrast_mixers(
     alone = [BASE, *own.values()]
     wanted = {*alone, *mixtures, *(f"{name}:shuffled" for name in mixtures)}
     compared = compare_domains(asked, own, wanted.__contains__, resamples, seed, floor)
-    for domain, of in compared.items():
-        check_systems(of.test, [*alone, *mixtures], next(iter(asked[domain].files.values())))
+    for domain, (first, *_) in compared.items():
+        check_systems(first.test, [*alone, *mixtures], next(iter(asked[domain].files.values())))
     report = recovery_report(base, asked, compared, wanted.__contains__, resamples, seed)
-    report |= {"against": against, "controls": {domain: of.test.control for domain, of in compared.items()}}
+    report |= {
+        "against": against,
+        "controls": {domain: first.test.control for domain, (first, *_) in compared.items()},
+    }
     report["rows"] = [
         {"domain": domain}
         | of.test.score_row(name)
         | of.test.gain_over(name, against, "difference")
-        | recovery_columns(*of.shares.get(name, (None, None)))
-        for domain, of in compared.items()
+        | of.recovery_row(name)
+        for domain, by_metric in compared.items()
+        for of in by_metric
         for name in of.test.sizes
     ]
     report["valid"] = [
-        {"domain": domain} | of.valid.score_row(name) for domain, of in compared.items() for name in of.valid.sizes
+        {"domain": domain} | of.valid.score_row(name)
+        for domain, by_metric in compared.items()
+        for of in by_metric
+        for name in of.valid.sizes
     ]
     write_json(out, report)
 
@@ -125,9 +153,11 @@ def measure_recovery(
 ) -> None:
     """Writes what a mixture, its controls and its experts recover, on all their domains, to the JSON file `out`.
 
-    `rows` are of each domain and each of base, experts, mixture, its controls and the best control without a language
-    model; `means` are recoveries over the domains that have one; `best_single` is the expert with the best mean
-    recovery on valid, None where it is undefined for all. The numbers are those of `contrast_mixers`.
+    `rows` are of each domain and metric and each of base, experts, mixture, its controls and the best control without
+    a language model. `means` are recoveries over those domains that have one (`over`, of `domains`) by their primary
+    metrics, `loss_means` by what their learning rates are chosen by, `valid_means` by primary metrics on valid.
+    `best_single` is the expert with the best of `valid_means`, None where it is undefined for all. The numbers are
+    those of `contrast_mixers`.
 
     Args:
         asked, experts, resamples, seed, floor: as of `contrast_mixers`. mixture: its name.
@@ -144,8 +174,9 @@ def measure_recovery(
     compared = compare_domains(asked, own, is_wanted, resamples, seed, floor)
     report = recovery_report(base, asked, compared, is_wanted, resamples, seed)
     report["rows"] = [
-        {"domain": domain, "system": name} | recovery_columns(*of.shares.get(name, (None, None)))
-        for domain, of in compared.items()
+        {"domain": domain, "system": name, **metric_columns(of.test.metric)} | of.recovery_row(name)
+        for domain, by_metric in compared.items()
+        for of in by_metric
         for name in of.test.sizes
     ]
     write_json(out, report)
@@ -163,46 +194,56 @@ def compare_domains(
     resamples: int,
     seed: int,
     floor: Floor,
-) -> dict[str, DomainComparison]:
-    """The systems that are `chosen` by their names, in each domain."""
+) -> dict[str, list[DomainComparison]]:
+    """The systems that are `chosen` by their names, in each domain by each of `score.compared_metrics`."""
     found, alone = {}, {BASE, *own.values()}
     for place, (domain, of) in enumerate(asked.items()):
         draws = (resamples, [seed, place], floor)  # groups of different domains have nothing to do with one another
         test = compare_systems(domain, of.files, of.data, of.task, "test", chosen, *draws, of.baselines)
         valid = compare_systems(domain, of.files, of.data, of.task, "valid", alone.__contains__, *draws)
-        found[domain] = DomainComparison(own[domain], test, valid, system_recoveries(test, own[domain]))
+        found[domain] = [
+            DomainComparison(own[domain], of_test, of_valid, system_recoveries(of_test, own[domain]))
+            for of_test, of_valid in zip(test, valid)
+        ]
     return found
 
 
 def recovery_report(
     base: str,
     asked: Mapping[str, DomainPredictions],
-    compared: Mapping[str, DomainComparison],
+    compared: Mapping[str, Sequence[DomainComparison]],
     chosen: Callable[[str], bool],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
     """What is written of all domains together; the best control, of each domain another system, joins no mean."""
-    shares = [{name: share for name, share in of.shares.items() if chosen(name)} for of in compared.values()]
+    first = {domain: by_metric[0] for domain, by_metric in compared.items()}
+    by_loss = [next((of for of in by_metric if of.test.metric.loss), None) for by_metric in compared.values()]
+
+    def chosen_shares(of: DomainComparison | None) -> Shares:
+        return {name: share for name, share in of.shares.items() if chosen(name)} if of else {}
+
+    valid = mean_recoveries([system_recoveries(of.valid, of.oracle) for of in first.values()])
     return {
         "base": base,
-        "experts": {domain: of.oracle for domain, of in compared.items()},
+        "experts": {domain: of.oracle for domain, of in first.items()},
         "domains": list(asked),
-        "metrics_versions": {domain: of.test.version for domain, of in compared.items()},
-        "seeds": next(iter(compared.values())).test.seeds,
-        "means": mean_recoveries(shares),
-        "best_single": best_single(list(compared.values())),
+        "metrics_versions": {domain: of.test.version for domain, of in first.items()},
+        "seeds": next(iter(first.values())).test.seeds,
+        "means": mean_recoveries([chosen_shares(of) for of in first.values()]),
+        "loss_means": mean_recoveries([chosen_shares(of) for of in by_loss]),
+        "valid_means": valid,
+        "best_single": best_single(valid, [of.oracle for of in first.values()]),
         "resamples": resamples,
         "seed": seed,
         "inputs": {domain: file_digests(of.files, of.baselines) for domain, of in asked.items()},
     }
 
 
-def best_single(compared: Sequence[DomainComparison]) -> str | None:
-    """The expert with the best mean recovery on valid, the first of equals; None where that is undefined for all."""
-    means = mean_recoveries([system_recoveries(of.valid, of.oracle) for of in compared])
+def best_single(means: Sequence[Mapping], experts: Sequence[str]) -> str | None:
+    """The expert with the best of these mean recoveries, the first of equals; None where that is undefined for all."""
     found = {row["system"]: row["recovery"] for row in means if row["recovery"] is not None}
-    experts = [of.oracle for of in compared if of.oracle in found]
+    experts = [name for name in experts if name in found]
     return max(experts, key=lambda system: found[system]) if experts else None
 
 
@@ -229,7 +270,7 @@ def system_recoveries(found: PairedComparison, oracle: str) -> Shares:
 
 
 def mean_recoveries(shares: Sequence[Shares]) -> list[dict]:
-    """The mean recovery of each system over the domains that have one, draw by draw."""
+    """The mean recovery of each system over the domains that have one, draw by draw: `over` how many, of `domains`."""
     defined = [of for of in shares if of]
     systems = [name for name in (defined[0] if defined else {}) if all(name in of for of in defined)]
     found = []
@@ -239,7 +280,8 @@ def mean_recoveries(shares: Sequence[Shares]) -> list[dict]:
             {
                 "system": name,
                 **recovery_columns(float(np.mean(values)), np.mean(draws, axis=0)),
-                "domains": len(defined),
+                "over": len(defined),
+                "domains": len(shares),
             }
         )
     return found

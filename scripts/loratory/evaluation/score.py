@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,6 +36,15 @@ CONTROL = "vs_control"  # fields of what a system gains over the best control wi
 Runs = dict[int | None, list[dict]]  # the rows of one system and split, in id order, by training seed
 
 
+class CellSize(NamedTuple):
+    """What a number is computed on: records and groups of them, and those of the rarest class that it tells apart."""
+
+    n: int
+    n_groups: int
+    n_class: int
+    n_class_groups: int
+
+
 @dataclass(frozen=True)
 class Floor:
     """How few records, and groups of them, a number may be computed on."""
@@ -43,11 +52,17 @@ class Floor:
     records: int
     groups: int
 
-    def shortage_status(self, n: int, n_groups: int) -> str:
+    def shortage_status(self, size: CellSize) -> str:
         """The status of a cell that is not printed; "" if it may be, or if there is nothing to print."""
-        if 0 < n < self.records:
+        if 0 < size.n < self.records:
             return f"n < {self.records}: too few records"
-        return f"groups < {self.groups}: too few groups of records" if 0 < n_groups < self.groups else ""
+        if 0 < size.n_groups < self.groups:
+            return f"groups < {self.groups}: too few groups of records"
+        if 0 < size.n_class < self.records:
+            return f"class n < {self.records}: too few records of a class"
+        if 0 < size.n_class_groups < self.groups:
+            return f"class groups < {self.groups}: too few groups of records of a class"
+        return ""
 
 
 def score_domain(
@@ -66,8 +81,9 @@ def score_domain(
     """Writes each metric of each system, with 95 % intervals and paired gains over the base, to the JSON file `out`.
 
     Values are means over training seeds, in raw units; whatever is undefined is null. `n` and `n_groups` count the
-    records that a metric looks at. A gain is positive where the system is better than the base, whichever way the
-    metric points; `vs_control` is the same over the baseline named in `control`, which `choose_control` chose.
+    records that a metric looks at, `n_class` and `n_class_groups` those of its rarest class (of all, without classes):
+    the fewest in any run. A gain is positive where the system is better than the base, whichever way a metric points;
+    `vs_control` is the same over the baseline named in `control`, which `choose_control` chose.
     `per_seed` follows `seeds` (null: not run with that seed) and is empty for baselines, which have no seed.
     `metrics_version` is the domain's `VERSION`.
 
@@ -213,6 +229,11 @@ def primary_metric(metrics: Any) -> Metric:
     return next(metric for metric in metrics.METRICS if metric.primary)
 
 
+def compared_metrics(metrics: Any) -> list[Metric]:
+    """The metrics that systems are compared by: the primary one, and what learning rates are chosen by."""
+    return [primary_metric(metrics), *(metric for metric in metrics.METRICS if metric.loss and not metric.primary)]
+
+
 def score_split(
     metrics: Any,
     split: str,
@@ -235,8 +256,8 @@ def score_split(
         columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
         for metric in asked:
             key = system, metric.name
-            sizes[key] = selected_size(metric, groups, columns.values())
-            missing[key] = floor.shortage_status(*sizes[key])
+            sizes[key] = cell_size(metric, groups, columns.values())
+            missing[key] = floor.shortage_status(sizes[key])
             if not missing[key]:
                 values[key] = {run: metric.compute_value(each) for run, each in columns.items()}
                 statistics[key] = row_statistic(metric.value, list(columns.values()), metric.where)
@@ -247,9 +268,9 @@ def score_split(
         for metric in metrics.METRICS:
             if has_output(metric, split, runs):
                 key = system, metric.name
-                n, n_groups = sizes.get(key, sample_size(groups))
+                size = sizes.get(key, CellSize(*2 * sample_size(groups)))
                 scored.append(
-                    {"system": system, "kind": kind, "split": split, "n": n, "n_groups": n_groups}
+                    {"system": system, "kind": kind, "split": split, **size._asdict()}
                     | metric_columns(metric)
                     | estimate_columns(values.get(key, {}), spreads.get(key), seeds, missing.get(key, NOT_FOLDED))
                     | gain_columns(metric, values, spreads, key, (BASE, metric.name))
@@ -263,9 +284,18 @@ def sample_size(groups: np.ndarray) -> tuple[int, int]:
     return len(groups), len(set(groups.tolist()))
 
 
-def selected_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]) -> tuple[int, int]:
-    """The `sample_size` of what a metric looks at, in the run where it is the smallest."""
-    return min(sample_size(groups[metric.row_selection(each)]) for each in columns)
+def cell_size(metric: Metric, groups: np.ndarray, columns: Iterable[Mapping]) -> CellSize:
+    """What a metric looks at: each count in the run where it is the smallest."""
+    sizes = [selected_size(metric, groups, each) for each in columns]
+    return CellSize(*(min(counts) for counts in zip(*sizes)))
+
+
+def selected_size(metric: Metric, groups: np.ndarray, columns: Mapping) -> CellSize:
+    rows = metric.row_selection(columns)
+    chosen = groups[rows]
+    of_row = metric.classes(columns)[rows] if metric.classes else np.zeros(len(chosen))
+    classes = [sample_size(chosen[of_row == each]) for each in np.unique(of_row)] or [(0, 0)]
+    return CellSize(*sample_size(chosen), *(min(counts) for counts in zip(*classes)))
 
 
 def has_output(metric: Metric, split: str, runs: Runs) -> bool:
@@ -275,7 +305,7 @@ def has_output(metric: Metric, split: str, runs: Runs) -> bool:
 
 
 def metric_columns(metric: Metric) -> dict:
-    names = ("unit", "direction", "primary", "note")
+    names = ("unit", "direction", "primary", "loss", "note")
     return {"metric": metric.name} | {name: getattr(metric, name) for name in names}
 
 

@@ -61,12 +61,13 @@ def system_facts(
     """
     found = [routes[system] for routes in answered if system in routes]
     routed = [each for each in found if len(each.get("experts", ())) > 1]
+    everywhere = len(routed) == len(answered) > 0  # a mean over some domains is no mean over all
     stored = [each["stored"] for each in found if "stored" in each]
     return {
         "needs_domain": any(each.get("needs_domain", False) for each in found),
         "first_pass": any(each.get("first_pass", False) for each in found),
-        "top1": mean_or_none(each["top1"] for each in routed) if routed else None,
-        "entropy": mean_or_none(each["entropy"] for each in routed) if routed else None,
+        "top1": mean_or_none(each["top1"] for each in routed) if everywhere else None,
+        "entropy": mean_or_none(each["entropy"] for each in routed) if everywhere else None,
         "read_per_second": tokens_per_second(found, "read", "reading"),
         "written_per_second": tokens_per_second(found, "written", "writing"),
         "memory": max_known(each["memory"] for each in found),

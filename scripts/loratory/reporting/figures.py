@@ -144,7 +144,8 @@ def draw_curves(runs: Mapping[str, Path | str], out: Path | str, banner: str = "
     """Training loss (thin) and validation loss (dots) by step: a panel for each of `runs`, with all rates and seeds.
 
     Args:
-        runs: {name: its `runs.parquet` with `run`, `seed`, `learning_rate`, `step`, `loss`, `valid_loss`}.
+        runs: {name: its `runs.parquet` with `run`, `seed`, `learning_rate`, `step`, `loss`, `valid_loss`}, as of
+            `training.grid`.
 
     Raises:
         InputError: there is nothing to draw.
@@ -178,6 +179,8 @@ def draw_curves(runs: Mapping[str, Path | str], out: Path | str, banner: str = "
 def draw_calibration(metrics: Path | str, out: Path | str, banner: str = "") -> None:
     """Mean true lDDT of the residues in each bin of pLDDT, with the diagonal, above the number of residues.
 
+    A bin whose residues are of too few chains has a bar and no point.
+
     Args:
         metrics: JSON file of `evaluation.assess`.
     """
@@ -186,8 +189,8 @@ def draw_calibration(metrics: Path | str, out: Path | str, banner: str = "") -> 
     with svg_figure(out, (3.8, 4.4), banner) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         above.axline((0, 0), (100, 100), color="0.5", lw=0.8, ls="--")
-        points = [(each["plddt"], each["lddt"]) for each in bins]
-        above.plot(*zip(*points), color=SHARE_COLOURS(0.15), marker="o", ms=4, lw=1)
+        points = [(each["plddt"], each["lddt"]) for each in bins if each["lddt"] is not None]
+        above.plot(*zip(*points), color=SHARE_COLOURS(0.15), marker="o", ms=4, lw=1) if points else None
         above.set(xlim=(0, 100), ylim=(0, 100), ylabel="mean true lDDT-Cα (0–100)")
         widths = [0.9 * (each["high"] - each["low"]) for each in bins]
         bars = below.bar(centres, [each["residues"] for each in bins], widths, color=SHARE_COLOURS(0.5))

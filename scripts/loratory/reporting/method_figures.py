@@ -74,7 +74,7 @@ def draw_pareto(table: Path | str, against: str, out: Path | str, banner: str = 
         InputError: the base alone was not scored, so there is no gain.
     """
     with open(table, newline="") as stream:
-        rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["num_trainable_params"]]
+        rows = [row for row in csv.DictReader(stream, delimiter="\t") if is_drawn(row)]
     if not any(row["gain"] or not row["value"] for row in rows):
         raise InputError(table, "no gain over the base to draw", expected="a base that answers without an adapter")
     found = {f"{row['adapter']}@{row['domain']}": row for row in rows}
@@ -90,6 +90,11 @@ def draw_pareto(table: Path | str, against: str, out: Path | str, banner: str = 
             unit = f" ({own[0]['unit']})" if own[0]["unit"] else ""
             axis.set(title=domain, xscale="log", ylabel=f"gain in {own[0]['metric']}{unit}")
         figure.supxlabel("trainable parameters")
+
+
+def is_drawn(row: Mapping[str, str]) -> bool:
+    """Whether a row of the table is of a method, by the primary metric."""
+    return bool(row["num_trainable_params"]) and row["primary"] == "True"
 
 
 def draw_front(axis: Axes, rows: Sequence[Mapping], against: str) -> None:

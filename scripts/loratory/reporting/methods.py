@@ -21,6 +21,7 @@ from loratory.reporting.tables import (
     control_notes,
     control_systems,
     number_text,
+    uneven_metrics,
     value_cell,
     version_notes,
 )
@@ -99,20 +100,20 @@ def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Seque
     Under a method that trains for lower ranks it stands at each of them, with a plain LoRA cut by SVD to that rank.
     """
     against = reports[0]["against"]
-    rows = {(report["domain"], row["adapter"]): row for report in reports for row in report["rows"]}
-    heads = {report["domain"]: report["rows"][0] for report in reports}
+    rows = {(report["domain"], row["metric"], row["adapter"]): row for report in reports for row in report["rows"]}
+    columns = metric_columns(reports)
     header = ["method"]
-    for domain, row in heads.items():
-        header += [f"{domain}: {column_heading(row)}", f"{domain}: better than {against} by"]
+    for (domain, _), of in columns.items():
+        by = f"{domain}: better than {against} by" + ("" if of[0]["primary"] else f", {column_heading(of[0])}")
+        header += [f"{domain}: {column_heading(of[0])}", by]
     lines = []
     methods = list(dict.fromkeys(name for name, _ in runs))
     controls = {report["domain"]: report["control"] for report in reports}
     named = [line for name in methods for line in (name, *cut_lines(name, reports))]
     for name in [BASE, *([CONTROL] if any(controls.values()) else []), *named]:
-        systems = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
-        shown = [rows.get((domain, systems[domain])) for domain in heads]
-        cells = [text for row in shown for text in (value_cell(row and without_mark(row)), difference_cell(row))]
-        lines.append([name, *cells])
+        systems = control_systems(controls) if name == CONTROL else dict.fromkeys(controls, name)
+        cells = [quality_cells(rows.get((*key, systems[key[0]])), of) for key, of in columns.items()]
+        lines.append([name, *(text for pair in cells for text in pair)])
     sized = {
         key: mean_or_none(run["train_info"]["num_trainable_params"] for run in of)
         for key, of in runs_by_method(runs).items()
@@ -123,12 +124,28 @@ def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Seque
         for report in reports
         for row in report["rows"]
     ]
-    foot = column_notes({report["domain"]: (heads[report["domain"]], report["rows"]) for report in reports})
-    foot += [*dict.fromkeys(map(draws_note, reports)), marks_note(against, reports), *cut_notes(reports, rows)]
-    learnt = {domain: [rows[domain, name] for name in methods if (domain, name) in rows] for domain in heads}
+    noted = {f"{d}: {metric}" if not of[0]["primary"] else d: (of[0], of) for (d, metric), of in columns.items()}
+    primary = {(domain, name): row for (domain, _, name), row in rows.items() if row["primary"]}
+    foot = column_notes(noted)
+    foot += [*dict.fromkeys(map(draws_note, reports)), marks_note(against, reports), *cut_notes(reports, primary)]
+    learnt = {domain: [primary[domain, name] for name in methods if (domain, name) in primary] for domain in controls}
     foot += [*control_notes(controls, learnt), *budget_notes(runs), *about]
     foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
     return Layout(f"Methods on {reports[0]['base']}", banner, header, lines, foot, records)
+
+
+def metric_columns(reports: Sequence[Mapping]) -> dict[tuple[str, str], list[Mapping]]:
+    """{(domain, metric): its rows}: of each domain the primary metric, then what learning rates are chosen by."""
+    found: dict[tuple[str, str], list[Mapping]] = {}
+    for report in reports:
+        for row in report["rows"]:
+            found.setdefault((report["domain"], row["metric"]), []).append(row)
+    return found
+
+
+def quality_cells(row: Mapping | None, column: Sequence[Mapping]) -> tuple[str, str]:
+    """The cells of one metric: its value, and how it differs."""
+    return value_cell(row and without_mark(row), sized=bool(uneven_metrics(column))), difference_cell(row)
 
 
 def cost_layout(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:

@@ -35,8 +35,10 @@ STRONGEST = "Held against it in each domain: the adapter or mixture of this tabl
 FORGETTING = "the same on test records of the general population: what adaptation cost there"
 RECOVERY = (
     "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; "
-    f"{ABSENT} where the interval of the oracle's gain, over groups of records and over seeds, is not above 0."
+    f"{ABSENT} where the interval of the oracle's gain, over groups of records and over seeds, is not above 0. A mean "
+    "over some of the domains says over how many."
 )
+BY_LOSS = "Recovery by loss: by what learning rates are chosen by, here computed on test records."
 
 
 def write_domain_table(
@@ -114,7 +116,11 @@ def domain_layout(
     metrics = {row["metric"]: row for row in shown}
     kinds = {(row["system"], row["kind"]) for row in shown}
     systems = sorted(kinds, key=lambda item: system_key(item[0], item[1], domain))
-    rows = [[system, *(value_cell(cells.get((system, name)), compact) for name in metrics)] for system, _ in systems]
+    uneven = uneven_metrics(shown)
+    rows = [
+        [system, *(value_cell(cells.get((system, name)), compact, name in uneven) for name in metrics)]
+        for system, _ in systems
+    ]
     notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
     notes += version_notes({domain: report.get("metrics_version", 1)})
     scored = {"data": report} | ({GENERAL: general} if general else {})
@@ -145,26 +151,34 @@ def summary_layout(
     reports: of `evaluation.score`. recovered: of `evaluation.recovery`. about: sentences for the foot.
     """
     test = {report["domain"]: primary_rows(report, "test") for report in reports}
-    recoveries = {(row["domain"], row["system"]): row["recovery"] for row in recovered["rows"]}
-    means = {row["system"]: row["recovery"] for row in recovered["means"]}
+    shares = {(row["domain"], row["system"]): row for row in recovered["rows"] if row["primary"]}
+    by_loss = {(row["domain"], row["system"]): row for row in recovered["rows"] if not row["primary"]}
+    losses = loss_metrics(recovered["rows"])
+    means, loss_means = ({row["system"]: row for row in recovered[name]} for name in ("means", "loss_means"))
+    uneven = {domain for domain, of in test.items() if uneven_metrics(of.values())}
     best, controls = recovered["best_single"], {report["domain"]: report["control"] for report in reports}
     first, *others = summary_order(test, mixture, experts, best)
     rows, records = [], []
     for label, system in [first, *([(CONTROL, None)] if any(controls.values()) else []), *others]:
         systems = control_systems(controls) if label == CONTROL else dict.fromkeys(test, system)
         found = {domain: of.get(systems[domain] or "") for domain, of in test.items()}
-        shares = {domain: recoveries.get((domain, systems[domain])) for domain in test}
-        mean = means.get(system)
-        rows.append([label, *map(value_cell, found.values()), *map(share_text, shares.values()), share_text(mean)])
+        mean, loss_mean = means.get(system), loss_means.get(system)
+        line = [label, *(value_cell(row, sized=domain in uneven) for domain, row in found.items())]
+        line += [share_cell(shares.get((d, systems[d])), d in uneven) for d in test] + [mean_cell(mean)]
+        line += [share_cell(by_loss.get((d, systems[d])), d in uneven) for d in losses]
+        rows.append(line + ([mean_cell(loss_mean)] if losses else []))
         for domain, row in found.items():
-            extra = {"recovery": shares[domain], "mean_recovery": mean}
+            own, other = (of.get((domain, systems[domain])) for of in (shares, by_loss))
+            extra = recovery_facts(own, mean) | {"loss_metric": losses.get(domain)}
+            extra |= recovery_facts(other, loss_mean, "loss_")
             records += [{"mixture": mixture, "label": label, "domain": domain, **row, **extra}] if row else []
     heads = {domain: next(iter(of.values())) for domain, of in test.items()}
     header = ["system", *(f"{domain}: {column_heading(row)}" for domain, row in heads.items())]
-    header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)"]
+    header += [*(f"{domain}: recovery (%)" for domain in test), "mean recovery (%)", *loss_headings(losses)]
     foot = column_notes({domain: (heads[domain], of.values()) for domain, of in test.items()})
     learnt = {domain: [of[name] for name in (*experts, mixture) if name in of] for domain, of in test.items()}
-    foot += [*dict.fromkeys(map(seeds_note, reports)), RECOVERY, best_single_note(best), MARKS]
+    foot += [*dict.fromkeys(map(seeds_note, reports)), RECOVERY, *([BY_LOSS] if losses else [])]
+    foot += [*recovery_notes(recovered["rows"]), best_single_note(recovered), MARKS]
     foot += [*control_notes(controls, learnt), *about]
     foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
     return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
@@ -176,8 +190,9 @@ def primary_rows(report: Mapping, split: str) -> dict[str, Mapping]:
 
 
 def column_key(row: Mapping) -> tuple:
-    """The primary metric first (on the domain, then in general), then the others of test records, then of samples."""
-    return not row["primary"], not row["split"].startswith(GENERAL), row["split"] != "test"
+    """The primary metric first (on the domain, then in general), then what learning rates are chosen by, then others
+    of test records, then of samples."""
+    return not row["primary"], not row["split"].startswith(GENERAL), not row["loss"], row["split"] != "test"
 
 
 def system_key(system: str, kind: str, domain: str) -> tuple:
@@ -200,14 +215,28 @@ def column_heading(row: Mapping) -> str:
     return " ".join(filter(None, [row["metric"], unit and f"({unit})", ARROWS[row["direction"]]]))
 
 
-def value_cell(row: Mapping | None, compact: bool = False) -> str:
-    """`value [low, high] mark` in the unit of print, or why there is no value."""
+def value_cell(row: Mapping | None, compact: bool = False, sized: bool = False) -> str:
+    """`value [low, high] mark` in the unit of print, or why there is no value; and if asked, on how many records."""
     if row is None:
         return ABSENT
+    size = size_text(row["n"], row["n_groups"]) if sized else ""
     if row["value"] is None:
-        return row["status"].partition(":")[0]
+        return " ".join(filter(None, [row["status"].partition(":")[0], size]))
     value, low, high = (number_text(row[name], row["unit"]) for name in ("value", "low", "high"))
-    return " ".join(filter(None, [value, "" if compact else f"[{low}, {high}]", gain_mark(row) + control_mark(row)]))
+    interval = "" if compact else f"[{low}, {high}]"
+    return " ".join(filter(None, [value, interval, gain_mark(row) + control_mark(row), size]))
+
+
+def size_text(n: int, groups: int) -> str:
+    return f"(n = {n} in {groups} groups)"
+
+
+def uneven_metrics(rows: Iterable[Mapping]) -> set[str]:
+    """The metrics whose values are not all of equally many records: there each cell says of how many."""
+    found: dict[str, set] = {}
+    for row in rows:
+        found.setdefault(row["metric"], set()).add((row["n"], row["n_groups"]))
+    return {metric for metric, sizes in found.items() if len(sizes) > 1}
 
 
 def number_text(value: float | None, unit: str) -> str:
@@ -219,6 +248,48 @@ def number_text(value: float | None, unit: str) -> str:
 
 def share_text(value: float | None) -> str:
     return number_text(value, "ratio")
+
+
+def share_cell(row: Mapping | None, sized: bool = False) -> str:
+    """What is recovered, in percent, and if asked, on how many records."""
+    if row is None or row["recovery"] is None:
+        return ABSENT
+    size = size_text(row["recovery_n"], row["recovery_groups"]) if sized else ""
+    return " ".join(filter(None, [share_text(row["recovery"]), size]))
+
+
+def mean_cell(row: Mapping | None) -> str:
+    """A mean recovery, in percent, and over how many domains if not all."""
+    return " ".join(filter(None, [share_cell(row), over_text(row)]))
+
+
+def over_text(row: Mapping | None) -> str:
+    """Over how many domains a mean is; "" if over all of them."""
+    return f"({row['over']} of {row['domains']} domains)" if row and row["over"] < row["domains"] else ""
+
+
+def recovery_facts(row: Mapping | None, mean: Mapping | None, prefix: str = "") -> dict:
+    """A recovery and a mean recovery as plain values, with what they are computed on."""
+    own = {f"{prefix}{name}": row and row[name] for name in ("recovery", "recovery_n", "recovery_groups")}
+    own[f"{prefix}recovery_status"] = row and row["recovery_status"]
+    return own | {f"mean_{prefix}{name}": mean and mean[name] for name in ("recovery", "over", "domains")}
+
+
+def loss_metrics(rows: Iterable[Mapping]) -> dict[str, str]:
+    """{domain: what its learning rates are chosen by}, of the domains where that is not the primary metric."""
+    return {row["domain"]: row["metric"] for row in rows if not row["primary"]}
+
+
+def loss_headings(losses: Mapping[str, str]) -> list[str]:
+    """Of the columns of recoveries by these metrics, and of their mean."""
+    own = [f"{domain}: recovery by {metric} (%)" for domain, metric in losses.items()]
+    return [*own, "mean recovery by loss (%)"] if own else []
+
+
+def recovery_notes(rows: Iterable[Mapping]) -> list[str]:
+    """Why systems have no recovery, where they have none."""
+    missing = [row for row in rows if row["recovery_status"] != "ok"]
+    return sorted({f"{row['domain']}: no recovery by {row['metric']}: {row['recovery_status']}." for row in missing})
 
 
 def gain_mark(row: Mapping) -> str:
@@ -283,9 +354,14 @@ def column_notes(columns: Mapping[str, tuple[Mapping, Iterable[Mapping]]]) -> li
         columns: {domain: (the row that heads its column, its rows)}.
     """
     notes = {
-        domain: (*size_notes([head]), head["note"], *missing_notes(rows)) for domain, (head, rows) in columns.items()
+        domain: (*column_size_notes([*rows]), head["note"], *missing_notes(rows))
+        for domain, (head, rows) in columns.items()
     }
     return [f"{domain}: {line}" for domain, lines in notes.items() for line in lines if line]
+
+
+def column_size_notes(rows: Sequence[Mapping]) -> list[str]:
+    return ["each cell says of how many records it is."] if uneven_metrics(rows) else size_notes(rows)
 
 
 def seeds_note(report: Mapping) -> str:
@@ -341,7 +417,10 @@ def overlap_text(name: str, found: Mapping) -> str:
 
 
 def routing_note(routes: Mapping) -> str:
-    each = [f"{d} {number_text(routes['top1'][d], 'ratio')} %, {routes['entropy'][d]:.2f}" for d in routes["domains"]]
+    top1 = {domain: number_text(share, "ratio") for domain, share in routes["top1"].items()}
+    each = [
+        f"{d} {top1[d]} %, {routes['entropy'][d]:.2f} ({routes['tokens'][d]:,.0f} tokens)" for d in routes["domains"]
+    ]
     line = "Routing on test, the share of tokens whose heaviest expert is the domain's own, and the weights' entropy"
     return f"{line} (1: uniform): {'; '.join(each)}."
 
@@ -351,7 +430,10 @@ def mixer_note(mixer: Mapping) -> str:
     return f"Mixer: {mixer['mixer']}" + (f" ({options})." if options else ".")
 
 
-def best_single_note(best: str | None) -> str:
+def best_single_note(recovered: Mapping) -> str:
+    """Of a report of `evaluation.recovery`."""
+    best = recovered["best_single"]
     if best is None:
         return "Best single: undefined, as no expert has a mean recovery on the validation splits."
-    return f"Best single: {best}, by mean recovery on the validation splits."
+    over = next(over_text(row) for row in recovered["valid_means"] if row["system"] == best)
+    return " ".join(filter(None, [f"Best single: {best}, by mean recovery on the validation splits", over])) + "."

@@ -88,7 +88,7 @@ def train_model(
         folder: of the checkpoints; the caller removes it once the outcome is stored.
 
     Returns:
-        The learning curve: one dict a step with step, loss, learning_rate, targets, seconds; the last has valid_loss.
+        The learning curve: one dict a step with step, loss, scheduled_rate, targets, seconds; the last has valid_loss.
 
     Raises:
         InputError: the loss is not finite.
@@ -111,9 +111,8 @@ def train_model(
                     title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
                 )
             seconds = perf_counter() - started
-            rate = recipe.learning_rate_at(step)
-            point = {"step": step, "loss": value, "learning_rate": rate, "targets": targets, "seconds": seconds}
-            curve.append(point)
+            point = {"step": step, "loss": value, "scheduled_rate": recipe.learning_rate_at(step)}
+            curve.append(point | {"targets": targets, "seconds": seconds})
             progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
             if due or terminated:

@@ -16,8 +16,9 @@ CURVES = pa.schema(
     [
         ("run", pa.string()),
         ("seed", pa.int64()),
-        ("learning_rate", pa.float64()),
+        ("learning_rate", pa.float64()),  # of the run: the highest, one of the grid
         ("step", pa.int64()),
+        ("scheduled_rate", pa.float64()),  # at this step
         ("loss", pa.float64()),
         ("valid_loss", pa.float64()),
         ("targets", pa.int64()),
@@ -49,8 +50,7 @@ def best_trial(rates: Sequence[Rate], train: Callable[[Rate], dict]) -> tuple[di
 
 
 def curve_rows(seed: int, trials: list[dict]) -> list[dict]:
-    """The points of all trials' curves, each with the run that it is from and that run's rate, which is not the one
-    that the schedule had come to at that step."""
+    """The points of all trials' curves, each with the run that it is from and that run's rate."""
     return [
         row | {"run": f"seed {seed}, lr {trial['rate']:g}", "seed": seed, "learning_rate": trial["rate"]}
         for trial in trials

@@ -8,9 +8,9 @@ import math
 import numpy as np
 
 from loratory.data.splits import hash_position
+from loratory.domains import scores
 from loratory.domains.contract import Columns, Metric
 from loratory.domains.lncrna.sources import Task
-from loratory.domains.scores import auc
 
 BIN = 1.2  # ratio of the longest to the shortest transcript of a length bin
 
@@ -43,7 +43,15 @@ def length_matched_mask(ids: list[str], length: np.ndarray, label: np.ndarray) -
 
 
 def transcript_auc(columns: Columns) -> float:
-    return auc(columns["label"], columns["p"])
+    return scores.auc(columns["label"], columns["p"])
+
+
+def log_loss(columns: Columns) -> float:
+    return scores.log_loss(columns["label"], columns["p"])
+
+
+def true_class(columns: Columns) -> np.ndarray:
+    return columns["label"]
 
 
 def confusion_counts(columns: Columns) -> tuple[float, float, float, float]:
@@ -83,7 +91,17 @@ def brier_score(columns: Columns) -> float:
 
 VERSION = 1
 METRICS = (
-    Metric("auc", "", "up", "choice", transcript_auc, primary=True, note="ranks by P(lncRNA), ties count one half"),
+    Metric(
+        "auc",
+        "",
+        "up",
+        "choice",
+        transcript_auc,
+        primary=True,
+        note="ranks by P(lncRNA), ties count one half",
+        classes=true_class,
+    ),
+    Metric("log_loss", "nats", "down", "choice", log_loss, loss=True, note=scores.CLIP_NOTE),
     Metric(
         "auc_length_matched",
         "",
@@ -92,11 +110,18 @@ METRICS = (
         transcript_auc,
         note="AUC of equally many records of both classes in length bins of ratio 1.2: length itself scores 0.5",
         where=lambda columns: columns["matched"],
+        classes=true_class,
     ),
     Metric(
-        "mcc", "", "up", "choice", matthews_correlation, note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted"
+        "mcc",
+        "",
+        "up",
+        "choice",
+        matthews_correlation,
+        note="at P(lncRNA) ≥ 0.5; 0 if only one class is predicted",
+        classes=true_class,
     ),
-    Metric("f1", "", "up", "choice", f1, note="of lncRNA, at P(lncRNA) ≥ 0.5"),
+    Metric("f1", "", "up", "choice", f1, note="of lncRNA, at P(lncRNA) ≥ 0.5", classes=true_class),
     Metric("accuracy", "", "up", "choice", accuracy, note="at P(lncRNA) ≥ 0.5"),
     Metric("brier", "", "down", "choice", brier_score, note="mean squared error of P(lncRNA)"),
 )

@@ -61,9 +61,9 @@ def tandem_length(sequence: str, period: int) -> int:
 
 
 def nll_per_residue(columns: Columns) -> float:
-    scored = ~np.isnan(columns["nll"])
-    residues = columns["residues"][scored].sum()
-    return float(columns["nll"][scored].sum() / residues) if residues else float("nan")
+    """Undefined where one likelihood is: what is left out would be missing from the sum alone."""
+    residues = columns["residues"].sum()
+    return float(columns["nll"].sum() / residues) if residues else float("nan")
 
 
 def has_value(column: str) -> Callable[[Columns], np.ndarray]:
@@ -72,11 +72,8 @@ def has_value(column: str) -> Callable[[Columns], np.ndarray]:
 
 
 def mean_of(column: str) -> Callable[[Columns], float]:
-    def column_mean(columns: Columns) -> float:
-        known = columns[column][~np.isnan(columns[column])]
-        return float(known.mean()) if len(known) else float("nan")
-
-    return column_mean
+    """columns -> mean of a column; NaN without rows, and where one of them has no value."""
+    return lambda columns: float(columns[column].mean()) if len(columns[column]) else float("nan")
 
 
 VERSION = 1
@@ -88,8 +85,10 @@ METRICS = (
         "nll",
         nll_per_residue,
         primary=True,
+        loss=True,
         note="summed over all sequences with their closing brackets (with `tokens: text` also end-of-sequence), over"
         " all residues",
+        where=has_value("residues"),
     ),
     Metric(
         "perplexity",
@@ -98,6 +97,7 @@ METRICS = (
         "nll",
         lambda c: float(np.exp(nll_per_residue(c))),
         note="exp of the above",
+        where=has_value("residues"),
     ),
     Metric(
         "validity",
@@ -106,9 +106,26 @@ METRICS = (
         "sample",
         mean_of("valid"),
         note="closed, twenty residues only, length in bounds, no run > 10, no repeat of period ≤ 6 over half of it",
+        where=has_value("valid"),
     ),
-    Metric("uniqueness", "share", "up", "sample", mean_of("distinct"), note="distinct sequences over samples"),
-    Metric("truncated", "share", "down", "sample", mean_of("truncated"), note="samples that never close"),
+    Metric(
+        "uniqueness",
+        "share",
+        "up",
+        "sample",
+        mean_of("distinct"),
+        note="distinct sequences over samples",
+        where=has_value("distinct"),
+    ),
+    Metric(
+        "truncated",
+        "share",
+        "down",
+        "sample",
+        mean_of("truncated"),
+        note="samples that never close",
+        where=has_value("truncated"),
+    ),
     Metric(
         "plddt",
         "0–100",

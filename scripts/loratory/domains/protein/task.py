@@ -99,12 +99,12 @@ def markov_prediction(record: dict, shares: np.ndarray) -> dict:
 
 
 def sample_baselines(test: list[dict], n: int, task: Task) -> dict[str, list[dict]]:
-    """`natural`: test sequences as they are, over again where `n` is larger; `shuffled`: their residues permuted.
+    """`natural`: test sequences as they are, over again where `n` is larger; `permuted`: their residues reordered.
 
     What a folding base says of the first and not of the second is more than composition.
     """
     chosen = [record["sequence"] for record in sample_by_hash(test, n, 0)]
-    written = {"natural": chosen, "shuffled": [shuffled_sequence(sequence) for sequence in chosen]}
+    written = {"natural": chosen, "permuted": [permuted_sequence(sequence) for sequence in chosen]}
     return {
         name: [
             {"id": example.id, "group": example.group, "reference": "", "text": sequence + CLOSE}
@@ -114,6 +114,6 @@ def sample_baselines(test: list[dict], n: int, task: Task) -> dict[str, list[dic
     }
 
 
-def shuffled_sequence(sequence: str) -> str:
+def permuted_sequence(sequence: str) -> str:
     """The same residues in an order that depends on the sequence alone."""
     return "".join(random.Random(sequence).sample(sequence, len(sequence)))

@@ -5,11 +5,10 @@ VERSION is raised when a metric changes its meaning: every file of metrics carri
 
 import numpy as np
 
+from loratory.domains import scores
 from loratory.domains.contract import Columns, Metric
 from loratory.domains.recsys.sources import Task
-from loratory.domains.scores import auc
 
-CLIP = 1e-6
 BINS = 10
 
 
@@ -25,12 +24,11 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
 
 
 def rating_auc(columns: Columns) -> float:
-    return auc(columns["label"], columns["p"])
+    return scores.auc(columns["label"], columns["p"])
 
 
 def log_loss(columns: Columns) -> float:
-    label, p = columns["label"], np.clip(columns["p"], CLIP, 1 - CLIP)
-    return float(-np.mean(np.where(label == 1, np.log(p), np.log1p(-p)))) if label.size else np.nan
+    return scores.log_loss(columns["label"], columns["p"])
 
 
 def accuracy(columns: Columns) -> float:
@@ -82,8 +80,17 @@ def expected_calibration_error(columns: Columns) -> float:
 
 VERSION = 1
 METRICS = (
-    Metric("auc", "", "up", "choice", rating_auc, primary=True, note="over all records; a tie counts one half"),
-    Metric("log_loss", "nats", "down", "choice", log_loss, note=f"p clipped to [{CLIP:g}, 1 - {CLIP:g}]"),
+    Metric(
+        "auc",
+        "",
+        "up",
+        "choice",
+        rating_auc,
+        primary=True,
+        note="over all records; a tie counts one half",
+        classes=lambda columns: columns["label"],
+    ),
+    Metric("log_loss", "nats", "down", "choice", log_loss, loss=True, note=scores.CLIP_NOTE),
     Metric("accuracy", "", "up", "choice", accuracy, note="yes if p is at least 0.5"),
     Metric(
         "gauc",

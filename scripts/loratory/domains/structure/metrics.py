@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from loratory.domains.contract import Columns, Metric
-from loratory.domains.protein.metrics import mean_of
+from loratory.domains.protein.metrics import has_value, mean_of
 from loratory.domains.structure.sources import Task
 
 BIN = 10  # width of a bin of pLDDT, on the scale 0–100
@@ -40,15 +40,22 @@ def pooled_scores(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibration_bins(columns: Columns) -> list[dict]:
-    """Mean pLDDT and mean lDDT of the residues in each bin of pLDDT that holds any."""
+    """Of each bin of pLDDT that holds any residue: mean pLDDT, mean lDDT, and of how many residues and chains."""
     plddt, lddt = pooled_scores(columns)
-    home = np.minimum(plddt // BIN, 100 // BIN - 1).astype(int)
+    home = bin_numbers(plddt)
     sums = [np.bincount(home, weights, 100 // BIN) for weights in (None, plddt, lddt)]
+    held = [np.unique(bin_numbers(chain)) for chain in columns["plddt"]]
+    chains = np.bincount(np.concatenate(held), None, 100 // BIN)
     return [
-        {"low": BIN * k, "high": BIN * (k + 1), "residues": int(n), "plddt": p / n, "lddt": t / n}
-        for k, (n, p, t) in enumerate(zip(*(each.tolist() for each in sums)))
+        {"low": BIN * k, "high": BIN * (k + 1), "chains": c, "residues": int(n), "plddt": p / n, "lddt": t / n}
+        for k, (c, n, p, t) in enumerate(zip(*(each.tolist() for each in (chains, *sums))))
         if n
     ]
+
+
+def bin_numbers(plddt: np.ndarray) -> np.ndarray:
+    """The bin of each residue, from 0."""
+    return np.minimum(plddt // BIN, 100 // BIN - 1).astype(int)
 
 
 def calibration_error(columns: Columns) -> float:
@@ -82,7 +89,8 @@ METRICS = (
         "up",
         "structure",
         mean_of("spearman"),
-        note="the same within each chain, mean over chains",
+        note="the same within each chain, mean over the chains in which both vary",
+        where=has_value("spearman"),
     ),
     Metric(
         "lddt",
