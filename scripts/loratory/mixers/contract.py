@@ -72,6 +72,7 @@ class Mixer(Options):
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
         needs_whole_batch: a token's weights depend on all tokens of the batch, later ones too: no cache can be right.
+        balances: `routing_penalty` is of the tokens of all domains of a step together, and not domain by domain.
     """
 
     trained: ClassVar[bool] = True
@@ -99,6 +100,10 @@ class Mixer(Options):
 
     @property
     def needs_whole_batch(self) -> bool:
+        return False
+
+    @property
+    def balances(self) -> bool:
         return False
 
     def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
@@ -133,7 +138,8 @@ class Mixer(Options):
         """What training adds to the loss of each target.
 
         Args:
-            weights: of `routing_weights`, `[tokens, modules | 1, experts]` of the batch's tokens.
-            domain: which of the given experts' domains they are from; in training every mixer may look at it.
+            weights: of `routing_weights`, `[tokens, modules | 1, experts]`: of one domain's tokens or, where the mixer
+                `balances`, of those of all domains of a step.
+            domain: which of the given experts' domains is learnt from; in training every mixer may look at it.
         """
         return 0.0

@@ -7,7 +7,7 @@ All experts start fresh. Unconfirmed by the paper, so project interpretations: o
 layers of its MLP follow and which reads the input of the first; and `weight_by_prob`, without which the language
 model's loss has no gradient for routers. The balance loss is that of Switch (arXiv:2101.03961), K Σ_j c_j m_j with c_j
 the share of tokens sent to j and m_j the mean of p_j: 1 if even, K if collapsed. The paper's sums over tokens would
-grow with the square of their number.
+grow with the square of their number. As there it is of a batch of all domains, so each may have an expert to itself.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Mixer(UntrainedExperts):
     alpha: float | None = ALPHA
     weight_by_prob: bool = Field(True, description="weigh the chosen expert by its probability, not by 1")
     balance: float = Field(0.01, ge=0, description="weight of the balance loss")
+
+    @property
+    def balances(self) -> bool:
+        return self.balance > 0
 
     def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         like = max_rank_deltas(given)
