@@ -9,15 +9,15 @@ from loratory.data.files import read_json, write_json
 
 
 def gather_routing(files: Mapping[str, Sequence[Path | str]], mixture: str, out: Path | str) -> None:
-    """Writes `experts`, `domains`, `weights` (a row for each domain), `entropy` and `top1` (for each domain), and
-    `modules` (for each domain a row for each of the `layers`) to the JSON file `out`.
+    """Writes `experts`, `domains`, `weights` (a row for each domain), `entropy` and `top1` (for each domain),
+    `modules` (for each domain a row for each of the `layers`) and `learns_labels` to the JSON file `out`.
 
     Args:
         files: {domain: JSON files of `evaluation.predict`, one for each seed}.
     """
     found = {domain: [read_json(path)[mixture] for path in paths] for domain, paths in files.items()}
     domains, first = list(found), next(iter(found.values()))[0]
-    gathered = {"experts": first["experts"], "layers": first["layers"], "domains": domains}
+    gathered = {key: first[key] for key in ("experts", "layers", "learns_labels")} | {"domains": domains}
     gathered["weights"] = [mean_over_seeds(found[domain], "weights") for domain in domains]
     for part in ("prompt", "target", "modules", "entropy", "top1"):
         gathered[part] = {domain: mean_over_seeds(found[domain], part) for domain in domains}

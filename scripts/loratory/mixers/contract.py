@@ -72,6 +72,8 @@ class Mixer(Options):
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
         needs_whole_batch: a token's weights depend on all tokens of the batch, later ones too: no cache can be right.
+        learns_labels: training tells it the domains, so that their own experts get the tokens. Of any other mixer, the
+            share of tokens that go to their domain's own expert is no measure: another mixture may answer as well.
         balances: `routing_penalty` is of the tokens of all domains of a step together, and not domain by domain.
     """
 
@@ -100,6 +102,10 @@ class Mixer(Options):
 
     @property
     def needs_whole_batch(self) -> bool:
+        return False
+
+    @property
+    def learns_labels(self) -> bool:
         return False
 
     @property

@@ -106,6 +106,7 @@ def train_mixture(
             "adapters": dict(entry.experts),
             "seed": seed,
             "learning_rate": best["rate"],
+            "learning_rates": entry.training.learning_rates if entry.trained else [],
             "grid": [{key: t[key] for key in ("rate", "valid_loss")} for t in trials if isfinite(t["valid_loss"])],
             "trainable_parameters": best["trainable_parameters"],
             "accelerator_memory_max": best["accelerator_memory_max"],
