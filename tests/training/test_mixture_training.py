@@ -281,6 +281,19 @@ def test_two_seeds_in_one_job_are_two_jobs_of_one_seed(study, options):
     assert weights(study, "both", 0) != weights(study, "both", 1)
 
 
+def test_a_gate_starts_as_pytorchs_linear_layers_do_whatever_was_drawn_before(study):
+    found = []
+    for noise in (3, 4):
+        torch.manual_seed(noise)
+        found.append(study.train(f"start{noise}", rates=(1e-12,)))
+    again, weight = found[1], found[0]["tokens.0.weight"]
+    assert all(torch.equal(found[0][name], again[name]) for name in again)
+    bound = weight.shape[1] ** -0.5
+    for drawn in (weight, found[0]["tokens.0.bias"]):
+        assert 0.9 * bound < drawn.abs().max() <= bound * 1.0001
+    assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
 @pytest.mark.parametrize("updates", [STEPS + 2, 2 * STEPS + 2], ids=["second rate", "second seed"])
 def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monkeypatch):
     given = {"seeds": (0, 1), "rates": (1e-9, 0.3), "save_every": 1}
@@ -401,7 +414,9 @@ def test_a_step_follows_the_balance_of_one_batch_of_all_domains(step, checkpoint
     for mixture.domain, micro in enumerate(batches):
         nats, targets = given.base.loss(mixture, micro.batch)
         total = total + nats / targets / len(batches)
-        found.append({name: w[..., 1:].flatten(0, 1) for name, w in mixture.wanted.items() if mlp_block(name)})
+        found.append(
+            {name: w[..., 1:].flatten(0, 1) for name, w in mixture.routing_weights.items() if mlp_block(name)}
+        )
     for name in found[0]:
         p = torch.cat([weights[name] for weights in found])
         sent = torch.bincount(p.argmax(1), minlength=4) / len(p)

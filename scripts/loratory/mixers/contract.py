@@ -48,7 +48,7 @@ class GateInput:
             the mixer reads `input`.
         is_audio: `[batch, length]`, true where a position is of a clip and not of text; None where all are text.
         domain: which of the given experts' domains the batch is from; for mixers that are `needs_domain` alone.
-        passed: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
+        pass_state: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
     """
 
     hidden: torch.Tensor | None = None
@@ -56,7 +56,7 @@ class GateInput:
     layer: int | None = None
     is_audio: torch.Tensor | None = None
     domain: int | None = None
-    passed: dict = field(default_factory=dict)
+    pass_state: dict = field(default_factory=dict)
 
 
 class Mixer(Options):
@@ -118,7 +118,8 @@ class Mixer(Options):
         return given
 
     def build_gate(self, sizes: GateShape) -> torch.nn.Module | None:
-        """The trainable part, or None. The caller initialises the random numbers."""
+        """The trainable part, or None. It starts as PyTorch starts its layers, a linear one with weights and biases in
+        U(±1/√inputs), as the gates of the authors' own code do; the caller sets the seed."""
         return None
 
     def prepare_gate(self, gate: torch.nn.Module, sizes: GateShape, experts: dict[str, Adapter]) -> None:

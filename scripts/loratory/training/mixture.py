@@ -71,10 +71,9 @@ def train_mixture(
         job = Job(device, checkpoints, f"{name} seed {seed} lr {rate}", seed=seed, rate=rate, experts=digests, **facts)
         jobs.append(job)
         memory = PeakMemory(base.model)
+        torch.manual_seed(generator_for(seed, "gate").initial_seed())  # a gate starts as PyTorch starts its layers
         mixture = Mixture(base.model, stacked, entry, name, list(experts))
         try:
-            if mixture.gate is not None:
-                start_gate(mixture.gate, seed)
             if entry.gradient_checkpointing:
                 mixture.checkpoint_gradients()
             curve: list[dict] = []
@@ -151,16 +150,6 @@ def read_training_set(
         if features is not None:
             found.states += open_features(Path(features) / split, base, data, split, items)
     return found
-
-
-def start_gate(gate: torch.nn.Module, seed: int) -> None:
-    """Draws the gate's weights from (seed, name) alone; small, so that it starts near uniform weights."""
-    for name, parameter in gate.named_parameters():
-        if parameter.dim() > 1:
-            fresh = torch.empty(parameter.shape).normal_(0, 0.02, generator=generator_for(seed, f"gate.{name}"))
-            parameter.data.copy_(fresh)
-        else:
-            parameter.data.zero_()
 
 
 def optimise_mixture(
@@ -270,12 +259,12 @@ def step_weights(own: torch.Tensor, domain: int, routed: Sequence[torch.Tensor])
 
 
 def token_weights(mixture: Mixture, mask: torch.Tensor) -> StreamWeights:
-    """The weights that the mixer wanted in the latest pass, without padding."""
-    return {name: unpadded_weights(weights, mask) for name, weights in mixture.wanted.items()}
+    """The weights that the mixer gave in the latest pass, without padding."""
+    return {name: unpadded_weights(weights, mask) for name, weights in mixture.routing_weights.items()}
 
 
-def unpadded_weights(wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Wanted weights without padding: `[tokens, modules, experts]`, or of as many sequences or audio frames."""
-    wanted = wanted.unsqueeze(-2) if wanted.dim() == 3 else wanted
-    wanted = wanted.expand(len(mask), -1, -1, -1)
-    return wanted[mask] if wanted.shape[1] == mask.shape[1] else wanted.flatten(0, 1)
+def unpadded_weights(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Weights without padding: `[tokens, modules, experts]`, or of as many sequences or audio frames."""
+    weights = weights.unsqueeze(-2) if weights.dim() == 3 else weights
+    weights = weights.expand(len(mask), -1, -1, -1)
+    return weights[mask] if weights.shape[1] == mask.shape[1] else weights.flatten(0, 1)

@@ -75,9 +75,9 @@ class Mixer(UntrainedExperts):
         block = mlp_block(sizes.modules[seen.layer])
         if block is None:
             return pad(seen.input.new_ones(*seen.input.shape[:-1], 1).float(), (0, self.mlp_experts))
-        if block not in seen.passed:
-            seen.passed[block] = gate[module_key(block)](seen.input.float()).softmax(-1)
-        return pad(seen.passed[block], (sizes.experts - self.mlp_experts, 0))
+        if block not in seen.pass_state:
+            seen.pass_state[block] = gate[module_key(block)](seen.input.float()).softmax(-1)
+        return pad(seen.pass_state[block], (sizes.experts - self.mlp_experts, 0))
 
     def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
         import torch
