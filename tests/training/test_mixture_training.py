@@ -199,6 +199,7 @@ def test_of_two_rates_the_one_that_learns_is_kept_and_the_other_seeds_learn_at_i
     losses = {trial["rate"]: trial["valid_loss"] for trial in first["grid"]}
     assert losses.keys() == {*rates} and losses[0.3] < losses[1e-9]
     assert first["learning_rate"] == second["learning_rate"] == 0.3
+    assert first["learning_rates"] == second["learning_rates"] == [*rates]
     assert [trial["rate"] for trial in second["grid"]] == [0.3]
     runs = {(seed, rate) for seed, rate, *_ in curves(study, "mixture")}
     assert runs == {(0, 1e-9), (0, 0.3), (1, 0.3)}
@@ -268,7 +269,8 @@ def test_a_mixture_without_anything_to_train_reads_no_data(study, asked):
     assert not asked and curves(study, "even") == []
     for seed in (0, 1):
         run = told(study, "even", seed)
-        assert run["learning_rate"] is None and run["grid"] == [] and run["trainable_parameters"] == 0
+        assert run["learning_rate"] is None and run["grid"] == run["learning_rates"] == []
+        assert run["trainable_parameters"] == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"mixer": "slide_lora", "gating": "learned"}, {"mixer": "ties"}])
