@@ -234,8 +234,9 @@ def default_mixer(kind: str) -> Mixer:
 
 
 def mixture_facts(mixture: Mixture) -> dict:
-    """`needs_domain`: the mixture is told the domain; `learns_labels`: it learnt from the domains' labels; `first_pass`: it runs
-    the base without experts first; `stored`: how many numbers its folder holds in its gate and experts."""
+    """`needs_domain`: the mixture is told the domain; `learns_labels`: it learnt from the domains' labels;
+    `first_pass`: it runs the base without experts first; `stored`: how many numbers its folder holds in its gate and
+    experts."""
     gate = [] if mixture.gate is None else mixture.gate.state_dict().values()
     experts = [tensor for layer in mixture.layers.values() for tensor in (layer.A, layer.B)]
     heads = [tensor for head in mixture.heads for tensor in head.values()]
