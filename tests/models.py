@@ -148,9 +148,10 @@ def opinionated(mixture, strength: float = 30):
 
 def draw_gate(gate, seed: int, spread: float = 0.02):
     """Draws a gate anew: normal weights, no biases."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in gate.parameters():
-        drawn = torch.empty(parameter.shape).normal_(0, spread, generator=generator)
+    from loratory.adapters.core import generator_for
+
+    for name, parameter in gate.named_parameters():
+        drawn = torch.empty(parameter.shape).normal_(0, spread, generator=generator_for(seed, f"gate.{name}"))
         parameter.data.copy_(drawn if parameter.dim() > 1 else torch.zeros_like(drawn))
 
 
