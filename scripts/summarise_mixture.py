@@ -12,7 +12,7 @@ with log_job(snakemake.log[0]):
         experts=params.experts,
         recovery=files.recovery,
         routing=files.routing,
-        mixer=params.mixer,
+        run=files.run,
         about=read_json(files.base)["note"],
         banner=params.banner,
     )

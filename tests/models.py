@@ -140,14 +140,19 @@ def trained_adapter(model, method, seed: int, heads=()):
 
 
 def opinionated(mixture, strength: float = 30):
-    """The mixture, its gate drawn as for training but strong: it prefers experts."""
-    from loratory.training.mixture import start_gate
-
+    """The mixture, its gate strong: it prefers experts."""
     if mixture.gate is not None:
-        start_gate(mixture.gate, 5)
-        for parameter in mixture.gate.parameters():
-            parameter.data.mul_(strength)
+        draw_gate(mixture.gate, 5, 0.02 * strength)
     return mixture
+
+
+def draw_gate(gate, seed: int, spread: float = 0.02):
+    """Draws a gate anew: normal weights, no biases."""
+    from loratory.adapters.core import generator_for
+
+    for name, parameter in gate.named_parameters():
+        drawn = torch.empty(parameter.shape).normal_(0, spread, generator=generator_for(seed, f"gate.{name}"))
+        parameter.data.copy_(drawn if parameter.dim() > 1 else torch.zeros_like(drawn))
 
 
 def continued(mixture, start: dict, limit: int) -> list[list[int]]:

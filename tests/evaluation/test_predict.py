@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from models import causal_base, encoder_base, trained_adapter, whisper_base
+from models import causal_base, draw_gate, encoder_base, trained_adapter, whisper_base
 from safetensors.torch import load_file
 
 from loratory import registry
@@ -27,7 +27,6 @@ from loratory.mixers.contract import GateInput, GateShape
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import save_mixture
-from loratory.training.mixture import start_gate
 
 CHOICES = (" no", " yes")
 TASK = SimpleNamespace(max_new_tokens=6)
@@ -60,7 +59,7 @@ def mix(base, kind: str, folders, out) -> None:
     given = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
     mixture = Mixture(base.model, mixer.prepare_experts(given, 0), mixer, domains=list(given))
     if mixture.gate is not None:
-        start_gate(mixture.gate, 0)
+        draw_gate(mixture.gate, 0)
     run = {"base_sha256": base.fingerprint, "adapters": dict.fromkeys(folders, "lora")}
     save_mixture(out, mixture, kind, folders, run)
     mixture.remove_experts()

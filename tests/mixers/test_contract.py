@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from models import causal_base, continued, llama, opinionated, trained_adapter
+from models import causal_base, continued, draw_gate, llama, opinionated, trained_adapter
 
 from loratory import registry
 from loratory.adapters import core, deltas
@@ -14,7 +14,7 @@ from loratory.evaluation.controls import ShuffledMixer
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_mixture, save_mixture
-from loratory.training.mixture import mixer_penalty, start_gate
+from loratory.training.mixture import mixer_penalty
 
 IDS = torch.arange(2 * 9).view(2, 9) % 40 + 3
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -150,7 +150,7 @@ def test_a_saved_mixture_opens_with_equal_logits(kind, tmp_path):
     given = {name: deltas.load_adapter(folder) for name, folder in folders.items()}
     mixture = Mixture(base.model, mixer.prepare_experts(given, seed=4), mixer, domains=list(given))
     if mixture.gate is not None:
-        start_gate(mixture.gate, 5)
+        draw_gate(mixture.gate, 5)
     mixture.eval().domain = 2
     expected = mixture(input_ids=IDS).logits
     save_mixture(tmp_path / "mixture", mixture, kind, folders, {"base": "tiny", "base_sha256": base.fingerprint})
@@ -253,3 +253,16 @@ def test_the_domain_loss_of_x_lora_is_the_cross_entropy_of_its_weights(domain_lo
     expected = -domain_loss * (torch.tensor([0.25, 0.125]).log().mean())
     mixer = registry.load_module("mixer", "xlora").Mixer(domain_loss=domain_loss)
     torch.testing.assert_close(mixer.routing_penalty(weights, 1), expected)
+
+
+PENALISED = [*((kind, {}) for kind in KINDS), ("xlora", {"domain_loss": 1.0}), ("meteora", {"gate_loss": 0.0})]
+PENALISED += [("llava_mole", {"balance": 0.0})]
+
+
+@pytest.mark.parametrize(("kind", "options"), PENALISED)
+def test_what_is_asked_domain_by_domain_is_a_mean_over_tokens_and_labels_are_what_its_parts_differ_by(kind, options):
+    mixer = registry.load_module("mixer", kind).Mixer(**options)
+    parts = torch.randn(2, 12, 2, 4, generator=torch.Generator().manual_seed(0)).mul(3).softmax(-1)
+    whole, *each = (float(mixer.routing_penalty(weights, 0)) for weights in (parts.flatten(0, 1), *parts))
+    assert (abs(whole - sum(each) / 2) > 1e-4) == mixer.balances
+    assert (whole != float(mixer.routing_penalty(parts.flatten(0, 1), 1))) == mixer.learns_labels

@@ -51,8 +51,8 @@ class Local(Mixer):
     def routing_weights(self, gate, seen, sizes):
         logits = gate[seen.layer](seen.input.float())
         if self.hears:
-            logits = logits + seen.passed.get("first", 0)
-            seen.passed.setdefault("first", logits)
+            logits = logits + seen.pass_state.get("first", 0)
+            seen.pass_state.setdefault("first", logits)
         return logits.softmax(-1)
 
     def routing_penalty(self, weights, domain):
@@ -165,9 +165,9 @@ def test_a_repeated_pass_keeps_nothing_that_it_computed_anew():
     mixture = mixed(toy, "llama", Local())
     mixture.checkpoint_gradients()
     loss = loss_of(toy, mixture)
-    before = dict(mixture.wanted)
+    before = dict(mixture.routing_weights)
     loss.backward()
-    assert len(before) == len(mixture.layers) and all(mixture.wanted[name] is before[name] for name in before)
+    assert len(before) == len(mixture.layers) and all(mixture.routing_weights[name] is before[name] for name in before)
 
 
 @FAMILY
@@ -294,7 +294,7 @@ def test_experts_that_move_are_saved_and_come_back_exactly(family, tmp_path):
     again = toy_of(family)
     opened = open_mixture(tmp_path / "mixture", SimpleNamespace(model=again.model, fingerprint="0"))
     opened.domain = 1
-    for name, adapter in opened.given.items():
+    for name, adapter in opened.experts.items():
         assert {m: d.scale for m, d in adapter.deltas.items()} == {m: d.scale for m, d in moved[name].deltas.items()}
         assert all(torch.equal(d.B, moved[name].deltas[m].B) for m, d in adapter.deltas.items())
     with torch.no_grad():

@@ -284,11 +284,12 @@ class Replayed(FixedSteps):
         output = self.run_step()
         for tensor, kept in zip(self.state(), before):
             tensor.copy_(kept)  # capturing computes nothing
-        steps, held = self, self.cache is not None and getattr(self.cache, "held", None)
+        steps, held = self, self.cache is not None and getattr(self.cache, "fixed_weights", None)
 
         class Graph:
             def replay(self):
-                assert getattr(steps.cache, "held", None) is held  # a graph reads the addresses it was captured with
+                # a graph reads the addresses that it was captured with
+                assert getattr(steps.cache, "fixed_weights", None) is held
                 calls = steps.calls
                 output.logits.copy_(steps.run_step().logits)
                 steps.calls = calls
@@ -328,9 +329,15 @@ def test_requests_find_the_addresses_of_the_first_and_their_own_weights():
     for shift in (0, 5):
         generate(made, IDS + shift, MASK, max_new_tokens=3, eos=(), hold_after=0, fixed=fixed)
         layers = [layer for cache in fixed.caches for layer in cache.layers]
-        tensors = [fixed.cache.held, fixed.mask, fixed.positions, fixed.place, *(layer.keys for layer in layers)]
+        tensors = [
+            fixed.cache.fixed_weights,
+            fixed.mask,
+            fixed.positions,
+            fixed.place,
+            *(layer.keys for layer in layers),
+        ]
         places.append([tensor.data_ptr() for tensor in tensors])
-        weights.append(fixed.cache.held.clone())
+        weights.append(fixed.cache.fixed_weights.clone())
     assert places[0] == places[1]
     assert not torch.equal(*weights)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from models import causal_base, trained_adapter
+from models import causal_base, draw_gate, trained_adapter
 
 from loratory import registry
 from loratory.adapters import deltas
@@ -13,7 +13,7 @@ from loratory.domains.contract import Example
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training.job import Job
-from loratory.training.mixture import TrainingSet, optimise_mixture, start_gate, validation_loss
+from loratory.training.mixture import TrainingSet, optimise_mixture, validation_loss
 from loratory.training.schedule import Training
 
 DOMAINS = ("read", "heard")
@@ -52,7 +52,7 @@ def test_a_mixer_learns_on_a_bf16_base_in_single_precision_and_comes_back(study,
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     mixture = Mixture(base.model, mixer.prepare_experts(given, seed=0), mixer, kind, list(DOMAINS)).eval()
     if mixture.gate is not None:
-        start_gate(mixture.gate, 0)
+        draw_gate(mixture.gate, 0)
     start = {name: parameter.detach().clone() for name, parameter in mixture.trainable_parameters().items()}
     assert mixer.trained == bool(start)
     if mixer.trained:

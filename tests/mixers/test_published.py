@@ -192,7 +192,7 @@ def test_the_authors_softmax_of_the_kept_weights_is_of_the_whole_batch(three, tm
     as_authors(tmp_path / "saved", theirs, options)
     ours = open_published(tmp_path / "saved", base, folders)
     ours(input_ids=IDS)
-    wanted, applied = ours.wanted["tokens"], ours.applied["tokens"]
+    wanted, applied = ours.routing_weights["tokens"], ours.applied["tokens"]
     for module in range(wanted.shape[2]):
         logits = wanted[:, :, module]
         kept = logits >= logits.topk(2, -1).values[..., -1:]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import entry
+from models import draw_gate, entry
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loratory import config, registry
@@ -20,7 +20,7 @@ from loratory.domains.contract import Example
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training.job import Job
-from loratory.training.mixture import TrainingSet, optimise_mixture, start_gate
+from loratory.training.mixture import TrainingSet, optimise_mixture
 from loratory.training.sweep import mean_loss, train_one
 
 LAYERS = 2
@@ -144,7 +144,7 @@ def check_mixer(given, made, name: str, folder) -> None:
     mixture = Mixture(base.model, chosen.prepare_experts(made.adapters, 0), chosen, name, domains)
     try:
         if mixture.gate is not None:
-            start_gate(mixture.gate, 0)
+            draw_gate(mixture.gate, 0)
         if mixture.trainable_parameters():
             sets = {domain: TrainingSet(items) for domain, items in given.sets.items()}
             training, job = chosen.training.at_rate(0.01), Job("cpu", folder / "checkpoints", name)

@@ -101,12 +101,19 @@ def recovered(best="lora@speech", **other) -> dict:
     return {"rows": rows, "means": means, "loss_means": [], "valid_means": means, "best_single": best} | other
 
 
-def routed(folder, **recovery) -> dict:
+def routed(folder, labels=True, rates=(0.003, 0.01, 0.03), **recovery) -> dict:
     """What a summary needs of its mixture beside the metrics."""
-    routes = {"domains": ["protein", "speech"], "top1": {"protein": 0.98, "speech": 0.5}}
+    routes = {"domains": ["protein", "speech"], "top1": {"protein": 0.98, "speech": 0.5}, "learns_labels": labels}
     routes["tokens"] = {"protein": 1234, "speech": 56}
     folder.mkdir(parents=True, exist_ok=True)
+    run = {
+        "mixer": "xlora",
+        "options": {"depth": 1},
+        "learning_rate": 0.01 if rates else None,
+        "learning_rates": rates,
+    }
+    (folder / "mixture.json").write_text(json.dumps(run))
     (folder / "told.json").write_text(json.dumps(routes | {"entropy": {"protein": 0.07, "speech": 1.0}}))
     (folder / "recovery.json").write_text(json.dumps(recovered(**recovery)))
     files = {"routing": str(folder / "told.json"), "recovery": str(folder / "recovery.json")}
-    return files | {"mixer": {"mixer": "xlora", "depth": 1}}
+    return files | {"run": str(folder / "mixture.json")}

@@ -32,6 +32,7 @@ def weights(tmp_path):
         "weights": [[0.875, 0.125], [0.25, 0.75]],
         "entropy": {"protein": 0.54, "speech": 0.81},
         "top1": {"protein": 0.96, "speech": 0.8},
+        "learns_labels": True,
     }
     path.write_text(json.dumps(made))
     return path
@@ -75,6 +76,10 @@ def test_routing_shows_weights_entropy_and_routing_accuracy(tmp_path, weights):
     joined = " ".join(found)
     assert "entropy 0.54, top-1 96%" in joined and "entropy 0.81, top-1 80%" in joined
     assert {"expert", "domain of the input", "mean gate weight (share)"} <= set(found)
+    weights.write_text(json.dumps(json.loads(weights.read_text()) | {"learns_labels": False}))
+    draw_routing(weights, tmp_path / "r.svg")
+    joined = " ".join(texts(tmp_path / "r.svg"))
+    assert "entropy 0.54" in joined and "top-1" not in joined, "of a gate without labels it says nothing"
 
 
 def test_transfer_shows_every_adapter_on_every_domain_once(tmp_path, summary_file):

@@ -50,6 +50,7 @@ def routes(domain, seed) -> dict:
         top1 = {"alpha": None, "zeta": 0.5 + 0.25 * seed}.get(name, 1.0)
         known[name] = spent | {"needs_domain": name == "oracle", "first_pass": name == "zeta", "stored": 1234}
         known[name] |= {
+            "learns_labels": name == "zeta",
             "top1": top1,
             "experts": experts,
             "entropy": 0.25,
@@ -90,6 +91,8 @@ def files(tmp_path):
         for seed in SEEDS:
             runs.append((name, tmp_path / f"{name}.{seed}.run.json"))
             run = {"trainable_parameters": 5000 if name == "zeta" else 0, "accelerator_memory_max": None}
+            rates = {"zeta": [0.003, 0.01, 0.03], "alpha": [0.01, 0.03]}.get(name, [])
+            run |= {"learning_rate": 0.01 if rates else None, "learning_rates": rates}
             runs[-1][1].write_text(json.dumps(run))
     return contrast, told, runs
 
@@ -126,7 +129,7 @@ def test_routing_is_told_where_several_experts_are_weighed(made):
     shown = cells(made / "mixers.md")
     found = {name: (row["top-1 (%)"], row["entropy"], row["first pass"]) for name, row in shown.items()}
     assert found["zeta"] == ("62.5", "0.25", "yes")
-    assert found["oracle †"] == ("100.0", "0.25", "–")
+    assert found["oracle †"] == ("–", "0.25", "–"), "top-1 measures those alone that learn the domains' labels"
     assert found["alpha"] == found["base"] == found["zeta:shuffled"] == ("–", "–", "–")
 
 
@@ -151,8 +154,15 @@ def test_costs_are_rates_over_all_domains_and_seeds(made):
     assert (shown["base"]["trained"], shown["uniform"]["trained"]) == ("–", "0")
 
 
+def test_the_chosen_rate_is_told_and_whether_it_is_at_the_edge_of_its_grid(made):
+    shown = {name: row["learning rate"] for name, row in cells(made / "mixers.md").items()}
+    assert (shown["zeta"], shown["alpha"], shown["uniform"]) == ("0.01", "0.01 (edge)", "–")
+    assert (shown["base"], shown["zeta:shuffled"]) == ("–", "–")
+
+
 def test_memory_of_training_is_that_of_the_seed_that_took_most():
-    runs = [{"trainable_parameters": 1, "accelerator_memory_max": most} for most in (3, 5)]
+    run = {"trainable_parameters": 1, "learning_rate": None, "learning_rates": []}
+    runs = [run | {"accelerator_memory_max": most} for most in (3, 5)]
     assert system_facts("x", [], runs)["training_memory"] == 5
 
 
@@ -203,7 +213,7 @@ def test_recovery_by_loss_has_columns_of_its_own_where_the_primary_metric_is_ano
 
 
 def test_a_mean_over_some_of_the_domains_a_mixture_is_routed_on_is_not_printed():
-    route = {"experts": ["a", "b"], "top1": 0.5, "entropy": 0.5, "memory": None}
+    route = {"experts": ["a", "b"], "learns_labels": True, "top1": 0.5, "entropy": 0.5, "memory": None}
     route |= {"read": 1, "reading": 1.0, "written": 0, "writing": 0.0}
     single = route | {"experts": ["a"]}
     assert system_facts("x", [{"x": route}, {"x": route}], [])["top1"] == 0.5
@@ -241,6 +251,7 @@ def weights(tmp_path):
             "entropy": 0.5,
             "top1": None,
             "tokens": 100,
+            "learns_labels": False,
         }
         found[domain] = [tmp_path / f"{domain}.json"]
         found[domain][0].write_text(json.dumps({"mix": route}))

@@ -210,8 +210,36 @@ def test_summary_says_which_base_it_is_about(summed):
 
 
 def test_summary_says_how_the_gate_routed_and_what_the_mixer_is(summed):
-    assert "protein 98.0 %, 0.07 (1,234 tokens); speech 50.0 %, 1.00 (56 tokens)." in summed["md"]
+    share = "the share of tokens whose heaviest expert is the domain's own, and the weights' entropy (1: uniform)"
+    routed = "protein 98.0 %, 0.07 (1,234 tokens); speech 50.0 %, 1.00 (56 tokens)."
+    assert f"Routing on test, {share}: {routed}" in summed["md"]
     assert "Mixer: xlora (depth 1)." in summed["md"]
+
+
+def test_of_a_gate_without_labels_no_share_of_its_domains_own_expert_is_printed(tmp_path, reports):
+    write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path, labels=False))
+    assert (
+        "Routing on test, the weights' entropy (1: uniform): protein 0.07 (1,234 tokens); speech 1.00 (56 tokens)."
+        in (tmp_path / "s.md").read_text()
+    )
+
+
+BY = "by the loss on valid with the first seed, the mean over domains."
+RATES = {
+    (0.003, 0.01, 0.03): f"0.01 of 0.003, 0.01, 0.03, {BY}",
+    (0.01, 0.03): f"0.01 of 0.01, 0.03, {BY} At the edge of its grid: a better one may lie beyond.",
+    (0.01,): "0.01, the only one that was tried.",
+    (): None,
+}
+
+
+@pytest.mark.parametrize(("rates", "line"), RATES.items())
+def test_summary_says_at_which_rate_the_mixture_learnt_and_whether_a_better_one_may_lie_beyond(
+    tmp_path, reports, rates, line
+):
+    write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path, rates=rates))
+    text = (tmp_path / "s.md").read_text()
+    assert f"- Learning rate of the mixture: {line}\n" in text if line else "Learning rate" not in text
 
 
 def test_summary_keeps_the_order_of_its_domains_and_recovers_the_oracle(summed):

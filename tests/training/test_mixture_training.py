@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from models import causal_base, trained_adapter
+from accelerate import Accelerator
+from models import causal_base, opinionated, trained_adapter
 from safetensors.torch import load_file
 from studies import changed, shipped
 from torch.nn.functional import cross_entropy
@@ -19,13 +20,18 @@ from loratory.adapters.methods.lora import Method
 from loratory.config import mixture_entry as entry
 from loratory.config import read_config
 from loratory.data.files import read_json
+from loratory.domains.contract import Example
 from loratory.domains.dataset import write_records
 from loratory.errors import InputError
+from loratory.mixers.core import Mixture
+from loratory.mixers.methods.llava_mole import Mixer as LlavaMole
+from loratory.mixers.methods.llava_mole import mlp_block
 from loratory.mixers.store import GATE, open_mixture
-from loratory.training import job
+from loratory.training import fit, job
 from loratory.training import mixture as training
 from loratory.training.features import write_features
 from loratory.training.mixture import read_training_set, train_mixture, validation_loss
+from loratory.training.schedule import Training
 
 DOMAINS = ("protein", "lncrna")
 TASKS = {domain: registry.load_module("domain", domain, "sources").Task() for domain in DOMAINS}
@@ -193,6 +199,7 @@ def test_of_two_rates_the_one_that_learns_is_kept_and_the_other_seeds_learn_at_i
     losses = {trial["rate"]: trial["valid_loss"] for trial in first["grid"]}
     assert losses.keys() == {*rates} and losses[0.3] < losses[1e-9]
     assert first["learning_rate"] == second["learning_rate"] == 0.3
+    assert first["learning_rates"] == second["learning_rates"] == [*rates]
     assert [trial["rate"] for trial in second["grid"]] == [0.3]
     runs = {(seed, rate) for seed, rate, *_ in curves(study, "mixture")}
     assert runs == {(0, 1e-9), (0, 0.3), (1, 0.3)}
@@ -262,7 +269,8 @@ def test_a_mixture_without_anything_to_train_reads_no_data(study, asked):
     assert not asked and curves(study, "even") == []
     for seed in (0, 1):
         run = told(study, "even", seed)
-        assert run["learning_rate"] is None and run["grid"] == [] and run["trainable_parameters"] == 0
+        assert run["learning_rate"] is None and run["grid"] == run["learning_rates"] == []
+        assert run["trainable_parameters"] == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"mixer": "slide_lora", "gating": "learned"}, {"mixer": "ties"}])
@@ -273,6 +281,19 @@ def test_two_seeds_in_one_job_are_two_jobs_of_one_seed(study, options):
         assert weights(study, "both", seed) == weights(study, f"single{seed}", seed)
     assert curves(study, "both") == curves(study, "single0") + curves(study, "single1")
     assert weights(study, "both", 0) != weights(study, "both", 1)
+
+
+def test_a_gate_starts_as_pytorchs_linear_layers_do_whatever_was_drawn_before(study):
+    found = []
+    for noise in (3, 4):
+        torch.manual_seed(noise)
+        found.append(study.train(f"start{noise}", rates=(1e-12,)))
+    again, weight = found[1], found[0]["tokens.0.weight"]
+    assert all(torch.equal(found[0][name], again[name]) for name in again)
+    bound = weight.shape[1] ** -0.5
+    for drawn in (weight, found[0]["tokens.0.bias"]):
+        assert 0.9 * bound < drawn.abs().max() <= bound * 1.0001
+    assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("updates", [STEPS + 2, 2 * STEPS + 2], ids=["second rate", "second seed"])
@@ -335,3 +356,92 @@ def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):
     assert all(torch.equal(kept[name], alone[name]) for name in alone)
     with pytest.raises(InputError, match=r"toy seed 0 lr 9\.0: the loss is nan"):
         study.train("none", rates=(9.0,))
+
+
+# --- a penalty of all domains of a step ------------------------------------------------------------------------------
+
+
+class ByDomain(LlavaMole):
+    """Every token of a domain goes to the domain's own expert."""
+
+    def routing_weights(self, gate, seen, sizes):
+        own = torch.nn.functional.one_hot(torch.tensor(seen.domain), sizes.experts - 1).float()
+        plain = torch.eye(sizes.experts)[0]
+        chosen = torch.nn.functional.pad(own, (1, 0)) if mlp_block(sizes.modules[seen.layer]) else plain
+        return chosen.expand(*seen.input.shape[:-1], -1)
+
+
+FOUR = {"a": "acg tta acg tta", "b": "will the user like it", "c": "yes", "d": "coding no no the user yes acg"}
+
+
+@pytest.fixture
+def step(tmp_path, monkeypatch):
+    """(mixer, {domain: text}) → the mixture in training, and its first step's batches and loss function."""
+    base, handed = causal_base(tmp_path / "base", ears=False), []
+    experts = {name: trained_adapter(base.model, Method(rank=2), seed) for seed, name in enumerate(FOUR)}
+    monkeypatch.setattr(training, "train_model", lambda *given: handed.append(given) or [])
+
+    def begin(mixer, texts=FOUR):
+        mixture = Mixture(base.model, mixer.prepare_experts(experts, 0), mixer, domains=list(texts))
+        for layer in mixture.layers.values():
+            layer.B.data.copy_(torch.randn(layer.B.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+        examples = {name: Example(f"{name}1", "g", "text ", text) for name, text in texts.items()}
+        sets = {name: training.TrainingSet([base.encode(example)]) for name, example in examples.items()}
+        recipe = Training(batch_tokens=64, learning_rate=1.0, warmup=0.0, decay="constant", clip=1e9)
+        training.optimise_mixture(base, opinionated(mixture), sets, {}, recipe, 0, job.Job("cpu", tmp_path, "toy"))
+        _, batches, loss, *_ = handed[-1]
+        return SimpleNamespace(base=base, mixture=mixture.train(), batches=batches, loss=loss, recipe=recipe)
+
+    return begin
+
+
+def test_four_domains_with_an_expert_each_cost_no_more_than_an_even_use_of_experts(step):
+    given = step(ByDomain(mlp_experts=4, balance=0.01), dict.fromkeys(FOUR, "acg tta acg"))
+    losses = [given.loss(micro) for micro in given.batches(0)]
+    costs = [float(loss.extra) / loss.targets for loss in losses]
+    assert len(costs) == 4 and sum(costs) / 4 == pytest.approx(0.010)
+
+
+def test_one_expert_for_all_domains_costs_as_often_as_there_are_experts(step):
+    given = step(ByDomain(mlp_experts=4, balance=0.01), {"a": "acg tta acg"})
+    assert [float(loss.extra) / loss.targets for loss in map(given.loss, given.batches(0))] == pytest.approx([0.040])
+
+
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["plain", "checkpointed"])
+def test_a_step_follows_the_balance_of_one_batch_of_all_domains(step, checkpoints):
+    given = step(LlavaMole(mlp_experts=4, balance=3.0))
+    mixture, batches = given.mixture, given.batches(0)
+    assert len({micro.batch["ids"].shape for micro in batches}) == 4  # domains of unequal length
+    parameters, total, found = mixture.trainable_parameters(), 0.0, []
+    for mixture.domain, micro in enumerate(batches):
+        nats, targets = given.base.loss(mixture, micro.batch)
+        total = total + nats / targets / len(batches)
+        found.append(
+            {name: w[..., 1:].flatten(0, 1) for name, w in mixture.routing_weights.items() if mlp_block(name)}
+        )
+    for name in found[0]:
+        p = torch.cat([weights[name] for weights in found])
+        sent = torch.bincount(p.argmax(1), minlength=4) / len(p)
+        total = total + 3.0 * 4 * (sent * p.mean(0)).sum() / len(found[0])
+    expected = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values()), allow_unused=True)))
+    if checkpoints:
+        mixture.checkpoint_gradients()
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    sgd = torch.optim.SGD(parameters.values(), lr=1.0)
+    fit.update(
+        parameters, given.batches(0), given.loss, sgd, given.recipe, 0, Accelerator(cpu=True), fit.TrainingHooks()
+    )
+    routers = [name for name in parameters if name.startswith("gate")]
+    assert len(routers) == 2 and all(expected[name].any() for name in routers)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(before[name] - parameter, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_balance_no_step_begins_with_a_pass_to_count(step, calls):
+    for balance, passes in ((0.0, 4), (0.01, 8)):
+        given = step(LlavaMole(mlp_experts=4, balance=balance))
+        calls[LlamaModel] = 0
+        for micro in given.batches(0):
+            given.loss(micro)
+        assert calls[LlamaModel] == passes
+        given.mixture.remove_experts()

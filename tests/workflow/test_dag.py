@@ -48,7 +48,7 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
     "score": {"build_dataset", "predict", "predict_baselines"},
     "tabulate_domain": {"audit_split", "prepare_base", "score"},
-    "summarise_mixture": {"prepare_base", "score", "gather_routing", "measure_recovery"},
+    "summarise_mixture": {"prepare_base", "train_mixture", "score", "gather_routing", "measure_recovery"},
     "gather_routing": {"predict"},
     "measure_recovery": {"build_dataset", "predict", "predict_baselines"},
     "draw_routing": {"gather_routing"},

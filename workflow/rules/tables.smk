@@ -61,6 +61,7 @@ rule summarise_mixture:
         base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
         recovery="<results>/metrics/recovery/{mixture}.json",
         routing="<results>/metrics/routing/{mixture}.json",
+        run=f"<results>/mixtures/{{mixture}}/seed{SEEDS[0]}/mixture.json",
     output:
         report(
             "<results>/tables/{mixture}.summary.html",
@@ -80,7 +81,6 @@ rule summarise_mixture:
         runtime=10,
     params:
         experts=lambda wc: [f"{adapter}@{domain}" for domain, adapter in STUDY.mixtures[wc.mixture].experts.items()],
-        mixer=lambda wc: plain(STUDY.mixtures[wc.mixture], without=["base", "experts", "training"]),
         banner=BANNER,
         code=code_digest("reporting"),
     script:

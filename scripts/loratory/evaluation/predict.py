@@ -234,14 +234,16 @@ def default_mixer(kind: str) -> Mixer:
 
 
 def mixture_facts(mixture: Mixture) -> dict:
-    """`told`: the mixture needs the domain; `first_pass`: it runs the base without experts first; `stored`: how many
-    numbers its folder holds in its gate and experts."""
+    """`needs_domain`: the mixture is told the domain; `learns_labels`: it learnt from the domains' labels;
+    `first_pass`: it runs the base without experts first; `stored`: how many numbers its folder holds in its gate and
+    experts."""
     gate = [] if mixture.gate is None else mixture.gate.state_dict().values()
     experts = [tensor for layer in mixture.layers.values() for tensor in (layer.A, layer.B)]
     heads = [tensor for head in mixture.heads for tensor in head.values()]
     stored = sum(tensor.numel() for tensor in (*gate, *experts, *heads))
     mixer = mixture.mixer
-    return {"needs_domain": mixer.needs_domain, "first_pass": mixer.reads == "hidden", "stored": stored}
+    facts = {"needs_domain": mixer.needs_domain, "learns_labels": mixer.learns_labels}
+    return facts | {"first_pass": mixer.reads == "hidden", "stored": stored}
 
 
 @torch.no_grad()

@@ -10,14 +10,15 @@ from loratory.data.files import read_json, write_json
 
 def gather_routing(files: Mapping[str, Sequence[Path | str]], mixture: str, out: Path | str) -> None:
     """Writes `experts`, `domains`, `weights` (a row for each domain), `entropy`, `top1` and `tokens`, which they are
-    means over (for each domain), and `modules` (for each domain a row for each of the `layers`) to a JSON file.
+    means over (for each domain), `modules` (for each domain a row for each of the `layers`) and `learns_labels` to a
+    JSON file.
 
     Args:
         files: {domain: JSON files of `evaluation.predict`, one for each seed}.
     """
     found = {domain: [read_json(path)[mixture] for path in paths] for domain, paths in files.items()}
     domains, first = list(found), next(iter(found.values()))[0]
-    gathered = {"experts": first["experts"], "layers": first["layers"], "domains": domains}
+    gathered = {key: first[key] for key in ("experts", "layers", "learns_labels")} | {"domains": domains}
     gathered["weights"] = [mean_over_seeds(found[domain], "weights") for domain in domains]
     for part in ("prompt", "target", "modules", "entropy", "top1", "tokens"):
         gathered[part] = {domain: mean_over_seeds(found[domain], part) for domain in domains}

@@ -38,10 +38,15 @@ def mean_costs(domain: str, name: str, runs: Sequence[Mapping[str, Any]]) -> dic
         "method": settings["peft_config"]["method"],
         "learning_rate": rate,
         "rates": list(rates),
-        "edge": len(rates) > 1 and rate in (min(rates), max(rates)),
+        "edge": is_edge(rate, rates),
         "total_time": mean_or_none(run["run_info"]["total_time"] for run in runs),
         **{key: mean_or_none(run["train_info"][key] for run in runs) for key in MEAN_FIELDS},
     }
+
+
+def is_edge(rate: float | None, rates: Sequence[float]) -> bool:
+    """Whether a rate is the first or the last of its grid, so that a better one may lie beyond."""
+    return len(rates) > 1 and rate in (min(rates), max(rates))
 
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
@@ -62,15 +67,19 @@ def system_facts(
     found = [routes[system] for routes in answered if system in routes]
     routed = [each for each in found if len(each.get("experts", ())) > 1]
     everywhere = len(routed) == len(answered) > 0  # a mean over some domains is no mean over all
+    labelled = everywhere and all(each["learns_labels"] for each in routed)
     stored = [each["stored"] for each in found if "stored" in each]
+    rate, rates = (runs[0]["learning_rate"], runs[0]["learning_rates"]) if runs else (None, [])
     return {
         "needs_domain": any(each.get("needs_domain", False) for each in found),
         "first_pass": any(each.get("first_pass", False) for each in found),
-        "top1": mean_or_none(each["top1"] for each in routed) if everywhere else None,
+        "top1": mean_or_none(each["top1"] for each in routed) if labelled else None,
         "entropy": mean_or_none(each["entropy"] for each in routed) if everywhere else None,
         "read_per_second": tokens_per_second(found, "read", "reading"),
         "written_per_second": tokens_per_second(found, "written", "writing"),
         "memory": max_known(each["memory"] for each in found),
+        "learning_rate": rate,
+        "edge": is_edge(rate, rates),
         "training_memory": max_known(run.get("accelerator_memory_max") for run in runs),
         "trainable": mean_or_none(run["trainable_parameters"] for run in runs) if runs else None,
         "stored": mean_or_none(stored) if stored else None,

@@ -48,7 +48,7 @@ class GateInput:
             the mixer reads `input`.
         is_audio: `[batch, length]`, true where a position is of a clip and not of text; None where all are text.
         domain: which of the given experts' domains the batch is from; for mixers that are `needs_domain` alone.
-        passed: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
+        pass_state: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
     """
 
     hidden: torch.Tensor | None = None
@@ -56,7 +56,7 @@ class GateInput:
     layer: int | None = None
     is_audio: torch.Tensor | None = None
     domain: int | None = None
-    passed: dict = field(default_factory=dict)
+    pass_state: dict = field(default_factory=dict)
 
 
 class Mixer(Options):
@@ -72,6 +72,9 @@ class Mixer(Options):
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
         needs_whole_batch: a token's weights depend on all tokens of the batch, later ones too: no cache can be right.
+        learns_labels: training tells it the domains, so that their own experts get the tokens. Of any other mixer, the
+            share of tokens that go to their domain's own expert is no measure: another mixture may answer as well.
+        balances: `routing_penalty` is of the tokens of all domains of a step together, and not domain by domain.
     """
 
     trained: ClassVar[bool] = True
@@ -101,13 +104,22 @@ class Mixer(Options):
     def needs_whole_batch(self) -> bool:
         return False
 
+    @property
+    def learns_labels(self) -> bool:
+        return False
+
+    @property
+    def balances(self) -> bool:
+        return False
+
     def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         """What is stacked, made once before training: the trained experts as they are, unless a mixer merges them or
         starts its own in their place."""
         return given
 
     def build_gate(self, sizes: GateShape) -> torch.nn.Module | None:
-        """The trainable part, or None. The caller initialises the random numbers."""
+        """The trainable part, or None. It starts as PyTorch starts its layers, a linear one with weights and biases in
+        U(±1/√inputs), as the gates of the authors' own code do; the caller sets the seed."""
         return None
 
     def prepare_gate(self, gate: torch.nn.Module, sizes: GateShape, experts: dict[str, Adapter]) -> None:
@@ -133,7 +145,8 @@ class Mixer(Options):
         """What training adds to the loss of each target.
 
         Args:
-            weights: of `routing_weights`, `[tokens, modules | 1, experts]` of the batch's tokens.
-            domain: which of the given experts' domains they are from; in training every mixer may look at it.
+            weights: of `routing_weights`, `[tokens, modules | 1, experts]`: of one domain's tokens or, where the mixer
+                `balances`, of those of all domains of a step.
+            domain: which of the given experts' domains is learnt from; in training every mixer may look at it.
         """
         return 0.0

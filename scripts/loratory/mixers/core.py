@@ -30,13 +30,13 @@ class PairCache:
 
     Attributes:
         bare: None if the mixer needs no such pass.
-        held: weights `[batch, 1, modules, experts]` that stay as they are from here on; None while there are none.
+        fixed_weights: `[batch, 1, modules, experts]`, those that stay as they are from here on; None while none do.
         calls: passes so far; the first is the prompt's, each later one adds a token.
     """
 
     bare: Cache | None
     mixed: Cache
-    held: torch.Tensor | None = None
+    fixed_weights: torch.Tensor | None = None
     calls: int = 0
 
 
@@ -47,12 +47,13 @@ class Mixture(nn.Module):
     caches give the same numbers as running the whole prefix anew.
 
     Attributes:
-        given: experts as they were put on; names: of these, in the order of the gate's outputs.
+        experts: as they were put on; names: of these, in the order of the gate's outputs.
         domains: those that the mixture was made for, in the order of the experts that were given.
         hold_after: an approximation: the gate weighs the prompt and so many written tokens, and its last weights stay
             for all later ones. None, the default, is exact.
-        wanted, applied: weights of the latest pass before and after the mixer's `select_weights`: {stream: `[batch,
-            length, modules, experts]`}, or {module: `[batch, length, experts]`} where layers weigh for themselves.
+        routing_weights, applied: weights of the latest pass before and after the mixer's `select_weights`: {stream:
+            `[batch, length, modules, experts]`}, or {module: `[batch, length, experts]`} where layers weigh for
+            themselves.
         wants: names in a batch of what a mixture takes besides the model's inputs; see `forward`.
     """
 
@@ -67,16 +68,16 @@ class Mixture(nn.Module):
         domains: Sequence[str] | None = None,
     ):
         super().__init__()
-        self.model, self.given, self.names, self.mixer = model, experts, list(experts), mixer
+        self.model, self.experts, self.names, self.mixer = model, experts, list(experts), mixer
         self.domains = list(domains or experts)
         self.context = GateContext()
         self.hold_after: int | None = None
-        self.wanted: dict[str, torch.Tensor] = {}
+        self.routing_weights: dict[str, torch.Tensor] = {}
         self.applied: dict[str, torch.Tensor] = {}
         check_experts(model, experts, where)
         self.heads = [adapter.heads for adapter in experts.values()]
         self.own_heads: dict[str, torch.Tensor] = {}
-        self.asked: int | None = None
+        self._domain: int | None = None
         model.requires_grad_(False)
         self.layers = self.stack_experts(experts)
         apart = mixer.reads == "hidden" and not mixer.per_sequence
@@ -110,11 +111,11 @@ class Mixture(nn.Module):
     @property
     def domain(self) -> int | None:
         """Which of `domains` the input is from: for mixers that need it, and for experts' own heads."""
-        return self.asked
+        return self._domain
 
     @domain.setter
     def domain(self, index: int | None) -> None:
-        self.asked = index
+        self._domain = index
         if any(self.heads):
             self.put_heads(self.own_heads if index is None else self.heads[index])
 
@@ -235,12 +236,12 @@ class Mixture(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The weights to apply {stream: `[batch, length, modules, experts]`}, without the pass that applies them."""
         if self.mixer.reads == "input":
-            self.wanted, self.applied = {}, {}
+            self.routing_weights, self.applied = {}, {}
             return {}
         audio = inputs.get("encoder_outputs")
         known = dict(audio.weights) if isinstance(audio, EncodedAudio) else {}
-        if cache is not None and cache.held is not None:
-            known[TOKENS] = cache.held
+        if cache is not None and cache.fixed_weights is not None:
+            known[TOKENS] = cache.fixed_weights
         if known.keys() >= self.streams.keys():
             return known
         states = None
@@ -250,7 +251,7 @@ class Mixture(nn.Module):
             states = self.gate_states(states, prompt if prompt is not None else inputs.get("attention_mask"))
         weights = known | self.weights_from_states(states, seen, known)
         if cache is not None and (self.mixer.per_sequence or cache.calls == self.hold_after):
-            cache.held = weights[TOKENS][:, -1:]
+            cache.fixed_weights = weights[TOKENS][:, -1:]
         return weights
 
     def bare_states(self, inputs: Mapping[str, Any], cache: Cache | None = None) -> dict[str, torch.Tensor]:
@@ -266,15 +267,15 @@ class Mixture(nn.Module):
         self, states: dict[str, torch.Tensor] | None, seen: GateInput, known: Collection[str] = ()
     ) -> dict[str, torch.Tensor]:
         """The weights of the streams whose states are given, or of all streams if states do not matter."""
-        self.wanted = {}
+        self.routing_weights = {}
         for stream in self.sizes:
             if stream not in known and (states is None or stream in states):
                 hidden = None if states is None else states[stream]
-                self.wanted[stream] = self.wanted_weights(stream, replace(seen, hidden=hidden))
-        self.applied = {stream: self.mixer.select_weights(wanted) for stream, wanted in self.wanted.items()}
+                self.routing_weights[stream] = self.compute_routing_weights(stream, replace(seen, hidden=hidden))
+        self.applied = {stream: self.mixer.select_weights(weights) for stream, weights in self.routing_weights.items()}
         return self.applied
 
-    def wanted_weights(self, stream: str, seen: GateInput) -> torch.Tensor:
+    def compute_routing_weights(self, stream: str, seen: GateInput) -> torch.Tensor:
         """What the mixer wants; a gate computes in single precision whatever the passes around it do."""
         with torch.autocast(self.model.device.type, enabled=False):
             return self.mixer.routing_weights(self.stream_gate(stream), seen, self.sizes[stream]).to(self.model.device)
@@ -328,9 +329,9 @@ class Mixture(nn.Module):
     def current_experts(self) -> dict[str, Adapter]:
         """The experts as they are now; those that do not move are those that were given, bit for bit."""
         if not self.mixer.trains_experts:
-            return self.given
+            return self.experts
         found = {}
-        for index, (name, adapter) in enumerate(self.given.items()):
+        for index, (name, adapter) in enumerate(self.experts.items()):
             deltas = {
                 module: self.layers[module].current_delta(index, d.scale) for module, d in adapter.deltas.items()
             }
@@ -372,15 +373,15 @@ class InputWeights:
 
     def __call__(self, layer: MixedLinear, x: torch.Tensor) -> torch.Tensor:
         mixture = self.mixture
-        wanted = mixture.wanted_weights(TOKENS, replace(self.seen, input=x, layer=layer.slot))
-        applied = mixture.mixer.select_weights(wanted)
+        weights = mixture.compute_routing_weights(TOKENS, replace(self.seen, input=x, layer=layer.slot))
+        applied = mixture.mixer.select_weights(weights)
         if self.noted:
-            mixture.wanted[layer.name], mixture.applied[layer.name] = wanted, applied
+            mixture.routing_weights[layer.name], mixture.applied[layer.name] = weights, applied
         return applied
 
     def recompute_copy(self) -> LayerWeights:
         """For a repeated pass: it must find what earlier layers left, and not what it left itself the first time."""
-        return InputWeights(self.mixture, replace(self.seen, passed=dict(self.seen.passed)), noted=False)
+        return InputWeights(self.mixture, replace(self.seen, pass_state=dict(self.seen.pass_state)), noted=False)
 
 
 def check_trained_experts(experts: dict[str, Adapter], where: Path | str) -> None:

@@ -221,7 +221,7 @@ class FixedSteps:
         self.mask = torch.full(shape, self.hidden_from, dtype=dtype, device=device)
         self.cache: Cache | PairCache | None = None
         self.caches: list[DynamicCache] = []
-        self.held: torch.Tensor | None = None
+        self.weights_buffer: torch.Tensor | None = None
         self.graphs: dict[tuple, Any] = {}
         self.calls = 0
         self.request: Callable | None = None
@@ -271,7 +271,7 @@ class FixedSteps:
         if self.mixture is not None and isinstance(cache, PairCache):
             bare = self.caches[0] if cache.bare is not None else None
             constant = self.mixture.mixer.reads == "nothing"
-            held = self.mixture.applied[TOKENS][:, -1:] if constant else cache.held
+            held = self.mixture.applied[TOKENS][:, -1:] if constant else cache.fixed_weights
             self.cache, self.calls = PairCache(bare, self.caches[-1], held), cache.calls
             self.store_held_weights()
 
@@ -289,7 +289,7 @@ class FixedSteps:
         """The model's output for one more token `[rows, 1]`; a replayed one is overwritten by the next."""
         self.token.copy_(token)
         self.calls += 1
-        weighs = self.mixture is not None and self.pair.held is None
+        weighs = self.mixture is not None and self.pair.fixed_weights is None
         if weighs and self.calls - 1 == hold_after:
             return self.step_and_hold(hold_after)
         kind = (weighs, self.mixture and self.mixture.domain)
@@ -317,11 +317,11 @@ class FixedSteps:
 
     def store_held_weights(self) -> None:
         """Held weights of all requests have one place, where graphs look for them."""
-        if self.pair.held is None:
+        if self.pair.fixed_weights is None:
             return
-        if self.held is None:
-            self.held = self.pair.held.clone()
-        self.pair.held = self.held.copy_(self.pair.held)
+        if self.weights_buffer is None:
+            self.weights_buffer = self.pair.fixed_weights.clone()
+        self.pair.fixed_weights = self.weights_buffer.copy_(self.pair.fixed_weights)
 
     def capture_step(self) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()

@@ -45,11 +45,13 @@ def draw_routing(weights: Path | str, out: Path | str, banner: str = "") -> None
     Args:
         weights: JSON file with `experts`, `domains`, `weights` (mean gate weight, a row for each domain, a column for
             each expert), `entropy` and `top1` (for each domain: entropy / log(number of experts), and the share of
-            tokens whose heaviest expert is the domain's own; None where experts are not those of domains).
+            tokens whose heaviest expert is the domain's own; None where experts are not those of domains). `top1` is
+            drawn where the gate `learns_labels`.
     """
     found = read_json(weights)
-    top = {domain: "–" if share is None else f"{share:.0%}" for domain, share in found["top1"].items()}
-    names = [f"{d}\nentropy {found['entropy'][d]:.2f}, top-1 {top[d]}" for d in found["domains"]]
+    shares = found["top1"] if found["learns_labels"] else {}
+    top = {domain: "" if share is None else f", top-1 {share:.0%}" for domain, share in shares.items()}
+    names = [f"{d}\nentropy {found['entropy'][d]:.2f}{top.get(d, '')}" for d in found["domains"]]
     shown = [[f"{weight:.2f}" for weight in row] for row in found["weights"]]
     with svg_figure(out, (2.6 + 0.9 * len(found["experts"]), 1.5 + 0.55 * len(names)), banner) as figure:
         draw_heatmap(

@@ -156,7 +156,7 @@ def cost_layout(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layou
     lines = [
         [
             f"{record['adapter']}@{record['domain']}",
-            f"{record['learning_rate']:g}" + (" (edge)" if record["edge"] else ""),
+            rate_cell(record),
             *(f"{round(record[name]):,}" for name in COSTS),
             scaled_cell(record["accelerator_memory_max"], 1e6),
             f"{record['total_time']:.1f}",
@@ -201,6 +201,13 @@ def difference_cell(row: Mapping | None, name: str = "difference") -> str:
     certain = parts["_low"] is not None and not parts["_low"] <= 0 <= parts["_high"]
     mark = ("▲" if parts[""] > 0 else "▼") if certain else ""
     return " ".join(filter(None, [f"{sign}{value} [{low}, {high}]", mark]))
+
+
+def rate_cell(record: Mapping) -> str:
+    """The chosen learning rate, and whether it is at the edge of its grid."""
+    if record["learning_rate"] is None:
+        return ABSENT
+    return f"{record['learning_rate']:g}" + (" (edge)" if record["edge"] else "")
 
 
 def scaled_cell(value: float | None, unit: float, form: str = ".1f") -> str:

@@ -10,7 +10,7 @@ from loratory.data.files import read_json
 from loratory.evaluation.summaries import system_facts
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.methods import difference_cell, draws_note, marks_note, scaled_cell
+from loratory.reporting.methods import difference_cell, draws_note, marks_note, rate_cell, scaled_cell
 from loratory.reporting.tables import (
     ABSENT,
     BASE,
@@ -44,7 +44,9 @@ NOTES = (
     "intervals do not cover that choice.",
     "top-1: share of tokens of test records whose heaviest expert, by the mean over layers, is the domain's own; "
     "entropy: of the experts' shares of a token and layer (1: uniform). Means over all domains, where several experts "
-    "are weighed in each; top-1 where they are those of the domains.",
+    "are weighed in each; top-1 where training told them the domains: of any other gate it is no measure.",
+    "learning rate: chosen by the loss on `valid` with the first seed, the mean over domains; at the edge of its grid "
+    "a better one may lie beyond.",
     "read: positions a second where a system scores or chooses; written: tokens a second where it writes, reading its "
     "prompts included. Batches of records, on the machine of this run, whose other jobs are part of what is measured.",
     "trained: numbers that an optimizer moved for this mixture; experts that it was given were trained before. "
@@ -95,7 +97,8 @@ def mixer_layout(
         header += [f"{domain}: recovery (%)", f"{domain}: better than {report['against']} by, {column_heading(row)}"]
     header += ["mean recovery (%)", *loss_headings(losses), "top-1 (%)", "entropy"]
     header += ["read (tokens/s)", "written (tokens/s)"]
-    header += ["memory, answering (MB)", "memory, training (MB)", "trained", "stored", "first pass"]
+    header += ["memory, answering (MB)", "memory, training (MB)", "learning rate", "trained"]
+    header += ["stored", "first pass"]
     lines, shown, others = [], [], []
     for name in systems:
         own = control_systems(controls) if name == CONTROL else dict.fromkeys(heads, name)
@@ -134,7 +137,8 @@ def fact_cells(known: Mapping) -> list[str]:
     numbers = [ABSENT if known[name] is None else f"{round(known[name]):,}" for name in ("trainable", "stored")]
     speeds = [scaled_cell(known[name], 1) for name in ("read_per_second", "written_per_second")]
     memory = [scaled_cell(known[name], 1e6) for name in ("memory", "training_memory")]
-    return [share_text(known["top1"]), entropy, *speeds, *memory, *numbers, "yes" if known["first_pass"] else ABSENT]
+    first_pass = "yes" if known["first_pass"] else ABSENT
+    return [share_text(known["top1"]), entropy, *speeds, *memory, rate_cell(known), *numbers, first_pass]
 
 
 def domain_cells(row: Mapping | None, sized: bool) -> tuple[str, str]:

@@ -6,11 +6,11 @@ No cell is emphasised as the winner: whether two systems differ is what interval
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
-from loratory.evaluation.summaries import best_over_control
+from loratory.evaluation.summaries import best_over_control, is_edge
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 
@@ -67,7 +67,7 @@ def write_summary(
     experts: Sequence[str],
     recovery: Path | str,
     routing: Path | str,
-    mixer: Mapping[str, Any],
+    run: Path | str,
     about: str = "",
     banner: str = "",
 ) -> None:
@@ -77,7 +77,7 @@ def write_summary(
         metrics: JSON files of `evaluation.score`, one for each domain, all of one base; columns keep their order.
         experts: the mixture's experts as systems, such as `lora@protein`; lines keep their order.
         recovery: JSON file of `evaluation.recovery.measure_recovery`. routing: JSON file of `evaluation.routing`.
-        mixer: the mixer and its options, for the foot.
+        run: the mixture's `mixture.json` of the first seed, for the foot.
         about, banner: as of `write_domain_table`.
 
     Raises:
@@ -89,7 +89,9 @@ def write_summary(
             raise InputError(path, "systems of another base cannot be compared", report["base"], reports[0]["base"])
         if not primary_rows(report, "test"):
             raise InputError(path, "no primary metric on the test split", expected="one row for each system")
-    foot = [routing_note(read_json(routing)), mixer_note(mixer)] + ([f"Base: {about}"] if about else [])
+    trained = read_json(run)
+    foot = [routing_note(read_json(routing)), mixer_note(trained), *rate_notes(trained)]
+    foot += [f"Base: {about}"] if about else []
     formats.write_table(summary_layout(reports, read_json(recovery), mixture, experts, foot, banner), out)
 
 
@@ -417,17 +419,33 @@ def overlap_text(name: str, found: Mapping) -> str:
 
 
 def routing_note(routes: Mapping) -> str:
-    top1 = {domain: number_text(share, "ratio") for domain, share in routes["top1"].items()}
-    each = [
-        f"{d} {top1[d]} %, {routes['entropy'][d]:.2f} ({routes['tokens'][d]:,.0f} tokens)" for d in routes["domains"]
-    ]
-    line = "Routing on test, the share of tokens whose heaviest expert is the domain's own, and the weights' entropy"
-    return f"{line} (1: uniform): {'; '.join(each)}."
+    """The entropy of the weights and, of a gate that learnt the domains' labels, how many tokens it sends where they
+    say; of any other gate that share says nothing, as other mixtures of the experts may answer as well."""
+    labels = routes["learns_labels"]
+    own = {domain: f"{share_text(share)} %, " if labels else "" for domain, share in routes["top1"].items()}
+    each = "; ".join(
+        f"{domain} {own[domain]}{routes['entropy'][domain]:.2f} ({routes['tokens'][domain]:,.0f} tokens)"
+        for domain in routes["domains"]
+    )
+    line = "the share of tokens whose heaviest expert is the domain's own, and " if labels else ""
+    return f"Routing on test, {line}the weights' entropy (1: uniform): {each}."
 
 
-def mixer_note(mixer: Mapping) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in sorted(mixer.items()) if name != "mixer")
-    return f"Mixer: {mixer['mixer']}" + (f" ({options})." if options else ".")
+def mixer_note(run: Mapping) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in sorted(run["options"].items()))
+    return f"Mixer: {run['mixer']}" + (f" ({options})." if options else ".")
+
+
+def rate_notes(run: Mapping) -> list[str]:
+    """At which learning rate a mixture was trained and how that was chosen; nothing if it was not trained."""
+    rate, rates = run["learning_rate"], run["learning_rates"]
+    if rate is None:
+        return []
+    line = f"Learning rate of the mixture: {rate:g}"
+    if len(rates) == 1:
+        return [f"{line}, the only one that was tried."]
+    line += f" of {', '.join(f'{each:g}' for each in rates)}, by the loss on valid with the first seed, the mean over "
+    return [f"{line}domains." + " At the edge of its grid: a better one may lie beyond." * is_edge(rate, rates)]
 
 
 def best_single_note(recovered: Mapping) -> str:

@@ -71,10 +71,9 @@ def train_mixture(
         job = Job(device, checkpoints, f"{name} seed {seed} lr {rate}", seed=seed, rate=rate, experts=digests, **facts)
         jobs.append(job)
         memory = PeakMemory(base.model)
+        torch.manual_seed(generator_for(seed, "gate").initial_seed())  # a gate starts as PyTorch starts its layers
         mixture = Mixture(base.model, stacked, entry, name, list(experts))
         try:
-            if mixture.gate is not None:
-                start_gate(mixture.gate, seed)
             if entry.gradient_checkpointing:
                 mixture.checkpoint_gradients()
             curve: list[dict] = []
@@ -106,6 +105,7 @@ def train_mixture(
             "adapters": dict(entry.experts),
             "seed": seed,
             "learning_rate": best["rate"],
+            "learning_rates": entry.training.learning_rates if entry.trained else [],
             "grid": [{key: t[key] for key in ("rate", "valid_loss")} for t in trials if isfinite(t["valid_loss"])],
             "trainable_parameters": best["trainable_parameters"],
             "accelerator_memory_max": best["accelerator_memory_max"],
@@ -116,6 +116,9 @@ def train_mixture(
     write_curves(out / "runs.parquet", runs)
     for job in jobs:
         job.remove_checkpoints()
+
+
+StreamWeights = dict[str, torch.Tensor]  # {stream or layer: `[tokens, modules | 1, experts]`}
 
 
 @dataclass
@@ -149,16 +152,6 @@ def read_training_set(
     return found
 
 
-def start_gate(gate: torch.nn.Module, seed: int) -> None:
-    """Draws the gate's weights from (seed, name) alone; small, so that it starts near uniform weights."""
-    for name, parameter in gate.named_parameters():
-        if parameter.dim() > 1:
-            fresh = torch.empty(parameter.shape).normal_(0, 0.02, generator=generator_for(seed, f"gate.{name}"))
-            parameter.data.copy_(fresh)
-        else:
-            parameter.data.zero_()
-
-
 def optimise_mixture(
     base: Base,
     mixture: Mixture,
@@ -178,14 +171,19 @@ def optimise_mixture(
     lengths = {domain: [item.length for item in examples.items] for domain, examples in sets.items()}
     plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
     places = {domain: place for place, domain in enumerate(sets)}
+    routed: list[StreamWeights] = []  # of the step that is being made
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        return [MicroBatch(domain, sets[domain].collate_batch(base, plan(step))) for domain, plan in plans.items()]
+        batches = [sets[domain].collate_batch(base, plan(step)) for domain, plan in plans.items()]
+        if mixture.mixer.balances:
+            routed[:] = route_batches(base, mixture, batches, training.precision)
+        return [MicroBatch(domain, batch) for domain, batch in zip(plans, batches)]
 
     def loss(micro: MicroBatch) -> Loss:
         mixture.domain = places[micro.task]
         total, targets = base.loss(mixture, micro.batch)
-        return Loss(total, targets, targets * mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain))
+        penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, routed)
+        return Loss(total, targets, targets * penalty)
 
     def validate_mixture() -> float:
         return validation_loss(base, mixture.eval(), valid, budget)
@@ -213,16 +211,60 @@ def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, list[Encod
     return sum(losses) / len(losses)
 
 
-def mixer_penalty(mixture: Mixture, mask: torch.Tensor, domain: int) -> torch.Tensor | float:
+@torch.no_grad()
+def route_batches(base: Base, mixture: Mixture, batches: Sequence[dict], precision: str) -> list[StreamWeights]:
+    """How every domain's batch of a step is routed, by a pass ahead of those that learn: a penalty of all of them
+    must be known before the first backward pass, and keeping the activations of all would cost their memory.
+
+    Args:
+        batches: one of each domain, in the order of the mixture's domains. precision: of the passes that learn.
+    """
+    found = []
+    with torch.autocast(base.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for mixture.domain, batch in enumerate(batches):
+            base.loss(mixture, batch)
+            found.append(token_weights(mixture, batch["mask"].bool()))
+    return found
+
+
+def mixer_penalty(
+    mixture: Mixture, mask: torch.Tensor, domain: int, routed: Sequence[StreamWeights] = ()
+) -> torch.Tensor | float:
     """The mean of what the mixer adds, over streams or over layers that weigh for themselves. Where the mixer gives a
-    plain 0.0, it adds nothing, and that one is not counted."""
-    found = [mixture.mixer.routing_penalty(unpadded_weights(w, mask), domain) for w in mixture.wanted.values()]
-    found = [value for value in found if torch.is_tensor(value)]
-    return sum(found) / len(found) if found else 0.0
+    plain 0.0, it adds nothing, and that one is not counted.
+
+    Args:
+        mask: `[batch, length]`, true where the latest pass read no padding. domain: which one that pass was of.
+        routed: of a mixer that `balances`, the weights of all domains' batches of the step, see `route_batches`.
+    """
+    found = token_weights(mixture, mask)
+    if routed:
+        found = {name: step_weights(weights, domain, [of[name] for of in routed]) for name, weights in found.items()}
+    penalties = [mixture.mixer.routing_penalty(weights, domain) for weights in found.values()]
+    penalties = [value for value in penalties if torch.is_tensor(value)]
+    return sum(penalties) / len(penalties) if penalties else 0.0
 
 
-def unpadded_weights(wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Wanted weights without padding: `[tokens, modules, experts]`, or of as many sequences or audio frames."""
-    wanted = wanted.unsqueeze(-2) if wanted.dim() == 3 else wanted
-    wanted = wanted.expand(len(mask), -1, -1, -1)
-    return wanted[mask] if wanted.shape[1] == mask.shape[1] else wanted.flatten(0, 1)
+def step_weights(own: torch.Tensor, domain: int, routed: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The weights of all domains' tokens of a step, of which those of one domain are learnt from.
+
+    Every domain so finds the same penalty, and training takes the mean over domains: for the sum of their gradients to
+    be the gradient of that one penalty, each must count as often as there are domains.
+
+    Args:
+        own: `[tokens, modules, experts]` of the one domain. routed: as much of each domain, without gradients.
+    """
+    learning = own.detach() + len(routed) * (own - own.detach())
+    return torch.cat([*routed[:domain], learning, *routed[domain + 1 :]])
+
+
+def token_weights(mixture: Mixture, mask: torch.Tensor) -> StreamWeights:
+    """The weights that the mixer gave in the latest pass, without padding."""
+    return {name: unpadded_weights(weights, mask) for name, weights in mixture.routing_weights.items()}
+
+
+def unpadded_weights(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Weights without padding: `[tokens, modules, experts]`, or of as many sequences or audio frames."""
+    weights = weights.unsqueeze(-2) if weights.dim() == 3 else weights
+    weights = weights.expand(len(mask), -1, -1, -1)
+    return weights[mask] if weights.shape[1] == mask.shape[1] else weights.flatten(0, 1)

@@ -11,6 +11,8 @@ from pydantic import Field
 from loratory.domains.contract import Options
 from loratory.fields import Rates, renamed_keys
 
+RATES = "grid; the one of the lowest loss on `valid` is kept, of a mixture the mean over its domains"
+
 
 class Schedule(Options):
     """How long something is trained, and with what."""
@@ -49,4 +51,4 @@ class Sweep(Schedule):
 
     model_config = renamed_keys(learning_rate="`learning_rates`, a list")
 
-    learning_rates: Rates = Field((1e-3,), min_length=1, description="grid; the best on `valid` is kept")
+    learning_rates: Rates = Field((1e-3,), min_length=1, description=RATES)

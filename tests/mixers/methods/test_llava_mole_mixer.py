@@ -88,12 +88,12 @@ def test_the_balance_loss_is_1_if_even_and_the_number_of_experts_if_collapsed():
 def test_layers_outside_mlps_add_nothing_to_the_balance_loss():
     mixture = mixed(Mixer()).train()
     mixture(input_ids=IDS)
-    outside = mixture.wanted[QUERY]
+    outside = mixture.routing_weights[QUERY]
     assert torch.equal(outside, torch.tensor([1.0, 0, 0, 0]).expand(2, 7, 4))
     nothing = Mixer().routing_penalty(outside.flatten(0, 1).unsqueeze(1), 0)
     assert nothing == 0.0 and not torch.is_tensor(nothing)  # so that it does not count in the mean over layers
-    assert (mixture.wanted[UP][..., 0] == 0).all()
-    assert Mixer().routing_penalty(mixture.wanted[UP].flatten(0, 1).unsqueeze(1), 0) > 0
+    assert (mixture.routing_weights[UP][..., 0] == 0).all()
+    assert Mixer().routing_penalty(mixture.routing_weights[UP].flatten(0, 1).unsqueeze(1), 0) > 0
 
 
 @pytest.mark.parametrize("weight_by_prob", [True, False])
@@ -128,7 +128,7 @@ def test_each_block_of_every_family_has_one_router_that_its_mlp_alone_follows(fa
     routers = mixture.gate["tokens"]
     assert len(routers) == 2 and {router.in_features for router in routers.values()} == {mixture.config.hidden_size}
     decisions: dict[str | None, list] = {}
-    for name, wanted in mixture.wanted.items():
+    for name, wanted in mixture.routing_weights.items():
         decisions.setdefault(mlp_block(name), []).append(wanted)
     outside = decisions.pop(None)
     assert all((wanted[..., 0] == 1).all() for wanted in outside)
@@ -144,7 +144,7 @@ def test_without_layers_outside_mlps_there_is_no_plain_expert():
     mixture = mixed(Mixer(mlp_experts=2), only)
     assert mixture.names == ["mlp_1", "mlp_2"]
     mixture(input_ids=IDS)
-    assert mixture.wanted[UP].shape == (2, 7, 2)
+    assert mixture.routing_weights[UP].shape == (2, 7, 2)
 
 
 def test_experts_without_layers_of_an_mlp_are_refused():

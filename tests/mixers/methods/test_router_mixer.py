@@ -63,4 +63,4 @@ def test_what_is_written_does_not_change_the_choice():
     for last in range(4, 8):
         found = mixture.token_routing(input_ids=IDS[:, :last], prompt=prompt[:, :last])
         assert torch.equal(found, expected)
-        torch.testing.assert_close(mixture.wanted["tokens"].sum(-1), torch.ones(2, 1, 1))
+        torch.testing.assert_close(mixture.routing_weights["tokens"].sum(-1), torch.ones(2, 1, 1))

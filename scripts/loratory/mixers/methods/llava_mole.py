@@ -7,7 +7,7 @@ All experts start fresh. Unconfirmed by the paper, so project interpretations: o
 layers of its MLP follow and which reads the input of the first; and `weight_by_prob`, without which the language
 model's loss has no gradient for routers. The balance loss is that of Switch (arXiv:2101.03961), K Σ_j c_j m_j with c_j
 the share of tokens sent to j and m_j the mean of p_j: 1 if even, K if collapsed. The paper's sums over tokens would
-grow with the square of their number.
+grow with the square of their number. As there it is of a batch of all domains, so each may have an expert to itself.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class Mixer(UntrainedExperts):
     weight_by_prob: bool = Field(True, description="weigh the chosen expert by its probability, not by 1")
     balance: float = Field(0.01, ge=0, description="weight of the balance loss")
 
+    @property
+    def balances(self) -> bool:
+        return self.balance > 0
+
     def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:
         like = max_rank_deltas(given)
         routed = {module: delta for module, delta in like.items() if mlp_block(module)}
@@ -71,9 +75,9 @@ class Mixer(UntrainedExperts):
         block = mlp_block(sizes.modules[seen.layer])
         if block is None:
             return pad(seen.input.new_ones(*seen.input.shape[:-1], 1).float(), (0, self.mlp_experts))
-        if block not in seen.passed:
-            seen.passed[block] = gate[module_key(block)](seen.input.float()).softmax(-1)
-        return pad(seen.passed[block], (sizes.experts - self.mlp_experts, 0))
+        if block not in seen.pass_state:
+            seen.pass_state[block] = gate[module_key(block)](seen.input.float()).softmax(-1)
+        return pad(seen.pass_state[block], (sizes.experts - self.mlp_experts, 0))
 
     def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
         import torch

@@ -21,6 +21,7 @@ class Mixer(contract.Mixer):
     """λ = one-hot at argmax softmax(W h̄ + b); h̄ is the mean over the prompt of the base's last hidden states."""
 
     reads: ClassVar[Reads] = "hidden"
+    learns_labels: ClassVar[bool] = True
 
     @property
     def per_sequence(self) -> bool:

@@ -42,6 +42,10 @@ class Mixer(contract.Mixer):
     def trains_experts(self) -> bool:
         return self.train_experts
 
+    @property
+    def learns_labels(self) -> bool:
+        return self.domain_loss > 0
+
     def build_gate(self, sizes: GateShape) -> torch.nn.Module:
         from torch import nn
 
