@@ -301,32 +301,33 @@ def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monke
     assert not list((study.folder / "checkpoints").iterdir())
 
 
-def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monkeypatch):
-    fit, places = training.train_model, []
-    monkeypatch.setattr(training, "train_model", lambda *given: (places.append(given[5]), fit(*given))[1])
+def test_the_checkpoints_of_another_task_or_of_other_code_or_packages_are_others(study, monkeypatch):
+    fit, known = training.train_model, []
+    monkeypatch.setattr(
+        training,
+        "train_model",
+        lambda *given, made_with: (known.append(made_with), fit(*given, made_with=made_with))[1],
+    )
     study.train("codons")
     study.train("again")
-    monkeypatch.setitem(TASKS, "lncrna", TASKS["lncrna"].model_copy(update={"layout": "letters"}))
-    study.train("letters")
-    assert places[0] == places[1] != places[2]
-
-
-def test_the_checkpoints_of_another_pytorch_are_others(study, monkeypatch):
-    fit, places = training.train_model, []
-    monkeypatch.setattr(training, "train_model", lambda *given: (places.append(given[5]), fit(*given))[1])
-    study.train("one")
-    monkeypatch.setattr(job, "version", lambda _: "0.0")
-    study.train("other")
-    assert places[0] != places[1]
+    with monkeypatch.context() as patched:
+        patched.setitem(TASKS, "lncrna", TASKS["lncrna"].model_copy(update={"layout": "letters"}))
+        study.train("letters")
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "package_versions", lambda: {"torch": "0.0"})
+        study.train("torch")
+    monkeypatch.setattr(training, "mixture_code", lambda domains: "edited")
+    study.train("edited")
+    assert known[0] == known[1] and all(known[0] != other for other in known[2:])
 
 
 def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):
     fit = training.train_model
 
-    def diverging(parameters, micro_batches, loss, steps, seed, folder, title, validate):
+    def diverging(parameters, micro_batches, loss, steps, seed, folder, title, validate, **options):
         if steps.learning_rate > 1:
             raise InputError(title, "the loss is nan at step 0", reason="diverged")
-        return fit(parameters, micro_batches, loss, steps, seed, folder, title, validate)
+        return fit(parameters, micro_batches, loss, steps, seed, folder, title, validate, **options)
 
     monkeypatch.setattr(training, "train_model", diverging)
     kept, alone = study.train("mixture", rates=(9.0, 0.3)), study.train("alone", rates=(0.3,))

@@ -35,6 +35,6 @@ rule prepare_base:
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
         shared=STUDY.shared,
-        code=lambda wc: code_digest("training/prepare.py", "bases", *learning_modules(STUDY.bases[wc.base])),
+        code=lambda wc: base_code(STUDY.bases[wc.base].family, STUDY.bases[wc.base].corpora),
     script:
         "../../scripts/prepare_base.py"

@@ -8,7 +8,7 @@ from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
 from loratory.config import entries_by_name, published_folder
 from loratory.data.splits import SPLITS
 from loratory.errors import InputError
-from loratory.provenance import code_digest
+from loratory.provenance import adapter_code, base_code, code_digest, features_code, mixture_code, task_modules
 from loratory.registry import family_outputs, is_folded
 from loratory.strict_yaml import load_yaml
 
@@ -52,15 +52,6 @@ wildcard_constraints:
 def plain(model, without=()):
     """A slice of the config as plain values: comparable between runs, so that only its users run again."""
     return model.model_dump(mode="json", exclude={*without})
-
-
-def task_modules(domains):
-    return [f"domains/{domain}/task.py" for domain in domains]
-
-
-def learning_modules(base):
-    """What a base that is trained here is made by."""
-    return task_modules(base.corpora) + [f"training/pretraining/{base.family}.py"] * bool(base.corpora)
 
 
 def local_files(source):

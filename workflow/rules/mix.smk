@@ -32,7 +32,7 @@ rule compute_gate_features:
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
-        code=lambda wc: code_digest("training/features.py", "bases", f"domains/{wc.domain}/task.py"),
+        code=lambda wc: features_code(wc.domain),
     script:
         "../../scripts/compute_gate_features.py"
 
@@ -77,8 +77,6 @@ rule train_mixture:
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
-        code=lambda wc: code_digest(
-            "training/mixture.py", "bases", "mixers/methods", *task_modules(STUDY.mixtures[wc.mixture].experts)
-        ),
+        code=lambda wc: mixture_code(STUDY.mixtures[wc.mixture].experts),
     script:
         "../../scripts/train_mixture.py"

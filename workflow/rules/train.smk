@@ -32,11 +32,6 @@ rule train_sweep:
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
-        code=lambda wc: code_digest(
-            "training/sweep.py",
-            "bases",
-            f"adapters/methods/{STUDY.adapters[wc.adapter].method}.py",
-            f"domains/{wc.domain}/task.py",
-        ),
+        code=lambda wc: adapter_code(wc.domain, STUDY.adapters[wc.adapter].method),
     script:
         "../../scripts/train_sweep.py"

@@ -7,12 +7,12 @@ whole step; gradient clipping; bf16 autocast through accelerate; exact resume; S
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from accelerate import Accelerator
@@ -78,6 +78,7 @@ def train_model(
     title: str,
     validate: Callable[[], float] | None = None,
     hooks: TrainingHooks = TrainingHooks(),  # noqa: B008 has no state
+    made_with: Mapping[str, Any] | None = None,
 ) -> list[dict]:
     """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
 
@@ -86,6 +87,8 @@ def train_model(
         validate: called after the last step; its value ends the curve.
         hooks: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
+        made_with: what the run depends on besides the arguments (code, data, versions), in values of JSON. It goes on
+            from no checkpoint that was made with anything else.
 
     Returns:
         The learning curve: one dict a step with step, loss, learning_rate, targets, seconds; the last has valid_loss.
@@ -97,7 +100,7 @@ def train_model(
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
     optimizer = hooks.create_optimizer(parameters, recipe)
-    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors())
+    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors(), made_with)
     progress = Progress(title, done, recipe.steps)
     with TerminationSignal() as terminated:
         for step in range(done, recipe.steps):
@@ -117,7 +120,8 @@ def train_model(
             progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
             if due or terminated:
-                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, hooks.state_tensors())
+                memory = hooks.state_tensors()
+                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with)
             if terminated:
                 raise TrainingStopped(143)
     if validate and curve:

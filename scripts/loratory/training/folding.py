@@ -110,6 +110,7 @@ def train_folding(
             training,
             seed,
             *job.folder_and_title,
+            made_with=job.made_with,
         )
     return finalise_model(model), new_tokenizer(), curve
 

@@ -19,6 +19,7 @@ from loratory.data.files import file_sha256
 from loratory.domains.contract import TaskOptions
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_experts, save_mixture
+from loratory.provenance import mixture_code
 from loratory.training.costs import PeakMemory
 from loratory.training.features import StoredStates, open_features, pad_states
 from loratory.training.fit import Loss, MicroBatch, train_model
@@ -62,14 +63,14 @@ def train_mixture(
         if entry.trained
     }
     valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
-    facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base)}
-    facts |= {"data": {d: data_digest(data[d]) for d in sets}, "tasks": {d: tasks[d].model_dump_json() for d in sets}}
+    facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base), "code": mixture_code(experts)}
+    facts |= {"data": {d: data_digest(data[d]) for d in sets}}
+    facts |= {"tasks": {d: tasks[d].model_dump(mode="json") for d in sets}}
     runs: list[dict] = []
-    jobs: list[Job] = []
 
     def train_trial(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
-        job = Job(device, checkpoints, f"{name} seed {seed} lr {rate}", seed=seed, rate=rate, experts=digests, **facts)
-        jobs.append(job)
+        title = f"{name} seed {seed} lr {rate}"
+        job = Job(device, checkpoints, title, out, seed=seed, rate=rate, experts=digests, **facts)
         memory = PeakMemory(base.model)
         mixture = Mixture(base.model, stacked, entry, name, list(experts))
         try:
@@ -81,6 +82,7 @@ def train_mixture(
             if rate is not None:
                 curve = optimise_mixture(base, mixture, sets, valid, entry.training.at_rate(rate), seed, job)
             return {
+                "job": job,
                 "mixture": mixture,
                 "curve": curve,
                 "valid_loss": curve[-1].get("valid_loss", nan) if curve else nan,
@@ -114,8 +116,7 @@ def train_mixture(
         save_mixture(out / f"seed{seed}", best["mixture"], entry.mixer, folders, run)
         runs += curve_rows(seed, trials)
     write_curves(out / "runs.parquet", runs)
-    for job in jobs:
-        job.remove_checkpoints()
+    best["job"].remove_checkpoints()
 
 
 @dataclass
@@ -199,6 +200,7 @@ def optimise_mixture(
         seed,
         *job.folder_and_title,
         validate_mixture if valid else None,
+        made_with=job.made_with,
     )
     mixture.eval()
     return curve

@@ -113,6 +113,7 @@ def train_on_corpora(
         training,
         seed,
         *job.folder_and_title,
+        made_with=job.made_with,
     )
     base.model.eval()
     return curve

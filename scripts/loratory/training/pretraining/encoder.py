@@ -63,6 +63,7 @@ def pretrain(
         training,
         seed,
         *job.folder_and_title,
+        made_with=job.made_with,
     )
     return PretrainedModel(model.eval(), tokenizer), curve
 
