@@ -23,8 +23,9 @@ rule prepare_base:
         "../../envs/train.yaml"
     threads: lambda wc: base_threads(wc.base)
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base], without=["parameters"]),  # for the forecast alone

@@ -23,8 +23,9 @@ rule compute_gate_features:
         "../../envs/train.yaml"
     threads: STUDY.resources.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
@@ -64,8 +65,9 @@ rule train_mixture:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.mixtures[wc.mixture].training.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.mixtures[wc.mixture]),

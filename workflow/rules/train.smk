@@ -22,8 +22,9 @@ rule train_sweep:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.adapters[wc.adapter].training.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         adapter=lambda wc: plain(STUDY.adapters[wc.adapter]),

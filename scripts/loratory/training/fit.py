@@ -25,10 +25,16 @@ from loratory.training.schedule import Training
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes. Losses of one `task` are pooled over a step; tasks weigh alike."""
+    """What one forward pass takes. Losses of one `task` are pooled over a step; tasks weigh alike.
+
+    Attributes:
+        targets: how many its loss sums over; needed where a task has several in a step, as all of them must be known
+            before the first backward pass.
+    """
 
     task: str
     batch: dict
+    targets: int = 0
 
 
 class Loss(NamedTuple):
@@ -142,16 +148,14 @@ def update(
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
-    counts: dict[str, int] = {}
     results = []
-    tasks = {micro.task for micro in batches}
-    if len(batches) > len(tasks):  # a task's targets must be known before its first backward pass
-        for micro in batches:
-            counts[micro.task] = counts.get(micro.task, 0) + count_targets(micro.batch)
+    counts = pooled_targets(batches)
     for micro in batches:
         with accelerator.autocast():
             total, n, extra = loss(micro)
-        parts = counts.get(micro.task, n) * len(tasks)
+        if micro.task in counts and n != micro.targets:
+            raise ValueError(f"a micro-batch of {micro.task} has {n} targets, and {micro.targets} were announced")
+        parts = counts.get(micro.task, n) * len({micro.task for micro in batches})
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
     penalty = hooks.step_penalty()
@@ -164,9 +168,12 @@ def update(
     return float(sum(value for value, _ in results)), sum(n for _, n in results)
 
 
-def count_targets(batch: dict) -> int:
-    labels = batch["labels"]
-    return int((labels[:, 1:] != -100).sum()) if labels.dim() == 2 else len(labels)
+def pooled_targets(batches: list[MicroBatch]) -> dict[str, int]:
+    """The targets of each task that has several micro-batches."""
+    targets: dict[str, list[int]] = {}
+    for micro in batches:
+        targets.setdefault(micro.task, []).append(micro.targets)
+    return {task: sum(counts) for task, counts in targets.items() if len(counts) > 1}
 
 
 class Progress:

@@ -169,7 +169,7 @@ def optimise_mixture(
     seed: int,
     job: Job,
 ) -> list[dict]:
-    """Every step takes one batch of each domain, and each domain's loss weighs alike.
+    """Every step takes as many batches of each domain, and each domain's loss weighs alike.
 
     Args:
         sets: {domain: what is learnt from it}. valid: {domain: encoded examples} that a rate is chosen on, if any.
@@ -181,7 +181,12 @@ def optimise_mixture(
     places = {domain: place for place, domain in enumerate(sets)}
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        return [MicroBatch(domain, sets[domain].collate_batch(base, plan(step))) for domain, plan in plans.items()]
+        found = []
+        for domain, plan in plans.items():
+            for number in training.batch_numbers(step):
+                batch = sets[domain].collate_batch(base, plan(number))
+                found.append(MicroBatch(domain, batch, base.count_targets(batch)))
+        return found
 
     def loss(micro: MicroBatch) -> Loss:
         mixture.domain = places[micro.task]

@@ -110,7 +110,8 @@ def train_one(
     session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed)
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        return [MicroBatch("train", session.batch(step))]
+        batches = map(session.batch, recipe.batch_numbers(step))
+        return [MicroBatch("train", batch, base.count_targets(batch)) for batch in batches]
 
     def loss(micro: MicroBatch) -> Loss:
         return Loss(*base.loss(base.model, micro.batch))
@@ -135,7 +136,7 @@ def train_one(
             session,
             job.made_with,
         )
-        peak, positions = memory.peak_bytes(), costs.step_positions(session)
+        peak, positions = memory.peak_bytes(), costs.batch_positions(session)
         found, lost = export_adapter(base, adapter, linear)
         operations = costs.total_flops(session, positions)
     finally:
