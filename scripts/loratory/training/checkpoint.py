@@ -114,7 +114,7 @@ def save_checkpoint(
     tensors |= {f"parameter/{name}": p for name, p in parameters.items()}
     for name, p in parameters.items():
         for key, value in optimizer.state.get(p, {}).items():
-            tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().clone()
+            tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().cpu().clone()
     path = Path(folder) / NAME
     with atomic_write(path) as aside:
         save_sealed(tensors, aside, step=step, curve=curve, made_with=made_with or {})

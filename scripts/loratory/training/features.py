@@ -87,6 +87,8 @@ def write_features(
             with atomic_write(path) as aside:
                 save_sealed({HIDDEN: compute_states(base, part, batch_tokens)}, aside, made_with=job.made_with)
             print(f"{title}: shard {number + 1} of {len(parts)}", flush=True)
+    for path in {*job.folder.iterdir()} - {job.folder / shard_name(number) for number in range(len(parts))}:
+        path.unlink()  # of a job that cut the split otherwise
     write_json(job.folder / INDEX, index)
     with atomic_write(out) as aside:
         os.replace(job.folder, aside)
