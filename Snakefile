@@ -45,6 +45,10 @@ rule all:
 
 
 onstart:
+    try:
+        check_writable(RESULTS)
+    except InputError as error:
+        raise WorkflowError(str(error))
     cores = workflow.resource_settings.cores
     if STUDY.resources.device == "cpu" and cores:  # none is given where the jobs go to other machines
         from loratory.forecast import study_forecast

@@ -23,7 +23,7 @@ def large_study() -> dict:
     study["adapters"] = {f"lora{rank}": {"method": "lora", "rank": rank} for rank in range(1, ADAPTERS + 1)}
     study["seeds"] = list(range(SEEDS))
     for domain in study["domains"].values():
-        domain["adapters"] = {base: list(study["adapters"]) for base in domain["adapters"]}
+        domain["adapters"] = {base: list(study["adapters"]) for base in domain.get("adapters", ())}
     mixture = study["mixtures"]["xlora"]
     experts = [dict.fromkeys(mixture["experts"], f"lora{i + 1}") for i in range(MIXTURES)]
     study["mixtures"] = {f"xlora{i}": mixture | {"experts": chosen} for i, chosen in enumerate(experts)}

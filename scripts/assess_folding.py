@@ -1,6 +1,6 @@
 from loratory.job import log_job
 
-with log_job(snakemake.log[0], snakemake.params.threads):
+with log_job(snakemake, snakemake.params.threads):
     from pathlib import Path
 
     from loratory.config import domain_options

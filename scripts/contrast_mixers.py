@@ -1,6 +1,6 @@
 from loratory.job import log_job
 
-with log_job(snakemake.log[0]):
+with log_job(snakemake):
     from loratory.config import domain_options
     from loratory.evaluation.recovery import contrast_mixers, predictions_by_domain
     from loratory.evaluation.score import Floor

@@ -1,6 +1,6 @@
 from loratory.job import log_job
 
-with log_job(snakemake.log[0]):
+with log_job(snakemake):
     from loratory.reporting.figures import draw_calibration
 
     draw_calibration(snakemake.input[0], snakemake.output[0], snakemake.params.banner)

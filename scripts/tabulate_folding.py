@@ -1,6 +1,6 @@
 from loratory.job import log_job
 
-with log_job(snakemake.log[0]):
+with log_job(snakemake):
     from loratory.data.files import read_json
     from loratory.reporting.folding import write_folding_table
 

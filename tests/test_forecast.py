@@ -40,6 +40,14 @@ def test_another_run_of_every_adapter_costs_its_steps(changes, study, monkeypatc
     assert trained == 4 * (runs["seeds"] + runs["rates"] - 1) * 20_000 * 1_536
 
 
+def test_several_batches_a_step_cost_as_much_as_so_many_steps(study):
+    counts = []
+    for factor, key in ((3, "gradient_accumulation_steps"), (60_000, "steps")):
+        config = read_config(changed(study, {f"adapters.lora.training.{key}": factor}), "study")
+        counts.append([*forecast.model_jobs(config)])
+    assert counts[0] == counts[1]
+
+
 def test_numbers_are_counted_from_headers_alone(tmp_path):
     header = {"__metadata__": {"format": "pt"}, "a": {"shape": [3, 4]}, "b": {"shape": [5]}, "c": {"shape": []}}
     text = json.dumps(header).encode()

@@ -61,7 +61,7 @@ def model_jobs(study: Study) -> Iterator[tuple[str, str, float, int]]:
 def training_positions(training: Sweep, study: Study) -> int:
     """Positions of the whole grid on the first seed and of one run for each other seed."""
     runs = len(training.learning_rates) + len(study.seeds) - 1
-    return runs * training.steps * training.batch_tokens
+    return runs * training.steps * training.gradient_accumulation_steps * training.batch_tokens
 
 
 def prediction_positions(study: Study, adapters: int, mixtures: int) -> int:

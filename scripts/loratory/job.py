@@ -1,18 +1,36 @@
 """What every rule's script does around its one call: a log, fixed threads, and errors that people can read."""
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from loratory.errors import InputError
+
+TRANSIENT = ("network", "checksum")  # reasons of errors that another attempt may not meet again
+STORAGE = {  # what an operating system says of a disk that does not do as it should: what helps
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or ask for a larger quota",
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`)",
+    errno.EROFS: "make it writable, or set `pathvars: {results: …}` to a folder that is",
+    errno.EACCES: "give the rights to it",
+    errno.EIO: "check the disk",
+}
 
 
 @contextlib.contextmanager
-def log_job(path: Path | str, threads: int = 1) -> Iterator[None]:
+def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
     """Sends output to the rule's log. Bad input ends the job with one line there, a fault of ours with a traceback.
 
+    Snakemake cannot be told which failures another attempt would meet again. So bad input leaves its line beside the
+    log, and the attempts behind the first end with it at once.
+
     Args:
+        snakemake: the script's own; `resources.attempt` counts its attempts from 1.
         threads: for numerical libraries. Sums depend on it in the last digits, so it comes from the config and not
             from how many cores happen to be free.
     """
@@ -20,17 +38,43 @@ def log_job(path: Path | str, threads: int = 1) -> Iterator[None]:
         os.environ[name] = str(threads)
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ.update(quiet)
-    from loratory.errors import InputError
+    path = Path(snakemake.log[0])
+    refusal = path.with_name(f"{path.name}.refused")
+    try:
+        with open(path, "w", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            try:
+                refuse_again(refusal, snakemake.resources.get("attempt", 1))
+                yield
+            except InputError as error:
+                print(f"error: {error}", flush=True)
+                if error.reason not in TRANSIENT:
+                    refusal.write_text(str(error))
+                raise SystemExit(1) from None
+            except Exception as error:
+                if line := storage_problem(error):
+                    print(f"error: {line}", flush=True)
+                else:
+                    traceback.print_exc()  # into the log, which Snakemake shows
+                raise SystemExit(1) from None
+    except OSError as error:  # the log itself cannot be written
+        print(f"error: {storage_problem(error) or error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
 
-    with open(path, "w", buffering=1) as log:
-        sys.stdout = sys.stderr = log
-        try:
-            yield
-        except InputError as error:
-            print(f"error: {error}", flush=True)
-            raise SystemExit(1) from None
-        except Exception:
-            traceback.print_exc()  # into the log, which Snakemake shows
-            raise SystemExit(1) from None
-        finally:
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+def refuse_again(refusal: Path, attempt: int) -> None:
+    """Raises: InputError if an earlier attempt at this job ended with bad input."""
+    if attempt == 1:
+        refusal.unlink(missing_ok=True)
+    elif refusal.is_file():
+        where, _, line = refusal.read_text().partition(": ")
+        raise InputError(where, line)
+
+
+def storage_problem(error: BaseException) -> str:
+    """One line for a full or read-only disk, by number or by what libraries make of it; "" for any other error."""
+    said = str(error)
+    for code, fix in STORAGE.items():
+        if getattr(error, "errno", None) == code or f"os error {code})" in said or os.strerror(code) in said:
+            place = getattr(error, "filename", None) or "the results"
+            return f"{place}: {os.strerror(code)}; fix: {fix}, then the same command again"
+    return ""

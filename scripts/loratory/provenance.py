@@ -1,11 +1,14 @@
 """Which code a result came from."""
 
 import re
+from collections.abc import Collection, Iterable
 from functools import cache
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 LIBRARY = Path(__file__).parent
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")  # make the numbers
 IMPORT = re.compile(r"^\s*from (loratory[\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
 
 
@@ -45,3 +48,33 @@ def direct_imports(module: Path) -> frozenset[Path]:
         places |= {place, *(place / name for name in re.findall(r"\w+", names))}
     candidates = [option for place in places for option in (place.with_suffix(".py"), place / "__init__.py")]
     return frozenset(candidate for candidate in candidates if candidate.is_file())
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that a training's numbers depend on."""
+    return {package: version(package) for package in PACKAGES}
+
+
+def task_modules(domains: Iterable[str]) -> list[str]:
+    return [f"domains/{domain}/task.py" for domain in domains]
+
+
+# The code of a training, for the rule that runs it and for the checkpoints that it goes on from.
+
+
+def base_code(family: str, domains: Collection[str]) -> str:
+    """Of a base that learns from these domains' general data, if from any."""
+    pretraining = [f"training/pretraining/{family}.py"] if domains else []
+    return code_digest("training/prepare.py", "bases", *pretraining, *task_modules(domains))
+
+
+def adapter_code(domain: str, method: str) -> str:
+    return code_digest("training/sweep.py", "bases", f"adapters/methods/{method}.py", *task_modules([domain]))
+
+
+def features_code(domain: str) -> str:
+    return code_digest("training/features.py", "bases", *task_modules([domain]))
+
+
+def mixture_code(domains: Iterable[str]) -> str:
+    return code_digest("training/mixture.py", "bases", "mixers/methods", *task_modules(domains))

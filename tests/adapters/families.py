@@ -8,6 +8,7 @@ from models import bert, llama, whisper
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
 from loratory.adapters import core
+from loratory.bases.core import Base
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.schedule import Training
 from loratory.training.session import AdapterSession
@@ -57,6 +58,8 @@ class Toy:
         if labels.dim() == 2:
             logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
         return F.cross_entropy(logits, labels, reduction="sum"), len(labels)
+
+    count_targets = Base.count_targets
 
     @torch.no_grad()
     def output(self) -> torch.Tensor:
@@ -108,7 +111,8 @@ def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, 
             raise KeyboardInterrupt
         batch = session.batch(step)
         split = {key: tensor.chunk(parts) for key, tensor in batch.items()}
-        return [MicroBatch("train", dict(zip(split, part))) for part in zip(*split.values())]
+        batches = [dict(zip(split, part)) for part in zip(*split.values())]
+        return [MicroBatch("train", batch, toy.count_targets(batch)) for batch in batches]
 
     toy.model.train()
     parameters = core.trainable_parameters(toy.model)

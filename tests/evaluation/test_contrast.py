@@ -40,7 +40,7 @@ def study(tmp_path):
         files = {}
         for seed in range(len(next(iter(worse.values())))):
             rows = [
-                {"split": "test", "system": name, "kind": KINDS.get(name, "adapter"), "reference": "", "seconds": 0.0}
+                {"split": "test", "system": name, "kind": KINDS.get(name, "adapter"), "reference": ""}
                 | {"id": record["id"], "group": record["group"], "nll": own[i] + added[seed], "tokens": 1}
                 for name, added in worse.items()
                 for i, record in enumerate(records)
@@ -49,7 +49,7 @@ def study(tmp_path):
             write_rows(files[seed], rows)
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "valid.parquet")
         rows = [
-            {"split": split, "system": name, "kind": "baseline", "reference": "", "seconds": 0.0, "tokens": 1}
+            {"split": split, "system": name, "kind": "baseline", "reference": "", "tokens": 1}
             | {"id": record["id"], "group": record["group"], "nll": own[i] + added}
             for name, both in (controls or {}).items()
             for split, added in zip(("valid", "test"), both)

@@ -213,10 +213,27 @@ def test_mixtures_of_the_same_experts_share_what_they_are_controlled_by(study, t
     assert said["smora:uniform"] == said["xlora:uniform"] == pytest.approx(said["weighted_merge"], abs=1e-4)
     assert said["weighted_merge:oracle"] == said["xlora:oracle"] == pytest.approx(said["oracle"], abs=1e-4)
     known = json.loads((tmp_path / "seed0.routing.json").read_text())
-    assert known.keys() == said.keys()
+    assert [*known] == sorted(trained[0].mixtures)
     assert [known[name]["needs_domain"] for name in trained[0].mixtures] == [False, False, True, False]
     assert [known[name]["first_pass"] for name in trained[0].mixtures] == [True, False, False, False]
-    assert all(each["read"] > 0 < each["reading"] for each in known.values())
+    spent = json.loads((tmp_path / "seed0.costs.json").read_text())
+    assert spent.keys() == said.keys()
+    assert all(each["read"] > 0 < each["reading"] for each in spent.values())
+
+
+def test_predictions_and_routing_are_the_same_bytes_whenever_and_however_fast_they_are_made(
+    study, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predict, "examples_by_split", lambda *_: {"test": questions()})
+    clock = {"one": iter(range(10**6)), "two": iter(range(0, 10**9, 977))}
+    for folder, ticks in clock.items():
+        monkeypatch.setattr(predict, "perf_counter", lambda ticks=ticks: float(next(ticks)))
+        trained = {0: made(study, "xlora")}
+        predict.predict_domain(
+            "recsys", None, TASK, study.base.folder, trained, (), Evaluation(), "cpu", tmp_path / folder
+        )
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in clock)
+    assert {name for name in one if one[name] != two[name]} == {"seed0.costs.json"}
 
 
 def test_a_mixture_that_must_be_told_the_domain_is_not_asked_of_others(study):

@@ -69,7 +69,7 @@ def recovered(tmp_path):
             files = {}
             for seed in SEEDS:
                 rows = [
-                    {"split": split, "system": name, "kind": "adapter", "reference": "", "seconds": 0.0, "tokens": 1}
+                    {"split": split, "system": name, "kind": "adapter", "reference": "", "tokens": 1}
                     | records[i]
                     | {"nll": own[i] + (1 if direction == "up" else -1) * told(at[split], name, domain, seed, i)}
                     for split in ("test", "valid")
@@ -81,7 +81,7 @@ def recovered(tmp_path):
                 write_rows(files[seed], rows)
             sign = 1 if direction == "up" else -1
             rows = [
-                {"split": split, "system": name, "kind": "baseline", "reference": "", "seconds": 0.0, "tokens": 1}
+                {"split": split, "system": name, "kind": "baseline", "reference": "", "tokens": 1}
                 | records[i]
                 | {"nll": own[i] + sign * gain}
                 for split in ("test", "valid")

@@ -18,7 +18,6 @@ from loratory.evaluation.score import NOT_FOLDED, Floor, cell_size, compared_met
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("split", "system", "kind", "id", "group", "reference")]
     + [("nll", pa.float64()), ("tokens", pa.int64()), ("p", pa.float64()), ("text", pa.string())]
-    + [("seconds", pa.float64())]
 )
 N, GROUPS = 40, 20
 LOOKED_AT = set()
@@ -95,7 +94,7 @@ def answers(system, kind, split, quality, seed=0):
     noise = generator.normal(size=N)
     made = [
         row(system, kind, split, i, reference=str(i % 2), p=float(1 / (1 + np.exp(-(noise[i] + quality * (i % 2))))))
-        | {"nll": 30.0 - quality, "tokens": 10, "seconds": 0.1}
+        | {"nll": 30.0 - quality, "tokens": 10}
         for i in range(N)
     ]
     return [made[i] for i in generator.permutation(N)]

@@ -39,16 +39,21 @@ def row(domain, name) -> dict:
     return metric_row(name, 0.5 + (gain or 0)) | parts | {"domain": domain}
 
 
-def routes(domain, seed) -> dict:
-    """What `evaluation.predict` says of each system beside its answers."""
+def costs(domain, seed) -> dict:
+    """What each system's answers took."""
     spent = {"read": 300, "reading": 2.0, "written": 0, "writing": 0.0, "memory": None}
     if domain == "speech":
         spent = {"read": 0, "reading": 0.0, "written": 50 * (1 + seed), "writing": 1.0, "memory": 2e6 * (1 + seed)}
-    known = dict.fromkeys(GAINS, spent)
+    return dict.fromkeys((*GAINS, *MIXTURES), spent)
+
+
+def routes(seed) -> dict:
+    """How each mixture routed."""
+    known = {}
     for name in MIXTURES:
         experts = ["merged"] if name == "alpha" else list(DOMAINS)
         top1 = {"alpha": None, "zeta": 0.5 + 0.25 * seed}.get(name, 1.0)
-        known[name] = spent | {"needs_domain": name == "oracle", "first_pass": name == "zeta", "stored": 1234}
+        known[name] = {"needs_domain": name == "oracle", "first_pass": name == "zeta", "stored": 1234}
         known[name] |= {
             "learns_labels": name == "zeta",
             "top1": top1,
@@ -81,11 +86,13 @@ def files(tmp_path):
     }
     contrast = tmp_path / "contrast.json"
     contrast.write_text(json.dumps(report))
-    told = []
+    told, spent = [], []
     for domain in DOMAINS:
         for seed in SEEDS:
-            told.append(tmp_path / f"{domain}.{seed}.json")
-            told[-1].write_text(json.dumps(routes(domain, seed)))
+            told.append(tmp_path / f"{domain}.{seed}.routing.json")
+            told[-1].write_text(json.dumps(routes(seed)))
+            spent.append(tmp_path / f"{domain}.{seed}.costs.json")
+            spent[-1].write_text(json.dumps(costs(domain, seed)))
     runs = []
     for name in MIXTURES:
         for seed in SEEDS:
@@ -94,7 +101,7 @@ def files(tmp_path):
             rates = {"zeta": [0.003, 0.01, 0.03], "alpha": [0.01, 0.03]}.get(name, [])
             run |= {"learning_rate": 0.01 if rates else None, "learning_rates": rates}
             runs[-1][1].write_text(json.dumps(run))
-    return contrast, told, runs
+    return contrast, told, spent, runs
 
 
 @pytest.fixture

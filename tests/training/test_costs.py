@@ -40,7 +40,7 @@ def session_of(base, method, steps=5):
 
 def test_positions_are_those_of_the_batches():
     session = session_of(OneLayer(), Lora(rank=2), steps=7)
-    assert costs.step_positions(session) == [len(session.batch(step)["ids"]) for step in range(7)]
+    assert costs.batch_positions(session) == [len(session.batch(step)["ids"]) for step in range(7)]
 
 
 def test_operations_are_those_of_the_products():
@@ -53,7 +53,7 @@ def test_operations_are_those_of_the_products():
 
 def test_operations_grow_with_steps_and_with_other_passes():
     session = session_of(OneLayer(), Lora(rank=2))
-    positions = costs.step_positions(session)
+    positions = costs.batch_positions(session)
     each = costs.first_batch_flops(session) / positions[0]
     assert costs.total_flops(session, positions) == pytest.approx(each * sum(positions))
     session.loss(session.batch(0))

@@ -105,7 +105,7 @@ def test_a_killed_job_computes_only_what_it_had_not_finished(study, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             study.write("parts", 100, monkeypatch)
     assert not (study.folder / "parts").exists()
-    [kept] = (study.folder / "checkpoints").iterdir()
+    [kept] = (study.folder / "checkpoints").glob("*/*")
     assert shards(kept) == ["00000.safetensors", "00001.safetensors"]
     (kept / ".00002.safetensors.part").write_bytes(b"half")  # what a kill in the midst of writing leaves
     monkeypatch.setattr(features, "compute_states", lambda *given: (made.append(len(given[1])), real(*given))[1])
@@ -114,6 +114,34 @@ def test_a_killed_job_computes_only_what_it_had_not_finished(study, monkeypatch)
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (expected, parts)]
     assert contents[0] == contents[1]
     assert not list((study.folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "other code"])
+def test_a_shard_that_is_damaged_or_of_other_code_is_computed_anew(damage, study, monkeypatch, capsys):
+    expected = study.write("whole", 100, monkeypatch)
+    real, made = features.compute_states, []
+
+    def killed(base, items, batch_tokens):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(1)
+        return real(base, items, batch_tokens)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(features, "compute_states", killed)
+        if damage == "other code":
+            patched.setattr(features, "features_code", lambda domain: "before")
+        study.write("parts", 100, monkeypatch)
+    shard = next((study.folder / "checkpoints").glob("*/*/00001.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= damage == "flipped"
+    shard.write_bytes(content[:500] if damage == "truncated" else content)
+    shard.with_name("00099.safetensors").write_bytes(content)  # of smaller shards
+    parts = study.write("parts", 100, monkeypatch)
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (expected, parts)]
+    assert contents[0] == contents[1]
+    anew = [line for line in capsys.readouterr().out.splitlines() if line.endswith("; it is computed anew")]
+    assert len(anew) == (2 if damage == "other code" else 1) and str(shard) in anew[-1]
 
 
 def test_a_batch_is_padded_with_zeros_where_its_ids_are(study, monkeypatch):

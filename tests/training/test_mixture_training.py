@@ -322,32 +322,33 @@ def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monke
     assert not list((study.folder / "checkpoints").iterdir())
 
 
-def test_the_checkpoints_of_a_task_that_is_put_otherwise_are_others(study, monkeypatch):
-    fit, places = training.train_model, []
-    monkeypatch.setattr(training, "train_model", lambda *given: (places.append(given[5]), fit(*given))[1])
+def test_the_checkpoints_of_another_task_or_of_other_code_or_packages_are_others(study, monkeypatch):
+    fit, known = training.train_model, []
+    monkeypatch.setattr(
+        training,
+        "train_model",
+        lambda *given, made_with: (known.append(made_with), fit(*given, made_with=made_with))[1],
+    )
     study.train("codons")
     study.train("again")
-    monkeypatch.setitem(TASKS, "lncrna", TASKS["lncrna"].model_copy(update={"layout": "letters"}))
-    study.train("letters")
-    assert places[0] == places[1] != places[2]
-
-
-def test_the_checkpoints_of_another_pytorch_are_others(study, monkeypatch):
-    fit, places = training.train_model, []
-    monkeypatch.setattr(training, "train_model", lambda *given: (places.append(given[5]), fit(*given))[1])
-    study.train("one")
-    monkeypatch.setattr(job, "version", lambda _: "0.0")
-    study.train("other")
-    assert places[0] != places[1]
+    with monkeypatch.context() as patched:
+        patched.setitem(TASKS, "lncrna", TASKS["lncrna"].model_copy(update={"layout": "letters"}))
+        study.train("letters")
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "package_versions", lambda: {"torch": "0.0"})
+        study.train("torch")
+    monkeypatch.setattr(training, "mixture_code", lambda domains: "edited")
+    study.train("edited")
+    assert known[0] == known[1] and all(known[0] != other for other in known[2:])
 
 
 def test_a_rate_that_diverges_is_left_out_by_name(study, monkeypatch, capsys):
     fit = training.train_model
 
-    def diverging(parameters, micro_batches, loss, steps, seed, folder, title, validate):
+    def diverging(parameters, micro_batches, loss, steps, seed, folder, title, validate, **options):
         if steps.learning_rate > 1:
             raise InputError(title, "the loss is nan at step 0", reason="diverged")
-        return fit(parameters, micro_batches, loss, steps, seed, folder, title, validate)
+        return fit(parameters, micro_batches, loss, steps, seed, folder, title, validate, **options)
 
     monkeypatch.setattr(training, "train_model", diverging)
     kept, alone = study.train("mixture", rates=(9.0, 0.3)), study.train("alone", rates=(0.3,))
@@ -376,18 +377,24 @@ FOUR = {"a": "acg tta acg tta", "b": "will the user like it", "c": "yes", "d": "
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    """(mixer, {domain: text}) → the mixture in training, and its first step's batches and loss function."""
+    """(mixer, {domain: text}, batches of each in a step) → mixture in training, its first step's batches and loss."""
     base, handed = causal_base(tmp_path / "base", ears=False), []
     experts = {name: trained_adapter(base.model, Method(rank=2), seed) for seed, name in enumerate(FOUR)}
-    monkeypatch.setattr(training, "train_model", lambda *given: handed.append(given) or [])
+    monkeypatch.setattr(training, "train_model", lambda *given, **_: handed.append(given) or [])
 
-    def begin(mixer, texts=FOUR):
+    def begin(mixer, texts=FOUR, accumulated=1):
         mixture = Mixture(base.model, mixer.prepare_experts(experts, 0), mixer, domains=list(texts))
         for layer in mixture.layers.values():
             layer.B.data.copy_(torch.randn(layer.B.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
-        examples = {name: Example(f"{name}1", "g", "text ", text) for name, text in texts.items()}
-        sets = {name: training.TrainingSet([base.encode(example)]) for name, example in examples.items()}
-        recipe = Training(batch_tokens=64, learning_rate=1.0, warmup=0.0, decay="constant", clip=1e9)
+        examples = {
+            name: [Example(f"{name}{i}", "g", "text ", f"{text} {'acg ' * i}") for i in range(accumulated)]
+            for name, text in texts.items()
+        }
+        sets = {name: training.TrainingSet([*map(base.encode, each)]) for name, each in examples.items()}
+        shared = {"learning_rate": 1.0, "warmup": 0.0, "decay": "constant", "clip": 1e9}
+        recipe = Training(
+            batch_tokens=64 if accumulated == 1 else 16, gradient_accumulation_steps=accumulated, **shared
+        )
         training.optimise_mixture(base, opinionated(mixture), sets, {}, recipe, 0, job.Job("cpu", tmp_path, "toy"))
         _, batches, loss, *_ = handed[-1]
         return SimpleNamespace(base=base, mixture=mixture.train(), batches=batches, loss=loss, recipe=recipe)
@@ -408,14 +415,16 @@ def test_one_expert_for_all_domains_costs_as_often_as_there_are_experts(step):
 
 
 @pytest.mark.parametrize("checkpoints", [False, True], ids=["plain", "checkpointed"])
-def test_a_step_follows_the_balance_of_one_batch_of_all_domains(step, checkpoints):
-    given = step(LlavaMole(mlp_experts=4, balance=3.0))
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_step_follows_the_balance_of_one_batch_of_all_domains(step, checkpoints, accumulated):
+    given = step(LlavaMole(mlp_experts=4, balance=3.0), accumulated=accumulated)
     mixture, batches = given.mixture, given.batches(0)
-    assert len({micro.batch["ids"].shape for micro in batches}) == 4  # domains of unequal length
+    assert len({micro.batch["ids"].shape for micro in batches}) >= 4  # domains of unequal length
     parameters, total, found = mixture.trainable_parameters(), 0.0, []
-    for mixture.domain, micro in enumerate(batches):
-        nats, targets = given.base.loss(mixture, micro.batch)
-        total = total + nats / targets / len(batches)
+    for micro in batches:
+        mixture.domain = list(FOUR).index(micro.task)
+        nats, _ = given.base.loss(mixture, micro.batch)
+        total = total + nats / sum(other.targets for other in batches if other.task == micro.task) / len(FOUR)
         found.append(
             {name: w[..., 1:].flatten(0, 1) for name, w in mixture.routing_weights.items() if mlp_block(name)}
         )

@@ -11,7 +11,7 @@ from loratory.adapters import core
 from loratory.adapters.deltas import Adapter
 from loratory.config import adapter_entry
 from loratory.errors import InputError
-from loratory.training import job, sweep
+from loratory.training import fit, job, sweep
 
 TRAINING = {"steps": 2, "batch_tokens": 24}
 RATES = (0.1, 0.2, 0.3)
@@ -20,11 +20,11 @@ RATES = (0.1, 0.2, 0.3)
 @pytest.fixture
 def swept(monkeypatch, tmp_path):
     """Runs a sweep whose trainings end at once with the given {rate: validation loss}; a missing rate diverges."""
-    made, places, sets_seen = [], [], []
+    made, jobs, sets_seen = [], [], []
 
     def train_one(base, sets, method, seed, rate, job):
         made.append((seed, rate))
-        places.append(job.folder)
+        jobs.append(job)
         if rate not in losses:
             raise InputError("toy", "the loss is nan", reason="diverged")
         sets_seen.append(sets)
@@ -36,20 +36,25 @@ def swept(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "load_base", lambda *_: base)
     monkeypatch.setattr(sweep, "encode_split", lambda base, domain, data, task, split, limit=None: [(split, limit)])
     monkeypatch.setattr(sweep, "data_digest", lambda _: [])
+    monkeypatch.setattr(sweep, "adapter_code", lambda *_: "as it is")
     monkeypatch.setattr(sweep, "describe_run", lambda base, domain, method, seed, trial, data: {"rate": trial["rate"]})
     monkeypatch.setattr(sweep, "train_one", train_one)
 
     def run(**given):
         losses.update({float(rate): loss for rate, loss in given["losses"].items()})
         entry = adapter_entry({"method": "lora", "training": {"learning_rates": RATES}})
-        task = SimpleNamespace(model_dump_json=lambda: "{}")
+        task = SimpleNamespace(model_dump=lambda mode: {})
         sweep.train_sweep("toy", "", task, "", entry, (0, 1, 2), "cpu", tmp_path / "checkpoints", 4, tmp_path / "out")
         rows = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
         run.scheduled = [row["scheduled_rate"] for row in rows]
         return made, [(row["seed"], row["learning_rate"], row["valid_loss"]) for row in rows]
 
-    run.places, run.manifest, run.sets = places, base.manifest, sets_seen
+    run.jobs, run.manifest, run.sets = jobs, base.manifest, sets_seen
     return run
+
+
+def facts(jobs) -> list[tuple]:
+    return [(job.folder, job.made_with) for job in jobs]
 
 
 def test_the_grid_is_tried_on_one_seed_and_the_best_rate_on_the_others(swept):
@@ -107,20 +112,66 @@ def test_a_grid_that_diverges_everywhere_ends_the_job(swept):
         swept(losses={})
 
 
+ALL = {0.1: 1.0, 0.2: 2.0, 0.3: 3.0}
+
+
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"whisper": {"window": "clip"}}])
 def test_the_checkpoints_of_a_base_that_is_held_or_asked_otherwise_are_others(swept, change):
     for manifest in ({"name": "mini", "precision": "fp32", "whisper": {"window": "full"}}, change, {}):
         swept.manifest |= manifest
-        swept(losses={0.1: 1.0, 0.2: 2.0, 0.3: 3.0})
-    before, after, again = swept.places[:5], swept.places[5:10], swept.places[10:]
-    assert not {*before} & {*after} and after == again
+        swept(losses=ALL)
+    before, after, again = (facts(swept.jobs[i : i + 5]) for i in (0, 5, 10))
+    assert after == again and not [pair for pair in before if pair in after]
 
 
-def test_the_checkpoints_of_another_pytorch_are_others(swept, monkeypatch):
-    swept(losses={0.1: 1.0, 0.2: 2.0, 0.3: 3.0})
-    monkeypatch.setattr(job, "version", lambda _: "0.0")
-    swept(losses={})
-    assert not {*swept.places[:5]} & {*swept.places[5:]} and len(swept.places) == 10
+@pytest.mark.parametrize(
+    ("place", "name", "given"),
+    [
+        (sweep, "adapter_code", lambda *_: "edited"),
+        (sweep, "data_digest", lambda _: ["other"]),
+        (job, "package_versions", lambda: {"torch": "0.0"}),
+    ],
+    ids=["code", "data", "versions"],
+)
+def test_the_checkpoints_of_other_code_data_or_packages_are_others(swept, monkeypatch, place, name, given):
+    swept(losses=ALL)
+    monkeypatch.setattr(place, name, given)
+    swept(losses=ALL)
+    before, after = facts(swept.jobs[:5]), facts(swept.jobs[5:])
+    assert [folder for folder, _ in before] == [folder for folder, _ in after]
+    assert not [known for _, known in before if known in [known for _, known in after]]
+
+
+def test_each_training_of_a_sweep_has_its_own_checkpoints_and_another_sweep_has_others(swept, tmp_path):
+    swept(losses=ALL)
+    assert len({job.folder for job in swept.jobs}) == 5 and len({job.home for job in swept.jobs}) == 1
+    one, other = (job.Job("cpu", tmp_path, "lora", out).folder for out in ("a/rank8", "a/rank16"))
+    assert one != other
+
+
+def test_a_method_that_is_edited_after_a_kill_is_trained_from_its_beginning(tmp_path, monkeypatch, capsys):
+    entry = adapter_entry({"method": "lora", "training": TRAINING | {"steps": 6, "save_every": 2}})
+    update, calls = fit.update, []
+
+    def trial(folder, code):
+        toy = FAMILIES["llama"]()
+        place = job.Job("cpu", tmp_path / folder, "toy", code=code)
+        found = sweep.train_one(toy, {"train": toy.items, "valid": toy.items}, entry, 0, 0.01, place)
+        return [point["loss"] for point in found["curve"]]
+
+    def killed(*given):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return update(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(fit, "update", killed)
+        trial("killed", "a1")
+    monkeypatch.setattr(type(entry), "scale", property(lambda self: 10.0))  # the edit
+    assert trial("killed", "b2") == trial("undisturbed", "b2")
+    said = capsys.readouterr().out
+    assert said.count("was made with other code (a1 → b2); put aside: training begins anew") == 1
 
 
 def test_what_fails_behind_the_last_step_costs_no_step(tmp_path, monkeypatch):

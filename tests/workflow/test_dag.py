@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from snakemake.api import SnakemakeApi
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import (
@@ -119,6 +120,22 @@ def test_every_rule_says_what_it_needs(demo):
         assert rule.conda_env, rule.name
         assert {"mem_mb", "runtime"} <= {*rule.resources}, rule.name
         assert rule.params.code, rule.name
+
+
+def test_a_second_attempt_asks_every_machine_for_twice_as_much_and_knows_that_it_is_the_second(demo):
+    assert all(job.rule.script for job in demo.jobs if job.rule.name != "all")
+    for job in (job for job in demo.jobs if job.rule.script):
+        first = dict(job.resources)
+        job.attempt = 2
+        second = dict(job.resources)
+        job.attempt = 1
+        assert (first["attempt"], second["attempt"]) == (1, 2), job.rule.name
+        assert all(second[name] == 2 * first[name] for name in ("mem_mb", "runtime")), job.rule.name
+
+
+def test_every_profile_tries_again():
+    for path in ROOT.glob("profiles/*/config.yaml"):
+        assert yaml.safe_load(path.read_text())["retries"] == 1, path
 
 
 def test_an_adapter_more_is_a_training_more(demo, plan):

@@ -57,5 +57,6 @@ def test_a_bad_file_is_told_in_one_line_and_leaves_nothing_behind(told, tmp_path
     assert log.count("\n") == 1
     assert log in done.stdout
     assert "Traceback" not in done.stdout
+    assert "attempt=2" in done.stdout, "it ends at once, see tests/test_job.py"
     assert not (tmp_path / f"results/data/{domain}").exists()
     assert not [*tmp_path.rglob("*.part")]

@@ -33,6 +33,8 @@ SAME = (  # what two runs must agree on, byte for byte
     "mixtures/*/seed*/gate.safetensors",
     "bases/*/base.json",
     "folding/*/*",
+    "metrics/**/*.json",
+    "contrasts/*",
     "tables/*",
 )
 
@@ -44,12 +46,6 @@ def run(folder: Path, *arguments: str, **options) -> str:
 def digests(folder: Path) -> dict[str, str]:
     files = sorted(path for pattern in SAME for path in (folder / "results").glob(pattern))
     return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def scores(folder: Path) -> dict[str, list]:
-    """Every number, unrounded."""
-    files = [path for corpus in ("data", "general") for path in (folder / "results/metrics" / corpus).rglob("*.json")]
-    return {str(path.relative_to(folder)): json.loads(path.read_text())["rows"] for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +118,5 @@ def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
     run(tmp_path, "--unlock")
     run(tmp_path)
     assert digests(tmp_path) == digests(finished)
-    assert scores(tmp_path) == scores(finished)
     assert not [*tmp_path.glob("results/**/.*.part")]
     assert not [*tmp_path.glob("results/checkpoints/*")]

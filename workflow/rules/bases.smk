@@ -23,8 +23,9 @@ rule prepare_base:
         "../../envs/train.yaml"
     threads: lambda wc: base_threads(wc.base)
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base], without=["parameters"]),  # for the forecast alone
@@ -35,6 +36,6 @@ rule prepare_base:
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
         shared=STUDY.shared,
-        code=lambda wc: code_digest("training/prepare.py", "bases", *learning_modules(STUDY.bases[wc.base])),
+        code=lambda wc: base_code(STUDY.bases[wc.base].family, STUDY.bases[wc.base].corpora),
     script:
         "../../scripts/prepare_base.py"

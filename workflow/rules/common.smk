@@ -6,14 +6,16 @@ from pathlib import Path
 from loratory import config as loratory_config
 from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
 from loratory.config import entries_by_name, published_folder
+from loratory.data.files import check_writable
 from loratory.data.splits import SPLITS
 from loratory.errors import InputError
-from loratory.provenance import code_digest
+from loratory.provenance import adapter_code, base_code, code_digest, features_code, mixture_code, task_modules
 from loratory.registry import family_outputs, is_folded
 from loratory.strict_yaml import load_yaml
 
 CONFIG_FILES = [*map(str, workflow.config_settings.configfiles or workflow.configfiles or ["config"])]
 try:
+    check_writable(".snakemake")
     for path in filter(exists, CONFIG_FILES):
         load_yaml(path)  # once more: Snakemake takes the last of two equal keys
     STUDY = loratory_config.read_config(config, CONFIG_FILES[-1], workflow.config_settings.config)
@@ -54,22 +56,14 @@ def plain(model, without=()):
     return model.model_dump(mode="json", exclude={*without})
 
 
-def task_modules(domains):
-    return [f"domains/{domain}/task.py" for domain in domains]
-
-
-def learning_modules(base):
-    """What a base that is trained here is made by."""
-    return task_modules(base.corpora) + [f"training/pretraining/{base.family}.py"] * bool(base.corpora)
-
-
 def local_files(source):
     """A source's own files. What is fetched from an address is none, and a job finds what a running study has lost."""
     return [] if source.kind == "simulate" else [path for path in source.file_paths() if exists(path)]
 
 
-def memory(wildcards, attempt):
-    return STUDY.resources.mem_mb * attempt
+def per_attempt(amount):
+    """A resource of which the second attempt asks for twice as much."""
+    return lambda wildcards, attempt: amount * attempt
 
 
 def corpora_of(domain):

@@ -30,8 +30,9 @@ rule contrast_methods:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         predictions=lambda wc, input: by_name(SEEDS, input.predictions),
@@ -75,8 +76,9 @@ rule tabulate_methods:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         runs=lambda wc, input: list(zip([name for _, name in METHODS for _ in SEEDS], map(str, input.runs))),
         banner=BANNER,
@@ -102,8 +104,9 @@ rule draw_rates:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         runs=lambda wc, input: by_name([f"{name}@{domain}" for domain, name in METHODS], input),
         against=AGAINST,
@@ -130,8 +133,9 @@ rule draw_pareto:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         against=AGAINST,
         banner=BANNER,

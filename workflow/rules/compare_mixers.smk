@@ -35,8 +35,9 @@ rule contrast_mixers:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         predictions=lambda wc, input: by_names(MIXED, SEEDS, input.predictions),
         baselines=lambda wc, input: by_name(MIXED, input.baselines),
@@ -56,6 +57,7 @@ rule tabulate_mixers:
     input:
         contrast="<results>/contrasts/{base}.mixers.json",
         routes=[f"<results>/predictions/data/{d}/{{base}}/seed{seed}.routing.json" for d in MIXED for seed in SEEDS],
+        costs=[f"<results>/predictions/data/{d}/{{base}}/seed{seed}.costs.json" for d in MIXED for seed in SEEDS],
         runs=collect("<results>/mixtures/{mixture}/seed{seed}/mixture.json", mixture=MIXERS, seed=SEEDS),
         base="<results>/bases/{base}/base.json",
     output:
@@ -73,8 +75,9 @@ rule tabulate_mixers:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         runs=lambda wc, input: list(zip([name for name in MIXERS for _ in SEEDS], map(str, input.runs))),
         banner=BANNER,
@@ -100,8 +103,9 @@ rule draw_layers:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         banner=BANNER,
         code=code_digest("reporting/figures.py"),
@@ -124,8 +128,9 @@ rule route_tokens:
         "../../envs/train.yaml"
     threads: STUDY.resources.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         mixtures=lambda wc, input: by_name(ROUTERS, input.mixtures),
@@ -156,8 +161,9 @@ rule draw_tokens:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         banner=BANNER,
         code=code_digest("reporting/figures.py"),

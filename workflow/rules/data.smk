@@ -18,8 +18,9 @@ rule fetch_source:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=1000,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(1000),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         source=lambda wc: plain(CORPORA[wc.corpus][wc.domain].source),
         population=lambda wc: POPULATION[wc.corpus],
@@ -45,8 +46,9 @@ rule build_dataset:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
         seed=STUDY.split_seed,
@@ -69,8 +71,9 @@ rule audit_split:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
         code=lambda wc: code_digest("domains/dataset.py", f"domains/{wc.domain}/build.py"),

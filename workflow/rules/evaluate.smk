@@ -19,6 +19,7 @@ rule predict:
     output:
         expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
         expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.routing.json", seed=SEEDS),
+        expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.costs.json", seed=SEEDS),
     log:
         "<logs>/predict/{corpus}/{domain}/{base}.log",
     benchmark:
@@ -27,8 +28,9 @@ rule predict:
         "../../envs/train.yaml"
     threads: STUDY.resources.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         adapters=lambda wc, input: by_names(SEEDS, systems_on(wc.corpus, wc.domain, wc.base), input.adapters),
@@ -62,8 +64,9 @@ rule predict_baselines:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
         max_records=STUDY.evaluation.max_records,
@@ -89,8 +92,9 @@ rule score:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
         predictions=lambda wc, input: by_name(SEEDS, input.predictions),
@@ -113,8 +117,9 @@ rule gather_routing:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         code=code_digest("evaluation/routing.py"),
     script:
@@ -143,8 +148,9 @@ rule measure_recovery:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
     params:
         predictions=lambda wc, input: by_names(domains_of(wc.mixture), SEEDS, input.predictions),
         baselines=lambda wc, input: by_name(domains_of(wc.mixture), input.baselines),

@@ -26,8 +26,9 @@ rule fold:
         "../../envs/train.yaml"
     threads: STUDY.resources.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         predictions=lambda wc, input: by_name(SEEDS, input.predictions),
@@ -57,8 +58,9 @@ rule assess_folding:
         "../../envs/train.yaml"
     threads: STUDY.resources.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         domain=TRUTH,
@@ -94,8 +96,9 @@ rule tabulate_folding:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         banner=BANNER,
         code=code_digest("reporting"),
@@ -120,8 +123,9 @@ rule draw_calibration:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         banner=BANNER,
         code=code_digest("reporting"),

@@ -23,8 +23,9 @@ rule compute_gate_features:
         "../../envs/train.yaml"
     threads: STUDY.resources.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         task=lambda wc: plain(DOMAINS[wc.domain].task),
@@ -32,7 +33,7 @@ rule compute_gate_features:
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
-        code=lambda wc: code_digest("training/features.py", "bases", f"domains/{wc.domain}/task.py"),
+        code=lambda wc: features_code(wc.domain),
     script:
         "../../scripts/compute_gate_features.py"
 
@@ -64,8 +65,9 @@ rule train_mixture:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.mixtures[wc.mixture].training.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         entry=lambda wc: plain(STUDY.mixtures[wc.mixture]),
@@ -77,8 +79,6 @@ rule train_mixture:
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
-        code=lambda wc: code_digest(
-            "training/mixture.py", "bases", "mixers/methods", *task_modules(STUDY.mixtures[wc.mixture].experts)
-        ),
+        code=lambda wc: mixture_code(STUDY.mixtures[wc.mixture].experts),
     script:
         "../../scripts/train_mixture.py"

@@ -42,8 +42,9 @@ rule tabulate_domain:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         banner=BANNER,
         code=code_digest("reporting"),
@@ -77,8 +78,9 @@ rule summarise_mixture:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         experts=lambda wc: [f"{adapter}@{domain}" for domain, adapter in STUDY.mixtures[wc.mixture].experts.items()],
         banner=BANNER,
@@ -104,8 +106,9 @@ rule draw_routing:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         banner=BANNER,
         code=code_digest("reporting"),
@@ -130,8 +133,9 @@ rule draw_transfer:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         banner=BANNER,
         code=code_digest("reporting"),
@@ -156,8 +160,9 @@ rule draw_curves:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
     params:
         runs=lambda wc, input: by_name(curves_on(wc.base), input),
         banner=BANNER,

@@ -22,8 +22,9 @@ rule train_sweep:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.adapters[wc.adapter].training.threads
     resources:
-        mem_mb=memory,
-        runtime=STUDY.resources.runtime,
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
         gpu=STUDY.resources.gpu,
     params:
         adapter=lambda wc: plain(STUDY.adapters[wc.adapter]),
@@ -32,11 +33,6 @@ rule train_sweep:
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
-        code=lambda wc: code_digest(
-            "training/sweep.py",
-            "bases",
-            f"adapters/methods/{STUDY.adapters[wc.adapter].method}.py",
-            f"domains/{wc.domain}/task.py",
-        ),
+        code=lambda wc: adapter_code(wc.domain, STUDY.adapters[wc.adapter].method),
     script:
         "../../scripts/train_sweep.py"

@@ -208,6 +208,12 @@ class Base(ABC):
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         """Summed negative log-likelihood in nats `[]`, and over how many targets."""
 
+    def count_targets(self, batch: Batch) -> int:
+        """Over how many targets `loss` sums: labels of a classifier, or of positions behind the first, which nothing
+        foretells."""
+        labels = batch["labels"]
+        return int((labels[:, 1:] != IGNORED).sum()) if labels.dim() == 2 else len(labels)
+
     def nll(self, model: Module, items: Sequence[Encoded]) -> list[tuple[float, int]]:
         """Output "nll": summed nats and number of scored tokens of each item."""
         raise self.unsupported_error("nll")

@@ -7,7 +7,15 @@ from pathlib import Path
 from loratory import registry
 from loratory.adapters.contract import BaseWeightsMethod
 from loratory.bases.options import BaseEntry
-from loratory.config.sections import AdapterEntry, Compare, CompareMixers, MixtureEntry, Study, entries_by_name
+from loratory.config.sections import (
+    AdapterEntry,
+    Compare,
+    CompareMixers,
+    Evaluation,
+    MixtureEntry,
+    Study,
+    entries_by_name,
+)
 from loratory.domains.contract import FilesOptions
 from loratory.errors import InputError, short_value
 
@@ -25,6 +33,7 @@ def check_names(config: Study, where: str) -> None:
         )
     check_results(where, config)
     check_shared(where, config)
+    check_floor(f"{where}: evaluation", config.evaluation)
     sources = [(f"domains.{name}", corpus.source) for name, corpus in domains.items()]
     for key, source in [*sources, *((f"general.{name}", corpus.source) for name, corpus in general.items())]:
         if isinstance(source, FilesOptions):
@@ -52,6 +61,15 @@ def check_names(config: Study, where: str) -> None:
         if bases[config.folding].family != "folding":
             at = f"{where}: folding"
             raise InputError(at, "not a folding base", bases[config.folding].family, "a base of family folding")
+
+
+def check_floor(where: str, evaluation: Evaluation) -> None:
+    """Raises:
+    InputError: fewer records are scored than a number needs.
+    """
+    most, fewest = evaluation.max_records, evaluation.min_records
+    if most is not None and most < fewest:
+        raise InputError(where, f"max_records {most} is below min_records {fewest}", fix="no number would be printed")
 
 
 def check_results(where: str, config: Study) -> None:

@@ -77,9 +77,6 @@ class Evaluation(Options):
 
     @model_validator(mode="after")
     def check_numbers(self) -> Self:
-        if self.max_records is not None and self.max_records < self.min_records:
-            what = f"max_records {self.max_records} is below min_records {self.min_records}"
-            raise ValueError(f"{what}: no number would be printed")
         if "folded" in self.model_fields_set and self.folded is not None and self.folded > self.samples:
             raise ValueError(f"folded {self.folded} is above samples {self.samples}")
         return self

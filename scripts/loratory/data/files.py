@@ -56,6 +56,16 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         remove_path(aside)
 
 
+def check_writable(folder: Path | str) -> None:
+    """Raises: InputError where nothing may be written into a folder, or made on the way to it."""
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        fix = "make it writable, or work elsewhere"
+        raise InputError(place, "nothing can be written here", expected=f"a writable folder for {folder}", fix=fix)
+
+
 def remove_path(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -1,7 +1,9 @@
 """Where raw files come from: the user's own, a checksummed download, or the shipped simulator."""
 
 import hashlib
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from urllib.error import URLError
 from urllib.parse import urlparse
 from urllib.request import urlopen
 
@@ -24,7 +26,7 @@ def fetch_source(
         population: "domain" or "general": which of the two the simulator writes.
 
     Raises:
-        InputError: a file is missing, or a download differs from its digest.
+        InputError: a file is missing or out of reach, or a download differs from its digest.
     """
     with atomic_write(out) as aside:
         aside.mkdir(parents=True)
@@ -68,11 +70,16 @@ def fetch_location(location: str, digests: dict[str, str], aside: Path, out: Pat
         raise InputError(location, "a download without a digest", expected="its hex digest under `sha256:`")
     name = PurePosixPath(address.path).name
     digest = hashlib.sha256()
-    with urlopen(location) as stream, open(aside / name, "wb") as target:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-            target.write(block)
+    try:
+        with urlopen(location) as stream, open(aside / name, "wb") as target:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+                target.write(block)
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        fix = "try again; or fetch it by hand and give its path"
+        raise InputError(location, "it could not be fetched", error, fix=fix, reason="network") from error
     if digest.hexdigest() != digests[location]:
         what = "the download differs from its digest"
-        raise InputError(location, what, digest.hexdigest(), digests[location], "check the release, then the digest")
+        fix = "check the release, then the digest"
+        raise InputError(location, what, digest.hexdigest(), digests[location], fix, "checksum")
     return str(out / name)

@@ -101,7 +101,8 @@ def predict_domain(
         trained: {seed: what its trainings made}. evaluation: the config's `evaluation`.
         asked: which of "test", "valid" (for choices) and "sample" (where the domain generates).
         out: folder. `seed{n}.parquet` gets one row for each (split, system, record), `seed{n}.routing.json`
-            {system: its `Cost` and, of a mixture, `mixture_facts` and `routing_summary`}.
+            {mixture: its `mixture_facts` and `routing_summary`}, and `seed{n}.costs.json` {system: its `Cost`}, apart
+            because seconds are never the same twice.
     """
     base = load_base(base_folder, device)
     sets = examples_by_split(domain, data, task, base, asked, evaluation)
@@ -109,7 +110,8 @@ def predict_domain(
     cache_audio(base, [question for questions in sets.values() for question in questions])
     for seed, made in trained.items():
         rows: list[dict[str, Any]] = []
-        known: dict[str, dict[str, Any]] = {}
+        costs: dict[str, dict[str, Any]] = {}
+        routing: dict[str, dict[str, Any]] = {}
         for system in iterate_systems(base, domain, made):
             cost = Cost()
             for split in (split for split in sets if is_evaluated(split, system, domain)):
@@ -119,12 +121,13 @@ def predict_domain(
                 answers, spent = found[key]
                 cost += spent
                 rows += [row | {"system": name} for name in system.names for row in answers]
-            known |= dict.fromkeys(system.names, asdict(cost))
+            costs |= dict.fromkeys(system.names, asdict(cost))
             if system.kind == "mixture" and isinstance(system.model, Mixture):
                 routed = routing_summary(base, system.model, sets["test"], evaluation.batch_tokens)
-                known[system.name] = asdict(cost) | mixture_facts(system.model) | routed
+                routing[system.name] = mixture_facts(system.model) | routed
         write_rows(Path(out, f"seed{seed}.parquet"), rows)
-        write_json(Path(out, f"seed{seed}.routing.json"), known)
+        write_json(Path(out, f"seed{seed}.routing.json"), routing)
+        write_json(Path(out, f"seed{seed}.costs.json"), costs)
 
 
 def examples_by_split(
@@ -168,7 +171,7 @@ def run_system(
     found, cost = predict_examples(base, system.model, questions, wanted, task, evaluation, seed)
     each = (perf_counter() - started) / max(1, len(found))
     print(f"{domain}: {system.name} answered {len(found)} {split} records, {each:.3f} s each", flush=True)
-    label = {"split": split, "system": system.name, "kind": system.kind, "seconds": each}
+    label = {"split": split, "system": system.name, "kind": system.kind}
     return [label | row for row in found], cost
 
 

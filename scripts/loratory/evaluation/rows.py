@@ -14,7 +14,6 @@ SCHEMA = pa.schema(
         ("tokens", pa.int64()),
         ("p", pa.float64()),
         ("text", pa.string()),
-        ("seconds", pa.float64()),
     ]
 )
 

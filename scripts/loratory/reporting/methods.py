@@ -90,7 +90,8 @@ def check_budget(paths: Sequence[Path | str], runs: Sequence[Mapping]) -> None:
         for what, fact in facts.items():
             other, wanted = first.setdefault((run["domain"], run["seed"], what), (path, fact))
             if fact != wanted:
-                fix = "give compared adapters the same `steps` and `batch_tokens`, and train again"
+                names = "`steps`, `batch_tokens` and `gradient_accumulation_steps`"
+                fix = f"give compared adapters the same {names}, and train again"
                 raise InputError(path, f"the {what} is not that of {other}", fact, wanted, fix, "budget")
 
 

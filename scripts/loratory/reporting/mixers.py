@@ -57,6 +57,7 @@ NOTES = (
 def write_mixer_table(
     contrast: Path | str,
     routes: Sequence[Path | str],
+    costs: Sequence[Path | str],
     runs: Sequence[tuple[str, Path | str]],
     out: Path | str,
     *,
@@ -67,13 +68,20 @@ def write_mixer_table(
 
     Args:
         contrast: JSON file of `evaluation.recovery`.
-        routes: files `seed{n}.routing.json` of `evaluation.predict`, of all its domains and seeds.
+        routes, costs: files `seed{n}.routing.json` and `seed{n}.costs.json` of `evaluation.predict`, of all
+            domains and seeds, in the same order.
         runs: (mixture, its `mixture.json`) pairs of all seeds; lines keep their order.
         about: what the base is, in a sentence. banner: a warning above the table.
     """
-    report, answered = read_json(contrast), [read_json(path) for path in routes]
+    report = read_json(contrast)
+    answered = [system_records(read_json(spent), read_json(routed)) for spent, routed in zip(costs, routes)]
     trained = [(name, read_json(path)) for name, path in runs]
     formats.write_table(mixer_layout(report, answered, trained, about, banner), out)
+
+
+def system_records(costs: Mapping, routing: Mapping) -> dict[str, dict]:
+    """{system: its cost and, of a mixture, its routing}, of one domain and seed."""
+    return {system: cost | routing.get(system, {}) for system, cost in costs.items()}
 
 
 def mixer_layout(

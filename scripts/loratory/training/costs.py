@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from loratory.training.session import AdapterSession
 
 
-def step_positions(session: AdapterSession) -> list[int]:
-    """Positions, padding included, that each step of the training puts through the model."""
+def batch_positions(session: AdapterSession) -> list[int]:
+    """Positions, padding included, that each batch of the training puts through the model."""
     lengths = [item.length for item in session.items]
-    plan = session.batch_plan(session.items)
-    return [len(batch) * max(lengths[i] for i in batch) for batch in map(plan, range(session.recipe.steps))]
+    batches = map(session.batch_plan(session.items), range(session.recipe.batch_numbers(session.recipe.steps).start))
+    return [len(batch) * max(lengths[i] for i in batch) for batch in batches]
 
 
 def total_flops(session: AdapterSession, positions: list[int]) -> float | None:
@@ -26,7 +26,7 @@ def total_flops(session: AdapterSession, positions: list[int]) -> float | None:
     None where PyTorch's counter does not know an operation: no such figure is worth a training that is over.
 
     Args:
-        positions: of each step, see `step_positions`.
+        positions: of each batch, see `batch_positions`.
     """
     try:
         first = first_batch_flops(session)

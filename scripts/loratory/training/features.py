@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from loratory.bases.core import Base, Encoded, load_base
@@ -24,7 +23,8 @@ from loratory.data.files import atomic_write, file_sha256, read_json, write_json
 from loratory.domains.contract import TaskOptions
 from loratory.errors import InputError
 from loratory.mixers.streams import TOKENS, bare_states
-from loratory.training.checkpoint import facts_digest
+from loratory.provenance import features_code
+from loratory.training.checkpoint import facts_digest, refusal_reason, save_sealed
 from loratory.training.job import Job
 from loratory.training.sweep import encode_split
 
@@ -77,16 +77,22 @@ def write_features(
         "shards": [[item.length for item in part] for part in parts],
     }
     title = f"{domain} {base.manifest['name']} {split} features"
-    job = Job(device, checkpoints, title, index=index, batch_tokens=batch_tokens)
+    job = Job(device, checkpoints, title, out, code=features_code(domain), index=index, batch_tokens=batch_tokens)
     for number, part in enumerate(parts):
         path = job.folder / shard_name(number)
-        if not path.is_file():
+        reason = refusal_reason(path, job.made_with) if path.is_file() else ""
+        if reason:
+            print(f"{path} {reason}; it is computed anew", flush=True)
+        if reason or not path.is_file():
             with atomic_write(path) as aside:
-                save_file({HIDDEN: compute_states(base, part, batch_tokens)}, aside)
+                save_sealed({HIDDEN: compute_states(base, part, batch_tokens)}, aside, made_with=job.made_with)
             print(f"{title}: shard {number + 1} of {len(parts)}", flush=True)
+    for path in {*job.folder.iterdir()} - {job.folder / shard_name(number) for number in range(len(parts))}:
+        path.unlink()  # of a job that cut the split otherwise
     write_json(job.folder / INDEX, index)
     with atomic_write(out) as aside:
         os.replace(job.folder, aside)
+    job.remove_checkpoints()
 
 
 def check_stream(base: Base) -> None:

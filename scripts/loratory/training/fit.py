@@ -7,12 +7,12 @@ whole step; gradient clipping; bf16 autocast through accelerate; exact resume; S
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from accelerate import Accelerator
@@ -25,10 +25,16 @@ from loratory.training.schedule import Training
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes. Losses of one `task` are pooled over a step; tasks weigh alike."""
+    """What one forward pass takes. Losses of one `task` are pooled over a step; tasks weigh alike.
+
+    Attributes:
+        targets: how many its loss sums over; needed where a task has several in a step, as all of them must be known
+            before the first backward pass.
+    """
 
     task: str
     batch: dict
+    targets: int = 0
 
 
 class Loss(NamedTuple):
@@ -78,6 +84,7 @@ def train_model(
     title: str,
     validate: Callable[[], float] | None = None,
     hooks: TrainingHooks = TrainingHooks(),  # noqa: B008 has no state
+    made_with: Mapping[str, Any] | None = None,
 ) -> list[dict]:
     """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
 
@@ -86,6 +93,8 @@ def train_model(
         validate: called after the last step; its value ends the curve.
         hooks: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
+        made_with: what the run depends on besides the arguments (code, data, versions), in values of JSON. It goes on
+            from no checkpoint that was made with anything else.
 
     Returns:
         The learning curve: one dict a step with step, loss, scheduled_rate, targets, seconds; the last has valid_loss.
@@ -97,7 +106,7 @@ def train_model(
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
     optimizer = hooks.create_optimizer(parameters, recipe)
-    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors())
+    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors(), made_with)
     progress = Progress(title, done, recipe.steps)
     with TerminationSignal() as terminated:
         for step in range(done, recipe.steps):
@@ -116,7 +125,8 @@ def train_model(
             progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
             if due or terminated:
-                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, hooks.state_tensors())
+                memory = hooks.state_tensors()
+                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with)
             if terminated:
                 raise TrainingStopped(143)
     if validate and curve:
@@ -137,16 +147,14 @@ def update(
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
-    counts: dict[str, int] = {}
     results = []
-    tasks = {micro.task for micro in batches}
-    if len(batches) > len(tasks):  # a task's targets must be known before its first backward pass
-        for micro in batches:
-            counts[micro.task] = counts.get(micro.task, 0) + count_targets(micro.batch)
+    counts = pooled_targets(batches)
     for micro in batches:
         with accelerator.autocast():
             total, n, extra = loss(micro)
-        parts = counts.get(micro.task, n) * len(tasks)
+        if micro.task in counts and n != micro.targets:
+            raise ValueError(f"a micro-batch of {micro.task} has {n} targets, and {micro.targets} were announced")
+        parts = counts.get(micro.task, n) * len({micro.task for micro in batches})
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
     penalty = hooks.step_penalty()
@@ -159,9 +167,12 @@ def update(
     return float(sum(value for value, _ in results)), sum(n for _, n in results)
 
 
-def count_targets(batch: dict) -> int:
-    labels = batch["labels"]
-    return int((labels[:, 1:] != -100).sum()) if labels.dim() == 2 else len(labels)
+def pooled_targets(batches: list[MicroBatch]) -> dict[str, int]:
+    """The targets of each task that has several micro-batches."""
+    targets: dict[str, list[int]] = {}
+    for micro in batches:
+        targets.setdefault(micro.task, []).append(micro.targets)
+    return {task: sum(counts) for task, counts in targets.items() if len(counts) > 1}
 
 
 class Progress:

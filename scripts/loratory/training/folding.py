@@ -91,12 +91,18 @@ def train_folding(
     each = max(1, training.batch_tokens // CROP)
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        random = np.random.default_rng([seed, step])
+        return [micro for number in training.batch_numbers(step) for micro in draw_batches(number)]
+
+    def draw_batches(number: int) -> list[MicroBatch]:
+        random = np.random.default_rng([seed, number])
         learnt = collate_chains(draw_chains(taught, each, CROP, random), job.device)
         learnt["passes"] = int(random.integers(1, passes + 1))
         learnt["clamped"] = torch.from_numpy(random.random(len(learnt["mask"])) < CLAMPED).to(job.device)
         watched = collate_chains(draw_chains(judged, max(1, each // 4), LONGEST, random), job.device)
-        return [MicroBatch("fold", learnt), MicroBatch("confidence", watched | {"passes": passes})]
+        return [
+            MicroBatch("fold", learnt, len(learnt["mask"])),
+            MicroBatch("confidence", watched | {"passes": passes}, count_scored(watched)),
+        ]
 
     def loss(micro: MicroBatch) -> Loss:
         return {"fold": folding_loss, "confidence": confidence_loss}[micro.task](model, micro.batch)
@@ -110,6 +116,7 @@ def train_folding(
             training,
             seed,
             *job.folder_and_title,
+            made_with=job.made_with,
         )
     return finalise_model(model), new_tokenizer(), curve
 
@@ -384,6 +391,12 @@ def confidence_loss(model: EsmForProteinFolding, batch: dict[str, Any]) -> Loss:
     logits = confidence_logits(model, found["states"][-1])[scored]
     bins = (score[scored] * logits.shape[-1]).long().clamp(max=logits.shape[-1] - 1)
     return Loss(F.cross_entropy(logits, bins, reduction="sum"), max(1, len(bins)))
+
+
+def count_scored(batch: dict[str, Any]) -> int:
+    """Residues that have another one near in truth, which alone decides over which ones `confidence_loss` sums."""
+    alphas = batch["backbone"][:, :, CA]
+    return max(1, int(lddt_scores(alphas, alphas, batch["known"]).isfinite().sum()))
 
 
 @contextmanager

@@ -1,24 +1,31 @@
 """Where a training runs and keeps its checkpoints."""
 
-from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+from loratory.provenance import package_versions
 from loratory.training.checkpoint import facts_digest
 
 
 class Job:
-    """Where a training runs, and keeps checkpoints that no other facts and no other PyTorch go on from."""
+    """Where a training runs, and keeps checkpoints that no other facts go on from.
 
-    def __init__(self, device: str, checkpoints: Path | str, title: str, **facts: Any):
+    Args:
+        title: of this training, among those that have the same outcome.
+        out: where the outcome goes. made_with: all that it depends on besides, in values of JSON: code, data, config.
+    """
+
+    def __init__(self, device: str, checkpoints: Path | str, title: str, out: Path | str = "", **made_with: Any):
         self.device, self.title = device, title
-        self.folder = Path(checkpoints) / facts_digest(title=title, version=version("torch"), **facts)
+        self.home = Path(checkpoints) / facts_digest(out=str(out))
+        self.folder = self.home / facts_digest(title=title)
+        self.made_with = made_with | {"device": device, "versions": package_versions()}
 
     @property
     def folder_and_title(self) -> tuple[Path, str]:
         return self.folder, self.title
 
     def remove_checkpoints(self) -> None:
-        """The outcome is stored: its checkpoints may go."""
-        rmtree(self.folder, ignore_errors=True)
+        """The outcome is stored: the checkpoints of all its trainings may go."""
+        rmtree(self.home, ignore_errors=True)

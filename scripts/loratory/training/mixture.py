@@ -19,6 +19,7 @@ from loratory.data.files import file_sha256
 from loratory.domains.contract import TaskOptions
 from loratory.mixers.core import Mixture, check_trained_experts
 from loratory.mixers.store import open_experts, save_mixture
+from loratory.provenance import mixture_code
 from loratory.training.costs import PeakMemory
 from loratory.training.features import StoredStates, open_features, pad_states
 from loratory.training.fit import Loss, MicroBatch, train_model
@@ -62,14 +63,14 @@ def train_mixture(
         if entry.trained
     }
     valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
-    facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base)}
-    facts |= {"data": {d: data_digest(data[d]) for d in sets}, "tasks": {d: tasks[d].model_dump_json() for d in sets}}
+    facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base), "code": mixture_code(experts)}
+    facts |= {"data": {d: data_digest(data[d]) for d in sets}}
+    facts |= {"tasks": {d: tasks[d].model_dump(mode="json") for d in sets}}
     runs: list[dict] = []
-    jobs: list[Job] = []
 
     def train_trial(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
-        job = Job(device, checkpoints, f"{name} seed {seed} lr {rate}", seed=seed, rate=rate, experts=digests, **facts)
-        jobs.append(job)
+        title = f"{name} seed {seed} lr {rate}"
+        job = Job(device, checkpoints, title, out, seed=seed, rate=rate, experts=digests, **facts)
         memory = PeakMemory(base.model)
         torch.manual_seed(generator_for(seed, "gate").initial_seed())  # a gate starts as PyTorch starts its layers
         mixture = Mixture(base.model, stacked, entry, name, list(experts))
@@ -80,6 +81,7 @@ def train_mixture(
             if rate is not None:
                 curve = optimise_mixture(base, mixture, sets, valid, entry.training.at_rate(rate), seed, job)
             return {
+                "job": job,
                 "mixture": mixture,
                 "curve": curve,
                 "valid_loss": curve[-1].get("valid_loss", nan) if curve else nan,
@@ -114,8 +116,7 @@ def train_mixture(
         save_mixture(out / f"seed{seed}", best["mixture"], entry.mixer, folders, run)
         runs += curve_rows(seed, trials)
     write_curves(out / "runs.parquet", runs)
-    for job in jobs:
-        job.remove_checkpoints()
+    best["job"].remove_checkpoints()
 
 
 StreamWeights = dict[str, torch.Tensor]  # {stream or layer: `[tokens, modules | 1, experts]`}
@@ -161,7 +162,7 @@ def optimise_mixture(
     seed: int,
     job: Job,
 ) -> list[dict]:
-    """Every step takes one batch of each domain, and each domain's loss weighs alike.
+    """Every step takes as many batches of each domain, and each domain's loss weighs alike.
 
     Args:
         sets: {domain: what is learnt from it}. valid: {domain: encoded examples} that a rate is chosen on, if any.
@@ -171,18 +172,24 @@ def optimise_mixture(
     lengths = {domain: [item.length for item in examples.items] for domain, examples in sets.items()}
     plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
     places = {domain: place for place, domain in enumerate(sets)}
-    routed: list[StreamWeights] = []  # of the step that is being made
+    batches: list[MicroBatch] = []  # of the step that is being made,
+    routed: list[StreamWeights] = []  # and how each of them is routed, where the mixer must know
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        batches = [sets[domain].collate_batch(base, plan(step)) for domain, plan in plans.items()]
+        batches[:] = [
+            MicroBatch(domain, batch, base.count_targets(batch))
+            for domain, plan in plans.items()
+            for batch in (sets[domain].collate_batch(base, plan(number)) for number in training.batch_numbers(step))
+        ]
         if mixture.mixer.balances:
-            routed[:] = route_batches(base, mixture, batches, training.precision)
-        return [MicroBatch(domain, batch) for domain, batch in zip(plans, batches)]
+            routed[:] = route_batches(base, mixture, [(places[m.task], m.batch) for m in batches], training.precision)
+        return [*batches]
 
     def loss(micro: MicroBatch) -> Loss:
         mixture.domain = places[micro.task]
         total, targets = base.loss(mixture, micro.batch)
-        penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, routed)
+        whole = step_routing(batches, routed, micro) if routed else None
+        penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, whole)
         return Loss(total, targets, targets * penalty)
 
     def validate_mixture() -> float:
@@ -197,6 +204,7 @@ def optimise_mixture(
         seed,
         *job.folder_and_title,
         validate_mixture if valid else None,
+        made_with=job.made_with,
     )
     mixture.eval()
     return curve
@@ -212,50 +220,71 @@ def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, list[Encod
 
 
 @torch.no_grad()
-def route_batches(base: Base, mixture: Mixture, batches: Sequence[dict], precision: str) -> list[StreamWeights]:
-    """How every domain's batch of a step is routed, by a pass ahead of those that learn: a penalty of all of them
-    must be known before the first backward pass, and keeping the activations of all would cost their memory.
+def route_batches(
+    base: Base, mixture: Mixture, batches: Sequence[tuple[int, dict]], precision: str
+) -> list[StreamWeights]:
+    """How every batch of a step is routed, by a pass ahead of those that learn: a penalty of all of them must be known
+    before the first backward pass, and keeping the activations of all would cost their memory.
 
     Args:
-        batches: one of each domain, in the order of the mixture's domains. precision: of the passes that learn.
+        batches: each with its domain's place. precision: of the passes that learn.
     """
     found = []
     with torch.autocast(base.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for mixture.domain, batch in enumerate(batches):
+        for mixture.domain, batch in batches:
             base.loss(mixture, batch)
             found.append(token_weights(mixture, batch["mask"].bool()))
     return found
 
 
+@dataclass(frozen=True)
+class StepRouting:
+    """The weights of all micro-batches of a step, of which one is learnt from now.
+
+    Attributes:
+        routed: of each micro-batch, without gradients. place: of the one that is learnt from.
+        share: of the step's loss that is its own.
+    """
+
+    routed: Sequence[StreamWeights]
+    place: int
+    share: float
+
+    def with_own(self, name: str, own: torch.Tensor) -> torch.Tensor:
+        """`[tokens, modules, experts]` of all, with the gradient of `own`, the weights that are learnt from.
+
+        Every micro-batch so finds the same penalty and adds its share of it. For the sum of their gradients to be the
+        gradient of that one penalty, each must count as often as its share goes into the whole.
+        """
+        parts = [weights[name] for weights in self.routed]
+        parts[self.place] = own.detach() + (own - own.detach()) / self.share
+        return torch.cat(parts)
+
+
+def step_routing(batches: Sequence[MicroBatch], routed: Sequence[StreamWeights], micro: MicroBatch) -> StepRouting:
+    """Where `micro` stands in its step. Domains weigh alike, and the micro-batches of one by their targets."""
+    place = next(place for place, other in enumerate(batches) if other is micro)
+    own = sum(other.targets for other in batches if other.task == micro.task)
+    tasks = len({other.task for other in batches})
+    return StepRouting(routed, place, max(micro.targets, 1) / max(own, 1) / tasks)
+
+
 def mixer_penalty(
-    mixture: Mixture, mask: torch.Tensor, domain: int, routed: Sequence[StreamWeights] = ()
+    mixture: Mixture, mask: torch.Tensor, domain: int, whole: StepRouting | None = None
 ) -> torch.Tensor | float:
     """The mean of what the mixer adds, over streams or over layers that weigh for themselves. Where the mixer gives a
     plain 0.0, it adds nothing, and that one is not counted.
 
     Args:
         mask: `[batch, length]`, true where the latest pass read no padding. domain: which one that pass was of.
-        routed: of a mixer that `balances`, the weights of all domains' batches of the step, see `route_batches`.
+        whole: of a mixer that `balances`, the step that the pass was part of.
     """
     found = token_weights(mixture, mask)
-    if routed:
-        found = {name: step_weights(weights, domain, [of[name] for of in routed]) for name, weights in found.items()}
+    if whole is not None:
+        found = {name: whole.with_own(name, weights) for name, weights in found.items()}
     penalties = [mixture.mixer.routing_penalty(weights, domain) for weights in found.values()]
     penalties = [value for value in penalties if torch.is_tensor(value)]
     return sum(penalties) / len(penalties) if penalties else 0.0
-
-
-def step_weights(own: torch.Tensor, domain: int, routed: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The weights of all domains' tokens of a step, of which those of one domain are learnt from.
-
-    Every domain so finds the same penalty, and training takes the mean over domains: for the sum of their gradients to
-    be the gradient of that one penalty, each must count as often as there are domains.
-
-    Args:
-        own: `[tokens, modules, experts]` of the one domain. routed: as much of each domain, without gradients.
-    """
-    learning = own.detach() + len(routed) * (own - own.detach())
-    return torch.cat([*routed[:domain], learning, *routed[domain + 1 :]])
 
 
 def token_weights(mixture: Mixture, mask: torch.Tensor) -> StreamWeights:

@@ -12,6 +12,7 @@ from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import atomic_write, file_sha256
 from loratory.domains.contract import TaskOptions
 from loratory.domains.examples import read_records
+from loratory.provenance import base_code
 from loratory.training.job import Job
 from loratory.training.pretrain import pretrain_base, train_projector
 
@@ -40,8 +41,8 @@ def prepare_base(
         "torch": version("torch"),
         "audio_encoder_sha256": weights_digest(audio_encoder) if audio_encoder else None,
     }
-    asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump_json() for d in corpora}}
-    job = Job(device, checkpoints, f"base {name}", **asked, **facts)
+    asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump(mode="json") for d in corpora}}
+    job = Job(device, checkpoints, f"base {name}", out, code=base_code(entry.family, corpora), **asked, **facts)
     if entry.pretrain:
         pretrain_base(name, entry, corpora, audio_encoder, job, out, **facts)
         return

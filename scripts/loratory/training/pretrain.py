@@ -103,7 +103,12 @@ def train_on_corpora(
     }
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        return [MicroBatch(n, base.collate([items[i] for i in plans[n](step)])) for n, items in encoded.items()]
+        found = []
+        for name, items in encoded.items():
+            for number in training.batch_numbers(step):
+                batch = base.collate([items[i] for i in plans[name](number)])
+                found.append(MicroBatch(name, batch, base.count_targets(batch)))
+        return found
 
     base.model.train()
     curve = train_model(
@@ -113,6 +118,7 @@ def train_on_corpora(
         training,
         seed,
         *job.folder_and_title,
+        made_with=job.made_with,
     )
     base.model.eval()
     return curve

@@ -21,7 +21,8 @@ class AdapterSession(TrainingHooks):
         model: the base with its adapted layers.
         layers: {name: adapted layer}; the method's `prepare_training` may take some away.
         items: the encoded training examples. recipe: steps, rates and weight decay of the training.
-        batch: step -> the training batch of that step (a pure function).
+        batch: number -> that batch of the training, counted from 0 (a pure function); `recipe.batch_numbers` says
+            which of them make a step.
         optimizing: the optimizer, once the loop has asked for it.
         positions: how many positions went through the model outside the training's own steps.
     """
@@ -47,13 +48,13 @@ class AdapterSession(TrainingHooks):
         return self.base.model
 
     def batch_plan(self, items: list[Encoded]) -> batching.Batches:
-        """step -> indices of its examples, as the training itself draws them."""
+        """number -> indices of that batch's examples, as the training itself draws them."""
         return batching.Batches([item.length for item in items], self.recipe.batch_tokens, self.seed)
 
     def batch_function(self, items: list[Encoded]) -> Callable[[int], dict]:
-        """step -> batch, over some of the examples."""
+        """number -> batch, over some of the examples."""
         plan = self.batch_plan(items)
-        return lambda step: self.base.collate([items[i] for i in plan(step)])
+        return lambda number: self.base.collate([items[i] for i in plan(number)])
 
     def first_examples(self, count: int) -> list[Encoded]:
         """The first examples that the training sees, in its order, each once."""
@@ -84,7 +85,8 @@ class AdapterSession(TrainingHooks):
 
     def count_examples(self) -> int:
         """How many examples all steps of the training read together, each as often as it is read."""
-        return sum(map(len, map(self.batch_plan(self.items), range(self.recipe.steps))))
+        batches = range(self.recipe.batch_numbers(self.recipe.steps).start)
+        return sum(map(len, map(self.batch_plan(self.items), batches)))
 
     def loss(self, batch: dict) -> torch.Tensor:
         """Mean over the batch's targets, for passes besides the training's steps; they are counted."""
@@ -94,22 +96,22 @@ class AdapterSession(TrainingHooks):
 
     @torch.no_grad()
     def mean_loss(self, batches: int) -> float:
-        """The mean of `loss` over the batches of the first steps, without dropout; passes that are counted too."""
+        """The mean of `loss` over the first batches, without dropout; passes that are counted too."""
         training = self.model.training
         self.model.eval()
-        total = sum(float(self.loss(self.batch(step))) for step in range(batches))
+        total = sum(float(self.loss(self.batch(number))) for number in range(batches))
         self.model.train(training)
         return total / batches
 
     def weight_gradients(self, batches: int) -> dict[str, torch.Tensor]:
-        """{layer: mean ∂loss/∂W `[out, in]`} over the batches of the first steps, on the CPU in float32.
+        """{layer: mean ∂loss/∂W `[out, in]`} over the first batches of the training, on the CPU in float32.
 
         Only one layer's gradient is held on the device at a time; nothing is moved.
         """
         sums = {name: torch.zeros(layer.weight.shape) for name, layer in self.layers.items()}
         with self.collect_gradients(sums):
-            for step in range(batches):
-                self.loss(self.batch(step)).backward()
+            for number in range(batches):
+                self.loss(self.batch(number)).backward()
         for parameter in self.model.parameters():
             parameter.grad = None
         return {name: total / batches for name, total in sums.items()}

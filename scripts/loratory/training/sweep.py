@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,13 +20,12 @@ from loratory.data.files import file_sha256
 from loratory.data.splits import SPLITS
 from loratory.domains.contract import TaskOptions
 from loratory.domains.examples import domain_examples, read_records
+from loratory.provenance import adapter_code, package_versions
 from loratory.training import costs
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.session import AdapterSession
-
-VERSIONS = ("torch", "transformers", "peft", "safetensors")
 
 
 def train_sweep(
@@ -57,17 +55,16 @@ def train_sweep(
         "domain": domain,
         "base": base_facts(base),
         "data": data_digest(data),
-        "task": task.model_dump_json(),
+        "task": task.model_dump(mode="json"),
+        "code": adapter_code(domain, adapter.method),
     }
     runs: list[dict] = []
-    jobs: list[Job] = []
     rates = adapter.training.learning_rates
 
     def train_trial(seed: int, rate: float) -> dict:
-        title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate:g}"
+        title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate}"
         entry = adapter.model_dump(mode="json")
-        job = Job(device, checkpoints, title, adapter=entry, rate=rate, seed=seed, **facts)
-        jobs.append(job)
+        job = Job(device, checkpoints, title, out, adapter=entry, rate=rate, seed=seed, **facts)
         return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
 
     for seed in seeds:
@@ -78,8 +75,7 @@ def train_sweep(
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
         runs += curve_rows(seed, trials)
     write_curves(out / "runs.parquet", runs)
-    for job in jobs:
-        job.remove_checkpoints()
+    best["job"].remove_checkpoints()
 
 
 def base_facts(base: Base) -> list:
@@ -114,7 +110,8 @@ def train_one(
     session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed)
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        return [MicroBatch("train", session.batch(step))]
+        batches = map(session.batch, recipe.batch_numbers(step))
+        return [MicroBatch("train", batch, base.count_targets(batch)) for batch in batches]
 
     def loss(micro: MicroBatch) -> Loss:
         return Loss(*base.loss(base.model, micro.batch))
@@ -129,9 +126,17 @@ def train_one(
         parameters = core.trainable_parameters(base.model)
         prepared = perf_counter() - started
         curve = train_model(
-            parameters, micro_batches, loss, recipe, seed, *job.folder_and_title, validate_adapter, session
+            parameters,
+            micro_batches,
+            loss,
+            recipe,
+            seed,
+            *job.folder_and_title,
+            validate_adapter,
+            session,
+            job.made_with,
         )
-        peak, positions = memory.peak_bytes(), costs.step_positions(session)
+        peak, positions = memory.peak_bytes(), costs.batch_positions(session)
         found, lost = export_adapter(base, adapter, linear)
         operations = costs.total_flops(session, positions)
     finally:
@@ -228,7 +233,7 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
         "meta_info": {
             "model_info": {"name": name, "sha256": base.fingerprint},
             "dataset_info": {"domain": domain, "sha256": data},
-            "package_info": {package: version(package) for package in VERSIONS},
+            "package_info": package_versions(),
             "system_info": {"system": platform.platform(), "python": platform.python_version()},
             "accelerator": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu",
         },

@@ -31,7 +31,7 @@ def pretrain(
     """A Llama-style decoder; with `audio_encoder`, the folder of a Whisper base, an audio prefix is trained with it.
 
     Args:
-        corpora: {domain: examples}. Every step takes one batch of each, so domains weigh alike.
+        corpora: {domain: examples}. Every step takes as many batches of each, and domains weigh alike.
     """
     texts = (example.prompt + example.target for examples in corpora.values() for example in examples)
     special = ["<|pad|>", "<|begin|>", "<|end|>"]

@@ -46,14 +46,18 @@ def pretrain(
     plan = Batches([len(row) for row in ids], training.batch_tokens, seed)
 
     def micro_batches(step: int) -> list[MicroBatch]:
-        rows = [ids[i] for i in plan(step)]
-        return [MicroBatch("masked", masked_batch(rows, tokenizer, len(special), seed, step, job.device))]
+        found = []
+        for number in training.batch_numbers(step):
+            rows = [ids[i] for i in plan(number)]
+            batch = masked_batch(rows, tokenizer, len(special), seed, number, job.device)
+            found.append(MicroBatch("masked", batch, count_masked(batch)))
+        return found
 
     def loss(micro: MicroBatch) -> Loss:
         batch = micro.batch
         logits = model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
-        return Loss(nll, max(1, int((batch["labels"] != IGNORED).sum())))
+        return Loss(nll, count_masked(batch))
 
     model.train()
     curve = train_model(
@@ -63,15 +67,20 @@ def pretrain(
         training,
         seed,
         *job.folder_and_title,
+        made_with=job.made_with,
     )
     return PretrainedModel(model.eval(), tokenizer), curve
 
 
+def count_masked(batch: dict[str, torch.Tensor]) -> int:
+    return max(1, int((batch["labels"] != IGNORED).sum()))
+
+
 def masked_batch(
-    rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, n_special: int, seed: int, step: int, device: str
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, n_special: int, seed: int, number: int, device: str
 ) -> dict[str, torch.Tensor]:
-    """A batch with 15 % of the k-mers hidden: 80 % as the mask token, 10 % as another k-mer, 10 % as they are."""
-    random = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    """The batch of that number, 15 % of its k-mers hidden: 80 % as the mask token, 10 % as another k-mer."""
+    random = torch.Generator().manual_seed(seed * 1_000_003 + number)
     ids, mask = pad_rows(rows, 0, "cpu"), pad_rows([[1] * len(row) for row in rows], 0, "cpu")
     chosen = (torch.rand(ids.shape, generator=random) < MASKED) & (ids >= n_special)
     labels = ids.masked_fill(~chosen, IGNORED)
