@@ -11,8 +11,9 @@ from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
 from loratory.errors import InputError
 from loratory.evaluation.controls import ShuffledMixer
+from loratory.mixers.checks import check_trained_experts
 from loratory.mixers.contract import Mixer
-from loratory.mixers.core import Mixture, check_trained_experts
+from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_mixture, save_mixture
 from loratory.training.mixture import mixer_penalty
 

@@ -382,6 +382,7 @@ def study(request, tmp_path, monkeypatch):
         write(data[field], seed)
     encoded = training.encode_split
     monkeypatch.setattr(training, "encode_split", lambda base, field, *rest: encoded(base, domain, *rest))
+    monkeypatch.setattr(training, "mixture_code", lambda _: "as it is")
 
     def train(out, precision="fp32", rates=(0.02,), **options):
         given = {"mixer": "xlora", "base": "tiny", "experts": dict.fromkeys(folders, "lora"), **options}

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PretrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from loratory.adapters.core import check_fit, linear_layers
-from loratory.adapters.deltas import Adapter, check_low_rank
+from loratory.adapters.core import linear_layers
+from loratory.adapters.deltas import Adapter
 from loratory.bases.decoding import empty_cache
 from loratory.errors import InputError
+from loratory.mixers.checks import check_experts
 from loratory.mixers.contract import GateInput, GateShape, Mixer
 from loratory.mixers.layers import GateContext, LayerWeights, Linear, MixedLinear
+from loratory.mixers.recompute import checkpoint_blocks, transformer_blocks
 from loratory.mixers.streams import FRAMES, TOKENS, EncodedAudio, bare_states, mean_pool, module_streams
 
 
@@ -135,41 +133,14 @@ class Mixture(nn.Module):
         self.training = mode
         if self.gate is not None:
             self.gate.train(mode)
-        for block in self.transformer_blocks():
+        for block in transformer_blocks(self.model):
             block.training = mode and block.gradient_checkpointing  # it looks there before it checkpoints
         return self
 
-    def transformer_blocks(self) -> list[GradientCheckpointingLayer]:
-        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-
     def checkpoint_gradients(self) -> None:
         """Activations of the base's blocks are computed anew in the backward pass, under the weights they had."""
-        for block in self.transformer_blocks():
-            block.gradient_checkpointing = True
-            block._gradient_checkpointing_func = partial(self.checkpoint_block, block)  # type: ignore[assignment]
+        checkpoint_blocks(self.model, self.context)
         self.train(self.training)
-
-    def checkpoint_block(self, block: GradientCheckpointingLayer, forward: Callable, *args: Any) -> Any:
-        """A block's pass, now and, where there is something to learn, once more in the backward pass."""
-        weights = self.context.weights
-        first, again = (
-            self.block_context(block, weights),
-            self.block_context(block, weights and weights.recompute_copy()),
-        )
-        if torch.is_grad_enabled():
-            return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (first, again))
-        with first:
-            return forward(*args)
-
-    @contextmanager
-    def block_context(self, block: GradientCheckpointingLayer, weights: LayerWeights | None) -> Iterator[None]:
-        """A block is in training mode for no other reason than to be repeated: its own dropout stays off."""
-        with self.context.use_weights(weights):
-            block.training = False
-            try:
-                yield
-            finally:
-                block.training = True
 
     def new_cache(self, make: Callable[[], Cache] | None = None) -> PairCache:
         """Args:
@@ -343,7 +314,7 @@ class Mixture(nn.Module):
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer.base)
         self.put_heads(self.own_heads)
-        for block in self.transformer_blocks():
+        for block in transformer_blocks(self.model):
             block.gradient_checkpointing = block.training = False
 
 
@@ -382,36 +353,3 @@ class InputWeights:
     def recompute_copy(self) -> LayerWeights:
         """For a repeated pass: it must find what earlier layers left, and not what it left itself the first time."""
         return InputWeights(self.mixture, replace(self.seen, pass_state=dict(self.seen.pass_state)), noted=False)
-
-
-def check_trained_experts(experts: dict[str, Adapter], where: Path | str) -> None:
-    """Raises:
-    InputError: fewer than two experts, or one that is untrained (B = 0 gives its gate no gradient).
-    """
-    if len(experts) < 2:
-        raise InputError(where, "too few experts", len(experts), "at least 2")
-    for name, adapter in experts.items():
-        if not adapter.dense and not adapter.own and not any(delta.B.any() for delta in adapter.deltas.values()):
-            raise InputError(f"{where}:{name}", "the expert is untrained (B = 0)", fix="train it before the gate")
-
-
-def check_experts(model: nn.Module, experts: dict[str, Adapter], where: Path | str) -> None:
-    """Raises:
-    InputError: an expert is not low-rank, does not fit the base, or has a head where others have none.
-    """
-    for name, adapter in experts.items():
-        check_low_rank(f"{where}:{name}", adapter)
-        check_fit(model, adapter, f"{where}:{name}")
-    check_heads(experts, where)
-
-
-def check_heads(experts: dict[str, Adapter], where: Path | str) -> None:
-    """Raises:
-    InputError: an expert's own head has other parts than that of the first expert.
-    """
-    first, like = next(iter(experts.items()))
-    for name, adapter in experts.items():
-        if adapter.heads.keys() != like.heads.keys():
-            parts, expected = (", ".join(sorted(heads)) or "none" for heads in (adapter.heads, like.heads))
-            what = f"the expert's own head is not that of {first}"
-            raise InputError(f"{where}:{name}", what, parts, expected, "train all experts on the same base and task")

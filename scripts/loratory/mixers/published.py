@@ -23,7 +23,8 @@ from loratory.adapters.peft_config import refuse_unknown
 from loratory.adapters.reading import read_tensors, require_float
 from loratory.bases.checks import check_links, read_object
 from loratory.errors import InputError
-from loratory.mixers.core import Mixture, check_experts, check_trained_experts
+from loratory.mixers.checks import check_experts, check_trained_experts
+from loratory.mixers.core import Mixture
 from loratory.mixers.layers import MixedLinear
 from loratory.mixers.methods.xlora import Mixer
 from loratory.mixers.routing import keep_largest

@@ -17,7 +17,8 @@ from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
 from loratory.domains.contract import TaskOptions
-from loratory.mixers.core import Mixture, check_trained_experts
+from loratory.mixers.checks import check_trained_experts
+from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_experts, save_mixture
 from loratory.provenance import mixture_code
 from loratory.training.costs import PeakMemory
