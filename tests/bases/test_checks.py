@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, LlamaModel, PreTrainedTokenizerFast
 
 from loratory.bases.checks import check_model_folder
-from loratory.bases.core import load_base
+from loratory.bases.core import load_base, settings_digest
 from loratory.bases.prepare import prepare_folder
 from loratory.config import RESOURCES
 from loratory.data.files import read_json
@@ -371,6 +371,13 @@ def test_a_prepared_base_whose_settings_were_changed_is_not_opened(name, publish
         file.write(" " if (published["causal"] / name).is_file() else "{}")
     with pytest.raises(InputError, match=r"settings differ from those the base was prepared with; fix: prepare"):
         load_base(tmp_path / "b")
+
+
+def test_a_learning_curves_seconds_are_no_setting(published, tmp_path):
+    prepare_folder(published["causal"], "b", entry("causal"), tmp_path / "b")
+    before = settings_digest(tmp_path / "b")
+    (tmp_path / "b" / "curve.json").write_text('[{"step": 0, "loss": 1.5, "seconds": 0.123}]')
+    assert settings_digest(tmp_path / "b") == before
 
 
 def test_an_audio_prefix_that_does_not_open_is_refused(tmp_path):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 InPlace = Callable[[Callable, int, int], Callable]
 IGNORED = -100  # the label that every loss of this field leaves out
-MANIFEST = "base.json"
+MANIFEST, CURVE = "base.json", "curve.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the config's `precision`
 
 
@@ -343,9 +343,14 @@ def weights_digest(folder: Path | str) -> str:
 
 
 def settings_digest(folder: Path | str) -> str:
-    """One sha256 over a prepared folder's other files (config, tokenizer, …), which say how its weights are used."""
+    """One sha256 over a prepared folder's other files (config, tokenizer, …), which say how its weights are used.
+
+    Learning curves do not: they hold seconds, which are never the same twice.
+    """
     found = (path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".safetensors")
-    return digest_of_files(folder, sorted(path for path in found if path != Path(folder, MANIFEST)))
+    return digest_of_files(
+        folder, sorted(path for path in found if path != Path(folder, MANIFEST) and path.name != CURVE)
+    )
 
 
 def digest_of_files(folder: Path | str, paths: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperConfig
 
 from loratory import registry
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import Base, family_class, load_base
+from loratory.bases.core import CURVE, Base, family_class, load_base
 from loratory.bases.prepare import write_manifest
 from loratory.data.batching import Batches
 from loratory.data.files import atomic_write, write_json
@@ -67,7 +67,7 @@ def train_projector(folder: Path, corpus: list[Example], options: Any, audio_enc
     parameters = prefixed_parameters(audio.projector, "projector")
     curve = train_on_corpora(base, parameters, {"speech": corpus}, options.training, 0, job)
     audio.cpu().save(folder / "audio")
-    write_json(folder / "audio" / "curve.json", curve)
+    write_json(folder / "audio" / CURVE, curve)
 
 
 def word_tokenizer(texts: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:
@@ -147,7 +147,7 @@ def pretrain_base(
         if base.audio is not None:
             base.audio.cpu().to(dtype).save(aside / "audio")
         family_class(entry.family).complete_folder(aside)
-        write_json(aside / "curve.json", curve)
+        write_json(aside / CURVE, curve)
         size = sum(p.numel() for p in base.model.parameters())
         write_manifest(aside, name, entry, origin="pretrain", parameters=size, **facts)
     job.remove_checkpoints()
