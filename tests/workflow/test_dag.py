@@ -40,7 +40,7 @@ JOBS = {
 }
 NEEDS = {  # rule: the rules whose outputs it reads
     "fetch_source": set(),
-    "build_dataset": {"fetch_source"},
+    "build_dataset": {"fetch_source", "build_dataset"},  # of what bases have learnt from
     "audit_split": {"build_dataset"},
     "prepare_base": {"build_dataset", "audit_split", "prepare_base"},
     "train_sweep": {"build_dataset", "audit_split", "prepare_base"},
