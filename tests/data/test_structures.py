@@ -127,6 +127,14 @@ def test_blank_chains_are_parted_by_segments_too(tmp_path):
     assert sequences(tmp_path, one + two) == {"": "MKSAWG", "_2": "GWASKM"}
 
 
+def test_ids_of_chains_may_have_two_letters(tmp_path):
+    one, two = (
+        [f"{line[:20]}{id}{line[22:]}" for line in chain_lines(names)]
+        for names, id in ((NAMES, "AA"), (NAMES[::-1], "BA"))
+    )
+    assert sequences(tmp_path, one + two) == {"AA": "MKSAWG", "BA": "GWASKM"}
+
+
 def test_chains_of_one_id_that_nothing_parts_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(InputError, match=r"a:A1: atom N stands twice in residue MET 1; .*; fix: .* end each by TER"):
         read(tmp_path, [*chain_lines(), *chain_lines()])

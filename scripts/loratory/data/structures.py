@@ -241,13 +241,15 @@ def read_pdb_model(path: Path | str, text: str) -> tuple[list[AtomRow], dict[str
 
 def pdb_atom(where: str, line: str, segment: str) -> AtomRow:
     """The atom of an ATOM or HETATM line; `segment` tells chains apart that TER parts."""
-    id = line[21:22].strip()
+    id, residue = line[21:22].strip(), line[17:21].strip().upper()
+    if len(line[17:21].rstrip()) == 4 and residue not in SIMULATED_NAMES:  # the fourth letter is of a chain's long id
+        id, residue = line[20:22].strip(), line[17:20].strip().upper()
     last = line[46:54] if len(line) >= 54 else ""  # a line that was cut would give another number
     point = line_point(where, [line[30:38], line[38:46], last], "PDB")
     return AtomRow(
         (id, segment, "" if id else line[72:76].strip()),
         line[22:27].strip(),
-        line[17:21].strip().upper(),
+        residue,
         line.startswith("HETATM"),
         line[12:16].strip().upper(),
         line[16:17].strip(),
