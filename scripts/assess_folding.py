@@ -22,4 +22,5 @@ with log_job(snakemake, snakemake.params.threads):
         residues=snakemake.output.residues,
         metrics=snakemake.output.metrics,
         device=params.device,
+        max_length=params.max_length,
     )

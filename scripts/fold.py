@@ -15,4 +15,5 @@ with log_job(snakemake, snakemake.params.threads):
         model_folder=Path(files.folding).parent,
         out=Path(snakemake.output[0]).parent,
         device=params.device,
+        max_length=params.max_length,
     )

@@ -101,7 +101,8 @@ def test_every_format_gives_the_same_record(tmp_path):
     }
     for name, id in ids.items():
         [record], _ = read(Files(chains=[str(tmp_path / name)]))
-        assert (record["id"], record["sequence"], record["origin"]) == (id, SEQUENCE, "experiment")
+        origin = "experiment" if "json" in name else "unknown"  # the data sets in JSON are of experiments
+        assert (record["id"], record["sequence"], record["origin"]) == (id, SEQUENCE, origin)
         np.testing.assert_allclose(unflatten_backbone(record["backbone"]), points, atol=6e-4)
 
 
@@ -131,6 +132,45 @@ def test_each_chain_of_the_first_model_is_a_record_and_ligands_are_none(tmp_path
         records, ledger = read(Files(chains=[str(path)]))
     assert [(r["id"], r["sequence"]) for r in records] == [("two.A", sequence), ("two.B", SEQUENCE[::-1])]
     assert ledger.n_in == 2
+
+
+def test_chains_of_a_file_that_does_not_say_where_they_come_from_have_the_origin_of_the_source(tmp_path):
+    pdb(tmp_path / "a.pdb", SEQUENCE, atoms(len(SEQUENCE)))
+    (tmp_path / "b.pdb").write_text("EXPDTA    SOLUTION NMR\n")
+    pdb(tmp_path / "b.pdb", SEQUENCE[::-1], atoms(len(SEQUENCE)))
+    for origin in ("experiment", "predicted", None):
+        kept, _ = read(Files(chains=[str(tmp_path)], origin=origin))
+        assert {r["id"]: r["origin"] for r in kept} == {"a.A": origin or "unknown", "b.A": "experiment"}
+    [record], _ = read(jsonl(tmp_path, entry("c")).model_copy(update={"origin": "predicted"}))
+    assert record["origin"] == "predicted"
+
+
+def test_two_chains_that_only_ter_parts_are_two_records(tmp_path):
+    path = pdb(tmp_path / "two.pdb", SEQUENCE, atoms(len(SEQUENCE)), chain=" ")
+    pdb(path, SEQUENCE[::-1], atoms(len(SEQUENCE)), chain=" ")
+    kept, ledger = read(Files(chains=[str(path)]))
+    assert [(r["id"], r["sequence"]) for r in kept] == [("two", SEQUENCE), ("two._2", SEQUENCE[::-1])]
+    assert ledger.n_in == 2 and not ledger.rows
+
+
+def test_a_modified_residue_within_a_chain_does_not_cut_it(tmp_path):
+    names = [THREE[letter] for letter in SEQUENCE]
+    names[30], names[40] = "SEP", "SEC"
+    path = pdb(tmp_path / "a.pdb", SEQUENCE, atoms(len(SEQUENCE)), names=names, record="HETATM")
+    expected = "".join({30: "S", 40: "C"}.get(i, letter) for i, letter in enumerate(SEQUENCE))
+    [record], ledger = read(Files(chains=[str(path)]))
+    assert record["sequence"] == expected and not ledger.rows
+    kept, ledger = read(Files(chains=[str(path)]), rare_residues="drop")
+    assert not kept and ledger.reason_counts() == {"rare_residue": 1}
+
+
+def test_a_file_that_is_damaged_is_named_or_skipped(tmp_path):
+    pdb(tmp_path / "a.pdb", SEQUENCE, atoms(len(SEQUENCE)))
+    (tmp_path / "b.pdb.gz").write_bytes(gzip.compress((tmp_path / "a.pdb").read_bytes())[:-30])
+    with pytest.raises(InputError, match=r"b\.pdb\.gz:1: the compressed file ends early"):
+        read(Files(chains=[str(tmp_path)]))
+    kept, ledger = read(Files(chains=[str(tmp_path)]), on_error="skip")
+    assert len(kept) == 1 and ledger.reason_counts() == {"damaged": 1}
 
 
 # gaps
@@ -189,7 +229,7 @@ def test_a_gap_in_the_coordinates_must_be_bridged_by_the_residues_in_it(tmp_path
         ({"name": "b", "seq": SEQUENCE}, "keys are missing (coords); expected name, seq, coords", "keys"),
         (entry("b") | {"seq": 5}, "`seq` is no text (5)", "keys"),
         (entry(" "), "`name` is no text", "keys"),
-        (entry("b", origin="dream"), "unknown origin (dream); expected experiment or simulated", "keys"),
+        (entry("b", origin="dream"), "unknown origin (dream); expected experiment or predicted", "keys"),
         (entry("b") | {"seq": SEQUENCE[:-1]}, "sequence and coordinates do not fit ((70, 4, 3))", "coordinates"),
         (
             entry("b") | {"coords": {"N": [], "CA": []}},
@@ -285,7 +325,7 @@ def test_real_structures_of_every_format_become_records(shared_data):
     assert ledger.n_in == len(kept) + len(ledger.rows)
     ledger.check_counts("structure", len(kept), 0.01)
     assert len(kept) == 131 and sum(r["length"] for r in kept) == 24135
-    assert {r["origin"] for r in kept} == {"experiment"}
+    assert {r["origin"] for r in kept} == {"experiment", "unknown"}
     ids = {r["id"] for r in kept}
     assert {"1aki.A", "1cs6.A", "3pivA", "d1mbaa_.A", "PF00313_3I2Z_A.A"} <= ids
     for record in kept:  # peptide bonds are what they are everywhere

@@ -376,15 +376,21 @@ def test_uniqueness_is_the_distinct_share_also_where_a_sample_is_truncated():
 
 
 def test_structures_are_averaged_where_they_were_folded():
-    rows = [row(text="MK>", plddt=80.0, tm=0.5), row(text="MK", plddt=math.nan, tm=None), row(text="ML>", plddt=60.0)]
+    norms = {"tm_longer": 0.3, "tm_query": 0.4, "tm_reference": 0.5}
+    unscored = {"plddt": math.nan} | dict.fromkeys(norms)
+    rows = [row(text="MK>", plddt=80.0, **norms), row(text="MK", **unscored), row(text="ML>", plddt=60.0)]
     assert value("plddt", rows) == pytest.approx(70)
-    assert value("tm_score", rows) == pytest.approx(0.5)
+    assert {name: value(name, rows) for name in norms} == pytest.approx(norms)
 
 
 def test_rows_of_another_output_change_nothing_and_no_row_gives_nan():
     scored, sample = row(reference="MKV>", nll=6.0, tokens=4), row(reference="", text="MKV>")
     for metric in metrics.METRICS:
-        own = [scored] if metric.output == "nll" else [sample | {"plddt": 50.0, "tm": 0.4}]
+        own = (
+            [scored]
+            if metric.output == "nll"
+            else [sample | {"plddt": 50.0} | dict.fromkeys(("tm_longer", "tm_query", "tm_reference"), 0.4)]
+        )
         other = [sample] if metric.output == "nll" else [scored]
         assert value(metric.name, own + other) == value(metric.name, own)
         assert math.isnan(value(metric.name, other))

@@ -60,11 +60,13 @@ def backbone(structure) -> np.ndarray:
     return structure.coordinates[:, [0, 1, 2, 4]]
 
 
-def assess(folder, data, out, learnt=None, limit=None, floor=(1, 1)) -> tuple[list[dict], dict]:
+def assess(folder, data, out, learnt=None, limit=None, floor=(1, 1), max_length=None) -> tuple[list[dict], dict]:
     out.mkdir()
     residues, report = out / "residues.parquet", out / "metrics.json"
     drawn = (200, 0, Floor(*floor))
-    assess_folding("structure", "mini", data, folder, learnt, Dataset(), limit, *drawn, residues, report)
+    assess_folding(
+        "structure", "mini", data, folder, learnt, Dataset(), limit, *drawn, residues, report, max_length=max_length
+    )
     assert pq.read_schema(residues).equals(RESIDUES)
     return pq.read_table(residues).to_pylist(), json.loads(report.read_text())
 
@@ -184,6 +186,36 @@ def test_the_limit_takes_chains_by_the_hash_of_their_id(folder, folds, tmp_path)
     data = saved(tmp_path / "data", [record(k, backbone(fold)) for k, fold in enumerate(folds)])
     residues, _ = assess(folder, data, tmp_path / "out", limit=2)
     assert len({row["id"] for row in residues}) == 2
+
+
+def test_predicted_chains_and_those_above_the_limit_judge_no_base(folder, folds, tmp_path):
+    origins = ("predicted", "experiment", "unknown", "predicted")
+    records = [record(k, backbone(fold), origin) for k, (fold, origin) in enumerate(zip(folds, origins))]
+    data = saved(tmp_path / "data", records)
+    residues, report = assess(folder, data, tmp_path / "out")
+    assert {row["id"] for row in residues} == {"c1", "c2"} and (report["predicted"], report["too_long"]) == (2, 0)
+    assert {row["part"] for row in report["rows"]} == {"all", "experiment", "unknown"}
+    residues, report = assess(
+        folder,
+        saved(tmp_path / "more", [record(3, backbone(folds[3])), *records[:2]]),
+        tmp_path / "short",
+        max_length=20,
+    )
+    assert {row["id"] for row in residues} == {"c3"}
+    assert (report["predicted"], report["too_long"], report["max_length"]) == (1, 1, 20)
+    with pytest.raises(InputError, match="none of 2 test chains is left: 2 are predicted, 0 too long"):
+        assess(folder, saved(tmp_path / "only", records[::3]), tmp_path / "none")
+
+
+def test_a_chain_that_no_memory_suffices_for_is_named(folder, folds, tmp_path, monkeypatch):
+    def infer(model, sequences):
+        raise MemoryError
+
+    monkeypatch.setattr(folding.EsmForProteinFolding, "infer", infer)
+    data = saved(tmp_path / "data", [record(0, backbone(folds[0]))])
+    with pytest.raises(InputError, match=r"test chains:c0: out of memory, however small the chunks \(30 residues\)"):
+        assess(folder, data, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 # metrics

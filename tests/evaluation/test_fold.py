@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from folding_model import save_folding_model
 
 from loratory.bases.families import folding
@@ -56,25 +57,28 @@ def test_scores_are_those_of_the_written_files(done, references):
         assert row["length"] == len(trace.sequence)
         assert row["plddt"] == pytest.approx(np.mean(trace.b_factors), abs=0.005)
         assert 1 < row["plddt"] <= 100
-        assert (row["plddt_atoms"], row["tm_normalised_by"]) == ("ca", "reference")
+        assert (row["plddt_atoms"], row["unfolded"]) == ("ca", None)
         if len(trace.sequence) >= 20:
             scores = {name: tm_score(trace.coordinates, other) for name, other in references.items()}
-            best = scores[row["tm_reference"]]
-            assert row["tm"] == best.norm_reference == max(score.norm_reference for score in scores.values())
+            best = scores[row["reference"]]
+            assert row["tm_longer"] == best.norm_longer == max(score.norm_longer for score in scores.values())
+            assert (row["tm_query"], row["tm_reference"]) == (best.norm_model, best.norm_reference)
+            assert row["reference_length"] == len(references[row["reference"]])
             assert (row["rmsd"], row["aligned_length"]) == (best.rmsd, best.aligned_length)
-    assert rows[1]["tm_reference"] == "same"
-    assert rows[1]["tm"] >= 0.9999
+    assert rows[1]["reference"] == "same"
+    assert rows[1]["tm_longer"] >= 0.9999
 
 
 def test_a_sample_too_short_for_a_tm_score_has_none(done):
     row = pq.read_table(done).to_pylist()[2]
     assert row["plddt"] is not None
-    assert row["tm"] is row["tm_reference"] is row["rmsd"] is row["aligned_length"] is None
+    names = ("reference", "reference_length", "tm_longer", "tm_query", "tm_reference", "rmsd", "aligned_length")
+    assert [row[name] for name in names] == [None] * 7
 
 
 def test_without_references_there_is_no_tm_score(model_folder, done, tmp_path):
     rows = pq.read_table(fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)).to_pylist()
-    assert all(row["tm"] is None for row in rows)
+    assert all(row["tm_longer"] is None for row in rows)
     assert [row["plddt"] for row in rows] == pq.read_table(done)["plddt"].to_pylist()
 
 
@@ -123,15 +127,81 @@ def test_no_samples_give_an_empty_table(model_folder, tmp_path):
     [
         ([("a", "ACD"), ("b", "AC7")], r"samples:b: not one of the 20 residues at position 3 \(7\)"),
         ([("a", "ACD"), ("b", "")], "samples:b: empty sequence"),
-        ([("a", "ACD"), ("b", "ACDEF")], r"samples:b: the sequence is too long to fold \(5\); expected at most 4"),
         ([("a", "ACD"), ("a", "ACE")], "samples:a: duplicate id"),
         ([("../a", "ACD")], r"samples: an id that cannot name a file \(\.\./a\)"),
     ],
 )
 def test_bad_samples_stop_before_anything_is_folded(model_folder, tmp_path, samples, message):
     with pytest.raises(InputError, match=message):
-        fold_samples(samples, {}, model_folder, tmp_path, max_length=4, allow_random=True)
+        fold_samples(samples, {}, model_folder, tmp_path, allow_random=True)
     assert not list(tmp_path.iterdir())
+
+
+# --- samples that are too long ---
+
+
+def limit_memory(monkeypatch, longest: int, chunk: int = 1) -> list[tuple[int, int]]:
+    """Above `longest` residues memory runs out unless chunks are below `chunk`; what was tried is listed."""
+    tried, infer = [], folding.EsmForProteinFolding.infer
+
+    def limited(model, sequences):
+        tried.append((len(sequences[0]), model.trunk.chunk_size))
+        if len(sequences[0]) > longest and model.trunk.chunk_size >= chunk:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return infer(model, sequences)
+
+    monkeypatch.setattr(folding.EsmForProteinFolding, "infer", limited)
+    return tried
+
+
+def test_a_sample_above_the_limit_has_a_row_that_says_so_and_the_others_are_folded(model_folder, done, tmp_path):
+    with pytest.warns(UserWarning, match=r"1 samples are not folded, such as sample-0001: the sequence is too long"):
+        scores = fold_samples(SAMPLES, {}, model_folder, tmp_path, max_length=26, allow_random=True)
+    rows = pq.read_table(scores).to_pylist()
+    assert [row["unfolded"] and row["unfolded"].partition(";")[0] for row in rows] == [
+        "the sequence is too long to fold (27)",
+        None,
+        None,
+    ]
+    assert (rows[0]["length"], rows[0]["plddt"]) == (27, None)
+    assert [row["plddt"] for row in rows[1:]] == pq.read_table(done)["plddt"].to_pylist()[1:]
+
+
+def test_where_memory_does_not_suffice_smaller_chunks_are_tried(model_folder, done, tmp_path, monkeypatch):
+    tried = limit_memory(monkeypatch, longest=10, chunk=16)
+    fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)
+    assert tried == [(5, 64), (25, 64), (25, 16), (25, 4), (27, 64), (27, 16), (27, 4)]
+    plddt = [pq.read_table(path)["plddt"].to_pylist() for path in (tmp_path / "scores.parquet", done)]
+    assert plddt[0] == pytest.approx(plddt[1], abs=1e-2)
+
+
+def test_a_sample_that_no_memory_suffices_for_is_left_out_and_tried_again(model_folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        tried = limit_memory(patch, longest=10)
+        with pytest.warns(
+            UserWarning, match="2 samples are not folded, such as sample-0001: the sequence is too long"
+        ):
+            scores = fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)
+        assert tried == [(5, 64), (25, 64), (25, 16), (25, 4), (25, 1)], "a longer one is not tried"
+    said = {row["id"]: row["unfolded"] for row in pq.read_table(scores).to_pylist()}
+    assert said["sample-0002"].startswith("out of memory, however small the chunks (25 residues)")
+    assert said["sample-0001"].startswith("the sequence is too long to fold (27); expected at most 24 residues")
+    assert said["sample-0003"] is None
+    folded = count_folds(monkeypatch)
+    fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)
+    assert sorted(map(len, folded)) == [25, 27]
+    assert not any(pq.read_table(scores)["unfolded"].to_pylist())
+
+
+def test_other_faults_of_the_model_are_not_taken_for_a_lack_of_memory(model_folder, tmp_path, monkeypatch):
+    def broken(model, sequences):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(folding.EsmForProteinFolding, "infer", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        fold_samples(SAMPLES, {}, model_folder, tmp_path, allow_random=True)
+    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …")
+    assert folding.is_out_of_memory(cpu) and folding.is_out_of_memory(MemoryError())
 
 
 def test_random_weights_are_refused_even_when_nothing_is_left_to_fold(model_folder, done):
@@ -167,7 +237,7 @@ def test_every_system_is_folded_as_far_as_the_limit_goes(folder, tmp_path):
         *[(seed, *rest) for seed in (0, 1) for rest in (("base", "3", 3), ("base", "4", 4), ("lora@protein", "1", 2))],
         (None, "natural", "1", 10),
     ]
-    assert all(0 < row["plddt"] <= 100 and row["tm"] is None for row in rows)
+    assert all(0 < row["plddt"] <= 100 and row["tm_longer"] is None for row in rows)
 
 
 def test_references_are_the_resolved_chains_long_enough(tmp_path):
@@ -190,4 +260,4 @@ def test_samples_are_compared_with_the_given_chains(folder, tmp_path):
     none = predictions(tmp_path / "baselines.parquet")
     fold_predictions("protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
     [row] = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
-    assert (row["tm_reference"], row["length"]) == ("same", len(sequence)) and row["tm"] > 0.999
+    assert (row["reference"], row["length"]) == ("same", len(sequence)) and row["tm_longer"] > 0.999

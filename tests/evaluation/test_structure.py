@@ -60,7 +60,7 @@ def alanines(path, coordinates, b=None):
 # --- reading ---
 
 
-def test_hetatm_altloc_and_mse_follow_the_rules(tmp_path):
+def test_modified_residues_and_any_location_count_and_ions_do_not(tmp_path):
     path = written(
         tmp_path / "a.pdb",
         atom(1, " N  ", "GLY", 1),
@@ -73,11 +73,11 @@ def test_hetatm_altloc_and_mse_follow_the_rules(tmp_path):
         atom(8, " CA ", "TRP", 6, 90, altloc="B"),
     )
     trace = read_trace(path)
-    assert trace.sequence == "GSM"
-    assert trace.b_factors.tolist() == [10, 20, 30]
+    assert trace.sequence == "GSMSW"
+    assert trace.b_factors.tolist() == [10, 20, 30, 90, 90]
 
 
-def test_of_a_point_mutation_the_first_residue_counts(tmp_path):
+def test_of_a_point_mutation_the_first_of_equally_likely_residues_counts(tmp_path):
     path = written(
         tmp_path / "a.pdb",
         atom(1, " CA ", "SER", 1, 20, altloc="A"),
@@ -127,8 +127,8 @@ def test_what_is_written_is_read_back(tmp_path_factory, rows):
         (["data_x", "loop_", "_atom_site.id", "1"], "a.pdb: malformed mmCIF file"),
         ([atom(1, " N  ", "GLY", 1)], "a.pdb: no Cα atom"),
         ([atom(1, "CA  ", " CA", 1, record="HETATM")], "a.pdb: no Cα atom"),
-        ([atom(1, " CA ", "GLY", 1), atom(2, " CA ", "GLY", 1)], "a.pdb: malformed PDB file: Atom CA defined twice"),
-        ([atom(1, " CA ", "GLY", 1).replace("3.800", "     ")], "a.pdb: malformed PDB file"),
+        ([atom(1, " CA ", "GLY", 1), atom(2, " CA ", "GLY", 1)], "a.pdb:A1: atom CA stands twice in residue GLY 1"),
+        ([atom(1, " CA ", "GLY", 1).replace("3.800", "     ")], "a.pdb:1: malformed PDB file"),
         (
             [atom(1, " CA ", "GLY", 1), atom(2, " CA ", "GLY", 2, xyz=(np.nan, 0, 0))],
             "a.pdb:2: a Cα coordinate is not a number (nan 0 0)",
@@ -158,7 +158,12 @@ def test_mean_plddt_of_public_predictions(shared_data):
     folder = shared_data / "proteins" / "predicted"
     with open(folder / "plddt_reference.tsv") as table:
         rows = [row for row in csv.DictReader(table, delimiter="\t") if float(row["mean_CA_bfactor"]) > 0]
-    assert len(rows) >= 10
+    measured = [row["file"] for row in rows if row["file"].startswith("experimental_")]
+    for name in measured:
+        with pytest.raises(InputError, match="the file is of an experiment: it has no pLDDT"):
+            mean_plddt(folder / name)
+    rows = [row for row in rows if row["file"] not in measured]
+    assert len(rows) >= 10 and measured
     for row in rows:
         assert mean_plddt(folder / row["file"]) == pytest.approx(float(row["mean_CA_bfactor"]), abs=1e-4), row["file"]
 
@@ -173,6 +178,9 @@ def test_a_prediction_without_plddt_is_refused(shared_data):
     ("values", "message"),
     [
         ([0, 0, 0], r"a\.pdb: every Cα B-factor is 0"),
+        ([1, 1, 1], r"a\.pdb: every Cα B-factor is the same: no pLDDT was written \(1\); expected pLDDT between"),
+        ([20, 20, 20], r"a\.pdb: every Cα B-factor is the same: no pLDDT was written \(20\)"),
+        ([50, np.nan, 30], r"a\.pdb: Cα atoms without a B-factor \(1 of 3\)"),
         ([0.5, 0.9, 1.0], r"a\.pdb: pLDDT on the scale 0–1 \(1 at most\)"),
         ([50, 120, 30], r"a\.pdb: a Cα B-factor is no pLDDT \(120\)"),
         ([50, -3, 30], r"a\.pdb: a Cα B-factor is no pLDDT \(-3\)"),
@@ -181,6 +189,14 @@ def test_a_prediction_without_plddt_is_refused(shared_data):
 def test_b_factors_that_are_no_plddt_raise_the_alarm(tmp_path, values, message):
     with pytest.raises(InputError, match=message):
         mean_plddt(alanines(tmp_path / "a.pdb", np.eye(3), values))
+
+
+def test_b_factors_of_one_everywhere_bring_no_advice_to_multiply_them(tmp_path):
+    for length in (1, 2, 30):
+        with pytest.raises(InputError) as error:
+            mean_plddt(alanines(tmp_path / "a.pdb", chain(length, 0), np.ones(length)))
+        assert "multiply" not in str(error.value)
+    assert mean_plddt(alanines(tmp_path / "a.pdb", chain(2, 0), np.full(2, 61.5))) == 61.5  # two may well be alike
 
 
 # --- TM-score ---
@@ -208,6 +224,8 @@ def test_published_tm_align_results_are_reproduced(shared_data, tool, tolerance,
         found = tm_score(chains[query], chains[target], tool)
         assert found.norm_model == pytest.approx(by_query, abs=tolerance), (query, target)
         assert found.norm_reference == pytest.approx(by_target, abs=tolerance), (query, target)
+        longer = found.norm_model if len(chains[query]) > len(chains[target]) else found.norm_reference
+        assert found.norm_longer == longer
         assert found.rmsd == pytest.approx(rmsd, abs=100 * tolerance)
         assert found.aligned_length == pytest.approx(aligned, abs=1000 * tolerance)
 
@@ -339,10 +357,10 @@ def test_the_nearest_reference_is_found_whatever_their_order():
     model = chain(60, 1)
     references = {"part": model[:40], "whole": moved(model, 2), "other": chain(60, 3), "again": moved(model, 4)}
     references["long"] = np.concatenate([model, chain(90, 5) + 30])
-    everything = {name: tm_score(model, other).norm_reference for name, other in references.items()}
+    everything = {name: tm_score(model, other).norm_longer for name, other in references.items()}
     for order in (sorted(references), sorted(references, reverse=True)):
         name, score = nearest_reference(model, {name: references[name] for name in order})
-        assert score.norm_reference == max(everything.values())
+        assert score.norm_longer == max(everything.values())
         assert name == min(name for name, value in everything.items() if value == score.norm_reference)
 
 
@@ -353,10 +371,21 @@ def test_of_many_references_a_similar_fold_is_found_and_little_is_lost(shared_da
     assert len(references) > 2 * MAX_ALIGNED
     for name, model in [*globins.items()][5:6]:
         found, score = nearest_reference(moved(model, 1), {k: v for k, v in references.items() if k != name})
-        assert found in globins and score.norm_reference > 0.6
-    everything = [tm_score(pfam["PF00542_1CTF_A"], other).norm_reference for other in [*references.values()][10:18]]
-    one = nearest_reference(pfam["PF00542_1CTF_A"], dict([*references.items()][10:18]))[1].norm_reference
+        assert found in globins and score.norm_longer > 0.6
+    everything = [tm_score(pfam["PF00542_1CTF_A"], other).norm_longer for other in [*references.values()][10:18]]
+    one = nearest_reference(pfam["PF00542_1CTF_A"], dict([*references.items()][10:18]))[1].norm_longer
     assert max(everything) - 0.07 < one <= max(everything)
+
+
+def test_neither_a_short_reference_nor_a_long_one_is_the_nearest_by_a_part_alone():
+    model = chain(120, 1)
+    bent = moved(model, 2) + np.random.default_rng(0).normal(size=model.shape)
+    references = {"part": model[30:60], "parent": np.concatenate([model, chain(300, 5) + 40]), "whole": bent}
+    name, score = nearest_reference(model, references)
+    part, parent = (tm_score(model, references[each]) for each in ("part", "parent"))
+    assert part.norm_reference > score.norm_reference and parent.norm_model > score.norm_model
+    assert name == "whole" and score.norm_longer > max(part.norm_longer, parent.norm_longer)
+    assert part.norm_longer == part.norm_model and parent.norm_longer == parent.norm_reference
 
 
 def test_scores_are_computed_without_torch():

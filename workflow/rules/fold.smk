@@ -33,6 +33,7 @@ rule fold:
     params:
         predictions=lambda wc, input: by_name(SEEDS, input.predictions),
         folded=STUDY.evaluation.folded,
+        max_length=STUDY.evaluation.max_folded_length,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=lambda wc: code_digest("evaluation/fold.py", f"domains/{wc.domain}/task.py"),
@@ -66,6 +67,7 @@ rule assess_folding:
         domain=TRUTH,
         dataset=plain(DOMAINS[TRUTH].dataset) if TRUTH else None,
         max_records=STUDY.evaluation.max_records,
+        max_length=STUDY.evaluation.max_folded_length,
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
         threads=STUDY.resources.threads,

@@ -68,6 +68,9 @@ class Evaluation(Options):
     max_valid: int = Field(100, ge=1, description="valid records a domain for choices made on `valid`")
     samples: int = Field(32, ge=0, description="sequences written by each system where a domain generates")
     folded: int | None = Field(10, ge=1, description="of these samples, the first that are folded; none means all")
+    max_folded_length: int | None = Field(
+        1024, ge=1, description="longest sequence that is folded, residues; none means as long as memory allows"
+    )
     temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampled sequences; a small one cuts the rare end")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")

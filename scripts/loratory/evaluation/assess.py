@@ -53,10 +53,12 @@ def assess_folding(
     residues: Path | str,
     metrics: Path | str,
     device: str = "cpu",
+    max_length: int | None = None,
 ) -> None:
     """Folds the test chains of a domain; writes a row for each residue, and metrics with 95 % intervals.
 
-    Chains that resemble one that the base learnt from, by the measure that keeps splits apart, are left out.
+    Left out are chains that are themselves predicted, that are too long, and that resemble one that the base learnt
+    from, by the measure that keeps splits apart.
 
     Args:
         data: folder of the dataset. model_folder: see `folding.load_folding_model`, also for `device`.
@@ -66,18 +68,26 @@ def assess_folding(
         floor: a number of fewer chains, or groups of them, is not computed, and `status` says so; nor are the means of
             a bin with residues of fewer chains.
         residues, metrics: the parquet file (RESIDUES) and the JSON file that are written.
+        max_length: longest chain that is folded, in residues.
 
     Raises:
-        InputError: the base will not do, or no chain is left to judge it by.
+        InputError: the base will not do, no chain is left to judge it by, or memory does not suffice for one.
     """
-    records = read_records(data, "test", limit)
+    chosen = read_records(data, "test", limit)
+    predicted = [record for record in chosen if record["origin"] == "predicted"]
+    measured = [record for record in chosen if record["origin"] != "predicted"]
+    records = [record for record in measured if max_length is None or record["length"] <= max_length]
+    too_long = len(measured) - len(records)
+    if not records:
+        what = f"none of {len(chosen)} test chains is left: {len(predicted)} are predicted, {too_long} too long"
+        raise InputError(data, what, expected="measured chains", fix="give more data", reason="origin")
     seen = similar_ids(domain, records, learnt or [], dataset)
     records = [record for record in records if record["id"] not in seen]
     if not records:
         what = f"each of {len(seen)} test chains resembles one that {base} learnt from"
         raise InputError(data, what, expected="other chains", fix="give more data", reason="leak")
     model = folding.load_folding_model(model_folder, device)
-    chains = [chain_scores(record, folding.fold_sequence(model, record["sequence"])) for record in records]
+    chains = [chain_scores(record, fold_record(model, record)) for record in records]
     write_residues(chains, residues)
     task = cast(FoldingMetricsModule, registry.load_module("domain", domain, "metrics"))
     parts: dict[str, list[dict]] = {EVERY: chains}
@@ -90,6 +100,9 @@ def assess_folding(
         "rows": [row for part, own in parts.items() for row in metric_rows(task, part, own, resamples, seed, floor)],
         "bins": [hold_floor(each, floor) for each in task.calibration_bins(resolved_columns(task, chains))],
         "left_out": len(seen) if learnt is not None else None,
+        "predicted": len(predicted),
+        "too_long": too_long,
+        "max_length": max_length,
         "resamples": resamples,
         "seed": seed,
     }
@@ -101,6 +114,14 @@ def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset: Datas
     known = [record for folder in learnt for record in read_split(folder, "train")]
     build = registry.load_module("domain", domain, "build")
     return set(build.find_leaks(known, list(records), dataset)) if known and build.find_leaks else set()
+
+
+def fold_record(model: Any, record: dict) -> folding.Structure:
+    """Raises: InputError as `folding.fold_sequence`, with the chain's id."""
+    try:
+        return folding.fold_sequence(model, record["sequence"])
+    except InputError as error:
+        raise InputError(f"test chains:{record['id']}", error.detail, reason=error.reason) from error
 
 
 def chain_scores(record: dict, structure: folding.Structure) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -26,17 +27,21 @@ if TYPE_CHECKING:
     from transformers import EsmForProteinFolding
 
 SCORES = "scores.parquet"
+UNFOLDED = ("length", "memory")  # reasons of errors that are of one sample and leave the others as they are
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
-        "plddt": pa.float64(),  # mean over residues, 0–100
+        "plddt": pa.float64(),  # mean over residues, 0–100; null where the sample was not folded
         "plddt_atoms": pa.string(),  # which atoms `plddt` is read from: always "ca"
-        "tm": pa.float64(),  # to the nearest reference; null without references or below 20 residues
-        "tm_reference": pa.string(),
-        "tm_normalised_by": pa.string(),  # always "reference"
+        "reference": pa.string(),  # the nearest; null, as are the next six, without references or below 20 residues
+        "reference_length": pa.int64(),  # resolved residues
+        "tm_longer": pa.float64(),  # TM-score to it, normalised by the longer of both, by which it is the nearest
+        "tm_query": pa.float64(),  # normalised by the sample's length
+        "tm_reference": pa.float64(),  # normalised by the reference's length
         "rmsd": pa.float64(),  # Å, over `aligned_length` Cα pairs
         "aligned_length": pa.int64(),
         "length": pa.int64(),
+        "unfolded": pa.string(),  # why the sample was not folded; null where it was
     }
 )
 
@@ -55,13 +60,14 @@ def fold_samples(
     """Writes `{id}.pdb` for each sample and `scores.parquet` (SCHEMA, sorted by id) into the folder `out`.
 
     A structure that is there already is kept if the same model made it from the same sequence, so that an interrupted
-    call goes on where it stopped. Scores are read from the files, whoever made them.
+    call goes on where it stopped. Scores are read from the files, whoever made them. A sample that is too long, for
+    `max_length` or for the memory, has a row that says so and no numbers; a warning counts them.
 
     Args:
         samples: (id, sequence) pairs; an id is also a file name.
         references: {name: Cα coordinates} of the chains that TM-scores are computed against; may be empty.
         model_folder: see `bases.folding.load_folding_model`, also for `device` and `allow_random`.
-        max_length: longest chain that fits into memory, in residues.
+        max_length: longest chain that is folded, in residues.
         tool: see `structure.tm_score`.
 
     Returns:
@@ -71,22 +77,55 @@ def fold_samples(
         InputError: before anything is folded, for ids, sequences or a model that will not do.
     """
     samples, out = sorted(samples), Path(out)
-    check_samples(samples, max_length)
+    check_samples(samples)
     folding.check_folder(Path(model_folder), allow_random)
     digest = folder_digest(Path(model_folder))
     todo = [
         (id, sequence) for id, sequence in samples if read_remark(out / f"{id}.pdb") != pdb_remark(digest, sequence)
     ]
+    unfolded: dict[str, str] = {}
     if todo:
         model = cached_model(model_folder, digest, device, allow_random)
-        for id, sequence in sorted(todo, key=lambda sample: (len(sample[1]), sample[0])):
-            text = folding.pdb_text(folding.fold_sequence(model, sequence, chunk_size))
-            with atomic_write(out / f"{id}.pdb") as aside:
-                aside.write_text(f"{pdb_remark(digest, sequence)}\n{text}")
-    rows = [score_structure(id, sequence, out / f"{id}.pdb", references, tool) for id, sequence in samples]
+        todo.sort(key=lambda sample: (len(sample[1]), sample[0]))
+        unfolded = write_structures(model, todo, digest, out, chunk_size, max_length)
+    rows = [
+        {"id": id, "length": len(sequence), "unfolded": unfolded[id]}
+        if id in unfolded
+        else score_structure(id, sequence, out / f"{id}.pdb", references, tool)
+        for id, sequence in samples
+    ]
     with atomic_write(out / SCORES) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
     return out / SCORES
+
+
+def write_structures(
+    model: EsmForProteinFolding,
+    samples: Sequence[tuple[str, str]],
+    digest: str,
+    out: Path,
+    chunk_size: int,
+    max_length: int | None,
+) -> dict[str, str]:
+    """Writes the PDB files of samples, the shortest first; returns {id: why} of those that are too long."""
+    unfolded = {}
+    for id, sequence in samples:
+        try:
+            folding.check_sequence(f"samples:{id}", sequence, max_length)
+            structure = folding.fold_sequence(model, sequence, chunk_size)
+        except InputError as error:
+            if error.reason not in UNFOLDED:
+                raise
+            unfolded[id] = error.detail
+            if error.reason == "memory":  # all that follow are as long or longer
+                max_length = len(sequence) - 1
+            continue
+        with atomic_write(out / f"{id}.pdb") as aside:
+            aside.write_text(f"{pdb_remark(digest, sequence)}\n{folding.pdb_text(structure)}")
+    if unfolded:
+        id = min(unfolded)
+        warnings.warn(f"{out}: {len(unfolded)} samples are not folded, such as {id}: {unfolded[id]}", stacklevel=3)
+    return unfolded
 
 
 def fold_predictions(
@@ -98,6 +137,7 @@ def fold_predictions(
     model_folder: Path | str,
     out: Path | str,
     device: str = "cpu",
+    max_length: int | None = None,
 ) -> None:
     """Folds what every system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
 
@@ -106,13 +146,14 @@ def fold_predictions(
         baselines: parquet file of `evaluation.baselines`; its systems have no seed.
         references: parquet file of records with a backbone, or None: no TM-score.
         limit: how many finished samples of each system are folded, the first by id; None: all.
+        max_length: see `fold_samples`.
     """
     out, rows, chains = Path(out), [], read_references(references) if references else {}
     sources: list[tuple[int | None, Path | str]] = [*predictions.items(), (None, baselines)]
     for seed, path in sources:
         for system, samples in finished_samples(domain, path).items():
             folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
-            scores = fold_samples(samples[:limit], chains, model_folder, folder, device)
+            scores = fold_samples(samples[:limit], chains, model_folder, folder, device, max_length=max_length)
             rows += [{"seed": seed, "system": system} | row for row in pq.read_table(scores).to_pylist()]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
     with atomic_write(out / SCORES) as aside:
@@ -138,7 +179,7 @@ def read_references(path: Path | str) -> dict[str, np.ndarray]:
     return {id: points for id, points in chains.items() if len(points) >= SHORTEST}
 
 
-def check_samples(samples: list[tuple[str, str]], max_length: int | None) -> None:
+def check_samples(samples: list[tuple[str, str]]) -> None:
     """Raises: InputError for ids that cannot name files and sequences that cannot be folded."""
     for (id, _), (following, _) in pairwise(samples):
         if id == following:
@@ -146,7 +187,7 @@ def check_samples(samples: list[tuple[str, str]], max_length: int | None) -> Non
     for id, sequence in samples:
         if not re.fullmatch(r"\w[\w.-]*", id, re.ASCII):
             raise InputError("samples", "an id that cannot name a file", id, "letters, digits, `_ . -`", reason="id")
-        folding.check_sequence(f"samples:{id}", sequence, max_length)
+        folding.check_sequence(f"samples:{id}", sequence)
 
 
 def folder_digest(folder: Path) -> str:
@@ -175,8 +216,9 @@ def read_remark(path: Path) -> str:
 
 def score_structure(id: str, sequence: str, path: Path, references: Mapping[str, np.ndarray], tool: str) -> dict:
     row = {"id": id, "plddt": mean_plddt(path), "plddt_atoms": "ca", "length": len(sequence)}
-    row["tm_normalised_by"] = "reference"
     if references and len(sequence) >= SHORTEST:
         name, tm = nearest_reference(first_chain(path), references, tool)
-        row |= {"tm": tm.norm_reference, "tm_reference": name, "rmsd": tm.rmsd, "aligned_length": tm.aligned_length}
+        row |= {"reference": name, "reference_length": len(references[name])}
+        row |= {"tm_longer": tm.norm_longer, "tm_query": tm.norm_model, "tm_reference": tm.norm_reference}
+        row |= {"rmsd": tm.rmsd, "aligned_length": tm.aligned_length}
     return row

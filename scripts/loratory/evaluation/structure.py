@@ -4,11 +4,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loratory.data.structures import chain_id, read_residues, residue_atom, residue_letter
+from loratory.data.structures import BACKBONE, read_protein
 from loratory.errors import InputError
 
 MAX_ALIGNED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
@@ -18,19 +17,21 @@ SHORTEST = 20  # residues; TM-align scores 3 residues 1.0, so shorter chains say
 
 @dataclass(frozen=True)
 class Trace:
-    """Cα atoms of the standard residues (and MSE, as methionine), in file order.
+    """Cα atoms of the residues of all chains, in file order; a modified residue counts as its parent.
 
     Attributes:
         sequence: n letters.
         coordinates: (n, 3) in Å.
-        b_factors: (n,) as written; pLDDT in the files of structure predictors.
+        b_factors: (n,) as written, NaN where the file has none; pLDDT in the files of structure predictors.
         chains: (n,) chain ids.
+        origin: one of `data.structures.ORIGINS`.
     """
 
     sequence: str
     coordinates: np.ndarray
     b_factors: np.ndarray
     chains: np.ndarray
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -38,47 +39,61 @@ class TmScore:
     """Similarity of two folds.
 
     Attributes:
-        norm_reference, norm_model: TM-score in (0, 1], normalised by the length of the reference and of the model.
+        norm_reference, norm_model, norm_longer: TM-score in (0, 1], normalised by the length of the reference, of the
+            model, and of the longer of both.
         rmsd: in Å over the aligned Cα pairs; says nothing without their number.
         aligned_length: number of aligned Cα pairs.
     """
 
     norm_reference: float
     norm_model: float
+    norm_longer: float
     rmsd: float
     aligned_length: int
 
 
 def read_trace(path: Path | str) -> Trace:
-    """The Cα atoms of a PDB or mmCIF file; which residues count: `data.structures.read_residues`.
+    """The Cα atoms of a PDB or mmCIF file; which residues count: `data.structures.read_protein`.
 
     Raises:
-        InputError: as `read_residues`, or a coordinate that is not a number.
+        InputError: as `read_protein`, or a coordinate that is not a number.
     """
-    residues = read_residues(path)
-    atoms: list[Any] = [residue_atom(residue, "CA") for residue in residues]  # Biopython's; none lacks its Cα
-    coordinates = np.array([each.coord for each in atoms], float)
+    model = read_protein(path)
+    coordinates = np.concatenate([chain.backbone[:, BACKBONE.index("CA")] for chain in model.chains])
     check_finite(coordinates, path)
     return Trace(
-        "".join(residue_letter(residue) or "" for residue in residues),
+        "".join(chain.sequence for chain in model.chains),
         coordinates,
-        np.array([each.bfactor for each in atoms], float),
-        np.array(list(map(chain_id, residues))),
+        np.concatenate([chain.b_factors for chain in model.chains]),
+        np.repeat([chain.id for chain in model.chains], [len(chain.sequence) for chain in model.chains]),
+        model.origin,
     )
 
 
 def mean_plddt(path: Path | str) -> float:
     """Mean of the Cα B-factors of all chains, 0–100.
 
-    B-factors of an experiment cannot be told from pLDDT by their values: only give files of a structure predictor.
+    B-factors of an experiment cannot be told from pLDDT by their values: of files that do not say where they come
+    from, only give those of a structure predictor.
 
     Raises:
-        InputError: as `read_trace`; also B-factors that cannot be pLDDT: all zero, outside 0–100, or scaled 0–1.
+        InputError: as `read_trace`; also a file of an experiment, and B-factors that cannot be pLDDT: absent, all the
+            same, outside 0–100, or scaled 0–1.
     """
-    values = read_trace(path).b_factors
+    trace = read_trace(path)
+    values = trace.b_factors
     expected, reason = "pLDDT between 0 and 100 in the B-factors", "not_plddt"
+    if trace.origin == "experiment":
+        raise InputError(path, "the file is of an experiment: it has no pLDDT", None, "a prediction", reason=reason)
+    if np.isnan(values).any():
+        what, value = "Cα atoms without a B-factor", f"{np.isnan(values).sum()} of {len(values)}"
+        raise InputError(path, what, value, expected, reason=reason)
     if not values.any():
         raise InputError(path, "every Cα B-factor is 0: no pLDDT was written", None, expected, reason=reason)
+    # of one or two residues the same pLDDT may be true; 1 is what is written where nothing is known
+    if np.ptp(values) == 0 and (len(values) > 2 or values[0] <= 1):
+        what = "every Cα B-factor is the same: no pLDDT was written"
+        raise InputError(path, what, f"{values[0]:g}", expected, reason=reason)
     if not np.all((values >= 0) & (values <= 100)):
         worst = values[np.argmax(np.abs(values - 50))]
         raise InputError(path, "a Cα B-factor is no pLDDT", f"{worst:g}", expected, reason=reason)
@@ -110,8 +125,9 @@ def tm_by_search(model: np.ndarray, reference: np.ndarray) -> TmScore:
 
     i, j = best_pairs(model, reference)
     a, b = model[i], reference[j]
-    norm_reference, norm_model = (tm_of_pairs(a, b, len(chain)) for chain in (reference, model))
-    return TmScore(norm_reference, norm_model, rmsd(a, b), len(i))
+    by_reference, by_model = (tm_of_pairs(a, b, len(chain)) for chain in (reference, model))
+    by_longer = by_model if len(model) > len(reference) else by_reference
+    return TmScore(by_reference, by_model, by_longer, rmsd(a, b), len(i))
 
 
 def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
@@ -123,13 +139,17 @@ def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
     # the letters only label TM-align's output; they do not influence the alignment
     found = tm_align(model, reference, "A" * len(model), "A" * len(reference))
     pairs = sum(x != "-" != y for x, y in zip(found.seqxA, found.seqyA))
-    return TmScore(found.tm_norm_chain2, found.tm_norm_chain1, found.rmsd, pairs)
+    by_longer = found.tm_norm_chain1 if len(model) > len(reference) else found.tm_norm_chain2
+    return TmScore(found.tm_norm_chain2, found.tm_norm_chain1, by_longer, found.rmsd, pairs)
 
 
 def nearest_reference(
     model: Source, references: Mapping[str, np.ndarray], tool: str = "search"
 ) -> tuple[str, TmScore]:
-    """The reference with the largest TM-score, each normalised by its own length; the first name of equals.
+    """The reference with the largest TM-score by the longer of both chains; the first name of equals.
+
+    By its own length, a short reference would be near to every long model that holds a helix like it; by the model's,
+    every long reference would be near to a short model.
 
     Of many references, only the MAX_ALIGNED that promise most by a coarse superposition are aligned.
 
@@ -139,13 +159,13 @@ def nearest_reference(
     """
     chains = {name: first_chain(references[name]) for name in sorted(references)}
     chain, best = first_chain(model), None
-    # a model can cover no more of a reference than its own length
-    bounds = {name: min(1.0, len(chain) / len(other)) for name, other in chains.items()}
+    # no more of the longer chain than the length of the shorter can be covered
+    bounds = {name: min(len(chain), len(other)) / max(len(chain), len(other)) for name, other in chains.items()}
     for name in promising_names(chain, chains):
-        if best and bounds[name] < best[1].norm_reference:
+        if best and bounds[name] < best[1].norm_longer:
             continue
         score = tm_score(chain, chains[name], tool)
-        if best is None or (-score.norm_reference, name) < (-best[1].norm_reference, best[0]):
+        if best is None or (-score.norm_longer, name) < (-best[1].norm_longer, best[0]):
             best = name, score
     assert best is not None  # as there is at least one reference
     return best

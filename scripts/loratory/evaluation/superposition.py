@@ -74,8 +74,10 @@ def start_transforms(a: np.ndarray, b: np.ndarray) -> list[Transform]:
 
 
 def coarse_score(a: np.ndarray, b: np.ndarray) -> float:
-    """About which share of `b` comes near any residue of `a` at best: a hundredth of the work of an alignment."""
-    return 3 * window_placements(a, b, FEW_WINDOWS, 3)[2].max() / len(b)
+    """About which share of the longer chain comes near the other at best: a hundredth of the work of an alignment."""
+    if len(a) > len(b):  # residues of the longer that have no partner of their own do not count
+        a, b = b, a
+    return 3 * window_placements(b, a, FEW_WINDOWS, 3)[2].max() / len(b)
 
 
 def window_placements(a: np.ndarray, b: np.ndarray, count: int, step: int) -> tuple:

@@ -31,6 +31,7 @@ def folding_layout(report: Mapping, about: str, banner: str) -> Layout:
     foot += [
         f"[95 % interval] from {report['resamples']} bootstrap draws of whole groups.",
         left_out_note(report["left_out"]),
+        *other_notes(report, set(sizes)),
     ]
     foot += version_notes({report["domain"]: report.get("metrics_version", 1)})
     foot += [f"Base: {about}"] if about else []
@@ -45,6 +46,18 @@ def folding_cell(row: Mapping) -> str:
         return row["status"].partition(":")[0]
     value, low, high = (number_text(row[name], row["unit"]) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def other_notes(report: Mapping, parts: set[str]) -> list[str]:
+    """What else was left out, and what is not known of the chains."""
+    notes = []
+    if predicted := report.get("predicted"):
+        notes.append(f"Left out, because they are predictions themselves: {predicted}.")
+    if too_long := report.get("too_long"):
+        notes.append(f"Left out, because they are longer than {report['max_length']} residues: {too_long}.")
+    if "unknown" in parts:
+        notes.append("unknown: the files do not say whether these chains are measured or predicted (`source.origin`).")
+    return notes
 
 
 def left_out_note(count: int | None) -> str:

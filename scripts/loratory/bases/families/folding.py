@@ -129,17 +129,18 @@ def fold_sequence(model: EsmForProteinFolding, sequence: str, chunk_size: int = 
     """Predicts the structure of one chain.
 
     Args:
-        chunk_size: rows of the pair representation attended to at once; smaller takes less memory and more time. The
-            result does not depend on it, but without chunks long chains were seen to come out wrong.
+        chunk_size: rows of the pair representation attended to at once; smaller takes less memory and more time. Where
+            memory does not suffice, smaller ones are tried down to 1. The result does not depend on it, but without
+            chunks long chains were seen to come out wrong.
 
     Raises:
-        InputError: a sequence of other letters than the 20 residues, or coordinates that are not numbers.
+        InputError: a sequence of other letters than the 20 residues, coordinates that are not numbers, or a chain too
+            long for the memory (reason `memory`).
     """
     from transformers.models.esm.openfold_utils import atom14_to_atom37
 
     check_sequence("sequence", sequence)
-    model.trunk.set_chunk_size(chunk_size)
-    out = model.infer([sequence])
+    out = infer_within_memory(model, sequence, chunk_size)
     parts = {key: out[key].cpu().numpy() for key in ("residx_atom37_to_atom14", "atom37_atom_exists")}
     coordinates = atom14_to_atom37(out["positions"][-1].float().cpu().numpy(), parts)[0]
     exists = parts["atom37_atom_exists"][0] > 0.5
@@ -147,6 +148,29 @@ def fold_sequence(model: EsmForProteinFolding, sequence: str, chunk_size: int = 
         raise InputError("folding", "the model's coordinates are not finite", sequence, reason="diverged")
     plddt = percent_plddt(out["plddt"][0, :, CA].float().cpu().numpy())
     return Structure(sequence, np.where(exists[..., None], coordinates, np.nan), plddt)
+
+
+def infer_within_memory(model: EsmForProteinFolding, sequence: str, chunk_size: int) -> Any:
+    """What the model says of a sequence, with chunks as large as memory allows; see `fold_sequence`."""
+    while True:
+        model.trunk.set_chunk_size(chunk_size)
+        try:
+            return model.infer([sequence])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if chunk_size == 1:
+            what, fix = "out of memory, however small the chunks", "fold on a device with more memory, or set a limit"
+            raise InputError("folding", what, f"{len(sequence)} residues", "a shorter sequence", fix, "memory")
+        chunk_size = max(1, chunk_size // 4)
+        torch.cuda.empty_cache()  # after the error is gone, which holds the tensors of where it rose
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is so by its type, or, of a CPU's allocator, by its words."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    by_type = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return by_type or any(each in str(error) for each in words)
 
 
 def percent_plddt(plddt: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from loratory.domains.contract import Columns, Metric
 from loratory.domains.protein.sources import Task
 from loratory.domains.protein.task import CLOSE
 
-COLUMNS = ("nll", "residues", "valid", "truncated", "distinct", "plddt", "tm")
+COLUMNS = ("nll", "residues", "valid", "truncated", "distinct", "plddt", "tm_longer", "tm_query", "tm_reference")
 LONGEST_RUN = 10  # of one residue
 LONGEST_PERIOD = 6  # of a repeat that may not fill more than half of the sequence
 
@@ -23,7 +23,7 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
 
     `nll` in nats with the closing bracket (as `text` also with end-of-sequence), over `residues` without it. Of a
     sample: `valid` and `truncated` are 0 or 1, `distinct` is 1 over the number of samples with the same sequence, so
-    that its mean is the distinct share of all samples. `plddt` 0–100 and `tm` 0–1 come with folded samples.
+    that its mean is the distinct share of all samples. `plddt` 0–100 and TM-scores 0–1 come with folded samples.
     """
     copies = Counter(row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
     judged = [{**row, **scored_columns(row), **sample_columns(row, copies, task)} for row in rows]
@@ -76,7 +76,12 @@ def mean_of(column: str) -> Callable[[Columns], float]:
     return lambda columns: float(columns[column].mean()) if len(columns[column]) else float("nan")
 
 
-VERSION = 1
+TM_NORMS = {
+    "longer": "the longer of both, by which it is the nearest",
+    "query": "the sample's length",
+    "reference": "that chain's length",
+}
+VERSION = 2
 METRICS = (
     Metric(
         "nll_per_residue",
@@ -135,13 +140,16 @@ METRICS = (
         note="mean of Cα pLDDT, averaged over the samples that were folded (`evaluation.folded`)",
         where=has_value("plddt"),
     ),
-    Metric(
-        "tm_score",
-        "0–1",
-        "up",
-        "structure",
-        mean_of("tm"),
-        note="to the nearest test chain of `domains.structure`, normalised by the length of that chain",
-        where=has_value("tm"),
+    *(
+        Metric(
+            f"tm_{name}",
+            "0–1",
+            "up",
+            "structure",
+            mean_of(f"tm_{name}"),
+            note=f"TM-score to the nearest test chain of `domains.structure`, normalised by {norm}",
+            where=has_value(f"tm_{name}"),
+        )
+        for name, norm in TM_NORMS.items()
     ),
 )

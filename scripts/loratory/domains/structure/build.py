@@ -1,30 +1,24 @@
 """Structure files → chains without a break, with the backbone of the twenty standard residues, grouped by homology.
 
-A residue that is absent from a file leaves a gap. Where the Cα atoms on both sides are farther apart than the residues
-between them can reach, the chain is cut: its longest piece is the record, the others are rejected as `chain_break`.
+A modified residue counts as its parent. A residue that is absent from a file leaves a gap. Where the Cα atoms on both
+sides are farther apart than the residues between them can reach, the chain is cut: its longest piece is the record,
+the others are rejected as `chain_break`.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from loratory.data.files import open_bytes, read_lines
+from loratory.data.files import read_blocks, read_lines
 from loratory.data.ledger import Ledger
-from loratory.data.structures import (
-    BACKBONE,
-    backbone_coordinates,
-    chain_id,
-    read_residues,
-    residue_letter,
-    unflatten_backbone,
-)
+from loratory.data.structures import BACKBONE, ORIGINS, REACH, read_protein, unflatten_backbone
 from loratory.domains.contract import random_split
 from loratory.domains.protein import build as protein
 from loratory.domains.structure.sources import Dataset, Files
@@ -34,10 +28,8 @@ COLUMNS = {
     "sequence": "string",
     "length": "int32",
     "backbone": pa.list_(pa.float32()),  # length × 4 × 3, flat: N, CA, C, O of each residue in Å; NaN: unresolved
-    "origin": "string",
+    "origin": "string",  # one of ORIGINS
 }
-ORIGINS = ("experiment", "simulated")
-REACH = 4.2  # Å from a Cα to the next: 3.8 when trans, and what crystallographers let pass
 
 group, find_leaks, proof = protein.group, protein.find_leaks, protein.proof
 count_overlaps = protein.count_overlaps
@@ -64,7 +56,7 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     for location in files.chains:
         if not Path(location).exists():
             raise InputError(location, "no such file or folder", expected="structures", reason="missing")
-    chains = (chain for path in files.file_paths() for chain in raw_chains(path, ledger))
+    chains = (chain for path in files.file_paths() for chain in raw_chains(path, files.origin, ledger))
     found = [(chain.where, record) for chain in chains if (record := chain_record(chain, dataset, ledger))]
     return iter(protein.distinct_records(unambiguous_chains(found, ledger), ledger))
 
@@ -117,50 +109,53 @@ def chain_breaks(atoms: np.ndarray) -> list[int]:
     return (known[:-1][distance > REACH * np.diff(known)] + 1).tolist()
 
 
-def raw_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
-    """Every chain of a file in any of the formats, which its first letter tells apart."""
+def raw_chains(path: str, origin: str | None, ledger: Ledger) -> Iterator[Chain]:
+    """Every chain of a file in any of the formats, which its first letter tells apart.
+
+    Args:
+        origin: of chains whose file does not say it.
+    """
     try:
-        with open_bytes(path) as stream:
-            start = stream.read(4096).lstrip()[:1]
-        read_format = {b"[": json_list_chains, b"{": jsonl_chains}.get(start)
-        yield from read_format(path, ledger) if read_format else model_chains(path, ledger)
+        start = next(read_blocks(path), b"").lstrip()[:1]
+        read_format = {b"[": json_list_chains, b"{": jsonl_chains}.get(start, model_chains)
+        yield from read_format(path, origin, ledger)
     except InputError as error:  # of the whole file; a record's own went to the ledger where it stands
         ledger.count_record()
         whole = error.where == path
         ledger.note_error(InputError(f"{path}:1", error.detail, reason=error.reason) if whole else error)
 
 
-def model_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
+def model_chains(path: str, origin: str | None, ledger: Ledger) -> Iterator[Chain]:
     """The chains of a PDB or mmCIF file."""
     name = Path(path).name.removesuffix(".gz")
     name = name.rpartition(".")[0] or name
-    for id, group in groupby(read_residues(path), key=chain_id):
-        residues = list(group)
+    model = read_protein(path)
+    known = origin if origin and model.origin == "unknown" else model.origin
+    for chain in model.chains:
         ledger.count_record()
-        sequence = "".join(cast(str, residue_letter(residue)) for residue in residues)  # all of them have one
-        yield Chain(f"{path}:{id}", f"{name}.{id}".rstrip(". "), sequence, backbone_coordinates(residues), ORIGINS[0])
+        yield Chain(f"{path}:{chain.id}", f"{name}.{chain.id}".rstrip(". "), chain.sequence, chain.backbone, known)
 
 
-def jsonl_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
+def jsonl_chains(path: str, origin: str | None, ledger: Ledger) -> Iterator[Chain]:
     """The records of `chain_set.jsonl` (Ingraham et al. 2019, https://github.com/jingraham/neurips19-graph-protein-design)."""
     for number, line in read_lines(path):
         if line.strip():
-            yield from parse_chain(f"{path}:{number}", line, ledger)
+            yield from parse_chain(f"{path}:{number}", line, origin, ledger)
 
 
-def json_list_chains(path: str, ledger: Ledger) -> Iterator[Chain]:
+def json_list_chains(path: str, origin: str | None, ledger: Ledger) -> Iterator[Chain]:
     """The records of one JSON list, such as TS50's."""
     text = "\n".join(line for _, line in read_lines(path))
     for number, record in enumerate(parse_json(f"{path}:1", text), start=1):
-        yield from parse_chain(f"{path}:{number}", record, ledger)
+        yield from parse_chain(f"{path}:{number}", record, origin, ledger)
 
 
-def parse_chain(where: str, record: Any, ledger: Ledger) -> Iterator[Chain]:
+def parse_chain(where: str, record: Any, origin: str | None, ledger: Ledger) -> Iterator[Chain]:
     """The chain of a JSON record; none if it is malformed."""
     ledger.count_record()
     try:
         record = parse_json(where, record) if isinstance(record, str) else record
-        yield json_chain(where, record)
+        yield json_chain(where, record, origin or "experiment")  # as all chains of both data sets are
     except InputError as error:
         ledger.note_error(error)
 
@@ -173,8 +168,11 @@ def parse_json(where: str, text: str) -> Any:
         raise InputError(where, f"not JSON: {error.msg}", text[error.pos :], "JSON", fix, "json") from None
 
 
-def json_chain(where: str, record: Any) -> Chain:
+def json_chain(where: str, record: Any, origin: str) -> Chain:
     """A chain from `name`, `seq` and `coords`: {N, CA, C, O: a point a residue}, or four points a residue.
+
+    Args:
+        origin: of a record that does not say it.
 
     Raises:
         InputError: a key is missing, or sequence and coordinates do not fit.
@@ -186,7 +184,7 @@ def json_chain(where: str, record: Any) -> Chain:
     for key in keys[:2]:
         if not isinstance(record[key], str) or not record[key].strip():
             raise InputError(where, f"`{key}` is no text", record[key], "letters", reason="keys")
-    origin, coords = record.get("origin", ORIGINS[0]), record["coords"]
+    origin, coords = record.get("origin", origin), record["coords"]
     if origin not in ORIGINS:
         raise InputError(where, "unknown origin", origin, " or ".join(ORIGINS), reason="keys")
     try:

@@ -1,7 +1,7 @@
 """What the config can say about chains with a backbone."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ class Files(FilesOptions):
     LOCATIONS: ClassVar[tuple[str, ...]] = ("chains",)
 
     chains: list[str] = Field(min_length=1, description="files, or folders standing for all such files below them")
+    origin: Literal["experiment", "predicted"] | None = Field(
+        None, description="what chains are whose file does not say it; predicted ones never judge a folding base"
+    )
     simulated: Simulation | None = Field(None, description="simulated chains that are added to those of the files")
 
     def file_paths(self) -> list[str]:
