@@ -256,7 +256,7 @@ def test_real_uniref_records_are_split_without_a_leak(shared_data, tmp_path):
 
 
 def test_a_protein_is_asked_for_in_the_stage_1_format():
-    assert FAMILIES == {"causal": ("nll", "sample")}
+    assert FAMILIES == {"causal": ("nll", "sample"), "masked": ("nll",)}
     [example] = task.examples([{"id": "a", "group": "g", "sequence": "MKV"}], Task(), "causal")
     assert (example.id, example.group) == ("a", "g")
     assert example.prompt + example.target == "Seq=<MKV>"
