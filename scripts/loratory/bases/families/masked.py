@@ -14,6 +14,7 @@ from torch.nn import Module
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto as auto
 
+from loratory.bases.checks import quiet_logging
 from loratory.bases.core import (
     CONTACTS,
     IGNORED,
@@ -76,7 +77,8 @@ class Family(Base):
 
     @classmethod
     def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
-        model = open_model(cls.model_class, folder, new=(CONTACTS,), dtype=dtype)
+        with quiet_logging():  # that nothing predicts contacts
+            model = open_model(cls.model_class, folder, new=(CONTACTS,), dtype=dtype)
         return cls(folder, manifest, model, open_tokenizer(folder))
 
     @property

@@ -98,8 +98,8 @@ METRICS = (
         primary=True,
         loss=True,
         note="summed over all sequences with their closing brackets (with `tokens: text` also end-of-sequence), over"
-        " all residues; of a masked base the pseudo-likelihood, each residue hidden alone and no bracket: as both sides"
-        " are read, it is not to be compared with a causal base's",
+        " all residues; of a masked base the pseudo-likelihood, each residue hidden alone, no bracket: it reads both"
+        " sides, and is not to be compared with a causal base's",
         where=has_value("residues"),
     ),
     Metric(
