@@ -139,7 +139,7 @@ def test_padding_changes_no_loss(base):
     items = encoded(base)
     loss, n = base.loss(base.model, base.collate(items))
     single = [base.loss(base.model, base.collate([item])) for item in items]
-    assert n == sum(m for _, m in single)
+    assert n == sum(m for _, m in single) == base.count_targets(base.collate(items))
     torch.testing.assert_close(loss, sum(part for part, _ in single), rtol=1e-5, atol=1e-4)
 
 
@@ -172,6 +172,8 @@ def test_other_masked_models_are_read_to_their_last_position(kind, tmp_path):
     base = save(tmp_path / "b", "masked", model.eval(), tokenizer)
     assert base.context == longest
     item = base.encode(question(" ".join(["acg"] * longest)))
+    batch = base.training_batch([item] * 20, 0) | {"labels": torch.full((20, longest), 3)}
+    assert base.count_targets(batch) == base.loss(base.model, batch)[1] == 20 * longest
     [(nats, tokens)] = base.nll(base.model, [item])
     assert tokens == longest and nats == pytest.approx(by_hand(base, item), abs=1e-4)
     with pytest.raises(InputError, match="does not fit"):

@@ -92,5 +92,5 @@ def test_a_lora_learns_is_stored_and_scores_what_it_learnt(study):
         perplexity = next(metric for metric in metrics.METRICS if metric.name == "perplexity")
         found[system] = perplexity.compute_value(columns)
     assert found["lora@protein"] < 0.85 * found["base"], "of two residues, and of four"
-    cost = json.loads((folder / "seed0.routing.json").read_text())["base"]
+    cost = json.loads((folder / "seed0.costs.json").read_text())["base"]
     assert cost["read"] == 24 * 30 * 32 and cost["written"] == 0

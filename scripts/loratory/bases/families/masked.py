@@ -170,6 +170,10 @@ class Family(Base):
         nats = self.target_nll(model, batch)
         return nats.sum(), len(nats)
 
+    def count_targets(self, batch: Batch) -> int:
+        """What is hidden; a first token too, as it is guessed from what follows it."""
+        return int((batch["labels"] != IGNORED).sum())
+
     def nll(self, model: Module, items: Sequence[Encoded]) -> list[tuple[float, int]]:
         """The rows of an item are passed by themselves: all of one length, so that nothing is padding."""
         return [(self.pseudo_nll(model, item), len(target_places(item))) for item in items]
