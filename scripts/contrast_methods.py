@@ -12,7 +12,7 @@ with log_job(snakemake):
         domain=domain,
         base=snakemake.wildcards.base,
         predictions=params.predictions,
-        baselines=files.baselines,
+        baselines=next(iter(files.get("baselines", [])), None),
         data=Path(files.data[0]).parent,
         task=domain_options(domain, "Task", params.task),
         against=params.against,

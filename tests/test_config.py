@@ -122,7 +122,7 @@ MISFITS = {  # how the line begins: the change that causes it
     },
     "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
     "bases.mini_bert: only a base of family whisper takes `whisper`": {"bases.mini_bert.whisper": {}},
-    "bases.gpt: only a base of family whisper may be a `.pt` file": {"bases.gpt": LOCAL | {"path": "tiny.pt"}},
+    "bases.gpt: no `.pt` file is read as a base of family causal": {"bases.gpt": LOCAL | {"path": "tiny.pt"}},
     "bases.mini_bert.pretrain.domains: the domain lncrna has no task for a base of family folding; expected a base": {
         "bases.mini_bert.family": "folding"
     },

@@ -30,8 +30,9 @@ def study_forecast(study: Study, cores: int) -> str:
     speed = multiplication_speed()
     for part, base, positions, operations in model_jobs(study):
         share = HALF if study.bases[base].family == "whisper" else 1
+        passes = RECORD if part == "predictions" and study.bases[base].family == "masked" else 1  # each token hidden
         times = HALF_PRECISION if study.bases[base].precision == "bf16" and has_half_precision() else 1
-        seconds[part] += positions * operations * share * sizes[base] / (SHARE * speed * times)
+        seconds[part] += passes * positions * operations * share * sizes[base] / (SHARE * speed * times)
         jobs += 1
     seconds["starting jobs"] = START * jobs / cores
     parts = ", ".join(f"{part} {value / 60:.0f}" for part, value in seconds.items())

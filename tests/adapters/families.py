@@ -47,6 +47,9 @@ class Toy:
         ids = torch.stack([item.ids for item in items])
         return {"ids": ids, "mask": torch.ones_like(ids), "labels": ids.sum(1) % 2 if self.kind == "encoder" else ids}
 
+    def training_batch(self, items, draw: int) -> dict:
+        return self.collate(items)
+
     def logits(self, model, batch) -> torch.Tensor:
         if self.kind == "whisper":
             sound = torch.linspace(-1, 1, 200).expand(len(batch["ids"]), 80, 200)

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, WhisperConfig, WhisperForConditionalGene
 from whisper.tokenizer import get_encoding, get_tokenizer
 
 from loratory.bases.core import load_base
-from loratory.bases.openai_whisper import export_openai, import_openai, openai_tokenizer, prepare_openai
+from loratory.bases.openai_whisper import export_openai, import_openai, openai_tokenizer
 from loratory.bases.options import WhisperOptions
+from loratory.bases.pickles import prepare_pickle
 from loratory.errors import InputError
 
 VOCABULARIES = {51864: ("gpt2", 99), 51865: ("multilingual", 99), 51866: ("multilingual", 100)}
@@ -54,7 +55,7 @@ def checkpoint(intact):
 def prepared(path, out, **options):
     given = entry("whisper")
     given.whisper = WhisperOptions(**options)
-    prepare_openai(path, "small", given, out)
+    prepare_pickle(import_openai, path, "small", given, out)
     return load_base(out)
 
 

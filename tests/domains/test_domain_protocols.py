@@ -85,7 +85,7 @@ def test_a_domain_has_one_primary_metric(domain):
 
 
 MORE_IS_BETTER = {
-    "protein": {"validity", "uniqueness", "plddt", "tm_score"},
+    "protein": {"validity", "uniqueness", "novelty", "diversity", "plddt", "tm_score"},
     "lncrna": {"auc", "auc_length_matched", "mcc", "f1", "accuracy"},
     "speech": set(),
     "recsys": {"auc", "gauc", "accuracy"},
@@ -116,6 +116,7 @@ HALF = np.arange(N) % 2
 COLUMNS = {  # of N sound records each
     "protein": {
         **{"nll": 3.0 + np.arange(N), "residues": np.full(N, 2.0), "valid": HALF * 1.0, "truncated": HALF * 1.0},
+        **{"cluster": np.ones(N), "novelty": 0.1 * np.arange(N), "shorter": np.zeros(N), "no_longer": np.ones(N)},
         **{"distinct": np.ones(N), "plddt": 50.0 + np.arange(N), "tm": 0.1 * np.arange(N)},
     },
     "lncrna": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "matched": np.ones(N, bool)},

@@ -256,7 +256,7 @@ def test_real_uniref_records_are_split_without_a_leak(shared_data, tmp_path):
 
 
 def test_a_protein_is_asked_for_in_the_stage_1_format():
-    assert FAMILIES == {"causal": ("nll", "sample")}
+    assert FAMILIES == {"causal": ("nll", "sample"), "masked": ("nll",)}
     [example] = task.examples([{"id": "a", "group": "g", "sequence": "MKV"}], Task(), "causal")
     assert (example.id, example.group) == ("a", "g")
     assert example.prompt + example.target == "Seq=<MKV>"
@@ -384,17 +384,18 @@ def test_structures_are_averaged_where_they_were_folded():
 
 
 def test_rows_of_another_output_change_nothing_and_no_row_gives_nan():
-    scored, sample = row(reference="MKV>", nll=6.0, tokens=4), row(reference="", text="MKV>")
+    scored, scores = (
+        row(reference="MKV>", nll=6.0, tokens=4),
+        dict.fromkeys(("tm_longer", "tm_query", "tm_reference"), 0.4),
+    )
+    sample = row(text=PROTEIN + ">", plddt=50.0, **scores)
+    sets = {"nll": [scored], "sample": [sample], "both": [scored, sample], "none": []}
+    columns = {name: metrics.columns(rows, [{"sequence": PROTEIN}], Task()) for name, rows in sets.items()}
     for metric in metrics.METRICS:
-        own = (
-            [scored]
-            if metric.output == "nll"
-            else [sample | {"plddt": 50.0} | dict.fromkeys(("tm_longer", "tm_query", "tm_reference"), 0.4)]
-        )
-        other = [sample] if metric.output == "nll" else [scored]
-        assert value(metric.name, own + other) == value(metric.name, own)
-        assert math.isnan(value(metric.name, other))
-        assert math.isnan(value(metric.name, []))
+        own, other = ("nll", "sample") if metric.output == "nll" else ("sample", "nll")
+        assert metric.compute_value(columns["both"]) == metric.compute_value(columns[own])
+        assert math.isnan(metric.compute_value(columns[other]))
+        assert math.isnan(metric.compute_value(columns["none"]))
 
 
 def test_resampled_columns_keep_uniqueness_unbiased():

@@ -143,6 +143,18 @@ def test_an_adapter_more_is_a_training_more(demo, plan):
     assert plan(wide).counts - demo.counts == {"train_sweep": 1}
 
 
+def test_beside_a_masked_base_stand_no_controls_that_read_one_side_alone(plan):
+    masked = {"bases.esm": {"family": "masked", "path": "esm"}, "domains.protein.adapters.esm": ["lora"]}
+    found = plan(masked | {"compare": {"base": "esm"}})
+    compared = [job for job in found.jobs if job.rule.name in ("score", "contrast_methods")]
+    with_controls = {told(job) for job in compared if any("baselines" in path for path in job.input)}
+    assert "score data protein mini_lm" in with_controls
+    assert {told(job) for job in compared} - with_controls >= {
+        "score data protein esm",
+        "contrast_methods protein esm",
+    }
+
+
 def test_a_seed_more_is_no_job_more_as_every_job_does_all_seeds_on_one_loaded_base(demo, plan):
     assert plan({"seeds": [0, 1]}).counts == demo.counts
 

@@ -81,6 +81,12 @@ def metrics_of(domain, base, results="<results>"):
     return [f"{results}/metrics/{corpus}/{domain}/{base}.json" for corpus in corpora_of(domain)]
 
 
+def baselines_of(domain, base):
+    """Controls without a language model; none beside a masked base, which reads both sides of what it is asked."""
+    masked = STUDY.bases[base].family == "masked"
+    return [] if masked else [f"<results>/predictions/data/{domain}/baselines.parquet"]
+
+
 def systems_on(corpus, domain, base):
     """{system: (domain trained on, adapter)}: a domain's own adapters, then experts of other domains (transfer)."""
     found = {f"{adapter}@{domain}": (domain, adapter) for adapter in DOMAINS[domain].adapters[base]}

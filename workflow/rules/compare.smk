@@ -19,7 +19,7 @@ rule compare_methods:
 rule contrast_methods:
     input:
         predictions=expand("<results>/predictions/data/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
-        baselines="<results>/predictions/data/{domain}/baselines.parquet",
+        baselines=lambda wc: baselines_of(wc.domain, wc.base),
         data=expand("<results>/data/{{domain}}/{split}.parquet", split=SPLITS),
     output:
         "<results>/contrasts/{domain}/{base}.json",

@@ -82,7 +82,7 @@ rule predict_baselines:
 rule score:
     input:
         predictions=expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
-        baselines=lambda wc: ["<results>/predictions/data/{domain}/baselines.parquet"] if wc.corpus == "data" else [],
+        baselines=lambda wc: baselines_of(wc.domain, wc.base) if wc.corpus == "data" else [],
         data=expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),
         structures=structures_of,
     output:

@@ -10,7 +10,13 @@ from typing import Any
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
 
-CONFIGS = {"causal": "LlamaConfig", "encoder": "BertConfig", "folding": "EsmConfig", "whisper": "WhisperConfig"}
+CONFIGS = {
+    "causal": "LlamaConfig",
+    "encoder": "BertConfig",
+    "folding": "EsmConfig",
+    "masked": "EsmConfig",
+    "whisper": "WhisperConfig",
+}
 FIXED: dict[str, dict[str, Any]] = {"folding": {"is_folding_model": True, "vocab_list": ["<pad>"], "vocab_size": 33}}
 
 

@@ -81,7 +81,7 @@ def check_architecture(folder: Path, family: str) -> None:
     if not names[family] or (given and not names[family] & {*given}):
         expected = f"{' or '.join(sorted(names[family])) or 'a model'} of family {family}"
         fits = [other for other, classes in names.items() if classes & {*given}]
-        fix = f"`family: {fits[0]}`" if fits else None
+        fix = " or ".join(f"`family: {name}`" for name in fits) or None
         what = "a model of another architecture"
         if not fits and "auto_map" in config:
             what, expected = "a model with code of its own, which is never run", "a class of transformers"

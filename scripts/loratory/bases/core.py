@@ -31,6 +31,7 @@ Batch = dict[str, torch.Tensor]
 InPlace = Callable[[Callable, int, int], Callable]
 IGNORED = -100  # the label that every loss of this field leaves out
 MANIFEST, CURVE = "base.json", "curve.json"
+CONTACTS = "contact_head"  # of ESM, which reads attention maps
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the config's `precision`
 
 
@@ -85,6 +86,7 @@ class Base(ABC):
     ):
         self.folder, self.manifest, self.model, self.tokenizer = Path(folder), manifest, model, tokenizer
         self.fingerprint: str = manifest["weights_sha256"]
+        self.alphabets: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     # A folder of the family, before it is opened.
 
@@ -168,6 +170,10 @@ class Base(ABC):
         scored, or `[batch]` of a classifier. The other names are the family's own.
         """
 
+    def training_batch(self, items: Sequence[Encoded], draw: int) -> Batch:
+        """As `collate`, to learn from; `draw` (of a seed and a step) decides where a family draws what is asked."""
+        return self.collate(items)
+
     def trial_batch(self) -> Batch:
         """A short example of what the family reads, to see whether the base works at all."""
         choices = (" no", " yes")
@@ -195,8 +201,37 @@ class Base(ABC):
         raise self.unsupported_error("prompt_tokens")
 
     def target_tokens(self, example: Example) -> list[int]:
-        """The ids of an example's target, without an end."""
-        raise self.unsupported_error("target_tokens")
+        """The ids of an example's target, without an end; letter by letter where it has an alphabet.
+
+        Raises:
+            InputError: a letter is not in the alphabet.
+        """
+        if not example.alphabet:
+            return self.tokens(example.target)
+        known = dict(zip(example.alphabet, self.letter_ids(example.alphabet)))
+        for letter in example.target:
+            if letter not in known:
+                where, letters = f"{self.folder}:{example.id}", "".join(example.alphabet)
+                raise InputError(where, "a letter outside the alphabet", letter, f"one of {letters}")
+        return [known[letter] for letter in example.target]
+
+    def letter_ids(self, alphabet: tuple[str, ...]) -> tuple[int, ...]:
+        """The token of each letter.
+
+        Raises:
+            InputError: the tokenizer has no token of its own for a letter.
+        """
+        if alphabet not in self.alphabets:
+            ids: list[int] = []
+            for letter in alphabet:
+                found = self.tokens(letter)
+                if len(found) != 1 or found[0] in (*ids, self.tokenizer.unk_token_id):
+                    what = "the tokenizer has no token of its own for a letter"
+                    fix = "set `task.tokens: text` of the domain"
+                    raise InputError(self.folder, what, letter, "one token a letter", fix)
+                ids += found
+            self.alphabets[alphabet] = tuple(ids)
+        return self.alphabets[alphabet]
 
     def audio_tokens(self, example: Example) -> int:
         """How many positions of `ids` an example's clip fills."""
@@ -217,6 +252,10 @@ class Base(ABC):
     def nll(self, model: Module, items: Sequence[Encoded]) -> list[tuple[float, int]]:
         """Output "nll": summed nats and number of scored tokens of each item."""
         raise self.unsupported_error("nll")
+
+    def scoring_positions(self, item: Encoded) -> int:
+        """How many positions `nll` puts through the model for an item."""
+        return item.length
 
     def choice(self, model: Module, items: Sequence[Encoded], choices: tuple[str, ...]) -> torch.Tensor:
         """Output "choice": log probability of each choice `[items, choices]`, renormalised over the choices."""
@@ -306,6 +345,19 @@ def is_bidirectional(model_type: str) -> bool:
     """Whether models of this type predict masked tokens and classify sequences."""
     masked, sorts = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     return model_type in masked and model_type in sorts
+
+
+def position_limit(model: PreTrainedModel) -> int:
+    """Most token ids that an encoder has positions for: RoBERTa and ESM count them from behind that of padding."""
+    limit = getattr(model.config, "max_position_embeddings", 1 << 30)  # practically without end
+    padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    return limit if padding is None else limit - padding - 1
+
+
+def drop_contact_head(model: PreTrainedModel) -> None:
+    """Takes away what ESM predicts contacts with: nothing here asks for them, and no adapter shall lie on it."""
+    if hasattr(model.base_model, CONTACTS):
+        setattr(model.base_model, CONTACTS, torch.nn.Identity())
 
 
 def open_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:

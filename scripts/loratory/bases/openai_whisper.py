@@ -10,9 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,12 +23,9 @@ from transformers import (
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from loratory.bases.families.whisper import ENGLISH_ONLY
-from loratory.bases.prepare import prepare_folder, write_manifest
+from loratory.bases.pickles import read_pickle
 from loratory.data.files import atomic_write
 from loratory.errors import InputError
-
-if TYPE_CHECKING:
-    from loratory.bases.options import BaseEntry
 
 END = "<|endoftext|>"
 SIZES = {  # OpenAI's name: that of `WhisperConfig`; the decoder's width is the encoder's
@@ -80,14 +75,7 @@ def read_checkpoint(path: Path | str) -> tuple[dict[str, int], dict[str, torch.T
     Raises:
         InputError: no such file, no checkpoint of Whisper, or one that holds more than numbers (code is not run).
     """
-    expected = "a checkpoint of openai-whisper"
-    if not Path(path).is_file():
-        raise InputError(path, "no such file", expected=expected, reason="missing")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        raise InputError(path, "not loaded: damaged, or holds more than tensors", reason, expected) from None
+    content = read_pickle(path, "a checkpoint of openai-whisper")
     found = content if isinstance(content, dict) else {}
     sizes, weights = found.get("dims"), found.get("model_state_dict")
     if not isinstance(sizes, dict) or not isinstance(weights, dict):
@@ -185,14 +173,6 @@ def import_openai(path: Path | str, out: Path | str) -> None:
         WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(aside)
         tensors = {names[name]: tensor.contiguous() for name, tensor in weights.items()}
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
-
-
-def prepare_openai(source: Path | str, name: str, entry: BaseEntry, out: Path) -> None:
-    """Prepares the base of a `.pt` checkpoint as if it came as a folder."""
-    with TemporaryDirectory() as scratch:
-        import_openai(source, Path(scratch, "base"))
-        prepare_folder(Path(scratch, "base"), name, entry, out)
-    write_manifest(out, name, entry, origin=str(source))
 
 
 def export_openai(folder: Path | str, out: Path | str) -> None:

@@ -13,6 +13,7 @@ from loratory.fields import Name, Names
 from loratory.training.schedule import Training
 
 COMMIT = re.compile("[0-9a-f]{40}")
+CHECKPOINTS = {"masked": "fair-esm's ESM-2", "whisper": "openai-whisper's"}  # families: whose `.pt` files are read
 if TYPE_CHECKING:
     Family = str
 else:
@@ -62,7 +63,9 @@ class BaseEntry(Options):
     """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
 
     family: Family = Field(description="how it reads and what it can be asked")
-    path: str | None = Field(None, description="folder with safetensors, config and tokenizer, or OpenAI's `.pt`")
+    path: str | None = Field(
+        None, description="folder with safetensors, config and tokenizer; or a `.pt` of openai-whisper or fair-esm"
+    )
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
     revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")
@@ -94,8 +97,11 @@ class BaseEntry(Options):
             raise ValueError("only a causal base takes `audio`")
         if self.whisper and self.family != "whisper":
             raise ValueError("only a base of family whisper takes `whisper`")
-        if self.path and self.path.endswith(".pt") and self.family != "whisper":
-            raise ValueError("only a base of family whisper may be a `.pt` file (OpenAI's format)")
+        if self.path and self.path.endswith(".pt") and self.family not in CHECKPOINTS:
+            known = ", ".join(f"{family} ({of})" for family, of in CHECKPOINTS.items())
+            raise ValueError(
+                f"no `.pt` file is read as a base of family {self.family}; expected one of family {known}"
+            )
         return self
 
     @property

@@ -133,8 +133,9 @@ class Example:
         target: text that is learnt and scored.
         choices: the possible targets when the task is a choice, the negative first; else empty.
         audio: path of the utterance's audio file, or "".
-        alphabet: the letters that the target is made of, the last of which closes it and occurs nowhere else; a causal
-            base reads, scores and writes them one by one and no others. Empty: text, as its tokenizer cuts it.
+        alphabet: the letters that the target is made of; a base reads, scores and writes them one by one and no
+            others. Of a causal base, the last closes the target and occurs nowhere else. Empty: text, as its tokenizer
+            cuts it.
         chat: the prompt is a user's turn of the base's chat template.
     """
 
@@ -332,7 +333,7 @@ class MetricsModule(Protocol):
         """{column: array (n,)} of the n `rows` (see ROW): what METRICS look at.
 
         Args:
-            records: those of the rows' split; of samples, those of test.
+            records: those of the rows' split; of samples, those of train, which were learnt from.
         """
 
 

@@ -323,7 +323,7 @@ def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dic
             return Cost(written=sum(map(len, texts)), writing=seconds)
         written = sum(len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
         return Cost(written=written, writing=seconds)
-    lengths = map(prompt_length, items) if output == "choice" else (item.length for item in items)
+    lengths = map(prompt_length if output == "choice" else base.scoring_positions, items)
     return Cost(read=sum(lengths), reading=seconds)
 
 

@@ -111,8 +111,7 @@ def train_model(
     with TerminationSignal() as terminated:
         for step in range(done, recipe.steps):
             started = perf_counter()
-            # Dropout is a function of (seed, step), so resume is exact; no two seeds meet within a million steps.
-            torch.manual_seed(seed * 1_000_003 + step)
+            torch.manual_seed(step_seed(seed, step))  # of dropout, so that resume is exact
             hooks.before_step(step)
             value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, hooks)
             if not math.isfinite(value):
@@ -132,6 +131,11 @@ def train_model(
     if validate and curve:
         curve[-1]["valid_loss"] = validate()
     return curve
+
+
+def step_seed(seed: int, step: int) -> int:
+    """What a step draws with; no two seeds meet within a million steps."""
+    return seed * 1_000_003 + step
 
 
 def update(

@@ -7,7 +7,9 @@ from typing import Any
 
 from loratory import registry
 from loratory.bases.core import weights_digest
-from loratory.bases.openai_whisper import prepare_openai
+from loratory.bases.fair_esm import import_fair_esm
+from loratory.bases.openai_whisper import import_openai
+from loratory.bases.pickles import prepare_pickle
 from loratory.bases.prepare import note_training, prepare_folder, prepare_hub
 from loratory.data.files import atomic_write, file_sha256
 from loratory.domains.contract import TaskOptions
@@ -15,6 +17,8 @@ from loratory.domains.examples import read_records
 from loratory.provenance import base_code
 from loratory.training.job import Job
 from loratory.training.pretrain import pretrain_base, train_projector
+
+CONVERTERS = {"masked": import_fair_esm, "whisper": import_openai}  # of `options.CHECKPOINTS`
 
 
 def prepare_base(
@@ -48,8 +52,10 @@ def prepare_base(
         return
     with atomic_write(out) as aside:
         if folder := entry.path or folder:
-            prepare = prepare_openai if str(folder).endswith(".pt") else prepare_folder
-            prepare(folder, name, entry, aside)
+            if str(folder).endswith(".pt"):
+                prepare_pickle(CONVERTERS[entry.family], folder, name, entry, aside)
+            else:
+                prepare_folder(folder, name, entry, aside)
         else:
             prepare_hub(entry.hub, name, entry, aside)
         if audio_encoder:

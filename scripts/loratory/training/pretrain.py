@@ -20,7 +20,7 @@ from loratory.bases.prepare import write_manifest
 from loratory.data.batching import Batches
 from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example
-from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.fit import Loss, MicroBatch, step_seed, train_model
 from loratory.training.job import Job
 from loratory.training.schedule import Training
 
@@ -106,7 +106,7 @@ def train_on_corpora(
         found = []
         for name, items in encoded.items():
             for number in training.batch_numbers(step):
-                batch = base.collate([items[i] for i in plans[name](number)])
+                batch = base.training_batch([items[i] for i in plans[name](number)], step_seed(seed, number))
                 found.append(MicroBatch(name, batch, base.count_targets(batch)))
         return found
 

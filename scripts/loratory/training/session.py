@@ -10,7 +10,7 @@ from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
 from loratory.bases.core import Base, Encoded
 from loratory.data import batching
-from loratory.training.fit import TrainingHooks
+from loratory.training.fit import TrainingHooks, step_seed
 from loratory.training.schedule import Training
 
 
@@ -54,7 +54,7 @@ class AdapterSession(TrainingHooks):
     def batch_function(self, items: list[Encoded]) -> Callable[[int], dict]:
         """number -> batch, over some of the examples."""
         plan = self.batch_plan(items)
-        return lambda number: self.base.collate([items[i] for i in plan(number)])
+        return lambda number: self.base.training_batch([items[i] for i in plan(number)], step_seed(self.seed, number))
 
     def first_examples(self, count: int) -> list[Encoded]:
         """The first examples that the training sees, in its order, each once."""

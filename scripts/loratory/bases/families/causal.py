@@ -56,7 +56,6 @@ class Family(Base):
     ):
         super().__init__(folder, manifest, model, tokenizer)
         self.audio = audio
-        self.alphabets: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     @staticmethod
     def architectures(model_type: str) -> set[str]:
@@ -128,37 +127,6 @@ class Family(Base):
         except Exception as error:  # a template is a program of the folder's, in a sandbox
             raise InputError(where, "the chat template does not take one turn", error, fix=fix) from error
         return self.tokens(cast(str, text))
-
-    def target_tokens(self, example: Example) -> list[int]:
-        """Raises:
-        InputError: a letter is not in the example's alphabet.
-        """
-        if not example.alphabet:
-            return self.tokens(example.target)
-        known = dict(zip(example.alphabet, self.letter_ids(example.alphabet)))
-        for letter in example.target:
-            if letter not in known:
-                where, letters = f"{self.folder}:{example.id}", "".join(example.alphabet)
-                raise InputError(where, "a letter outside the alphabet", letter, f"one of {letters}")
-        return [known[letter] for letter in example.target]
-
-    def letter_ids(self, alphabet: tuple[str, ...]) -> tuple[int, ...]:
-        """The token of each letter.
-
-        Raises:
-            InputError: the tokenizer has no token of its own for a letter.
-        """
-        if alphabet not in self.alphabets:
-            ids: list[int] = []
-            for letter in alphabet:
-                found = self.tokens(letter)
-                if len(found) != 1 or found[0] in (*ids, self.tokenizer.unk_token_id):
-                    what = "the tokenizer has no token of its own for a letter"
-                    fix = "set `task.tokens: text` of the domain"
-                    raise InputError(self.folder, what, letter, "one token a letter", fix)
-                ids += found
-            self.alphabets[alphabet] = tuple(ids)
-        return self.alphabets[alphabet]
 
     def audio_tokens(self, example: Example) -> int:
         """Raises:

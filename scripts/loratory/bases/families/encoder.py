@@ -13,20 +13,23 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.models.auto import modeling_auto as auto
 
 from loratory.bases.core import (
+    CONTACTS,
     Base,
     Batch,
     Encoded,
     class_names,
+    drop_contact_head,
     is_bidirectional,
     open_model,
     open_tokenizer,
     pad_rows,
+    position_limit,
     too_long_error,
 )
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
-HEADS = {"pooler", "classifier"}  # which pretraining leaves out or trains for something else
+HEADS = {"pooler", "classifier", CONTACTS}  # which pretraining leaves out or trains for something else
 
 
 class Family(Base):
@@ -41,6 +44,7 @@ class Family(Base):
         self, folder: Path | str, manifest: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ):
         super().__init__(folder, manifest, model, tokenizer)
+        drop_contact_head(model)
         if not hasattr(model, "classifier"):
             raise InputError(folder, "no `classifier` head", type(model).__name__, "a BERT-like encoder")
         pooler = f"{model.base_model_prefix}.pooler"
@@ -79,7 +83,7 @@ class Family(Base):
 
     @property
     def context(self) -> int:
-        return self.model.config.max_position_embeddings
+        return position_limit(self.model)
 
     def check_choices(self, choices: tuple[str, ...]) -> None:
         classes = self.model_options["num_labels"]
@@ -114,5 +118,5 @@ class Family(Base):
 
 
 def is_head(name: str) -> bool:
-    """Whether a weight is of a pooler or a classifier."""
+    """Whether a weight is of a module of HEADS."""
     return not HEADS.isdisjoint(name.split("."))

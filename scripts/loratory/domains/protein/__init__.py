@@ -1,1 +1,1 @@
-"""Protein sequences: causal language models write them residue by residue; folding judges what they wrote."""
+"""Protein sequences: causal language models write them and masked ones read them; folding judges what was written."""

@@ -10,10 +10,12 @@ import numpy as np
 
 from loratory.data.alphabets import RESIDUES, invalid_letters
 from loratory.domains.contract import Columns, Metric
+from loratory.domains.protein.samples import compare_samples, length_distance
 from loratory.domains.protein.sources import Task
 from loratory.domains.protein.task import CLOSE
 
-COLUMNS = ("nll", "residues", "valid", "truncated", "distinct", "plddt", "tm_longer", "tm_query", "tm_reference")
+SAMPLE_COLUMNS = ("valid", "truncated", "distinct", "cluster", "novelty", "shorter", "no_longer")
+COLUMNS = ("nll", "residues", *SAMPLE_COLUMNS, "plddt", "tm_longer", "tm_query", "tm_reference")
 LONGEST_RUN = 10  # of one residue
 LONGEST_PERIOD = 6  # of a repeat that may not fill more than half of the sequence
 
@@ -24,9 +26,13 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     `nll` in nats with the closing bracket (as `text` also with end-of-sequence), over `residues` without it. Of a
     sample: `valid` and `truncated` are 0 or 1, `distinct` is 1 over the number of samples with the same sequence, so
     that its mean is the distinct share of all samples. `plddt` 0–100 and TM-scores 0–1 come with folded samples.
+    Valid samples are also compared with each other and with `records` (`samples.compare_samples`).
     """
     copies = Counter(row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
     judged = [{**row, **scored_columns(row), **sample_columns(row, copies, task)} for row in rows]
+    valid = {str(i): row["text"].partition(CLOSE)[0] for i, row in enumerate(judged) if row.get("valid")}
+    for i, beside in compare_samples(valid, [record["sequence"] for record in records] if valid else []).items():
+        judged[int(i)] |= beside
     return {name: np.array([each.get(name) for each in judged], dtype=float) for name in COLUMNS}
 
 
@@ -92,7 +98,8 @@ METRICS = (
         primary=True,
         loss=True,
         note="summed over all sequences with their closing brackets (with `tokens: text` also end-of-sequence), over"
-        " all residues",
+        " all residues; of a masked base the pseudo-likelihood, each residue hidden alone, no bracket: it reads both"
+        " sides, and is not to be compared with a causal base's",
         where=has_value("residues"),
     ),
     Metric(
@@ -101,7 +108,7 @@ METRICS = (
         "down",
         "nll",
         lambda c: float(np.exp(nll_per_residue(c))),
-        note="exp of the above",
+        note="exp of the above; of a masked base the pseudo-perplexity",
         where=has_value("residues"),
     ),
     Metric(
@@ -130,6 +137,34 @@ METRICS = (
         mean_of("truncated"),
         note="samples that never close",
         where=has_value("truncated"),
+    ),
+    Metric(
+        "novelty",
+        "share",
+        "up",
+        "sample",
+        mean_of("novelty"),
+        note="of valid samples: 1 less the identity to the nearest train record over 80 % of the shorter of the two; 1"
+        " where none is 30 % identical",
+        where=has_value("novelty"),
+    ),
+    Metric(
+        "diversity",
+        "clusters/sample",
+        "up",
+        "sample",
+        mean_of("cluster"),
+        note="of valid samples: clusters of 50 % identity over 80 % of both, for each sample",
+        where=has_value("cluster"),
+    ),
+    Metric(
+        "length_distance",
+        "0–1",
+        "down",
+        "sample",
+        length_distance,
+        note="of valid samples: largest distance of their lengths' distribution from train's (Kolmogorov–Smirnov)",
+        where=has_value("no_longer"),
     ),
     Metric(
         "plddt",

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, SimulationOptions, TaskOptions
 
-FAMILIES = {"causal": ("nll", "sample")}
+FAMILIES = {"causal": ("nll", "sample"), "masked": ("nll",)}
 AUDIO, FOLDED = False, True
 
 
@@ -58,8 +58,9 @@ class Task(TaskOptions):
 
     tokens: Literal["text", "letters"] = Field(
         "text",
-        description="`letters`: each residue is one token, and probabilities are those among the twenty residues and"
-        " the closing bracket; `text`: as the base's tokenizer cuts it, among all of its tokens",
+        description="`letters`: each residue is one token, and probabilities are those among the twenty residues and,"
+        " of a causal base, the closing bracket; `text`: as the base's tokenizer cuts it, among all of its tokens (of"
+        " ESM-2: as fair-esm has it)",
     )
     min_length: int = Field(30, ge=1, description="shortest valid sample, residues")
     max_length: int = Field(1022, ge=1, description="longest valid sample, residues")

@@ -19,7 +19,10 @@ HELD_OUT_SEED = 1  # not the seed of splits, of which train's groups are one end
 
 
 def examples(records: list[dict], task: Task, family: str) -> list[Example]:
-    """Sequence and closing bracket are scored, the opening is not."""
+    """Sequence and closing bracket are scored, the opening is not; of a masked base, residues alone."""
+    if family == "masked":
+        letters = tuple(RESIDUES) if task.tokens == "letters" else ()
+        return [Example(r["id"], r["group"], "", r["sequence"], alphabet=letters) for r in records]
     return [Example(r["id"], r["group"], PROMPT, r["sequence"] + CLOSE, alphabet=task_alphabet(task)) for r in records]
 
 
