@@ -85,7 +85,10 @@ def test_a_domain_has_one_primary_metric(domain):
 
 
 MORE_IS_BETTER = {
-    "protein": {"validity", "uniqueness", "novelty", "diversity", "plddt", "tm_score"},
+    "protein": {
+        *("validity", "uniqueness", "novelty", "diversity", "plddt"),
+        *("tm_longer", "tm_query", "tm_reference"),
+    },
     "lncrna": {"auc", "auc_length_matched", "mcc", "f1", "accuracy"},
     "speech": set(),
     "recsys": {"auc", "gauc", "accuracy"},
@@ -117,7 +120,8 @@ COLUMNS = {  # of N sound records each
     "protein": {
         **{"nll": 3.0 + np.arange(N), "residues": np.full(N, 2.0), "valid": HALF * 1.0, "truncated": HALF * 1.0},
         **{"cluster": np.ones(N), "novelty": 0.1 * np.arange(N), "shorter": np.zeros(N), "no_longer": np.ones(N)},
-        **{"distinct": np.ones(N), "plddt": 50.0 + np.arange(N), "tm": 0.1 * np.arange(N)},
+        **{"distinct": np.ones(N), "plddt": 50.0 + np.arange(N)},
+        **{f"tm_{length}": 0.1 * np.arange(N) for length in ("longer", "query", "reference")},
     },
     "lncrna": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "matched": np.ones(N, bool)},
     "recsys": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "user": np.arange(N) // 2},
