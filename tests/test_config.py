@@ -74,7 +74,7 @@ def test_an_unknown_name_is_told_with_what_is_allowed_and_what_was_meant(changes
 
 def test_only_the_keys_of_the_chosen_kind_are_allowed():
     line = complaint({"domains.protein.source": {"kind": "files", "fasta": "a.fasta", "n": 3}})
-    expected = "encoding, fasta, kind, licence, sha256"
+    expected = "columns, encoding, fasta, kind, licence, sha256, tables"
     assert line == f"{FILE}: domains.protein.source: unknown key (n); expected one of {expected}"
 
 
@@ -104,7 +104,7 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.mini_lm.family: the key is missing": {"bases.mini_lm.family": ABSENT},
     "adapters.lora.method: the key is missing": {"adapters.lora.method": ABSENT},
     "domains.protein.source.kind: the key is missing": {"domains.protein.source": {"n": 9}},
-    "domains.protein.source.fasta: the key is missing": {"domains.protein.source": {"kind": "files"}},
+    "domains.protein.source: neither `fasta` nor `tables` names a file": {"domains.protein.source": {"kind": "files"}},
     "adapters.LoRA-8: wrong value (LoRA-8); expected small letters, digits and _": {"adapters.LoRA-8": {}},
     "domains.protein.dataset.split: split fractions sum to 1.2": {"domains.protein.dataset.split": {"train": 0.9}},
     "domains.protein.source: families 999 > n 600": {"domains.protein.source.families": 999},
@@ -369,7 +369,7 @@ def test_the_root_of_the_data_is_filled_in_everywhere():
     chains = {"source": {"kind": "files", "chains": ["{data_root}/pdb", "/y/chain_set.jsonl"]}}
     raw = changed(DEMO, {"domains.protein.source": files, "domains.structure": chains, "data_root": "/x/", **fold})
     study = loratory_config.read_config(raw, FILE)
-    assert study.domains.protein.source.fasta == "/x/uniref.fasta.gz"
+    assert study.domains.protein.source.fasta == ["/x/uniref.fasta.gz"]
     assert study.bases["esm"].path == "/x/esm"
     assert study.domains.structure.source.chains == ["/x/pdb", "/y/chain_set.jsonl"]
 

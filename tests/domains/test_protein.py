@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from loratory.data.alphabets import RESIDUES
 from loratory.data.fasta import read_fasta
 from loratory.data.ledger import Ledger
+from loratory.data.sampling import HashSample
 from loratory.data.splits import SPLITS
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.protein import build, metrics, simulate, task
@@ -34,8 +35,16 @@ def fasta(folder, entries) -> Files:
 
 
 def read(folder, entries, on_error="fail", **options) -> tuple[list[dict], Ledger]:
-    ledger = Ledger(on_error)
-    return list(build.read(fasta(folder, entries), Dataset(on_error=on_error, **options), ledger)), ledger
+    return kept_of(fasta(folder, entries), on_error, **options)
+
+
+def kept_of(files: Files, on_error="fail", **options) -> tuple[list[dict], Ledger]:
+    """What a dataset takes of files, before it is split."""
+    dataset, ledger = Dataset(on_error=on_error, **options), Ledger(on_error)
+    sample = HashSample(dataset.max_records, 0, build.DISTINCT, ledger)
+    for record in build.read(files, dataset, ledger):
+        sample.add_record(record)
+    return sample.kept_records(), ledger
 
 
 def mutant(sequence: str, share: float, seed: int = 0) -> str:
@@ -83,7 +92,6 @@ def test_headers_of_every_dialect_are_understood(tmp_path, header, name, tax_id)
         (PROTEIN[:30] + "7" + PROTEIN[30:], "'7' at position 31 of the sequence is no residue", "residue"),
         (PROTEIN[:30] + "*" + PROTEIN[30:], "'*' at position 31 of the sequence is no residue", "residue"),
         (PROTEIN + "**", f"'*' at position {len(PROTEIN) + 1} of the sequence is no residue", "residue"),
-        (PROTEIN[:30] + " " + PROTEIN[30:], "' ' at position 31 of the sequence is no residue", "residue"),
         (PROTEIN[:30] + "é" + PROTEIN[30:], "at position 31 of the sequence is no residue", "residue"),
         ("--" + PROTEIN, "'-' at position 1 of the sequence is no residue; expected unaligned sequences", "gap"),
         (
@@ -91,7 +99,6 @@ def test_headers_of_every_dialect_are_understood(tmp_path, header, name, tax_id)
             f"'.' at position {len(PROTEIN) + 1} of the sequence is no residue; expected unaligned",
             "gap",
         ),
-        ("acgtu" * 20, "looks like nucleotides (ACGTUACGTU", "nucleotides"),
     ],
 )
 def test_what_is_no_protein_is_named_or_skipped(tmp_path, sequence, message, reason):
@@ -233,7 +240,9 @@ def test_proof_counts_shared_clusters_and_sequences():
         return {"id": id, "group": group, "sequence": sequence}
 
     parts = {"train": [record("a", "g", "MK"), record("b", "h", "ML")], "test": [record("c", "g", "ML")]}
-    assert build.proof(parts, Dataset()) == {"clusters_in_two_splits": 1, "sequences_in_two_splits": 1}
+    parts["train"][0]["unit"] = parts["test"][0]["unit"] = "u"
+    counts = {"clusters_in_two_splits": 1, "units_in_two_splits": 1, "sequences_in_two_splits": 1}
+    assert build.proof(parts, Dataset()) == counts
 
 
 def test_real_uniref_records_are_split_without_a_leak(shared_data, tmp_path):
@@ -369,10 +378,12 @@ def test_a_planted_repeat_is_measured_in_full(period, copies, before, after):
     assert length >= period * copies if copies > 1 else length <= max(len(before), len(after))
 
 
-def test_uniqueness_is_the_distinct_share_also_where_a_sample_is_truncated():
-    rows = [row(text=text) for text in ("MK>", "MK>", "MKV>", "MK", "")]
-    assert value("uniqueness", rows) == pytest.approx(3 / 5)
+def test_a_sample_that_never_closes_is_no_copy_of_one_that_does():
+    rows = [row(text=text) for text in ("MK>", "MK>>", "MKV>", "MK", "")]
+    assert value("uniqueness", rows) == pytest.approx(4 / 5)
     assert value("truncated", rows) == pytest.approx(2 / 5)
+    assert value("uniqueness", [row(text="MK"), row(text="MK")]) == pytest.approx(1 / 2)
+    assert metrics.VERSION == 3
 
 
 def test_structures_are_averaged_where_they_were_folded():
