@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import RESIDUES, invalid_letters, looks_like_nucleotides
@@ -32,8 +32,7 @@ MAPPED = bytes.maketrans(RARE + AMBIGUOUS, b"CKXXXX")
 NUCLEOTIDE_RECORDS, NUCLEOTIDE_SHARE = 5, 0.1  # of a file from which it holds nucleotides
 
 
-@dataclass(frozen=True)
-class RawProtein:
+class RawProtein(NamedTuple):
     """A sequence as a file gives it, and the `unit` that may not be parted from others of that name ("": none)."""
 
     where: str
@@ -99,8 +98,15 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> Iterat
         if letters := letters_within_policy(raw.where, id, piece, dataset, ledger, dataset.max_ambiguous):
             if len(piece) < len(sequence):
                 ledger.count_change("cropped" if dataset.too_long == "crop" else "windows")
-            record = {"id": id, "sequence": letters, "length": len(letters), "tax_id": raw.tax_id, "name": raw.name}
-            yield record | {"unit": raw.unit or (raw.id if len(pieces) > 1 else ""), "where": raw.where}
+            yield {
+                "id": id,
+                "sequence": letters,
+                "length": len(letters),
+                "tax_id": raw.tax_id,
+                "name": raw.name,
+                "unit": raw.unit or (raw.id if len(pieces) > 1 else ""),
+                "where": raw.where,
+            }
 
 
 def cut_sequence(id: str, sequence: bytes, dataset: Dataset) -> list[tuple[str, bytes]]:
@@ -148,7 +154,8 @@ def letters_within_policy(
     where: str, id: str, sequence: bytes, dataset: ResidueOptions, ledger: Ledger, max_ambiguous: float = 0
 ) -> str | None:
     """The sequence in letters of the twenty residues and, where it is tolerated, X; None if it went to the ledger."""
-    length, ambiguous, rare = len(sequence), letter_count(AMBIGUOUS, sequence), letter_count(RARE, sequence)
+    length, odd = len(sequence), invalid_letters(sequence, RESIDUES)
+    ambiguous, rare = letter_count(AMBIGUOUS, odd), letter_count(RARE, odd)
     if ambiguous > max_ambiguous * length:
         ledger.drop_record(*file_and_record(where), id, "ambiguous_residue", f"{ambiguous} of {length}")
     elif rare and dataset.rare_residues == "drop":
@@ -158,7 +165,7 @@ def letters_within_policy(
     elif length > dataset.max_length:
         ledger.drop_record(*file_and_record(where), id, "too_long", f"{length} > {dataset.max_length}")
     else:
-        return sequence.translate(MAPPED).decode()
+        return (sequence.translate(MAPPED) if odd else sequence).decode()
     return None
 
 
@@ -176,7 +183,7 @@ def letter_error(where: str, sequence: bytes) -> InputError | None:
 
 
 def letter_count(letters: bytes, sequence: bytes) -> int:
-    return sum(map(sequence.count, letters))
+    return sum(map(sequence.count, letters)) if sequence else 0
 
 
 def name_and_taxon(header: str) -> tuple[str, str]:
