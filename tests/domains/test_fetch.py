@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_downloads_of_one_name_from_two_addresses_are_both_kept(tmp_path, monkey
     digests = {address: hashlib.sha256(each).hexdigest() for address, each in content.items()}
     fetch.fetch_source("protein", Files(fasta=[*content], sha256=digests), "domain", 0, tmp_path / "raw")
     found = fetch.open_source("protein", tmp_path / "raw").fasta
-    assert [open(path, "rb").read() for path in found] == [*content.values()]
+    assert [Path(path).read_bytes() for path in found] == [*content.values()]
 
 
 @pytest.mark.parametrize("pattern", ["*.fa", "**/*.fa"])
