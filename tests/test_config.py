@@ -74,7 +74,7 @@ def test_an_unknown_name_is_told_with_what_is_allowed_and_what_was_meant(changes
 
 def test_only_the_keys_of_the_chosen_kind_are_allowed():
     line = complaint({"domains.protein.source": {"kind": "files", "fasta": "a.fasta", "n": 3}})
-    expected = "encoding, fasta, kind, licence, sha256"
+    expected = "columns, encoding, fasta, kind, licence, sha256, tables"
     assert line == f"{FILE}: domains.protein.source: unknown key (n); expected one of {expected}"
 
 
@@ -104,7 +104,17 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.mini_lm.family: the key is missing": {"bases.mini_lm.family": ABSENT},
     "adapters.lora.method: the key is missing": {"adapters.lora.method": ABSENT},
     "domains.protein.source.kind: the key is missing": {"domains.protein.source": {"n": 9}},
-    "domains.protein.source.fasta: the key is missing": {"domains.protein.source": {"kind": "files"}},
+    "domains.lncrna.source: no files of both classes are named; expected `coding` and `noncoding`, or `tables`": {
+        "domains.lncrna.source": {"kind": "files", "coding": "x.fa"}
+    },
+    "domains.protein: `task.tokens: letters` cannot write the X that `dataset.max_ambiguous` keeps; expected `tok": {
+        "domains.protein.task.tokens": "letters",
+        "domains.protein.dataset.max_ambiguous": 0.05,
+    },
+    "domains.structure.dataset: unknown key (too_long); expected one of": {
+        "domains.structure.dataset.too_long": "crop"
+    },
+    "domains.protein.source: neither `fasta` nor `tables` names a file": {"domains.protein.source": {"kind": "files"}},
     "adapters.LoRA-8: wrong value (LoRA-8); expected small letters, digits and _": {"adapters.LoRA-8": {}},
     "domains.protein.dataset.split: split fractions sum to 1.2": {"domains.protein.dataset.split": {"train": 0.9}},
     "domains.protein.source: families 999 > n 600": {"domains.protein.source.families": 999},
@@ -286,6 +296,20 @@ def test_all_that_is_missing_is_named_at_once(tmp_path):
     assert str(caught.value).startswith(f"{FILE}: {len(missing)} of the files and folders that it names do not exist")
 
 
+def test_a_pattern_is_its_files_and_one_without_a_match_is_missing(tmp_path):
+    for name in ("b.fa", "a.fa", "c.txt"):
+        (tmp_path / name).touch()
+    files = {"kind": "files", "fasta": ["{data_root}/*.fa", "{data_root}/c.txt"]}
+    changes = {"domains.protein.source": files, "data_root": str(tmp_path)}
+    study = loratory_config.read_config(changed(DEMO, changes), FILE)
+    loratory_config.require_inputs(study, FILE)
+    assert study.domains.protein.source.file_paths() == [f"{tmp_path}/{name}" for name in ("a.fa", "b.fa", "c.txt")]
+    changes["domains.protein.source"] = {"kind": "files", "fasta": "{data_root}/*.fasta"}
+    study = loratory_config.read_config(changed(DEMO, changes), FILE)
+    with pytest.raises(InputError, match=re.escape(f"do not exist: {tmp_path}/*.fasta; fix: mend the paths")):
+        loratory_config.require_inputs(study, FILE)
+
+
 def test_a_base_that_does_not_exist_is_told_as_such_and_with_all_else_that_is_missing():
     changes = {"bases.gpt": LOCAL | {"path": "no/gpt"}, "domains.speech.adapters": {"gpt": ["lora"]}, "mixtures": {}}
     changes["domains.protein.source"] = {"kind": "files", "fasta": "no/x.fa"}
@@ -369,7 +393,7 @@ def test_the_root_of_the_data_is_filled_in_everywhere():
     chains = {"source": {"kind": "files", "chains": ["{data_root}/pdb", "/y/chain_set.jsonl"]}}
     raw = changed(DEMO, {"domains.protein.source": files, "domains.structure": chains, "data_root": "/x/", **fold})
     study = loratory_config.read_config(raw, FILE)
-    assert study.domains.protein.source.fasta == "/x/uniref.fasta.gz"
+    assert study.domains.protein.source.fasta == ["/x/uniref.fasta.gz"]
     assert study.bases["esm"].path == "/x/esm"
     assert study.domains.structure.source.chains == ["/x/pdb", "/y/chain_set.jsonl"]
 

@@ -148,6 +148,51 @@ def test_one_id_with_two_sequences_in_two_files_of_a_class_is_an_error(tmp_path)
     assert len(read(same, ledger)) == 2 and ledger.reason_counts() == {"duplicate": 1}
 
 
+def test_one_file_for_both_classes_is_named_as_such(tmp_path):
+    both = fasta(tmp_path / "both.fa", [("a", SOUND), ("b", letters(300, 1))])
+    (tmp_path / "link.fa").symlink_to(both)
+    for other in (both, str(tmp_path / "link.fa"), f"{tmp_path}/b*.fa"):
+        with pytest.raises(InputError, match="the same file is given twice, as `coding` and as `noncoding`"):
+            read(sources.Files(coding=both, noncoding=other))
+    with pytest.raises(InputError, match=r"one id in both classes, .*a file that holds both is split by class"):
+        read(sources.Files(coding=both, noncoding=fasta(tmp_path / "copy.fa", [("a", SOUND)])))
+
+
+def test_files_of_a_class_may_be_a_pattern(tmp_path):
+    for number in range(3):
+        fasta(tmp_path / f"c{number}.fa", [(f"c{number}", letters(300, number))])
+    other = fasta(tmp_path / "n.fa", [("n", SOUND[::-1])])
+    assert [r["id"] for r in read(sources.Files(coding=f"{tmp_path}/c?.fa", noncoding=other))] == [
+        "c0",
+        "c1",
+        "c2",
+        "n",
+    ]
+
+
+def rna_table(folder, rows) -> sources.Files:
+    (folder / "rna.tsv").write_text("id\tsequence\tgene\tbiotype\n" + "".join("\t".join(row) + "\n" for row in rows))
+    labels = {"mRNA": "coding", "lncRNA": "noncoding"}
+    columns = {"group": "gene", "label": "biotype"}
+    return sources.Files(tables=str(folder / "rna.tsv"), columns=columns, labels=labels)
+
+
+def test_a_table_says_class_and_gene(tmp_path):
+    rows = [("a", SOUND, "G1", "mRNA"), ("b", letters(300, 1).lower(), "", "lncRNA"), ("c", SOUND[:50], "G", "mRNA")]
+    ledger = Ledger()
+    found = read(rna_table(tmp_path, rows), ledger)
+    assert [(r["id"], r["label"], r["gene"]) for r in found] == [("a", 0, "G1"), ("b", 1, "")]
+    assert ledger.reason_counts() == {"too_short": 1} and ledger.n_in == 3
+
+
+def test_a_class_that_labels_do_not_name_is_an_error(tmp_path):
+    files = rna_table(tmp_path, [("a", SOUND, "G1", "mRNA"), ("b", letters(300, 1), "", "rRNA")])
+    with pytest.raises(
+        InputError, match=r"rna\.tsv:3: unknown class in column `biotype` \(rRNA\); expected mRNA, lncRNA"
+    ):
+        read(files)
+
+
 def test_a_class_that_is_filtered_away_is_an_error_that_counts_why(tmp_path):
     with pytest.raises(InputError) as caught:
         read(transcripts(tmp_path, noncoding=[("a", SOUND[:50]), ("b", SOUND[:60])]))

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from loratory.data.alphabets import RESIDUES
 from loratory.data.fasta import read_fasta
 from loratory.data.ledger import Ledger
+from loratory.data.sampling import HashSample
 from loratory.data.splits import SPLITS
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.protein import build, metrics, simulate, task
@@ -28,14 +29,23 @@ PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEV
 
 
 def fasta(folder, entries) -> Files:
+    folder.mkdir(exist_ok=True)
     path = folder / "in.fasta"
     path.write_text("".join(f">{header}\n{sequence}\n" for header, sequence in entries))
     return Files(fasta=str(path))
 
 
 def read(folder, entries, on_error="fail", **options) -> tuple[list[dict], Ledger]:
-    ledger = Ledger(on_error)
-    return list(build.read(fasta(folder, entries), Dataset(on_error=on_error, **options), ledger)), ledger
+    return kept_of(fasta(folder, entries), on_error, **options)
+
+
+def kept_of(files: Files, on_error="fail", **options) -> tuple[list[dict], Ledger]:
+    """What a dataset takes of files, before it is split."""
+    dataset, ledger = Dataset(on_error=on_error, **options), Ledger(on_error)
+    sample = HashSample(dataset.max_records, 0, build.DISTINCT, ledger)
+    for record in build.read(files, dataset, ledger):
+        sample.add_record(record)
+    return sample.kept_records(), ledger
 
 
 def mutant(sequence: str, share: float, seed: int = 0) -> str:
@@ -83,7 +93,6 @@ def test_headers_of_every_dialect_are_understood(tmp_path, header, name, tax_id)
         (PROTEIN[:30] + "7" + PROTEIN[30:], "'7' at position 31 of the sequence is no residue", "residue"),
         (PROTEIN[:30] + "*" + PROTEIN[30:], "'*' at position 31 of the sequence is no residue", "residue"),
         (PROTEIN + "**", f"'*' at position {len(PROTEIN) + 1} of the sequence is no residue", "residue"),
-        (PROTEIN[:30] + " " + PROTEIN[30:], "' ' at position 31 of the sequence is no residue", "residue"),
         (PROTEIN[:30] + "é" + PROTEIN[30:], "at position 31 of the sequence is no residue", "residue"),
         ("--" + PROTEIN, "'-' at position 1 of the sequence is no residue; expected unaligned sequences", "gap"),
         (
@@ -91,7 +100,6 @@ def test_headers_of_every_dialect_are_understood(tmp_path, header, name, tax_id)
             f"'.' at position {len(PROTEIN) + 1} of the sequence is no residue; expected unaligned",
             "gap",
         ),
-        ("acgtu" * 20, "looks like nucleotides (ACGTUACGTU", "nucleotides"),
     ],
 )
 def test_what_is_no_protein_is_named_or_skipped(tmp_path, sequence, message, reason):
@@ -133,6 +141,156 @@ def test_of_equal_sequences_the_smallest_id_stays_in_whatever_order_they_come(tm
         kept, ledger = read(tmp_path, order)
         assert sorted(r["id"] for r in kept) == ["a", "d"]
         assert sorted((row[2], row[3]) for row in ledger.rows) == [(id, "duplicate_sequence") for id in "bc"]
+
+
+def random_protein(seed: int, length: int = 80) -> str:
+    return "".join(random.Random(seed).choices(RESIDUES, k=length))
+
+
+G_AND_T = "MYIYD" + "TG" * 70 + "VSLE"
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("a", G_AND_T)],
+        [(f"t{i}", "MYIYD" + "TG" * (60 + i) + "VSLE") for i in range(9)],
+        [(f"t{i}", "TG" * (60 + i)) for i in range(9)],
+        [("only", "ACGT" * 30)],
+        [("like", "ACGT" * 30), *((f"p{i}", random_protein(i)) for i in range(9))],
+    ],
+    ids=["one", "a family", "repeats alone", "a single record", "one among others"],
+)
+def test_proteins_rich_in_the_letters_of_nucleotides_are_kept(tmp_path, entries):
+    kept, ledger = read(tmp_path, entries)
+    assert [r["id"] for r in kept] == sorted(id for id, _ in entries) and not ledger.rows
+    assert build.summary(kept)["like_nucleotides"] == sum(s == "ACGT" * 30 for _, s in entries)
+
+
+@pytest.mark.parametrize("letters, n", [("ACGT", 40), ("acgu", 5), ("ACGTN", 12)])
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_file_of_nucleotides_is_refused_by_its_many_records(tmp_path, letters, n, on_error):
+    bases = [(f"n{i}", "".join(random.Random(i).choices(letters, k=200))) for i in range(n)]
+    entries = [("p", PROTEIN), *bases, ("q", PROTEIN[::-1])]
+    first = bases[0][1][:9].upper()
+    told = f"in.fasta:2: {n} of {n + 2} records of the file look like nucleotides, the first of them ({first}"
+    with pytest.raises(InputError, match=re.escape(told)):
+        read(tmp_path, entries, on_error, max_ambiguous=0.5)
+
+
+@pytest.mark.parametrize(
+    "sequence, share, kept",
+    [
+        ("X" + PROTEIN, 0, None),
+        ("X" + PROTEIN, 0.02, "X" + PROTEIN),
+        ("bZjx" + PROTEIN, 0.05, "XXXX" + PROTEIN),
+        ("bZjx" + PROTEIN, 0.02, None),
+        ("U" + PROTEIN + "X", 0.02, "C" + PROTEIN + "X"),
+    ],
+)
+def test_ambiguous_residues_are_tolerated_up_to_a_share_and_written_x(tmp_path, sequence, share, kept):
+    found, ledger = read(tmp_path, [("a", sequence)], max_ambiguous=share)
+    assert [r["sequence"] for r in found] == ([kept] if kept else [])
+    assert ledger.reason_counts() == ({} if kept else {"ambiguous_residue": 1})
+    assert build.summary(found)["ambiguous_residues"] == kept.count("X") if kept else True
+
+
+def test_x_is_a_letter_of_the_controls_and_of_no_closed_alphabet():
+    records = [{"id": s, "group": s, "sequence": s} for s in ("MKXV", "MKV", "KVM", "VMK", "MMK")]
+    for rows in task.baselines(records, records, Task()).values():
+        assert all(math.isfinite(row["nll"]) for row in rows)
+        assert rows[0]["nll"] > rows[1]["nll"]
+    drawn = task.sample_baselines(records, 8, Task())["natural"]
+    assert {row["text"] for row in drawn} == {s + ">" for s in ("MKV", "KVM", "VMK", "MMK")}
+    assert Task().dataset_conflict(Dataset(max_ambiguous=0.1)) is None
+    assert Task(tokens="letters").dataset_conflict(Dataset()) is None
+    assert "cannot write the X" in Task(tokens="letters").dataset_conflict(Dataset(max_ambiguous=0.1))
+
+
+def test_a_long_protein_is_dropped_cropped_or_cut_into_windows(tmp_path):
+    entries = [("long", random_protein(1, 250)), ("short", random_protein(2, 60))]
+
+    def outcome(**options):
+        kept, ledger = read(tmp_path, entries, min_length=40, max_length=100, **options)
+        assert ledger.n_in == len(kept) + ledger.n_rejected.total()
+        return {r["id"]: (r["sequence"], r["unit"]) for r in kept}, ledger
+
+    long, short = (s for _, s in entries)
+    kept, ledger = outcome()
+    assert kept == {"short": (short, "")} and ledger.reason_counts() == {"too_long": 1}
+    kept, ledger = outcome(too_long="crop")
+    assert kept == {"long": (long[:100], ""), "short": (short, "")} and ledger.n_changed == {"cropped": 1}
+    kept, ledger = outcome(too_long="windows")
+    windows = {f"long/{a + 1}-{min(a + 100, 250)}": (long[a : a + 100], "long") for a in (0, 100, 200)}
+    assert kept == windows | {"short": (short, "")} and ledger.n_changed == {"windows": 3} and ledger.n_in == 4
+    entries[0] = ("long", long[:230])
+    kept, ledger = outcome(too_long="windows")
+    assert len(kept) == 3 and ledger.reason_counts() == {"too_short": 1}
+
+
+def table(folder, rows, name="in.csv") -> str:
+    path = folder / name
+    path.write_text("entry,seq,family\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    return str(path)
+
+
+def test_files_patterns_and_tables_are_pooled(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.fa").write_text(f">p{number} x\n{random_protein(number)}\n")
+    rows = [("t", random_protein(9), "f"), ("copy", random_protein(0), "")]
+    columns = {"id": "entry", "sequence": "seq", "group": "family"}
+    files = Files(fasta=f"{tmp_path}/*.fa", tables=table(tmp_path, rows), columns=columns)
+    assert files.file_paths() == [f"{tmp_path}/{name}" for name in ("0.fa", "1.fa", "2.fa", "in.csv")]
+    kept, ledger = kept_of(files)
+    assert {r["id"]: r["unit"] for r in kept} == {"copy": "", "p1": "", "p2": "", "t": "f"}
+    assert ledger.rows == [(f"{tmp_path}/0.fa", "1", "p0", "duplicate_sequence", "same as copy")]
+
+
+@pytest.mark.parametrize("twice", [["0.fa", "0.fa"], ["*.fa", "0.fa"], ["0.fa", "link.txt"], ["0.fa", "./0.fa"]])
+def test_a_file_that_is_given_twice_is_named(tmp_path, twice):
+    (tmp_path / "0.fa").write_text(f">p\n{PROTEIN}\n")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "0.fa")
+    with pytest.raises(InputError, match="the same file is given twice, as `fasta` and as `fasta`"):
+        kept_of(Files(fasta=[f"{tmp_path}/{name}" for name in twice]))
+
+
+def test_a_pattern_that_matches_nothing_is_a_missing_file(tmp_path):
+    pattern = f"{tmp_path}/none*.fa"
+    assert Files(fasta=pattern).file_paths() == [pattern]
+    with pytest.raises(InputError, match=re.escape(f"{pattern}: no such file")):
+        kept_of(Files(fasta=pattern))
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path):
+    for name in ("a[1].fa", "a1.fa"):
+        (tmp_path / name).write_text(f">{name}\n{PROTEIN}\n")
+    assert Files(fasta=f"{tmp_path}/a[1].fa").file_paths() == [f"{tmp_path}/a[1].fa"]
+
+
+def test_a_sample_of_a_file_adds_up_and_is_the_same_from_several_files(tmp_path):
+    entries = [(f"p{i}", random_protein(i, 60)) for i in range(200)] + [("copy", random_protein(7, 60))]
+    kept, ledger = read(tmp_path, entries, max_records=20)
+    assert len(kept) == 20 and ledger.n_in == 201 == 20 + ledger.n_rejected.total()
+    parts = [fasta(tmp_path / name, part).fasta for name, part in (("a", entries[:90]), ("b", entries[90:]))]
+    again, _ = kept_of(Files(fasta=[*parts[1], *parts[0]]), max_records=20)
+    assert [r["id"] for r in again] == [r["id"] for r in kept]
+
+
+def test_windows_and_rows_of_one_group_stay_in_one_split(tmp_path):
+    long = [(f"long{i}", random_protein(i, 180)) for i in range(12)]
+    columns = {"id": "entry", "sequence": "seq", "group": "family"}
+    families = table(tmp_path, [(f"t{i}", random_protein(50 + i, 70), f"f{i % 4}") for i in range(16)])
+    files = Files(fasta=fasta(tmp_path, long).fasta, tables=families, columns=columns)
+    dataset = Dataset(min_length=50, max_length=90, too_long="windows")
+    build_dataset("protein", files, dataset, 1, tmp_path / "data")
+    audit_split("protein", tmp_path / "data", dataset, tmp_path / "audit.json")
+    card = json.loads((tmp_path / "data" / "card.json").read_text())
+    assert card["n_changed"] == {"windows": 24} and card["n_in"] == 40 == card["n_kept"]
+    groups = {r["unit"]: set() for split in SPLITS for r in read_split(tmp_path / "data", split)}
+    for split in SPLITS:
+        for r in read_split(tmp_path / "data", split):
+            groups[r["unit"]].add((split, r["group"]))
+    assert len(groups) == 16 and all(len(places) == 1 for places in groups.values())
 
 
 def test_a_few_malformed_records_among_many_are_tolerated_and_many_are_not(tmp_path):
@@ -233,7 +391,9 @@ def test_proof_counts_shared_clusters_and_sequences():
         return {"id": id, "group": group, "sequence": sequence}
 
     parts = {"train": [record("a", "g", "MK"), record("b", "h", "ML")], "test": [record("c", "g", "ML")]}
-    assert build.proof(parts, Dataset()) == {"clusters_in_two_splits": 1, "sequences_in_two_splits": 1}
+    parts["train"][0]["unit"] = parts["test"][0]["unit"] = "u"
+    counts = {"clusters_in_two_splits": 1, "units_in_two_splits": 1, "sequences_in_two_splits": 1}
+    assert build.proof(parts, Dataset()) == counts
 
 
 def test_real_uniref_records_are_split_without_a_leak(shared_data, tmp_path):
@@ -369,10 +529,12 @@ def test_a_planted_repeat_is_measured_in_full(period, copies, before, after):
     assert length >= period * copies if copies > 1 else length <= max(len(before), len(after))
 
 
-def test_uniqueness_is_the_distinct_share_also_where_a_sample_is_truncated():
-    rows = [row(text=text) for text in ("MK>", "MK>", "MKV>", "MK", "")]
-    assert value("uniqueness", rows) == pytest.approx(3 / 5)
+def test_a_sample_that_never_closes_is_no_copy_of_one_that_does():
+    rows = [row(text=text) for text in ("MK>", "MK>>", "MKV>", "MK", "")]
+    assert value("uniqueness", rows) == pytest.approx(4 / 5)
     assert value("truncated", rows) == pytest.approx(2 / 5)
+    assert value("uniqueness", [row(text="MK"), row(text="MK")]) == pytest.approx(1 / 2)
+    assert metrics.VERSION == 3
 
 
 def test_structures_are_averaged_where_they_were_folded():

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
 
 from loratory.data.ledger import Ledger
-from loratory.data.splits import SPLITS
-from loratory.domains.dataset import audit_split, build_dataset, keep_sample, read_split
+from loratory.data.splits import SPLITS, sample_by_hash
+from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.recsys import build, metrics, simulate, task
 from loratory.domains.recsys.sources import Dataset, Files, Simulation, Task
 from loratory.domains.scores import auc
@@ -394,7 +394,7 @@ def test_a_title_rated_again_counts_once_even_under_another_item(tmp_path):
 @given(st.lists(st.integers(0, 30), min_size=4, max_size=80), st.integers(1, 80))
 def test_no_tie_straddles_two_splits_also_after_sampling(times, limit):
     records = [{"id": str(i), "timestamp": time} for i, time in enumerate(times)]
-    records = keep_sample(records, limit, 0, Ledger(), "recsys")
+    records = sample_by_hash(records, limit, 0)
     homes = build.split(records, [""] * len(records), LOOSE, 0)
     times_of = {split: {r["timestamp"] for r, home in zip(records, homes) if home == split} for split in SPLITS}
     filled = [times_of[split] for split in SPLITS if times_of[split]]

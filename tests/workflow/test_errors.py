@@ -21,7 +21,8 @@ def truncated(folder):
 
 
 def nucleotides(folder):
-    return proteins(folder, b">good\n" + b"MKVLAW" * 10 + b"\n>bad\n" + b"ACGT" * 30 + b"\n")
+    bad = b"".join(b">bad%d\n" % number + b"ACGT" * (30 + number) + b"\n" for number in range(5))
+    return proteins(folder, b">good\n" + b"MKVLAW" * 10 + b"\n" + bad)
 
 
 def silent(folder):
@@ -40,7 +41,7 @@ def rated_by_words(folder):
 BAD = {  # the line told: (domain, what makes the files)
     "raw.fasta: the file is empty": ("protein", empty),
     "raw.fasta: the compressed file ends early or is damaged": ("protein", truncated),
-    "raw.fasta:2: looks like nucleotides (ACGT": ("protein", nucleotides),
+    "raw.fasta:2: 5 of 6 records of the file look like nucleotides, the first of them (ACGT": ("protein", nucleotides),
     "a1.flac:a1: no such audio file": ("speech", silent),
     "ratings.csv:3: ": ("recsys", rated_by_words),
 }

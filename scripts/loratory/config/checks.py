@@ -11,6 +11,7 @@ from loratory.config.sections import (
     AdapterEntry,
     Compare,
     CompareMixers,
+    Corpus,
     Evaluation,
     MixtureEntry,
     Study,
@@ -34,10 +35,12 @@ def check_names(config: Study, where: str) -> None:
     check_results(where, config)
     check_shared(where, config)
     check_floor(f"{where}: evaluation", config.evaluation)
-    sources = [(f"domains.{name}", corpus.source) for name, corpus in domains.items()]
-    for key, source in [*sources, *((f"general.{name}", corpus.source) for name, corpus in general.items())]:
-        if isinstance(source, FilesOptions):
-            check_source(f"{where}: {key}.source", source)
+    corpora: list[tuple[str, Corpus]] = [(f"domains.{name}", corpus) for name, corpus in domains.items()]
+    for key, corpus in [*corpora, *((f"general.{name}", corpus) for name, corpus in general.items())]:
+        if isinstance(corpus.source, FilesOptions):
+            check_source(f"{where}: {key}.source", corpus.source)
+        if conflict := corpus.task.dataset_conflict(corpus.dataset):
+            raise InputError(f"{where}: {key}", conflict)
     for name, entry in bases.items():
         check_base(f"{where}: bases.{name}", entry, config)
     for domain, given in domains.items():

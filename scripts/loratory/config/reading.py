@@ -155,7 +155,7 @@ def require_inputs(config: Study, where: str) -> None:
     """
     corpora = [*entries_by_name(config.domains).values(), *entries_by_name(config.general).values()]
     sources = [given.source for given in corpora if isinstance(given.source, FilesOptions)]
-    named = [path for source in sources for path in (*source.all_locations(), *source.file_paths())]
+    named = [path for source in sources for path in (*source.expand_patterns().all_locations(), *source.file_paths())]
     named += [path for name, base in config.bases.items() if (path := base.path or published_folder(config, name))]
     absent = [path for path in dict.fromkeys(named) if "://" not in path and not Path(path).exists()]
     absent = [path for path in absent if not {*map(str, Path(path).parents)} & {*absent}]  # the folder says it for all

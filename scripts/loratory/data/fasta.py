@@ -12,12 +12,17 @@ from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
 
-def read_fasta(path: Path | str, ledger: Ledger, encoding: str = "utf-8") -> Iterator[tuple[str, str, str, bytes]]:
+def read_fasta(
+    path: Path | str, ledger: Ledger, encoding: str = "utf-8", remember_ids: bool = True
+) -> Iterator[tuple[str, str, str, bytes]]:
     """Yields `(file:record number, id, whole header, sequence without line ends)`.
 
     The id is the header up to its first blank. Sequences lose their white space and are else handed on as they stand
     (case, any letters): alphabets are the caller's business. Lines end in LF, CRLF or CR. Records without id or
     sequence, and repeated ids, go to `ledger.note_error`.
+
+    Args:
+        remember_ids: False leaves repeated ids to the caller, and memory does not grow with the file.
 
     Raises:
         InputError: the file is empty, is not FASTA, is a damaged gzip file, or a header is not UTF-8.
@@ -38,7 +43,8 @@ def read_fasta(path: Path | str, ledger: Ledger, encoding: str = "utf-8") -> Ite
             what = f"duplicate id, first seen at record {first_seen[id]}"
             ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
         else:
-            first_seen[id] = number
+            if remember_ids:
+                first_seen[id] = number
             yield where, id, header, sequence
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -106,6 +106,21 @@ def open_bytes(path: Path | str) -> IO[bytes]:
     check_encoding_mark(path, head)
     method = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
     return open_compressed(path, method) if method else open(path, "rb")
+
+
+def require_distinct_files(files: Iterable[tuple[str, str]]) -> None:
+    """Of `(role, path)`: no file stands there twice, under whatever path.
+
+    Raises:
+        InputError: one does; its records would all be copies, or contradict themselves.
+    """
+    roles: dict[str, str] = {}
+    for role, path in files:
+        place = os.path.realpath(path)
+        if place in roles:
+            what = f"the same file is given twice, as `{roles[place]}` and as `{role}`"
+            raise InputError(path, what, expected="each file once", fix="remove one", reason="same_file")
+        roles[place] = role
 
 
 def check_encoding_mark(where: Path | str, head: bytes) -> None:

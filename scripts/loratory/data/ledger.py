@@ -7,6 +7,7 @@ from loratory.data.files import atomic_write
 from loratory.errors import InputError, short_value
 
 HEADER = ("file", "record", "id", "reason", "detail")
+ROWS_OF_A_REASON = 10_000  # beyond, records are counted: a row each would fill memory where millions are left out
 
 
 class Ledger:
@@ -17,6 +18,11 @@ class Ledger:
 
     Args:
         on_error: `fail` raises the first malformed record; `skip` notes it.
+
+    Attributes:
+        rows: file, record, id, reason and detail of rejected records, the first ROWS_OF_A_REASON of each reason.
+        n_rejected: {reason: how many}, all of them.
+        n_changed: {change: how many}: what was kept, and not as it stood.
     """
 
     def __init__(self, on_error: str = "fail") -> None:
@@ -24,6 +30,10 @@ class Ledger:
         self.n_in = 0
         self.n_malformed = 0
         self.rows: list[tuple[str, str, str, str, str]] = []
+        self.first_error = ""
+        self.n_rejected: Counter[str] = Counter()
+        self.n_listed: Counter[str] = Counter()
+        self.n_changed: Counter[str] = Counter()
 
     def count_record(self) -> None:
         self.n_in += 1
@@ -37,15 +47,30 @@ class Ledger:
         if self.on_error == "fail":
             raise error
         self.n_malformed += 1
+        self.first_error = self.first_error or str(error)
         file, _, record = error.where.rpartition(":")
-        self.rows.append((file, record, id, error.reason, detail_text(error.detail)))
+        self.add_row(file, record, id, error.reason, error.detail)
 
     def drop_record(self, file: Path | str, record: int | str, id: str, reason: str, detail: object = "") -> None:
         """A sound record that the dataset's policy leaves out."""
-        self.rows.append((str(file), str(record), id, reason, detail_text(detail)))
+        self.add_row(str(file), str(record), id, reason, detail)
+
+    def count_dropped(self, reason: str) -> None:
+        """A sound record that is left out and not listed: one of very many."""
+        self.n_rejected[reason] += 1
+
+    def count_change(self, change: str) -> None:
+        """A record that is kept, and not as it stood."""
+        self.n_changed[change] += 1
+
+    def add_row(self, file: str, record: str, id: str, reason: str, detail: object) -> None:
+        self.n_rejected[reason] += 1
+        if self.n_listed[reason] < ROWS_OF_A_REASON:
+            self.n_listed[reason] += 1
+            self.rows.append((file, record, id, reason, detail_text(detail)))
 
     def reason_counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(row[3] for row in self.rows).items()))
+        return dict(sorted(self.n_rejected.items()))
 
     def check_counts(self, where: Path | str, n_kept: int, max_reject_fraction: float) -> None:
         """Whether the account adds up.
@@ -59,16 +84,22 @@ class Ledger:
                 where,
                 f"{self.n_malformed} of {self.n_in} records are malformed",
                 expected=f"at most {max_reject_fraction:.1%} of them (`max_reject_fraction`)",
-                fix=f"mend the input; the first is {self.rows[0][0]}:{self.rows[0][1]}: {self.rows[0][4]}",
+                fix=f"mend the input; the first is {self.first_error}",
             )
-        if self.n_in != n_kept + len(self.rows):
-            raise AssertionError(f"{where}: {self.n_in} read, {n_kept} kept, {len(self.rows)} rejected: lost records")
+        rejected = self.n_rejected.total()
+        if self.n_in != n_kept + rejected:
+            raise AssertionError(f"{where}: {self.n_in} read, {n_kept} kept, {rejected} rejected: lost records")
 
     def write_rejects(self, path: Path | str) -> None:
-        """One tab-separated row for each rejected record, sorted."""
+        """One tab-separated row for each listed record, sorted; then one for each reason that has more records."""
+        more = [
+            ("-", "-", "-", reason, f"{count - self.n_listed[reason]} more, not listed")
+            for reason, count in self.reason_counts().items()
+            if count > self.n_listed[reason]
+        ]
         with atomic_write(path) as aside:
             rows = sorted(tuple(str(cell).replace("\t", " ") for cell in row) for row in self.rows)
-            aside.write_text("".join("\t".join(row) + "\n" for row in [HEADER, *rows]))
+            aside.write_text("".join("\t".join(row) + "\n" for row in [HEADER, *rows, *more]))
 
 
 def detail_text(detail: object) -> str:

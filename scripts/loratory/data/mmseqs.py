@@ -193,7 +193,8 @@ def run_mmseqs(*arguments: Path | str) -> None:
 
 
 def write_numbered(path: Path, sequences: list[str]) -> None:
-    path.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+    with open(path, "w") as file:
+        file.writelines(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences))
 
 
 def read_fields(path: Path) -> Iterator[list[str]]:

@@ -7,10 +7,11 @@ import codecs
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from loratory.data.splits import assign_splits
 from loratory.errors import short_value
@@ -39,8 +40,14 @@ def check_digest(digest: str) -> str:
     return digest
 
 
+def list_of_one(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 Digest = Annotated[str, AfterValidator(check_digest)]
 Encoding = Annotated[str, AfterValidator(check_encoding)]
+Text = Annotated[str, Field(min_length=1)]
+Locations = Annotated[list[Text], BeforeValidator(list_of_one, json_schema_input_type=Text | list[Text])]
 
 
 class Options(BaseModel):
@@ -75,10 +82,12 @@ class DatasetOptions(Options):
 class FilesOptions(Options):
     """Where raw files are; subclasses add one field for each file or folder and name these fields in LOCATIONS.
 
-    A location is a path or an https address; an address needs its digest in `sha256`.
+    A location is a path or an https address; an address needs its digest in `sha256`. Fields named in PATTERNS, lists
+    of files, may hold patterns too (`*`, `?`, `[…]`, `**` for folders).
     """
 
     LOCATIONS: ClassVar[tuple[str, ...]] = ()
+    PATTERNS: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["files"] = "files"
     sha256: dict[str, Digest] = Field({}, description="{address: hex digest} of everything downloaded")
@@ -88,6 +97,13 @@ class FilesOptions(Options):
         """Every location named, in field order."""
         values = [getattr(self, name) for name in self.LOCATIONS]
         return [item for value in values if value for item in ([value] if isinstance(value, str) else value)]
+
+    def expand_patterns(self) -> Self:
+        """A copy in which the files that match stand in place of each pattern; one that none matches stays."""
+        found = {
+            name: [path for item in getattr(self, name) for path in matching_files(item)] for name in self.PATTERNS
+        }
+        return self.model_copy(update=found)
 
     def map_locations(self, move: Callable[[str], str]) -> Self:
         """A copy whose locations went through `move`."""
@@ -101,12 +117,31 @@ class FilesOptions(Options):
 
     def file_paths(self) -> list[str]:
         """The files whose change rebuilds the dataset; a folder's own files where a location is a folder."""
-        return self.all_locations()
+        return self.expand_patterns().all_locations()
 
     @property
     def added_simulation(self) -> "SimulationOptions | None":
         """The simulator whose files are added to each list of locations, in a domain that has such an option."""
         return None
+
+
+def matching_files(location: str) -> list[str]:
+    """The files that a pattern matches, sorted; a path, an address and a pattern without a match as they are."""
+    if "://" in location or not {*"*?["} & {*location} or Path(location).exists():
+        return [location]
+    return sorted(path for path in glob(location, recursive=True) if Path(path).is_file()) or [location]
+
+
+class TableOptions(Options):
+    """The columns that are read of tables (CSV, TSV or parquet)."""
+
+    id: Text | None = Field("id", description="of a row; null: rows are named after the file and their place in it")
+    sequence: Text = Field("sequence", description="letters")
+    group: Text | None = Field(None, description="rows of one value never stand in two splits, as those of a gene")
+
+    def named_columns(self) -> dict[str, str]:
+        """{what it holds: column} of the columns that have a name."""
+        return {key: name for key, name in self.model_dump().items() if isinstance(name, str)}
 
 
 class SimulationOptions(Options):
@@ -120,6 +155,10 @@ class TaskOptions(Options):
 
     max_new_tokens: int = Field(64, ge=1, description="longest continuation, where a model writes")
     chat: bool = Field(False, description="a causal base reads the prompt as a user's turn of its chat template")
+
+    def dataset_conflict(self, dataset: DatasetOptions) -> str | None:
+        """Why records of such a dataset cannot be put to a model so; None if they can."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -251,6 +290,10 @@ class BuildModule(Protocol):
         """{column: Arrow type or its name} of a record, beside `id` and `group`."""
 
     @property
+    def DISTINCT(self) -> str:
+        """The column of whose equal values one record is kept; "" where equal values are no copies."""
+
+    @property
     def find_leaks(self) -> Callable[[list[dict], list[dict], Any], dict[str, str]] | None:
         """(held_out, others, dataset) -> {id among `others`: id of the held-out record that it resembles}.
 
@@ -259,6 +302,9 @@ class BuildModule(Protocol):
 
     def read(self, files: Any, dataset: Any, ledger: "Ledger") -> Iterable[dict]:
         """Validated records, with `id` and COLUMNS; every raw record is accounted for in the ledger.
+
+        They are taken as they come: one at a time where they are yielded so. A key `where`, `file:record`, is what the
+        ledger says of a copy (DISTINCT); it is not written.
 
         Raises:
             InputError: malformed input, named by file and record; of single records only with `on_error: fail`.

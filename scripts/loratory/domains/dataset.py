@@ -9,6 +9,7 @@ from loratory import registry
 from loratory.data import splits
 from loratory.data.files import atomic_write, file_sha256, write_json
 from loratory.data.ledger import Ledger
+from loratory.data.sampling import HashSample
 from loratory.domains.contract import BuildModule, DatasetOptions, FilesOptions
 from loratory.errors import InputError
 
@@ -35,8 +36,10 @@ def build_dataset(
     """
     build = registry.load_module("domain", domain, "build")
     ledger = Ledger(dataset.on_error)
-    records = sorted(build.read(files, dataset, ledger), key=lambda record: record["id"])
-    records = keep_sample(records, dataset.max_records, seed, ledger, domain)
+    sample = HashSample(dataset.max_records, seed, build.DISTINCT, ledger)
+    for record in build.read(files, dataset, ledger):
+        sample.add_record(record)
+    records = sample.kept_records()
     if not records:
         what = f"no record is left of {ledger.n_in}; rejected: {ledger.reason_counts()}"
         raise InputError(domain, what, expected="records that pass the filters", fix="loosen `dataset:`")
@@ -54,15 +57,6 @@ def build_dataset(
             write_records(folder / f"{split}.parquet", build, part)
         ledger.write_rejects(folder / REJECTS)
         write_json(folder / CARD, dataset_card(domain, build, files, dataset, seed, parts, ledger))
-
-
-def keep_sample(records: list[dict], limit: int | None, seed: int, ledger: Ledger, domain: str) -> list[dict]:
-    """`splits.sample_by_hash`, with those left out noted in the ledger."""
-    kept = splits.sample_by_hash(records, limit, seed)
-    left_out = {record["id"] for record in records} - {record["id"] for record in kept}
-    for id in sorted(left_out):
-        ledger.drop_record(domain, "-", id, "not_sampled")
-    return kept
 
 
 def split_records(
@@ -158,6 +152,7 @@ def dataset_card(
         "n_in": ledger.n_in,
         "n_kept": kept,
         "n_rejected": ledger.reason_counts(),
+        "n_changed": dict(sorted(ledger.n_changed.items())),
         "records": {split: len(part) for split, part in parts.items()},
         "groups": {split: len({r["group"] for r in part}) for split, part in parts.items()},
         "summary": build.summary(placed),

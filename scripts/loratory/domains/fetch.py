@@ -33,7 +33,9 @@ def fetch_source(
         if source.kind == "simulate":
             placed = simulate_files(domain, source, population, seed, aside, Path(out))
         else:
-            placed = source.map_locations(lambda location: fetch_location(location, source.sha256, aside, Path(out)))
+            placed = source.expand_patterns().map_locations(
+                lambda location: fetch_location(location, source.sha256, aside, Path(out))
+            )
             if added := source.added_simulation:
                 placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
         digests = {path: file_sha256(path) for path in sorted(placed.file_paths()) if Path(path).is_file()}
@@ -69,6 +71,8 @@ def fetch_location(location: str, digests: dict[str, str], aside: Path, out: Pat
     if location not in digests:
         raise InputError(location, "a download without a digest", expected="its hex digest under `sha256:`")
     name = PurePosixPath(address.path).name
+    if (aside / name).exists():  # of another address
+        name = f"{digests[location][:8]}_{name}"
     digest = hashlib.sha256()
     try:
         with urlopen(location) as stream, open(aside / name, "wb") as target:

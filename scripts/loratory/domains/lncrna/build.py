@@ -9,11 +9,15 @@ import numpy as np
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import IUPAC_NUCLEOTIDES, RESIDUES, invalid_letters
 from loratory.data.fasta import read_fasta
+from loratory.data.files import require_distinct_files
 from loratory.data.ledger import Ledger
+from loratory.data.sampling import file_and_record
+from loratory.data.tables import read_sequence_rows
 from loratory.domains.lncrna.headers import parse_header, read_gene_table, without_version
 from loratory.domains.lncrna.sources import Dataset, Files, HeaderFormat
 from loratory.errors import InputError
 
+DISTINCT = ""
 COLUMNS = {"sequence": "string", "length": "int32", "label": "int8", "gene": "string"}
 LABELS = {"coding": 0, "noncoding": 1}  # field of `Files` → label: lncRNA is the positive class
 
@@ -26,18 +30,20 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     Raises:
         InputError: a malformed record (with `on_error: fail`), or no record left of a class.
     """
-    genes = read_gene_table(files.genes)
+    files, genes = files.expand_patterns(), read_gene_table(files.genes)
+    require_distinct_files((role, path) for role in files.PATTERNS for path in getattr(files, role))
     found = [
         item
         for role, label in LABELS.items()
         for path in getattr(files, role)
         for item in read_transcripts(path, label, files.header, genes, dataset, ledger)
     ]
+    found += [item for path in files.tables for item in read_rows(path, files, genes, dataset, ledger)]
     kept = list(unique_transcripts(found, ledger))
     for role, label in LABELS.items():
         if all(record["label"] != label for record in kept):
             what = f"only one class: no {role} transcript is left; rejected: {ledger.reason_counts()}"
-            where = ", ".join(getattr(files, role))
+            where = ", ".join([*getattr(files, role), *files.tables])
             raise InputError(where, what, expected="transcripts of both classes", reason="one_class")
     yield from kept
 
@@ -54,16 +60,55 @@ def read_transcripts(
         try:
             id, gene = parse_header(where, header, len(raw), form)
             gene = genes.get(id) or genes.get(without_version(id)) or gene
-            sequence = canonical_sequence(where, raw)
+            record = transcript_record(where, id, raw, label, gene)
         except InputError as error:
             ledger.note_error(error, name)
             continue
-        refused = drop_reason(sequence, dataset)
-        if refused:
-            file, number = where.rsplit(":", 1)
-            ledger.drop_record(file, number, id, *refused)
-        else:
-            yield where, {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
+        if is_within_policy(where, record, dataset, ledger):
+            yield where, record
+
+
+def read_rows(
+    path: str, files: Files, genes: dict[str, str], dataset: Dataset, ledger: Ledger
+) -> Iterator[tuple[str, dict]]:
+    """As `read_transcripts`, of a table whose rows say class and gene."""
+    for where, id, row in read_sequence_rows(path, files.columns.named_columns(), ledger):
+        gene = genes.get(id) or genes.get(without_version(id)) or row.get("group", "")
+        try:
+            label = row_label(where, row["label"], files)
+            record = transcript_record(where, id, row["sequence"].encode(), label, gene)
+        except InputError as error:
+            ledger.note_error(error, id)
+            continue
+        if is_within_policy(where, record, dataset, ledger):
+            yield where, record
+
+
+def row_label(where: str, value: str, files: Files) -> int:
+    """Raises:
+    InputError: a value that `labels` does not name.
+    """
+    if value in files.labels:
+        return LABELS[files.labels[value]]
+    what, expected = f"unknown class in column `{files.columns.label}`", ", ".join(files.labels)
+    fix = "say in `labels` what it means, as `labels: {mRNA: coding, lncRNA: noncoding}`"
+    raise InputError(where, what, value, expected, fix, "label")
+
+
+def transcript_record(where: str, id: str, raw: bytes, label: int, gene: str) -> dict:
+    """Raises:
+    InputError: as `canonical_sequence`.
+    """
+    sequence = canonical_sequence(where, raw)
+    return {"id": id, "sequence": sequence, "length": len(sequence), "label": label, "gene": gene}
+
+
+def is_within_policy(where: str, record: dict, dataset: Dataset, ledger: Ledger) -> bool:
+    """Whether the record is kept; if not, it went to the ledger."""
+    refused = drop_reason(record["sequence"], dataset)
+    if refused:
+        ledger.drop_record(*file_and_record(where), record["id"], *refused)
+    return not refused
 
 
 def canonical_sequence(where: str, raw: bytes) -> str:
@@ -116,7 +161,7 @@ def unique_transcripts(found: list[tuple[str, dict]], ledger: Ledger) -> Iterato
         id, sequence, (file, number) = record["id"], record["sequence"], where.rsplit(":", 1)
         if len(homes[id]) > 1:
             what = f"one id in both classes, also at {homes[id][1 - record['label']]}"
-            fix = "remove it from one class"
+            fix = "remove it from one class; a file that holds both is split by class, or read as a table with labels"
             ledger.note_error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
         elif len(labels[sequence]) > 1:
             ledger.drop_record(file, number, id, "label_conflict", "the same sequence stands in the other class")

@@ -4,7 +4,15 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, FilesOptions, SimulationOptions, TaskOptions
+from loratory.domains.contract import (
+    DatasetOptions,
+    FilesOptions,
+    Locations,
+    SimulationOptions,
+    TableOptions,
+    TaskOptions,
+    Text,
+)
 
 FAMILIES = {"causal": ("choice",), "encoder": ("choice",)}
 AUDIO, FOLDED = False, False
@@ -14,15 +22,38 @@ HeaderFormat = Literal[
 ]
 
 
+class Columns(TableOptions):
+    """The columns that are read of tables (CSV, TSV or parquet)."""
+
+    group: Text | None = Field(None, description="gene; rows of one gene never stand in two splits")
+    label: Text = Field("label", description="class of a transcript, as `labels` names it")
+
+
 class Files(FilesOptions):
-    """FASTA files of transcripts, plain or gzip. A transcript's class is the field that names its file."""
+    """Transcripts in FASTA files, whose class is the field that names their file, or in tables with a column for it.
 
-    LOCATIONS: ClassVar[tuple[str, ...]] = ("coding", "noncoding", "genes")
+    Pooled, plain or compressed; each is a file, a pattern (`*.fa.gz`), or a list of them.
+    """
 
-    coding: list[str] = Field(min_length=1, description="FASTA of mRNAs, such as GENCODE `pc_transcripts`")
-    noncoding: list[str] = Field(min_length=1, description="FASTA of lncRNAs, such as GENCODE `lncRNA_transcripts`")
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("coding", "noncoding", "tables", "genes")
+    PATTERNS: ClassVar[tuple[str, ...]] = ("coding", "noncoding", "tables")
+
+    coding: Locations = Field([], description="FASTA of mRNAs, such as GENCODE `pc_transcripts`")
+    noncoding: Locations = Field([], description="FASTA of lncRNAs, such as GENCODE `lncRNA_transcripts`")
+    tables: Locations = Field([], description="CSV, TSV or parquet with a row a transcript of either class")
+    columns: Columns = Field(Columns(), description="columns of the tables")
+    labels: dict[str, Literal["coding", "noncoding"]] = Field(
+        {"coding": "coding", "noncoding": "noncoding", "0": "coding", "1": "noncoding"},
+        description="{value of the column `label`: class}",
+    )
     genes: str | None = Field(None, description="table of transcript and gene, where headers do not name the gene")
     header: HeaderFormat = Field("auto", description="who wrote the headers; `plain`: they name no gene")
+
+    @model_validator(mode="after")
+    def check_files(self) -> Self:
+        if not self.tables and not (self.coding and self.noncoding):
+            raise ValueError("no files of both classes are named; expected `coding` and `noncoding`, or `tables`")
+        return self
 
 
 class Simulation(SimulationOptions):

@@ -1,18 +1,23 @@
-"""FASTA → records of the twenty standard residues, grouped by homology."""
+"""FASTA and tables → records of the twenty standard residues, grouped by homology."""
 
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import RESIDUES, invalid_letters, looks_like_nucleotides
 from loratory.data.fasta import read_fasta
+from loratory.data.files import require_distinct_files
 from loratory.data.ledger import Ledger
+from loratory.data.sampling import file_and_record
+from loratory.data.tables import read_sequence_rows
 from loratory.domains.contract import random_split
-from loratory.domains.protein.sources import Dataset, Files
+from loratory.domains.protein.sources import Dataset, Files, ResidueOptions
 from loratory.errors import InputError
 
-COLUMNS = {"sequence": "string", "length": "int32", "tax_id": "string", "name": "string"}
+DISTINCT = "sequence"
+COLUMNS = {"sequence": "string", "length": "int32", "tax_id": "string", "name": "string", "unit": "string"}
 split = partial(random_split, "protein")
 
 # https://www.uniprot.org/help/fasta-headers; a cluster's name may be empty and may hold `n=` and `Tax=` itself.
@@ -22,23 +27,97 @@ UNIPROT = re.compile(r"(?:sp|tr)\|\S+\s+(?P<name>.*?)\s+OS=.*?(?:\s+OX=(?P<tax_i
 BARE = re.compile(r"\S+(?:\s+(?P<name>.*))?(?P<tax_id>)")
 
 RARE, AMBIGUOUS = b"UO", b"BZJX"
-MAPPED = bytes.maketrans(RARE, b"CK")  # selenocysteine and pyrrolysine by their nearest standard residues
+# Selenocysteine and pyrrolysine by their nearest standard residues; whatever stands for several residues as X.
+MAPPED = bytes.maketrans(RARE + AMBIGUOUS, b"CKXXXX")
+NUCLEOTIDE_RECORDS, NUCLEOTIDE_SHARE = 5, 0.1  # of a file from which it holds nucleotides
+
+
+class RawProtein(NamedTuple):
+    """A sequence as a file gives it, and the `unit` that may not be parted from others of that name ("": none)."""
+
+    where: str
+    id: str
+    sequence: bytes
+    name: str = ""
+    tax_id: str = ""
+    unit: str = ""
 
 
 def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
-    """Records whose sequences are distinct and within the policy.
+    """Yields records within the policy as they are read.
 
     Raises:
-        InputError: as `read_fasta`; with `on_error: fail` also for letters that are no residues, and for nucleotides.
+        InputError: as `read_fasta` and `read_table`; a file of nucleotides; with `on_error: fail` also for letters
+            that are no residues.
     """
-    found = []
-    for where, id, header, raw in read_fasta(files.fasta, ledger, files.encoding):
-        sequence = accepted_sequence(where, id, raw, dataset, ledger)
-        if sequence is not None:
-            name, tax_id = name_and_taxon(header)
-            record = {"id": id, "sequence": sequence, "length": len(sequence), "tax_id": tax_id, "name": name}
-            found.append((where, record))
-    yield from distinct_records(found, ledger)
+    files = files.expand_patterns()
+    require_distinct_files([*(("fasta", path) for path in files.fasta), *(("tables", path) for path in files.tables)])
+    for path in files.fasta:
+        yield from accepted_records(fasta_proteins(path, files, ledger), dataset, ledger)
+    for path in files.tables:
+        yield from accepted_records(table_proteins(path, files, ledger), dataset, ledger)
+
+
+def fasta_proteins(path: str, files: Files, ledger: Ledger) -> Iterator[RawProtein]:
+    for where, id, header, sequence in read_fasta(path, ledger, files.encoding, remember_ids=False):
+        yield RawProtein(where, id, sequence, *name_and_taxon(header))
+
+
+def table_proteins(path: str, files: Files, ledger: Ledger) -> Iterator[RawProtein]:
+    for where, id, row in read_sequence_rows(path, files.columns.named_columns(), ledger, files.encoding):
+        yield RawProtein(where, id, row["sequence"].encode(), unit=row.get("group", ""))
+
+
+def accepted_records(proteins: Iterable[RawProtein], dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
+    """The records of one file.
+
+    Raises:
+        InputError: many of its records look like nucleotides.
+    """
+    n, like, first = 0, 0, None
+    for raw in proteins:
+        n += 1
+        if looks_like_nucleotides(raw.sequence):
+            like, first = like + 1, first or raw
+        yield from protein_records(raw, dataset, ledger)
+    if first and like >= NUCLEOTIDE_RECORDS and like >= NUCLEOTIDE_SHARE * n:
+        what = f"{like} of {n} records of the file look like nucleotides, the first of them"
+        value, fix = first.sequence[:30].upper().decode(), "translate them"
+        raise InputError(first.where, what, value, "residues of proteins", fix, "nucleotides")
+
+
+def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
+    """The record of a protein, or those of its windows; none if it went to the ledger."""
+    sequence = residue_letters(raw.where, raw.id, raw.sequence, ledger)
+    if sequence is None:
+        return
+    pieces = cut_sequence(raw.id, sequence, dataset)
+    for number, (id, piece) in enumerate(pieces):
+        if number:
+            ledger.count_record()
+        if letters := letters_within_policy(raw.where, id, piece, dataset, ledger, dataset.max_ambiguous):
+            if len(piece) < len(sequence):
+                ledger.count_change("cropped" if dataset.too_long == "crop" else "windows")
+            yield {
+                "id": id,
+                "sequence": letters,
+                "length": len(letters),
+                "tax_id": raw.tax_id,
+                "name": raw.name,
+                "unit": raw.unit or (raw.id if len(pieces) > 1 else ""),
+                "where": raw.where,
+            }
+
+
+def cut_sequence(id: str, sequence: bytes, dataset: Dataset) -> list[tuple[str, bytes]]:
+    """`(id, sequence)` of what stands for a protein: itself, its beginning, or windows named after their residues."""
+    longest, length = dataset.max_length, len(sequence)
+    if length <= longest or dataset.too_long == "drop":
+        return [(id, sequence)]
+    if dataset.too_long == "crop":
+        return [(id, sequence[:longest])]
+    starts = range(0, length, longest)
+    return [(f"{id}/{at + 1}-{min(at + longest, length)}", sequence[at : at + longest]) for at in starts]
 
 
 def distinct_records(found: Iterable[tuple[str, dict]], ledger: Ledger) -> list[dict]:
@@ -55,51 +134,56 @@ def distinct_records(found: Iterable[tuple[str, dict]], ledger: Ledger) -> list[
     return [record for _, record in first.values()]
 
 
-def accepted_sequence(where: str, id: str, raw: bytes, dataset: Dataset, ledger: Ledger) -> str | None:
+def accepted_sequence(where: str, id: str, raw: bytes, dataset: ResidueOptions, ledger: Ledger) -> str | None:
     """The sequence in capitals of the twenty residues; None if it went to the ledger."""
+    sequence = residue_letters(where, id, raw, ledger)
+    return None if sequence is None else letters_within_policy(where, id, sequence, dataset, ledger)
+
+
+def residue_letters(where: str, id: str, raw: bytes, ledger: Ledger) -> bytes | None:
+    """The sequence in capitals, without the mark of its end; None if it is malformed."""
     sequence = raw.upper().removesuffix(b"*")
-    error = sequence_error(where, sequence)
-    if error:
-        ledger.note_error(error, id)
-        return None
-    ambiguous, rare = letter_count(AMBIGUOUS, sequence), letter_count(RARE, sequence)
-    if ambiguous:
-        ledger.drop_record(*file_and_record(where), id, "ambiguous_residue", f"{ambiguous} of {len(sequence)}")
-    elif rare and dataset.rare_residues == "drop":
-        ledger.drop_record(*file_and_record(where), id, "rare_residue", f"{rare} of {len(sequence)}")
-    elif len(sequence) < dataset.min_length:
-        ledger.drop_record(*file_and_record(where), id, "too_short", f"{len(sequence)} < {dataset.min_length}")
-    elif len(sequence) > dataset.max_length:
-        ledger.drop_record(*file_and_record(where), id, "too_long", f"{len(sequence)} > {dataset.max_length}")
-    else:
-        return sequence.translate(MAPPED).decode()
+    error = letter_error(where, sequence)
+    if error is None:
+        return sequence
+    ledger.note_error(error, id)
     return None
 
 
-def sequence_error(where: str, sequence: bytes) -> InputError | None:
+def letters_within_policy(
+    where: str, id: str, sequence: bytes, dataset: ResidueOptions, ledger: Ledger, max_ambiguous: float = 0
+) -> str | None:
+    """The sequence in letters of the twenty residues and, where it is tolerated, X; None if it went to the ledger."""
+    length, odd = len(sequence), invalid_letters(sequence, RESIDUES)
+    ambiguous, rare = letter_count(AMBIGUOUS, odd), letter_count(RARE, odd)
+    if ambiguous > max_ambiguous * length:
+        ledger.drop_record(*file_and_record(where), id, "ambiguous_residue", f"{ambiguous} of {length}")
+    elif rare and dataset.rare_residues == "drop":
+        ledger.drop_record(*file_and_record(where), id, "rare_residue", f"{rare} of {length}")
+    elif length < dataset.min_length:
+        ledger.drop_record(*file_and_record(where), id, "too_short", f"{length} < {dataset.min_length}")
+    elif length > dataset.max_length:
+        ledger.drop_record(*file_and_record(where), id, "too_long", f"{length} > {dataset.max_length}")
+    else:
+        return (sequence.translate(MAPPED) if odd else sequence).decode()
+    return None
+
+
+def letter_error(where: str, sequence: bytes) -> InputError | None:
     """Why it is no protein sequence at all; None if it is one."""
     invalid = invalid_letters(sequence, RESIDUES + (RARE + AMBIGUOUS).decode())
-    if invalid:
-        letter = invalid[:1]
-        what = f"{letter.decode('latin-1')!r} at position {sequence.index(letter) + 1} of the sequence is no residue"
-        if letter in b"-.":
-            return InputError(where, what, None, "unaligned sequences", "remove the gaps of the alignment", "gap")
-        fix = "remove it; only one `*` at the very end is understood"
-        return InputError(where, what, None, "one-letter residue codes", fix, "residue")
-    if looks_like_nucleotides(sequence):
-        what, value = "looks like nucleotides", sequence[:30].decode()
-        fix = "translate it; if it is a protein all the same, set `on_error: skip`"
-        return InputError(where, what, value, "residues of a protein", fix, "nucleotides")
-    return None
+    if not invalid:
+        return None
+    letter = invalid[:1]
+    what = f"{letter.decode('latin-1')!r} at position {sequence.index(letter) + 1} of the sequence is no residue"
+    if letter in b"-.":
+        return InputError(where, what, None, "unaligned sequences", "remove the gaps of the alignment", "gap")
+    fix = "remove it; only one `*` at the very end is understood"
+    return InputError(where, what, None, "one-letter residue codes", fix, "residue")
 
 
 def letter_count(letters: bytes, sequence: bytes) -> int:
-    return sum(map(sequence.count, letters))
-
-
-def file_and_record(where: str) -> tuple[str, str]:
-    file, _, record = where.rpartition(":")
-    return file, record
+    return sum(map(sequence.count, letters)) if sequence else 0
 
 
 def name_and_taxon(header: str) -> tuple[str, str]:
@@ -113,24 +197,27 @@ def protein_sequences(records: list[dict]) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
-def related_when(dataset: Dataset) -> mmseqs.Relation:
+def related_when(dataset: ResidueOptions) -> mmseqs.Relation:
     """What may not stand in two splits."""
     return mmseqs.Relation(dataset.identity, dataset.coverage, dataset.covered)
 
 
-def group(records: list[dict], dataset: Dataset) -> list[str]:
-    """The representative of each record's cluster."""
+def group(records: list[dict], dataset: ResidueOptions) -> list[str]:
+    """The representative of each record's cluster; clusters with records of one unit are one group, named after the
+    first."""
     home = mmseqs.cluster_sequences(protein_sequences(records), related_when(dataset))
-    return [home[record["id"]] for record in records]
+    clusters = [home[record["id"]] for record in records]
+    links = splits.links_by_key(clusters, [record.get("unit", "") for record in records])
+    return [clusters[root] for root in splits.connected_components(len(records), links)]
 
 
-def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
+def find_leaks(held_out: list[dict], others: list[dict], dataset: ResidueOptions) -> dict[str, str]:
     """Others that a search with the held-out sequences finds: clustering compares with representatives only."""
     hits = mmseqs.search_sequences(protein_sequences(held_out), protein_sequences(others), related_when(dataset))
     return {target: query for query, target, _ in reversed(hits)}
 
 
-def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
+def count_overlaps(held_out: list[dict], others: list[dict], dataset: ResidueOptions) -> dict[str, dict]:
     """Records held out that are related to others, by the usual criteria of the field from strict to lax."""
     identity, coverage = dataset.identity, dataset.coverage
     relations = {
@@ -141,9 +228,11 @@ def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -
     return mmseqs.count_related(protein_sequences(held_out), protein_sequences(others), relations)
 
 
-def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
+def proof(parts: dict[str, list[dict]], dataset: ResidueOptions) -> dict[str, int]:
+    in_units = {split: [record for record in part if record.get("unit")] for split, part in parts.items()}
     return {
         "clusters_in_two_splits": splits.count_shared(parts, "group"),
+        "units_in_two_splits": splits.count_shared(in_units, "unit"),
         "sequences_in_two_splits": splits.count_shared(parts, "sequence"),
     }
 
@@ -154,4 +243,6 @@ def summary(records: list[dict]) -> dict:
         "residues": sum(lengths),
         "length": {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]},
         "taxa": len({record["tax_id"] for record in records} - {""}),
+        "ambiguous_residues": sum(record["sequence"].count("X") for record in records),
+        "like_nucleotides": sum(looks_like_nucleotides(record["sequence"].encode()) for record in records),
     }

@@ -24,11 +24,11 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     """One value for each row and column; NaN where the row has no such output.
 
     `nll` in nats with the closing bracket (as `text` also with end-of-sequence), over `residues` without it. Of a
-    sample: `valid` and `truncated` are 0 or 1, `distinct` is 1 over the number of samples with the same sequence, so
-    that its mean is the distinct share of all samples. `plddt` 0–100 and TM-scores 0–1 come with folded samples.
-    Valid samples are also compared with each other and with `records` (`samples.compare_samples`).
+    sample: `valid` and `truncated` are 0 or 1, `distinct` is 1 over the number of samples with the same sequence that
+    are closed alike, so that its mean is the distinct share of all samples. `plddt` 0–100 and TM-scores 0–1 come with
+    folded samples. Valid samples are also compared with each other and with `records` (`samples.compare_samples`).
     """
-    copies = Counter(row["text"].partition(CLOSE)[0] for row in rows if row["text"] is not None)
+    copies = Counter(row["text"].partition(CLOSE)[:2] for row in rows if row["text"] is not None)
     judged = [{**row, **scored_columns(row), **sample_columns(row, copies, task)} for row in rows]
     valid = {str(i): row["text"].partition(CLOSE)[0] for i, row in enumerate(judged) if row.get("valid")}
     for i, beside in compare_samples(valid, [record["sequence"] for record in records] if valid else []).items():
@@ -45,7 +45,7 @@ def sample_columns(row: dict, copies: Counter, task: Task) -> dict:
         return {}
     sequence, closed, _ = row["text"].partition(CLOSE)
     valid = bool(closed) and is_valid(sequence, task.min_length, task.max_length)
-    return {"valid": valid, "truncated": not closed, "distinct": 1 / copies[sequence]}
+    return {"valid": valid, "truncated": not closed, "distinct": 1 / copies[sequence, closed]}
 
 
 def is_valid(sequence: str, min_length: int, max_length: int) -> bool:
@@ -87,7 +87,7 @@ TM_NORMS = {
     "query": "the sample's length",
     "reference": "that chain's length",
 }
-VERSION = 2
+VERSION = 3  # 3: a sample that never closes is no copy of one that does
 METRICS = (
     Metric(
         "nll_per_residue",

@@ -4,19 +4,36 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, SimulationOptions, TaskOptions
+from loratory.domains.contract import (
+    DatasetOptions,
+    Encoding,
+    FilesOptions,
+    Locations,
+    SimulationOptions,
+    TableOptions,
+    TaskOptions,
+)
 
 FAMILIES = {"causal": ("nll", "sample"), "masked": ("nll",)}
 AUDIO, FOLDED = False, True
 
 
 class Files(FilesOptions):
-    """A FASTA file with UniRef, UniProt or bare headers."""
+    """FASTA files with UniRef, UniProt or bare headers, tables, or both: pooled, plain or compressed."""
 
-    LOCATIONS: ClassVar[tuple[str, ...]] = ("fasta",)
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("fasta", "tables")
+    PATTERNS: ClassVar[tuple[str, ...]] = LOCATIONS
 
-    fasta: str = Field(min_length=1, description="protein sequences, plain or gzip")
-    encoding: Encoding = Field("utf-8", description="text encoding of the headers")
+    fasta: Locations = Field([], description="FASTA: a file, a pattern (`*.fa.gz`), or a list of them")
+    tables: Locations = Field([], description="CSV, TSV or parquet with a row a protein, likewise")
+    columns: TableOptions = Field(TableOptions(), description="columns of the tables")
+    encoding: Encoding = Field("utf-8", description="text encoding of the headers and tables")
+
+    @model_validator(mode="after")
+    def check_files(self) -> Self:
+        if not self.fasta and not self.tables:
+            raise ValueError("neither `fasta` nor `tables` names a file")
+        return self
 
 
 class Simulation(SimulationOptions):
@@ -35,8 +52,8 @@ class Simulation(SimulationOptions):
         return self
 
 
-class Dataset(DatasetOptions):
-    """Which sequences are kept, and which of them count as related."""
+class ResidueOptions(DatasetOptions):
+    """Which sequences of residues are kept, and which of them count as related."""
 
     min_length: int = Field(50, ge=1, description="shortest sequence kept, residues")
     max_length: int = Field(512, ge=1, description="longest sequence kept, residues")
@@ -51,6 +68,19 @@ class Dataset(DatasetOptions):
     def check_lengths(self) -> Self:
         require_length_order(self.min_length, self.max_length)
         return self
+
+
+class Dataset(ResidueOptions):
+    """Which sequences are kept, and which of them count as related."""
+
+    max_ambiguous: float = Field(
+        0, ge=0, lt=1, description="largest share of B, Z, J and X that is kept, all written X; 0 drops such records"
+    )
+    too_long: Literal["drop", "crop", "windows"] = Field(
+        "drop",
+        description="longer than `max_length`: left out; cut to its first residues; or cut into pieces of that length,"
+        " each a record, that never stand in two splits",
+    )
 
 
 class Task(TaskOptions):
@@ -69,6 +99,15 @@ class Task(TaskOptions):
     def check_lengths(self) -> Self:
         require_length_order(self.min_length, self.max_length)
         return self
+
+    def dataset_conflict(self, dataset: DatasetOptions) -> str | None:
+        """The closed alphabet of `letters` has no X."""
+        if self.tokens == "text" or not getattr(dataset, "max_ambiguous", 0):
+            return None
+        return (
+            "`task.tokens: letters` cannot write the X that `dataset.max_ambiguous` keeps; expected `tokens: text`, or"
+            " `max_ambiguous: 0`"
+        )
 
 
 def require_length_order(min_length: int, max_length: int) -> None:

@@ -20,6 +20,7 @@ from loratory.domains.recsys.sources import Dataset, Files
 from loratory.domains.recsys.tables import read_table_rows, table_location
 from loratory.errors import InputError
 
+DISTINCT = ""
 COLUMNS = {
     "user": "string",
     "item": "string",

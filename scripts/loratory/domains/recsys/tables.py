@@ -1,6 +1,5 @@
 """Rows of MovieLens tables, plain, gzip or inside a zip archive: CSV with a header; `::`, tab and `|` without one."""
 
-import csv
 import io
 import zipfile
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import cast
 
 from loratory.data.files import DAMAGED, UTF8_MARK, check_encoding_mark, damaged_error, decode_line, read_lines
+from loratory.data.tables import csv_rows
 from loratory.domains.recsys.sources import Files, split_location
 from loratory.errors import InputError
 
@@ -92,23 +92,6 @@ def table_format(location: str, format: str) -> str:
         fix = "set `format:` to csv, dat or tab"
         raise InputError(location, "layout unknown by its suffix", suffix, ", ".join(SUFFIXES), fix, "format")
     return SUFFIXES[suffix] if format == "auto" else format
-
-
-def csv_rows(location: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yields `(first line, fields)`. Broken quotes always raise: nothing says where the next row would begin."""
-    reader = csv.reader((text + "\n" for _, text in lines), strict=True)
-    start = 1
-    while True:
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            expected = 'every `"` closed, and doubled inside a field'
-            raise InputError(f"{location}:{start}", "broken quotes", error, expected, reason="quotes") from None
-        if fields:
-            yield start, fields
-        start = reader.line_num + 1
 
 
 def location_lines(location: str, encoding: str) -> Iterator[tuple[int, str]]:

@@ -16,6 +16,7 @@ from loratory.domains.contract import exact_overlap, random_split
 from loratory.domains.speech.sources import SPEAKER_TABLES, TABLES, Dataset, Files
 from loratory.errors import InputError
 
+DISTINCT = ""
 COLUMNS = {
     "audio": "string",  # path, relative to where the workflow runs unless the tables hold absolute ones
     "text": "string",  # as transcribed, without tags

@@ -24,6 +24,7 @@ from loratory.domains.protein import build as protein
 from loratory.domains.structure.sources import Dataset, Files
 from loratory.errors import InputError
 
+DISTINCT = ""
 COLUMNS = {
     "sequence": "string",
     "length": "int32",

@@ -40,7 +40,7 @@ class Files(FilesOptions):
         return self.simulated
 
 
-class Dataset(protein.Dataset):
+class Dataset(protein.ResidueOptions):
     """Which chains are kept, and which of them count as related."""
 
     resolved: float = Field(0.9, ge=0, le=1, description="least share of residues with all of N, CA, C and O")

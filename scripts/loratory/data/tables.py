@@ -1,0 +1,130 @@
+"""Rows of tables: CSV with a header, tabs or semicolons in place of its commas, or parquet."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loratory.data.files import LONGEST, open_bytes, read_lines
+from loratory.data.ledger import Ledger
+from loratory.errors import InputError
+
+PARQUET = b"PAR1"
+SEPARATORS = "\t,;"  # in this order: the first that the header holds
+
+csv.field_size_limit(LONGEST)  # a sequence may be longer than the 128 kB of the standard library
+
+
+def read_table(
+    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str = "utf-8"
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields `(file:row, {key: cell})` of every row; a cell without a value is "".
+
+    Rows are numbered by their lines, those of parquet from 1. Rows with a wrong number of cells go to the ledger.
+
+    Args:
+        columns: {key: name of the column}.
+
+    Raises:
+        InputError: as `read_lines`; a column is missing, quotes are broken, or there is no row.
+    """
+    with open_bytes(path) as stream:
+        start = stream.read(len(PARQUET))
+    read_rows = parquet_rows if start == PARQUET else text_rows
+    before = ledger.n_in
+    for number, row in read_rows(path, columns, ledger, encoding):
+        yield f"{path}:{number}", row
+    if ledger.n_in == before:
+        raise InputError(path, "the table holds no rows", expected="a row for each record", reason="empty")
+
+
+def read_sequence_rows(
+    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str = "utf-8"
+) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yields `(file:row, id, row)` of a table with a column `sequence`, whose white space is removed, as
+    `read_table`.
+
+    Without a column `id`, rows are named after the file and their number. Rows without an id or sequence go to the
+    ledger.
+    """
+    for where, row in read_table(path, columns, ledger, encoding):
+        id = row["id"] if "id" in columns else Path(where).name
+        row["sequence"] = "".join(row["sequence"].split())
+        if not id:
+            error = InputError(where, "row without an id", columns["id"], "a value in this column", reason="no_id")
+            ledger.note_error(error)
+        elif not row["sequence"]:
+            expected = "at least one letter"
+            ledger.note_error(InputError(where, "row without a sequence", id, expected, reason="no_sequence"), id)
+        else:
+            yield where, id, row
+
+
+def text_rows(
+    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str
+) -> Iterator[tuple[int, dict[str, str]]]:
+    lines = read_lines(path, encoding)
+    first = next(lines, (1, ""))
+    separator = next((mark for mark in SEPARATORS if mark in first[1]), ",")
+    rows = csv_rows(str(path), chain([first], lines), separator)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    check_columns(path, columns, header)
+    places = {key: header.index(name) for key, name in columns.items()}
+    for number, cells in rows:
+        ledger.count_record()
+        if len(cells) == len(header):
+            yield number, {key: cells[place].strip() for key, place in places.items()}
+        else:
+            what, expected = f"{len(cells)} cells", f"{len(header)}: {', '.join(header)}"
+            ledger.note_error(InputError(f"{path}:{number}", what, separator.join(cells), expected, reason="cells"))
+
+
+def csv_rows(location: str, lines: Iterable[tuple[int, str]], separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yields `(first line, fields)`. Broken quotes always raise: nothing says where the next row would begin."""
+    reader = csv.reader((text + "\n" for _, text in lines), strict=True, delimiter=separator)
+    start = 1
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            expected = 'every `"` closed, and doubled inside a field'
+            raise InputError(f"{location}:{start}", "broken quotes", error, expected, reason="quotes") from None
+        if fields:
+            yield start, fields
+        start = reader.line_num + 1
+
+
+def parquet_rows(
+    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str
+) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        table = pq.ParquetFile(path)
+        check_columns(path, columns, table.schema_arrow.names)
+        number = 0
+        for batch in table.iter_batches(columns=list(dict.fromkeys(columns.values()))):
+            for row in batch.to_pylist():
+                number += 1
+                ledger.count_record()
+                yield number, {key: cell_text(row[name]) for key, name in columns.items()}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", "write it again") from None
+
+
+def cell_text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def check_columns(path: Path | str, columns: Mapping[str, str], header: list[str]) -> None:
+    """Raises:
+    InputError: a column is missing, or its name stands twice.
+    """
+    for key, name in columns.items():
+        if header.count(name) != 1:
+            what = f"{'no' if name not in header else 'more than one'} column `{name}`"
+            fix = f"say which column it is, as `columns: {{{key}: …}}`"
+            raise InputError(f"{path}:1", what, ", ".join(header), f"a column of the {key}", fix, "columns")

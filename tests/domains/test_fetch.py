@@ -1,0 +1,28 @@
+"""What is fetched lies where the account says, and what a pattern matched is written down."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+
+from loratory.domains import fetch
+from loratory.domains.protein.sources import Files
+
+
+def test_downloads_of_one_name_from_two_addresses_are_both_kept(tmp_path, monkeypatch):
+    content = {f"https://{host}.org/x.fa": f">{host}\nMKV\n".encode() for host in "ab"}
+    monkeypatch.setattr(fetch, "urlopen", lambda address: io.BytesIO(content[address]))
+    digests = {address: hashlib.sha256(each).hexdigest() for address, each in content.items()}
+    fetch.fetch_source("protein", Files(fasta=[*content], sha256=digests), "domain", 0, tmp_path / "raw")
+    found = fetch.open_source("protein", tmp_path / "raw").fasta
+    assert [Path(path).read_bytes() for path in found] == [*content.values()]
+
+
+@pytest.mark.parametrize("pattern", ["*.fa", "**/*.fa"])
+def test_the_files_of_a_pattern_are_noted_as_they_were_found(tmp_path, pattern):
+    for name in ("b.fa", "a.fa"):
+        (tmp_path / name).write_text(">a\nMKV\n")
+    fetch.fetch_source("protein", Files(fasta=f"{tmp_path}/{pattern}"), "domain", 0, tmp_path / "raw")
+    (tmp_path / "later.fa").touch()
+    assert fetch.open_source("protein", tmp_path / "raw").fasta == [f"{tmp_path}/a.fa", f"{tmp_path}/b.fa"]
