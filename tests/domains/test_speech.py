@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loratory.data.audio import RATE, read_audio
+from loratory.data.clips import Clip
+from loratory.data.files import file_sha256
 from loratory.data.ledger import Ledger
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.speech import build, metrics, simulate
@@ -26,6 +28,7 @@ from loratory.domains.speech.sources import Dataset, Files, Simulation, Task
 from loratory.domains.speech.task import baselines, examples, plain_transcript
 from loratory.errors import InputError
 
+ANY = Dataset(held_out_sentences="any")
 TEXTS = ("red ball", "BLUE cat", "it's a dog", "go home")
 
 
@@ -91,6 +94,10 @@ def test_records_carry_what_the_tables_say(corpus):
     assert record | {"sha256": ""} == {
         "id": "s03-2",
         "audio": str(corpus / "s03-2.flac"),
+        "audio_sha256": file_sha256(corpus / "s03-2.flac"),
+        "start": 0.0,
+        "end": -1.0,
+        "flaws": "",
         "text": "it's a dog",
         "speaker": "s03",
         "age": 8,
@@ -235,11 +242,6 @@ def test_missing_and_empty_tables(corpus, table):
     assert str(refusal(corpus)).startswith(f"{corpus / table}: no such file")
 
 
-def test_segments_are_refused_by_name(corpus):
-    (corpus / "segments").write_text("s00-0 rec 0.0 1.0\n")
-    assert refusal(corpus).where == str(corpus / "segments")
-
-
 @pytest.mark.parametrize("options", [{"min_age": 9, "max_age": 8}, {"min_seconds": 3, "max_seconds": 2}, {"old": 1}])
 def test_impossible_options(options):
     with pytest.raises(ValidationError):
@@ -283,7 +285,7 @@ def test_planted_copy_of_a_clip_is_dropped(corpus):
 @pytest.fixture
 def dataset(corpus, tmp_path):
     shutil.copy(corpus / "s03-2.flac", corpus / "s09-1.flac")
-    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "data")
+    build_dataset("speech", files(corpus), ANY, 0, tmp_path / "data")
     return tmp_path / "data"
 
 
@@ -291,13 +293,14 @@ def test_dataset_is_speaker_disjoint_and_adds_up(dataset, tmp_path):
     card = json.loads((dataset / "card.json").read_text())
     assert card["n_in"] == 48 == card["n_kept"] + sum(card["n_rejected"].values())
     assert card["summary"]["test_texts_also_in_train"] == card["summary"]["test_texts"] == 4
+    assert all(record["read_in_train"] for record in read_split(dataset, "test"))
     assert sum(card["summary"]["speakers_by_age"].values()) == 12
-    audit_split("speech", dataset, Dataset(), tmp_path / "audit.json")
+    audit_split("speech", dataset, ANY, tmp_path / "audit.json")
     assert set(json.loads((tmp_path / "audit.json").read_text())["counts"].values()) == {0}
 
 
 def test_same_input_gives_the_same_bytes(dataset, corpus, tmp_path):
-    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "again")
+    build_dataset("speech", files(corpus), ANY, 0, tmp_path / "again")
     for path in dataset.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
@@ -309,7 +312,7 @@ def test_audit_finds_what_is_planted_in_test(dataset, tmp_path, stolen, count):
     schema = pq.read_schema(dataset / "test.parquet")
     pq.write_table(pa.Table.from_pylist(test, schema=schema), dataset / "test.parquet")
     with pytest.raises(InputError, match=f"{count}.: 1"):
-        audit_split("speech", dataset, Dataset(), tmp_path / "audit.json")
+        audit_split("speech", dataset, ANY, tmp_path / "audit.json")
 
 
 def test_sentences_of_held_out_utterances_are_dropped_from_what_is_learnt_and_the_audit_finds_those_that_are_not(
@@ -321,7 +324,7 @@ def test_sentences_of_held_out_utterances_are_dropped_from_what_is_learnt_and_th
     change(corpus, "text", "s05-0", "Red, BALL!")  # read by all; normalised, the same sentence
     for speaker in (0, 3):
         change(corpus, "text", f"s{speaker:02d}-1", "um")  # nothing is left of fillers: compared as they are
-    unseen = Dataset(held_out_sentences="unseen")
+    unseen = Dataset()
     build_dataset("speech", files(corpus), unseen, 0, tmp_path / "data")
     parts = {split: read_split(tmp_path / "data", split) for split in ("train", "gate", "valid", "test")}
     texts = {split: {record["text"].lower().strip("!").replace(",", "") for record in parts[split]} for split in parts}
@@ -332,7 +335,7 @@ def test_sentences_of_held_out_utterances_are_dropped_from_what_is_learnt_and_th
     assert card["n_in"] == card["n_kept"] + sum(card["n_rejected"].values()) == 48
     audit_split("speech", tmp_path / "data", unseen, tmp_path / "audit.json")
     assert json.loads((tmp_path / "audit.json").read_text())["counts"]["resembles_test"] == 0
-    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "any")
+    build_dataset("speech", files(corpus), ANY, 0, tmp_path / "any")
     with pytest.raises(InputError, match="resembles_test"):
         audit_split("speech", tmp_path / "any", unseen, tmp_path / "audit.json")
 
@@ -346,7 +349,7 @@ def test_examples_follow_the_family(corpus):
         record["group"] = record["speaker"]
     heard = examples(found, Task(), "causal")
     assert heard[1].prompt == "Transcribe speech to text.\n" and heard[1].target == "blue cat"
-    assert heard[1].audio == str(corpus / "s00-1.flac") and heard[1].group == "s00"
+    assert heard[1].audio == Clip(str(corpus / "s00-1.flac"), file_sha256(corpus / "s00-1.flac"), 0.5) and heard[1].group == "s00"
     assert {example.prompt for example in examples(found, Task(), "whisper")} == {""}
 
 
@@ -384,9 +387,7 @@ def test_deaf_baseline_hears_nothing(corpus):
 
 
 def test_the_empty_transcript_is_a_baseline_of_exactly_all_words_wrong(corpus):
-    found, _ = records(corpus)
-    for record in found:
-        record["group"] = record["speaker"]
+    found = [record | {"group": record["speaker"], "read_in_train": False} for record in records(corpus)[0]]
     rows = baselines(found[:40], found[40:], Task())["empty"]
     assert {row["text"] for row in rows} == {""} and len(rows) == len(found[40:])
     columns = metrics.columns(rows, found, Task())
@@ -401,7 +402,9 @@ LINES = st.lists(st.sampled_from(["cat", "dog", "red", "blue", "house", "jump"])
 
 def counted(pairs, ages=None, normaliser="english"):
     rows = [{"id": str(i), "reference": reference, "text": text} for i, (reference, text) in enumerate(pairs)]
-    people = [{"id": str(i), "age": age} for i, age in enumerate(ages or [-1] * len(pairs))]
+    people = [
+        {"id": str(i), "age": age, "read_in_train": i % 2 == 1} for i, age in enumerate(ages or [-1] * len(pairs))
+    ]
     return metrics.columns(rows, people, Task(normaliser=normaliser))
 
 
@@ -634,7 +637,8 @@ def test_speechocean_children(shared_data, tmp_path):
     source = Files(folders=[str(root / "train"), str(root / "test")], audio_root=str(root))
     build_dataset("speech", source, Dataset(max_age=15), 0, tmp_path / "data")
     card = json.loads((tmp_path / "data" / "card.json").read_text())
-    assert card["n_in"] == 320 and card["n_kept"] == 240 and card["n_rejected"] == {"other_age": 80}
+    assert card["n_in"] == 320 and card["n_rejected"]["other_age"] == 80
+    assert card["n_kept"] == 240 - card["n_rejected"]["resembles_held_out"]
     assert sum(card["groups"].values()) == 60
     assert set(card["summary"]["speakers_by_age"]) <= {str(age) for age in range(6, 13)}
     audit_split("speech", tmp_path / "data", Dataset(max_age=15), tmp_path / "audit.json")
