@@ -173,7 +173,14 @@ def container(folder, kind, subtype):
 
 
 CONTAINERS = [
-    *(("OGG", "VORBIS"), ("OGG", "OPUS"), ("NIST", "PCM_16"), ("NIST", "ULAW"), ("W64", "PCM_16"), ("W64", "MS_ADPCM")),
+    *(
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("NIST", "PCM_16"),
+        ("NIST", "ULAW"),
+        ("W64", "PCM_16"),
+        ("W64", "MS_ADPCM"),
+    ),
     *(("AIFF", "PCM_16"), ("AIFF", "IMA_ADPCM"), ("AU", "PCM_16"), ("AU", "ULAW"), ("RF64", "PCM_16")),
     *(("CAF", "PCM_16"), ("CAF", "ALAC_16"), ("WAVEX", "PCM_24"), ("WAV", "IMA_ADPCM"), ("WAV", "GSM610")),
     *(("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")),

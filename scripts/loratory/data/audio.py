@@ -21,7 +21,7 @@ SILENCE = 1e-3  # root mean square of -60 dBFS
 LOUDEST = 4.0  # beyond 12 dB above full scale, samples are not in a scale of 1
 CANCELLED = 0.1  # of a channel's loudness: so little is left of channels that are in opposite phase
 FLAT, CLIPPED = 1e-4, 0.01  # within this of the peak lies more than this share of clipped samples
-OFFSET = 0.01  # of full scale
+OFFSET, OFFSET_SHARE = 0.01, 0.05  # of full scale, and of the loudness
 OVERHANG = 0.1  # seconds that a segment may reach beyond its recording, where times were rounded
 KNOWN_DIGESTS = 1 << 16
 WINDOW, HOP = 400, 160  # 25 ms every 10 ms
@@ -105,7 +105,7 @@ def inspect_audio(
     """The samples of `read_audio`, and which of FLAWS they have.
 
     `clipped`: more than 1 % of them at the peak; `narrow_band`: sampled below 16 kHz; `dc_offset`: a mean of more than
-    1 % of full scale.
+    1 % of full scale and 5 % of the loudness.
 
     Args:
         start, end: seconds in the recording; None: as far as it goes.
@@ -126,7 +126,7 @@ def inspect_audio(
     found = (
         (np.abs(samples) >= peak * (1 - FLAT)).mean() > CLIPPED,
         own_rate < RATE,
-        abs(offset) > OFFSET,
+        abs(offset) > max(OFFSET, OFFSET_SHARE * samples.std()),
     )
     flaws = tuple(name for name, has in zip(FLAWS, found) if has)
     return librosa.resample(samples, orig_sr=own_rate, target_sr=RATE, res_type="soxr_hq"), flaws

@@ -121,10 +121,10 @@ def nist_end(file: IO[bytes]) -> int | None:
     """Of a NIST SPHERE file, by its fields."""
     file.seek(8)
     size = int(file.read(8))
-    fields = dict(re.findall(rb"^(sample_count|channel_count|sample_n_bytes) -i (\d+)", file.read(size), re.MULTILINE))
-    if b"sample_count" not in fields:
-        return None
-    return size + prod(map(int, fields.values()))  # what is left out is 1
+    fields = dict(
+        re.findall(rb"^(sample_count|channel_count|sample_n_bytes) -\w+ (\d+)", file.read(size), re.MULTILINE)
+    )
+    return size + prod(map(int, fields.values())) if len(fields) == 3 else None
 
 
 def ogg_end(file: IO[bytes], size: int) -> int:

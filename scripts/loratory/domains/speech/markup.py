@@ -4,6 +4,7 @@ Nothing of it may be learnt as if it had been said, so whatever looks like a mar
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -39,7 +40,7 @@ def find_mark(text: str, patterns: tuple[str, ...]) -> str | None:
 
 def find_unknown_mark(text: str) -> str | None:
     """The first word of a transcript that is no word, or has a mark in it."""
-    found = MARKS.search(text)
+    found = MARKS.search(unicodedata.normalize("NFKC", text))  # brackets of any width
     return found[0] if found else None
 
 

@@ -75,7 +75,7 @@ class Dataset(DatasetOptions):
     held_out_sentences: Literal["any", "unseen"] = Field(
         "unseen", description="`unseen` drops utterances whose sentence is also read in a more protected split"
     )
-    max_letters: int = Field(400, ge=1, description="longest transcript, letters and blanks; Whisper has 448 tokens")
+    max_letters: int = Field(600, ge=1, description="longest transcript, letters and blanks: nobody says more in 30 s")
     tags: tuple[str, ...] = Field(
         (), description="markers removed, as `<NOISE>`, `[...]` or `&=...`; any that no list names is an error"
     )
