@@ -55,7 +55,9 @@ def test_a_recording_that_was_replaced_in_place_is_fetched_and_learnt_again(tmp_
         (tmp_path / "corpus" / name).write_text(f"a {value}\n")
     (tmp_path / "corpus" / "a.wav").write_bytes(bytes(100))
     source = {"kind": "files", "folders": [str(tmp_path / "corpus")], "audio_root": str(tmp_path / "corpus")}
-    config = changed(TEST, {"domains.speech.source": source})
+    config = {key: value for key, value in TEST.items() if key not in ("mixtures", "folding", "general")}
+    base = {"family": "whisper", "path": str(tmp_path / "base")}
+    config |= {"domains": {"speech": {"source": source, "adapters": {"w": ["lora"]}}}, "bases": {"w": base}}
     for path in {str(path) for job in Plan(config, tmp_path).jobs for path in job.output}:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text('{"domain": "", "base": "", "control": null, "rows": []}')
@@ -63,8 +65,8 @@ def test_a_recording_that_was_replaced_in_place_is_fetched_and_learnt_again(tmp_
     assert not Plan(config, tmp_path).due
     (tmp_path / "corpus" / "a.wav").write_bytes(bytes(200))
     due = Plan(config, tmp_path).due
-    assert {"fetch_source data speech", "build_dataset data speech", "train_sweep speech mini_whisper lora"} <= {*due}
-    assert not [job for job in due if job.startswith("fetch_source") and job != "fetch_source data speech"]
+    assert {"fetch_source data speech", "build_dataset data speech", "train_sweep speech w lora"} <= {*due}
+    assert "prepare_base w" not in due
 
 
 def test_equal_keys_of_a_file_end_a_plan(tmp_path):
