@@ -10,7 +10,7 @@ with log_job(snakemake):
 
     domain, params = snakemake.wildcards.domain, snakemake.params
     facts = {"raw": domain, "files": {path: file_sha256(path) for path in snakemake.input}}
-    facts |= {name: params[name] for name in ("source", "population", "seed", "code")}
+    facts |= {name: params[name] for name in ("source", "listed", "population", "seed", "code")}
     share_folder(
         store=params.shared,
         facts=facts,

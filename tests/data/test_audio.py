@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from loratory.data.audio import RATE, log_mel, read_audio
+from loratory.data.audio import RATE, clip_samples, inspect_audio, log_mel, read_audio, read_clip
+from loratory.data.clips import Clip
+from loratory.data.files import file_sha256
 from loratory.errors import InputError
 
 
@@ -128,9 +130,137 @@ def test_quiet_speech_is_not_silence(tmp_path):
     assert len(read_audio(saved(tmp_path / "a.wav", 0.02 * noise(1), subtype="FLOAT"))) == RATE
 
 
-def test_channels_that_cancel_are_silent(tmp_path):
-    both = np.stack([noise(1), -noise(1)], 1)
-    assert refusal(saved(tmp_path / "a.wav", both)).reason == "audio_silent"
+@pytest.mark.parametrize("right", [-1, -0.9])
+def test_channels_that_cancel_each_other_are_refused_with_the_cause(tmp_path, right):
+    both = np.stack([noise(1), right * noise(1)], 1)
+    error = refusal(saved(tmp_path / "a.wav", both))
+    assert error.reason == "audio_phase" and "opposite phase" in str(error)
+
+
+def test_one_silent_channel_beside_speech_is_read(tmp_path):
+    assert len(read_audio(saved(tmp_path / "a.wav", np.stack([noise(1), 0 * noise(1)], 1)))) == RATE
+
+
+@pytest.mark.parametrize("scale", [32_768, 128, 8_388_608])
+def test_floats_in_the_scale_of_integers_are_refused(tmp_path, scale):
+    error = refusal(saved(tmp_path / "a.wav", scale * noise(1), subtype="FLOAT"))
+    assert error.reason == "audio_scale" and "beyond full scale" in str(error)
+
+
+def test_an_offset_without_speech_is_silence(tmp_path):
+    error = refusal(saved(tmp_path / "a.wav", 0.2 + 0 * noise(1), subtype="FLOAT"))
+    assert error.reason == "audio_silent" and "beside an offset of 0.200" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "flaws"),
+    [
+        (noise(1), RATE, ()),
+        (np.clip(8 * noise(1), -1, 1), RATE, ("clipped",)),
+        (np.clip(8 * noise(1), -0.4, 0.4), RATE, ("clipped",)),  # and made quieter afterwards
+        (noise(1, 8_000), 8_000, ("narrow_band",)),
+        (noise(1) + 0.1, RATE, ("dc_offset",)),
+    ],
+)
+def test_what_is_read_in_spite_of_a_flaw_says_which(tmp_path, samples, rate, flaws):
+    assert inspect_audio(saved(tmp_path / "a.wav", samples, rate))[1] == flaws
+
+
+def container(folder, kind, subtype):
+    samples = noise(1)
+    soundfile.write(folder / "whole", samples, RATE, format=kind, subtype=subtype)
+    return folder / "whole"
+
+
+CONTAINERS = [
+    *(
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("NIST", "PCM_16"),
+        ("NIST", "ULAW"),
+        ("W64", "PCM_16"),
+        ("W64", "MS_ADPCM"),
+    ),
+    *(("AIFF", "PCM_16"), ("AIFF", "IMA_ADPCM"), ("AU", "PCM_16"), ("AU", "ULAW"), ("RF64", "PCM_16")),
+    *(("CAF", "PCM_16"), ("CAF", "ALAC_16"), ("WAVEX", "PCM_24"), ("WAV", "IMA_ADPCM"), ("WAV", "GSM610")),
+    *(("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")),
+]
+
+
+@pytest.mark.parametrize(("kind", "subtype"), CONTAINERS)
+def test_a_whole_file_is_read_and_a_part_of_it_refused_whatever_the_container(tmp_path, kind, subtype):
+    path = container(tmp_path, kind, subtype)
+    assert abs(len(read_audio(path)) - RATE) < 1000
+    content = path.read_bytes()
+    for share in (0.5, 0.9, 0.99):
+        path.write_bytes(content[: int(share * len(content))])
+        assert refusal(path).reason in ("audio_cut", "audio_format"), share
+
+
+@pytest.mark.parametrize("kind", ["AVR", "HTK", "IRCAM", "MAT5", "PAF", "PVF", "VOC"])
+def test_a_container_whose_length_nobody_checks_is_refused(tmp_path, kind):
+    assert "no length to check" in str(refusal(container(tmp_path, kind, "PCM_16")))
+
+
+def test_an_ogg_that_ends_between_two_pages_is_cut_short(tmp_path):
+    path = saved(tmp_path / "a.ogg", noise(5), subtype="OPUS")
+    path.write_bytes(path.read_bytes()[: path.read_bytes().rfind(b"OggS")])
+    assert refusal(path).reason == "audio_cut"
+
+
+def test_a_wav_whose_data_chunk_claims_more_than_there_is_is_cut_short(tmp_path):
+    path = container(tmp_path, "WAV", "PCM_16")
+    content = bytearray(path.read_bytes())
+    content[40:44] = (2 * (len(content) - 44)).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert refusal(path).reason == "audio_cut"
+
+
+def test_a_wav_and_an_mp3_without_any_length_are_refused(tmp_path):
+    path = container(tmp_path, "WAV", "PCM_16")
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    assert "no length" in str(refusal(path))
+    path = container(tmp_path, "MP3", "MPEG_LAYER_III")
+    path.write_bytes(path.read_bytes().replace(b"Xing", b"....").replace(b"Info", b"...."))
+    assert "no length" in str(refusal(path))
+
+
+def test_a_file_named_raw_and_a_name_too_long_for_a_file_are_refused(tmp_path):
+    (tmp_path / "a.raw").write_bytes(b"\0\1" * 1000)
+    assert refusal(tmp_path / "a.raw").reason == "audio_format"
+    assert refusal(tmp_path / ("a" * 5000)).reason == "audio_missing"
+
+
+# clips
+
+
+def test_a_part_of_a_recording_is_its_samples_between_two_times(tmp_path):
+    path = saved(tmp_path / "a.wav", noise(2), subtype="FLOAT")
+    assert np.array_equal(read_audio(path, 0.5, 1.25), noise(2)[8_000:20_000])
+    assert np.array_equal(read_audio(path, 1.5), noise(2)[24_000:])
+    assert len(read_audio(path, 1.5, 2.05)) == 8_000, "times are rounded"
+    for start, end in ((2.0, 3.0), (1.0, 2.5)):
+        with pytest.raises(InputError, match="ends before the segment does"):
+            read_audio(path, start, end)
+
+
+def test_a_clip_is_read_only_while_its_recording_is_the_one_that_was_noted(tmp_path):
+    path = saved(tmp_path / "a.wav", noise(1))
+    clip = Clip(str(path), file_sha256(path), 1.0)
+    assert np.array_equal(read_clip(clip), read_audio(path))
+    saved(path, noise(2, seed=1))
+    with pytest.raises(InputError, match="not the one that the dataset was built from") as caught:
+        read_clip(clip)
+    assert str(caught.value).startswith(f"{path}: ") and caught.value.reason == "audio_changed"
+
+
+def test_a_known_length_is_not_read_again(tmp_path):
+    path = saved(tmp_path / "a.wav", noise(1))
+    assert clip_samples(str(path)) == clip_samples(Clip(str(path))) == RATE
+    path.unlink()
+    assert clip_samples(Clip(str(path), seconds=0.6)) == 9_600
 
 
 def test_sampling_rate_below_telephone(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,15 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from loratory.data.audio import RATE, read_audio
+from loratory.data.audio import RATE, read_audio, read_clip
+from loratory.data.clips import Clip
+from loratory.data.files import file_sha256
 from loratory.data.ledger import Ledger
 from loratory.domains.dataset import audit_split, build_dataset, read_split
+from loratory.domains.fetch import fetch_source, listed_state
 from loratory.domains.speech import build, metrics, simulate
 from loratory.domains.speech.espeak import Synthesiser
+from loratory.domains.speech.markup import find_unknown_mark
 from loratory.domains.speech.sources import Dataset, Files, Simulation, Task
 from loratory.domains.speech.task import baselines, examples, plain_transcript
 from loratory.errors import InputError
 
+ANY = Dataset(held_out_sentences="any")
 TEXTS = ("red ball", "BLUE cat", "it's a dog", "go home")
 
 
@@ -91,6 +97,10 @@ def test_records_carry_what_the_tables_say(corpus):
     assert record | {"sha256": ""} == {
         "id": "s03-2",
         "audio": str(corpus / "s03-2.flac"),
+        "audio_sha256": file_sha256(corpus / "s03-2.flac"),
+        "start": 0.0,
+        "end": -1.0,
+        "flaws": "",
         "text": "it's a dog",
         "speaker": "s03",
         "age": 8,
@@ -235,11 +245,6 @@ def test_missing_and_empty_tables(corpus, table):
     assert str(refusal(corpus)).startswith(f"{corpus / table}: no such file")
 
 
-def test_segments_are_refused_by_name(corpus):
-    (corpus / "segments").write_text("s00-0 rec 0.0 1.0\n")
-    assert refusal(corpus).where == str(corpus / "segments")
-
-
 @pytest.mark.parametrize("options", [{"min_age": 9, "max_age": 8}, {"min_seconds": 3, "max_seconds": 2}, {"old": 1}])
 def test_impossible_options(options):
     with pytest.raises(ValidationError):
@@ -249,6 +254,237 @@ def test_impossible_options(options):
 def test_unknown_encoding_is_refused_with_the_config():
     with pytest.raises(ValidationError, match="utf9"):
         Files(folders=["corpus"], encoding="utf9")
+
+
+# recordings, segments and paths
+
+
+def table_of(folder, name, **rows):
+    write_table(folder, name, {key.replace("_", "-"): value for key, value in rows.items()}, " ")
+
+
+@pytest.fixture
+def lesson(tmp_path):
+    """A recording of 6 s in which two children speak, one of them twice, and one that nobody cut."""
+    soundfile.write(tmp_path / "lesson.wav", noise(1, 6), RATE, subtype="FLOAT")
+    table_of(tmp_path, "wav.scp", rec=tmp_path / "lesson.wav", other=tmp_path / "none.wav")
+    table_of(tmp_path, "segments", a_1="rec 0.5 1.25", b_1="rec   2 3", a_2="rec 4 -1")
+    table_of(tmp_path, "text", a_1="one", b_1="two", a_2="three")
+    table_of(tmp_path, "utt2spk", a_1="a", b_1="b", a_2="a")
+    return tmp_path
+
+
+def test_segments_are_parts_of_their_recording(lesson):
+    found, ledger = records(lesson)
+    assert [(r["id"], r["start"], r["end"], r["seconds"]) for r in found] == [
+        ("a-1", 0.5, 1.25, 0.75),
+        ("a-2", 4, -1, 2),
+        ("b-1", 2, 3, 1),
+    ]
+    assert ledger.reason_counts() == {"no_segment": 1}
+    assert str(lesson / "segments") in files(lesson).file_paths()
+    assert build.group(found, Dataset()) == ["a", "a", "a"], "who is heard in one recording stays in one split"
+    clips = [example.audio for example in examples([r | {"group": "a"} for r in found], Task(), "whisper")]
+    assert np.array_equal(read_clip(clips[2]), noise(1, 6)[2 * RATE : 3 * RATE])
+
+
+@pytest.mark.parametrize("segment", ["rec 3 2", "rec x 2", "rec 1", "rec -1 2", "rec nan 2", "rec 1 inf", "rec 5 7"])
+def test_a_segment_that_is_none_is_named(lesson, segment):
+    table_of(lesson, "segments", a_1=segment)
+    table_of(lesson, "text", a_1="one")
+    table_of(lesson, "utt2spk", a_1="a")
+    assert refusal(lesson).reason == "segment_times" and "a-1" in refusal(lesson).where
+
+
+def test_a_path_keeps_its_blanks_and_tables_may_begin_with_a_mark(corpus):
+    soundfile.write(corpus / "my file.flac", noise(7), RATE)
+    soundfile.write(corpus / "my  file.flac", noise(8), RATE)
+    change(corpus, "wav.scp", "s00-0", "my  file.flac")
+    for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender"):
+        (corpus / name).write_bytes(b"\xef\xbb\xbf" + (corpus / name).read_bytes())
+    found = records(corpus)[0]
+    assert len(found) == 48 and found[0]["age"] == 5
+    assert found[0]["audio_sha256"] == file_sha256(corpus / "my  file.flac")
+
+
+def test_a_name_too_long_for_a_file_is_refused_with_its_row(corpus):
+    change(corpus, "wav.scp", "s00-0", "a" * 5000)
+    error = refusal(corpus)
+    assert error.where == f"{corpus / 'wav.scp'}:s00-0" and len(str(error)) < 400
+
+
+@pytest.mark.parametrize("codec", ["base64", "rot13", "utf9"])
+def test_what_is_no_text_encoding_is_refused_with_the_config(codec):
+    with pytest.raises(ValidationError, match=codec):
+        Files(folders=["corpus"], encoding=codec)
+
+
+def test_flaws_of_recordings_are_counted_in_the_card(corpus, tmp_path):
+    write_table(corpus, "text", {f"s{who:02d}-{i}": f"{TEXTS[i]} {who}" for who in range(12) for i in range(4)})
+    soundfile.write(corpus / "s03-2.flac", np.clip(10 * noise(5), -1, 1), RATE)
+    soundfile.write(corpus / "s03-3.flac", 0.1 + noise(6)[::2], 8000)
+    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "data")
+    card = json.loads((tmp_path / "data" / "card.json").read_text())
+    assert card["summary"]["flaws"] == {"clipped": 1, "narrow_band": 1, "dc_offset": 1}
+
+
+# a recording that is replaced
+
+
+def test_a_recording_that_was_replaced_is_not_read(corpus, dataset):
+    clip = examples(read_split(dataset, "train"), Task(), "whisper")[0].audio
+    assert len(read_clip(clip)) == RATE / 2
+    soundfile.write(clip.path, noise(1234, 1), RATE)
+    with pytest.raises(InputError, match="not the one that the dataset was built from"):
+        read_clip(clip)
+
+
+def test_a_source_notes_the_digests_of_its_recordings_and_its_state_differs_once_one_is_replaced(corpus, tmp_path):
+    before = listed_state(files(corpus))
+    assert before == listed_state(files(corpus))
+    fetch_source("speech", files(corpus), "domain", 0, tmp_path / "raw")
+    noted = json.loads((tmp_path / "raw" / "files.json").read_text())["sha256"]
+    assert noted[str(corpus / "s03-2.flac")] == file_sha256(corpus / "s03-2.flac") and len(noted) == 48 + 5
+    found = (corpus / "s03-2.flac").stat()
+    soundfile.write(corpus / "s03-2.flac", noise(4321, 1), RATE)
+    os.utime(corpus / "s03-2.flac", ns=(found.st_atime_ns, found.st_mtime_ns))
+    replaced = listed_state(files(corpus))
+    assert replaced != before
+    (corpus / "s03-2.flac").unlink()
+    assert listed_state(files(corpus)) not in (before, replaced)
+    (corpus / "wav.scp").unlink()
+    assert listed_state(files(corpus))
+
+
+# ages
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [
+        *(("6", 6), ("6.5", 6), ("6.99", 6), ("7;3", 7), ("7;03.14", 7), ("7;", 7), ("6y", 6), ("6 years", 6)),
+        *(("10 yrs", 10), ("6y3m", 6), ("6 years 11 months", 6), ("100", 100)),
+    ],
+)
+def test_ages_are_completed_years(text, years):
+    assert build.completed_years("spk2age:s", text) == years
+
+
+@pytest.mark.parametrize("text", ["0", "120", "7;12", "six", "-6", "6,5", "0;11", "6-7", "1990", "y", "6m", "٦x"])
+def test_what_is_no_age_is_refused(text):
+    with pytest.raises(InputError, match=r"age .*expected 1 to 100 years"):
+        build.completed_years("spk2age:s", text)
+
+
+@pytest.fixture
+def second(corpus, tmp_path):
+    """A second folder with an utterance of s03, who is eight in the first."""
+    folder = tmp_path / "second"
+    folder.mkdir()
+    soundfile.write(folder / "x.flac", noise(999), RATE)
+    for name, key, value in (
+        ("wav.scp", "z-1", folder / "x.flac"),
+        ("text", "z-1", "hello"),
+        ("utt2spk", "z-1", "s03"),
+    ):
+        write_table(folder, name, {key: value})
+    return folder
+
+
+@pytest.mark.parametrize(("table", "value", "reason"), [("spk2age", "6", "age"), ("spk2gender", "M", "gender")])
+def test_a_speaker_of_whom_two_folders_say_different_things_is_refused(corpus, second, table, value, reason):
+    write_table(second, table, {"s03": value})
+    with pytest.raises(InputError, match=f"another {reason} of the same speaker") as caught:
+        list(build.read(files(corpus, second), Dataset(), Ledger()))
+    assert caught.value.where == f"{second / table}:s03" and str(corpus / table) in str(caught.value)
+
+
+@pytest.mark.parametrize("age", ["8;11", "8.2", None, ""])
+def test_what_one_folder_says_of_a_speaker_holds_in_all(corpus, second, age):
+    if age is not None:
+        (second / "spk2age").write_text(f"s03 {age}\n" if age else "")
+    found = list(build.read(files(corpus, second), Dataset(), Ledger()))
+    assert {record["age"] for record in found if record["speaker"] == "s03"} == {8}
+
+
+# marks in transcripts
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("(laughs)", "{laugh}", "*house", "SIL", "&um", "/HH IH S/", "(be)cause", "[x]", "<x>", "((x))", "+x+"),
+        *("xxx", "+...", "&=coughs", "(.)", "baby@b", "0is", "（笑）", "【noise】", "♪ la", "<unk", "www", "#"),
+    ],
+)
+def test_whatever_looks_like_a_mark_is_refused_until_it_is_listed(corpus, mark):
+    change(corpus, "text", "s03-2", f"hello {mark} there")
+    error = refusal(corpus)
+    assert (error.where, error.reason) == (f"{corpus / 'text'}:s03-2", "tag")
+    found, _ = records(corpus, tags=(mark,))
+    assert next(record["text"] for record in found if record["id"] == "s03-2") == "hello there"
+
+
+@pytest.mark.parametrize("text", ["Tom & Jerry", "and/or", "it's 3.5% of $5", "+5 or #1", "silly wor- word", "10:30?"])
+def test_what_is_written_of_words_is_no_mark(text):
+    assert find_unknown_mark(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("he said (be)cause [//] &-um it &=laughs (.) barked +...", "he said because um it barked"),
+        ("the SILLY SIL dog", "the SILLY dog"),
+        ("<the dog> [/] the dog", "the dog the dog"),
+    ],
+)
+def test_marks_are_removed_or_unwrapped_as_listed(corpus, text, expected):
+    change(corpus, "text", "s03-2", text)
+    lists = {"tags": ("[...]", "&=...", "(.)", "+...", "SIL"), "spoken": ("(...)", "<...>", "&-...")}
+    found, _ = records(corpus, **lists)
+    assert next(record["text"] for record in found if record["id"] == "s03-2") == expected
+
+
+def test_an_utterance_that_nobody_understood_and_one_too_long_are_dropped_and_listed(corpus):
+    change(corpus, "text", "s03-2", "hello xxx there")
+    change(corpus, "text", "s03-3", "very " * 200)
+    change(corpus, "text", "s03-1", "what is /HH IH S/ here")
+    _, ledger = records(corpus, unintelligible=("xxx", "/.../"))
+    assert ledger.reason_counts() == {"long_text": 1, "unintelligible": 2}
+
+
+@pytest.mark.parametrize("marker", ["", " ", "...", "...x", "a...b...c"])
+def test_a_list_of_marks_holds_marks(marker):
+    with pytest.raises(ValidationError, match="is no marker"):
+        Dataset(tags=(marker,))
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_an_answer_equal_to_the_reference_has_no_error_whatever_it_holds(text):
+    columns = counted([(text, text), (plain_transcript(text), text), ("red cat", "red cat")])
+    assert VALUE["wer"](columns) == VALUE["wer_verbatim"](columns) == VALUE["cer"](columns) == 0
+
+
+def test_what_a_model_writes_in_brackets_is_not_counted():
+    columns = counted([("hello", "(laughs) hello"), ("hello", "[BLANK_AUDIO] Hello!")])
+    assert VALUE["wer"](columns) == VALUE["wer_verbatim"](columns) == 0
+
+
+def test_seen_sentences_have_an_error_rate_of_their_own():
+    columns = counted([("a b", "a x"), ("c d", "c d"), ("e f", "e f")])  # every second one is read in train
+    assert (VALUE["wer_unseen"](columns), VALUE["wer_read_in_train"](columns)) == (0.25, 0)
+
+
+@pytest.mark.parametrize("normaliser", ["basic", "letters", "plain"])
+def test_characters_are_the_unit_of_the_character_error_rate(normaliser):
+    columns = counted([("今天天气", "今天天汽")], normaliser=normaliser)
+    assert VALUE["cer"](columns) == 0.25
+
+
+def test_the_plain_normaliser_keeps_the_vowels_of_indian_scripts():
+    columns = counted([("कि", "का"), ("um das", "um das")], normaliser="plain")
+    assert VALUE["wer"](columns) == pytest.approx(1 / 3)
 
 
 # what is left out on purpose
@@ -283,7 +519,7 @@ def test_planted_copy_of_a_clip_is_dropped(corpus):
 @pytest.fixture
 def dataset(corpus, tmp_path):
     shutil.copy(corpus / "s03-2.flac", corpus / "s09-1.flac")
-    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "data")
+    build_dataset("speech", files(corpus), ANY, 0, tmp_path / "data")
     return tmp_path / "data"
 
 
@@ -291,25 +527,36 @@ def test_dataset_is_speaker_disjoint_and_adds_up(dataset, tmp_path):
     card = json.loads((dataset / "card.json").read_text())
     assert card["n_in"] == 48 == card["n_kept"] + sum(card["n_rejected"].values())
     assert card["summary"]["test_texts_also_in_train"] == card["summary"]["test_texts"] == 4
+    assert all(record["read_in_train"] for record in read_split(dataset, "test"))
     assert sum(card["summary"]["speakers_by_age"].values()) == 12
-    audit_split("speech", dataset, Dataset(), tmp_path / "audit.json")
+    audit_split("speech", dataset, ANY, tmp_path / "audit.json")
     assert set(json.loads((tmp_path / "audit.json").read_text())["counts"].values()) == {0}
 
 
 def test_same_input_gives_the_same_bytes(dataset, corpus, tmp_path):
-    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "again")
+    build_dataset("speech", files(corpus), ANY, 0, tmp_path / "again")
     for path in dataset.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("stolen, count", [("speaker", "speakers_in_two_splits"), ("sha256", "audio_in_two_splits")])
+@pytest.mark.parametrize(
+    "stolen, count",
+    [
+        *(
+            ("speaker", "speakers_in_two_splits"),
+            ("sha256", "audio_in_two_splits"),
+            ("audio", "recordings_in_two_splits"),
+        ),
+        ("text", "wrongly_marked_read_in_train"),
+    ],
+)
 def test_audit_finds_what_is_planted_in_test(dataset, tmp_path, stolen, count):
     test = read_split(dataset, "test")
-    test[0][stolen] = read_split(dataset, "train")[0][stolen]
+    test[0][stolen] = "nobody reads this" if stolen == "text" else read_split(dataset, "train")[0][stolen]
     schema = pq.read_schema(dataset / "test.parquet")
     pq.write_table(pa.Table.from_pylist(test, schema=schema), dataset / "test.parquet")
     with pytest.raises(InputError, match=f"{count}.: 1"):
-        audit_split("speech", dataset, Dataset(), tmp_path / "audit.json")
+        audit_split("speech", dataset, ANY, tmp_path / "audit.json")
 
 
 def test_sentences_of_held_out_utterances_are_dropped_from_what_is_learnt_and_the_audit_finds_those_that_are_not(
@@ -321,7 +568,7 @@ def test_sentences_of_held_out_utterances_are_dropped_from_what_is_learnt_and_th
     change(corpus, "text", "s05-0", "Red, BALL!")  # read by all; normalised, the same sentence
     for speaker in (0, 3):
         change(corpus, "text", f"s{speaker:02d}-1", "um")  # nothing is left of fillers: compared as they are
-    unseen = Dataset(held_out_sentences="unseen")
+    unseen = Dataset()
     build_dataset("speech", files(corpus), unseen, 0, tmp_path / "data")
     parts = {split: read_split(tmp_path / "data", split) for split in ("train", "gate", "valid", "test")}
     texts = {split: {record["text"].lower().strip("!").replace(",", "") for record in parts[split]} for split in parts}
@@ -332,9 +579,16 @@ def test_sentences_of_held_out_utterances_are_dropped_from_what_is_learnt_and_th
     assert card["n_in"] == card["n_kept"] + sum(card["n_rejected"].values()) == 48
     audit_split("speech", tmp_path / "data", unseen, tmp_path / "audit.json")
     assert json.loads((tmp_path / "audit.json").read_text())["counts"]["resembles_test"] == 0
-    build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "any")
+    build_dataset("speech", files(corpus), ANY, 0, tmp_path / "any")
+    seen = {record["text"]: record["read_in_train"] for record in read_split(tmp_path / "any", "test")}
+    assert len(seen) > 3 and [text for text in seen if seen[text]] == [text for text in seen if "number" not in text]
     with pytest.raises(InputError, match="resembles_test"):
         audit_split("speech", tmp_path / "any", unseen, tmp_path / "audit.json")
+
+
+def test_a_corpus_of_which_no_sentence_would_be_left_to_learn_is_refused_with_the_way_out(corpus, tmp_path):
+    with pytest.raises(InputError, match="held_out_sentences: any"):
+        build_dataset("speech", files(corpus), Dataset(), 0, tmp_path / "data")
 
 
 # task
@@ -346,7 +600,10 @@ def test_examples_follow_the_family(corpus):
         record["group"] = record["speaker"]
     heard = examples(found, Task(), "causal")
     assert heard[1].prompt == "Transcribe speech to text.\n" and heard[1].target == "blue cat"
-    assert heard[1].audio == str(corpus / "s00-1.flac") and heard[1].group == "s00"
+    assert (
+        heard[1].audio == Clip(str(corpus / "s00-1.flac"), file_sha256(corpus / "s00-1.flac"), 0.5)
+        and heard[1].group == "s00"
+    )
     assert {example.prompt for example in examples(found, Task(), "whisper")} == {""}
 
 
@@ -384,9 +641,7 @@ def test_deaf_baseline_hears_nothing(corpus):
 
 
 def test_the_empty_transcript_is_a_baseline_of_exactly_all_words_wrong(corpus):
-    found, _ = records(corpus)
-    for record in found:
-        record["group"] = record["speaker"]
+    found = [record | {"group": record["speaker"], "read_in_train": False} for record in records(corpus)[0]]
     rows = baselines(found[:40], found[40:], Task())["empty"]
     assert {row["text"] for row in rows} == {""} and len(rows) == len(found[40:])
     columns = metrics.columns(rows, found, Task())
@@ -401,7 +656,9 @@ LINES = st.lists(st.sampled_from(["cat", "dog", "red", "blue", "house", "jump"])
 
 def counted(pairs, ages=None, normaliser="english"):
     rows = [{"id": str(i), "reference": reference, "text": text} for i, (reference, text) in enumerate(pairs)]
-    people = [{"id": str(i), "age": age} for i, age in enumerate(ages or [-1] * len(pairs))]
+    people = [
+        {"id": str(i), "age": age, "read_in_train": i % 2 == 1} for i, age in enumerate(ages or [-1] * len(pairs))
+    ]
     return metrics.columns(rows, people, Task(normaliser=normaliser))
 
 
@@ -634,7 +891,8 @@ def test_speechocean_children(shared_data, tmp_path):
     source = Files(folders=[str(root / "train"), str(root / "test")], audio_root=str(root))
     build_dataset("speech", source, Dataset(max_age=15), 0, tmp_path / "data")
     card = json.loads((tmp_path / "data" / "card.json").read_text())
-    assert card["n_in"] == 320 and card["n_kept"] == 240 and card["n_rejected"] == {"other_age": 80}
+    assert card["n_in"] == 320 and card["n_rejected"]["other_age"] == 80
+    assert card["n_kept"] == 240 - card["n_rejected"]["resembles_held_out"]
     assert sum(card["groups"].values()) == 60
     assert set(card["summary"]["speakers_by_age"]) <= {str(age) for age in range(6, 13)}
     audit_split("speech", tmp_path / "data", Dataset(max_age=15), tmp_path / "audit.json")

@@ -39,7 +39,7 @@ def records(shared_data):
         files = Files(folders=[str(root / "test")], audio_root=str(root))
         own = list(build.read(files, Dataset(max_seconds=10, **ages), Ledger()))
         found += own[:: len(own) // count][:count]
-    return [record | {"group": record["speaker"]} for record in found]
+    return [record | {"group": record["speaker"], "read_in_train": False} for record in found]
 
 
 @pytest.fixture(scope="module")

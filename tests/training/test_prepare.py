@@ -23,9 +23,8 @@ def general_speech(folder):
     for i in range(6):
         path = folder / f"{i}.flac"
         soundfile.write(path, np.sin(np.arange(12000 + 800 * i) * (0.04 + 0.02 * i)) * 0.3, 16000)
-        rows.append(
-            {"id": f"u{i}", "group": f"s{i}", "audio": str(path), "text": ["yes", "no"][i % 2], "speaker": "s"}
-        )
+        sound = {"audio": str(path), "audio_sha256": "", "start": 0.0, "end": -1.0, "seconds": 0.75 + 0.05 * i}
+        rows.append({"id": f"u{i}", "group": f"s{i}", "text": ["yes", "no"][i % 2], "speaker": "s"} | sound)
     pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
     return folder
 

@@ -49,6 +49,26 @@ def test_a_plan_refuses_a_base_that_cannot_be_made(tmp_path):
         Plan(changed(shipped("bases"), {"bases.mini_lm.pretrain.architecture.hiden_size": 8}), tmp_path)
 
 
+def test_a_recording_that_was_replaced_in_place_is_fetched_and_learnt_again(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    for name, value in (("wav.scp", "a.wav"), ("text", "hello"), ("utt2spk", "s")):
+        (tmp_path / "corpus" / name).write_text(f"a {value}\n")
+    (tmp_path / "corpus" / "a.wav").write_bytes(bytes(100))
+    source = {"kind": "files", "folders": [str(tmp_path / "corpus")], "audio_root": str(tmp_path / "corpus")}
+    config = {key: value for key, value in TEST.items() if key not in ("mixtures", "folding", "general")}
+    base = {"family": "whisper", "path": str(tmp_path / "base")}
+    config |= {"domains": {"speech": {"source": source, "adapters": {"w": ["lora"]}}}, "bases": {"w": base}}
+    for path in {str(path) for job in Plan(config, tmp_path).jobs for path in job.output}:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text('{"domain": "", "base": "", "control": null, "rows": []}')
+    Plan(config, tmp_path, "touch", force=True)
+    assert not Plan(config, tmp_path).due
+    (tmp_path / "corpus" / "a.wav").write_bytes(bytes(200))
+    due = Plan(config, tmp_path).due
+    assert {"fetch_source data speech", "build_dataset data speech", "train_sweep speech w lora"} <= {*due}
+    assert "prepare_base w" not in due
+
+
 def test_equal_keys_of_a_file_end_a_plan(tmp_path):
     settings = written(TEST, tmp_path)
     settings.write_text(settings.read_text() + "seeds: [1]\n")

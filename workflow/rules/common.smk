@@ -8,6 +8,7 @@ from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
 from loratory.config import entries_by_name, published_folder
 from loratory.data.files import check_writable
 from loratory.data.splits import SPLITS
+from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.provenance import adapter_code, base_code, code_digest, features_code, mixture_code, task_modules
 from loratory.registry import family_outputs, is_folded

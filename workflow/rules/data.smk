@@ -23,6 +23,7 @@ rule fetch_source:
         attempt=per_attempt(1),
     params:
         source=lambda wc: plain(CORPORA[wc.corpus][wc.domain].source),
+        listed=lambda wc: listed_state(CORPORA[wc.corpus][wc.domain].source),
         population=lambda wc: POPULATION[wc.corpus],
         seed=STUDY.split_seed,
         code=lambda wc: code_digest("domains/fetch.py", f"domains/{wc.domain}/simulate.py"),

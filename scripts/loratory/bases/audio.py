@@ -16,7 +16,8 @@ from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from loratory.data.audio import SAMPLES_PER_POSITION, log_mel, read_audio
+from loratory.data.audio import SAMPLES_PER_POSITION, log_mel, read_clip
+from loratory.data.clips import Clip
 
 CACHE_BYTES = 2**30  # bytes of encoder states at most
 
@@ -24,7 +25,7 @@ CACHE_BYTES = 2**30  # bytes of encoder states at most
 class AudioPrefix(nn.Module):
     """Stacked encoder states `[tokens, stack · d_model]` → prefix embeddings `[tokens, width]`.
 
-    The encoder is frozen, so each clip is encoded once: `audio_states(path)` caches what `encode_clip(path)` computes.
+    The encoder is frozen, so each clip is encoded once: `audio_states(clip)` caches what `encode_clip(clip)` computes.
 
     Args:
         stack: encoder states that make one prefix position. width: of the language model's embeddings.
@@ -50,9 +51,9 @@ class AudioPrefix(nn.Module):
         return min(ceil(ceil(samples / SAMPLES_PER_POSITION) / self.stack), self.frames // 2 // self.stack)
 
     @torch.no_grad()
-    def encode_clip(self, path: str) -> torch.Tensor:
+    def encode_clip(self, clip: Clip | str) -> torch.Tensor:
         """Stacked encoder states of a clip `[tokens, stack · d_model]`; computed alone, so no batch changes them."""
-        samples = read_audio(path)
+        samples = read_clip(clip)
         features = torch.from_numpy(log_mel(samples, self.config.num_mel_bins, self.frames))
         states = self.encoder(features[None].to(self.encoder.device)).last_hidden_state[0]
         tokens = self.prefix_length(len(samples))

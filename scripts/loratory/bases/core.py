@@ -18,6 +18,7 @@ from loratory import registry
 from loratory.bases.decoding import Routed, Sampling
 from loratory.data import files
 from loratory.data.audio import HOP, RATE
+from loratory.data.clips import Clip
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -41,7 +42,7 @@ class Encoded:
 
     Attributes:
         ids: token ids read by the (decoder of the) model; labels: the same length, IGNORED where nothing is scored.
-        audio: path of the audio file, or ""; audio_tokens: how many positions of `ids` it fills.
+        audio: as the example's; audio_tokens: how many positions of `ids` it fills.
         label: index of the target among the choices, or -1.
         alphabet: see `Example`.
         length: what the example costs a batch, in positions.
@@ -50,7 +51,7 @@ class Encoded:
     ids: list[int]
     labels: list[int]
     length: int
-    audio: str = ""
+    audio: Clip | str = ""
     audio_tokens: int = 0
     label: int = -1
     alphabet: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, S
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from loratory.data.clips import Clip
 from loratory.data.splits import assign_splits
 from loratory.errors import short_value
 
@@ -119,6 +120,13 @@ class FilesOptions(Options):
         """The files whose change rebuilds the dataset; a folder's own files where a location is a folder."""
         return self.expand_patterns().all_locations()
 
+    def listed_files(self) -> list[str]:
+        """Files that those of `file_paths` name, such as recordings, as far as they are there.
+
+        They are read where they are, and a change of one rebuilds the dataset too.
+        """
+        return []
+
     @property
     def added_simulation(self) -> "SimulationOptions | None":
         """The simulator whose files are added to each list of locations, in a domain that has such an option."""
@@ -171,7 +179,7 @@ class Example:
         prompt: text that is read and never scored; with an encoder base, the sequence itself.
         target: text that is learnt and scored.
         choices: the possible targets when the task is a choice, the negative first; else empty.
-        audio: path of the utterance's audio file, or "".
+        audio: the utterance's sound; a path stands for a whole file that nothing is known of; "" if there is none.
         alphabet: the letters that the target is made of; a base reads, scores and writes them one by one and no
             others. Of a causal base, the last closes the target and occurs nowhere else. Empty: text, as its tokenizer
             cuts it.
@@ -183,7 +191,7 @@ class Example:
     prompt: str
     target: str
     choices: tuple[str, ...] = ()
-    audio: str = ""
+    audio: Clip | str = ""
     alphabet: tuple[str, ...] = ()
     chat: bool = False
 

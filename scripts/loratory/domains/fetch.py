@@ -1,6 +1,7 @@
 """Where raw files come from: the user's own, a checksummed download, or the shipped simulator."""
 
 import hashlib
+import os
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import URLError
@@ -38,8 +39,21 @@ def fetch_source(
             )
             if added := source.added_simulation:
                 placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
-        digests = {path: file_sha256(path) for path in sorted(placed.file_paths()) if Path(path).is_file()}
+        read = sorted({*placed.file_paths(), *placed.listed_files()})
+        digests = {path: file_sha256(path) for path in read if Path(path).is_file()}
         write_json(aside / MANIFEST, {"files": placed.model_dump(mode="json"), "sha256": digests})
+
+
+def listed_state(source: FilesOptions | SimulationOptions) -> str:
+    """A digest of names, sizes and dates of the files that a source's tables list: it differs once one was replaced.
+
+    They may be many thousands, so that they are no inputs of a rule, and their bytes are not read here.
+    """
+    digest = hashlib.sha256()
+    for path in source.listed_files() if isinstance(source, FilesOptions) else []:
+        found = os.stat(path)
+        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def simulate_files(

@@ -261,6 +261,8 @@ def predict_examples(
 ) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
     items = [base.encode(question) for question in questions]
+    if "text" in wanted:
+        check_room(base, questions, items, task.max_new_tokens)
     rows: list[dict[str, Any]] = [
         {"id": q.id, "group": q.group, "reference": q.target, "nll": None, "tokens": None, "p": None, "text": None}
         for q in questions
@@ -283,6 +285,17 @@ def predict_examples(
         cost.memory = torch.cuda.max_memory_allocated(base.device)
     odds = [row.pop("odds", None) for row in rows]
     return merge_windows(rows, cast(list[float], odds)) if "choice" in wanted else rows, cost
+
+
+def check_room(base: Base, questions: Sequence[Example], items: Sequence[Encoded], limit: int) -> None:
+    """Raises:
+    InputError: a reference has more tokens than may be written: no model could answer it.
+    """
+    for question, item in zip(questions, items):
+        tokens = sum(label not in (IGNORED, base.tokenizer.eos_token_id) for label in item.labels)
+        if tokens > limit:
+            what, fix = "the reference is longer than what may be written", "raise `task.max_new_tokens` of the domain"
+            raise InputError(f"{base.folder}:{question.id}", what, f"{tokens} tokens", f"at most {limit}", fix)
 
 
 def steps_in_place(base: Base, model: torch.nn.Module) -> StepsByShape | None:

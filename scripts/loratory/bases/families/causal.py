@@ -30,7 +30,7 @@ from loratory.bases.core import (
     too_long_error,
 )
 from loratory.bases.decoding import Sampling, decode_batch, new_cache
-from loratory.data.audio import read_audio
+from loratory.data.audio import clip_samples
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -135,7 +135,7 @@ class Family(Base):
         where = f"{self.folder}:{example.id}"
         if self.audio is None:
             raise InputError(where, "this base has no audio encoder", example.audio, "a causal base with `audio:`")
-        samples = len(read_audio(example.audio))
+        samples = clip_samples(example.audio)
         check_clip(where, samples, self.audio.frames)
         return self.audio.prefix_length(samples)
 

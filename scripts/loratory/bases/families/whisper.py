@@ -31,7 +31,8 @@ from loratory.bases.core import (
 )
 from loratory.bases.decoding import Sampling, decode_batch, new_cache
 from loratory.bases.options import WhisperOptions
-from loratory.data.audio import RATE, SAMPLES_PER_POSITION, log_mel, read_audio
+from loratory.data.audio import RATE, SAMPLES_PER_POSITION, clip_samples, log_mel, read_clip
+from loratory.data.clips import Clip
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
@@ -86,7 +87,7 @@ class Family(Base):
         return list(self.prompt_ids)
 
     def encode(self, example: Example) -> Encoded:
-        samples = len(read_audio(example.audio))
+        samples = clip_samples(example.audio)
         check_clip(f"{self.folder}:{example.id}", samples, self.frames)
         text = self.tokens(example.target) if example.target else []
         prompt, target = self.decoder_prompt(), [*text, self.tokenizer.eos_token_id]
@@ -176,8 +177,8 @@ class Family(Base):
 
 
 @lru_cache(maxsize=1024)
-def clip_features(path: str, n_mels: int, frames: int) -> np.ndarray:
-    return log_mel(read_audio(path), n_mels=n_mels, frames=frames)
+def clip_features(clip: Clip | str, n_mels: int, frames: int) -> np.ndarray:
+    return log_mel(read_clip(clip), n_mels=n_mels, frames=frames)
 
 
 class ClipEncoder(WhisperEncoder):

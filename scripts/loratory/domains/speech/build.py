@@ -1,43 +1,55 @@
 """Kaldi data folders → validated utterances; a speaker is a group."""
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from os.path import join
-from pathlib import Path
+from os.path import isfile, join
+from typing import TypeVar
 
-from loratory.data.audio import RATE, read_audio
+from loratory.data.audio import FLAWS, RATE, inspect_audio, recording_digest
 from loratory.data.files import read_lines
 from loratory.data.ledger import Ledger
-from loratory.data.splits import count_shared
+from loratory.data.splits import connected_components, count_shared, links_by_key
 from loratory.domains.contract import exact_overlap, random_split
-from loratory.domains.speech.sources import SPEAKER_TABLES, TABLES, Dataset, Files
+from loratory.domains.speech.markup import find_mark, find_unknown_mark, remove_marks, unwrap_marks
+from loratory.domains.speech.sources import SEGMENTS, SPEAKER_TABLES, TABLES, Dataset, Files, split_row
 from loratory.errors import InputError
 
 DISTINCT = ""
 COLUMNS = {
     "audio": "string",  # path, relative to where the workflow runs unless the tables hold absolute ones
+    "audio_sha256": "string",  # of the file
+    "start": "double",  # seconds in the recording
+    "end": "double",  # -1 where the utterance is the whole recording
     "text": "string",  # as transcribed, without tags
     "speaker": "string",
-    "age": "int32",  # years; -1 if unknown
+    "age": "int32",  # completed years; -1 if unknown
     "gender": "string",  # "" if unknown
     "seconds": "double",
     "sha256": "string",  # of the samples at 16 kHz
+    "flaws": "string",  # of `data.audio.FLAWS`, with blanks between; "" if there are none
+    "read_in_train": "bool",  # whether train has an utterance of the same sentence
 }
+Value = TypeVar("Value", int, str)
 AGES = range(1, 101)  # 0 and 120 are what forms hold where the age is unknown
-TAG = re.compile(r"<[^<>]*>|\(\(.*?\)\)|\[[^\[\]]*\]|\+\w+\+")
-split = partial(random_split, "speech")
+AGE = re.compile(
+    r"(?P<years>\d+)(?:\.\d+)?\s*(?:y|yrs?|years?)?\.?"  # 6, 6.5, 6y, 6 years
+    r"|(?P<completed>\d+);(?P<months>\d{1,2})?(?:\.\d{0,2})?"  # 6;3, 6;03.14: years;months.days
+    r"|(?P<y>\d+)\s*y\w*\s*(?P<m>\d{1,2})\s*m\w*",  # 6y3m, 6 years 3 months
+    re.IGNORECASE,
+)
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that a file system takes
 
 
 def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """Yields utterances in id order; of clips with equal samples the first one.
 
     Raises:
-        InputError: a table is missing, or has another encoding; a folder has segments. With `on_error: fail` also
-            the first utterance without path, transcript or speaker, with an impossible age or an unknown tag, or
-            whose audio file is unfit (see `data.audio.read_audio`).
+        InputError: a table is missing, or has another encoding. With `on_error: fail` also the first utterance without
+            path, transcript or speaker, with an impossible age, two ages or an unknown marker, or whose audio is unfit
+            (see `data.audio.inspect_audio`).
     """
     first_seen: dict[str, str] = {}
     for row in all_utterances(files, ledger):
@@ -63,35 +75,45 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
 def all_utterances(files: Files, ledger: Ledger) -> list[dict]:
     """Rows of all folders joined by utterance, in id order; what a table does not hold is ""."""
     rows: dict[str, dict] = {}
+    speakers = pooled_speakers(files, ledger)
     for folder in files.folders:
         for row in folder_utterances(folder, files.encoding, ledger):
             if row["id"] in rows:
                 ledger.count_record()
                 ledger.note_error(duplicate_error(f"{join(folder, 'wav.scp')}:{row['id']}", row["id"]), row["id"])
             else:
-                rows[row["id"]] = row
+                rows[row["id"]] = row | {name: facts.get(row["speaker"], {}) for name, facts in speakers.items()}
     return [rows[id] for id in sorted(rows)]
 
 
+def pooled_speakers(files: Files, ledger: Ledger) -> dict[str, dict[str, dict[str, str]]]:
+    """{speakers' table: {speaker: {path: what it says there}}} of all folders; an empty table says nothing."""
+    pooled: dict[str, dict[str, dict[str, str]]] = {name: {} for name in SPEAKER_TABLES}
+    for name, facts in pooled.items():
+        for path in (join(folder, name) for folder in files.folders):
+            if isfile(path) and os.stat(path).st_size:
+                for speaker, value in read_table(path, files.encoding, ledger).items():
+                    facts.setdefault(speaker, {})[path] = value
+    return pooled
+
+
 def folder_utterances(folder: str, encoding: str, ledger: Ledger) -> Iterator[dict]:
-    if Path(folder, "segments").exists():
-        fix = "cut the recordings into utterances, and list these in wav.scp"
-        raise InputError(join(folder, "segments"), "segments of recordings", fix=fix, reason="segments")
-    audio, text, speaker = (read_table(join(folder, name), encoding, ledger) for name in TABLES)
-    age, gender = (
-        read_table(path, encoding, ledger) if Path(path).is_file() else {}
-        for path in (join(folder, name) for name in SPEAKER_TABLES)
-    )
-    for id in dict.fromkeys([*audio, *text, *speaker]):
-        who = speaker.get(id, "")
+    recordings, text, speaker = (read_table(join(folder, name), encoding, ledger) for name in TABLES)
+    segments: dict[str, str] = {}
+    if is_cut := isfile(join(folder, SEGMENTS)):
+        segments = read_table(join(folder, SEGMENTS), encoding, ledger)
+        for id in sorted(recordings.keys() - {split_row(cut)[0] for cut in segments.values()}):
+            ledger.count_record()
+            ledger.drop_record(join(folder, "wav.scp"), id, id, "no_segment")
+    for id in dict.fromkeys([*(segments if is_cut else recordings), *text, *speaker]):
+        segment = segments.get(id, "") if is_cut else None
         yield {
             "folder": folder,
             "id": id,
-            "audio": audio.get(id, ""),
+            "audio": recordings.get(id if segment is None else split_row(segment)[0], ""),
+            "segment": segment,
             "text": text.get(id),
-            "speaker": who,
-            "age": age.get(who, ""),
-            "gender": gender.get(who, ""),
+            "speaker": speaker.get(id, ""),
         }
 
 
@@ -99,7 +121,7 @@ def read_table(path: str, encoding: str, ledger: Ledger) -> dict[str, str]:
     """{first word of a line: the rest}; a repeated key is a malformed record of its own."""
     table: dict[str, str] = {}
     for number, line in read_lines(path, encoding):
-        key, _, value = " ".join(line.split()).partition(" ")
+        key, value = split_row(line)
         if key in table:
             ledger.count_record()
             ledger.note_error(duplicate_error(f"{path}:{number}", key), key)
@@ -113,68 +135,152 @@ def duplicate_error(where: str, id: str) -> InputError:
 
 
 def table_record(row: dict, audio_root: str, dataset: Dataset) -> dict:
-    """The columns of a record that come from the tables.
+    """The columns of a record that come from the tables; `text` as `clean_transcript` gives it.
 
     Raises:
         InputError: see `read`.
     """
-    folder, id, entry = row["folder"], row["id"], row["audio"]
-    where = f"{join(folder, 'wav.scp')}:{id}"
+    folder, id = row["folder"], row["id"]
+    start, end = segment_times(f"{join(folder, SEGMENTS)}:{id}", row["segment"])
+    audio = recording_path(f"{join(folder, 'wav.scp')}:{id}", row["audio"], audio_root)
+    if not row["speaker"]:
+        what, expected = "no speaker for this utterance", "its speaker in utt2spk"
+        raise InputError(f"{join(folder, 'utt2spk')}:{id}", what, id, expected, reason="no_speaker")
+    text, unwanted = clean_transcript(f"{join(folder, 'text')}:{id}", row["text"], dataset)
+    return {
+        "id": id,
+        "audio": audio,
+        "start": start,
+        "end": end,
+        "text": text,
+        "unwanted": unwanted,
+        "speaker": row["speaker"],
+        "age": speaker_age(row["speaker"], row["spk2age"]),
+        "gender": speaker_gender(row["speaker"], row["spk2gender"]),
+    }
+
+
+def recording_path(where: str, entry: str, audio_root: str) -> str:
+    """Raises:
+    InputError: there is no entry in wav.scp, or it is no path.
+    """
     if not entry:
+        id = where.rpartition(":")[2]
         raise InputError(where, "no audio for this utterance", id, "its path in wav.scp", reason="no_audio")
     if "|" in entry:
         fix = "run it beforehand and list the file that it writes"
         raise InputError(where, "shell commands are not run", entry, "a path", fix, "shell_pipe")
-    if not row["speaker"]:
-        what, expected = "no speaker for this utterance", "its speaker in utt2spk"
-        raise InputError(f"{join(folder, 'utt2spk')}:{id}", what, id, expected, reason="no_speaker")
-    return {
-        "id": id,
-        "audio": join(audio_root, entry),
-        "text": clean_transcript(f"{join(folder, 'text')}:{id}", row["text"], dataset),
-        "speaker": row["speaker"],
-        "age": age_years(f"{join(folder, 'spk2age')}:{row['speaker']}", row["age"]),
-        "gender": row["gender"].lower(),
-    }
+    path = join(audio_root, entry)
+    if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST_NAME for name in path.split("/")):
+        expected = f"names of at most {LONGEST_NAME} bytes"
+        raise InputError(where, "a path too long for a file", entry, expected, "correct wav.scp", "audio_missing")
+    return path
 
 
-def clean_transcript(where: str, text: str | None, dataset: Dataset) -> str | None:
-    """The transcript without the configured tags: None where there is none, "" where it was nothing but tags."""
+def segment_times(where: str, segment: str | None) -> tuple[float, float]:
+    """Start and end in the recording, seconds; an end of -1 is that of the recording.
+
+    Args:
+        segment: recording, start and end as in `segments`; None where there is no such table.
+
+    Raises:
+        InputError: these are no times, or the end is not after the start.
+    """
+    if segment is None:
+        return 0.0, -1.0
+    expected, fix = "recording, start and end in seconds, the end after the start", "correct the row"
+    try:
+        start, end = map(float, segment.split()[1:3])
+    except ValueError:
+        raise InputError(where, "not a segment", segment, expected, fix, "segment_times") from None
+    if not 0 <= start < float("inf") or not (end == -1 or start < end < float("inf")):
+        raise InputError(where, "times of a segment", f"{start:g} to {end:g} s", expected, fix, "segment_times")
+    return start, end
+
+
+def clean_transcript(where: str, text: str | None, dataset: Dataset) -> tuple[str, str]:
+    """The transcript without the configured markers, and why the utterance is not wanted, "" if it is.
+
+    Raises:
+        InputError: there is none, nothing is said in it, or it holds a marker that the config does not list.
+    """
     if text is None and dataset.untranscribed == "drop":
-        return None
+        return "", "untranscribed"
     if text is None:
         fix = "transcribe it, or set `untranscribed: drop`"
         raise InputError(
             where, "audio without a transcript", expected="a row in text", fix=fix, reason="no_transcript"
         )
-    spoken = text
-    for tag in dataset.tags:
-        spoken = spoken.replace(tag, " ")
-    if unknown := TAG.search(spoken):
-        fix = "list it in `tags`, or remove it"
-        raise InputError(where, "unknown tag in a transcript", unknown[0], "spoken words", fix, "tag")
+    spoken = remove_marks(text, dataset.tags)
+    if find_mark(spoken, dataset.unintelligible):
+        return "", "unintelligible"
+    spoken = unwrap_marks(spoken, dataset.spoken)
+    if unknown := find_unknown_mark(spoken):
+        fix = "list it in `tags`, `spoken` or `unintelligible`, or remove it"
+        raise InputError(where, "unknown tag in a transcript", unknown, "spoken words", fix, "tag")
     words = " ".join(spoken.split())
     if not any(map(str.isalnum, words)):
         if spoken != text:
-            return ""
+            return "", "only_tags"
         raise InputError(where, "empty transcript", text, "what is said", "transcribe or remove it", "empty_text")
-    return words
+    return words, "long_text" if len(words) > dataset.max_letters else ""
 
 
-def age_years(where: str, text: str) -> int:
-    """Age in years, -1 where none is given."""
-    if not text:
-        return -1
-    if not text.isdecimal() or int(text) not in AGES:
-        expected = f"{AGES[0]} to {AGES[-1]} whole years"
+def speaker_age(speaker: str, stated: Mapping[str, str]) -> int:
+    """Age in completed years, -1 where none is given.
+
+    Args:
+        stated: {path of a table: what it says}.
+
+    Raises:
+        InputError: an age is none, or two tables contradict each other.
+    """
+    ages = {path: completed_years(f"{path}:{speaker}", text) for path, text in stated.items() if text}
+    return one_value(speaker, ages, "age") if ages else -1
+
+
+def speaker_gender(speaker: str, stated: Mapping[str, str]) -> str:
+    """In small letters, "" where none is given.
+
+    Raises:
+        InputError: two tables contradict each other.
+    """
+    genders = {path: text.lower() for path, text in stated.items() if text}
+    return one_value(speaker, genders, "gender") if genders else ""
+
+
+def one_value(speaker: str, stated: Mapping[str, Value], what: str) -> Value:
+    """Raises:
+    InputError: the tables of several folders say different things of one speaker.
+    """
+    (first, value), *others = stated.items()
+    for path, other in others:
+        if other != value:
+            fix = "give speakers of different folders different ids, or correct it"
+            expected = f"{value}, as in {first}"
+            raise InputError(f"{path}:{speaker}", f"another {what} of the same speaker", other, expected, fix, what)
+    return value
+
+
+def completed_years(where: str, text: str) -> int:
+    """An age as forms and CHAT write it: 6, 6.5, 6y, 6;3 or 6;03.14 (years;months.days), 6 years 3 months.
+
+    Raises:
+        InputError: it is none, or nobody's.
+    """
+    found = AGE.fullmatch(text.strip())
+    years = int(next(filter(None, found.group("years", "completed", "y")))) if found else 0
+    months = int(next(filter(None, found.group("months", "m")), 0)) if found else 0
+    if years not in AGES or months > 11:
+        expected = f"{AGES[0]} to {AGES[-1]} years, as 6, 6.5 or 6;3 (years;months)"
         raise InputError(where, "age", text, expected, "correct it, or remove the row if unknown", "age")
-    return int(text)
+    return years
 
 
 def table_drop_reason(record: dict, dataset: Dataset) -> tuple[str, str] | None:
     """`(reason, detail)` where the dataset's policy leaves the utterance out by what the tables say."""
-    if not record["text"]:
-        return ("untranscribed", "") if record["text"] is None else ("only_tags", "")
+    if unwanted := record.pop("unwanted"):
+        return unwanted, f"{len(record['text'])} letters" if record["text"] else ""
     youngest, oldest, age = dataset.min_age, dataset.max_age, record["age"]
     if youngest is None and oldest is None:
         return None
@@ -191,16 +297,44 @@ def length_drop_reason(seconds: float, dataset: Dataset) -> tuple[str, str] | No
 
 
 def clip_facts(record: dict) -> dict:
-    """Length and digest of the samples."""
+    """Length, flaws and digests of an utterance's sound."""
+    path, end = record["audio"], record["end"]
     try:
-        samples = read_audio(record["audio"])
+        samples, flaws = inspect_audio(path, record["start"], None if end < 0 else end)
+        return {
+            "audio_sha256": recording_digest(path),
+            "seconds": len(samples) / RATE,
+            "sha256": sha256(samples.astype("<f4").tobytes()).hexdigest(),
+            "flaws": " ".join(flaws),
+        }
     except InputError as error:
-        raise InputError(f"{record['audio']}:{record['id']}", error.detail, reason=error.reason) from None
-    return {"seconds": len(samples) / RATE, "sha256": sha256(samples.astype("<f4").tobytes()).hexdigest()}
+        raise InputError(f"{path}:{record['id']}", error.detail, reason=error.reason) from None
 
 
 def group(records: list[dict], dataset: Dataset) -> list[str]:
-    return [record["speaker"] for record in records]
+    """The speaker; of speakers who are heard in one recording, the first."""
+    speakers = [record["speaker"] for record in records]
+    together = connected_components(len(records), links_by_key(speakers, [record["audio"] for record in records]))
+    return [speakers[first] for first in together]
+
+
+def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -> list[str]:
+    """By a hash of the group. Notes `read_in_train` in the records.
+
+    Raises:
+        InputError: the groups cannot fill every split, or no sentence of train is left once held-out ones are dropped.
+    """
+    homes = random_split("speech", records, groups, dataset, seed)
+    sentences = normalised_sentences(records)
+    read = {home: {s for s, own in zip(sentences, homes) if own == home} for home in homes}
+    if dataset.held_out_sentences == "unseen" and read["train"] <= read["test"] | read["valid"] | read["gate"]:
+        what, expected = "every sentence of train is also read in a held-out split", "sentences of its own"
+        fix = "set `held_out_sentences: any`, and read `wer_unseen` and `wer_read_in_train` apart"
+        raise InputError("speech", what, f"{len(read['train'])} sentences", expected, fix, "degenerate_split")
+    for record, sentence, home in zip(records, sentences, homes):
+        learnt = dataset.held_out_sentences == "any" or home == "train"
+        record["read_in_train"] = learnt and sentence in read["train"]
+    return homes
 
 
 def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
@@ -224,24 +358,30 @@ def normalised_sentences(records: list[dict]) -> list[str]:
     from loratory.domains.speech.metrics import normalised_texts  # imports torch
     from loratory.domains.speech.task import plain_transcript
 
-    spoken = [plain_transcript(record["text"]) for record in records]
-    return [words or fillers for words, fillers in zip(normalised_texts("english", spoken), spoken)]
+    texts = [record["text"] for record in records]
+    return [words or plain_transcript(text) for words, text in zip(normalised_texts("english", texts), texts)]
 
 
 def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
+    learnt = set(normalised_sentences(parts["train"]))
+    test = zip(parts["test"], normalised_sentences(parts["test"]))
     return {
         "speakers_in_two_splits": count_shared(parts, "speaker"),
+        "recordings_in_two_splits": count_shared(parts, "audio"),
         "audio_in_two_splits": count_shared(parts, "sha256"),
+        "wrongly_marked_read_in_train": sum(record["read_in_train"] != (words in learnt) for record, words in test),
     }
 
 
 def summary(records: list[dict]) -> dict:
-    """Hours, speakers by age, and how many prompts of the test split were also read in train (no leak, but a help)."""
+    """Hours, speakers by age, utterances with each flaw, and sentences of the test split that train has too."""
     ages = {record["speaker"]: record["age"] for record in records}
-    texts = {s: {r["text"].lower() for r in records if r["split"] == s} for s in ("train", "test")}
+    read = {s: set(normalised_sentences([r for r in records if r["split"] == s])) for s in ("train", "test")}
+    flaws = Counter(flaw for record in records for flaw in record["flaws"].split())
     return {
         "hours": round(sum(record["seconds"] for record in records) / 3600, 4),
         "speakers_by_age": {str(age): n for age, n in sorted(Counter(ages.values()).items())},
-        "test_texts": len(texts["test"]),
-        "test_texts_also_in_train": len(texts["test"] & texts["train"]),
+        "flaws": {name: flaws[name] for name in FLAWS},
+        "test_texts": len(read["test"]),
+        "test_texts_also_in_train": len(read["test"] & read["train"]),
     }

@@ -12,6 +12,7 @@ import numpy as np
 
 from loratory.domains.contract import Columns, Metric
 from loratory.domains.speech.sources import Task
+from loratory.domains.speech.task import plain_transcript
 
 EDITS = ("substitute", "delete", "insert")
 AGE_BINS = {  # metric: (youngest, oldest) in years; -1 stands for an unknown age
@@ -44,10 +45,19 @@ def age_rate_metric(name: str, youngest: int, oldest: int) -> Metric:
     return error_rate_metric(name, ("S", "D", "I"), where=is_of_age, note="wer of speakers of this age")
 
 
-VERSION = 1
+def sentence_rate_metric(name: str, read: bool, note: str) -> Metric:
+    def counts(columns: Columns) -> np.ndarray:
+        return (columns["read_in_train"] == read) & (columns["N"] > 0)
+
+    return error_rate_metric(name, ("S", "D", "I"), where=counts, note=note)
+
+
+VERSION = 2  # 2: both sides go through `plain_transcript` first; blanks between letters that are words do not count
 METRICS = (
     error_rate_metric("wer", ("S", "D", "I"), primary=True, note=POOLED),
-    error_rate_metric("cer", ("char_errors",), "chars", note="as wer, over characters; blanks count"),
+    sentence_rate_metric("wer_unseen", False, "wer of sentences that train does not hold"),
+    sentence_rate_metric("wer_read_in_train", True, "wer of sentences that train holds too, said by others"),
+    error_rate_metric("cer", ("char_errors",), "chars", note="as wer, over characters; blanks between words count"),
     error_rate_metric("substitutions", ("S",), note="share of wer"),
     error_rate_metric("deletions", ("D",), note="share of wer"),
     error_rate_metric("insertions", ("I",), note="share of wer"),
@@ -55,7 +65,7 @@ METRICS = (
         "wer_verbatim",
         ("basic_errors",),
         "basic_words",
-        note="as wer, but with Whisper's basic normaliser: fillers stay",
+        note="as wer, but without what is made for English: fillers stay",
     ),
     Metric(
         "references_emptied",
@@ -74,27 +84,32 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
 
     Returns:
         (n,) integer arrays: S, D, I errors and N reference words; `char_errors` and `chars`; `basic_errors` and
-        `basic_words` after the basic normaliser; `age` (-1 if unknown); `emptied`, 1 where the normalised reference is
+        `basic_words` of what was said word by word; `age` (-1 if unknown); `read_in_train`, whether train holds the
+        sentence; `emptied`, 1 where the normalised reference is
         empty, and then S, D, I, N, `char_errors` and `chars` are 0 whatever the system wrote.
     """
-    ages = {record["id"]: record["age"] for record in records}
-    references, texts = ([row[name] for row in rows] for name in ("reference", "text"))
-    words = normalised_texts(task.normaliser, references), normalised_texts(task.normaliser, texts)
-    word_edits, length = (
-        edit_counts(jiwer.process_words, *words),
-        np.array([len(text.split()) for text in words[0]], int),
-    )
-    basic = normalised_texts("basic", references), normalised_texts("basic", texts)
+    known = {record["id"]: record for record in records}
+    sides = [[row[name] for row in rows] for name in ("reference", "text")]
+    words = [normalised_texts(task.normaliser, side) for side in sides]
+    letters = [[text.replace(" ", "") for text in side] for side in words] if task.normaliser == "letters" else words
+    verbatim = "basic" if task.normaliser == "english" else task.normaliser
+    basic = [normalised_texts(verbatim, side) for side in sides]
+    length = word_counts(words[0])
     return {
-        **dict(zip("SDI", word_edits.T)),
+        **dict(zip("SDI", edit_counts(jiwer.process_words, *words).T)),
         "N": length,
-        "char_errors": edit_counts(jiwer.process_characters, *words).sum(axis=1),
-        "chars": np.array([len(text) for text in words[0]], int),
+        "char_errors": edit_counts(jiwer.process_characters, *letters).sum(axis=1),
+        "chars": np.array([len(text) for text in letters[0]], int),
         "basic_errors": edit_counts(jiwer.process_words, *basic).sum(axis=1),
-        "basic_words": np.array([len(text.split()) for text in basic[0]], int),
-        "age": np.array([ages[row["id"]] for row in rows], int),
+        "basic_words": word_counts(basic[0]),
+        "age": np.array([known[row["id"]]["age"] for row in rows], int),
+        "read_in_train": np.array([known[row["id"]]["read_in_train"] for row in rows], bool),
         "emptied": (length == 0).astype(int),
     }
+
+
+def word_counts(texts: list[str]) -> np.ndarray:
+    return np.array([len(text.split()) for text in texts], int)
 
 
 def edit_counts(align: Callable[[list[str], list[str]], Any], references: list[str], texts: list[str]) -> np.ndarray:
@@ -112,13 +127,16 @@ def edit_counts(align: Callable[[list[str], list[str]], Any], references: list[s
 
 
 def normalised_texts(name: str, texts: list[str]) -> list[str]:
+    """What of a transcript, or of an answer, is compared: the one way for both, and for what is counted as shared."""
     normalise = text_normaliser(name)
-    return [" ".join(normalise(text).split()) for text in texts]
+    return [" ".join(normalise(plain_transcript(text)).split()) for text in texts]
 
 
 @cache
 def text_normaliser(name: str) -> Callable[[str], str]:
-    """Whisper's normaliser; imported late, because its package imports torch."""
+    """A task's `normaliser`; Whisper's are imported late, because their package imports torch."""
+    if name == "plain":
+        return str
     from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
     return EnglishTextNormalizer() if name == "english" else BasicTextNormalizer(split_letters=name == "letters")

@@ -1,21 +1,35 @@
 """Transcription as a question: the audio, a line that says what is wanted, and the words as the answer."""
 
+import re
 import unicodedata
 
+from loratory.data.clips import Clip
 from loratory.data.splits import hash_position
 from loratory.domains.contract import Example, prediction_row
 from loratory.domains.speech.sources import Task
+
+BRACKETED = re.compile(r"<[^<>]*>|\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
+BRACKETS = str.maketrans(dict.fromkeys("<>()[]{}", " "))
 
 
 def examples(records: list[dict], task: Task, family: str) -> list[Example]:
     """One Example a record. A `whisper` base has its own prompt tokens, so its text prompt is empty."""
     prompt = task.prompt if family == "causal" else ""
-    return [Example(r["id"], r["group"], prompt, plain_transcript(r["text"]), audio=r["audio"]) for r in records]
+    return [Example(r["id"], r["group"], prompt, plain_transcript(r["text"]), audio=record_clip(r)) for r in records]
+
+
+def record_clip(record: dict) -> Clip:
+    end = None if record["end"] < 0 else record["end"]
+    return Clip(record["audio"], record["audio_sha256"], record["seconds"], record["start"], end)
 
 
 def plain_transcript(text: str) -> str:
-    """NFKC, lower case, one blank between words; punctuation only inside a word (it's, 3.5, 20%)."""
+    """NFKC, lower case, one blank between words; punctuation only inside a word (it's, 3.5, 20%).
+
+    What stands in brackets was not said: readers refuse it or take it away, but a model may write it.
+    """
     text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+    text = BRACKETED.sub(" ", text).translate(BRACKETS)
     letters = zip(f" {text}", text, f"{text[1:]} ")
     kept = "".join(mark if belongs_in_word(before, mark, after) else " " for before, mark, after in letters)
     return " ".join(kept.split())
