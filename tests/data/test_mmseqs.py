@@ -116,6 +116,20 @@ def test_a_fragment_is_related_to_its_whole_where_one_covered_sequence_is_enough
     assert (home["part"] == home["w3"]) is together
 
 
+def test_short_proteins_are_not_related_by_what_chance_explains():
+    rng = random.Random(11)
+    unrelated = {f"u{i}": "".join(rng.choices(RESIDUES, k=rng.randint(40, 160))) for i in range(120)}
+    found = {
+        bits: [
+            hit
+            for hit in mmseqs.search_sequences(unrelated, unrelated, Relation(0.3, 0.8, "shorter", bits=bits))
+            if hit[0] != hit[1]
+        ]
+        for bits in (0, 40)
+    }
+    assert len(found[0]) > 4 and found[40] == []
+
+
 def test_an_antisense_transcript_is_related_to_its_sense():
     rng = random.Random(8)
     sense = {f"s{i}": "".join(rng.choices(NUCLEOTIDES, k=300)) for i in range(5)}

@@ -29,6 +29,7 @@ class Relation:
         covered: the sequences of which so much is aligned: `both`, or one is enough: `shorter` (fragments, isoforms,
             shared domains).
         columns: least length of the alignment.
+        bits: least score of the alignment. Among short proteins, 30 % of 40 residues are identical by chance alone.
         nucleotide: letters are nucleotides, of either strand; else residues.
     """
 
@@ -36,17 +37,18 @@ class Relation:
     coverage: float = 0.0
     covered: Literal["both", "shorter"] = "both"
     columns: int = 0
+    bits: float = 0.0
     nucleotide: bool = False
 
-    def options(self, cov_mode: str) -> list[str]:
-        """Of a search or a clustering by MMseqs2.
+    def options(self, cov_mode: str, evalue: str = "inf") -> list[str]:
+        """Of a search or a clustering by MMseqs2, all but `bits`.
 
         One thread: the result does not depend on the machine. No bound on the E-value, which depends on the size of
         the database: a search repeated after a few records were dropped would find new hits. Repeats are not masked
         and letters not reweighted: a tandem repeat is related to its copies.
         """
         least = ["--min-seq-id", str(self.identity), "-c", str(self.coverage), "--cov-mode", cov_mode]
-        least += ["--min-aln-len", str(self.columns), "-e", "inf", "--mask", "0", "--threads", "1", "-v", "1"]
+        least += ["--min-aln-len", str(self.columns), "-e", evalue, "--mask", "0", "--threads", "1", "-v", "1"]
         return least if self.nucleotide else [*least, "--comp-bias-corr", "0"]
 
 
@@ -54,8 +56,8 @@ def cluster_sequences(sequences: Mapping[str, str], relation: Relation) -> dict[
     """The representative of each sequence's cluster, by `easy-cluster`: `linclust` leaves most homologues apart.
 
     Clusters compare members with their representative only, so members of two clusters can still be related:
-    `search_sequences` among the splits afterwards. Where one covered sequence is enough, a representative is the
-    longest of its cluster and covers its members.
+    `search_sequences` among the splits afterwards. Where a relation has `bits`, an E-value of 0.001 stands for them.
+    Where one covered sequence is enough, a representative is the longest of its cluster and covers its members.
 
     Args:
         sequences: {id: letters}; ids may hold anything, their order is irrelevant.
@@ -66,7 +68,8 @@ def cluster_sequences(sequences: Mapping[str, str], relation: Relation) -> dict[
     if not sequences:
         return {}
     ids = sorted(sequences)
-    options = ["--dbtype", "2" if relation.nucleotide else "1", *relation.options(COVERED[relation.covered][0])]
+    options = relation.options(COVERED[relation.covered][0], "0.001" if relation.bits else "inf")
+    options += ["--dbtype", "2" if relation.nucleotide else "1"]
     options += ["--cluster-mode", "2"] if relation.covered == "shorter" else []
     letters = total_length(sequences)
     if relation.nucleotide:
@@ -151,7 +154,7 @@ def run_search(
         "2" if relation.nucleotide else "1",
     ]  # never guessed from letters: G and T are residues too
     options += ["--max-seqs", str(max(300, len(right)))]  # by default only the best 300 of each query
-    options += ["--format-output", "query,target,fident"]
+    options += ["--format-output", "query,target,fident,bits"]
     best: dict[tuple[str, str], float] = {}
     for mode in COVERED[relation.covered]:
         with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
@@ -159,9 +162,10 @@ def run_search(
             write_numbered(files[0], [queries[id] for id in left])
             write_numbered(files[1], [targets[id] for id in right])
             run_mmseqs("easy-search", *files, *options, *relation.options(mode))
-            for a, b, share in read_fields(files[2]):
+            for a, b, share, bits in read_fields(files[2]):
                 pair = left[int(a)], right[int(b)]
-                best[pair] = max(float(share), best.get(pair, 0.0))
+                if float(bits) >= relation.bits:
+                    best[pair] = max(float(share), best.get(pair, 0.0))
     return sorted((query, target, share) for (query, target), share in best.items())
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import RESIDUES, invalid_letters, looks_like_nucleotides
@@ -29,6 +29,7 @@ BARE = re.compile(r"\S+(?:\s+(?P<name>.*))?(?P<tax_id>)")
 RARE, AMBIGUOUS = b"UO", b"BZJX"
 # Selenocysteine and pyrrolysine by their nearest standard residues; whatever stands for several residues as X.
 MAPPED = bytes.maketrans(RARE + AMBIGUOUS, b"CKXXXX")
+CHANCE_BITS = 40  # score below which an alignment may be chance: E = 0.0001 for 100 residues against a million
 NUCLEOTIDE_RECORDS, NUCLEOTIDE_SHARE = 5, 0.1  # of a file from which it holds nucleotides
 
 
@@ -197,32 +198,41 @@ def protein_sequences(records: list[dict]) -> dict[str, str]:
     return {record["id"]: record["sequence"] for record in records}
 
 
-def related_when(dataset: ResidueOptions) -> mmseqs.Relation:
-    """What may not stand in two splits."""
-    return mmseqs.Relation(dataset.identity, dataset.coverage, dataset.covered)
+def relation_over(dataset: ResidueOptions, covered: Literal["both", "shorter"]) -> mmseqs.Relation:
+    """Related by identity over `coverage`; if that of one sequence is enough, not by what chance explains."""
+    bits = CHANCE_BITS if covered == "shorter" else 0.0
+    return mmseqs.Relation(dataset.identity, dataset.coverage, covered, bits=bits)
 
 
 def group(records: list[dict], dataset: ResidueOptions) -> list[str]:
     """The representative of each record's cluster; clusters with records of one unit are one group, named after the
     first."""
-    home = mmseqs.cluster_sequences(protein_sequences(records), related_when(dataset))
+    home = mmseqs.cluster_sequences(protein_sequences(records), relation_over(dataset, dataset.covered))
     clusters = [home[record["id"]] for record in records]
     links = splits.links_by_key(clusters, [record.get("unit", "") for record in records])
     return [clusters[root] for root in splits.connected_components(len(records), links)]
 
 
 def find_leaks(held_out: list[dict], others: list[dict], dataset: ResidueOptions) -> dict[str, str]:
-    """Others that a search with the held-out sequences finds: clustering compares with representatives only."""
-    hits = mmseqs.search_sequences(protein_sequences(held_out), protein_sequences(others), related_when(dataset))
-    return {target: query for query, target, _ in reversed(hits)}
+    """Others that a search with the held-out sequences finds: clustering compares with representatives only.
+
+    Where `shorter` is enough, what covers both is related at any score too.
+    """
+    queries, targets = protein_sequences(held_out), protein_sequences(others)
+    hits = [
+        hit
+        for covered in dict.fromkeys(("both", dataset.covered))
+        for hit in mmseqs.search_sequences(queries, targets, relation_over(dataset, covered))
+    ]
+    return {target: query for query, target, _ in sorted(hits, reverse=True)}
 
 
 def count_overlaps(held_out: list[dict], others: list[dict], dataset: ResidueOptions) -> dict[str, dict]:
     """Records held out that are related to others, by the usual criteria of the field from strict to lax."""
     identity, coverage = dataset.identity, dataset.coverage
     relations = {
-        f"{identity:.0%} identity over {coverage:.0%} of both": mmseqs.Relation(identity, coverage),
-        f"{identity:.0%} identity over {coverage:.0%} of one": mmseqs.Relation(identity, coverage, "shorter"),
+        f"{identity:.0%} identity over {coverage:.0%} of both": relation_over(dataset, "both"),
+        f"{identity:.0%} identity over {coverage:.0%} of one, {CHANCE_BITS} bits": relation_over(dataset, "shorter"),
         "95% identity over 50 residues": mmseqs.Relation(0.95, columns=50),
     }
     return mmseqs.count_related(protein_sequences(held_out), protein_sequences(others), relations)

@@ -61,7 +61,7 @@ class ResidueOptions(DatasetOptions):
     identity: float = Field(0.3, gt=0, le=1, description="share of identical residues from which two are related")
     coverage: float = Field(0.8, gt=0, le=1, description="share of a sequence that must align")
     covered: Literal["shorter", "both"] = Field(
-        "shorter", description="`shorter`: so much of one of the two is enough (fragments, shared domains)"
+        "shorter", description="`shorter`: so much of one of the two is enough, at 40 bits (fragments, shared domains)"
     )
 
     @model_validator(mode="after")
