@@ -18,7 +18,7 @@ from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
 from loratory.bases.core import load_base
 from loratory.config import mixture_entry as entry
-from loratory.data.files import read_json
+from loratory.data.files import file_sha256, read_json
 from loratory.domains.dataset import write_records
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
@@ -350,17 +350,31 @@ def speech(folder, seed: int):
     draw = np.random.default_rng(seed)
     build, facts = (
         registry.load_module("domain", "speech", "build"),
-        {"speaker": "s", "age": 7, "gender": "", "sha256": ""},
+        {
+            "speaker": "s",
+            "age": 7,
+            "gender": "",
+            "sha256": "",
+            "start": 0.0,
+            "end": -1.0,
+            "flaws": "",
+            "read_in_train": False,
+        },
     )
     for split in ("train", "gate", "valid"):
         rows = []
         for i, text in enumerate(("yes no", "the user", "like it", "to text")):
             samples = draw.normal(0, 0.1, 6000 + 2000 * i).astype(np.float32)
             soundfile.write(folder / f"{split}{i}.flac", samples, 16000)
-            rows.append(
-                {"id": f"{split}{i}", "group": f"g{i}", "audio": str(folder / f"{split}{i}.flac"), "text": text}
-            )
-        rows = [row | facts | {"seconds": 0.5} for row in rows]
+            clip = str(folder / f"{split}{i}.flac")
+            row = {
+                "id": f"{split}{i}",
+                "group": f"g{i}",
+                "audio": clip,
+                "audio_sha256": file_sha256(clip),
+                "text": text,
+            }
+            rows.append(row | facts | {"seconds": len(samples) / 16000})
         write_records(folder / f"{split}.parquet", build, rows)
 
 

@@ -29,7 +29,12 @@ def run_study(tmp_path, monkeypatch):
             for path in (*job.log, *job.output):
                 (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             given = SimpleNamespace(
-                input=job.input, output=job.output, params=job.params, wildcards=job.wildcards, log=job.log
+                input=job.input,
+                output=job.output,
+                params=job.params,
+                wildcards=job.wildcards,
+                log=job.log,
+                resources=job.resources,
             )
             try:
                 runpy.run_path(str(ROOT / "scripts" / f"{rule}.py"), {"snakemake": given})
