@@ -163,7 +163,7 @@ def test_the_table_says_what_each_cost(rows):
 @pytest.mark.whole
 def test_uniform_weights_as_a_mixture_and_as_a_control_say_the_same(results):
     for domain in DOMAINS:
-        known = json.loads((results / f"predictions/data/{domain}/mini_lm/seed0.routing.json").read_text())
+        known = json.loads((results / f"predictions/data/{domain}/mini_lm/seed0.costs.json").read_text())
         assert {"uniform:uniform", "xlora:uniform", "one:uniform"} < set(known)
         assert known["one:uniform"] == known["xlora:uniform"]
 
