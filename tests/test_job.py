@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,20 +88,22 @@ WRITERS = {
 }
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may grow above 10 kB, as if the disk were full."""
+    """No file may grow above 10 kB, as if the disk were full; pytest writes files too, so only while a job runs."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_whichever_library_writes_a_full_disk_is_one_line_and_nothing_is_half_written(kind, small_files, tmp_path):
+def test_whichever_library_writes_a_full_disk_is_one_line_and_nothing_is_half_written(kind, tmp_path):
     def body():
-        with atomic_write(tmp_path / "out") as aside:
+        with small_files(), atomic_write(tmp_path / "out") as aside:
             WRITERS[kind](aside)
 
     log = ended(tmp_path, body)
