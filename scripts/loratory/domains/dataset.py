@@ -119,7 +119,7 @@ def read_split(folder: Path | str, split: str, schema: pa.Schema | None = None) 
     if not path.is_file():
         raise InputError(path, "no such file", fix=rebuild)
     try:
-        with open(path, "rb") as stream:
+        with pa.OSFile(str(path)) as stream:  # of a file of Python's own, arrow's threads may outlive the interpreter
             table = pq.read_table(stream, page_checksum_verification=True)
         table.validate(full=True)
         records = table.to_pylist()
