@@ -13,5 +13,6 @@ with log_job(snakemake):
         folder=out.parent,
         dataset=dataset,
         out=out,
-        pretraining=next((Path(file).parent for file in snakemake.input.pretraining), None),
+        pretraining=[Path(file).parent for file in snakemake.input.pretraining],
+        transfer={name: Path(file).parent for name, file in snakemake.params.transfer.items()},
     )

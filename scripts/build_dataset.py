@@ -10,8 +10,8 @@ with log_job(snakemake):
     from loratory.domains.fetch import open_source
 
     domain, params, raw = snakemake.wildcards.domain, snakemake.params, Path(snakemake.input.files)
-    pretraining = next(map(Path, snakemake.input.pretraining), None)
-    facts = {"dataset": domain, "raw": read_json(raw), "pretraining": pretraining and file_sha256(pretraining)}
+    pretraining = [*map(Path, snakemake.input.pretraining)]
+    facts = {"dataset": domain, "raw": read_json(raw), "pretraining": [*map(file_sha256, pretraining)]}
     share_folder(
         store=params.shared,
         facts=facts | {name: params[name] for name in ("dataset", "seed", "code")},
@@ -22,6 +22,6 @@ with log_job(snakemake):
             dataset=domain_options(domain, "Dataset", params.dataset),
             seed=params.seed,
             out=folder,
-            pretraining=pretraining and pretraining.parent,
+            pretraining=[file.parent for file in pretraining],
         ),
     )

@@ -9,10 +9,11 @@ with log_job(snakemake):
     domain, params = snakemake.wildcards.domain, snakemake.params
     predict_baselines(
         domain=domain,
-        data=Path(snakemake.input[0]).parent,
+        data=Path(snakemake.input.data[0]).parent,
         task=domain_options(domain, "Task", params.task),
         max_records=params.max_records,
         max_valid=params.max_valid,
         samples=params.samples,
         out=snakemake.output[0],
+        transfer={name: Path(file).parent for name, file in params.transfer.items()},
     )

@@ -72,6 +72,35 @@ def test_an_unknown_name_is_told_with_what_is_allowed_and_what_was_meant(changes
     assert line.endswith(f"; fix: did you mean `{meant}`?")
 
 
+COW = {"source": {"kind": "simulate"}, "transfer": ["lncrna"]}
+
+
+def test_a_domain_has_entries_whose_names_have_a_second_part():
+    study = loratory_config.read_config(changed(DEMO, {"domains.lncrna-cow": COW}), FILE)
+    own, cow = (loratory_config.entries_by_name(study.domains)[name] for name in ("lncrna", "lncrna-cow"))
+    assert type(own) is type(cow) and cow.transfer == ("lncrna",)
+    assert registry.load_module("domain", "lncrna-cow", "task") is registry.load_module("domain", "lncrna", "task")
+
+
+LONGER = [
+    ({"domains.lncrn-cow": COW}, "domains: unknown domain (lncrn-cow); expected one of lncrna, "),
+    ({"domains.lncrna-Cow": COW}, "domains: unknown domain (lncrna-Cow); expected one of lncrna, "),
+    (
+        {"domains.lncrna-cow": COW | {"sourc": 1}},
+        "domains.lncrna-cow: unknown key (sourc); expected one of adapters, ",
+    ),
+    (
+        {"domains.lncrna-cow": COW | {"transfer": ["protein"]}},
+        "domains.lncrna-cow.transfer: unknown entry of lncrna (protein); expected one of lncrna",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), LONGER)
+def test_what_is_wrong_with_such_an_entry_is_one_line(changes, line):
+    assert complaint(changes).startswith(f"{FILE}: {line}")
+
+
 def test_only_the_keys_of_the_chosen_kind_are_allowed():
     line = complaint({"domains.protein.source": {"kind": "files", "fasta": "a.fasta", "n": 3}})
     expected = "columns, encoding, fasta, kind, licence, sha256, tables"

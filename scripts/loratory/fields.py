@@ -48,6 +48,8 @@ def require_folder(path: str) -> str:
 
 
 Name = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$")]
+DomainName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*(-[a-z0-9_]+)?$")]
 Names = Annotated[tuple[Name, ...], AfterValidator(require_distinct)]
+DomainNames = Annotated[tuple[DomainName, ...], AfterValidator(require_distinct)]
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(require_distinct)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(require_distinct)]

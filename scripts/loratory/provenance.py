@@ -7,6 +7,8 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+from loratory.registry import registered_domain
+
 LIBRARY = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")  # make the numbers
 IMPORT = re.compile(r"^\s*from (loratory[\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
@@ -55,8 +57,9 @@ def package_versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-def task_modules(domains: Iterable[str]) -> list[str]:
-    return [f"domains/{domain}/task.py" for domain in domains]
+def domain_modules(part: str, domains: Iterable[str]) -> list[str]:
+    """`part` (`task`, `build`, …) of each of the domains that entries of these names are of."""
+    return [f"domains/{registered_domain(domain)}/{part}.py" for domain in domains]
 
 
 # The code of a training, for the rule that runs it and for the checkpoints that it goes on from.
@@ -65,16 +68,18 @@ def task_modules(domains: Iterable[str]) -> list[str]:
 def base_code(family: str, domains: Collection[str]) -> str:
     """Of a base that learns from these domains' general data, if from any."""
     pretraining = [f"training/pretraining/{family}.py"] if domains else []
-    return code_digest("training/prepare.py", "bases", *pretraining, *task_modules(domains))
+    return code_digest("training/prepare.py", "bases", *pretraining, *domain_modules("task", domains))
 
 
 def adapter_code(domain: str, method: str) -> str:
-    return code_digest("training/sweep.py", "bases", f"adapters/methods/{method}.py", *task_modules([domain]))
+    return code_digest(
+        "training/sweep.py", "bases", f"adapters/methods/{method}.py", *domain_modules("task", [domain])
+    )
 
 
 def features_code(domain: str) -> str:
-    return code_digest("training/features.py", "bases", *task_modules([domain]))
+    return code_digest("training/features.py", "bases", *domain_modules("task", [domain]))
 
 
 def mixture_code(domains: Iterable[str]) -> str:
-    return code_digest("training/mixture.py", "bases", "mixers/methods", *task_modules(domains))
+    return code_digest("training/mixture.py", "bases", "mixers/methods", *domain_modules("task", domains))

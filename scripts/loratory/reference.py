@@ -23,7 +23,11 @@ TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": 
 def schema_text() -> str:
     """The JSON schema of the config file."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(dialect | config_model().model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    schema = config_model().model_json_schema()
+    for group in ("domains", "general"):  # besides a domain's own name, any that has a second part
+        entries = schema["$defs"][group]
+        entries["patternProperties"] = {f"^{name}-[a-z0-9_]+$": node for name, node in entries["properties"].items()}
+    return json.dumps(dialect | schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def readme_text(current: str) -> str:

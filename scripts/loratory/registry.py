@@ -25,6 +25,11 @@ PACKAGES = {
 }
 
 
+def registered_domain(name: str) -> str:
+    """The domain of an entry of the config: `lncrna` of `lncrna-cow`, one of several datasets of that domain."""
+    return name.partition("-")[0]
+
+
 def registered_names(noun: str) -> list[str]:
     """The registered names of `noun` (`domain`, `family`, `method`, `mixer` or `pretraining`), sorted."""
     package = importlib.import_module(PACKAGES[noun])
@@ -45,11 +50,12 @@ def load_module(noun: Literal["domain"], name: str, part: Literal["simulate"]) -
 @overload
 def load_module(noun: str, name: str, part: str = "") -> Any: ...
 def load_module(noun: str, name: str, part: str = "") -> Any:
-    """The module of a registered name, or one `part` (submodule) of it.
+    """The module of a registered name (of a domain: of its entry's name), or one `part` (submodule) of it.
 
     Raises:
         InputError: no such name.
     """
+    name = registered_domain(name) if noun == "domain" else name
     if name not in registered_names(noun):
         raise unknown_name_error("config", noun, name, registered_names(noun))
     return importlib.import_module(".".join(filter(None, [PACKAGES[noun], name, part])))

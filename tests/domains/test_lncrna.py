@@ -382,16 +382,28 @@ def test_test_records_that_resemble_pretraining_are_dropped_and_what_is_left_is_
     before = read_split(tmp_path / "plain", "test")
     assert any(r["sequence"] in known for r in before)
     with pytest.raises(InputError, match="resembles_pretraining"):
-        audit_split("lncrna", tmp_path / "plain", sources.Dataset(), tmp_path / "a.json", tmp_path / "general")
-    build_dataset("lncrna", files, sources.Dataset(), 1, tmp_path / "data", tmp_path / "general")
+        audit_split("lncrna", tmp_path / "plain", sources.Dataset(), tmp_path / "a.json", [tmp_path / "general"])
+    build_dataset("lncrna", files, sources.Dataset(), 1, tmp_path / "data", [tmp_path / "general"])
     after = read_split(tmp_path / "data", "test")
     assert [r["id"] for r in after] == [r["id"] for r in before if r["sequence"] not in known]
     card = read_json(tmp_path / "data" / "card.json")
     assert card["n_rejected"]["resembles_pretraining"] == len(before) - len(after)
-    audit_split("lncrna", tmp_path / "data", sources.Dataset(), tmp_path / "a.json", tmp_path / "general")
+    audit_split("lncrna", tmp_path / "data", sources.Dataset(), tmp_path / "a.json", [tmp_path / "general"])
     audit = read_json(tmp_path / "a.json")
     assert audit["counts"]["resembles_pretraining"] == 0 and audit["test"] == len(after)
     assert audit["shared"]["pretraining"]["95% identity over 200 nucleotides"]["records"] == 0
+
+
+def test_what_test_shares_with_another_entry_whose_systems_are_tested_on_it_is_counted_and_not_dropped(tmp_path):
+    rows = [(f"x{i}", letters(300, i)) for i in range(30)], [(f"y{i}", letters(300, 100 + i)) for i in range(30)]
+    files, options = transcripts(tmp_path, *rows), sources.Dataset()
+    build_dataset("lncrna", files, options, 5, tmp_path / "human")
+    build_dataset("lncrna-cow", files, options, 1, tmp_path / "cow")
+    audit_split("lncrna-cow", tmp_path / "cow", options, tmp_path / "a.json", transfer={"lncrna": tmp_path / "human"})
+    known = {r["sequence"] for r in read_split(tmp_path / "human", "train")}
+    both = sum(r["sequence"] in known for r in read_split(tmp_path / "cow", "test"))
+    found = read_json(tmp_path / "a.json")["shared"]["train of lncrna"]
+    assert both and found["95% identity over 200 nucleotides"]["records"] == both
 
 
 def test_what_the_policy_allows_is_counted_and_so_are_contradicting_labels():

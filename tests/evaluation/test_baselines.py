@@ -51,6 +51,24 @@ def test_baselines_learn_from_train_and_answer_valid_and_test(tmp_path, monkeypa
     assert learnt == [[{"train"}, {"valid", "test"}]]
 
 
+def test_baselines_that_learnt_of_another_entry_stand_beside_and_those_that_learn_nothing_do_not(
+    tmp_path, monkeypatch
+):
+    def learn(train, held_out, options):
+        answers = {"constant": 0.0, "learnt": float(len(train))}
+        return {name: [{"id": record["id"], "nll": value} for record in held_out] for name, value in answers.items()}
+
+    def read(data, split, limit=None):
+        return [record | {"id": f"{split}-{record['id']}"} for record in TEST[: 1 + (data == "cow")]]
+
+    monkeypatch.setattr(baselines, "read_records", read)
+    monkeypatch.setattr(task, "baselines", learn)
+    baselines.predict_baselines("protein-cow", "cow", Task(), 7, 5, 0, tmp_path / "b.parquet", {"protein": "human"})
+    rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
+    assert {row["system"] for row in rows} == {"constant", "learnt", "learnt@protein"}
+    assert {row["nll"] for row in rows if row["system"] == "learnt@protein"} == {1.0}
+
+
 def test_fewer_test_sequences_than_samples_come_again():
     texts = [row["text"] for row in task.sample_baselines(TEST, 7, Task())["natural"]]
     assert len(texts) == 7 and texts[:3] == texts[3:6] and len(set(texts)) == 3

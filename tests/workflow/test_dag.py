@@ -290,6 +290,28 @@ def test_a_pretrained_folding_base_is_judged_without_what_it_learnt(plan):
     assert "results/general/structure/train.parquet" in job.input
 
 
+def test_systems_and_baselines_of_another_entry_of_the_domain_are_tested_on_one_that_trains_none(demo, plan):
+    cow = {"source": {"kind": "simulate", "genes": 60}, "adapters": {"mini_bert": []}, "transfer": ["lncrna"]}
+    planned = plan({"domains.lncrna-cow": cow})
+    rules = (
+        "fetch_source",
+        "build_dataset",
+        "audit_split",
+        "predict_baselines",
+        "predict",
+        "score",
+        "tabulate_domain",
+    )
+    assert planned.counts - demo.counts == dict.fromkeys(rules, 1)
+    inputs = {
+        job.rule.name: {*map(str, job.input)} for job in planned.jobs if "lncrna-cow" in job.wildcards_dict.values()
+    }
+    assert "results/adapters/lncrna/mini_bert/lora/seed0/run.json" in inputs["predict"]
+    human = "results/data/lncrna/train.parquet"
+    assert human in inputs["audit_split"] & inputs["predict_baselines"] and human not in inputs["build_dataset"]
+    assert "results/general/lncrna/train.parquet" in inputs["build_dataset"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder in which everything seems made: files stand where outputs would, and Snakemake believes in them."""

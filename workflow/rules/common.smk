@@ -10,8 +10,8 @@ from loratory.data.files import check_writable
 from loratory.data.splits import SPLITS
 from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
-from loratory.provenance import adapter_code, base_code, code_digest, features_code, mixture_code, task_modules
-from loratory.registry import family_outputs, is_folded
+from loratory.provenance import adapter_code, base_code, code_digest, domain_modules, features_code, mixture_code
+from loratory.registry import family_outputs, is_folded, registered_domain
 from loratory.strict_yaml import load_yaml
 
 CONFIG_FILES = [*map(str, workflow.config_settings.configfiles or workflow.configfiles or ["config"])]
@@ -74,8 +74,15 @@ def corpora_of(domain):
 
 def pretraining_of(wildcards):
     """What bases learn from in the domain of a dataset: nothing of it may stand in the dataset's test split."""
-    known = wildcards.corpus == "data" and wildcards.domain in GENERAL
-    return [f"<results>/general/{wildcards.domain}/train.parquet"] if known else []
+    own = registered_domain(wildcards.domain)
+    known = [name for name in GENERAL if registered_domain(name) == own] if wildcards.corpus == "data" else []
+    return collect("<results>/general/{domain}/train.parquet", domain=known)
+
+
+def transfer_of(wildcards):
+    """{name: train split} of the entries whose systems are tested on this one."""
+    names = DOMAINS[wildcards.domain].transfer if wildcards.get("corpus", "data") == "data" else []
+    return {name: f"<results>/data/{name}/train.parquet" for name in names}
 
 
 def metrics_of(domain, base, results="<results>"):
@@ -89,8 +96,11 @@ def baselines_of(domain, base):
 
 
 def systems_on(corpus, domain, base):
-    """{system: (domain trained on, adapter)}: a domain's own adapters, then experts of other domains (transfer)."""
-    found = {f"{adapter}@{domain}": (domain, adapter) for adapter in DOMAINS[domain].adapters[base]}
+    """{system: (domain trained on, adapter)}: a domain's own adapters, then those of other entries and experts."""
+    homes = [domain, *(DOMAINS[domain].transfer if corpus == "data" else [])]
+    found = {
+        f"{adapter}@{home}": (home, adapter) for home in homes for adapter in DOMAINS[home].adapters.get(base, ())
+    }
     for name in mixtures_on(corpus, base):
         for other, adapter in STUDY.mixtures[name].experts.items():
             found.setdefault(f"{adapter}@{other}", (other, adapter))

@@ -6,7 +6,7 @@ with `compare.against`), two tables and two figures.
 
 BASES = [STUDY.compare.base] if STUDY.compare else []
 AGAINST = STUDY.compare.against if STUDY.compare else None
-COMPARED = [domain for domain, base in TRACKS if base in BASES]
+COMPARED = [domain for domain, base in TRACKS if base in BASES and DOMAINS[domain].adapters[base]]
 METHODS = [(d, name) for name in STUDY.adapters for d in COMPARED if name in DOMAINS[d].adapters[STUDY.compare.base]]
 
 
@@ -40,7 +40,7 @@ rule contrast_methods:
         cuts=lambda wc: cut_controls(cuts_on("data", wc.domain, wc.base)),
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
-        code=lambda wc: code_digest("evaluation/contrast.py", f"domains/{wc.domain}/metrics.py"),
+        code=lambda wc: code_digest("evaluation/contrast.py", *domain_modules("metrics", [wc.domain])),
     script:
         "../../scripts/contrast_methods.py"
 

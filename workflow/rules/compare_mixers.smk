@@ -48,7 +48,7 @@ rule contrast_mixers:
         against=MIXING and MIXING.against,
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
-        code=code_digest("evaluation/recovery.py", *(f"domains/{domain}/metrics.py" for domain in MIXED)),
+        code=code_digest("evaluation/recovery.py", *domain_modules("metrics", MIXED)),
     script:
         "../../scripts/contrast_mixers.py"
 
@@ -139,7 +139,7 @@ rule route_tokens:
         tasks={domain: plain(DOMAINS[domain].task) for domain in PROMPTED},
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=code_digest("evaluation/tokens.py", "bases", "mixers/methods", *task_modules(PROMPTED)),
+        code=code_digest("evaluation/tokens.py", "bases", "mixers/methods", *domain_modules("task", PROMPTED)),
     script:
         "../../scripts/route_tokens.py"
 

@@ -26,7 +26,7 @@ rule fetch_source:
         listed=lambda wc: listed_state(CORPORA[wc.corpus][wc.domain].source),
         population=lambda wc: POPULATION[wc.corpus],
         seed=STUDY.split_seed,
-        code=lambda wc: code_digest("domains/fetch.py", f"domains/{wc.domain}/simulate.py"),
+        code=lambda wc: code_digest("domains/fetch.py", *domain_modules("simulate", [wc.domain])),
         shared=STUDY.shared,
     script:
         "../../scripts/fetch_source.py"
@@ -53,7 +53,7 @@ rule build_dataset:
     params:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
         seed=STUDY.split_seed,
-        code=lambda wc: code_digest("domains/dataset.py", f"domains/{wc.domain}/build.py"),
+        code=lambda wc: code_digest("domains/dataset.py", *domain_modules("build", [wc.domain])),
         shared=STUDY.shared,
     script:
         "../../scripts/build_dataset.py"
@@ -63,6 +63,7 @@ rule audit_split:
     input:
         data=expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),
         pretraining=pretraining_of,
+        transfer=lambda wc: list(transfer_of(wc).values()),
     output:
         "<results>/{corpus}/{domain}/audit.json",
     log:
@@ -77,6 +78,7 @@ rule audit_split:
         attempt=per_attempt(1),
     params:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
-        code=lambda wc: code_digest("domains/dataset.py", f"domains/{wc.domain}/build.py"),
+        transfer=lambda wc, input: by_name(transfer_of(wc), input.transfer),
+        code=lambda wc: code_digest("domains/dataset.py", *domain_modules("build", [wc.domain])),
     script:
         "../../scripts/audit_split.py"

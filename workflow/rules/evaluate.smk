@@ -47,7 +47,7 @@ rule predict:
             "evaluation/predict.py",
             "bases",
             "mixers/methods",
-            f"domains/{wc.domain}/task.py",
+            *domain_modules("task", [wc.domain]),
             *cutting_methods(wc.corpus, wc.domain, wc.base),
         ),
     script:
@@ -56,7 +56,8 @@ rule predict:
 
 rule predict_baselines:
     input:
-        expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid", "test")),
+        data=expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid", "test")),
+        transfer=lambda wc: list(transfer_of(wc).values()),
     output:
         "<results>/predictions/data/{domain}/baselines.parquet",
     log:
@@ -74,7 +75,8 @@ rule predict_baselines:
         max_records=STUDY.evaluation.max_records,
         max_valid=STUDY.evaluation.max_valid,
         samples=STUDY.evaluation.samples,
-        code=lambda wc: code_digest("evaluation/baselines.py", f"domains/{wc.domain}/task.py"),
+        transfer=lambda wc, input: by_name(transfer_of(wc), input.transfer),
+        code=lambda wc: code_digest("evaluation/baselines.py", *domain_modules("task", [wc.domain])),
     script:
         "../../scripts/predict_baselines.py"
 
@@ -102,7 +104,7 @@ rule score:
         predictions=lambda wc, input: by_name(SEEDS, input.predictions),
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
-        code=lambda wc: code_digest("evaluation/score.py", f"domains/{wc.domain}/metrics.py"),
+        code=lambda wc: code_digest("evaluation/score.py", *domain_modules("metrics", [wc.domain])),
     script:
         "../../scripts/score.py"
 
@@ -162,8 +164,6 @@ rule measure_recovery:
         experts=lambda wc: STUDY.mixtures[wc.mixture].experts,
         resamples=STUDY.evaluation.resamples,
         floor=FLOOR,
-        code=lambda wc: code_digest(
-            "evaluation/recovery.py", *(f"domains/{domain}/metrics.py" for domain in domains_of(wc.mixture))
-        ),
+        code=lambda wc: code_digest("evaluation/recovery.py", *domain_modules("metrics", domains_of(wc.mixture))),
     script:
         "../../scripts/measure_recovery.py"

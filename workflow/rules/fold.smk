@@ -6,7 +6,8 @@ scored) and `<results>/folding/{base}/` (the base, judged), with its table and f
 
 from loratory.registry import base_families
 
-TRUTH = next((domain for domain in DOMAINS if "folding" in base_families(domain)), None)  # where true structures are
+TRUTHS = [domain for domain in DOMAINS if "folding" in base_families(domain)][:1]  # where true structures are
+TRUTH = next(iter(TRUTHS), None)
 JUDGED = [STUDY.folding] if STUDY.folding and TRUTH else []
 
 
@@ -36,7 +37,7 @@ rule fold:
         max_length=STUDY.evaluation.max_folded_length,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=lambda wc: code_digest("evaluation/fold.py", f"domains/{wc.domain}/task.py"),
+        code=lambda wc: code_digest("evaluation/fold.py", *domain_modules("task", [wc.domain])),
     script:
         "../../scripts/fold.py"
 
@@ -72,9 +73,7 @@ rule assess_folding:
         floor=FLOOR,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
-        code=code_digest(
-            "evaluation/assess.py", *(f"domains/{TRUTH}/{part}.py" for part in ("build", "metrics") if TRUTH)
-        ),
+        code=code_digest("evaluation/assess.py", *domain_modules("build", TRUTHS), *domain_modules("metrics", TRUTHS)),
     script:
         "../../scripts/assess_folding.py"
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from loratory import registry
 from loratory.domains.contract import Options
 from loratory.errors import short_value
-from loratory.fields import Name, Names
+from loratory.fields import DomainName, DomainNames, Name
 from loratory.training.schedule import Training
 
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -41,7 +41,7 @@ class WhisperOptions(Options):
 class Pretrain(Options):
     """Train a small base of the family from nothing, on the general data."""
 
-    domains: Names = Field(min_length=1, description="which corpora of `general` it reads")
+    domains: DomainNames = Field(min_length=1, description="which corpora of `general` it reads")
     architecture: dict[str, Any] = Field(description="fields of the Hugging Face config of the family")
     vocabulary: int = Field(1024, ge=64, description="tokens of the tokenizer that is trained first")
     training: Training = Field(Training(), description="of all its weights")
@@ -55,7 +55,9 @@ class Audio(Options):
     encoder: Name = Field(description="a base of family whisper")
     stack: int = Field(5, ge=1, description="encoder frames that make one prefix embedding")
     hidden: int = Field(256, ge=1, description="width of the projector's hidden layer")
-    corpus: Name | None = Field(None, description="corpus of `general` that a given base's projector learns from")
+    corpus: DomainName | None = Field(
+        None, description="corpus of `general` that a given base's projector learns from"
+    )
     training: Training = Field(Training(), description="of the projector of a given base, which itself stays frozen")
 
 

@@ -44,6 +44,7 @@ def check_names(config: Study, where: str) -> None:
     for name, entry in bases.items():
         check_base(f"{where}: bases.{name}", entry, config)
     for domain, given in domains.items():
+        check_transfer(f"{where}: domains.{domain}.transfer", domain, given.transfer, domains)
         for base, adapters in given.adapters.items():
             at = f"{where}: domains.{domain}.adapters"
             require_known(at, "base", base, bases)
@@ -64,6 +65,14 @@ def check_names(config: Study, where: str) -> None:
         if bases[config.folding].family != "folding":
             at = f"{where}: folding"
             raise InputError(at, "not a folding base", bases[config.folding].family, "a base of family folding")
+
+
+def check_transfer(at: str, domain: str, others: Collection[str], domains: Mapping[str, object]) -> None:
+    """Systems of other entries of the same domain can be tested on one, if there are such entries."""
+    own = registry.registered_domain(domain)
+    allowed = [name for name in domains if name != domain and registry.registered_domain(name) == own]
+    for other in others:
+        require_known(at, f"entry of {own}", other, allowed)
 
 
 def check_floor(where: str, evaluation: Evaluation) -> None:
@@ -198,7 +207,7 @@ def check_comparison(at: str, compare: Compare, config: Study) -> None:
     """Everything is compared with one adapter, so every domain must train it."""
     require_known(f"{at}.base", "base", compare.base, config.bases)
     domains = entries_by_name(config.domains).items()
-    given = {name: domain.adapters[compare.base] for name, domain in domains if compare.base in domain.adapters}
+    given = {name: domain.adapters[compare.base] for name, domain in domains if domain.adapters.get(compare.base)}
     if not given:
         fix = "name it under `adapters` of a domain"
         raise InputError(f"{at}.base", "no domain trains an adapter on this base", compare.base, fix=fix)

@@ -1,5 +1,6 @@
 """The parts of the config that follow from what is registered: each domain, method and mixer brings its options."""
 
+import re
 from functools import cache
 from types import ModuleType
 from typing import Annotated, Any, Literal, Union
@@ -8,9 +9,10 @@ from pydantic import BaseModel, Field, TypeAdapter, create_model
 
 from loratory import registry
 from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, MixtureEntry, Study
-from loratory.fields import Name
+from loratory.fields import DomainName, Name
 from loratory.training.schedule import Sweep
 
+ENTRY_NAME = re.compile("[a-z][a-z0-9_]*-[a-z0-9_]+")
 Fields = dict[str, tuple[Any, Any]]  # {name: (type, default)}, as pydantic takes them
 
 SWEEP_FIELDS: Fields = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
@@ -19,7 +21,7 @@ FEATURES = Field(False, description="compute what the gate reads of the base onc
 CHECKPOINTING = Field(False, description="compute activations anew in the backward pass: less memory, more time")
 MIXTURE_FIELDS: Fields = {
     "base": (Name, Field(description="the base that all experts were trained on")),
-    "experts": (dict[Name, Name], EXPERTS),
+    "experts": (dict[DomainName, Name], EXPERTS),
     "training": (Sweep, Field(Sweep(), description="of what the mixer trains")),
     "features": (bool, FEATURES),
     "gradient_checkpointing": (bool, CHECKPOINTING),
@@ -63,12 +65,17 @@ def domain_models(name: str) -> tuple[type[Domain], type[Corpus]]:
 
 
 @cache
-def config_model() -> type[Study]:
-    """The model of the whole config: `Study`, with the entries of what is registered in place of the general ones."""
+def config_model(names: tuple[str, ...] = ()) -> type[Study]:
+    """The model of the whole config: `Study`, with the entries of what is registered in place of the general ones.
+
+    Args:
+        names: of entries of domains, beyond those that are just called as their domain.
+    """
     pairs = {name: domain_models(name) for name in registry.registered_names("domain")}
     absent = Field(None, validate_default=False)  # a domain may be left out, yet not be left empty
-    domains: dict[str, Any] = {name: (pair[0], absent) for name, pair in pairs.items()}
-    general: dict[str, Any] = {name: (pair[1], absent) for name, pair in pairs.items()}
+    entries = {name: pairs[registry.registered_domain(name)] for name in (*pairs, *names)}
+    domains: dict[str, Any] = {name: (pair[0], absent) for name, pair in entries.items()}
+    general: dict[str, Any] = {name: (pair[1], absent) for name, pair in entries.items()}
     corpora = create_model("general", __base__=Group[Corpus], **general)
     filled: Fields = {
         "domains": (create_model("domains", __base__=Group[Domain], **domains), ...),
@@ -84,10 +91,11 @@ def config_model() -> type[Study]:
     return create_model("config", __base__=Study, __doc__=Study.__doc__, **fields)
 
 
-@cache
-def config_schema() -> dict[str, Any]:
-    """The JSON schema of the whole config."""
-    return config_model().model_json_schema()
+def entry_names(raw: dict[str, Any]) -> tuple[str, ...]:
+    """Names under `domains` and `general` that say more than their domain, such as `lncrna-cow`, in their order."""
+    groups = [group for group in (raw.get("domains"), raw.get("general")) if isinstance(group, dict)]
+    names = dict.fromkeys(name for group in groups for name in group if ENTRY_NAME.fullmatch(name))
+    return tuple(name for name in names if registry.registered_domain(name) in registry.registered_names("domain"))
 
 
 def domain_options(domain: str, part: str, values: dict[str, Any]) -> Any:

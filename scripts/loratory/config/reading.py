@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from loratory.config.checks import check_names
-from loratory.config.models import config_model, config_schema
+from loratory.config.models import config_model, entry_names
 from loratory.config.sections import Group, Study, entries_by_name
 from loratory.config.values import check_values
 from loratory.domains.contract import FilesOptions
@@ -88,7 +88,8 @@ def validate_types(raw: dict[str, Any], where: str) -> Study:
     except ValidationError as error:
         exponents = [problem["loc"] for problem in error.errors() if is_exponent(problem)]
         if not exponents:
-            raise first_problem(error, raw, where, config_schema()) from None
+            schema = config_model(entry_names(raw)).model_json_schema()
+            raise first_problem(error, raw, where, schema) from None
     raw = deepcopy(raw)
     for loc in exponents:
         *parents, last = key_path(loc, raw)
@@ -100,7 +101,7 @@ def validate_types(raw: dict[str, Any], where: str) -> Study:
 
 def strict_model(raw: dict[str, Any]) -> Study:
     """As JSON: of Python values, pydantic would want tuples where a YAML file has lists."""
-    return config_model().model_validate_json(json.dumps(raw), strict=True)
+    return config_model(entry_names(raw)).model_validate_json(json.dumps(raw), strict=True)
 
 
 def is_exponent(problem: Any) -> bool:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from loratory.adapters.contract import Method
 from loratory.bases.options import BaseEntry
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
-from loratory.fields import Name, Names, Seeds, require_folder
+from loratory.fields import DomainNames, Name, Names, Seeds, require_folder
 from loratory.mixers.contract import Mixer
 from loratory.training.schedule import Sweep
 
@@ -49,16 +49,20 @@ class Corpus(Options):
 
 
 class Domain(Corpus):
-    """What adapters learn: the entry of one domain under `domains`."""
+    """What adapters learn: an entry under `domains`, called as its domain.
+
+    Of further entries of the domain, the name has a second part behind a hyphen: `lncrna-cow`.
+    """
 
     adapters: dict[Name, Names] = Field({}, description="{base: adapters trained on this domain}")
+    transfer: DomainNames = Field((), description="other entries of the domain, whose systems are tested here too")
 
 
 Entry = TypeVar("Entry", bound=Corpus)
 
 
 class Group(Options, Generic[Entry]):
-    """Entries under the names of their domains, None where the config has none; see `entries_by_name`."""
+    """Entries under their names, None for a domain that the config has none of; see `entries_by_name`."""
 
 
 class Evaluation(Options):
@@ -97,7 +101,7 @@ class CompareMixers(Options):
 
     base: Name = Field(description="the base that they mix experts of")
     against: Name = Field("uniform", description="the mixture that each of the others is paired with")
-    prompts: dict[Name, Names] = Field(
+    prompts: dict[Name, DomainNames] = Field(
         {}, description="{name: domains}: a test record of each, as one input whose routing is drawn token by token"
     )
 

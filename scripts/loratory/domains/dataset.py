@@ -1,5 +1,6 @@
 """Raw files → records in leak-proof splits, an account of every record, and the proof made anew from the files."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,13 +24,14 @@ def build_dataset(
     dataset: DatasetOptions,
     seed: int,
     out: Path | str,
-    pretraining: Path | str | None = None,
+    pretraining: Sequence[Path | str] = (),
 ) -> None:
     """Writes `{train,gate,valid,test}.parquet`, `card.json` and `rejects.tsv` into the folder `out`, all or nothing.
 
     Args:
         files, dataset: the domain's `Files` and `Dataset` options.
-        pretraining: dataset folder of what bases have learnt from: test records that resemble its `train` are dropped.
+        pretraining: dataset folders of what bases have learnt from: test records that resemble a `train` of theirs are
+            dropped.
 
     Raises:
         InputError: malformed input, nothing left after filtering, or splits that cannot be kept apart.
@@ -77,12 +79,14 @@ def split_records(
 
 
 def pretraining_leaks(
-    build: BuildModule, test: list[dict], pretraining: Path | str | None, dataset: DatasetOptions
+    build: BuildModule, test: list[dict], pretraining: Sequence[Path | str], dataset: DatasetOptions
 ) -> dict[str, str]:
     """{id of a test record: id of the record that it resembles in what bases have learnt from}."""
-    if pretraining is None or build.find_leaks is None:
-        return {}
-    return build.find_leaks(read_split(pretraining, "train"), test, dataset)
+    found: dict[str, str] = {}
+    if build.find_leaks:
+        for folder in pretraining:
+            found |= build.find_leaks(read_split(folder, "train"), test, dataset)
+    return found
 
 
 def check_parts(domain: str, parts: dict[str, list[dict]]) -> None:
@@ -163,13 +167,20 @@ def dataset_card(
 
 
 def audit_split(
-    domain: str, folder: Path | str, dataset: DatasetOptions, out: Path | str, pretraining: Path | str | None = None
+    domain: str,
+    folder: Path | str,
+    dataset: DatasetOptions,
+    out: Path | str,
+    pretraining: Sequence[Path | str] = (),
+    transfer: Mapping[str, Path | str] | None = None,
 ) -> None:
     """Proves from the written files alone that nothing of the held-out splits is in a less protected one, and counts
-    what the dataset's policy allows test to share with the other splits and with what bases have learnt from.
+    what the dataset's policy allows test to share with the other splits and with what systems have learnt from.
 
     Args:
         pretraining: as for `build_dataset`.
+        transfer: {name: dataset folder} of other entries whose systems are tested on this one. They are told apart by
+            their source, not by a split, so what test shares with them is counted and nothing is dropped.
 
     Raises:
         InputError: as `read_split`, or a count that must be 0 is not.
@@ -188,8 +199,11 @@ def audit_split(
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
     others = [record for split in splits.SPLITS if split != "test" for record in parts[split]]
     shared = {"other splits": build.count_overlaps(parts["test"], others, dataset)}
-    if pretraining is not None:
-        shared["pretraining"] = build.count_overlaps(parts["test"], read_split(pretraining, "train"), dataset)
+    learnt_from = {"pretraining": pretraining} if pretraining else {}
+    learnt_from |= {f"train of {name}": [place] for name, place in (transfer or {}).items()}
+    for name, places in learnt_from.items():
+        records = [record for place in places for record in read_split(place, "train")]
+        shared[name] = build.count_overlaps(parts["test"], records, dataset)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(
         out, {"domain": domain, "counts": counts, "test": len(parts["test"]), "shared": shared, "sha256": files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,10 +23,12 @@ def predict_baselines(
     max_valid: int | None,
     samples: int,
     out: Path | str,
+    transfer: Mapping[str, Path | str] | None = None,
 ) -> None:
     """Writes one row for each (baseline, record of valid or test) and (baseline, sample); none without baselines.
 
     Args:
+        transfer: {name: dataset folder} of other entries: what baselines that learn of their records say here.
         max_records, max_valid: most records of test and of valid, the same ones that trained systems are asked.
     """
     module = registry.load_module("domain", domain, "task")
@@ -33,6 +36,11 @@ def predict_baselines(
     valid = read_records(data, "valid", max_valid)
     home = {record["id"]: split for split, part in (("valid", valid), ("test", test)) for record in part}
     found = module.baselines(train, [*valid, *test], task)
+    for other, folder in (transfer or {}).items():
+        taught = module.baselines(read_records(folder, "train"), [*valid, *test], task)
+        found |= {
+            f"{name}@{other}": own for name, own in taught.items() if own != found[name]
+        }  # else it learns nothing
     rows = [row | row_labels(home[row["id"]], name) for name, own in found.items() for row in own]
     if any("sample" in outputs for outputs in registry.base_families(domain).values()):
         found = cast(SamplingTaskModule, module).sample_baselines(test, samples, task)
