@@ -33,6 +33,7 @@ include: "workflow/rules/fold.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/compare_mixers.smk"
+include: "workflow/rules/compare_splits.smk"
 
 
 rule all:
@@ -42,6 +43,7 @@ rule all:
         rules.figures.input,
         rules.compare_methods.input,
         rules.compare_mixers.input,
+        rules.compare_splits.input,
 
 
 onstart:

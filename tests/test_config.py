@@ -96,6 +96,25 @@ LONGER = [
 ]
 
 
+RANDOM = {"source": {"kind": "simulate"}, "adapters": {"mini_bert": ["lora"]}}
+LADDER = {"base": "mini_bert", "adapter": "lora", "entries": ["lncrna-random", "lncrna"]}
+LONGER += [
+    (
+        {"domains.lncrna-random": RANDOM, "compare_splits": LADDER | wrong},
+        f"compare_splits.{line}",
+    )
+    for wrong, line in [
+        ({"base": "mini_brt"}, "base: unknown base (mini_brt); "),
+        (
+            {"entries": ["lncrna-random", "protein"]},
+            "entries: unknown entry of lncrna (protein); expected one of lncrna, ",
+        ),
+        ({"adapter": "lara"}, "adapter: lncrna-random does not train it on mini_bert (lara); fix: name it under "),
+        ({"entries": ["lncrna"]}, "entries: wrong value"),
+    ]
+]
+
+
 @pytest.mark.parametrize(("changes", "line"), LONGER)
 def test_what_is_wrong_with_such_an_entry_is_one_line(changes, line):
     assert complaint(changes).startswith(f"{FILE}: {line}")

@@ -394,6 +394,31 @@ def test_test_records_that_resemble_pretraining_are_dropped_and_what_is_left_is_
     assert audit["shared"]["pretraining"]["95% identity over 200 nucleotides"]["records"] == 0
 
 
+LETS_THROUGH = {"random": True, "clustered": False}
+
+
+@pytest.mark.parametrize("protocol", LETS_THROUGH)
+def test_weaker_protocols_let_isoforms_through_and_the_audit_counts_them(protocol, tmp_path):
+    genes = [(f"{side}{gene}", letters(300, 1000 * (side == "y") + gene)) for side in "xy" for gene in range(12)]
+    rows = [(f"{name}.{cut}", sequence[cut:]) for name, sequence in genes for cut in range(4)]
+    files = transcripts(tmp_path, [r for r in rows if r[0][0] == "x"], [r for r in rows if r[0][0] == "y"])
+    options = sources.Dataset(protocol=protocol)
+    build_dataset("lncrna", files, options, 1, tmp_path / "data")
+    audit_split("lncrna", tmp_path / "data", options, tmp_path / "a.json")
+    audit = read_json(tmp_path / "a.json")
+    through = audit["shared"]["other splits"]["80% identity over 80% of one"]["records"]
+    assert (through > 0) == LETS_THROUGH[protocol] == (audit["counts"]["resembles_test"] > 0)
+    if protocol == "random":
+        with pytest.raises(InputError, match="the splits leak"):
+            audit_split("lncrna", tmp_path / "data", sources.Dataset(), tmp_path / "b.json")
+
+
+def test_a_weaker_protocol_stops_for_all_but_what_it_lets_through():
+    weak, strong = sources.Dataset(protocol="clustered"), sources.Dataset()
+    assert strong.forbids("resembles_test") and not weak.forbids("resembles_test")
+    assert weak.forbids("groups_in_two_splits") and weak.forbids("resembles_pretraining")
+
+
 def test_what_test_shares_with_another_entry_whose_systems_are_tested_on_it_is_counted_and_not_dropped(tmp_path):
     rows = [(f"x{i}", letters(300, i)) for i in range(30)], [(f"y{i}", letters(300, 100 + i)) for i in range(30)]
     files, options = transcripts(tmp_path, *rows), sources.Dataset()

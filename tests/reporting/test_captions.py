@@ -20,6 +20,7 @@ WILDCARDS = {
     "rates": {"base": "mini-lm"},
     "pareto": {"base": "mini-lm"},
     "mixers": {"base": "mini-lm"},
+    "splits": {"base": "mini-lm"},
     "layers": {"mixture": "xlora_all"},
     "tokens": {"mixture": "xlora_all"},
 }

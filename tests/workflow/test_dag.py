@@ -290,6 +290,18 @@ def test_a_pretrained_folding_base_is_judged_without_what_it_learnt(plan):
     assert "results/general/structure/train.parquet" in job.input
 
 
+def test_one_adapter_is_tabulated_under_several_ways_to_split(demo, plan):
+    weak = {"source": {"kind": "simulate"}, "dataset": {"protocol": "random"}, "adapters": {"mini_bert": ["lora"]}}
+    compare = {"base": "mini_bert", "adapter": "lora", "entries": ["lncrna-random", "lncrna"]}
+    planned = plan({"domains.lncrna-random": weak, "compare_splits": compare})
+    assert (planned.counts - demo.counts)["tabulate_splits"] == 1
+    [job] = [job for job in planned.jobs if job.rule.name == "tabulate_splits"]
+    folder = "results/data/lncrna-random"
+    assert {f"{folder}/audit.json", f"{folder}/card.json", "results/metrics/data/lncrna/mini_bert.json"} <= {
+        *job.input
+    }
+
+
 def test_systems_and_baselines_of_another_entry_of_the_domain_are_tested_on_one_that_trains_none(demo, plan):
     cow = {"source": {"kind": "simulate", "genes": 60}, "adapters": {"mini_bert": []}, "transfer": ["lncrna"]}
     planned = plan({"domains.lncrna-cow": cow})

@@ -11,6 +11,7 @@ from loratory.config.sections import (
     AdapterEntry,
     Compare,
     CompareMixers,
+    CompareSplits,
     Corpus,
     Evaluation,
     MixtureEntry,
@@ -60,6 +61,8 @@ def check_names(config: Study, where: str) -> None:
         check_comparison(f"{where}: compare", config.compare, config)
     if config.compare_mixers is not None:
         check_mixers(f"{where}: compare_mixers", config.compare_mixers, config)
+    if config.compare_splits is not None:
+        check_splits(f"{where}: compare_splits", config.compare_splits, config)
     if config.folding is not None:
         require_known(f"{where}: folding", "base", config.folding, bases)
         if bases[config.folding].family != "folding":
@@ -231,6 +234,19 @@ def check_mixers(at: str, compare: CompareMixers, config: Study) -> None:
             raise InputError(f"{at}.against", what, given, expected, "compare it in a study of its own")
     for name, domains in compare.prompts.items():
         check_prompt(f"{at}.prompts.{name}", domains, experts, config.bases[compare.base])
+
+
+def check_splits(at: str, compare: CompareSplits, config: Study) -> None:
+    """All entries are of one domain and train the adapter."""
+    require_known(f"{at}.base", "base", compare.base, config.bases)
+    domains = entries_by_name(config.domains)
+    own = registry.registered_domain(compare.entries[0])
+    allowed = [name for name in domains if registry.registered_domain(name) == own]
+    for name in compare.entries:
+        require_known(f"{at}.entries", f"entry of {own}", name, allowed or domains)
+        if compare.adapter not in domains[name].adapters.get(compare.base, ()):
+            fix = f"name it under domains.{name}.adapters.{compare.base}"
+            raise InputError(f"{at}.adapter", f"{name} does not train it on {compare.base}", compare.adapter, fix=fix)
 
 
 def check_prompt(at: str, domains: tuple[str, ...], experts: Mapping[str, str], base: BaseEntry) -> None:

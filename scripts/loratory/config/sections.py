@@ -106,6 +106,14 @@ class CompareMixers(Options):
     )
 
 
+class CompareSplits(Options):
+    """One adapter under several ways to split the same data: how much of a score is leakage."""
+
+    base: Name = Field(description="the base that it adapts")
+    adapter: Name = Field("lora", description="the adapter, which every one of the entries trains")
+    entries: DomainNames = Field(min_length=2, description="entries of one domain, the strictest splits last")
+
+
 class Resources(Options):
     """What jobs ask for; a profile may set more per rule."""
 
@@ -156,6 +164,7 @@ class Study(Options):
     folding: Name | None = Field(None, description="a base of family folding, judged on `domains.structure`")
     compare: Compare | None = Field(None, description="what `compare_methods` tells of")
     compare_mixers: CompareMixers | None = Field(None, description="what `compare_mixers` tells of")
+    compare_splits: CompareSplits | None = Field(None, description="what `compare_splits` tells of")
     evaluation: Evaluation = Field(Evaluation(), description="what is scored and how")
     resources: Resources = Field(Resources(), description="what jobs ask for")
 

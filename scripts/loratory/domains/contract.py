@@ -79,6 +79,41 @@ class DatasetOptions(Options):
     max_records: int | None = Field(None, ge=1, description="keep the records with the smallest id hashes")
     split: SplitFractions = Field(SplitFractions(), description="shares of the splits")
 
+    @property
+    def drops_similar(self) -> bool:
+        """Whether records that resemble one of a more protected split are dropped."""
+        return True
+
+    def forbids(self, count: str) -> bool:
+        """Whether the audit stops where this count of its proof is not 0."""
+        return True
+
+
+RESEMBLES = ("resembles_test", "resembles_valid", "resembles_gate")
+LET_THROUGH = {
+    "searched": (),
+    "clustered": RESEMBLES,
+    "random": (*RESEMBLES, "genes_in_two_splits", "units_in_two_splits"),
+}
+
+
+class SequenceDatasetOptions(DatasetOptions):
+    """Settings of datasets of sequences, whose splits may be made as weakly as is usual, to see what that is worth."""
+
+    protocol: Literal["searched", "clustered", "random"] = Field(
+        "searched",
+        description="`searched`: related sequences share a split, and what a search still finds in another is dropped;"
+        " `clustered`: without that search; `random`: each record alone. Only `searched` is proven not to leak",
+    )
+
+    @property
+    def drops_similar(self) -> bool:
+        return self.protocol == "searched"
+
+    def forbids(self, count: str) -> bool:
+        """What a weaker protocol lets through is counted and printed."""
+        return count not in LET_THROUGH[self.protocol]
+
 
 class FilesOptions(Options):
     """Where raw files are; subclasses add one field for each file or folder and name these fields in LOCATIONS.

@@ -68,7 +68,7 @@ def split_records(
     groups = [record["group"] for record in records]
     homes = build.split(records, groups, dataset, seed)
     parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
-    if build.find_leaks:
+    if build.find_leaks and dataset.drops_similar:
         for rank, held_out in enumerate(splits.PROTECTED[:-1]):
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
             found = build.find_leaks(parts[held_out], others, dataset)
@@ -194,7 +194,7 @@ def audit_split(
             others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
             counts[f"resembles_{held_out}"] = len(build.find_leaks(parts[held_out], others, dataset))
         counts["resembles_pretraining"] = len(pretraining_leaks(build, parts["test"], pretraining, dataset))
-    broken = {name: count for name, count in counts.items() if count}
+    broken = {name: count for name, count in counts.items() if count and dataset.forbids(name)}
     if broken:
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
     others = [record for split in splits.SPLITS if split != "test" for record in parts[split]]

@@ -176,7 +176,12 @@ def unique_transcripts(found: list[tuple[str, dict]], ledger: Ledger) -> Iterato
 
 
 def group(records: list[dict], dataset: Dataset) -> list[str]:
-    """Connected components of `same gene` and `same cluster`, named after their smallest id."""
+    """Connected components of `same gene` and `same cluster`, named after their smallest id.
+
+    By protocol `random`, each record is alone.
+    """
+    if dataset.protocol == "random":
+        return [record["id"] for record in records]
     cluster = mmseqs.cluster_sequences(transcript_sequences(records), similar_when(dataset))
     links = splits.links_by_key([r["gene"] for r in records], [cluster[r["id"]] for r in records])
     return [records[root]["id"] for root in splits.connected_components(len(records), links)]

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from loratory.domains.contract import (
-    DatasetOptions,
     FilesOptions,
     Locations,
+    SequenceDatasetOptions,
     SimulationOptions,
     TableOptions,
     TaskOptions,
@@ -71,7 +71,7 @@ class Simulation(SimulationOptions):
         return self
 
 
-class Dataset(DatasetOptions):
+class Dataset(SequenceDatasetOptions):
     """Which transcripts are kept, and which may not stand in two splits."""
 
     min_length: int = Field(200, ge=1, description="nucleotides; 200 is what `long` non-coding means")

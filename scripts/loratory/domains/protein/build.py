@@ -206,7 +206,9 @@ def relation_over(dataset: ResidueOptions, covered: Literal["both", "shorter"]) 
 
 def group(records: list[dict], dataset: ResidueOptions) -> list[str]:
     """The representative of each record's cluster; clusters with records of one unit are one group, named after the
-    first."""
+    first. By protocol `random`, each record is alone."""
+    if dataset.protocol == "random":
+        return [record["id"] for record in records]
     home = mmseqs.cluster_sequences(protein_sequences(records), relation_over(dataset, dataset.covered))
     clusters = [home[record["id"]] for record in records]
     links = splits.links_by_key(clusters, [record.get("unit", "") for record in records])

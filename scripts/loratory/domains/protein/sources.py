@@ -9,6 +9,7 @@ from loratory.domains.contract import (
     Encoding,
     FilesOptions,
     Locations,
+    SequenceDatasetOptions,
     SimulationOptions,
     TableOptions,
     TaskOptions,
@@ -52,7 +53,7 @@ class Simulation(SimulationOptions):
         return self
 
 
-class ResidueOptions(DatasetOptions):
+class ResidueOptions(SequenceDatasetOptions):
     """Which sequences of residues are kept, and which of them count as related."""
 
     min_length: int = Field(50, ge=1, description="shortest sequence kept, residues")
