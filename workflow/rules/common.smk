@@ -143,7 +143,7 @@ def is_structured(domain, base):
     return (
         STUDY.folding is not None
         and is_folded(domain)
-        and "sample" in family_outputs(domain, STUDY.bases[base].family)
+        and "sample" in DOMAINS[domain].task.choose_outputs(family_outputs(domain, STUDY.bases[base].family))
     )
 
 
