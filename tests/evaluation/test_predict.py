@@ -18,7 +18,7 @@ from loratory import registry
 from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
 from loratory.config import Evaluation
-from loratory.domains.contract import Example
+from loratory.domains.contract import Example, TaskOptions
 from loratory.domains.examples import domain_prompts
 from loratory.domains.protein.sources import Task as Protein
 from loratory.evaluation import predict
@@ -29,7 +29,7 @@ from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import save_mixture
 
 CHOICES = (" no", " yes")
-TASK = SimpleNamespace(max_new_tokens=6)
+TASK = TaskOptions(max_new_tokens=6)
 
 
 def questions(n=7):
