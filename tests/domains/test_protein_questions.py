@@ -177,6 +177,15 @@ def test_the_judge_is_judged_on_held_out_records_of_the_labels_that_it_knows():
     assert values(GENERATE, rows, held_out)["classifier_accuracy"] == pytest.approx(6 / 7)
 
 
+def test_a_control_that_reads_the_label_knows_its_residues():
+    train, held_out = records("t", 40), [*records("h", 4), record("new", "Unseen", letters("Alpha", 5))]
+    rows = task.baselines(train, held_out, GENERATE)
+    assert [*rows] == ["residue_frequency", "trigram", "label_trigram", "classifier"]
+    nll = {name: {row["id"]: row["nll"] for row in own} for name, own in rows.items()}
+    assert all(nll["label_trigram"][f"h{i}"] < nll["trigram"][f"h{i}"] for i in range(4))
+    assert nll["label_trigram"]["new"] == nll["trigram"]["new"]
+
+
 def test_an_answer_that_names_the_label_in_another_format_is_no_answer():
     known = records("h", 4)
     texts = [" Superfamily=<Alpha>", "Superfamily=<Alpha> ", " Superfamily=<Alpha", "Alpha"]

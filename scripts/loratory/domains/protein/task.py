@@ -98,7 +98,9 @@ def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, 
     if task.ask == "calculate":
         return quantity_baselines(train, asked, task)
     found = markov_baselines(train, asked)
-    return found | judge_answers(train, asked, task) if task.ask == "generate" else found
+    if task.ask == "generate":
+        found |= {"label_trigram": label_trigram(train, asked, str(task.label))} | judge_answers(train, asked, task)
+    return found
 
 
 def label_baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
@@ -156,8 +158,7 @@ def markov_baselines(train: list[dict], held_out: list[dict]) -> dict[str, list[
     `residue_frequency` is the share of each letter, `trigram` that after the two letters before it. X is a letter more
     where there is one.
     """
-    ambiguous = any(AMBIGUOUS in record["sequence"] for record in [*train, *held_out])
-    letters = (*LETTERS, AMBIGUOUS) if ambiguous else LETTERS
+    letters = used_letters([*train, *held_out])
     counts = count_trigrams(train, letters)
     frequency = np.broadcast_to(letter_shares(counts), counts.shape)
     tables = {"residue_frequency": frequency, "trigram": trigram_shares(counts, choose_strengths(train, letters))}
@@ -165,6 +166,45 @@ def markov_baselines(train: list[dict], held_out: list[dict]) -> dict[str, list[
         system: [markov_prediction(record, shares, letters) for record in held_out]
         for system, shares in tables.items()
     }
+
+
+def used_letters(records: Iterable[dict]) -> tuple[str, ...]:
+    return (*LETTERS, AMBIGUOUS) if any(AMBIGUOUS in record["sequence"] for record in records) else LETTERS
+
+
+def label_trigram(train: list[dict], held_out: list[dict], name: str) -> list[dict]:
+    """Prediction rows of `trigram` on the records of the same label, where that on all records is the shorter context.
+
+    It reads what a model reads that is asked to generate by a label.
+    """
+    letters = used_letters([*train, *held_out])
+    rest, unseen = part_fifth(train)
+    strengths = choose_strengths(train, letters)
+    shares = trigram_shares(count_trigrams(rest, letters), strengths)
+    rest_counts, unseen_counts = (count_by_label(part, name, letters) for part in (rest, unseen))
+
+    def fit(strength: int) -> float:
+        pairs = [(counts, rest_counts.get(label, 0 * counts)) for label, counts in unseen_counts.items()]
+        return sum(np.sum(seen * np.log(smoothed_shares(own, shares, strength))) for seen, own in pairs)
+
+    strength = max(STRENGTHS, key=fit)
+    shares = trigram_shares(count_trigrams(train, letters), strengths)
+    tables = {
+        label: smoothed_shares(counts, shares, strength)
+        for label, counts in count_by_label(train, name, letters).items()
+    }
+    return [
+        markov_prediction(record, tables.get(str(record_label(record, name)), shares), letters) for record in held_out
+    ]
+
+
+def count_by_label(records: Iterable[dict], name: str, letters: Sequence[str]) -> dict[str, np.ndarray]:
+    """{label: `count_trigrams`} of the records that have exactly one."""
+    by_label: dict[str, list[dict]] = {}
+    for record in records:
+        if (label := record_label(record, name)) is not None:
+            by_label.setdefault(label, []).append(record)
+    return {label: count_trigrams(own, letters) for label, own in by_label.items()}
 
 
 def count_trigrams(records: Iterable[dict], letters: Sequence[str] = LETTERS) -> np.ndarray:
@@ -198,18 +238,27 @@ def trigram_shares(counts: np.ndarray, strengths: tuple[int, int]) -> np.ndarray
     """
     shares = letter_shares(counts)
     for seen, strength in zip((counts.sum(axis=0), counts), strengths):
-        shares = (seen + strength * shares) / (seen.sum(axis=-1, keepdims=True) + strength)
+        shares = smoothed_shares(seen, shares, strength)
     return shares
+
+
+def smoothed_shares(seen: np.ndarray, shares: np.ndarray, strength: float) -> np.ndarray:
+    """(…, 21) of counts, where a shorter context's `shares` weigh as much as `strength` letters."""
+    return (seen + strength * shares) / (seen.sum(axis=-1, keepdims=True) + strength)
 
 
 def choose_strengths(train: list[dict], letters: Sequence[str]) -> tuple[int, int]:
     """The strengths under which a held-out fifth of train's groups is most likely, by the rest of train."""
-    held_out = [record for record in train if hash_position(record["group"], HELD_OUT_SEED) < 0.2]
-    ids = {record["id"] for record in held_out}
-    rest = count_trigrams((record for record in train if record["id"] not in ids), letters)
-    unseen = count_trigrams(held_out, letters)
+    rest, unseen = (count_trigrams(part, letters) for part in part_fifth(train))
     pairs = [(first, second) for first in STRENGTHS for second in STRENGTHS]
     return max(pairs, key=lambda pair: np.sum(unseen * np.log(trigram_shares(rest, pair))))
+
+
+def part_fifth(train: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Train without a fifth of its groups, and that fifth."""
+    home = [hash_position(record["group"], HELD_OUT_SEED) < 0.2 for record in train]
+    rest, fifth = ([record for record, out in zip(train, home) if out is part] for part in (False, True))
+    return rest, fifth
 
 
 def markov_prediction(record: dict, shares: np.ndarray, letters: Sequence[str]) -> dict:
