@@ -194,6 +194,14 @@ def test_a_piece_of_a_protein_has_no_label_of_the_whole(tmp_path, too_long):
     assert ledger.n_changed["unlabelled_pieces"] == len(found)
 
 
+def test_records_without_a_required_label_are_left_out_and_counted(tmp_path):
+    rows = "P1\t\t\tIPR011006\nP3\t\t\tIPR036249\n"
+    required = {"superfamily": FAMILY["superfamily"] | {"required": True}}
+    given = files(tmp_path, ["P1", "P2", ("P3", protein(9, 130)), "P4"], UNIPROT + rows)
+    found, ledger = labels_of(given, required, too_long="crop", max_length=60)
+    assert [*found] == ["P1"] and ledger.reason_counts() == {"unlabelled": 3} and ledger.n_in == 4
+
+
 def test_labels_without_a_table_and_a_table_without_labels_are_refused(tmp_path):
     given = files(tmp_path, ["P1"], UNIPROT + "P1\t\t\tIPR011006\n")
     with pytest.raises(InputError, match=r"labels\.tsv: no column of the label tables is named"):

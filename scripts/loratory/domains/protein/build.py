@@ -21,6 +21,7 @@ from loratory.domains.protein.labels import (
     LabelTables,
     count_labels,
     label_columns,
+    label_values,
     parse_labels,
     require_labels,
 )
@@ -161,7 +162,11 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> Iterat
         if number:
             ledger.count_record()
         if letters := letters_within_policy(raw.where, id, piece, dataset, ledger, dataset.max_ambiguous):
-            if cut := len(piece) < len(sequence):
+            labels = [] if len(piece) < len(sequence) else list(raw.labels)  # the whole's may not hold of a piece
+            if any(label.required and not label_values(labels, name) for name, label in dataset.labels.items()):
+                ledger.count_dropped("unlabelled")
+                continue
+            if len(piece) < len(sequence):
                 ledger.count_change("cropped" if dataset.too_long == "crop" else "windows")
                 if raw.labels:
                     ledger.count_change("unlabelled_pieces")
@@ -172,7 +177,7 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> Iterat
                 "tax_id": raw.tax_id,
                 "name": raw.name,
                 "unit": raw.unit or (raw.id if len(pieces) > 1 else ""),
-                "labels": [] if cut else list(raw.labels),  # what a piece is, a label of the whole does not say
+                "labels": labels,
                 "where": raw.where,
             }
 

@@ -93,6 +93,7 @@ class Label(Options):
     several: bool = Field(
         False, description="a record may have more than one value (keywords, domains); else that is malformed"
     )
+    required: bool = Field(False, description="records without a value are left out")
 
 
 class Dataset(ResidueOptions):
