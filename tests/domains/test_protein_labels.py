@@ -218,6 +218,12 @@ def test_a_task_asks_only_for_labels_that_are_read():
     assert "no weight of the X" in Task(ask="calculate").dataset_conflict(Dataset(max_ambiguous=0.1))
 
 
+@pytest.mark.parametrize("options", [{}, {"ask": "generate", "label": "ec"}, {"ask": "design", "quantities": ["pi"]}])
+def test_a_task_in_plain_values_is_the_task_again(options):
+    asked = Task(**options)
+    assert Task(**asked.model_dump(mode="json")) == asked
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

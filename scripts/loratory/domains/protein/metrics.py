@@ -5,7 +5,6 @@ VERSION is raised when a metric changes its meaning: every file of metrics carri
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import get_args
 
 import numpy as np
 
@@ -22,9 +21,8 @@ from loratory.domains.protein.quantities import (
 )
 from loratory.domains.protein.questions import CLOSE, read_label
 from loratory.domains.protein.samples import compare_samples, length_distance
-from loratory.domains.protein.sources import ANSWERED, Quantity, Task
+from loratory.domains.protein.sources import ANSWERED, QUANTITIES, Quantity, Task
 
-QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 SAMPLE_COLUMNS = ("valid", "truncated", "distinct", "cluster", "novelty", "shorter", "no_longer")
 LABEL_COLUMNS = ("answered", "right", "agrees", "agrees_permuted", "succeeds")
 QUANTITY_COLUMNS = tuple(f"{kind}_{name}" for name in QUANTITIES for kind in ("truth", "value", "permuted"))

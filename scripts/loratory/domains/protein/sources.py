@@ -1,7 +1,7 @@
 """What the config can say about proteins."""
 
 import difflib
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -112,6 +112,7 @@ class Dataset(ResidueOptions):
 
 Quantity = Literal["weight", "pi", "gravy", "instability"]
 Quantities = Annotated[tuple[Quantity, ...], AfterValidator(require_distinct)]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
 class Task(TaskOptions):
@@ -125,7 +126,7 @@ class Task(TaskOptions):
     )
     label: Name | None = Field(None, description="of `dataset.labels`, by which `generate` and `determine` ask")
     quantities: Quantities = Field(
-        ("weight", "pi", "gravy", "instability"),
+        QUANTITIES,
         min_length=1,
         description="of `calculate` and `design`: kDa, isoelectric point, mean hydropathy, instability index",
     )
@@ -148,7 +149,7 @@ class Task(TaskOptions):
     def check_question(self) -> Self:
         if (self.label is None) == (self.ask in LABELLED):
             raise ValueError(f"`ask: {self.ask}` {'needs' if self.label is None else 'has no use for'} `label`")
-        if "quantities" in self.model_fields_set and self.ask not in COMPUTED:
+        if self.quantities != QUANTITIES and self.ask not in COMPUTED:
             raise ValueError(f"`ask: {self.ask}` has no use for `quantities`")
         if self.tokens == "letters" and self.ask in ANSWERED:
             raise ValueError(f"`tokens: letters` writes sequences, and the answer to `ask: {self.ask}` is none")
