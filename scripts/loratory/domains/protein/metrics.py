@@ -10,16 +10,9 @@ import numpy as np
 
 from loratory.data.alphabets import RESIDUES, invalid_letters
 from loratory.domains.contract import Columns, Metric
-from loratory.domains.protein.classifier import permuted_agreement, train_classifier
-from loratory.domains.protein.labels import record_label
-from loratory.domains.protein.quantities import (
-    SCALES,
-    compute_quantities,
-    is_exact,
-    permuted_errors,
-    read_numbers,
-)
-from loratory.domains.protein.questions import CLOSE, read_label
+from loratory.domains.protein.judging import answer_columns, control_columns, design_columns, is_answer
+from loratory.domains.protein.quantities import SCALES
+from loratory.domains.protein.questions import CLOSE
 from loratory.domains.protein.samples import compare_samples, length_distance
 from loratory.domains.protein.sources import ANSWERED, QUANTITIES, Quantity, Task
 
@@ -44,11 +37,12 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     with what they were asked for, as answers are with the truth; `asked` is the label in question.
     """
     judged = [{**row, **scored_columns(row, task)} for row in rows]
-    known = {record["id"]: record for record in records} if task.ask in (*ANSWERED, "generate") else {}
-    answers = {i: row for i, row in enumerate(rows) if row["text"] is not None and row["id"] in known}
+    written = {i: row for i, row in enumerate(rows) if row["text"] is not None}
+    answers = {i: row for i, row in written.items() if is_answer(row, task)}
+    known = {record["id"]: record for record in records} if answers else {}
     for i, row in answers.items():
         judged[i] |= answer_columns(row["text"], known[row["id"]], task)
-    samples = {i: row for i, row in enumerate(rows) if row["text"] is not None and i not in answers}
+    samples = {i: row for i, row in written.items() if i not in answers}
     for i, found in compared_samples(samples, records, task).items():
         judged[i] |= found
     values = {name: np.array([each.get(name) for each in judged], dtype=float) for name in COLUMNS}
@@ -82,71 +76,6 @@ def sample_columns(text: str, copies: Counter, task: Task) -> dict:
     sequence, closed, _ = text.partition(CLOSE)
     valid = bool(closed) and is_valid(sequence, task.min_length, task.max_length)
     return {"valid": valid, "truncated": not closed, "distinct": 1 / copies[sequence, closed]}
-
-
-def answer_columns(text: str, record: Mapping, task: Task) -> dict:
-    """Of an answer about a record: whether it is one, `answered`, and how near to the truth it is.
-
-    A classifier that judges samples leaves answers empty that it is not to be judged by.
-    """
-    if task.ask == "calculate":
-        values, truths = (
-            read_numbers(text, len(task.quantities)),
-            compute_quantities(record["sequence"], task.quantities),
-        )
-        return {"answered": values is not None, **value_columns(values, truths, task)}
-    truth, answer = str(record_label(record, str(task.label))), read_label(text, task)
-    if task.ask == "generate" and not text:
-        return {"asked": truth}
-    return {"asked": truth, "answered": answer is not None, "right": answer == truth}
-
-
-def value_columns(values: list[float] | None, truths: list[float], task: Task) -> dict:
-    """`right` (all values within their tolerance) and `exact` (as the truth would be written), 0 without values; of
-    each quantity its `truth` and `value`."""
-    if values is None:
-        return {"right": False, "exact": False}
-    triples = list(zip(task.quantities, values, truths))
-    found: dict[str, float] = {
-        "right": all(abs(value - truth) <= SCALES[name].tolerance for name, value, truth in triples),
-        "exact": all(is_exact(value, truth) for _, value, truth in triples),
-    }
-    for name, value, truth in triples:
-        found |= {f"value_{name}": value, f"truth_{name}": truth}
-    return found
-
-
-def control_columns(
-    valid: Mapping[int, str], asked: Mapping[int, str], train: list[dict], task: Task
-) -> dict[int, dict]:
-    """Of samples that are asked for a label which the classifier of train records tells apart: whether a valid one
-    `agrees` by it, how often one would if what is asked were dealt out anew, and whether it is valid and agrees."""
-    judge = train_classifier(train, str(task.label), task.min_label)
-    if judge is None:
-        return {}
-    judged = {i: label for i, label in asked.items() if label in judge.labels}
-    rows = [i for i in valid if i in judged]
-    predicted = dict(zip(rows, judge.classify([valid[i] for i in rows])))
-    chance = permuted_agreement(predicted, judged)
-    found = {i: {"asked": label, "succeeds": predicted.get(i) == label} for i, label in judged.items()}
-    for i, label in predicted.items():
-        found[i] |= {"agrees": label == judged[i], "agrees_permuted": chance[i]}
-    return found
-
-
-def design_columns(valid: Mapping[int, str], asked: Mapping[int, str], task: Task) -> dict[int, dict]:
-    """Of samples that are asked for values: those of valid ones, computed, beside what is asked."""
-    found: dict[int, dict] = {}
-    for i, text in asked.items():
-        truths = read_numbers(f"[{text}]", len(task.quantities))
-        assert truths is not None  # `asked_value` wrote them
-        own = compute_quantities(valid[i], task.quantities) if i in valid else None
-        found[i] = value_columns(own, truths, task)
-    for name in task.quantities:
-        values, dealt = ({i: found[i][f"{kind}_{name}"] for i in valid} for kind in ("value", "truth"))
-        for i, error in permuted_errors(values, dealt).items():
-            found[i][f"permuted_{name}"] = error
-    return found
 
 
 def is_valid(sequence: str, min_length: int, max_length: int) -> bool:
