@@ -107,7 +107,16 @@ MORE_IS_BETTER = {
     "protein": {
         *("validity", "uniqueness", "novelty", "diversity", "plddt"),
         *("tm_longer", "tm_query", "tm_reference"),
-        *("accuracy", "within_tolerance", "answered", "exact", "classifier_accuracy", "agreement", "success"),
+        *(
+            "accuracy",
+            "within_tolerance",
+            "answered",
+            "exact",
+            "classifier_accuracy",
+            "agreement",
+            "control",
+            "success",
+        ),
         *(f"r2_{name}" for name in SCALES),
         *(f"error_{name}_permuted" for name in SCALES),
     },

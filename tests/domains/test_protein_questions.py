@@ -152,7 +152,7 @@ def test_permuted_agreement_is_the_mean_over_all_permutations():
 def test_a_model_that_ignores_the_label_is_at_its_permuted_control():
     rows = [sample_row(i, [*HALVES][i % 2], letters("Alpha", i) + ">") for i in range(20)]
     found = values(GENERATE, rows, records("t", 20))
-    assert found["agreement"] == found["agreement_permuted"] == 0.5
+    assert found["agreement"] == found["agreement_permuted"] == 0.5 and found["control"] == 0
 
 
 def test_a_label_of_few_train_records_is_neither_learnt_nor_scored():
@@ -351,7 +351,7 @@ def test_control_is_printed_beside_its_pass_rate_its_permutation_and_the_judges_
     built, tmp_path, unsearched
 ):
     found = scored(built, tmp_path, GENERATE)
-    for metric in ("agreement", "agreement_permuted", "validity", "success"):
+    for metric in ("agreement", "agreement_permuted", "control", "validity", "success"):
         assert found["natural", metric]["status"] == "ok"
     assert found["natural", "agreement"]["value"] == 1 > found["natural", "agreement_permuted"]["value"]
     assert found["permuted", "agreement"]["value"] == 1  # composition is all that these labels are

@@ -144,19 +144,21 @@ def quantity_metrics(name: Quantity) -> list[Metric]:
     note = f"mean distance of {name}; "
     dealt = f"of {name}, the same samples if what is asked is dealt out anew, the mean over all ways"
     error, share, label = mean_distance(name), explained_variance(name), f"error_{name}"
+    variance = "1 less the squared distances over those of the truth from its mean, of the same records"
     told, made = ("calculate",), ("design",)
-    of_answers, of_samples = note + "answered is the pass rate", note + "of valid samples: validity is the pass rate"
+    of_answers, of_samples = note + "answered is the pass rate", note + OF_VALID
     return [
         Metric(label, unit, "down", "text", error, where=has, questions=told, note=of_answers),
-        Metric(f"r2_{name}", "R²", "up", "text", share, where=has, questions=told),
+        Metric(f"r2_{name}", "R²", "up", "text", share, where=has, questions=told, note=variance),
         Metric(label, unit, "down", "sample", error, where=has, questions=made, note=of_samples),
-        Metric(f"r2_{name}", "R²", "up", "sample", share, where=has, questions=made),
+        Metric(f"r2_{name}", "R²", "up", "sample", share, where=has, questions=made, note=variance),
         Metric(f"{label}_permuted", unit, "up", "sample", chance, where=permuted, questions=made, note=dealt),
     ]
 
 
 WRITTEN = ("sequence", "generate", "design")  # questions whose answer is a sequence
 WITHIN = ", ".join(f"{SCALES[name].tolerance:g} {SCALES[name].unit}" for name in QUANTITIES)
+OF_VALID = "of valid samples (validity is the pass rate)"
 COMPUTED = "computed by Biopython's ProtParam (this project's interpretation of X-LoRA's protein tasks)"
 TM_NORMS = {
     "longer": "the longer of both, by which it is the nearest",
@@ -226,7 +228,7 @@ METRICS: tuple[Metric, ...] = (
         "sample",
         mean_of("novelty"),
         questions=WRITTEN,
-        note="of valid samples: 1 less the identity to the nearest train record over 80 % of the shorter of the two; 1"
+        note=f"{OF_VALID}: 1 less the identity to the nearest train record over 80 % of the shorter of the two; 1"
         " where none is 30 % identical",
         where=has_value("novelty"),
     ),
@@ -237,7 +239,7 @@ METRICS: tuple[Metric, ...] = (
         "sample",
         mean_of("cluster"),
         questions=WRITTEN,
-        note="of valid samples: clusters of 50 % identity over 80 % of both, for each sample",
+        note=f"{OF_VALID}: clusters of 50 % identity over 80 % of both, for each sample",
         where=has_value("cluster"),
     ),
     Metric(
@@ -247,7 +249,7 @@ METRICS: tuple[Metric, ...] = (
         "sample",
         length_distance,
         questions=WRITTEN,
-        note="of valid samples: largest distance of their lengths' distribution from train's (Kolmogorov–Smirnov)",
+        note=f"{OF_VALID}: largest distance of their lengths' distribution from train's (Kolmogorov–Smirnov)",
         where=has_value("no_longer"),
     ),
     Metric(
@@ -344,7 +346,7 @@ METRICS: tuple[Metric, ...] = (
         "sample",
         mean_of("agrees"),
         questions=("generate",),
-        note="of valid samples (validity is the pass rate): those that have the label asked for, by a regression on"
+        note=f"{OF_VALID}: those that have the label asked for, by a regression on"
         " k-mers that learnt from train records alone; labels of fewer than `min_label` of these are left out",
         where=has_value("agrees"),
     ),
@@ -355,9 +357,18 @@ METRICS: tuple[Metric, ...] = (
         "sample",
         mean_of("agrees_permuted"),
         questions=("generate",),
-        note="the same samples if the labels asked for are dealt out anew, the mean over all ways: what is above it is"
-        " control",
+        note="the same samples if the labels asked for are dealt out anew, the mean over all ways",
         where=has_value("agrees_permuted"),
+    ),
+    Metric(
+        "control",
+        "share",
+        "up",
+        "sample",
+        lambda c: mean_of("agrees")(c) - mean_of("agrees_permuted")(c),
+        questions=("generate",),
+        note="agreement less agreement_permuted: 0 of samples that have nothing to do with what was asked",
+        where=has_value("agrees"),
     ),
     Metric(
         "success",
