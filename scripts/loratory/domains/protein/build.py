@@ -130,8 +130,10 @@ def labelled_proteins(
     """The proteins with the labels that the tables have of them; `found` counts those of each property."""
     for raw in proteins:
         labels = raw.labels if tables is None else tuple(tables.find_labels(raw.id))
-        found.update(label.partition("=")[0] for label in labels)
-        yield raw._replace(labels=labels) if labels else raw
+        if labels:
+            found.update(label.partition("=")[0] for label in labels)
+            raw = raw._replace(labels=labels)
+        yield raw
 
 
 def accepted_records(proteins: Iterable[RawProtein], dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
