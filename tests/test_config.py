@@ -122,7 +122,7 @@ def test_what_is_wrong_with_such_an_entry_is_one_line(changes, line):
 
 def test_only_the_keys_of_the_chosen_kind_are_allowed():
     line = complaint({"domains.protein.source": {"kind": "files", "fasta": "a.fasta", "n": 3}})
-    expected = "columns, encoding, fasta, kind, licence, sha256, tables"
+    expected = "columns, encoding, fasta, kind, label_id, labels, licence, sha256, tables"
     assert line == f"{FILE}: domains.protein.source: unknown key (n); expected one of {expected}"
 
 
@@ -132,6 +132,8 @@ TIES = {"mixer": "ties", "base": "mini_lm", "experts": {"protein": "lora", "lncr
 HUB = {"family": "causal", "hub": "someone/something"}
 COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 NO_TASK = "the domain protein has no task for a base of family encoder; expected a base of family causal"
+ON = {"base": "mini_lm", "corpus": "protein", "adapter": "lora"}
+LEARNING = {"family": "causal", "continued": ON}
 MISFITS = {  # how the line begins: the change that causes it
     "adapters.lora.rank: wrong value (eight); expected an integer": {"adapters.lora.rank": "eight"},
     "adapters.lora.rank: wrong value (2.5); expected an integer": {"adapters.lora.rank": 2.5},
@@ -166,8 +168,33 @@ MISFITS = {  # how the line begins: the change that causes it
     "adapters.LoRA-8: wrong value (LoRA-8); expected small letters, digits and _": {"adapters.LoRA-8": {}},
     "domains.protein.dataset.split: split fractions sum to 1.2": {"domains.protein.dataset.split": {"train": 0.9}},
     "domains.protein.source: families 999 > n 600": {"domains.protein.source.families": 999},
-    "bases.mini_bert: given: none; expected one of `path`, `hub` and": {"bases.mini_bert.pretrain": ABSENT},
+    "bases.mini_bert: given: none; expected one of `path`, `hub`, `pretrain` and `continued`": {
+        "bases.mini_bert.pretrain": ABSENT
+    },
     "bases.mini_bert: given: path, pretrain; expected one of": {"bases.mini_bert.path": "models/bert"},
+    "bases.on.continued.base: unknown base (mini_ml)": {
+        "bases.on": LEARNING | {"continued": ON | {"base": "mini_ml"}}
+    },
+    "bases.on.continued.base: a base with an audio prefix cannot learn on (mini_lm)": {"bases.on": LEARNING},
+    "bases.on.continued.base: a base of another family (encoder); expected one of family causal": {
+        "bases.on": LEARNING | {"continued": ON | {"base": "mini_bert"}}
+    },
+    "bases.on.continued.base: it begins as itself in the end (on)": {
+        "bases.on": LEARNING | {"continued": ON | {"base": "on"}}
+    },
+    "bases.on.continued.corpus: unknown corpus of `general` (structure)": {
+        "bases.on": LEARNING | {"continued": ON | {"corpus": "structure"}}
+    },
+    "bases.on.continued.adapter: unknown adapter (lara)": {
+        "bases.on": LEARNING | {"continued": ON | {"adapter": "lara"}}
+    },
+    "bases.on: `continued` is for bases of family causal or masked without `audio`": {
+        "bases.on": LEARNING | {"family": "encoder"}
+    },
+    "domains.protein: `task.label: enzime` is not among `dataset.labels` (enzyme); did you mean `enzyme`?": {
+        "domains.protein.dataset.labels": {"enzyme": {"column": "EC number", "levels": 1}},
+        "domains.protein.task": {"ask": "generate", "label": "enzime"},
+    },
     "bases.big: `hub` needs `revision`": {"bases.big": HUB},
     "bases.big: `revision` is no whole commit (main); expected 40 hexadecimal digits": {
         "bases.big": HUB | {"revision": "main"}

@@ -54,6 +54,10 @@ def model_jobs(study: Study) -> Iterator[tuple[str, str, float, int]]:
             yield "predictions", base, prediction_positions(study, len(adapters), mixtures), FORWARD
             if domain in general:
                 yield "predictions", base, prediction_positions(study, len(adapters), 0), FORWARD
+    for entry in study.bases.values():
+        if entry.continued:
+            positions = training_positions(study.adapters[entry.continued.adapter].training, study)
+            yield "adapters", entry.continued.base, positions, FORWARD + BACKWARD
     for mixture in study.mixtures.values():
         positions = len(mixture.experts) * training_positions(mixture.training, study) if mixture.trained else 0
         yield "mixtures", mixture.base, positions, 2 * FORWARD + BACKWARD  # the base alone first, then with experts
@@ -79,7 +83,10 @@ def base_parameter_count(study: Study, base: str) -> int:
     """How many numbers the safetensors files of a base hold, by their headers or, before it is here, by the config."""
     folder = study.bases[base].path or published_folder(study, base)
     found = sum(map(count_file_parameters, Path(folder).rglob("*.safetensors"))) if folder else 0
-    return found or study.bases[base].parameters or 0
+    entry = study.bases[base]
+    if entry.continued and not found and not entry.parameters:
+        return base_parameter_count(study, entry.continued.base)
+    return found or entry.parameters or 0
 
 
 def count_file_parameters(path: Path) -> int:

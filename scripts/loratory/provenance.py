@@ -77,6 +77,13 @@ def adapter_code(domain: str, method: str) -> str:
     )
 
 
+def continued_code(domain: str, method: str) -> str:
+    """Of a base that learns on, by an adapter, on a domain's general data."""
+    return code_digest(
+        "training/continued.py", "bases", f"adapters/methods/{method}.py", *domain_modules("task", [domain])
+    )
+
+
 def features_code(domain: str) -> str:
     return code_digest("training/features.py", "bases", *domain_modules("task", [domain]))
 

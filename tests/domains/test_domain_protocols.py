@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from loratory.domains import contract
+from loratory.domains.protein.quantities import SCALES
+from loratory.evaluation.score import load_metrics
 from loratory.registry import load_module, registered_names
 
 DOMAINS = registered_names("domain")
@@ -77,17 +79,46 @@ def test_a_domains_options_extend_those_of_the_contract(domain):
     assert isinstance(sources.AUDIO, bool) and isinstance(sources.FOLDED, bool)
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_a_domain_has_one_primary_metric(domain):
-    metrics = load_module("domain", domain, "metrics").METRICS
-    assert sum(metric.primary for metric in metrics) == 1
+QUESTIONS = {  # options of a task that puts each of a domain's questions, where it has several
+    "protein": [
+        {},
+        {"ask": "generate", "label": "ec"},
+        {"ask": "determine", "label": "ec"},
+        {"ask": "calculate"},
+        {"ask": "design"},
+    ]
+}
+ASKED = [
+    (domain, load_module("domain", domain, "sources").Task(**options))
+    for domain in DOMAINS
+    for options in QUESTIONS.get(domain, [{}])
+]
+
+
+@pytest.mark.parametrize("domain, task", ASKED, ids=lambda value: getattr(value, "question", value))
+def test_a_question_of_a_domain_has_one_primary_metric_and_at_most_one_loss(domain, task):
+    metrics = load_metrics(domain, task).METRICS
     assert all(isinstance(metric, contract.Metric) for metric in metrics)
+    assert sum(metric.primary for metric in metrics) == 1 and sum(metric.loss for metric in metrics) <= 1
+    assert len({metric.name for metric in metrics}) == len(metrics)
 
 
 MORE_IS_BETTER = {
     "protein": {
         *("validity", "uniqueness", "novelty", "diversity", "plddt"),
         *("tm_longer", "tm_query", "tm_reference"),
+        *(
+            "accuracy",
+            "within_tolerance",
+            "answered",
+            "exact",
+            "classifier_accuracy",
+            "agreement",
+            "control",
+            "success",
+        ),
+        *(f"r2_{name}" for name in SCALES),
+        *(f"error_{name}_permuted" for name in SCALES),
     },
     "lncrna": {"auc", "auc_length_matched", "mcc", "f1", "accuracy"},
     "speech": set(),
@@ -104,13 +135,13 @@ def test_more_is_better_of_scores_and_less_of_losses_and_errors(domain):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_at_most_one_metric_is_what_learning_rates_are_chosen_by(domain):
+def test_what_learning_rates_are_chosen_by_is_a_loss_of_the_domain(domain):
     losses = [metric for metric in load_module("domain", domain, "metrics").METRICS if metric.loss]
     assert [(metric.name, metric.direction) for metric in losses] == LOSSES.get(domain, [])
 
 
 LOSSES = {
-    "protein": [("nll_per_residue", "down")],
+    "protein": [("nll_per_residue", "down"), ("nll_per_answer", "down")],
     "lncrna": [("log_loss", "down")],
     "recsys": [("log_loss", "down")],
 }
@@ -122,6 +153,9 @@ COLUMNS = {  # of N sound records each
         **{"cluster": np.ones(N), "novelty": 0.1 * np.arange(N), "shorter": np.zeros(N), "no_longer": np.ones(N)},
         **{"distinct": np.ones(N), "plddt": 50.0 + np.arange(N)},
         **{f"tm_{length}": 0.1 * np.arange(N) for length in ("longer", "query", "reference")},
+        **dict.fromkeys(("answered", "right", "exact", "agrees", "agrees_permuted", "succeeds"), HALF * 1.0),
+        **{f"{kind}_{name}": 0.1 * np.arange(N) for kind in ("truth", "permuted") for name in SCALES},
+        **{f"value_{name}": np.ones(N) for name in SCALES},
     },
     "lncrna": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "matched": np.ones(N, bool)},
     "recsys": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "user": np.arange(N) // 2},
@@ -170,7 +204,7 @@ def test_a_function_of_a_protocol_is_found_in_it():
     assert attributes == []
     assert functions == {
         "sample_residues": ["text"],
-        "sample_prompts": ["n", "task", "family"],
+        "sample_prompts": ["test", "n", "task", "family"],
         "sample_baselines": ["test", "n", "task"],
         "examples": ["records", "task", "family"],
         "baselines": ["train", "held_out", "task"],

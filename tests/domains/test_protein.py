@@ -24,6 +24,7 @@ from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.protein import build, metrics, simulate, task
 from loratory.domains.protein.sources import FAMILIES, Dataset, Files, Simulation, Task
 from loratory.errors import InputError
+from loratory.evaluation.score import load_metrics
 
 PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDFSAGEGLYTHM"
 
@@ -416,12 +417,13 @@ def test_real_uniref_records_are_split_without_a_leak(shared_data, tmp_path):
 
 
 def test_a_protein_is_asked_for_in_the_stage_1_format():
-    assert FAMILIES == {"causal": ("nll", "sample"), "masked": ("nll",)}
+    assert FAMILIES == {"causal": ("nll", "text", "sample"), "masked": ("nll",)}
+    assert [*map(Task().choose_outputs, FAMILIES.values())] == [("nll", "sample"), ("nll",)]
     [example] = task.examples([{"id": "a", "group": "g", "sequence": "MKV"}], Task(), "causal")
     assert (example.id, example.group) == ("a", "g")
     assert example.prompt + example.target == "Seq=<MKV>"
     assert example.prompt == "Seq=<"
-    first, second = task.sample_prompts(2, Task(), "causal")
+    first, second = task.sample_prompts([], 2, Task(), "causal")
     assert (first.prompt, first.target) == (example.prompt, "")
     assert first.id != second.id
 
@@ -429,9 +431,9 @@ def test_a_protein_is_asked_for_in_the_stage_1_format():
 def test_as_letters_residues_and_the_bracket_that_closes_are_the_whole_alphabet():
     asked = Task(tokens="letters")
     examples = [*task.examples([{"id": "a", "group": "g", "sequence": "MKV"}], asked, "causal")]
-    examples += task.sample_prompts(1, asked, "causal")
+    examples += task.sample_prompts([], 1, asked, "causal")
     assert {example.alphabet for example in examples} == {(*RESIDUES, ">")}
-    assert {example.alphabet for example in task.sample_prompts(1, Task(), "causal")} == {()}
+    assert {example.alphabet for example in task.sample_prompts([], 1, Task(), "causal")} == {()}
 
 
 def test_residue_frequency_is_a_distribution_fitted_on_train_alone():
@@ -483,8 +485,11 @@ def row(**values) -> dict:
     return dict.fromkeys(("reference", "nll", "tokens", "p", "text")) | {"id": "i", "group": "g"} | values
 
 
+METRICS = load_metrics("protein", Task()).METRICS
+
+
 def value(name: str, rows) -> float:
-    metric = next(metric for metric in metrics.METRICS if metric.name == name)
+    metric = next(metric for metric in METRICS if metric.name == name)
     return metric.compute_value(metrics.columns(rows, [], Task()))
 
 
@@ -492,7 +497,7 @@ def test_nll_is_pooled_over_residues_without_the_end():
     rows = [row(reference="MKV>", nll=6.0, tokens=4), row(reference="M" * 7 + ">", nll=9.0, tokens=3)]
     assert value("nll_per_residue", rows) == pytest.approx(1.5)
     assert value("perplexity", rows) == pytest.approx(math.exp(1.5))
-    assert [metric.name for metric in metrics.METRICS if metric.primary] == ["nll_per_residue"]
+    assert [metric.name for metric in METRICS if metric.primary] == ["nll_per_residue"]
 
 
 @pytest.mark.parametrize(
@@ -553,7 +558,7 @@ def test_rows_of_another_output_change_nothing_and_no_row_gives_nan():
     sample = row(text=PROTEIN + ">", plddt=50.0, **scores)
     sets = {"nll": [scored], "sample": [sample], "both": [scored, sample], "none": []}
     columns = {name: metrics.columns(rows, [{"sequence": PROTEIN}], Task()) for name, rows in sets.items()}
-    for metric in metrics.METRICS:
+    for metric in METRICS:
         own, other = ("nll", "sample") if metric.output == "nll" else ("sample", "nll")
         assert metric.compute_value(columns["both"]) == metric.compute_value(columns[own])
         assert math.isnan(metric.compute_value(columns[other]))

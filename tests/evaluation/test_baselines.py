@@ -18,7 +18,7 @@ TEST = [
 def test_natural_and_permuted_are_samples_of_test_sequences():
     rows = task.sample_baselines(TEST, 2, Task())
     assert [*rows] == ["natural", "permuted"]
-    names = [example.id for example in task.sample_prompts(2, Task(), "causal")]
+    names = [example.id for example in task.sample_prompts(TEST, 2, Task(), "causal")]
     for own in rows.values():
         assert [row["id"] for row in own] == names
     natural, permuted = ([task.sample_residues(row["text"]) for row in own] for own in rows.values())

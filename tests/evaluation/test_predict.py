@@ -18,7 +18,7 @@ from loratory import registry
 from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
 from loratory.config import Evaluation
-from loratory.domains.contract import Example
+from loratory.domains.contract import Example, TaskOptions
 from loratory.domains.examples import domain_prompts
 from loratory.domains.protein.sources import Task as Protein
 from loratory.evaluation import predict
@@ -29,7 +29,7 @@ from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import save_mixture
 
 CHOICES = (" no", " yes")
-TASK = SimpleNamespace(max_new_tokens=6)
+TASK = TaskOptions(max_new_tokens=6)
 
 
 def questions(n=7):
@@ -267,7 +267,7 @@ def test_what_is_read_and_written_is_counted_without_padding(study):
 
 def test_letters_that_are_written_are_counted_one_by_one_and_samples_are_a_users_turn_where_the_task_is_a_chat(study):
     task = Protein(tokens="letters", chat=True, max_new_tokens=9)
-    ask = domain_prompts("protein", 3, task, "causal")
+    ask = domain_prompts("protein", [], 3, task, "causal")
     assert all(question.chat and question.alphabet for question in ask)
     ask = [replace(question, chat=False) for question in ask]  # this base has no template
     rows, cost = predict.predict_examples(study.base, study.base.model, ask, ("sample",), task, Evaluation(), 0)

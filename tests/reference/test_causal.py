@@ -132,7 +132,7 @@ def test_greedy_text_is_what_generate_writes(causal):
 @torch.no_grad()
 def test_samples_of_letters_are_proteins(causal):
     task = config.domain_options("protein", "Task", {"tokens": "letters", "max_new_tokens": 20})
-    items = [causal.base.encode(example) for example in domain_prompts("protein", 6, task, "causal")]
+    items = [causal.base.encode(example) for example in domain_prompts("protein", [], 6, task, "causal")]
     found = causal.base.text(causal.base.model, items, 20, Sampling(0))
     assert all(set(text.removesuffix(">")) <= set(RESIDUES) for text in found) and len(set(found)) > 3
 

@@ -191,6 +191,19 @@ def test_a_given_base_that_hears_learns_it_from_general_speech(plan):
     assert set(job.input) == {f"results/{path}" for path in learnt}
 
 
+def test_a_base_that_learns_on_reads_general_data_and_the_base_that_it_begins_as(demo, plan):
+    continued = {"base": "mini_lm", "corpus": "protein", "adapter": "lora"}
+    changes = {"bases.mini_lm.audio": ABSENT, "domains.speech": ABSENT, "mixtures": {}}
+    changes |= {"bases.mini_lm.pretrain.domains": ["protein", "lncrna"]}
+    changes |= {"bases.on": {"family": "causal", "continued": continued}, "domains.protein.adapters.on": ["lora"]}
+    found = plan(changes)
+    [job] = [job for job in found.jobs if job.rule.name == "continue_base"]
+    read = {str(Path(path).relative_to("results")) for path in job.input}
+    data = {f"general/protein/{file}" for file in ("train.parquet", "valid.parquet", "audit.json")}
+    assert read == data | {"bases/mini_lm/base.json"} and job.output == ["results/bases/on/base.json"]
+    assert {("continue_base", "prepare_base"), ("train_sweep", "continue_base")} <= found.edges
+
+
 def test_a_published_base_is_made_of_the_files_under_bases_root_or_of_none(plan, tmp_path):
     (tmp_path / "models" / "gpt").mkdir(parents=True)
     (tmp_path / "models" / "gpt" / "config.json").write_text("{}")

@@ -1,6 +1,6 @@
 """Frozen bases.
 
-Inputs: a local folder (its own, or under `bases_root`), a hub id, or general data to pretrain on. Outputs:
+Inputs: a local folder (its own, or under `bases_root`), a hub id, or general data to pretrain or train on. Outputs:
 `<results>/bases/{base}/`, a model folder in its native format with `base.json`.
 """
 
@@ -19,6 +19,8 @@ rule prepare_base:
         "<logs>/prepare_base/{base}.log",
     benchmark:
         "<benchmarks>/prepare_base/{base}.tsv"
+    wildcard_constraints:
+        base="|".join(name for name in STUDY.bases if name not in CONTINUED) or "none",
     conda:
         "../../envs/train.yaml"
     threads: lambda wc: base_threads(wc.base)
@@ -39,3 +41,39 @@ rule prepare_base:
         code=lambda wc: base_code(STUDY.bases[wc.base].family, STUDY.bases[wc.base].corpora),
     script:
         "../../scripts/prepare_base.py"
+
+
+rule continue_base:
+    input:
+        start=lambda wc: f"<results>/bases/{CONTINUED[wc.base].base}/base.json",
+        data=lambda wc: collect(
+            "<results>/general/{domain}/{split}.parquet", domain=CONTINUED[wc.base].corpus, split=("train", "valid")
+        ),
+        audit=lambda wc: ancient(f"<results>/general/{CONTINUED[wc.base].corpus}/audit.json"),
+    output:
+        "<results>/bases/{base}/base.json",
+    log:
+        "<logs>/continue_base/{base}.log",
+    benchmark:
+        "<benchmarks>/continue_base/{base}.tsv"
+    wildcard_constraints:
+        base="|".join(CONTINUED) or "none",
+    conda:
+        "../../envs/train.yaml"
+    threads: lambda wc: STUDY.adapters[CONTINUED[wc.base].adapter].training.threads
+    resources:
+        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        runtime=per_attempt(STUDY.resources.runtime),
+        attempt=per_attempt(1),
+        gpu=STUDY.resources.gpu,
+    params:
+        entry=lambda wc: plain(STUDY.bases[wc.base], without=["parameters"]),
+        adapter=lambda wc: plain(STUDY.adapters[CONTINUED[wc.base].adapter]),
+        task=lambda wc: plain(GENERAL[CONTINUED[wc.base].corpus].task),
+        max_valid=STUDY.evaluation.max_valid,
+        threads=lambda wc: STUDY.adapters[CONTINUED[wc.base].adapter].training.threads,
+        device=STUDY.resources.device,
+        checkpoints=CHECKPOINTS,
+        code=lambda wc: continued_code(CONTINUED[wc.base].corpus, STUDY.adapters[CONTINUED[wc.base].adapter].method),
+    script:
+        "../../scripts/continue_base.py"

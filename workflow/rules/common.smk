@@ -10,7 +10,8 @@ from loratory.data.files import check_writable
 from loratory.data.splits import SPLITS
 from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
-from loratory.provenance import adapter_code, base_code, code_digest, domain_modules, features_code, mixture_code
+from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
+from loratory.provenance import features_code, mixture_code
 from loratory.registry import family_outputs, is_folded, registered_domain
 from loratory.strict_yaml import load_yaml
 
@@ -41,6 +42,7 @@ FLOOR = [STUDY.evaluation.min_records, STUDY.evaluation.min_groups]  # below it 
 RESULTS = workflow.pathvars.apply("<results>")
 CHECKPOINTS = f"{RESULTS}/checkpoints"  # of jobs that go on where they were stopped; no rule's output
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
+CONTINUED = {name: base.continued for name, base in STUDY.bases.items() if base.continued}
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
 
 
@@ -143,7 +145,7 @@ def is_structured(domain, base):
     return (
         STUDY.folding is not None
         and is_folded(domain)
-        and "sample" in family_outputs(domain, STUDY.bases[base].family)
+        and "sample" in DOMAINS[domain].task.choose_outputs(family_outputs(domain, STUDY.bases[base].family))
     )
 
 

@@ -61,8 +61,17 @@ class Audio(Options):
     training: Training = Field(Training(), description="of the projector of a given base, which itself stays frozen")
 
 
+class Continued(Options):
+    """Another base of the study that learns on, on general data, by an adapter that is added to its weights."""
+
+    base: Name = Field(description="the base that it begins as, of the same family")
+    corpus: DomainName = Field(description="which corpus of `general` it reads")
+    adapter: Name = Field(description="of `adapters`; of its learning rates, the best on the corpus's valid records")
+    seed: int = Field(0, ge=0, description="of the training")
+
+
 class BaseEntry(Options):
-    """A frozen base, from exactly one of `path`, `hub` and `pretrain`."""
+    """A frozen base, from exactly one of `path`, `hub`, `pretrain` and `continued`."""
 
     family: Family = Field(description="how it reads and what it can be asked")
     path: str | None = Field(
@@ -71,6 +80,7 @@ class BaseEntry(Options):
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
     revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")
+    continued: Continued | None = Field(None, description="train another base on, in the workflow")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="in which its frozen weights are held in memory")
     audio: Audio | None = Field(None, description="audio prefix of a causal base")
     whisper: WhisperOptions | None = Field(None, description="how a base of family whisper is asked")
@@ -82,9 +92,13 @@ class BaseEntry(Options):
 
     @model_validator(mode="after")
     def one_origin(self) -> Self:
-        given = [origin for origin in ("path", "hub", "pretrain") if getattr(self, origin) is not None]
+        origins = ("path", "hub", "pretrain", "continued")
+        given = [origin for origin in origins if getattr(self, origin) is not None]
         if len(given) != 1:
-            raise ValueError(f"given: {', '.join(given) or 'none'}; expected one of `path`, `hub` and `pretrain`")
+            expected = "one of `path`, `hub`, `pretrain` and `continued`"
+            raise ValueError(f"given: {', '.join(given) or 'none'}; expected {expected}")
+        if self.continued and (self.family not in ("causal", "masked") or self.audio):
+            raise ValueError("`continued` is for bases of family causal or masked without `audio`")
         if self.pretrain and self.family not in registry.registered_names("pretraining"):
             raise ValueError(f"a base of family {self.family} cannot be pretrained here; give `path` or `hub`")
         if self.hub and not self.revision:

@@ -44,6 +44,7 @@ def check_names(config: Study, where: str) -> None:
             raise InputError(f"{where}: {key}", conflict)
     for name, entry in bases.items():
         check_base(f"{where}: bases.{name}", entry, config)
+        check_continued(f"{where}: bases.{name}.continued", name, config)
     for domain, given in domains.items():
         check_transfer(f"{where}: domains.{domain}.transfer", domain, given.transfer, domains)
         for base, adapters in given.adapters.items():
@@ -138,6 +139,33 @@ def check_base(at: str, base: BaseEntry, config: Study) -> None:
         check_fit(at, domain, base)
     if base.audio and not any(is_spoken(domain) for domain in corpora):
         raise InputError(at, "no spoken corpus to train the audio projector on", ", ".join(corpora), "a spoken domain")
+
+
+def check_continued(at: str, name: str, config: Study) -> None:
+    """A base that learns on begins as another one of its family, and in the end as one that does not.
+
+    Raises:
+        InputError: it does not, or what it learns from and by is not in the config.
+    """
+    base, continued = config.bases[name], config.bases[name].continued
+    if continued is None:
+        return
+    require_known(f"{at}.base", "base", continued.base, config.bases)
+    require_known(f"{at}.corpus", "corpus of `general`", continued.corpus, entries_by_name(config.general))
+    require_known(f"{at}.adapter", "adapter", continued.adapter, config.adapters)
+    check_fit(f"{at}.corpus", continued.corpus, base)
+    start, passed = config.bases[continued.base], {name}
+    if start.family != base.family:
+        raise InputError(f"{at}.base", "a base of another family", start.family, f"one of family {base.family}")
+    if start.has_audio:
+        raise InputError(f"{at}.base", "a base with an audio prefix cannot learn on", continued.base, "one without")
+    following = continued.base
+    while (link := config.bases[following].continued) is not None and following not in passed:
+        passed.add(following)
+        require_known(f"{at}.base", "base", link.base, config.bases)
+        following = link.base
+    if following in passed:
+        raise InputError(f"{at}.base", "it begins as itself in the end", continued.base, "a base of another origin")
 
 
 def is_spoken(domain: str) -> bool:

@@ -23,6 +23,7 @@ class Ledger:
         rows: file, record, id, reason and detail of rejected records, the first ROWS_OF_A_REASON of each reason.
         n_rejected: {reason: how many}, all of them.
         n_changed: {change: how many}: what was kept, and not as it stood.
+        joined: {name: the account of tables whose rows are no records, but belong to some}.
     """
 
     def __init__(self, on_error: str = "fail") -> None:
@@ -34,6 +35,7 @@ class Ledger:
         self.n_rejected: Counter[str] = Counter()
         self.n_listed: Counter[str] = Counter()
         self.n_changed: Counter[str] = Counter()
+        self.joined: dict[str, Ledger] = {}
 
     def count_record(self) -> None:
         self.n_in += 1
@@ -91,15 +93,20 @@ class Ledger:
             raise AssertionError(f"{where}: {self.n_in} read, {n_kept} kept, {rejected} rejected: lost records")
 
     def write_rejects(self, path: Path | str) -> None:
-        """One tab-separated row for each listed record, sorted; then one for each reason that has more records."""
-        more = [
+        """One tab-separated row for each listed record and joined row, sorted; then one for each reason with more."""
+        accounts = (self, *self.joined.values())
+        more = [row for account in accounts for row in account.unlisted_rows()]
+        rows = sorted(tuple(str(cell).replace("\t", " ") for cell in row) for each in accounts for row in each.rows)
+        with atomic_write(path) as aside:
+            aside.write_text("".join("\t".join(row) + "\n" for row in [HEADER, *rows, *more]))
+
+    def unlisted_rows(self) -> list[tuple[str, str, str, str, str]]:
+        """A row for each reason that more records have than are listed."""
+        return [
             ("-", "-", "-", reason, f"{count - self.n_listed[reason]} more, not listed")
             for reason, count in self.reason_counts().items()
             if count > self.n_listed[reason]
         ]
-        with atomic_write(path) as aside:
-            rows = sorted(tuple(str(cell).replace("\t", " ") for cell in row) for row in self.rows)
-            aside.write_text("".join("\t".join(row) + "\n" for row in [HEADER, *rows, *more]))
 
 
 def detail_text(detail: object) -> str:

@@ -15,7 +15,8 @@ class HashSample:
 
     Whatever order records come in, the same are kept. Of records that are equal in the column the one with the
     smallest id stays or, where there is a limit, the one with the smallest hash: that a copy with a smaller id was
-    left out long before could be known only by remembering every record.
+    left out long before could be known only by remembering every record. For the same reason it is only without a
+    limit that a record has the labels of its copies too: whatever it holds as a list is joined with theirs.
 
     No more than twice the limit is held: a record whose hash is above `limit` others' is counted and forgotten. Its
     copies and namesakes are noted as long as one of them is held, and counted as `not_sampled` else.
@@ -72,6 +73,8 @@ class HashSample:
         kept, copy = sorted((known, new), key=lambda item: (item[0], item[1].get("where", "")))
         del self.values[known[1]["id"]]
         self.held[value], self.values[kept[1]["id"]] = kept, value
+        if self.limit is None:
+            join_lists(kept[1], copy[1])
         place = file_and_record(copy[1].get("where", ""))
         self.ledger.drop_record(*place, copy[1]["id"], f"duplicate_{self.distinct}", f"same as {kept[1]['id']}")
 
@@ -90,6 +93,12 @@ class HashSample:
         if self.limit is not None:
             self.drop_last()
         return sorted((record for _, record in self.held.values()), key=lambda record: record["id"])
+
+
+def join_lists(kept: dict, copy: dict) -> None:
+    for column, values in copy.items():
+        if isinstance(values, list):
+            kept[column] = sorted({*kept[column], *values})
 
 
 def file_and_record(where: str | Path) -> tuple[str, str]:

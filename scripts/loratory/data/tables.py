@@ -126,5 +126,5 @@ def check_columns(path: Path | str, columns: Mapping[str, str], header: list[str
     for key, name in columns.items():
         if header.count(name) != 1:
             what = f"{'no' if name not in header else 'more than one'} column `{name}`"
-            fix = f"say which column it is, as `columns: {{{key}: …}}`"
+            fix = f"say which column holds the {key}, in the config's `columns` or `labels`"
             raise InputError(f"{path}:1", what, ", ".join(header), f"a column of the {key}", fix, "columns")

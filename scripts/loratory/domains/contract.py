@@ -199,6 +199,15 @@ class TaskOptions(Options):
     max_new_tokens: int = Field(64, ge=1, description="longest continuation, where a model writes")
     chat: bool = Field(False, description="a causal base reads the prompt as a user's turn of its chat template")
 
+    @property
+    def question(self) -> str:
+        """Which of a domain's questions is put, if it has several; see `Metric.questions`."""
+        return ""
+
+    def choose_outputs(self, outputs: tuple[str, ...]) -> tuple[str, ...]:
+        """Which of the outputs of a family of bases (FAMILIES) the question has: all of them, if there is but one."""
+        return outputs
+
     def dataset_conflict(self, dataset: DatasetOptions) -> str | None:
         """Why records of such a dataset cannot be put to a model so; None if they can."""
         return None
@@ -219,6 +228,7 @@ class Example:
             others. Of a causal base, the last closes the target and occurs nowhere else. Empty: text, as its tokenizer
             cuts it.
         chat: the prompt is a user's turn of the base's chat template.
+        asked: of what is to be continued freely, what it should have; the row's `reference`.
     """
 
     id: str
@@ -229,11 +239,12 @@ class Example:
     audio: Clip | str = ""
     alphabet: tuple[str, ...] = ()
     chat: bool = False
+    asked: str = ""
 
 
 # One prediction, as `metrics.columns` receives it (a dict; None where an output does not apply):
 #   id, group    of the record, or "sample-0001", … for samples
-#   reference    the example's target
+#   reference    the example's target, or what a sample is asked for
 #   nll, tokens  summed negative log-likelihood of the target in nats, and its number of tokens (output "nll"): with
 #                end-of-sequence, unless an alphabet's last letter closes it
 #   p            probability of `choices[1]` among the choices, windows averaged in log odds (output "choice")
@@ -262,6 +273,10 @@ class Metric:
         loss: at most one metric of the domain: what learning rates are chosen by, as a score of test records. Unless
             it is the primary one, it stands beside that wherever systems are compared.
         note: how it is computed, for the table's foot.
+        questions: values of the task's `question` that it belongs to; () means all. Of those of one question, one is
+            primary and at most one the loss.
+        each: columns -> (n,) a name for each row: the metric is printed once more for the rows of each name that has
+            enough of them. None: only for all together.
     """
 
     name: str
@@ -274,6 +289,8 @@ class Metric:
     where: "Callable[[Columns], np.ndarray] | None" = None
     classes: "Callable[[Columns], np.ndarray] | None" = None
     loss: bool = False
+    questions: tuple[str, ...] = ()
+    each: "Callable[[Columns], np.ndarray] | None" = None
 
     @property
     def sign(self) -> int:
@@ -393,8 +410,8 @@ class TaskModule(Protocol):
 class SamplingTaskModule(TaskModule, Protocol):
     """`task.py` of a domain with the output "sample"."""
 
-    def sample_prompts(self, n: int, task: Any, family: str) -> list[Example]:
-        """`n` examples with an empty target, to be continued freely."""
+    def sample_prompts(self, test: list[dict], n: int, task: Any, family: str) -> list[Example]:
+        """`n` examples with an empty target, to be continued freely; what they ask for may be that of test records."""
 
     def sample_baselines(self, test: list[dict], n: int, task: Any) -> dict[str, list[dict]]:
         """{system: rows with the ids of `n` samples, and their `text`} of controls that need no language model."""
@@ -412,7 +429,7 @@ class MetricsModule(Protocol):
 
     @property
     def METRICS(self) -> tuple[Metric, ...]:
-        """What is computed, in the order of tables; exactly one is primary."""
+        """What is computed, in the order of tables; of each question exactly one is primary."""
 
     @property
     def VERSION(self) -> int:

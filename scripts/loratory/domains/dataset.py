@@ -157,6 +157,14 @@ def dataset_card(
         "n_kept": kept,
         "n_rejected": ledger.reason_counts(),
         "n_changed": dict(sorted(ledger.n_changed.items())),
+        "joined": {
+            name: {
+                "n_in": account.n_in,
+                "n_joined": account.n_in - account.n_rejected.total(),
+                "n_rejected": account.reason_counts(),
+            }
+            for name, account in ledger.joined.items()
+        },
         "records": {split: len(part) for split, part in parts.items()},
         "groups": {split: len({r["group"] for r in part}) for split, part in parts.items()},
         "summary": build.summary(placed),

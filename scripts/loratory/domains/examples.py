@@ -26,10 +26,10 @@ def domain_examples(domain: str, records: list[dict], task: TaskOptions, family:
     return chat_examples(domain, module.examples(records, task, family), task, family)
 
 
-def domain_prompts(domain: str, n: int, task: TaskOptions, family: str) -> list[Example]:
-    """What a base is to continue freely, `n` times."""
+def domain_prompts(domain: str, test: list[dict], n: int, task: TaskOptions, family: str) -> list[Example]:
+    """What a base is to continue freely, `n` times; what is asked for may be that of test records."""
     module = cast(SamplingTaskModule, registry.load_module("domain", domain, "task"))
-    return chat_examples(domain, module.sample_prompts(n, task, family), task, family)
+    return chat_examples(domain, module.sample_prompts(test, n, task, family), task, family)
 
 
 def chat_examples(domain: str, examples: list[Example], task: TaskOptions, family: str) -> list[Example]:

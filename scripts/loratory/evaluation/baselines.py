@@ -42,7 +42,7 @@ def predict_baselines(
             f"{name}@{other}": own for name, own in taught.items() if own != found[name]
         }  # else it learns nothing
     rows = [row | row_labels(home[row["id"]], name) for name, own in found.items() for row in own]
-    if any("sample" in outputs for outputs in registry.base_families(domain).values()):
+    if any("sample" in task.choose_outputs(outputs) for outputs in registry.base_families(domain).values()):
         found = cast(SamplingTaskModule, module).sample_baselines(test, samples, task)
         rows += [row | row_labels("sample", name) for name, own in found.items() for row in own]
     write_rows(out, rows)

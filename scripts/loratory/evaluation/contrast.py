@@ -31,6 +31,7 @@ from loratory.evaluation.score import (
     estimate_columns,
     gain_columns,
     gather_runs,
+    load_metrics,
     metric_columns,
 )
 
@@ -106,7 +107,7 @@ def compare_systems(
     Raises:
         InputError: as `evaluation.score`.
     """
-    metrics = registry.load_module("domain", domain, "metrics")
+    metrics = load_metrics(domain, task)
     splits = gather_runs(add_baselines(files, baselines), data, {})
     control = choose_control(metrics, splits, data, task)
     wanted = {name for name in splits[split] if chosen(name)} | ({control["system"]} if control else set())

@@ -19,6 +19,7 @@ from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
 from loratory.data.batching import batches_by_length
 from loratory.data.files import write_json
+from loratory.domains.contract import ROW
 from loratory.domains.examples import domain_examples, domain_prompts, read_records
 from loratory.errors import InputError
 from loratory.evaluation.controls import ShuffledMixer, can_shuffle
@@ -140,8 +141,10 @@ def examples_by_split(
         for split, limit in limits.items()
         if split in asked
     }
-    if "sample" in asked and "sample" in registry.family_outputs(domain, base.family) and evaluation.samples:
-        sets["sample"] = domain_prompts(domain, evaluation.samples, task, base.family)
+    outputs = task.choose_outputs(registry.family_outputs(domain, base.family))
+    if "sample" in asked and "sample" in outputs and evaluation.samples:
+        test = read_records(data, "test", evaluation.max_records)
+        sets["sample"] = domain_prompts(domain, test, evaluation.samples, task, base.family)
     return sets
 
 
@@ -165,7 +168,7 @@ def run_system(
     seed: int,
 ) -> tuple[list[dict[str, Any]], Cost]:
     """The rows of one system on one split, and their `Cost`."""
-    outputs = registry.family_outputs(domain, base.family)
+    outputs = task.choose_outputs(registry.family_outputs(domain, base.family))
     wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
     started = perf_counter()
     found, cost = predict_examples(base, system.model, questions, wanted, task, evaluation, seed)
@@ -264,8 +267,7 @@ def predict_examples(
     if "text" in wanted:
         check_room(base, questions, items, task.max_new_tokens)
     rows: list[dict[str, Any]] = [
-        {"id": q.id, "group": q.group, "reference": q.target, "nll": None, "tokens": None, "p": None, "text": None}
-        for q in questions
+        dict.fromkeys(ROW) | {"id": q.id, "group": q.group, "reference": q.asked or q.target} for q in questions
     ]
     cost, in_place = Cost(), steps_in_place(base, model)
     on_gpu = base.device.type == "cuda"

@@ -2,11 +2,12 @@
 
 import platform
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import loratory
 from loratory import registry
 from loratory.data.files import file_sha256, write_json
-from loratory.domains.contract import ROW, Metric
+from loratory.domains.contract import ROW, Columns, Metric, TaskOptions
 from loratory.domains.dataset import read_split
 from loratory.errors import InputError
 from loratory.evaluation.bootstrap import bootstrap_distributions, percentile_interval, row_statistic
@@ -101,7 +102,7 @@ def score_domain(
         InputError: a file lacks a column, repeats a record, fills an output for some records only, or covers other
             records than the dataset or than the other systems of its split.
     """
-    metrics = registry.load_module("domain", domain, "metrics")
+    metrics = load_metrics(domain, task)
     files = dict(sorted(predictions.items()))
     folded = read_structures(structures) if structures else None
     resample = partial(bootstrap_distributions, times=resamples, seed=seed)
@@ -225,6 +226,14 @@ def choose_control(metrics: Any, splits: Mapping[str, Mapping[str, Runs]], data:
     return None
 
 
+def load_metrics(domain: str, task: TaskOptions | None) -> Any:
+    """A domain's metrics, those alone that belong to the question that its task puts."""
+    module = registry.load_module("domain", domain, "metrics")
+    question = task.question if task else ""
+    metrics = tuple(metric for metric in module.METRICS if not metric.questions or question in metric.questions)
+    return SimpleNamespace(METRICS=metrics, VERSION=module.VERSION, columns=module.columns)
+
+
 def primary_metric(metrics: Any) -> Metric:
     return next(metric for metric in metrics.METRICS if metric.primary)
 
@@ -251,21 +260,28 @@ def score_split(
     some_rows = next(iter(next(iter(systems.values())).values()))
     groups = np.array([row["group"] for row in some_rows])
     values, statistics, sizes, missing = {}, {}, {}, {}
+    columns: dict[str, dict] = {}
+    parts: dict[str, Metric] = {}
     for system, runs in systems.items():
         asked = [m for m in metrics.METRICS if has_output(m, split, runs) and (folded or m.output != "structure")]
-        columns = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
-        for metric in asked:
-            key = system, metric.name
-            sizes[key] = cell_size(metric, groups, columns.values())
+        columns[system] = {run: metrics.columns(rows, records, task) for run, rows in runs.items()} if asked else {}
+        parts |= {part.name: part for m in asked for part in metric_parts(m, columns[system].values(), floor.records)}
+    every = [*metrics.METRICS, *(parts[name] for name in sorted(parts))]
+    for system, runs in systems.items():
+        for metric in every:
+            if not has_output(metric, split, runs) or not (folded or metric.output != "structure"):
+                continue
+            key, own = (system, metric.name), columns[system]
+            sizes[key] = cell_size(metric, groups, own.values())
             missing[key] = floor.shortage_status(sizes[key])
             if not missing[key]:
-                values[key] = {run: metric.compute_value(each) for run, each in columns.items()}
-                statistics[key] = row_statistic(metric.value, list(columns.values()), metric.where)
+                values[key] = {run: metric.compute_value(each) for run, each in own.items()}
+                statistics[key] = row_statistic(metric.value, list(own.values()), metric.where)
     spreads = resample(statistics, groups)
     scored = []
     for system, runs in sorted(systems.items()):
         kind = next(iter(runs.values()))[0]["kind"]
-        for metric in metrics.METRICS:
+        for metric in every:
             if has_output(metric, split, runs):
                 key = system, metric.name
                 size = sizes.get(key, CellSize(*2 * sample_size(groups)))
@@ -277,6 +293,29 @@ def score_split(
                     | gain_columns(metric, values, spreads, key, (control, metric.name), CONTROL)
                 )
     return scored
+
+
+def metric_parts(metric: Metric, columns: Iterable[Columns], fewest: int) -> list[Metric]:
+    """The metric of the rows of each name by which it is told apart (`Metric.each`), if enough of them count."""
+    if metric.each is None:
+        return []
+    found = []
+    for each in columns:
+        names, sizes = np.unique(metric.each(each)[metric.row_selection(each)], return_counts=True)
+        found.append({name for name, size in zip(names.tolist(), sizes) if size >= fewest})
+    return [metric_part(metric, name) for name in sorted(set.intersection(*found))] if found else []
+
+
+def metric_part(metric: Metric, name: str) -> Metric:
+    each, where = metric.each, metric.where
+    assert each is not None
+
+    def is_part(columns: Columns) -> np.ndarray:
+        own = each(columns) == name
+        return own & where(columns) if where else own
+
+    label = f"{metric.name}: {name}"
+    return replace(metric, name=label, where=is_part, primary=False, loss=False, classes=None, each=None, note="")
 
 
 def sample_size(groups: np.ndarray) -> tuple[int, int]:

@@ -1,5 +1,8 @@
 """Where a training runs and keeps its checkpoints."""
 
+from __future__ import annotations
+
+from copy import copy
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -25,6 +28,13 @@ class Job:
     @property
     def folder_and_title(self) -> tuple[Path, str]:
         return self.folder, self.title
+
+    def at_rate(self, rate: float) -> Job:
+        """The same training at one of several learning rates, with checkpoints of its own."""
+        trial = copy(self)
+        trial.title, trial.made_with = f"{self.title} lr {rate:g}", self.made_with | {"rate": rate}
+        trial.folder = self.home / facts_digest(title=trial.title)
+        return trial
 
     def remove_checkpoints(self) -> None:
         """The outcome is stored: the checkpoints of all its trainings may go."""

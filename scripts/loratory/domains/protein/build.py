@@ -1,9 +1,12 @@
 """FASTA and tables → records of the twenty standard residues, grouped by homology."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple
+
+import pyarrow as pa
 
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import RESIDUES, invalid_letters, looks_like_nucleotides
@@ -13,11 +16,23 @@ from loratory.data.ledger import Ledger
 from loratory.data.sampling import file_and_record
 from loratory.data.tables import read_sequence_rows
 from loratory.domains.contract import random_split
+from loratory.domains.protein.labels import (
+    TABLES,
+    LabelTables,
+    count_labels,
+    label_columns,
+    label_values,
+    parse_labels,
+    require_labels,
+)
 from loratory.domains.protein.sources import Dataset, Files, ResidueOptions
 from loratory.errors import InputError
 
 DISTINCT = "sequence"
-COLUMNS = {"sequence": "string", "length": "int32", "tax_id": "string", "name": "string", "unit": "string"}
+COLUMNS: dict[str, str | pa.DataType] = {
+    **{"sequence": "string", "length": "int32", "tax_id": "string", "name": "string", "unit": "string"},
+    "labels": pa.list_(pa.string()),  # see `labels`
+}
 split = partial(random_split, "protein")
 
 # https://www.uniprot.org/help/fasta-headers; a cluster's name may be empty and may hold `n=` and `Tax=` itself.
@@ -34,7 +49,8 @@ NUCLEOTIDE_RECORDS, NUCLEOTIDE_SHARE = 5, 0.1  # of a file from which it holds n
 
 
 class RawProtein(NamedTuple):
-    """A sequence as a file gives it, and the `unit` that may not be parted from others of that name ("": none)."""
+    """A sequence as a file gives it, the `unit` that may not be parted from others of that name ("": none), and what
+    it is labelled."""
 
     where: str
     id: str
@@ -42,6 +58,7 @@ class RawProtein(NamedTuple):
     name: str = ""
     tax_id: str = ""
     unit: str = ""
+    labels: tuple[str, ...] = ()
 
 
 def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
@@ -52,11 +69,39 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
             that are no residues.
     """
     files = files.expand_patterns()
-    require_distinct_files([*(("fasta", path) for path in files.fasta), *(("tables", path) for path in files.tables)])
+    named = {"fasta": files.fasta, "tables": files.tables, "labels": files.labels}
+    require_distinct_files([(kind, path) for kind, paths in named.items() for path in paths])
+    check_label_files(files, dataset)
+    tables = LabelTables(files, dataset) if files.labels else None
+    found: Counter[str] = Counter()
+    last_id = ""
+    for proteins in raw_proteins(files, dataset, ledger):
+        for record in accepted_records(labelled_proteins(proteins, tables, found), dataset, ledger):
+            last_id = record["id"]
+            yield record
+    if tables is not None:
+        ledger.joined[TABLES] = tables.close_account(last_id)
+    require_labels(found, dataset)
+
+
+def check_label_files(files: Files, dataset: Dataset) -> None:
+    """Raises:
+    InputError: columns of labels without a table that could hold them, or label tables without such columns.
+    """
+    if files.labels and not dataset.labels:
+        what, fix = "no column of the label tables is named", "name them in `dataset.labels`"
+        raise InputError(files.labels[0], what, expected="a property and its column", fix=fix)
+    if dataset.labels and not files.labels and not files.tables:
+        where, what = "dataset.labels", "no table is given that labels could stand in"
+        raise InputError(where, what, ", ".join(dataset.labels), "`labels` or `tables` of `source`")
+
+
+def raw_proteins(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[Iterator[RawProtein]]:
+    """The proteins of each file."""
     for path in files.fasta:
-        yield from accepted_records(fasta_proteins(path, files, ledger), dataset, ledger)
+        yield fasta_proteins(path, files, ledger)
     for path in files.tables:
-        yield from accepted_records(table_proteins(path, files, ledger), dataset, ledger)
+        yield table_proteins(path, files, dataset, ledger)
 
 
 def fasta_proteins(path: str, files: Files, ledger: Ledger) -> Iterator[RawProtein]:
@@ -64,9 +109,31 @@ def fasta_proteins(path: str, files: Files, ledger: Ledger) -> Iterator[RawProte
         yield RawProtein(where, id, sequence, *name_and_taxon(header))
 
 
-def table_proteins(path: str, files: Files, ledger: Ledger) -> Iterator[RawProtein]:
-    for where, id, row in read_sequence_rows(path, files.columns.named_columns(), ledger, files.encoding):
-        yield RawProtein(where, id, row["sequence"].encode(), unit=row.get("group", ""))
+def table_proteins(path: str, files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[RawProtein]:
+    """The rows of a table; their labels stand in them, unless there are label tables."""
+    columns = files.columns.named_columns()
+    own = {} if files.labels else dataset.labels
+    for where, id, row in read_sequence_rows(
+        path, columns | (label_columns(dataset) if own else {}), ledger, files.encoding
+    ):
+        try:
+            labels = parse_labels(where, row, own)
+        except InputError as error:
+            ledger.note_error(error, id)
+            continue
+        yield RawProtein(where, id, row["sequence"].encode(), unit=row.get("group", ""), labels=tuple(labels))
+
+
+def labelled_proteins(
+    proteins: Iterable[RawProtein], tables: LabelTables | None, found: Counter[str]
+) -> Iterator[RawProtein]:
+    """The proteins with the labels that the tables have of them; `found` counts those of each property."""
+    for raw in proteins:
+        labels = raw.labels if tables is None else tuple(tables.find_labels(raw.id))
+        if labels:
+            found.update(label.partition("=")[0] for label in labels)
+            raw = raw._replace(labels=labels)
+        yield raw
 
 
 def accepted_records(proteins: Iterable[RawProtein], dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
@@ -97,8 +164,14 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> Iterat
         if number:
             ledger.count_record()
         if letters := letters_within_policy(raw.where, id, piece, dataset, ledger, dataset.max_ambiguous):
+            labels = [] if len(piece) < len(sequence) else list(raw.labels)  # the whole's may not hold of a piece
+            if any(label.required and not label_values(labels, name) for name, label in dataset.labels.items()):
+                ledger.count_dropped("unlabelled")
+                continue
             if len(piece) < len(sequence):
                 ledger.count_change("cropped" if dataset.too_long == "crop" else "windows")
+                if raw.labels:
+                    ledger.count_change("unlabelled_pieces")
             yield {
                 "id": id,
                 "sequence": letters,
@@ -106,6 +179,7 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> Iterat
                 "tax_id": raw.tax_id,
                 "name": raw.name,
                 "unit": raw.unit or (raw.id if len(pieces) > 1 else ""),
+                "labels": labels,
                 "where": raw.where,
             }
 
@@ -257,4 +331,5 @@ def summary(records: list[dict]) -> dict:
         "taxa": len({record["tax_id"] for record in records} - {""}),
         "ambiguous_residues": sum(record["sequence"].count("X") for record in records),
         "like_nucleotides": sum(looks_like_nucleotides(record["sequence"].encode()) for record in records),
+        "labels": count_labels(records),
     }
