@@ -2,6 +2,7 @@
 
 import os
 from functools import cache, lru_cache
+from math import ceil
 from pathlib import Path
 
 import librosa
@@ -10,6 +11,7 @@ import scipy.fft
 import scipy.sparse
 import soundfile
 
+from loratory.data.changes import change_samples, changed_length, mask_features, warp_spectrum
 from loratory.data.clips import Clip
 from loratory.data.containers import check_whole, cut_error
 from loratory.data.files import file_sha256
@@ -32,7 +34,7 @@ FLAWS = ("clipped", "narrow_band", "dc_offset")
 
 
 def read_clip(clip: Clip | str) -> np.ndarray:
-    """As `read_audio`, of a clip whose recording is what it was.
+    """As `read_audio`, of a clip whose recording is what it was; changed as the clip says.
 
     A path stands for a whole file of which nothing is known.
 
@@ -42,7 +44,8 @@ def read_clip(clip: Clip | str) -> np.ndarray:
     if isinstance(clip, str):
         return read_audio(clip)
     check_unchanged(clip)
-    return read_audio(clip.path, clip.start, clip.end)
+    samples = read_audio(clip.path, clip.start, clip.end)
+    return change_samples(samples, clip.change, RATE) if clip.change else samples
 
 
 def clip_samples(clip: Clip | str) -> int:
@@ -53,7 +56,8 @@ def clip_samples(clip: Clip | str) -> int:
     """
     if isinstance(clip, str) or clip.seconds is None:
         return len(read_clip(clip))
-    return round(clip.seconds * RATE)
+    samples = round(clip.seconds * RATE)
+    return changed_length(samples, clip.change, RATE) if clip.change else samples
 
 
 def check_unchanged(clip: Clip) -> None:
@@ -200,14 +204,22 @@ def mel_filters(n_mels: int) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(librosa.filters.mel(sr=RATE, n_fft=WINDOW, n_mels=n_mels))
 
 
-def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) -> np.ndarray:
+def clip_features(clip: Clip | str, n_mels: int, frames: int) -> np.ndarray:
+    """`log_mel` of a clip, changed as it says."""
+    samples, change = read_clip(clip), clip.change if isinstance(clip, Clip) else None
+    if change is None:
+        return log_mel(samples, n_mels, frames)
+    return mask_features(log_mel(samples, n_mels, frames, change.warp), ceil(len(samples) / HOP), change)
+
+
+def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None, warp: float = 1.0) -> np.ndarray:
     """Whisper's features of one clip: float32, shape (n_mels, frames).
 
     The clip is padded with silence or trimmed to `frames` of 10 ms (None: as long as it is), and the loudest cell of
     that clip alone sets the floor; openai-whisper shares it among the clips of a batch.
 
     Args:
-        samples: (n,) mono at 16 kHz.
+        samples: (n,) mono at 16 kHz. warp: factor of the frequencies of formants, see `changes.warp_spectrum`.
 
     Source: Radford et al. 2022, arXiv:2212.04356, section 2.2; equal to HF's `WhisperFeatureExtractor`.
     """
@@ -219,7 +231,7 @@ def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) ->
     windows = np.lib.stride_tricks.sliding_window_view(centred, WINDOW)[: reached // HOP * HOP : HOP]
     # a periodic Hann window, as torch.stft takes
     spectrum = scipy.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32))  # numpy's takes 7 times longer
-    power = mel_filters(n_mels) @ (spectrum.real**2 + spectrum.imag**2).T
+    power = mel_filters(n_mels) @ warp_spectrum(spectrum.real**2 + spectrum.imag**2, warp, RATE).T
     features = np.full((n_mels, length // HOP), np.log10(FLOOR), np.float32)
     features[:, : power.shape[1]] = np.log10(np.maximum(power, FLOOR))
     # Whisper's scale: speech lies between about -1 and 1

@@ -107,7 +107,7 @@ def train_one(
     linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
     recipe = adapter.training.at_rate(rate)
-    session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed)
+    session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed, adapter.training.augmentation)
 
     def micro_batches(step: int) -> list[MicroBatch]:
         batches = map(session.batch, recipe.batch_numbers(step))
