@@ -161,6 +161,29 @@ def read_channels(path: Path, start: float, end: float | None) -> tuple[np.ndarr
     return channels, rate
 
 
+def recording_seconds(path: Path | str) -> float:
+    """How long a recording says it is; 0 where there is none, which `read_channels` tells why."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            return file.frames / file.samplerate
+    except (soundfile.LibsndfileError, TypeError):
+        return 0.0
+
+
+def check_stated_length(path: Path | str, stated: float | str) -> None:
+    """Raises:
+    InputError: a recording that can be read is not as long as its corpus says, in seconds ("": nothing is said).
+    """
+    try:
+        seconds = float(stated or "nan")
+    except ValueError:
+        raise InputError(path, "a length that is no number", stated, "seconds", reason="stated_length") from None
+    found = recording_seconds(path)
+    if found and abs(found - seconds) > OVERHANG:
+        what, fix = "the recording is not as long as its corpus says", "fetch it again, or correct the length"
+        raise InputError(path, what, f"{found:.2f} s", f"{seconds:g} s", fix, "stated_length")
+
+
 def segment_frames(path: Path, start: float, end: float | None, rate: int, stated: int) -> tuple[int, int]:
     """The first frame of a segment and the one after its last, of a recording of so many.
 
