@@ -52,6 +52,8 @@ def check_names(config: Study, where: str) -> None:
             if bases[base].family == "folding":
                 raise InputError(f"{at}.{base}", "a folding base takes no adapters", fix="leave it out")
             check_fit(f"{at}.{base}", domain, bases[base])
+            if conflict := given.task.base_conflict(bases[base]):
+                raise InputError(f"{at}.{base}", conflict)
             for adapter in adapters:
                 require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
                 check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])

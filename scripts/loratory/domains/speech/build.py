@@ -344,12 +344,14 @@ def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -
 
 
 def normalised_sentences(records: list[dict]) -> list[str]:
-    """Normalised transcripts; of one that is nothing but fillers, which the normaliser removes, the fillers."""
+    """Normalised transcripts without blanks, which Chinese may be written with or without; of one that is nothing but
+    fillers, which the normaliser removes, the fillers."""
     from loratory.domains.speech.metrics import normalised_texts  # imports torch
     from loratory.domains.speech.task import plain_transcript
 
     texts = [record["text"] for record in records]
-    return [words or plain_transcript(text) for words, text in zip(normalised_texts("english", texts), texts)]
+    sentences = [words or plain_transcript(text) for words, text in zip(normalised_texts("english", texts), texts)]
+    return ["".join(sentence.split()) for sentence in sentences]
 
 
 def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:

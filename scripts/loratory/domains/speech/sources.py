@@ -29,6 +29,7 @@ TABLES = ("wav.scp", "text", "utt2spk")
 SPEAKER_TABLES = {"spk2age": "age", "spk2gender": "gender"}
 SEGMENTS, WORD_TIMES = "segments", "ctm"
 CORPORA = ("librispeech", "cslu_kids", "cmu_kids", "myst")  # fields of Files that name folders as they are published
+UNSPACED = ("zh", "yue", "ja", "th", "lo", "my", "km", "bo")  # languages written without blanks between words
 BLANKS = re.compile("[ \t]+")
 
 
@@ -188,3 +189,10 @@ class Task(TaskOptions):
         description="Whisper normaliser before errors are counted: of English; of any language; of any language, with "
         "each letter a word; or `plain`, which removes case and punctuation alone",
     )
+
+    def base_conflict(self, base: Any) -> str | None:
+        language = base.whisper.language if base.whisper else "en"
+        if self.normaliser == "english" and language != "en":
+            other = "letters" if language in UNSPACED else "basic"
+            return f"the base writes `{language}`, and `task.normaliser: english` is of English; expected `{other}`"
+        return None
