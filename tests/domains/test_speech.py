@@ -414,6 +414,7 @@ def test_what_one_folder_says_of_a_speaker_holds_in_all(corpus, second, age):
     "mark",
     [
         *("(laughs)", "{laugh}", "*house", "SIL", "&um", "/HH IH S/", "(be)cause", "[x]", "<x>", "((x))", "+x+"),
+        *("%hesitation", "=laughs=", "_laugh_", "-noise-", "$noise", "#um", "!SIL", "sil", "la:ugh", "↑yes", "🙂"),
         *("xxx", "+...", "&=coughs", "(.)", "baby@b", "0is", "（笑）", "【noise】", "♪ la", "<unk", "www", "#"),
     ],
 )
@@ -425,7 +426,20 @@ def test_whatever_looks_like_a_mark_is_refused_until_it_is_listed(corpus, mark):
     assert next(record["text"] for record in found if record["id"] == "s03-2") == "hello there"
 
 
-@pytest.mark.parametrize("text", ["Tom & Jerry", "and/or", "it's 3.5% of $5", "+5 or #1", "silly wor- word", "10:30?"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "20° or a=b",
+        "Santa_Claus – ¿sí?",
+        "mm-hm wo- -s",
+        "Tom & Jerry",
+        "and/or",
+        "it's 3.5% of $5",
+        "+5 or #1",
+        "silly wor- word",
+        "10:30?",
+    ],
+)
 def test_what_is_written_of_words_is_no_mark(text):
     assert find_unknown_mark(text) is None
 
@@ -612,6 +626,7 @@ def test_examples_follow_the_family(corpus):
     [
         ("LOOK AT ANN'S PANTS.", "look at ann's pants"),
         ("“It’s 3.5%,” she said", "it's 3.5% she said"),
+        ("don´t, it`s ‘odd’", "don't it's odd"),
         ("twenty-one dogs' bones", "twenty one dogs bones"),
         ("at 10:30, $5.", "at 10:30 $5"),
         ("今天，天气。", "今天 天气"),
