@@ -108,7 +108,7 @@ def inspect_audio(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The samples of `read_audio`, and which of FLAWS they have.
 
-    `clipped`: more than 1 % of them at the peak; `narrow_band`: sampled below 16 kHz; `dc_offset`: a mean of more than
+    `clipped`: more than 1 % of a channel at its peak; `narrow_band`: sampled below 16 kHz; `dc_offset`: a mean of more than
     1 % of full scale and 5 % of the loudness.
 
     Args:
@@ -126,14 +126,21 @@ def inspect_audio(
         raise InputError(path, "sampling rate", f"{own_rate} Hz", f"at least {LOWEST_RATE} Hz", reason="audio_rate")
     samples = channels.mean(axis=1)
     check_levels(path, channels, samples)
-    peak, offset = np.abs(samples).max(), samples.mean()
+    offset = samples.mean()
     found = (
-        (np.abs(samples) >= peak * (1 - FLAT)).mean() > CLIPPED,
+        is_clipped(channels),
         own_rate < RATE,
         abs(offset) > max(OFFSET, OFFSET_SHARE * samples.std()),
     )
     flaws = tuple(name for name, has in zip(FLAWS, found) if has)
     return librosa.resample(samples, orig_sr=own_rate, target_sr=RATE, res_type="soxr_hq"), flaws
+
+
+def is_clipped(channels: np.ndarray) -> bool:
+    """Whether any channel that is not silent has too many samples at its peak."""
+    levels = np.abs(channels)
+    peaks = levels.max(axis=0)
+    return bool((((levels >= peaks * (1 - FLAT)).mean(axis=0) > CLIPPED) & (peaks > SILENCE)).any())
 
 
 def read_channels(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
