@@ -108,8 +108,8 @@ def inspect_audio(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The samples of `read_audio`, and which of FLAWS they have.
 
-    `clipped`: more than 1 % of a channel at its peak; `narrow_band`: sampled below 16 kHz; `dc_offset`: a mean of more than
-    1 % of full scale and 5 % of the loudness.
+    `clipped`: more than 1 % of a channel at its peak; `narrow_band`: sampled below 16 kHz; `dc_offset`: a mean of more
+    than 1 % of full scale and 5 % of the loudness.
 
     Args:
         start, end: seconds in the recording; None: as far as it goes.
