@@ -319,6 +319,12 @@ def test_what_is_no_text_encoding_is_refused_with_the_config(codec):
         Files(folders=["corpus"], encoding=codec)
 
 
+def test_an_encoding_that_does_not_say_where_it_fails_fails_in_one_line(corpus):
+    with pytest.raises(InputError, match="not punycode at byte 0 of the line") as caught:
+        list(build.read(Files(folders=[str(corpus)], encoding="punycode"), Dataset(), Ledger()))
+    assert caught.value.where == f"{corpus / 'wav.scp'}:1"
+
+
 def test_flaws_of_recordings_are_counted_in_the_card(corpus, tmp_path):
     write_table(corpus, "text", {f"s{who:02d}-{i}": f"{TEXTS[i]} {who}" for who in range(12) for i in range(4)})
     soundfile.write(corpus / "s03-2.flac", np.clip(10 * noise(5), -1, 1), RATE)

@@ -13,6 +13,7 @@ import numpy as np
 
 from loratory.data.clips import Change
 
+PITCH_WINDOW = 1024  # samples, 64 ms at 16 kHz: tells the harmonics of a low voice apart, and fits into short clips
 WARPED_BELOW = 4800  # Hz: formants lie below; above, the warped axis goes straight to the highest frequency
 
 
@@ -35,7 +36,7 @@ def change_samples(samples: np.ndarray, change: Change, rate: int) -> np.ndarray
     if change.speed != 1:
         samples = librosa.resample(samples, orig_sr=played_rate(change, rate), target_sr=rate, res_type="soxr_hq")
     if change.semitones:
-        samples = librosa.effects.pitch_shift(samples, sr=rate, n_steps=change.semitones, res_type="soxr_hq")
+        samples = librosa.effects.pitch_shift(samples, sr=rate, n_steps=change.semitones, n_fft=PITCH_WINDOW)
     if change.noise is not None:
         loudness = np.sqrt(np.mean(samples**2, dtype=np.float64)) * 10 ** (-change.noise / 20)
         samples = samples + loudness * np.random.default_rng([change.seed, 0]).standard_normal(len(samples))
