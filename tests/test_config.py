@@ -219,10 +219,25 @@ MISFITS = {  # how the line begins: the change that causes it
         "bases.esm": {"family": "folding", "path": "esm"},
         "domains.structure": {"source": {"kind": "simulate"}, "adapters": {"esm": ["lora"]}},
     },
+    "domains.lncrna.adapters.mini_lm: lora augments sound, and lncrna has none (lora); expected a spoken domain": {
+        "adapters.lora.training.augmentation": {"pitch": 2}
+    },
+    "adapters.lora.training.augmentation: nothing is changed, expected one of speed, pitch, vtlp, noise": {
+        "adapters.lora.training.augmentation": {}
+    },
+    "adapters.lora.training.augmentation.noise: 20 is above 5, expected the lower end first": {
+        "adapters.lora.training.augmentation": {"noise": [20, 5]}
+    },
+    "adapters.lora.training.augmentation.vtlp": {"adapters.lora.training.augmentation": {"vtlp": [1.0]}},
+    "mixtures.xlora.training: unknown key (augmentation)": {"mixtures.xlora.training": {"augmentation": {}}},
     "bases.mini_lm.audio.encoder: not a Whisper base (encoder)": {"bases.mini_lm.audio.encoder": "mini_bert"},
     "bases.mini_bert.pretrain.domains: " + NO_TASK: {"bases.mini_bert.pretrain.domains": ["protein"]},
     "bases.mini_lm.pretrain.domains: unknown corpus of `general` (lncrna)": {"general.lncrna": ABSENT},
     "bases.mini_lm.pretrain.domains: unknown corpus of `general` (protein)": {"general": ABSENT},
+    "domains.speech.adapters.mini_whisper: the base writes `zh`, and `task.normaliser: english` is": {
+        "domains.speech.adapters": {"mini_whisper": ["lora"]},
+        "bases.mini_whisper.whisper": {"language": "zh"},
+    },
     "domains.protein.adapters.mini_bert: " + NO_TASK: {"domains.protein.adapters.mini_bert": ["lora"]},
     "bases.mini_lm.pretrain.domains: this base has no audio encoder for speech; expected": {
         "bases.mini_lm.audio": ABSENT

@@ -158,6 +158,8 @@ def test_an_offset_without_speech_is_silence(tmp_path):
         (noise(1), RATE, ()),
         (np.clip(8 * noise(1), -1, 1), RATE, ("clipped",)),
         (np.clip(8 * noise(1), -0.4, 0.4), RATE, ("clipped",)),  # and made quieter afterwards
+        (np.stack([np.clip(8 * noise(1), -1, 1), noise(1, seed=5)], 1), RATE, ("clipped",)),  # in one channel
+        (np.stack([0 * noise(1), noise(1)], 1), RATE, ()),
         (noise(1, 8_000), 8_000, ("narrow_band",)),
         (noise(1) + 0.1, RATE, ("dc_offset",)),
     ],

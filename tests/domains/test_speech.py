@@ -319,6 +319,12 @@ def test_what_is_no_text_encoding_is_refused_with_the_config(codec):
         Files(folders=["corpus"], encoding=codec)
 
 
+def test_an_encoding_that_does_not_say_where_it_fails_fails_in_one_line(corpus):
+    with pytest.raises(InputError, match="not punycode at byte 0 of the line") as caught:
+        list(build.read(Files(folders=[str(corpus)], encoding="punycode"), Dataset(), Ledger()))
+    assert caught.value.where == f"{corpus / 'wav.scp'}:1"
+
+
 def test_flaws_of_recordings_are_counted_in_the_card(corpus, tmp_path):
     write_table(corpus, "text", {f"s{who:02d}-{i}": f"{TEXTS[i]} {who}" for who in range(12) for i in range(4)})
     soundfile.write(corpus / "s03-2.flac", np.clip(10 * noise(5), -1, 1), RATE)
@@ -414,6 +420,7 @@ def test_what_one_folder_says_of_a_speaker_holds_in_all(corpus, second, age):
     "mark",
     [
         *("(laughs)", "{laugh}", "*house", "SIL", "&um", "/HH IH S/", "(be)cause", "[x]", "<x>", "((x))", "+x+"),
+        *("%hesitation", "=laughs=", "_laugh_", "-noise-", "$noise", "#um", "!SIL", "sil", "la:ugh", "↑yes", "🙂"),
         *("xxx", "+...", "&=coughs", "(.)", "baby@b", "0is", "（笑）", "【noise】", "♪ la", "<unk", "www", "#"),
     ],
 )
@@ -425,7 +432,20 @@ def test_whatever_looks_like_a_mark_is_refused_until_it_is_listed(corpus, mark):
     assert next(record["text"] for record in found if record["id"] == "s03-2") == "hello there"
 
 
-@pytest.mark.parametrize("text", ["Tom & Jerry", "and/or", "it's 3.5% of $5", "+5 or #1", "silly wor- word", "10:30?"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "20° or a=b",
+        "Santa_Claus – ¿sí?",
+        "mm-hm wo- -s",
+        "Tom & Jerry",
+        "and/or",
+        "it's 3.5% of $5",
+        "+5 or #1",
+        "silly wor- word",
+        "10:30?",
+    ],
+)
 def test_what_is_written_of_words_is_no_mark(text):
     assert find_unknown_mark(text) is None
 
@@ -612,6 +632,7 @@ def test_examples_follow_the_family(corpus):
     [
         ("LOOK AT ANN'S PANTS.", "look at ann's pants"),
         ("“It’s 3.5%,” she said", "it's 3.5% she said"),
+        ("don´t, it`s ‘odd’", "don't it's odd"),
         ("twenty-one dogs' bones", "twenty one dogs bones"),
         ("at 10:30, $5.", "at 10:30 $5"),
         ("今天，天气。", "今天 天气"),

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from loratory.data.audio import SAMPLES_PER_POSITION, log_mel, read_clip
-from loratory.data.clips import Clip
+from loratory.data.audio import SAMPLES_PER_POSITION, clip_features, clip_samples
+from loratory.data.clips import Clip, is_changed
 
 CACHE_BYTES = 2**30  # bytes of encoder states at most
 
@@ -25,7 +25,8 @@ CACHE_BYTES = 2**30  # bytes of encoder states at most
 class AudioPrefix(nn.Module):
     """Stacked encoder states `[tokens, stack · d_model]` → prefix embeddings `[tokens, width]`.
 
-    The encoder is frozen, so each clip is encoded once: `audio_states(clip)` caches what `encode_clip(clip)` computes.
+    The encoder is frozen, so each clip is encoded once: `audio_states(clip)` caches what `encode_clip(clip)` computes;
+    only what is changed for the occasion is not kept.
 
     Args:
         stack: encoder states that make one prefix position. width: of the language model's embeddings.
@@ -41,6 +42,10 @@ class AudioPrefix(nn.Module):
         longest = 4 * config.max_source_positions * config.d_model  # bytes
         self.audio_states = lru_cache(maxsize=max(1, CACHE_BYTES // longest))(self.encode_clip)
 
+    def clip_states(self, clip: Clip | str) -> torch.Tensor:
+        """As `encode_clip`; of a clip that is not changed, from memory."""
+        return self.encode_clip(clip) if is_changed(clip) else self.audio_states(clip)
+
     @property
     def frames(self) -> int:
         """Most feature frames of a clip (10 ms each): two for each of the encoder's positions."""
@@ -53,10 +58,9 @@ class AudioPrefix(nn.Module):
     @torch.no_grad()
     def encode_clip(self, clip: Clip | str) -> torch.Tensor:
         """Stacked encoder states of a clip `[tokens, stack · d_model]`; computed alone, so no batch changes them."""
-        samples = read_clip(clip)
-        features = torch.from_numpy(log_mel(samples, self.config.num_mel_bins, self.frames))
+        features = torch.from_numpy(clip_features(clip, self.config.num_mel_bins, self.frames))
         states = self.encoder(features[None].to(self.encoder.device)).last_hidden_state[0]
-        tokens = self.prefix_length(len(samples))
+        tokens = self.prefix_length(clip_samples(clip))
         return states[: tokens * self.stack].reshape(tokens, -1).clone()  # a view would keep the whole window
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

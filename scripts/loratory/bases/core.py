@@ -163,6 +163,14 @@ class Base(ABC):
         InputError: the example does not fit into the model's context.
         """
 
+    def replace_clip(self, item: Encoded, clip: Clip) -> Encoded:
+        """The same example with other sound, which may be longer or shorter."""
+        raise self.unsupported_error("replace_clip")
+
+    def longest_clip(self, item: Encoded) -> float:
+        """Seconds of sound that `replace_clip` has room for in an example."""
+        raise self.unsupported_error("longest_clip")
+
     @abstractmethod
     def collate(self, items: Sequence[Encoded]) -> Batch:
         """A batch of tensors on the model's device, padded on the right.

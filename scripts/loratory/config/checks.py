@@ -53,9 +53,12 @@ def check_names(config: Study, where: str) -> None:
             if bases[base].family == "folding":
                 raise InputError(f"{at}.{base}", "a folding base takes no adapters", fix="leave it out")
             check_fit(f"{at}.{base}", domain, bases[base])
+            if conflict := given.task.base_conflict(bases[base]):
+                raise InputError(f"{at}.{base}", conflict)
             for adapter in adapters:
                 require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
                 check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])
+                check_augmentation(f"{at}.{base}", config.adapters[adapter], adapter, domain)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
     if config.compare is not None:
@@ -189,6 +192,13 @@ def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) 
     if base.precision != "fp32" and isinstance(adapter, BaseWeightsMethod):
         what = f"{adapter.method} trains the base's own weights, and {name} holds them in half precision"
         raise InputError(at, what, base.precision, "a base with `precision: fp32`")
+
+
+def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
+    """Only sound is changed for training."""
+    if adapter.training.augmentation is not None and not is_spoken(domain):
+        fix = f"train {name} on spoken domains alone, or leave its `training.augmentation` out"
+        raise InputError(at, f"{name} augments sound, and {domain} has none", name, "a spoken domain", fix)
 
 
 def check_mixture(at: str, mixture: MixtureEntry, config: Study) -> None:

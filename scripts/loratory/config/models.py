@@ -10,12 +10,13 @@ from pydantic import BaseModel, Field, TypeAdapter, create_model
 from loratory import registry
 from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, MixtureEntry, Study
 from loratory.fields import DomainName, Name
-from loratory.training.schedule import Sweep
+from loratory.training.schedule import AdapterSweep, Sweep
 
 ENTRY_NAME = re.compile("[a-z][a-z0-9_]*-[a-z0-9_]+")
 Fields = dict[str, tuple[Any, Any]]  # {name: (type, default)}, as pydantic takes them
 
-SWEEP_FIELDS: Fields = {"training": (Sweep, Field(Sweep(), description="of every adapter of this entry"))}
+OF_ADAPTERS = Field(AdapterSweep(), description="of every adapter of this entry")
+SWEEP_FIELDS: Fields = {"training": (AdapterSweep, OF_ADAPTERS)}
 EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
 FEATURES = Field(False, description="compute what the gate reads of the base once, and keep it on disk")
 CHECKPOINTING = Field(False, description="compute activations anew in the backward pass: less memory, more time")

@@ -12,7 +12,7 @@ from loratory.bases.options import BaseEntry
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
 from loratory.fields import DomainNames, Name, Names, Seeds, require_folder
 from loratory.mixers.contract import Mixer
-from loratory.training.schedule import Sweep
+from loratory.training.schedule import AdapterSweep, Sweep
 
 BASES_ROOT = (
     "folder of published models, one subfolder named as the entry each: bases with `hub` are taken from there instead "
@@ -130,7 +130,7 @@ if TYPE_CHECKING:  # the real entries are made by `models.entry_model`, a class 
         """An entry of `adapters`: a method with its options, and how it is trained."""
 
         method: str
-        training: Sweep
+        training: AdapterSweep
 
     class MixtureEntry(Mixer):
         """An entry of `mixtures`: a mixer with its options, what it mixes, and how it is trained."""

@@ -2,6 +2,7 @@
 
 import os
 from functools import cache, lru_cache
+from math import ceil
 from pathlib import Path
 
 import librosa
@@ -10,6 +11,7 @@ import scipy.fft
 import scipy.sparse
 import soundfile
 
+from loratory.data.changes import change_samples, changed_length, mask_features, warp_spectrum
 from loratory.data.clips import Clip
 from loratory.data.containers import check_whole, cut_error
 from loratory.data.files import file_sha256
@@ -32,7 +34,7 @@ FLAWS = ("clipped", "narrow_band", "dc_offset")
 
 
 def read_clip(clip: Clip | str) -> np.ndarray:
-    """As `read_audio`, of a clip whose recording is what it was.
+    """As `read_audio`, of a clip whose recording is what it was; changed as the clip says.
 
     A path stands for a whole file of which nothing is known.
 
@@ -42,7 +44,8 @@ def read_clip(clip: Clip | str) -> np.ndarray:
     if isinstance(clip, str):
         return read_audio(clip)
     check_unchanged(clip)
-    return read_audio(clip.path, clip.start, clip.end)
+    samples = read_audio(clip.path, clip.start, clip.end)
+    return change_samples(samples, clip.change, RATE) if clip.change else samples
 
 
 def clip_samples(clip: Clip | str) -> int:
@@ -53,7 +56,8 @@ def clip_samples(clip: Clip | str) -> int:
     """
     if isinstance(clip, str) or clip.seconds is None:
         return len(read_clip(clip))
-    return round(clip.seconds * RATE)
+    samples = round(clip.seconds * RATE)
+    return changed_length(samples, clip.change, RATE) if clip.change else samples
 
 
 def check_unchanged(clip: Clip) -> None:
@@ -104,8 +108,8 @@ def inspect_audio(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The samples of `read_audio`, and which of FLAWS they have.
 
-    `clipped`: more than 1 % of them at the peak; `narrow_band`: sampled below 16 kHz; `dc_offset`: a mean of more than
-    1 % of full scale and 5 % of the loudness.
+    `clipped`: more than 1 % of a channel at its peak; `narrow_band`: sampled below 16 kHz; `dc_offset`: a mean of more
+    than 1 % of full scale and 5 % of the loudness.
 
     Args:
         start, end: seconds in the recording; None: as far as it goes.
@@ -122,14 +126,21 @@ def inspect_audio(
         raise InputError(path, "sampling rate", f"{own_rate} Hz", f"at least {LOWEST_RATE} Hz", reason="audio_rate")
     samples = channels.mean(axis=1)
     check_levels(path, channels, samples)
-    peak, offset = np.abs(samples).max(), samples.mean()
+    offset = samples.mean()
     found = (
-        (np.abs(samples) >= peak * (1 - FLAT)).mean() > CLIPPED,
+        is_clipped(channels),
         own_rate < RATE,
         abs(offset) > max(OFFSET, OFFSET_SHARE * samples.std()),
     )
     flaws = tuple(name for name, has in zip(FLAWS, found) if has)
     return librosa.resample(samples, orig_sr=own_rate, target_sr=RATE, res_type="soxr_hq"), flaws
+
+
+def is_clipped(channels: np.ndarray) -> bool:
+    """Whether any channel that is not silent has too many samples at its peak."""
+    levels = np.abs(channels)
+    peaks = levels.max(axis=0)
+    return bool((((levels >= peaks * (1 - FLAT)).mean(axis=0) > CLIPPED) & (peaks > SILENCE)).any())
 
 
 def read_channels(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
@@ -155,6 +166,29 @@ def read_channels(path: Path, start: float, end: float | None) -> tuple[np.ndarr
     if not len(channels):
         raise InputError(path, "audio file without samples", expected="speech", reason="audio_empty")
     return channels, rate
+
+
+def recording_seconds(path: Path | str) -> float:
+    """How long a recording says it is; 0 where there is none, which `read_channels` tells why."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            return file.frames / file.samplerate
+    except (soundfile.LibsndfileError, TypeError):
+        return 0.0
+
+
+def check_stated_length(path: Path | str, stated: float | str) -> None:
+    """Raises:
+    InputError: a recording that can be read is not as long as its corpus says, in seconds ("": nothing is said).
+    """
+    try:
+        seconds = float(stated or "nan")
+    except ValueError:
+        raise InputError(path, "a length that is no number", stated, "seconds", reason="stated_length") from None
+    found = recording_seconds(path)
+    if found and abs(found - seconds) > OVERHANG:
+        what, fix = "the recording is not as long as its corpus says", "fetch it again, or correct the length"
+        raise InputError(path, what, f"{found:.2f} s", f"{seconds:g} s", fix, "stated_length")
 
 
 def segment_frames(path: Path, start: float, end: float | None, rate: int, stated: int) -> tuple[int, int]:
@@ -200,14 +234,22 @@ def mel_filters(n_mels: int) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(librosa.filters.mel(sr=RATE, n_fft=WINDOW, n_mels=n_mels))
 
 
-def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) -> np.ndarray:
+def clip_features(clip: Clip | str, n_mels: int, frames: int) -> np.ndarray:
+    """`log_mel` of a clip, changed as it says."""
+    samples, change = read_clip(clip), clip.change if isinstance(clip, Clip) else None
+    if change is None:
+        return log_mel(samples, n_mels, frames)
+    return mask_features(log_mel(samples, n_mels, frames, change.warp), ceil(len(samples) / HOP), change)
+
+
+def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None, warp: float = 1.0) -> np.ndarray:
     """Whisper's features of one clip: float32, shape (n_mels, frames).
 
     The clip is padded with silence or trimmed to `frames` of 10 ms (None: as long as it is), and the loudest cell of
     that clip alone sets the floor; openai-whisper shares it among the clips of a batch.
 
     Args:
-        samples: (n,) mono at 16 kHz.
+        samples: (n,) mono at 16 kHz. warp: factor of the frequencies of formants, see `changes.warp_spectrum`.
 
     Source: Radford et al. 2022, arXiv:2212.04356, section 2.2; equal to HF's `WhisperFeatureExtractor`.
     """
@@ -219,7 +261,7 @@ def log_mel(samples: np.ndarray, n_mels: int = 80, frames: int | None = None) ->
     windows = np.lib.stride_tricks.sliding_window_view(centred, WINDOW)[: reached // HOP * HOP : HOP]
     # a periodic Hann window, as torch.stft takes
     spectrum = scipy.fft.rfft(windows * np.hanning(WINDOW + 1)[:-1].astype(np.float32))  # numpy's takes 7 times longer
-    power = mel_filters(n_mels) @ (spectrum.real**2 + spectrum.imag**2).T
+    power = mel_filters(n_mels) @ warp_spectrum(spectrum.real**2 + spectrum.imag**2, warp, RATE).T
     features = np.full((n_mels, length // HOP), np.log10(FLOOR), np.float32)
     features[:, : power.shape[1]] = np.log10(np.maximum(power, FLOOR))
     # Whisper's scale: speech lies between about -1 and 1

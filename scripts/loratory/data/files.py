@@ -207,11 +207,12 @@ def read_lines(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[int,
 def decode_line(line: bytes, path: Path | str, number: int, encoding: str) -> str:
     try:
         return line.rstrip(b"\r").decode(encoding)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0  # not every codec says where
         raise InputError(
             f"{path}:{number}",
-            f"not {encoding} at byte {error.start} of the line",
-            repr(line[error.start : error.start + 4]),
+            f"not {encoding} at byte {start} of the line",
+            repr(line[start : start + 4]),
             f"{encoding} text",
             "set `encoding:` of this source (latin-1, gb18030, …) or re-encode the file",
             "encoding",

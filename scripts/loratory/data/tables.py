@@ -1,7 +1,7 @@
-"""Rows of tables: CSV with a header, tabs or semicolons in place of its commas, or parquet."""
+"""Rows of tables: CSV with a header, tabs or semicolons in place of its commas, parquet, or JSON objects on lines."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loratory.data.files import LONGEST, open_bytes, read_lines
+from loratory.data.json_lines import parse_object
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
@@ -19,24 +20,28 @@ csv.field_size_limit(LONGEST)  # a sequence may be longer than the 128 kB of the
 
 
 def read_table(
-    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str = "utf-8"
+    path: Path | str,
+    columns: Mapping[str, str],
+    ledger: Ledger,
+    encoding: str = "utf-8",
+    optional: Collection[str] = (),
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields `(file:row, {key: cell})` of every row; a cell without a value is "".
 
     Rows are numbered by their lines, those of parquet from 1. Rows with a wrong number of cells go to the ledger.
 
     Args:
-        columns: {key: name of the column}.
+        columns: {key: name of the column}. optional: keys whose columns may be absent; their cells are "".
 
     Raises:
         InputError: as `read_lines`; a column is missing, quotes are broken, or there is no row.
     """
     with open_bytes(path) as stream:
         start = stream.read(len(PARQUET))
-    read_rows = parquet_rows if start == PARQUET else text_rows
+    read_rows = parquet_rows if start == PARQUET else object_rows if start[:1] == b"{" else text_rows
     before = ledger.n_in
-    for number, row in read_rows(path, columns, ledger, encoding):
-        yield f"{path}:{number}", row
+    for number, row in read_rows(path, columns, ledger, encoding, optional):
+        yield f"{path}:{number}", dict.fromkeys(columns, "") | row
     if ledger.n_in == before:
         raise InputError(path, "the table holds no rows", expected="a row for each record", reason="empty")
 
@@ -64,14 +69,14 @@ def read_sequence_rows(
 
 
 def text_rows(
-    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str
+    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str, optional: Collection[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     lines = read_lines(path, encoding)
     first = next(lines, (1, ""))
     separator = next((mark for mark in SEPARATORS if mark in first[1]), ",")
     rows = csv_rows(str(path), chain([first], lines), separator)
     header = [name.strip() for name in next(rows, (1, []))[1]]
-    check_columns(path, columns, header)
+    columns = present_columns(f"{path}:1", columns, header, optional)
     places = {key: header.index(name) for key, name in columns.items()}
     for number, cells in rows:
         ledger.count_record()
@@ -100,11 +105,11 @@ def csv_rows(location: str, lines: Iterable[tuple[int, str]], separator: str = "
 
 
 def parquet_rows(
-    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str
+    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str, optional: Collection[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         table = pq.ParquetFile(path)
-        check_columns(path, columns, table.schema_arrow.names)
+        columns = present_columns(f"{path}:1", columns, table.schema_arrow.names, optional)
         number = 0
         for batch in table.iter_batches(columns=list(dict.fromkeys(columns.values()))):
             for row in batch.to_pylist():
@@ -115,16 +120,38 @@ def parquet_rows(
         raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", "write it again") from None
 
 
+def object_rows(
+    path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str, optional: Collection[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in read_lines(path, encoding):
+        if not line.strip():
+            continue
+        ledger.count_record()
+        try:
+            row = parse_object(f"{path}:{number}", line)
+            present = present_columns(f"{path}:{number}", columns, [*row], optional)
+        except InputError as error:
+            ledger.note_error(error)
+            continue
+        yield number, {key: cell_text(row[name]) for key, name in present.items()}
+
+
 def cell_text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def check_columns(path: Path | str, columns: Mapping[str, str], header: list[str]) -> None:
-    """Raises:
-    InputError: a column is missing, or its name stands twice.
+def present_columns(
+    where: Path | str, columns: Mapping[str, str], header: list[str], optional: Collection[str]
+) -> dict[str, str]:
+    """`columns` without optional ones that are not there.
+
+    Raises:
+        InputError: a column is missing, or its name stands twice.
     """
-    for key, name in columns.items():
+    found = {key: name for key, name in columns.items() if name in header or key not in optional}
+    for key, name in found.items():
         if header.count(name) != 1:
             what = f"{'no' if name not in header else 'more than one'} column `{name}`"
             fix = f"say which column holds the {key}, in the config's `columns` or `labels`"
-            raise InputError(f"{path}:1", what, ", ".join(header), f"a column of the {key}", fix, "columns")
+            raise InputError(where, what, ", ".join(header), f"a column of the {key}", fix, "columns")
+    return found

@@ -212,6 +212,10 @@ class TaskOptions(Options):
         """Why records of such a dataset cannot be put to a model so; None if they can."""
         return None
 
+    def base_conflict(self, base: Any) -> str | None:
+        """Why a base of such a config entry cannot be asked so; None if it can."""
+        return None
+
 
 @dataclass(frozen=True)
 class Example:

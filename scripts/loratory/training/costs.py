@@ -15,9 +15,11 @@ from loratory.training.session import AdapterSession
 
 def batch_positions(session: AdapterSession) -> list[int]:
     """Positions, padding included, that each batch of the training puts through the model."""
-    lengths = [item.length for item in session.items]
-    batches = map(session.batch_plan(session.items), range(session.recipe.batch_numbers(session.recipe.steps).start))
-    return [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+    plan, found = session.batch_plan(session.items), []
+    for number in range(session.recipe.batch_numbers(session.recipe.steps).start):
+        batch = session.augment_items([session.items[i] for i in plan(number)], number)
+        found.append(len(batch) * max(item.length for item in batch))
+    return found
 
 
 def total_flops(session: AdapterSession, positions: list[int]) -> float | None:

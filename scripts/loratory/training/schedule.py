@@ -10,6 +10,7 @@ from pydantic import Field
 
 from loratory.domains.contract import Options
 from loratory.fields import Rates, renamed_keys
+from loratory.training.augmentation import Augmentation
 
 RATES = "grid; the one of the lowest loss on `valid` is kept, of a mixture the mean over its domains"
 
@@ -58,3 +59,9 @@ class Sweep(Schedule):
     model_config = renamed_keys(learning_rate="`learning_rates`, a list")
 
     learning_rates: Rates = Field((1e-3,), min_length=1, description=RATES)
+
+
+class AdapterSweep(Sweep):
+    """A training of an adapter for each learning rate."""
+
+    augmentation: Augmentation | None = Field(None, description="how sound is changed before it is learnt from")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
 from loratory.bases.core import Base, Encoded
 from loratory.data import batching
+from loratory.data.clips import as_clip
+from loratory.training.augmentation import Augmentation
 from loratory.training.fit import TrainingHooks, step_seed
 from loratory.training.schedule import Training
 
@@ -23,6 +26,7 @@ class AdapterSession(TrainingHooks):
         items: the encoded training examples. recipe: steps, rates and weight decay of the training.
         batch: number -> that batch of the training, counted from 0 (a pure function); `recipe.batch_numbers` says
             which of them make a step.
+        augmentation: how the clips of a batch are changed; None: not at all.
         optimizing: the optimizer, once the loop has asked for it.
         positions: how many positions went through the model outside the training's own steps.
     """
@@ -37,9 +41,10 @@ class AdapterSession(TrainingHooks):
         items: list[Encoded],
         recipe: Training,
         seed: int,
+        augmentation: Augmentation | None = None,
     ):
         self.base, self.method, self.layers, self.items = base, method, layers, items
-        self.recipe, self.seed = recipe, seed
+        self.recipe, self.seed, self.augmentation = recipe, seed, augmentation
         self.batch = self.batch_function(items)
         self.positions = 0
 
@@ -49,12 +54,35 @@ class AdapterSession(TrainingHooks):
 
     def batch_plan(self, items: list[Encoded]) -> batching.Batches:
         """number -> indices of that batch's examples, as the training itself draws them."""
-        return batching.Batches([item.length for item in items], self.recipe.batch_tokens, self.seed)
+        return batching.Batches([self.longest_length(item) for item in items], self.recipe.batch_tokens, self.seed)
 
     def batch_function(self, items: list[Encoded]) -> Callable[[int], dict]:
         """number -> batch, over some of the examples."""
         plan = self.batch_plan(items)
-        return lambda number: self.base.training_batch([items[i] for i in plan(number)], step_seed(self.seed, number))
+
+        def make_batch(number: int) -> dict:
+            chosen = self.augment_items([items[i] for i in plan(number)], number)
+            return self.base.training_batch(chosen, step_seed(self.seed, number))
+
+        return make_batch
+
+    def augment_items(self, items: list[Encoded], number: int) -> list[Encoded]:
+        """The examples of a batch as they are learnt from."""
+        return items if self.augmentation is None else [self.augment_item(item, number) for item in items]
+
+    def augment_item(self, item: Encoded, number: int) -> Encoded:
+        assert self.augmentation is not None
+        clip, longest = as_clip(item.audio), self.base.longest_clip(item)
+        change = self.augmentation.draw_change(clip, longest, self.seed, number)
+        return self.base.replace_clip(item, replace(clip, change=change))
+
+    def longest_length(self, item: Encoded) -> int:
+        """What an example costs a batch, at the slowest speed that augmentation may give it."""
+        if self.augmentation is None:
+            return item.length
+        clip = as_clip(item.audio)
+        slowest = self.augmentation.slowest_change(clip, self.base.longest_clip(item))
+        return self.base.replace_clip(item, replace(clip, change=slowest)).length
 
     def first_examples(self, count: int) -> list[Encoded]:
         """The first examples that the training sees, in its order, each once."""

@@ -20,12 +20,15 @@ from loratory.data.files import file_sha256
 from loratory.data.splits import SPLITS
 from loratory.domains.contract import TaskOptions
 from loratory.domains.examples import domain_examples, read_records
+from loratory.errors import InputError
 from loratory.provenance import adapter_code, package_versions
 from loratory.training import costs
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.session import AdapterSession
+
+LEFT_OUT = 0.1  # share of a split that may be too long for a base; beyond, the data are not made for it
 
 
 def train_sweep(
@@ -86,17 +89,30 @@ def base_facts(base: Base) -> list:
 def encode_split(
     base: Base, domain: str, data: Path | str, task: TaskOptions, split: str, limit: int | None = None
 ) -> list[Encoded]:
-    """The examples of a split as the base reads them.
+    """The examples of a split as the base reads them; those that do not fit into its context are named and left out.
 
     Raises:
         InputError: the base cannot read them, or cannot tell their choices apart: nothing is trained for predictions
-            that it could not make.
+            that it could not make. More than LEFT_OUT of them do not fit.
     """
     found = domain_examples(domain, read_records(data, split, limit), task, base.family)
     for choices in {example.choices for example in found}:
         base.check_choices(choices)
     check_readable(base, domain, [example.prompt + example.target for example in found[:100]])
-    return [base.encode(example) for example in found]
+    items: list[Encoded] = []
+    too_long: list[InputError] = []
+    for example in found:
+        try:
+            items.append(base.encode(example))
+        except InputError as error:
+            if error.reason != "too_long":
+                raise
+            too_long.append(error)
+    if len(too_long) > LEFT_OUT * len(found):
+        raise too_long[0]
+    for left_out in too_long:
+        print(f"{domain} {split}, left out: {left_out}", flush=True)
+    return items
 
 
 def train_one(
@@ -107,7 +123,7 @@ def train_one(
     linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
     recipe = adapter.training.at_rate(rate)
-    session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed)
+    session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed, adapter.training.augmentation)
 
     def micro_batches(step: int) -> list[MicroBatch]:
         batches = map(session.batch, recipe.batch_numbers(step))
@@ -157,6 +173,7 @@ def train_one(
         "optimizer_state": sum(
             t.numel() for state in session.optimizing.state.values() for t in optimizer_moments(state)
         ),
+        "examples": len(sets["train"]),
         "adapted_modules": len(session.layers),
         "positions": sum(positions),
         "other_positions": session.positions,
@@ -188,6 +205,7 @@ def mean_loss(base: Base, model: torch.nn.Module, items: list[Encoded], budget: 
 
 
 COSTS = (
+    "examples",
     "accelerator_memory_max",
     "num_trainable_params",
     "num_stored_params",

@@ -30,7 +30,8 @@ from loratory.bases.core import (
     too_long_error,
 )
 from loratory.bases.decoding import Sampling, decode_batch, new_cache
-from loratory.data.audio import clip_samples
+from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_samples
+from loratory.data.clips import Clip
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -139,6 +140,19 @@ class Family(Base):
         check_clip(where, samples, self.audio.frames)
         return self.audio.prefix_length(samples)
 
+    def replace_clip(self, item: Encoded, clip: Clip) -> Encoded:
+        assert self.audio is not None  # `encode` refuses clips without
+        tokens, begin = self.audio.prefix_length(clip_samples(clip)), len(self.begin_ids)
+        rest = begin + item.audio_tokens
+        ids = item.ids[:begin] + [self.pad_id] * tokens + item.ids[rest:]
+        labels = [IGNORED] * (begin + tokens) + item.labels[rest:]
+        return replace(item, ids=ids, labels=labels, length=len(labels), audio=clip, audio_tokens=tokens)
+
+    def longest_clip(self, item: Encoded) -> float:
+        assert self.audio is not None
+        room = self.context - len(item.ids) + item.audio_tokens
+        return min(self.audio.frames * HOP, room * self.audio.stack * SAMPLES_PER_POSITION) / RATE
+
     def collate(self, items: Sequence[Encoded]) -> Batch:
         return self.assemble_batch(items, [item.ids for item in items], [item.labels for item in items])
 
@@ -176,7 +190,7 @@ class Family(Base):
                 [begin <= at < begin + item.audio_tokens for at in range(n)] for item, n in zip(items, lengths)
             ]
             batch["is_audio"] = pad_rows(is_audio, False, self.device, left)
-            batch["audio_states"] = torch.cat([self.audio.audio_states(item.audio) for item in with_audio])
+            batch["audio_states"] = torch.cat([self.audio.clip_states(item.audio) for item in with_audio])
         return batch
 
     def inputs(self, batch: Batch) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -31,8 +32,8 @@ from loratory.bases.core import (
 )
 from loratory.bases.decoding import Sampling, decode_batch, new_cache
 from loratory.bases.options import WhisperOptions
-from loratory.data.audio import RATE, SAMPLES_PER_POSITION, clip_samples, log_mel, read_clip
-from loratory.data.clips import Clip
+from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_features, clip_samples
+from loratory.data.clips import Clip, is_changed
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
@@ -96,6 +97,12 @@ class Family(Base):
         labels = [IGNORED] * len(prompt) + target
         return Encoded(prompt + target, labels, self.encoder_positions(samples) + len(labels), example.audio)
 
+    def replace_clip(self, item: Encoded, clip: Clip) -> Encoded:
+        return replace(item, audio=clip, length=self.encoder_positions(clip_samples(clip)) + len(item.labels))
+
+    def longest_clip(self, item: Encoded) -> float:
+        return self.frames * HOP / RATE
+
     def encoder_positions(self, samples: int) -> int:
         """Positions `[frames / 2]` of the encoder for a clip of so many samples."""
         if self.options.window == "full":
@@ -106,7 +113,10 @@ class Family(Base):
         """Log-mel features `[batch, n_mels, frames]`, as long as the longest item's; each clip is computed alone."""
         frames = 2 * max(item.length - len(item.labels) for item in items)
         n_mels = self.model.config.num_mel_bins
-        clips = [clip_features(item.audio, n_mels, self.frames)[:, :frames] for item in items]
+        clips = [
+            (clip_features if is_changed(item.audio) else stored_features)(item.audio, n_mels, self.frames)[:, :frames]
+            for item in items
+        ]
         return torch.from_numpy(np.stack(clips)).to(self.device, self.model.dtype)
 
     def collate(self, items: Sequence[Encoded]) -> Batch:
@@ -176,9 +186,7 @@ class Family(Base):
         return decode_batch(forward, begin, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
 
 
-@lru_cache(maxsize=1024)
-def clip_features(clip: Clip | str, n_mels: int, frames: int) -> np.ndarray:
-    return log_mel(read_clip(clip), n_mels=n_mels, frames=frames)
+stored_features = lru_cache(maxsize=1024)(clip_features)
 
 
 class ClipEncoder(WhisperEncoder):

@@ -1,20 +1,25 @@
-"""Kaldi data folders → validated utterances; a speaker is a group."""
+"""Corpora of speech → validated utterances; a speaker is a group."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from os.path import isfile, join
+from os.path import join
 from typing import TypeVar
 
-from loratory.data.audio import FLAWS, RATE, inspect_audio, recording_digest
-from loratory.data.files import read_lines
+from loratory.data.audio import FLAWS, RATE, check_stated_length, inspect_audio, recording_digest, recording_seconds
 from loratory.data.ledger import Ledger
 from loratory.data.splits import connected_components, count_shared, links_by_key
 from loratory.domains.contract import exact_overlap, random_split
+from loratory.domains.speech.corpora import corpus_utterances
+from loratory.domains.speech.cutting import cut_record
+from loratory.domains.speech.kaldi import folder_utterances, speaker_tables
+from loratory.domains.speech.manifests import manifest_utterances
 from loratory.domains.speech.markup import find_mark, find_unknown_mark, remove_marks, unwrap_marks
-from loratory.domains.speech.sources import SEGMENTS, SPEAKER_TABLES, TABLES, Dataset, Files, split_row
+from loratory.domains.speech.sources import CORPORA, Dataset, Files
+from loratory.domains.speech.tables import table_utterances
+from loratory.domains.speech.utterances import FACTS, Stated, Utterance, add_speaker_facts, duplicate_error
 from loratory.errors import InputError
 
 DISTINCT = ""
@@ -33,6 +38,7 @@ COLUMNS = {
     "read_in_train": "bool",  # whether train has an utterance of the same sentence
 }
 Value = TypeVar("Value", int, str)
+GENDERS = {"female": "f", "male": "m"}
 AGES = range(1, 101)  # 0 and 120 are what forms hold where the age is unknown
 AGE = re.compile(
     r"(?P<years>\d+)(?:\.\d+)?\s*(?:y|yrs?|years?)?\.?"  # 6, 6.5, 6y, 6 years
@@ -52,112 +58,90 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
             (see `data.audio.inspect_audio`).
     """
     first_seen: dict[str, str] = {}
-    for row in all_utterances(files, ledger):
-        where, id = join(row["folder"], "wav.scp"), row["id"]
-        ledger.count_record()
+    utterances, stated = all_utterances(files, ledger)
+    for utterance in utterances:
         try:
-            record = table_record(row, files.audio_root, dataset)
-            unwanted = table_drop_reason(record, dataset)
-            if not unwanted:
-                record |= clip_facts(record)
-                unwanted = length_drop_reason(record["seconds"], dataset)
+            pieces = table_records(utterance, stated, files.audio_root, dataset)
         except InputError as error:
-            ledger.note_error(error, id)
+            ledger.note_error(error, utterance.id)
             continue
-        if not unwanted and first_seen.setdefault(record["sha256"], id) != id:
-            unwanted = "duplicate_audio", f"same samples as {first_seen[record['sha256']]}"
-        if unwanted:
-            ledger.drop_record(where, id, id, *unwanted)
-        else:
-            yield record
-
-
-def all_utterances(files: Files, ledger: Ledger) -> list[dict]:
-    """Rows of all folders joined by utterance, in id order; what a table does not hold is ""."""
-    rows: dict[str, dict] = {}
-    speakers = pooled_speakers(files, ledger)
-    for folder in files.folders:
-        for row in folder_utterances(folder, files.encoding, ledger):
-            if row["id"] in rows:
+        if len(pieces) > 1:
+            ledger.count_change("cut_at_pauses")
+        for number, record in enumerate(pieces):
+            if number:  # the utterance itself is counted
                 ledger.count_record()
-                ledger.note_error(duplicate_error(f"{join(folder, 'wav.scp')}:{row['id']}", row["id"]), row["id"])
+            try:
+                unwanted = table_drop_reason(record, dataset)
+                if not unwanted:
+                    record |= clip_facts(record, utterance.seconds)
+                    unwanted = length_drop_reason(record["seconds"], dataset)
+            except InputError as error:
+                ledger.note_error(error, record["id"])
+                continue
+            if not unwanted and first_seen.setdefault(record["sha256"], record["id"]) != record["id"]:
+                unwanted = "duplicate_audio", f"same samples as {first_seen[record['sha256']]}"
+            if unwanted:
+                file, _, place = utterance.where.rpartition(":")
+                ledger.drop_record(file, place, record["id"], *unwanted)
             else:
-                rows[row["id"]] = row | {name: facts.get(row["speaker"], {}) for name, facts in speakers.items()}
-    return [rows[id] for id in sorted(rows)]
+                yield record
 
 
-def pooled_speakers(files: Files, ledger: Ledger) -> dict[str, dict[str, dict[str, str]]]:
-    """{speakers' table: {speaker: {path: what it says there}}} of all folders; an empty table says nothing."""
-    pooled: dict[str, dict[str, dict[str, str]]] = {name: {} for name in SPEAKER_TABLES}
-    for name, facts in pooled.items():
-        for path in (join(folder, name) for folder in files.folders):
-            if isfile(path) and os.stat(path).st_size:
-                for speaker, value in read_table(path, files.encoding, ledger).items():
-                    facts.setdefault(speaker, {})[path] = value
-    return pooled
+def all_utterances(files: Files, ledger: Ledger) -> tuple[list[Utterance], Stated]:
+    """The utterances of all corpora in id order, and what is said of their speakers anywhere."""
+    found: dict[str, Utterance] = {}
+    for utterance in read_utterances(files, ledger):
+        if utterance.id in found:
+            ledger.note_error(duplicate_error(utterance.where, utterance.id), utterance.id)
+        else:
+            found[utterance.id] = utterance
+    stated = add_speaker_facts(speaker_tables(files.folders, files.encoding, ledger), found.values())
+    return [found[id] for id in sorted(found)], stated
 
 
-def folder_utterances(folder: str, encoding: str, ledger: Ledger) -> Iterator[dict]:
-    recordings, text, speaker = (read_table(join(folder, name), encoding, ledger) for name in TABLES)
-    segments: dict[str, str] = {}
-    if is_cut := isfile(join(folder, SEGMENTS)):
-        segments = read_table(join(folder, SEGMENTS), encoding, ledger)
-        for id in sorted(recordings.keys() - {split_row(cut)[0] for cut in segments.values()}):
-            ledger.count_record()
-            ledger.drop_record(join(folder, "wav.scp"), id, id, "no_segment")
-    for id in dict.fromkeys([*(segments if is_cut else recordings), *text, *speaker]):
-        segment = segments.get(id, "") if is_cut else None
-        yield {
-            "folder": folder,
-            "id": id,
-            "audio": recordings.get(id if segment is None else split_row(segment)[0], ""),
-            "segment": segment,
-            "text": text.get(id),
-            "speaker": speaker.get(id, ""),
-        }
+def read_utterances(files: Files, ledger: Ledger) -> Iterator[Utterance]:
+    """Each is counted by whoever reads it."""
+    for folder in files.folders:
+        yield from folder_utterances(folder, files.encoding, ledger)
+    for name in CORPORA:
+        for folder in getattr(files, name):
+            yield from corpus_utterances(name, folder, files.encoding, ledger)
+    if files.manifests:
+        yield from manifest_utterances(files.manifests, files.transcript, ledger)
+    for path in files.tables:
+        yield from table_utterances(path, files.columns, files.encoding, ledger)
 
 
-def read_table(path: str, encoding: str, ledger: Ledger) -> dict[str, str]:
-    """{first word of a line: the rest}; a repeated key is a malformed record of its own."""
-    table: dict[str, str] = {}
-    for number, line in read_lines(path, encoding):
-        key, value = split_row(line)
-        if key in table:
-            ledger.count_record()
-            ledger.note_error(duplicate_error(f"{path}:{number}", key), key)
-        elif key:
-            table[key] = value
-    return table
-
-
-def duplicate_error(where: str, id: str) -> InputError:
-    return InputError(where, "duplicate id", id, "unique ids", "rename or remove one", "duplicate_id")
-
-
-def table_record(row: dict, audio_root: str, dataset: Dataset) -> dict:
-    """The columns of a record that come from the tables; `text` as `clean_transcript` gives it.
+def table_records(utterance: Utterance, stated: Stated, audio_root: str, dataset: Dataset) -> list[dict]:
+    """The columns of a record that come from the tables, with `unwanted` as `clean_transcript` gives it; several
+    records of an utterance that is too long, where it can be cut.
 
     Raises:
         InputError: see `read`.
     """
-    folder, id = row["folder"], row["id"]
-    start, end = segment_times(f"{join(folder, SEGMENTS)}:{id}", row["segment"])
-    audio = recording_path(f"{join(folder, 'wav.scp')}:{id}", row["audio"], audio_root)
-    if not row["speaker"]:
-        what, expected = "no speaker for this utterance", "its speaker in utt2spk"
-        raise InputError(f"{join(folder, 'utt2spk')}:{id}", what, id, expected, reason="no_speaker")
-    text, unwanted = clean_transcript(f"{join(folder, 'text')}:{id}", row["text"], dataset)
-    return {
-        "id": id,
+    start, end = segment_times(utterance.place("times"), utterance.times)
+    audio = recording_path(utterance.place("audio"), utterance.audio, audio_root)
+    text, unwanted = clean_transcript(utterance.place("text"), utterance.text, dataset)
+    if not utterance.speaker and not unwanted:
+        what, expected = "no speaker for this utterance", "its speaker in the corpus's tables"
+        raise InputError(utterance.place("speaker"), what, utterance.id, expected, reason="no_speaker")
+    speaker = utterance.speaker
+    age, gender = (stated.get(fact, {}).get(speaker, {}) for fact in FACTS)
+    record = {
+        "id": utterance.id,
         "audio": audio,
         "start": start,
         "end": end,
         "text": text,
         "unwanted": unwanted,
-        "speaker": row["speaker"],
-        "age": speaker_age(row["speaker"], row["spk2age"]),
-        "gender": speaker_gender(row["speaker"], row["spk2gender"]),
+        "speaker": speaker,
+        "age": speaker_age(speaker, age),
+        "gender": speaker_gender(speaker, gender),
     }
+    if unwanted or not utterance.words:
+        return [record]
+    last = end if end >= 0 else recording_seconds(audio)
+    return cut_record(record, utterance.words, utterance.where, last, dataset.max_seconds)
 
 
 def recording_path(where: str, entry: str, audio_root: str) -> str:
@@ -166,33 +150,31 @@ def recording_path(where: str, entry: str, audio_root: str) -> str:
     """
     if not entry:
         id = where.rpartition(":")[2]
-        raise InputError(where, "no audio for this utterance", id, "its path in wav.scp", reason="no_audio")
+        raise InputError(where, "no audio for this utterance", id, "the path of its recording", reason="no_audio")
     if "|" in entry:
         fix = "run it beforehand and list the file that it writes"
         raise InputError(where, "shell commands are not run", entry, "a path", fix, "shell_pipe")
     path = join(audio_root, entry)
+    if "\0" in path:
+        raise InputError(where, "a path with a zero byte", entry, "a path", reason="audio_missing")
     if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST_NAME for name in path.split("/")):
         expected = f"names of at most {LONGEST_NAME} bytes"
-        raise InputError(where, "a path too long for a file", entry, expected, "correct wav.scp", "audio_missing")
+        raise InputError(where, "a path too long for a file", entry, expected, "correct the path", "audio_missing")
     return path
 
 
-def segment_times(where: str, segment: str | None) -> tuple[float, float]:
+def segment_times(where: str, times: tuple[float | str, ...]) -> tuple[float, float]:
     """Start and end in the recording, seconds; an end of -1 is that of the recording.
-
-    Args:
-        segment: recording, start and end as in `segments`; None where there is no such table.
 
     Raises:
         InputError: these are no times, or the end is not after the start.
     """
-    if segment is None:
-        return 0.0, -1.0
     expected, fix = "recording, start and end in seconds, the end after the start", "correct the row"
     try:
-        start, end = map(float, segment.split()[1:3])
+        start, end = map(float, times)
     except ValueError:
-        raise InputError(where, "not a segment", segment, expected, fix, "segment_times") from None
+        given = " ".join(map(str, times))
+        raise InputError(where, "not a segment", given, expected, fix, "segment_times") from None
     if not 0 <= start < float("inf") or not (end == -1 or start < end < float("inf")):
         raise InputError(where, "times of a segment", f"{start:g} to {end:g} s", expected, fix, "segment_times")
     return start, end
@@ -209,7 +191,7 @@ def clean_transcript(where: str, text: str | None, dataset: Dataset) -> tuple[st
     if text is None:
         fix = "transcribe it, or set `untranscribed: drop`"
         raise InputError(
-            where, "audio without a transcript", expected="a row in text", fix=fix, reason="no_transcript"
+            where, "audio without a transcript", expected="what is said in it", fix=fix, reason="no_transcript"
         )
     spoken = remove_marks(text, dataset.tags)
     if find_mark(spoken, dataset.unintelligible):
@@ -230,35 +212,35 @@ def speaker_age(speaker: str, stated: Mapping[str, str]) -> int:
     """Age in completed years, -1 where none is given.
 
     Args:
-        stated: {path of a table: what it says}.
+        stated: {what is said: where}.
 
     Raises:
         InputError: an age is none, or two tables contradict each other.
     """
-    ages = {path: completed_years(f"{path}:{speaker}", text) for path, text in stated.items() if text}
+    ages = {where: completed_years(where, text) for text, where in stated.items()}
     return one_value(speaker, ages, "age") if ages else -1
 
 
 def speaker_gender(speaker: str, stated: Mapping[str, str]) -> str:
-    """In small letters, "" where none is given.
+    """In small letters, `f` and `m` by their first; "" where none is given.
 
     Raises:
         InputError: two tables contradict each other.
     """
-    genders = {path: text.lower() for path, text in stated.items() if text}
+    genders = {where: GENDERS.get(text.lower(), text.lower()) for text, where in stated.items()}
     return one_value(speaker, genders, "gender") if genders else ""
 
 
 def one_value(speaker: str, stated: Mapping[str, Value], what: str) -> Value:
     """Raises:
-    InputError: the tables of several folders say different things of one speaker.
+    InputError: different things are said of one speaker.
     """
     (first, value), *others = stated.items()
-    for path, other in others:
+    for where, other in others:
         if other != value:
             fix = "give speakers of different folders different ids, or correct it"
-            expected = f"{value}, as in {first}"
-            raise InputError(f"{path}:{speaker}", f"another {what} of the same speaker", other, expected, fix, what)
+            expected = f"{value}, as of {speaker} in {first}"
+            raise InputError(where, f"another {what} of the same speaker", other, expected, fix, what)
     return value
 
 
@@ -296,10 +278,18 @@ def length_drop_reason(seconds: float, dataset: Dataset) -> tuple[str, str] | No
     return ("too_long", f"{seconds:.2f} s") if seconds > dataset.max_seconds else None
 
 
-def clip_facts(record: dict) -> dict:
-    """Length, flaws and digests of an utterance's sound."""
+def clip_facts(record: dict, stated: float | str = "") -> dict:
+    """Length, flaws and digests of an utterance's sound.
+
+    Args:
+        stated: how long the corpus says that the whole recording is, seconds; "" where it does not.
+
+    Raises:
+        InputError: as `inspect_audio`; or the recording is not as long as it is said to be.
+    """
     path, end = record["audio"], record["end"]
     try:
+        check_stated_length(path, stated)
         samples, flaws = inspect_audio(path, record["start"], None if end < 0 else end)
         return {
             "audio_sha256": recording_digest(path),
@@ -354,12 +344,14 @@ def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -
 
 
 def normalised_sentences(records: list[dict]) -> list[str]:
-    """Normalised transcripts; of one that is nothing but fillers, which the normaliser removes, the fillers."""
+    """Normalised transcripts without blanks, which Chinese may be written with or without; of one that is nothing but
+    fillers, which the normaliser removes, the fillers."""
     from loratory.domains.speech.metrics import normalised_texts  # imports torch
     from loratory.domains.speech.task import plain_transcript
 
     texts = [record["text"] for record in records]
-    return [words or plain_transcript(text) for words, text in zip(normalised_texts("english", texts), texts)]
+    sentences = [words or plain_transcript(text) for words, text in zip(normalised_texts("english", texts), texts)]
+    return ["".join(sentence.split()) for sentence in sentences]
 
 
 def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:

@@ -9,13 +9,19 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 WILDCARD = "..."
+DEGREE = "°"
 MARKS = re.compile(
     r"\S*[()\[\]{}<>【】〔〕⟨⟩*@|~^\\♪♫]\S*"  # (laughs), [noise], {cough}, <unk>, *house, baby@b
     r"|(?<!\S)[&+/](?!\d)\S+"  # &um, +um+, +..., /HH IH S/
     r"|\S+/(?!\S)"
     r"|(?<!\S)#+(?!\S)"  # a pause
+    r"|(?<!\S)[%=$#!][^\W\d]\S*"  # %hesitation, =laughs=, $noise, #um, !SIL
+    r"|(?<!\S)(?:_\S*_|-+[^\W\d]\S*-)(?!\S)"  # _laugh_, -noise-
+    r"|\S*[^\W\d]:[^\W\d]\S*"  # CHAT: a sound that is drawn out
+    r"|\S*[\u2190-\u21ff]\S*"  # arrows of pitch
+    r"|\S*[\u200b\ufeff\ufffd]\S*"  # a blank without width, a byte-order mark, what could not be decoded
     r"|(?<!\S)0[A-Za-z]\S*"  # CHAT: a word that was left out
-    r"|(?<!\w)(?:SIL|SPN|NSN|UNK|xxx|yyy|XXX|YYY)(?!\w)"
+    r"|(?<!\w)(?:SIL|SPN|NSN|UNK|sil|spn|nsn|unk|xxx|yyy|XXX|YYY)(?!\w)"
     r"|(?<!\S)www(?!\S)"
 )
 
@@ -40,8 +46,16 @@ def find_mark(text: str, patterns: tuple[str, ...]) -> str | None:
 
 def find_unknown_mark(text: str) -> str | None:
     """The first word of a transcript that is no word, or has a mark in it."""
-    found = MARKS.search(unicodedata.normalize("NFKC", text))  # brackets of any width
-    return found[0] if found else None
+    plain = unicodedata.normalize("NFKC", text)  # brackets of any width
+    found = MARKS.search(plain)
+    strange = (letter if letter.isprintable() else f"U+{ord(letter):04X}" for letter in plain if is_strange(letter))
+    return found[0] if found else next(strange, None)
+
+
+def is_strange(letter: str) -> bool:
+    """Whether it is a picture, or what a damaged or wrongly decoded text holds; nobody says it."""
+    kind = unicodedata.category(letter)
+    return (kind == "So" and letter != DEGREE) or (kind in ("Cc", "Cn", "Co") and not letter.isspace())
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from loratory.domains.contract import Example, prediction_row
 from loratory.domains.speech.sources import Task
 
 BRACKETED = re.compile(r"<[^<>]*>|\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
+APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ´`", "'"))  # as they are typed; NFKC would part words at some
 BRACKETS = str.maketrans(dict.fromkeys("<>()[]{}", " "))
 
 
@@ -28,7 +29,7 @@ def plain_transcript(text: str) -> str:
 
     What stands in brackets was not said: readers refuse it or take it away, but a model may write it.
     """
-    text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+    text = unicodedata.normalize("NFKC", text.translate(APOSTROPHES)).lower()
     text = BRACKETED.sub(" ", text).translate(BRACKETS)
     letters = zip(f" {text}", text, f"{text[1:]} ")
     kept = "".join(mark if belongs_in_word(before, mark, after) else " " for before, mark, after in letters)
