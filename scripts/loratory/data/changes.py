@@ -13,7 +13,7 @@ import numpy as np
 
 from loratory.data.clips import Change
 
-PITCH_WINDOW = 1024  # samples, 64 ms at 16 kHz: tells the harmonics of a low voice apart, and fits into short clips
+PITCH_WINDOW = 512  # samples, 32 ms at 16 kHz: longer ones, as librosa has them for music, blur speech
 WARPED_BELOW = 4800  # Hz: formants lie below; above, the warped axis goes straight to the highest frequency
 
 
