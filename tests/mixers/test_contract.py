@@ -95,7 +95,8 @@ def test_renumbering_experts_together_with_the_gate_changes_nothing():
 def test_only_what_is_declared_gets_gradients_and_moves(kind):
     mixture = mixed(registry.load_module("mixer", kind).Mixer()).train()
     gate = dict(mixture.gate.named_parameters(prefix="gate")) if mixture.gate is not None else {}
-    declared = set(gate) | {name for name in mixture.trainable_parameters() if mixture.mixer.trains_experts}
+    learnt = {name for name, parameter in gate.items() if parameter.requires_grad}  # a frozen part keeps its bits
+    declared = learnt | {name for name in mixture.trainable_parameters() if mixture.mixer.trains_experts}
     before = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in mixture.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     for _ in range(3):

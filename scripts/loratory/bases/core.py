@@ -19,7 +19,7 @@ from loratory.bases.decoding import Routed, Sampling
 from loratory.data import files
 from loratory.data.audio import HOP, RATE
 from loratory.data.clips import Clip
-from loratory.domains.contract import Example
+from loratory.domains.contract import Context, Example
 from loratory.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Encoded:
         ids: token ids read by the (decoder of the) model; labels: the same length, IGNORED where nothing is scored.
         audio: as the example's; audio_tokens: how many positions of `ids` it fills.
         label: index of the target among the choices, or -1.
-        alphabet: see `Example`.
+        alphabet, context: see `Example`.
         length: what the example costs a batch, in positions.
     """
 
@@ -55,6 +55,7 @@ class Encoded:
     audio_tokens: int = 0
     label: int = -1
     alphabet: tuple[str, ...] = ()
+    context: Context = ()
 
 
 class Base(ABC):

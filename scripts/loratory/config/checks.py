@@ -206,8 +206,10 @@ def check_mixture(at: str, mixture: MixtureEntry, config: Study) -> None:
     family = config.bases[mixture.base].family
     if family != "causal":
         raise InputError(f"{at}.base", f"{mixture.base} cannot be mixed on", family, "a base of family causal")
-    if len(mixture.experts) < 2:
-        raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
+    if len(mixture.experts) < mixture.fewest_experts:
+        raise InputError(
+            f"{at}.experts", "too few experts", len(mixture.experts), f"at least {mixture.fewest_experts}"
+        )
     check_features(at, mixture, family)
     check_options(at, mixture)
     domains = entries_by_name(config.domains)
@@ -239,6 +241,9 @@ def check_features(at: str, mixture: MixtureEntry, family: str) -> None:
     if mixture.features and not (mixture.trained and mixture.reads == "hidden"):
         what, expected = "nothing of this mixer learns from the base's last states", "a trained mixer that reads them"
         raise InputError(f"{at}.features", what, mixture.mixer, expected, "leave `features` out")
+    if mixture.features and mixture.training.max_examples:
+        what, fix = "features are of all records of a split", "leave `features` or `training.max_examples` out"
+        raise InputError(f"{at}.features", what, mixture.training.max_examples, fix=fix)
     if mixture.features and family == "whisper":
         what, fix = "a base that encodes frames and decodes tokens keeps no features", "leave `features` out"
         raise InputError(f"{at}.features", what, mixture.base, "a base of family causal or encoder", fix)

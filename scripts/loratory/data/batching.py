@@ -69,6 +69,16 @@ class Batches:
         return len(self._epoch(epoch))
 
 
+def pad_contexts(contexts: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
+    """`[len(contexts), longest, 2]` of `domains.contract.Context`, zeros behind each one's end, at least one row."""
+    longest = max(1, max(map(len, contexts), default=1))
+    padded = np.zeros((len(contexts), longest, 2), np.int64)
+    for row, context in zip(padded, contexts):
+        if context:
+            row[: len(context)] = context
+    return padded
+
+
 def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """All examples once, longest together, under the budget: for evaluation."""
     return Batches(lengths, budget, 0).cut_pool(list(range(len(lengths)))) if len(lengths) else []

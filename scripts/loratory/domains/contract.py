@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from loratory.data.ledger import Ledger
 
+Context: TypeAlias = tuple[tuple[int, int], ...]  # see `Example.context`
 Columns: TypeAlias = "Mapping[str, np.ndarray]"  # what metrics look at: one array for each name, all of equal length
 
 
@@ -233,6 +234,9 @@ class Example:
             cuts it.
         chat: the prompt is a user's turn of the base's chat template.
         asked: of what is to be continued freely, what it should have; the row's `reference`.
+        context: who is asked about what, in numbers, for mixers that read it; empty where nothing is known. Rows of an
+            item's key (above 0, alike for alike items) and how much it was liked, in any unit: first the item that is
+            asked about, with 0, then what the user did before, oldest first.
     """
 
     id: str
@@ -244,6 +248,7 @@ class Example:
     alphabet: tuple[str, ...] = ()
     chat: bool = False
     asked: str = ""
+    context: Context = ()
 
 
 # One prediction, as `metrics.columns` receives it (a dict; None where an output does not apply):

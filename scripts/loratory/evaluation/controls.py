@@ -28,6 +28,10 @@ class ShuffledMixer(Mixer):
         return self.inner.per_sequence
 
     @property
+    def mixes_factors(self) -> bool:
+        return self.inner.mixes_factors
+
+    @property
     def by_rank(self) -> bool:
         return self.inner.by_rank
 

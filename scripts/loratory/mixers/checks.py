@@ -9,12 +9,12 @@ from loratory.adapters.deltas import Adapter, check_low_rank
 from loratory.errors import InputError
 
 
-def check_trained_experts(experts: dict[str, Adapter], where: Path | str) -> None:
+def check_trained_experts(experts: dict[str, Adapter], where: Path | str, fewest: int = 2) -> None:
     """Raises:
-    InputError: fewer than two experts, or one that is untrained (B = 0 gives its gate no gradient).
+    InputError: fewer experts than a mixer must be given, or one that is untrained (B = 0 gives its gate no gradient).
     """
-    if len(experts) < 2:
-        raise InputError(where, "too few experts", len(experts), "at least 2")
+    if len(experts) < fewest:
+        raise InputError(where, "too few experts", len(experts), f"at least {fewest}")
     for name, adapter in experts.items():
         if not adapter.dense and not adapter.own and not any(delta.B.any() for delta in adapter.deltas.values()):
             raise InputError(f"{where}:{name}", "the expert is untrained (B = 0)", fix="train it before the gate")

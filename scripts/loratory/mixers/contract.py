@@ -6,10 +6,11 @@ As with methods, the file is imported while the config is read: torch is importe
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from loratory.domains.contract import Options
+from loratory.domains.contract import Example, Options
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from loratory.adapters.deltas import Adapter
 
 
-Reads = Literal["hidden", "input", "nothing"]
+Reads = Literal["hidden", "input", "context", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class GateInput:
         input: what comes into a layer `[batch, length, width]`, and layer: which of `GateShape.modules` that is, if
             the mixer reads `input`.
         is_audio: `[batch, length]`, true where a position is of a clip and not of text; None where all are text.
+        context: `[batch, 1 + events, 2]`, what is known of who is asked about what (`Example.context`), zeros behind
+            each row's end, if the mixer reads `context`; None where nothing is known of any.
         domain: which of the given experts' domains the batch is from; for mixers that are `needs_domain` alone.
         pass_state: empty at the start of each pass; a mixer that reads `input` may leave there what later layers need.
     """
@@ -55,6 +58,7 @@ class GateInput:
     input: torch.Tensor | None = None
     layer: int | None = None
     is_audio: torch.Tensor | None = None
+    context: torch.Tensor | None = None
     domain: int | None = None
     pass_state: dict = field(default_factory=dict)
 
@@ -65,9 +69,12 @@ class Mixer(Options):
     Attributes:
         trained: something is learnt: a gate, experts, or both.
         reads: what weights depend on: the base's last hidden states (a pass without experts comes first), the input
-            of each layer, or neither.
+            of each layer, what is known of a record besides its text, or nothing.
         per_sequence: a mixer that reads `hidden` weighs each sequence as a whole, not each token.
         by_rank: weights are of ranks, not of experts.
+        mixes_factors: factors are mixed, and not their products: (Σ λₖ Bₖ)(Σ λₖ Aₖ) in place of Σ λₖ Bₖ Aₖ. All
+            experts have the same layers, ranks and scales.
+        fewest_experts: how many it must be given.
         needs_domain: must know the domain of its input, so it is a control, or for inputs whose domain is known.
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
@@ -79,6 +86,7 @@ class Mixer(Options):
 
     trained: ClassVar[bool] = True
     splits: ClassVar[tuple[str, ...]] = ("gate",)
+    fewest_experts: ClassVar[int] = 2
 
     @property
     def reads(self) -> Reads:
@@ -86,6 +94,10 @@ class Mixer(Options):
 
     @property
     def by_rank(self) -> bool:
+        return False
+
+    @property
+    def mixes_factors(self) -> bool:
         return False
 
     @property
@@ -124,6 +136,15 @@ class Mixer(Options):
 
     def prepare_gate(self, gate: torch.nn.Module, sizes: GateShape, experts: dict[str, Adapter]) -> None:
         """Writes into a new gate what it takes from the experts and not from training."""
+
+    def pretrain_gate(self, examples: Iterable[Example], seed: int) -> dict[str, torch.Tensor]:
+        """{name in the gate: tensor} of what a gate learns of examples alone, once for a seed, before the base has any
+        part in it.
+
+        Args:
+            examples: all of the splits that are learnt from, domain by domain in the order of these splits.
+        """
+        return {}
 
     @abstractmethod
     def routing_weights(self, gate: Any, seen: GateInput, sizes: GateShape) -> torch.Tensor:

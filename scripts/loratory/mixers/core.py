@@ -55,7 +55,7 @@ class Mixture(nn.Module):
         wants: names in a batch of what a mixture takes besides the model's inputs; see `forward`.
     """
 
-    wants: tuple[str, ...] = ("prompt", "is_audio", "hidden")
+    wants: tuple[str, ...] = ("prompt", "is_audio", "hidden", "context")
 
     def __init__(
         self,
@@ -86,6 +86,11 @@ class Mixture(nn.Module):
         self.gate = nn.ModuleDict(gates).to(model.device) if len(gates) == len(built) else None
         for stream, gate in self.gate.items() if self.gate is not None else ():
             mixer.prepare_gate(gate, self.sizes[stream], experts)
+
+    def start_gate(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes what the mixer's `pretrain_gate` gave into the gate of each stream."""
+        for gate in self.gate.values() if self.gate is not None and tensors else ():
+            gate.load_state_dict(tensors, strict=False)
 
     def stack_experts(self, experts: dict[str, Adapter]) -> dict[str, MixedLinear]:
         """Puts the experts' changes on the model's layers; {module: layer} in the order of names."""
@@ -161,18 +166,19 @@ class Mixture(nn.Module):
         prompt: torch.Tensor | None = None,
         is_audio: torch.Tensor | None = None,
         hidden: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
         **inputs: Any,
     ) -> Any:
         """Args:
         prompt: `[batch, length]`, true where a position is given and not written; all that are attended if not given.
-        is_audio: see `GateInput`. hidden: `[batch, length, hidden]` of the bare base, if they are known.
+        is_audio, context: see `GateInput`. hidden: `[batch, length, hidden]` of the bare base, if they are known.
         inputs: of the wrapped model; `encoder_outputs`, if given, is what `encode_audio` returned.
 
         Returns:
             The wrapped model's output.
         """
         cache, audio = past_key_values, inputs.get("encoder_outputs")
-        seen = GateInput(is_audio=is_audio, domain=self.domain)
+        seen = GateInput(is_audio=is_audio, context=context, domain=self.domain)
         weights = self.layer_weights(self.compute_weights(inputs, seen, cache, prompt, hidden), seen)
         if cache is not None:
             inputs["past_key_values"] = cache.mixed
@@ -192,7 +198,7 @@ class Mixture(nn.Module):
             with torch.no_grad(), self.context.use_weights(None):
                 states = encoder(features)
             weights = self.weights_from_states(self.gate_states({FRAMES: states.last_hidden_state}, None), seen)
-        elif self.mixer.reads == "nothing":
+        elif self.mixer.reads != "input":
             weights = self.weights_from_states(None, seen)
         with self.context.use_weights(self.layer_weights(weights, seen)):
             return EncodedAudio(encoder(features), states, weights)
@@ -274,6 +280,7 @@ class Mixture(nn.Module):
         prompt: torch.Tensor | None = None,
         is_audio: torch.Tensor | None = None,
         hidden: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, torch.Tensor]:
         """The weights that are applied to each expert at each position of each stream,
@@ -282,7 +289,8 @@ class Mixture(nn.Module):
         Streams that are weighed alike (by a mixer that is `per_sequence` or reads nothing) are one, `tokens`.
         """
         if self.mixer.reads != "input":
-            return self.compute_weights(inputs, GateInput(is_audio=is_audio, domain=self.domain), None, prompt, hidden)
+            seen = GateInput(is_audio=is_audio, context=context, domain=self.domain)
+            return self.compute_weights(inputs, seen, None, prompt, hidden)
         self(prompt=prompt, is_audio=is_audio, **inputs)
         # whatever the order in which the layers were called: `applied` is read in the order of names
         apart = module_streams(self.model, list(self.layers), apart=True)

@@ -1,6 +1,7 @@
 """Linear layers with stacked experts, under an explicit gate context.
 
-y = x Wᵀ + ((x Acatᵀ) ⊙ λ[rank → expert]) Bcatᵀ: two products for any number of experts of any ranks.
+y = x Wᵀ + ((x Acatᵀ) ⊙ λ[rank → expert]) Bcatᵀ: two products for any number of experts of any ranks. Where
+factors are mixed, x Acatᵀ is summed over experts, under λ, before each gets it: y = x Wᵀ + x (Σ λ A)ᵀ (Σ λ B)ᵀ.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class MixedLinear(nn.Module):
     ):
         super().__init__()
         self.base, self.name, self.slot, self.context = base, name, slot, context
-        self.moves, self.by_rank = mixer.trains_experts, mixer.by_rank
+        self.moves, self.by_rank, self.mixes_factors = mixer.trains_experts, mixer.by_rank, mixer.mixes_factors
         present = [(i, delta) for i, delta in enumerate(deltas) if delta is not None]
         ranks = {delta.rank for _, delta in present}
         self.rank = ranks.pop() if len(present) == len(deltas) and len(ranks) == 1 else None  # that all experts have
@@ -95,12 +96,15 @@ class MixedLinear(nn.Module):
         return y + linear(inner, self.B.to(inner.dtype))
 
     def scale_ranks(self, inner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Each rank of `inner [batch, length, Σ rank]` times the weight of its expert."""
+        """Each rank of `inner [batch, length, Σ rank]` times the weight of its expert; see `Mixer.mixes_factors`."""
         if self.by_rank:
             return inner * weights
         if self.rank is None:
             return inner * weights.index_select(-1, self.owner)
-        return (inner.unflatten(-1, (-1, self.rank)) * weights[..., None]).flatten(-2)
+        scaled = inner.unflatten(-1, (-1, self.rank)) * weights[..., None]
+        if self.mixes_factors:  # of Σ λₖ Aₖ x, a part for each Bₖ
+            scaled = scaled.sum(-2, keepdim=True) * weights[..., None]
+        return scaled.flatten(-2)
 
     def current_delta(self, expert: int, scale: float) -> LowRank:
         """The change of one of the experts that move, as it is now."""

@@ -1,9 +1,10 @@
 """Training a mixture: its gate on the `gate` split while base and experts stay as they are, bit for bit; or what its
 mixer declares instead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from math import isfinite, nan
 from pathlib import Path
 from time import perf_counter
@@ -11,12 +12,14 @@ from typing import Any
 
 import torch
 
+from loratory.adapters.contract import Tensors
 from loratory.adapters.core import generator_for
 from loratory.adapters.deltas import WEIGHTS
 from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
-from loratory.domains.contract import TaskOptions
+from loratory.domains.contract import Example, TaskOptions
+from loratory.domains.examples import domain_examples, read_records
 from loratory.mixers.checks import check_trained_experts
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_experts, save_mixture
@@ -59,7 +62,7 @@ def train_mixture(
     base, out, features = load_base(base_folder, device), Path(out), features or {}
     rates: Sequence[float | None] = entry.training.learning_rates if entry.trained else (None,)
     sets = {
-        d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d))
+        d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d), entry.training.max_examples)
         for d in experts
         if entry.trained
     }
@@ -69,12 +72,17 @@ def train_mixture(
     facts |= {"tasks": {d: tasks[d].model_dump(mode="json") for d in sets}}
     runs: list[dict] = []
 
-    def train_trial(seed: int, digests: dict, stacked: dict, rate: float | None) -> dict:
+    def split_examples() -> Iterator[Example]:
+        for domain, split in product(sets, entry.splits):
+            yield from domain_examples(domain, read_records(data[domain], split), tasks[domain], base.family)
+
+    def train_trial(seed: int, digests: dict, stacked: dict, start: Tensors, rate: float | None) -> dict:
         title = f"{name} seed {seed} lr {rate}"
         job = Job(device, checkpoints, title, out, seed=seed, rate=rate, experts=digests, **facts)
         memory = PeakMemory(base.model)
         torch.manual_seed(generator_for(seed, "gate").initial_seed())  # a gate starts as PyTorch starts its layers
         mixture = Mixture(base.model, stacked, entry, name, list(experts))
+        mixture.start_gate(start)
         try:
             if entry.gradient_checkpointing:
                 mixture.checkpoint_gradients()
@@ -97,8 +105,9 @@ def train_mixture(
         folders = {domain: Path(folder) / f"seed{seed}" for domain, folder in experts.items()}
         digests = {domain: file_sha256(folder / WEIGHTS) for domain, folder in folders.items()}
         given = open_experts(folders, base.fingerprint)
-        check_trained_experts(given, name)
-        best, trials = best_trial(rates, partial(train_trial, seed, digests, entry.prepare_experts(given, seed)))
+        check_trained_experts(given, name, entry.fewest_experts)
+        stacked, start = entry.prepare_experts(given, seed), entry.pretrain_gate(split_examples(), seed)
+        best, trials = best_trial(rates, partial(train_trial, seed, digests, stacked, start))
         rates = (best["rate"],)
         run = {
             "name": name,
@@ -144,10 +153,14 @@ def read_training_set(
     task: TaskOptions,
     splits: Sequence[str],
     features: Path | str | None = None,
+    limit: int | None = None,
 ) -> TrainingSet:
+    """Args:
+    limit: most records of each split, by id hash; none takes all.
+    """
     found = TrainingSet()
     for split in splits:
-        items = encode_split(base, domain, data, task, split)
+        items = encode_split(base, domain, data, task, split, limit)
         found.items += items
         if features is not None:
             found.states += open_features(Path(features) / split, base, data, split, items)

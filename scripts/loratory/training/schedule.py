@@ -59,6 +59,9 @@ class Sweep(Schedule):
     model_config = renamed_keys(learning_rate="`learning_rates`, a list")
 
     learning_rates: Rates = Field((1e-3,), min_length=1, description=RATES)
+    max_examples: int | None = Field(
+        None, ge=1, description="learn from so many records of a split, by id hash (few-shot); none takes all"
+    )
 
 
 class AdapterSweep(Sweep):

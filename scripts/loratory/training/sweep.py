@@ -51,7 +51,7 @@ def train_sweep(
     """
     base, out = load_base(base_folder, device), Path(out)
     sets = {
-        "train": encode_split(base, domain, data, task, "train"),
+        "train": encode_split(base, domain, data, task, "train", adapter.training.max_examples),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
     }
     facts: dict[str, Any] = {

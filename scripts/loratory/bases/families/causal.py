@@ -31,6 +31,7 @@ from loratory.bases.core import (
 )
 from loratory.bases.decoding import Sampling, decode_batch, new_cache
 from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_samples
+from loratory.data.batching import pad_contexts
 from loratory.data.clips import Clip
 from loratory.domains.contract import Example
 from loratory.errors import InputError
@@ -104,7 +105,8 @@ class Family(Base):
             raise too_long_error(self.folder, example.id, len(prompt) + len(target), self.context)
         label = example.choices.index(example.target) if example.choices and example.target else -1
         labels = [IGNORED] * len(prompt) + target
-        return Encoded(prompt + target, labels, len(labels), example.audio, audio_tokens, label, example.alphabet)
+        known = (example.audio, audio_tokens, label, example.alphabet, example.context)
+        return Encoded(prompt + target, labels, len(labels), *known)
 
     def check_choices(self, choices: tuple[str, ...]) -> None:
         ids = {tuple(self.tokens(choice)) for choice in choices}
@@ -182,6 +184,9 @@ class Family(Base):
         if labels is not None:
             batch["labels"] = pad_rows(labels, IGNORED, self.device, left)
             batch["prompt"] = batch["prompt"] & (batch["labels"] == IGNORED)
+        if any(item.context for item in items):
+            contexts = pad_contexts([item.context for item in items])
+            batch["context"] = torch.from_numpy(contexts).to(self.device)
         with_audio = [item for item in items if item.audio]
         if with_audio:
             assert self.audio is not None  # `encode` refuses clips without
