@@ -14,6 +14,7 @@ with log_job(snakemake):
         max_records=params.max_records,
         max_valid=params.max_valid,
         samples=params.samples,
+        ranked_users=params.ranked_users,
         out=snakemake.output[0],
         transfer={name: Path(file).parent for name, file in params.transfer.items()},
     )

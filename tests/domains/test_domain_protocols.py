@@ -38,6 +38,8 @@ def protocols(domain: str) -> list[tuple[str, type]]:
     pairs = list(MODULES.items())
     if any("sample" in outputs for outputs in sources.FAMILIES.values()):
         pairs.append(("task", contract.SamplingTaskModule))
+    if any("rank" in outputs for outputs in sources.FAMILIES.values()):
+        pairs.append(("task", contract.RankingTaskModule))
     if sources.FOLDED:
         pairs.append(("task", contract.FoldedTaskModule))
     if "folding" in sources.FAMILIES:
@@ -122,7 +124,10 @@ MORE_IS_BETTER = {
     },
     "lncrna": {"auc", "auc_length_matched", "mcc", "f1", "accuracy"},
     "speech": set(),
-    "recsys": {"auc", "gauc", "accuracy"},
+    "recsys": {
+        *("auc", "gauc", "accuracy", "auc_cold_users", "auc_warm_users", "auc_short_past", "auc_mid_past"),
+        *("auc_long_past", "auc_rare_items", "auc_mid_items", "auc_popular_items", "hit_rate_10", "ndcg_10", "mrr"),
+    },
     "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score"},
 }
 
@@ -158,7 +163,11 @@ COLUMNS = {  # of N sound records each
         **{f"value_{name}": np.ones(N) for name in SCALES},
     },
     "lncrna": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "matched": np.ones(N, bool)},
-    "recsys": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "user": np.arange(N) // 2},
+    "recsys": {
+        **{"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "user": np.arange(N) // 2, "warm": HALF[[0, 2, 1, 0, 1, 3]]},
+        **{"past": np.array([1, 2, 20, 21, 60, 61]), "item_past": np.array([0, 0, 5, 5, 9, 9])},
+        **{"above": 1.0 * np.arange(N), "tied": np.zeros(N)},
+    },
     "structure": {
         "plddt": np.fromiter((50.0 + np.arange(3) * k for k in range(N)), object),
         "lddt": np.fromiter((40.0 + np.arange(3) + k for k in range(N)), object),
@@ -184,9 +193,11 @@ def test_a_metric_leaves_out_no_record_that_it_counts(domain, metric):
         value = metric.compute_value(broken)
         if 0 in counted:
             assert math.isnan(value) or value == whole, f"{name} is left out in silence"
-        else:
+        elif 0 in (own := np.arange(N)[metric.row_selection(given)]):
             rest = {key: each[1:] for key, each in given.items()}
-            assert value == metric.compute_value(rest) and len(counted) == N - 1
+            assert value == metric.compute_value(rest) and len(counted) == len(own) - 1
+        else:
+            assert value == whole, "a record that is not counted changes the value"
 
 
 @pytest.mark.parametrize("domain, metric", CELLS, ids=lambda value: getattr(value, "name", value))

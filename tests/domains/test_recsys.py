@@ -564,6 +564,13 @@ VALUE = {metric.name: metric.compute_value for metric in metrics.METRICS}
 PREDICTIONS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 16), st.integers(0, 3)), min_size=1, max_size=40)
 
 
+def everyone(label, p, user):
+    """Columns of records that no metric of some records leaves out, and of no ranking."""
+    n = len(label)
+    more = {name: np.zeros(n, int) for name in ("past", "item_past", "warm")}
+    return {"label": label, "p": p, "user": user, "above": np.full(n, np.nan), "tied": np.full(n, np.nan)} | more
+
+
 def pair_count(label, p):
     pairs = [(a, b) for a, la in zip(p, label) for b, lb in zip(p, label) if la > lb]
     return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs) if pairs else math.nan
@@ -581,7 +588,7 @@ def test_there_is_one_primary_metric_and_it_is_auc():
 @given(PREDICTIONS)
 def test_metrics_equal_brute_force_and_scikit_learn(drawn):
     label, sixteenths, user = (np.array(column) for column in zip(*drawn))
-    columns = {"label": label, "p": sixteenths / 16, "user": user}
+    columns = everyone(label, sixteenths / 16, user)
     value = {name: metric(columns) for name, metric in VALUE.items()}
     assert value["auc"] == pytest.approx(pair_count(label, sixteenths), nan_ok=True)
     if 0 < label.sum() < len(label):
@@ -617,20 +624,85 @@ def test_shuffled_labels_and_constants_score_as_chance_does():
 
 
 def test_metrics_are_undefined_without_rows_or_with_undefined_probabilities():
-    empty = {"label": np.array([], int), "p": np.array([]), "user": np.array([], int)}
-    broken = {"label": np.array([0, 1]), "p": np.array([0.5, np.nan]), "user": np.array([0, 0])}
+    empty = everyone(np.array([], int), np.array([]), np.array([], int))
+    broken = everyone(np.array([0, 1]), np.array([0.5, np.nan]), np.array([0, 0]))
     assert all(math.isnan(value(columns)) for value in VALUE.values() for columns in (empty, broken))
 
 
 def test_columns_follow_the_rows_not_the_records():
-    records = [{"id": "a", "label": 1}, {"id": "b", "label": 0}]
+    past = {"user_ratings": 7, "item_ratings": 2}
+    records = [{"id": "a", "label": 1, "known_user": 1, **past}, {"id": "b", "label": 0, **past, "item_ratings": 0}]
     rows = [{"id": "b", "group": "y", "p": 0.25}, {"id": "a", "group": "x", "p": 0.75}]
     columns = metrics.columns(rows, records, Task())
+    assert np.isnan([columns.pop("above"), columns.pop("tied")]).all()
     assert {name: column.tolist() for name, column in columns.items()} == {
-        "label": [0, 1],
-        "p": [0.25, 0.75],
-        "user": [1, 0],
+        **{"label": [0, 1], "p": [0.25, 0.75], "user": [1, 0]},
+        **{"past": [7, 7], "item_past": [0, 2], "warm": [-1, 1]},
     }
+
+
+def test_records_fall_into_parts_by_past_popularity_and_whether_train_knows_the_user():
+    columns = everyone(np.array([0, 1] * 4), np.linspace(0.1, 0.8, 8), np.arange(8))
+    columns |= {"past": np.array([0, 9, 10, 49, 50, 900, 9, 10]), "warm": np.array([0, 1, 1, 1, -1, 0, 1, 1])}
+    columns["item_past"] = np.array([0, 0, 0, 3, 4, 5, 8, 9])
+    rows = {m.name: np.flatnonzero(m.row_selection(columns)).tolist() for m in metrics.METRICS if m.name[:4] == "auc_"}
+    assert rows == {
+        **{"auc_cold_users": [0, 5], "auc_warm_users": [1, 2, 3, 6, 7]},
+        **{"auc_short_past": [0, 1, 6], "auc_mid_past": [2, 3, 7], "auc_long_past": [4, 5]},
+        **{"auc_rare_items": [0, 1, 2], "auc_mid_items": [3, 4], "auc_popular_items": [5, 6, 7]},
+    }
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=14), min_size=1, max_size=5))
+def test_ranks_are_the_mean_over_all_orders_of_equal_scores(users):
+    above = np.array([sum(score > scores[0] for score in scores) for scores in users], float)
+    tied = np.array([sum(score == scores[0] for score in scores) - 1 for scores in users], float)
+    expected = {"hit_rate_10": [], "ndcg_10": [], "mrr": []}
+    for a, t in zip(above, tied):
+        places = np.arange(int(a) + 1, int(a + t) + 2)
+        expected["hit_rate_10"].append(np.mean(places <= 10))
+        expected["ndcg_10"].append(np.mean(np.where(places <= 10, 1 / np.log2(places + 1), 0)))
+        expected["mrr"].append(np.mean(1 / places))
+    found = {name: VALUE[name]({"above": above, "tied": tied}) for name in expected}
+    assert found == pytest.approx({name: np.mean(each) for name, each in expected.items()})
+
+
+# --- full ranking
+
+
+def ranked_log():
+    """Two users whose first test likes are known, and a catalogue of five items."""
+    train = [a_rating("1", "a", 1, 10), a_rating("2", "b", 0, 11), a_rating("1", "c", 0, 12)]
+    test = [a_rating("1", "d", 0, 20), a_rating("1", "e", 1, 21), a_rating("2", "d", 1, 22), a_rating("1", "b", 1, 30)]
+    for record in (*train, *test):
+        record |= {"title": f"Film {record['item']}", "item_ratings": 4, "item_mean": 3.0}
+    return {"train": train, "test": test}
+
+
+def test_each_user_is_asked_about_the_next_liked_item_and_all_that_are_new_to_him():
+    lists = [*task.ranking_lists(ranked_log(), 50)]
+    assert [[record["item"] for record in each] for each in lists] == [["e", "b"], ["d", "a", "c", "e"]]
+    assert {record["timestamp"] for record in lists[0]} == {21} and {r["user"] for r in lists[1]} == {"2"}
+    assert len({record["id"] for each in lists for record in each}) == 6
+    assert len([*task.ranking_lists(ranked_log(), 1)]) == 1
+    of_b, of_e = lists[0][1], lists[1][3]
+    assert (of_b["item_ratings"], of_b["item_mean"]) == (5, pytest.approx((4 * 3 + 2.0) / 5))
+    assert (of_e["item_ratings"], of_e["title"]) == (5, "Film e"), "user 1 rated it a second before"
+
+
+def test_an_item_of_which_nothing_is_known_yet_has_no_ratings():
+    parts = ranked_log()
+    parts["test"].append(a_rating("3", "new", 1, 40) | {"title": "Film new", "item_ratings": 9})
+    (first, *_) = task.ranking_lists(parts, 50)
+    assert [(r["item"], r["item_ratings"]) for r in first if r["item"] == "new"] == [("new", 0)]
+
+
+def test_titles_of_the_shown_past_are_no_candidates():
+    parts = ranked_log()
+    parts["test"][1]["history"] = json.dumps([[5, "Film b", 4.0]])
+    (first, *_) = task.ranking_lists(parts, 50)
+    assert [record["item"] for record in first] == ["e"]
 
 
 # --- simulated and real data

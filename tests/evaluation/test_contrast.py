@@ -24,7 +24,7 @@ def domain(monkeypatch):
     """A domain whose one metric is the mean of `nll`, the lower the better."""
     metric = Metric("loss", "nats", "down", "nll", lambda c: float(c["nll"].mean()), primary=True)
     columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
-    found = SimpleNamespace(METRICS=(metric,), VERSION=3, columns=columns)
+    found = SimpleNamespace(METRICS=(metric,), VERSION=3, TRAIN_KEYS=(), columns=columns)
     monkeypatch.setattr(registry, "load_module", lambda *_: found)
 
 
@@ -130,7 +130,7 @@ def test_beside_the_primary_metric_stands_what_rates_are_chosen_by_on_the_same_d
     rank = Metric("rank", "", "up", "nll", lambda c: -float(c["nll"].mean()), primary=True)
     loss = Metric("loss", "nats", "down", "nll", lambda c: float(c["nll"].mean()), loss=True)
     columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
-    found = SimpleNamespace(METRICS=(loss, rank), VERSION=3, columns=columns)
+    found = SimpleNamespace(METRICS=(loss, rank), VERSION=3, TRAIN_KEYS=(), columns=columns)
     monkeypatch.setattr(registry, "load_module", lambda *_: found)
     study({"base": [1, 1], "lora@toy": [0.5, 0.5], "other@toy": [0.25, 0.25]}, controls={"one": (0, 0.6)})
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]

@@ -22,10 +22,11 @@ from loratory.domains.contract import Example, TaskOptions
 from loratory.domains.examples import domain_prompts
 from loratory.domains.protein.sources import Task as Protein
 from loratory.evaluation import predict
-from loratory.evaluation.controls import ShuffledMixer, can_shuffle
+from loratory.evaluation.controls import MeanUserMixer, ShuffledMixer, can_shuffle, exchange_users
 from loratory.mixers.contract import GateInput, GateShape
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
+from loratory.mixers.methods.reclora import Mixer as RecLora
 from loratory.mixers.store import save_mixture
 
 CHOICES = (" no", " yes")
@@ -357,3 +358,53 @@ def test_routing_is_told_of_encoders_and_of_what_whispers_decoder_reads(unlike, 
     assert found["tokens"] == sum(len(item.ids) - is_whisper for item in items)
     assert sum(found["weights"]) == pytest.approx(1) == sum(found["prompt"])
     assert sum(found["target"]) == pytest.approx(is_whisper)
+
+
+# --- mixers that weigh by user
+
+
+def asked_about(group, *context):
+    return Example(f"{group}{context[0][0]}", group, "", " yes", (" no", " yes"), context=context)
+
+
+def test_the_other_users_past_comes_with_the_same_item():
+    questions = [
+        asked_about("u", (1, 0), (7, 50)),
+        asked_about("u", (2, 0), (7, 50)),
+        asked_about("v", (3, 0), (8, 10), (9, 20)),
+    ]
+    found = exchange_users(questions)
+    assert [q.context for q in found] == [((1, 0), (8, 10), (9, 20)), ((2, 0), (8, 10), (9, 20)), ((3, 0), (7, 50))]
+    assert [(q.id, q.group, q.target) for q in found] == [(q.id, q.group, q.target) for q in questions]
+    assert exchange_users(questions[:2]) == questions[:2], "one user has no other"
+
+
+@torch.no_grad()
+def test_the_mean_user_is_the_mean_of_each_users_weights_whoever_asks():
+    contexts = torch.tensor([[[1, 0], [7, 50]], [[2, 0], [8, 500]]])
+    inner = RecLora(meta_loras=3)
+    sizes = GateShape(3, 8, ("layer",), (8,), (6,))
+    torch.manual_seed(0)
+    gate = inner.build_gate(sizes).eval()
+    gate["recommender"].note_items(contexts)
+    own = inner.routing_weights(gate, GateInput(context=contexts), sizes)
+    mean = MeanUserMixer(inner=inner, contexts=contexts).routing_weights(gate, GateInput(context=contexts[:1]), sizes)
+    torch.testing.assert_close(mean, own.mean(0, keepdim=True))
+    assert not torch.allclose(own[0], own[1])
+
+
+def test_a_mixture_that_weighs_by_user_stands_beside_its_two_controls(study, tmp_path):
+    mix(study.base, "reclora", {"recsys": study.folders["recsys"]}, tmp_path / "reclora")
+    trained = predict.TrainedModels({}, {})
+    trained.mixtures["reclora"] = tmp_path / "reclora"
+    trained.adapters["lora@recsys"] = study.folders["recsys"]
+    known = [replace(q, context=((i + 1, 0), (90 + i % 3, 50 * i))) for i, q in enumerate(questions())]
+    rows = {}
+    for system in predict.iterate_systems(study.base, "recsys", trained, known):
+        rows[system.names] = predict.run_system(study.base, "recsys", system, "test", known, TASK, Evaluation(), 0)[0]
+    assert [*rows][2:] == [
+        *(("reclora:uniform",), ("reclora:oracle",), ("reclora:other_user",), ("reclora:mean_user",), ("reclora",))
+    ]
+    assert {row["kind"] for row in rows[("reclora:mean_user",)]} == {"control"}
+    own, other, mean = ([row["p"] for row in rows[(f"reclora{c}",)]] for c in ("", ":other_user", ":mean_user"))
+    assert own == pytest.approx(mean) and own == pytest.approx(other), "fresh experts change nothing, whoever asks"

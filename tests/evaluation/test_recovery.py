@@ -35,7 +35,7 @@ def domains(monkeypatch):
     def load(noun, domain, part):
         metric = Metric("mean", "nats", METRICS[domain], "nll", lambda c: float(c["nll"].mean()), primary=True)
         columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
-        return SimpleNamespace(METRICS=(metric,), VERSION=3, columns=columns)
+        return SimpleNamespace(METRICS=(metric,), VERSION=3, TRAIN_KEYS=(), columns=columns)
 
     monkeypatch.setattr(registry, "load_module", load)
 
@@ -203,7 +203,7 @@ def test_recovery_by_loss_stands_beside_that_by_the_primary_metric_where_they_ar
     metrics = {"rise": (rank, Metric("loss", "nats", "down", "nll", lambda c: -mean(c), loss=True))}
     metrics["fall"] = (Metric("mean", "nats", "down", "nll", mean, primary=True, loss=True),)
     columns = lambda rows, *_: {"nll": np.array([r["nll"] for r in rows])}  # noqa: E731
-    load = lambda noun, name, part: SimpleNamespace(METRICS=metrics[name], VERSION=1, columns=columns)  # noqa: E731
+    load = lambda noun, name, part: SimpleNamespace(METRICS=metrics[name], VERSION=1, TRAIN_KEYS=(), columns=columns)  # noqa: E731
     monkeypatch.setattr(registry, "load_module", load)
     report = recovered({"mix": 1.0}, noise=0.1)
     for found in (report, measured(tmp_path)):

@@ -55,7 +55,7 @@ METRICS = (
 def domain(monkeypatch):
     def load(noun, name, part=""):
         assert (noun, name, part) == ("domain", "toy", "metrics")
-        return SimpleNamespace(METRICS=METRICS, VERSION=3, columns=columns)
+        return SimpleNamespace(METRICS=METRICS, VERSION=3, TRAIN_KEYS=(), columns=columns)
 
     monkeypatch.setattr(registry, "load_module", load)
 

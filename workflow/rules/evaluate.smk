@@ -9,7 +9,10 @@ routed and what it recovers of the oracle's gain.
 rule predict:
     input:
         base="<results>/bases/{base}/base.json",
-        data=expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=("valid", "test")),
+        data=expand(
+            "<results>/{{corpus}}/{{domain}}/{split}.parquet",
+            split=SPLITS if STUDY.evaluation.models_rank else ("valid", "test"),
+        ),
         adapters=adapters_for,
         mixtures=lambda wc: collect(
             "<results>/mixtures/{mixture}/seed{seed}/mixture.json",
@@ -56,7 +59,7 @@ rule predict:
 
 rule predict_baselines:
     input:
-        data=expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid", "test")),
+        data=expand("<results>/data/{{domain}}/{split}.parquet", split=SPLITS),
         transfer=lambda wc: list(transfer_of(wc).values()),
     output:
         "<results>/predictions/data/{domain}/baselines.parquet",
@@ -76,6 +79,7 @@ rule predict_baselines:
         max_valid=STUDY.evaluation.max_valid,
         samples=STUDY.evaluation.samples,
         transfer=lambda wc, input: by_name(transfer_of(wc), input.transfer),
+        ranked_users=STUDY.evaluation.ranked_users,
         code=lambda wc: code_digest("evaluation/baselines.py", *domain_modules("task", [wc.domain])),
     script:
         "../../scripts/predict_baselines.py"

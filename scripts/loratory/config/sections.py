@@ -75,6 +75,10 @@ class Evaluation(Options):
     max_folded_length: int | None = Field(
         1024, ge=1, description="longest sequence that is folded, residues; none means as long as memory allows"
     )
+    ranked_users: int = Field(
+        50, ge=0, description="test users for each of whom every item is ranked, by id hash, where a domain ranks"
+    )
+    models_rank: bool = Field(False, description="models rank too: a prompt for every item for each such user")
     temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampled sequences; a small one cuts the rare end")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")

@@ -258,6 +258,8 @@ class Example:
 #                end-of-sequence, unless an alphabet's last letter closes it
 #   p            probability of `choices[1]` among the choices, windows averaged in log odds (output "choice")
 #   text         what the model wrote, without end-of-sequence (outputs "text" and "sample")
+# and, where a domain ranks,
+#   above, tied  how many other candidates score higher than the reference, and how many as high (output "rank")
 ROW = ("id", "group", "reference", "nll", "tokens", "p", "text")
 
 
@@ -272,7 +274,8 @@ class Metric:
 
     Attributes:
         name, unit: as printed; `direction` is "up" if more is better, else "down".
-        output: the prediction output it needs: "nll", "choice", "text", "sample", or "structure" (folded samples).
+        output: the prediction output it needs: "nll", "choice", "text", "rank", "sample", or "structure" (folded
+            samples).
         value: columns -> float; NaN if undefined (a single class, no rows).
         where: columns -> (n,) bool, the rows that count (an age group, users with both classes): `value` sees them
             alone, and their number is printed. None: all rows.
@@ -323,7 +326,7 @@ class SourcesModule(Protocol):
     def FAMILIES(self) -> Mapping[str, tuple[str, ...]]:
         """{family of bases: outputs that are predicted there}.
 
-        Outputs are "nll", "choice", "text", "sample" and, of a family that folds, "structure".
+        Outputs are "nll", "choice", "text", "rank", "sample" and, of a family that folds, "structure".
         """
 
     @property
@@ -416,6 +419,20 @@ class TaskModule(Protocol):
         """
 
 
+class RankingTaskModule(TaskModule, Protocol):
+    """`task.py` of a domain with the output "rank", which is made of the output "choice" of all candidates."""
+
+    def ranking_lists(self, parts: Mapping[str, list[dict]], users: int) -> Iterable[list[dict]]:
+        """Records of all candidates of one question, those of test that were chosen first; one list for each user.
+
+        Args:
+            parts: {split: its records}. users: most lists.
+        """
+
+    def fit_baselines(self, train: list[dict], task: Any) -> dict[str, Callable[[list[dict]], list[dict]]]:
+        """{system: records -> their rows, with `p`} of what `baselines` answers with."""
+
+
 class SamplingTaskModule(TaskModule, Protocol):
     """`task.py` of a domain with the output "sample"."""
 
@@ -439,6 +456,11 @@ class MetricsModule(Protocol):
     @property
     def METRICS(self) -> tuple[Metric, ...]:
         """What is computed, in the order of tables; of each question exactly one is primary."""
+
+    @property
+    def TRAIN_KEYS(self) -> tuple[str, ...]:
+        """Columns of records whose values train may never have held, such as users; () for none. `columns` finds in
+        scored records `known_{column}`, 1 or 0, and tables say how many of test are new."""
 
     @property
     def VERSION(self) -> int:

@@ -17,12 +17,13 @@ from loratory.adapters import core
 from loratory.adapters.ranks import cut_adapter
 from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
-from loratory.data.batching import batches_by_length
+from loratory.data.batching import batches_by_length, pad_contexts
 from loratory.data.files import write_json
 from loratory.domains.contract import ROW
 from loratory.domains.examples import domain_examples, domain_prompts, read_records
 from loratory.errors import InputError
-from loratory.evaluation.controls import ShuffledMixer, can_shuffle
+from loratory.evaluation.controls import MeanUserMixer, ShuffledMixer, can_shuffle, exchange_users
+from loratory.evaluation.ranking import rank_row, read_candidates
 from loratory.evaluation.rows import write_rows
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
@@ -31,7 +32,7 @@ from loratory.mixers.streams import TOKENS, module_streams
 
 if TYPE_CHECKING:
     from loratory.bases.core import Base
-    from loratory.domains.contract import Example, TaskOptions
+    from loratory.domains.contract import Example, RankingTaskModule, TaskOptions
     from loratory.mixers.contract import Mixer
 
 
@@ -42,11 +43,13 @@ class System:
     Attributes:
         names: what it is called; a control has several names, one for each mixture that it is a control of.
         kind: "base", "adapter", "cut" (an adapter at a lower rank), "control" or "mixture". model: what is called.
+        others_past: it is asked about each record with the past of another user.
     """
 
     names: tuple[str, ...]
     kind: str
     model: torch.nn.Module
+    others_past: bool = False
 
     @property
     def name(self) -> str:
@@ -100,20 +103,21 @@ def predict_domain(
 
     Args:
         trained: {seed: what its trainings made}. evaluation: the config's `evaluation`.
-        asked: which of "test", "valid" (for choices) and "sample" (where the domain generates).
+        asked: which of "test", "valid" (for choices), "sample" (where a domain writes) and "rank" (where one ranks).
         out: folder. `seed{n}.parquet` gets one row for each (split, system, record), `seed{n}.routing.json`
             {mixture: its `mixture_facts` and `routing_summary`}, and `seed{n}.costs.json` {system: its `Cost`}, apart
             because seconds are never the same twice.
     """
     base = load_base(base_folder, device)
     sets = examples_by_split(domain, data, task, base, asked, evaluation)
+    candidates = candidate_lists(domain, data, base, asked, evaluation)
     found: dict[tuple, tuple[list[dict[str, Any]], Cost]] = {}
     cache_audio(base, [question for questions in sets.values() for question in questions])
     for seed, made in trained.items():
         rows: list[dict[str, Any]] = []
         costs: dict[str, dict[str, Any]] = {}
         routing: dict[str, dict[str, Any]] = {}
-        for system in iterate_systems(base, domain, made):
+        for system in iterate_systems(base, domain, made, sets.get("valid", sets["test"])):
             cost = Cost()
             for split in (split for split in sets if is_evaluated(split, system, domain)):
                 key = (system.name, split, seed if system.kind != "base" or split == "sample" else None)
@@ -122,6 +126,10 @@ def predict_domain(
                 answers, spent = found[key]
                 cost += spent
                 rows += [row | {"system": name} for name in system.names for row in answers]
+            if candidates and system.kind != "cut" and not system.others_past:
+                ranked, spent = rank_candidates(base, domain, system, candidates, task, evaluation, seed)
+                cost += spent
+                rows += [row | {"system": name} for name in system.names for row in ranked]
             costs |= dict.fromkeys(system.names, asdict(cost))
             if system.kind == "mixture" and isinstance(system.model, Mixture):
                 routed = routing_summary(base, system.model, sets["test"], evaluation.batch_tokens)
@@ -148,6 +156,37 @@ def examples_by_split(
     return sets
 
 
+def candidate_lists(
+    domain: str, data: Path | str, base: Base, asked: Collection[str], evaluation: Any
+) -> list[list[dict]]:
+    """Records of all candidates of each question that models rank; none unless the config asks for it."""
+    ranks = "rank" in asked and "rank" in registry.family_outputs(domain, base.family)
+    if not (ranks and evaluation.models_rank):
+        return []
+    module = cast("RankingTaskModule", registry.load_module("domain", domain, "task"))
+    return [*read_candidates(module, data, evaluation.ranked_users)]
+
+
+def rank_candidates(
+    base: Base,
+    domain: str,
+    system: System,
+    candidates: Sequence[list[dict]],
+    task: TaskOptions,
+    evaluation: Any,
+    seed: int,
+) -> tuple[list[dict[str, Any]], Cost]:
+    """The rows of one system on the split "rank", and their `Cost`; each candidate is a question."""
+    label, found, cost = {"split": "rank", "system": system.name, "kind": system.kind}, [], Cost()
+    for records in candidates:
+        questions = domain_examples(domain, records, task, base.family)
+        rows, spent = predict_examples(base, system.model, questions, ("choice",), task, evaluation, seed)
+        found.append(label | rank_row(rows))
+        cost += spent
+    print(f"{domain}: {system.name} ranked the candidates of {len(candidates)} users", flush=True)
+    return found, cost
+
+
 def is_evaluated(split: str, system: System, domain: str) -> bool:
     """Choices on `valid` are between single experts; samples are of a domain's own adapters and of mixtures alone."""
     if system.kind == "cut":
@@ -169,7 +208,8 @@ def run_system(
 ) -> tuple[list[dict[str, Any]], Cost]:
     """The rows of one system on one split, and their `Cost`."""
     outputs = task.choose_outputs(registry.family_outputs(domain, base.family))
-    wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o != "sample")
+    wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o not in ("sample", "rank"))
+    questions = exchange_users(questions) if system.others_past else questions
     started = perf_counter()
     found, cost = predict_examples(base, system.model, questions, wanted, task, evaluation, seed)
     each = (perf_counter() - started) / max(1, len(found))
@@ -178,8 +218,14 @@ def run_system(
     return [label | row for row in found], cost
 
 
-def iterate_systems(base: Base, domain: str, made: TrainedModels) -> Iterator[System]:
-    """One system after the other on the one loaded model; each is taken off before the next comes."""
+def iterate_systems(
+    base: Base, domain: str, made: TrainedModels, questions: Sequence[Example] = ()
+) -> Iterator[System]:
+    """One system after the other on the one loaded model; each is taken off before the next comes.
+
+    Args:
+        questions: those whose users are the mean user of mixers that weigh by user.
+    """
     if not base.heads:  # predictions of a head that is not trained mean nothing
         yield System(("base",), "base", base.model)
     for name, folder in made.adapters.items():
@@ -196,7 +242,7 @@ def iterate_systems(base: Base, domain: str, made: TrainedModels) -> Iterator[Sy
             base, domain, {d: made.adapters[f"{adapter}@{d}"] for d, adapter in experts}, names
         )
     for name, folder in made.mixtures.items():
-        yield from mixture_systems(base, domain, name, folder)
+        yield from mixture_systems(base, domain, name, folder, questions)
 
 
 def group_by_experts(mixtures: Mapping[str, Path]) -> dict[tuple, list[str]]:
@@ -217,14 +263,23 @@ def mixture_controls(base: Base, domain: str, experts: Mapping[str, Path], names
     mixture.remove_experts()
 
 
-def mixture_systems(base: Base, domain: str, name: str, folder: Path | str) -> Iterator[System]:
-    """A mixture after its shuffled control; without the mixture where it needs the domain and was not made for it."""
+def mixture_systems(
+    base: Base, domain: str, name: str, folder: Path | str, questions: Sequence[Example]
+) -> Iterator[System]:
+    """A mixture after the controls of its gate; only these where it needs the domain and was not made for it."""
     mixture = open_mixture(folder, base)
     set_domain(mixture, domain)
     own = mixture.mixer
     if can_shuffle(own, mixture.gate):
         mixture.mixer = ShuffledMixer(inner=own)
         yield System((f"{name}:shuffled",), "control", mixture)
+        mixture.mixer = own
+    contexts = [question.context for question in questions if question.context]
+    if own.reads == "context" and contexts:
+        yield System((f"{name}:other_user",), "control", mixture, others_past=True)
+        padded = torch.from_numpy(pad_contexts(contexts)).to(base.device)
+        mixture.mixer = MeanUserMixer(inner=own, contexts=padded)
+        yield System((f"{name}:mean_user",), "control", mixture)
         mixture.mixer = own
     if not own.needs_domain or mixture.domain is not None:
         yield System((name,), "mixture", mixture)

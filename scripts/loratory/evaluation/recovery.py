@@ -19,6 +19,7 @@ from loratory import registry
 from loratory.data.files import write_json
 from loratory.evaluation.bootstrap import percentile_interval
 from loratory.evaluation.contrast import PairedComparison, compare_systems, file_digests
+from loratory.evaluation.controls import GATE_CONTROLS
 from loratory.evaluation.score import BASE, Floor, finite_or_none, metric_columns
 
 NO_GAIN = "undefined: the oracle may gain nothing"
@@ -100,9 +101,9 @@ def contrast_mixers(
     """Writes how the mixtures of some experts compare, on all their domains, to the JSON file `out`.
 
     `rows` are those of `evaluation.score` on test, for each domain and metric and each of base, experts, mixtures,
-    shuffled gates and the best control without a language model, with the columns of `recovery_row` and `difference`
-    (to the mixture `against`), which has `_low` and `_high`; `controls` names these controls; `valid` are rows of base
-    and experts on valid; `best_single` and all means are as of `measure_recovery`.
+    controls of their gates and the best control without a language model, with the columns of `recovery_row` and
+    `difference` (to the mixture `against`), which has `_low` and `_high`; `controls` names these controls; `valid` are
+    rows of base and experts on valid; `best_single` and all means are as of `measure_recovery`.
 
     Args:
         asked: {domain: its predictions}. experts: {domain: its adapter}. mixtures: their names.
@@ -114,7 +115,7 @@ def contrast_mixers(
     """
     own = expert_systems(experts)
     alone = [BASE, *own.values()]
-    wanted = {*alone, *mixtures, *(f"{name}:shuffled" for name in mixtures)}
+    wanted = {*alone, *mixtures, *(f"{name}:{control}" for name in mixtures for control in GATE_CONTROLS)}
     compared = compare_domains(asked, own, wanted.__contains__, resamples, seed, floor)
     for domain, (first, *_) in compared.items():
         check_systems(first.test, [*alone, *mixtures], next(iter(asked[domain].files.values())))

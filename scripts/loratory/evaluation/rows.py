@@ -14,6 +14,8 @@ SCHEMA = pa.schema(
         ("tokens", pa.int64()),
         ("p", pa.float64()),
         ("text", pa.string()),
+        ("above", pa.int64()),
+        ("tied", pa.int64()),
     ]
 )
 

@@ -28,8 +28,10 @@ OUTPUT_COLUMNS = {
     "text": "text",
     "sample": "text",
     "structure": "text",
+    "rank": "above",
 }  # output: its column
-RECORDS = {"valid": "valid", "test": "test", "sample": "train"}  # samples are compared with what was learnt from
+RECORDS = {"valid": "valid", "test": "test", "rank": "test", "sample": "train"}  # samples: what was learnt from
+APART = {"sample": "sample", "structure": "sample", "rank": "rank"}  # splits of outputs that are not made on records
 BASE = "base"
 NOT_FOLDED = "not run: no trained folding base"
 CONTROL = "vs_control"  # fields of what a system gains over the best control without a language model
@@ -109,9 +111,9 @@ def score_domain(
     splits = gather_runs(add_baselines(files, baselines), data, folded or {})
     control = choose_control(metrics, splits, data, task)
     common = {"task": task, "folded": folded is not None, "seeds": list(files), "floor": floor, "resample": resample}
-    rows = []
+    rows, learnt = [], train_values(data, metrics.TRAIN_KEYS)
     for split, systems in sorted(splits.items()):
-        records = read_split(data, RECORDS[split])
+        records = mark_known_values(read_split(data, RECORDS[split]), learnt)
         rows += score_split(metrics, split, systems, records, control=control["system"] if control else None, **common)
     inputs = {f"seed{run}": path for run, path in files.items()} | {
         name: path for name, path in [("baselines", baselines), ("structures", structures)] if path
@@ -121,6 +123,7 @@ def score_domain(
         "base": base,
         "metrics_version": metrics.VERSION,
         "control": control,
+        "unseen": unseen_counts(read_split(data, "test"), learnt) if learnt else {},
         "rows": rows,
         "seeds": list(files),
         "resamples": resamples,
@@ -133,6 +136,29 @@ def score_domain(
         },
     }
     write_json(out, report)
+
+
+def train_values(data: Path | str, names: Sequence[str]) -> dict[str, set]:
+    """{column: its values in train}."""
+    table = pq.read_table(Path(data, "train.parquet"), columns=list(names)) if names else None
+    return {name: {*table[name].to_pylist()} for name in names} if table else {}
+
+
+def mark_known_values(records: list[dict], learnt: Mapping[str, set]) -> list[dict]:
+    """The records with `known_{column}`: 1 where train holds their value of it, else 0."""
+    return [
+        record | {f"known_{name}": int(record[name] in values) for name, values in learnt.items()}
+        for record in records
+    ]
+
+
+def unseen_counts(test: list[dict], learnt: Mapping[str, set]) -> dict[str, dict[str, int]]:
+    """{column: how many values of test train has never seen, of how many, in how many records}."""
+    found = {}
+    for name, values in learnt.items():
+        new = [record[name] for record in test if record[name] not in values]
+        found[name] = {"values": len({*new}), "of": len({record[name] for record in test}), "records": len(new)}
+    return found
 
 
 def add_baselines(files: Mapping[int, Path | str], baselines: Path | str | None) -> dict[int | None, Path | str]:
@@ -159,7 +185,7 @@ def gather_runs(
             ids = [row["id"] for row in rows]
             if split not in covered:
                 covered[split] = ids
-                known = ids if split == "sample" else [record["id"] for record in read_split(data, split)]
+                known = ids if split == "sample" else [record["id"] for record in read_split(data, RECORDS[split])]
                 check_ids(path, split, system, set(ids) - set(known), "records of the dataset")
             strangers = set(ids) ^ set(covered[split])
             check_ids(path, split, system, strangers, "the same records for every system of a split")
@@ -196,7 +222,7 @@ def read_rows(path: Path | str) -> dict[tuple[str, str], list[dict]]:
                     f"{path}:{row['id']}", what, row["id"], "one row a record", "predict again", "duplicate_id"
                 )
         for column in set(OUTPUT_COLUMNS.values()):
-            holes = [row["id"] for row in rows if row[column] is None]
+            holes = [row["id"] for row in rows if row.get(column) is None]
             if holes and len(holes) < len(rows):
                 what = f"`{system}` has no `{column}` for {len(holes)} of {len(rows)} records of {split}"
                 raise InputError(
@@ -339,8 +365,9 @@ def selected_size(metric: Metric, groups: np.ndarray, columns: Mapping) -> CellS
 
 def has_output(metric: Metric, split: str, runs: Runs) -> bool:
     """Whether the output that a metric needs is made on this split and was filled by this system."""
-    made = (split == "sample") == (metric.output in ("sample", "structure"))
-    return made and all(row[OUTPUT_COLUMNS[metric.output]] is not None for rows in runs.values() for row in rows)
+    made = APART.get(metric.output, split) == split and (split not in APART.values() or metric.output in APART)
+    column = OUTPUT_COLUMNS[metric.output]
+    return made and all(row.get(column) is not None for rows in runs.values() for row in rows)
 
 
 def metric_columns(metric: Metric) -> dict:

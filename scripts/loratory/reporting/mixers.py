@@ -16,6 +16,7 @@ from loratory.reporting.tables import (
     BASE,
     BY_LOSS,
     CONTROL,
+    CONTROLS,
     best_single_note,
     column_heading,
     column_notes,
@@ -40,8 +41,9 @@ NOTES = (
     "the other domains, and says so.",
     f"{DOMAIN_MARK} is told the domain of its input, which no other system knows. First pass: the base is run without "
     "experts before they are weighed.",
-    "shuffled: the same gate, each weight handed to the next expert. The best single expert was chosen once; "
-    "intervals do not cover that choice.",
+    "shuffled: the same gate, each weight handed to the next expert; other_user: each record with the past of another "
+    "user; mean_user: for all records the mean weights of the users of `valid`.",
+    "The best single expert was chosen once; intervals do not cover that choice.",
     "top-1: share of tokens of test records whose heaviest expert, by the mean over layers, is the domain's own; "
     "entropy: of the experts' shares of a token and layer (1: uniform). Means over all domains, where several experts "
     "are weighed in each; top-1 where training told them the domains: of any other gate it is no measure.",
@@ -87,7 +89,7 @@ def system_records(costs: Mapping, routing: Mapping) -> dict[str, dict]:
 def mixer_layout(
     report: Mapping, answered: Sequence[Mapping], runs: Sequence[tuple[str, Mapping]], about: str, banner: str
 ) -> Layout:
-    """A line for the base, the best baseline and expert, each mixture and its shuffled gate; two columns a domain."""
+    """A line for the base, the best baseline and expert, each mixture and its gate's controls; two columns each."""
     rows = {(row["domain"], row["system"]): row for row in report["rows"] if row["primary"]}
     by_loss = {(row["domain"], row["system"]): row for row in report["rows"] if not row["primary"]}
     losses = loss_metrics(report["rows"])
@@ -136,7 +138,8 @@ def mean_columns(row: Mapping | None) -> dict:
 
 
 def row_order(mixtures: Sequence[str], asked: set[str]) -> list[str]:
-    return [name for mixture in mixtures for name in (mixture, f"{mixture}:shuffled") if name in asked]
+    lines = [name for mixture in mixtures for name in (mixture, *(f"{mixture}:{control}" for control in CONTROLS))]
+    return [name for name in lines if name in asked]
 
 
 def fact_cells(known: Mapping) -> list[str]:

@@ -19,7 +19,7 @@ DECIMALS = {"%": 1, "0–100": 1, "Å": 2, "utterances": 0}  # of a printed unit
 ARROWS = {"up": "↑", "down": "↓"}
 GENERAL = "general"
 KINDS = ("base", "baseline", "adapter", "cut", "control", "mixture")
-CONTROLS = ("uniform", "oracle", "shuffled")
+CONTROLS = ("uniform", "oracle", "shuffled", "other_user", "mean_user")
 BASE = "base"
 ABSENT = "–"
 UNDEFINED = "undefined"  # the status of a metric whose value does not exist, such as that of an empty age group
@@ -125,6 +125,7 @@ def domain_layout(
     ]
     notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
     notes += version_notes({domain: report.get("metrics_version", 1)})
+    notes += [] if compact else unseen_notes(report.get("unseen", {}))
     scored = {"data": report} | ({GENERAL: general} if general else {})
     learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
     notes += control_notes({domain: report["control"]}, {domain: learnt})
@@ -325,7 +326,8 @@ def control_notes(controls: Mapping[str, Mapping | None], learnt: Mapping[str, S
     lines = [f"Best control without a language model, chosen on valid: {named}. {BETTER}", STRONGEST]
     tested = [domain for domain, control in controls.items() if control and control["split"] == "test"]
     lines += [f"Without answers for valid, chosen on test, which favours it: {', '.join(tested)}."] if tested else []
-    return [*lines, *(control_verdict(domain, system, learnt[domain]) for domain, system in known.items())]
+    lines += [control_verdict(domain, system, learnt[domain]) for domain, system in known.items()]
+    return [*lines, *filter(None, (losers_note(domain, system, learnt[domain]) for domain, system in known.items()))]
 
 
 def control_verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
@@ -339,6 +341,13 @@ def control_verdict(domain: str, control: str, rows: Iterable[Mapping]) -> str:
     if low > 0:
         return f"{domain}: {best['system']} is better than {control} {by}."
     return f"{domain}: {control} {'wins' if high < 0 else 'is not beaten'}: {best['system']} is {says} {by}."
+
+
+def losers_note(domain: str, control: str, rows: Iterable[Mapping]) -> str:
+    """Which of some rows are worse than the control, by the paired interval; "" if none is."""
+    high = {row["system"]: row["vs_control_high"] for row in rows}
+    worse = [system for system, bound in high.items() if bound is not None and bound < 0]
+    return f"{domain}: {control} wins over {', '.join(worse)}: their intervals are below 0." if worse else ""
 
 
 def size_notes(rows: Iterable[Mapping]) -> list[str]:
@@ -378,6 +387,12 @@ def version_notes(versions: Mapping[str, int]) -> list[str]:
     """Which domains' metrics have changed their meaning, of {domain: version}: nothing while it is the first."""
     changed = [f"{domain} {version}" for domain, version in versions.items() if version > 1]
     return [f"Version of the metrics, comparable with no other: {', '.join(changed)}."] if changed else []
+
+
+def unseen_notes(unseen: Mapping[str, Mapping]) -> list[str]:
+    """What of test train has never seen, from `evaluation.score.unseen_counts`."""
+    parts = [f"{name} {of['values']} of {of['of']} ({of['records']} records)" for name, of in unseen.items()]
+    return [f"Of test, train has never seen: {'; '.join(parts)}."] if parts else []
 
 
 def metric_notes(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:

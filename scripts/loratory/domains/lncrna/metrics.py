@@ -89,6 +89,7 @@ def brier_score(columns: Columns) -> float:
     return float(np.mean((p - columns["label"]) ** 2)) if p.size else math.nan
 
 
+TRAIN_KEYS = ()
 VERSION = 1
 METRICS = (
     Metric(

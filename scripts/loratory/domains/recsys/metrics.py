@@ -1,7 +1,10 @@
-"""How well the probability of yes ranks, and whether it can be believed.
+"""How well the probability of yes ranks, whether it can be believed, and where the liked item stands among all items.
 
 VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -13,13 +16,19 @@ BINS = 10
 
 
 def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.ndarray]:
-    """`label` (1 for yes), `p` and `user` (numbered from 0) of each row."""
-    labels = {record["id"]: record["label"] for record in records}
+    """Of each row `label` (1 for yes), `p`, `user` (numbered from 0), `past` and `item_past` (how many earlier ratings
+    user and item have), `warm` (1 if train knows the user, 0 if not, -1 if that is not said), and `above` and `tied`
+    (how many other items score higher, and as high, where all are ranked)."""
+    known = {record["id"]: record for record in records}
+    of_rows = [known[row["id"]] for row in rows]
     _, users = np.unique([row["group"] for row in rows], return_inverse=True)
-    return {
-        "label": np.array([labels[row["id"]] for row in rows], int),
-        "p": np.array([row["p"] for row in rows], float),
+    found = {name: np.array([row.get(name) for row in rows], float) for name in ("p", "above", "tied")}
+    return found | {
+        "label": np.array([record["label"] for record in of_rows], int),
         "user": users,
+        "past": np.array([record["user_ratings"] for record in of_rows], int),
+        "item_past": np.array([record["item_ratings"] for record in of_rows], int),
+        "warm": np.array([record.get("known_user", -1) for record in of_rows], int),
     }
 
 
@@ -78,6 +87,53 @@ def expected_calibration_error(columns: Columns) -> float:
     return float(np.abs(np.bincount(bins, weights=p - label)).sum() / label.size)
 
 
+def is_within(columns: Columns, low: int, high: float) -> np.ndarray:
+    """(n,) bool: so many earlier ratings of the user, from `low` to below `high`."""
+    return (columns["past"] >= low) & (columns["past"] < high)
+
+
+def is_warm(columns: Columns, warm: int) -> np.ndarray:
+    return columns["warm"] == warm
+
+
+def is_popular(columns: Columns, third: int) -> np.ndarray:
+    """(n,) bool: the record is of that third, from 0, by its item's number of earlier ratings; ties stand together."""
+    cuts = np.quantile(columns["item_past"], [1 / 3, 2 / 3]) if columns["item_past"].size else [0, 0]
+    return np.searchsorted(cuts, columns["item_past"], "left") == third
+
+
+def rank_weights(columns: Columns, weight: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Mean weight of the place of the liked item, from 1; of equal scores, the mean over all orders of them."""
+    above, tied = columns["above"], columns["tied"]
+    if not above.size or np.isnan(above).any() or np.isnan(tied).any():
+        return np.nan
+    sums = np.r_[0.0, np.cumsum(weight(1.0 + np.arange(int((above + tied).max()) + 1)))]
+    first, last = above.astype(int), (above + tied).astype(int) + 1
+    return float(np.mean((sums[last] - sums[first]) / (tied + 1)))
+
+
+def hit_weights(places: np.ndarray, k: int) -> np.ndarray:
+    return (places <= k).astype(float)
+
+
+def gain_weights(places: np.ndarray, k: int) -> np.ndarray:
+    return (places <= k) / np.log2(places + 1)
+
+
+def auc_of(name: str, note: str, where: Callable[[Columns], np.ndarray]) -> Metric:
+    """AUC over some records alone."""
+    labels = lambda columns: columns["label"]  # noqa: E731
+    return Metric(f"auc_{name}", "", "up", "choice", rating_auc, note=note, where=where, classes=labels)
+
+
+def rank_metric(name: str, note: str, weight: Callable[[np.ndarray], np.ndarray]) -> Metric:
+    """A mean over users of how high the item stands that each liked next, among all items new to them."""
+    return Metric(name, "", "up", "rank", partial(rank_weights, weight=weight), note=f"{note}; {RANKED}")
+
+
+K = 10  # places that count as the top
+RANKED = "all items that the user has not rated compete, equal scores in every order"
+TRAIN_KEYS = ("user", "item")
 VERSION = 1
 METRICS = (
     Metric(
@@ -109,4 +165,21 @@ METRICS = (
         expected_calibration_error,
         note=f"mean gap between p and the share of yes in {BINS} bins of equal width, weighted by their records",
     ),
+    auc_of("cold_users", "over records of users that train has never seen", partial(is_warm, warm=0)),
+    auc_of("warm_users", "over records of users that train knows", partial(is_warm, warm=1)),
+    auc_of(
+        "short_past", "over records of users with fewer than 10 earlier ratings", partial(is_within, low=0, high=10)
+    ),
+    auc_of("mid_past", "over records of users with 10 to 49 earlier ratings", partial(is_within, low=10, high=50)),
+    auc_of("long_past", "over records of users with 50 or more", partial(is_within, low=50, high=np.inf)),
+    auc_of(
+        "rare_items",
+        "over the third of the records with the fewest earlier ratings of the item",
+        partial(is_popular, third=0),
+    ),
+    auc_of("mid_items", "over the middle third", partial(is_popular, third=1)),
+    auc_of("popular_items", "over the third with the most", partial(is_popular, third=2)),
+    rank_metric(f"hit_rate_{K}", f"share of users whose item is among the first {K}", partial(hit_weights, k=K)),
+    rank_metric(f"ndcg_{K}", f"1 / log2(place + 1) of the item, 0 behind the first {K}", partial(gain_weights, k=K)),
+    rank_metric("mrr", "1 / place of the item", np.reciprocal),
 )

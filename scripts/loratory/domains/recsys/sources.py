@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from loratory.domains.contract import DatasetOptions, Encoding, FilesOptions, SimulationOptions, TaskOptions
 
-FAMILIES = {"causal": ("choice",)}
+FAMILIES = {"causal": ("choice", "rank")}
 AUDIO, FOLDED = False, False
 
 

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from functools import partial
 
 from loratory.domains.contract import Example, prediction_row
 from loratory.domains.recsys.context import record_context
-from loratory.domains.recsys.controls import KEYS, fit_controls
+from loratory.domains.recsys.controls import KEYS, Score, fit_controls
+from loratory.domains.recsys.ranking import ranking_lists as ranking_lists
 from loratory.domains.recsys.sources import Task
 
 CHOICES = (" no", " yes")
@@ -70,8 +72,13 @@ def plain_title(title: str, longest: int) -> str:
 
 def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """See `controls.fit_controls`."""
+    return {system: answer(held_out) for system, answer in fit_baselines(train, task).items()}
+
+
+def fit_baselines(train: list[dict], task: Task) -> dict[str, Callable[[list[dict]], list[dict]]]:
     controls = fit_controls(train, partial(shown_events, task=task), task.averages)
-    return {
-        system: [prediction_row(record, CHOICES[record["label"]], p=p) for record, p in zip(held_out, score(held_out))]
-        for system, score in controls.items()
-    }
+    return {system: partial(control_rows, score=score) for system, score in controls.items()}
+
+
+def control_rows(records: list[dict], score: Score) -> list[dict]:
+    return [prediction_row(r, CHOICES[r["label"]], p=p) for r, p in zip(records, score(records))]

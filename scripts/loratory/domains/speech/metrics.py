@@ -52,6 +52,7 @@ def sentence_rate_metric(name: str, read: bool, note: str) -> Metric:
     return error_rate_metric(name, ("S", "D", "I"), where=counts, note=note)
 
 
+TRAIN_KEYS = ()
 VERSION = 2  # 2: both sides go through `plain_transcript` first; blanks between letters that are words do not count
 METRICS = (
     error_rate_metric("wer", ("S", "D", "I"), primary=True, note=POOLED),

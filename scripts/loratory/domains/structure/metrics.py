@@ -72,6 +72,7 @@ def median_of(column: str) -> Callable[[Columns], float]:
     return lambda columns: float(np.median(columns[column]))
 
 
+TRAIN_KEYS = ()
 VERSION = 1
 METRICS = (
     Metric(

@@ -20,6 +20,7 @@ class Mixer(UntrainedExperts):
     """A single fresh expert (LoRA, arXiv:2106.09685) of weight 1."""
 
     reads: ClassVar[Reads] = "nothing"
+    fewest_experts: ClassVar[int] = 1  # of one domain: a plain LoRA that learns from what a mixture learns from
 
     rank: int | None = RANK
     alpha: float | None = ALPHA
