@@ -450,6 +450,25 @@ def test_the_prompt_shows_the_latest_ratings_in_order_and_ends_with_the_question
     assert task.examples([{**record, "label": 0}], Task(), "causal")[0].target == " no"
 
 
+def test_the_events_of_the_items_most_like_the_one_asked_about_are_shown_in_order_of_time():
+    titles = ["Star Wars (1977)", "Heat (1995)", "Star Trek (1979)", "Ronin II (2001)", "Big (1988)"]
+    record = a_record([[n, title, 4.0] for n, title in enumerate(titles)], title="Star Wars: Ronin (1990)")
+    similar = [title for _, title, _ in task.shown_events(record, Task(history=3, shows="similar"))]
+    assert similar == ["Star Wars (1977)", "Star Trek (1979)", "Ronin II (2001)"]
+    assert [e[1] for e in task.shown_events(record, Task(history=2))] == titles[-2:]
+    alike = a_record([[n, "Big (1988)", 1.0 + n] for n in range(4)], title="Heat (1995)")
+    assert [e[0] for e in task.shown_events(alike, Task(history=2, shows="similar"))] == [2, 3], "of equals the latest"
+
+
+def test_the_context_is_the_whole_past_whatever_is_shown_and_holds_nothing_of_the_rating_to_be_told():
+    record = a_record([[n, f"Film {n}", 0.5 * n] for n in range(1, 9)])
+    (example,) = task.examples([record], Task(history=2), "causal")
+    keys, values = zip(*example.context)
+    assert values == (0, *(50 * n for n in range(1, 9))) and len({*keys}) == 9 and min(keys) > 0
+    other = record | {"label": 0, "rating": 1.0}
+    assert task.examples([other], Task(history=2), "causal")[0].context == example.context
+
+
 def test_the_prompt_tells_the_averages_of_the_past_where_it_is_asked_to():
     known = {"user_ratings": 240, "user_mean": 3.636, "item_ratings": 57, "item_mean": 4.1}
     lines = task.record_prompt(a_record([[1, "Heat (1995)", 3.0]], **known), Task(averages=True)).splitlines()

@@ -1,13 +1,15 @@
 """Baselines that answer for test records, and those that write samples."""
 
 from collections import Counter
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
 
+from loratory.domains.contract import prediction_row
 from loratory.domains.protein import task
 from loratory.domains.protein.sources import Task
-from loratory.evaluation import baselines
+from loratory.evaluation import baselines, ranking
 from loratory.reporting.tables import CONTROLS
 
 TEST = [
@@ -92,3 +94,41 @@ def test_rows_of_both_kinds_stand_in_one_file(tmp_path, monkeypatch, samples):
     assert {row["id"] for row in rows if row["split"] == "valid"} == {"valid-p0", "valid-p1"}
     for row in rows:
         assert (row["nll"] is None) == (row["split"] == "sample") == (row["text"] is not None)
+
+
+# --- full ranking
+
+
+class Ranking:
+    """A domain of two questions, whose systems say what the test says."""
+
+    P = {"sure": [0.9, 0.1, 0.2, 0.1], "flat": [0.5] * 4, "wrong": [0.1, 0.9, 0.1, 0.5]}  # noqa: RUF012
+
+    @staticmethod
+    def ranking_lists(parts, users):
+        assert set(parts) == {"train", "gate", "valid", "test"}
+        return [
+            [{"id": f"u{user}|{i}" if i else f"u{user}", "group": f"u{user}"} for i in range(4)]
+            for user in range(users)
+        ]
+
+    @classmethod
+    def answers(cls):
+        def answer(records, p):
+            return [prediction_row(record, " yes", p=each) for record, each in zip(records, p)]
+
+        return {name: partial(answer, p=p) for name, p in cls.P.items()}
+
+
+def test_a_rank_row_says_how_many_candidates_stand_above_and_beside_the_right_one(monkeypatch):
+    monkeypatch.setattr(ranking, "read_records", lambda data, split: [])
+    rows = baselines.rank_baselines(Ranking, "nowhere", Ranking.answers(), 2)
+    found = {(row["system"], row["id"]): (row["above"], row["tied"]) for row in rows}
+    assert found == {(name, f"u{user}"): places for user in (0, 1) for name, places in PLACES.items()}
+    assert {(row["split"], row["kind"], row["p"], row["reference"]) for row in rows} == {
+        ("rank", "baseline", None, " yes")
+    }
+    assert baselines.rank_baselines(Ranking, "nowhere", Ranking.answers(), 0) == []
+
+
+PLACES = {"sure": (0, 0), "flat": (0, 3), "wrong": (2, 1)}

@@ -17,14 +17,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from loratory.data.batching import pad_contexts
 from loratory.domains.contract import Context
 
-BUCKETS = 1 << 14  # rows of the table of items
+BUCKETS = 1 << 13  # rows of the table of items
 WIDTH = 16  # of an item's embedding
 HIDDEN = 32  # of the view of a user
 DROPOUT = 0.2
-EPOCHS, PATIENCE = 40, 4  # most passes over the records, and how many of them may bring nothing
+EPOCHS, PATIENCE = 30, 4  # most passes over the records, and how many of them may bring nothing
 HELD_OUT = 0.1  # share of the records, the latest, that say when to stop
 FEWEST = 200  # records below which none can be spared for that
-BATCH, RATE, DECAY = 256, 3e-3, 1e-4
+BATCH, STEPS = 256, 30  # most records of a step, and steps of a pass as long as there are fewer
+RATE, DECAY = 3e-3, 1e-4
 
 
 class DeepInterest(nn.Module):
@@ -47,7 +48,7 @@ class DeepInterest(nn.Module):
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
         self.attention = nn.Sequential(nn.Linear(4 * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
-        inner = 4 * WIDTH + 4
+        inner = 5 * WIDTH + 4
         self.body = nn.Sequential(
             *(nn.Linear(inner, 2 * HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT)),
             *(nn.Linear(2 * HIDDEN, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT)),
@@ -79,7 +80,8 @@ class DeepInterest(nn.Module):
         mean = value.sum(-1, keepdim=True) / events.clamp(min=1)
         square = value.square().sum(-1, keepdim=True) / events.clamp(min=1)
         numbers = [(share * value).sum(-1, keepdim=True), mean, square, events.float().log1p()]
-        return self.body(torch.cat([target[:, 0], interest, liked, general, *numbers], -1))
+        asked = target[:, 0]
+        return self.body(torch.cat([asked, interest, liked, general, asked * (liked + general), *numbers], -1))
 
     def item_vectors(self, keys: torch.Tensor) -> torch.Tensor:
         """`[…, WIDTH]`; zero where an item was not learnt from."""
@@ -132,10 +134,11 @@ def train_epochs(
 ) -> DeepInterest:
     """The model of the pass after which the held-out records were told best; without any, of a tenth of the passes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    size = min(BATCH, max(1, len(learnt[0]) // STEPS))
     best, kept, waited = float("inf"), deepcopy(model.state_dict()), 0
     for _ in range(EPOCHS if len(held[0]) else EPOCHS // 10):
         model.train()
-        for rows in torch.randperm(len(learnt[0])).split(BATCH):
+        for rows in torch.randperm(len(learnt[0])).split(size):
             context = trim_padding(learnt[0][rows])
             loss = binary_cross_entropy_with_logits(model(context), learnt[1][rows])
             optimizer.zero_grad()

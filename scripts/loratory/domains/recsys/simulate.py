@@ -4,6 +4,8 @@ Titles are made of words that belong to genres, and every user has a taste for e
 titles tell how a new title will be liked. Popularity is skewed, films differ in quality, users in generosity, and
 ratings come in sessions on one time line. The two populations have other users, other films of the same style, another
 mix of genres, other fashions and another generosity: reading stars carries over, the level has to be learnt anew.
+With `taste: 0` all users of a population like alike, and what a user rated says nothing of what he will; with
+`quality: 0` nothing but the genres tells one film from another.
 """
 
 import csv
@@ -62,7 +64,7 @@ def simulate(simulation: Simulation, population: str, seed: int, out: Path | str
     ]
     membership = np.array([[(g in kinds) / len(kinds) for g in range(len(GENRES))] for kinds in genres])
     appeal = -SKEW * np.log(1 + rng.permutation(simulation.items))
-    quality = rng.normal(0, QUALITY, simulation.items)
+    quality = simulation.quality * rng.normal(0, QUALITY, simulation.items)
     ratings = [
         row
         for user in range(people.first_user, people.first_user + simulation.users)
@@ -104,10 +106,10 @@ def user_ratings(
         quality: (items,) stars by which everyone likes a film more.
     """
     n = min(FEWEST + rng.poisson(rng.exponential(simulation.ratings - FEWEST)), simulation.items)
-    liking = membership @ (rng.normal(0, TASTE, len(GENRES)) + people.fashion)
+    liking = membership @ (simulation.taste * rng.normal(0, TASTE, len(GENRES)) + people.fashion)
     # The n largest of log odds with Gumbel noise are a draw without replacement by those odds.
     watched = np.argsort(-(appeal + 0.5 * liking + rng.gumbel(size=len(appeal))))[:n]
-    generosity = people.generosity + rng.normal(0, GENEROSITY)
+    generosity = people.generosity + simulation.taste * rng.normal(0, GENEROSITY)
     exact = MEAN_STARS + generosity + quality[watched] + liking[watched] + rng.normal(0, NOISE, n)
     stars = np.clip(np.round(2 * exact) / 2, 0.5, 5)
     times = rng.permutation(session_times(rng, n))

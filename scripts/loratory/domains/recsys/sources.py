@@ -60,6 +60,8 @@ class Simulation(SimulationOptions):
     users: int = Field(400, ge=20, le=100_000, description="users of each population")
     items: int = Field(300, ge=50, le=3_000, description="films in the catalogue")
     ratings: int = Field(40, ge=20, le=1_000, description="ratings of a user, on average; nobody has fewer than 20")
+    taste: float = Field(1.0, ge=0, description="how much users differ in what they like and how generous they are")
+    quality: float = Field(1.0, ge=0, description="how much films differ in what everybody thinks of them")
 
 
 class Dataset(DatasetOptions):
@@ -80,7 +82,10 @@ class Dataset(DatasetOptions):
 class Task(TaskOptions):
     """The user's latest ratings as text, then a question to be answered by yes or no."""
 
-    history: int = Field(5, ge=1, description="most recent ratings shown, at most the dataset's `max_history`")
+    history: int = Field(5, ge=1, description="ratings shown, in order of time, at most the dataset's `max_history`")
+    shows: Literal["latest", "similar"] = Field(
+        "latest", description="the most recent of the ratings, or those of the items with the most similar titles"
+    )
     averages: bool = Field(
         False, description="state how many ratings the user gave before and the item got before, and their mean stars"
     )

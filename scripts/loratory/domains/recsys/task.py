@@ -9,6 +9,7 @@ from loratory.domains.contract import Example, prediction_row
 from loratory.domains.recsys.context import record_context
 from loratory.domains.recsys.controls import KEYS, Score, fit_controls
 from loratory.domains.recsys.ranking import ranking_lists as ranking_lists
+from loratory.domains.recsys.retrieval import similar_events
 from loratory.domains.recsys.sources import Task
 
 CHOICES = (" no", " yes")
@@ -42,7 +43,9 @@ def record_prompt(record: dict, task: Task) -> str:
 
 def shown_events(record: dict, task: Task) -> list[list]:
     """The [timestamp, title, stars] that the prompt shows, oldest first."""
-    events = json.loads(record["history"])[-task.history :]
+    events = json.loads(record["history"])
+    similar = task.shows == "similar"
+    events = similar_events(events, record["title"], task.history) if similar else events[-task.history :]
     while events and len(prompt_text(record, events, task)) > task.max_prompt:
         events = events[1:]
     return events

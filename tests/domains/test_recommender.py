@@ -1,0 +1,69 @@
+"""The sequential recommender: what it learns, what it does not know, and what it must not depend on."""
+
+import numpy as np
+import pytest
+import torch
+
+from loratory.data.batching import pad_contexts
+from loratory.domains.recommender import BUCKETS, DeepInterest, fit_recommender, like_probabilities
+from loratory.domains.recsys.context import item_key
+from loratory.domains.scores import auc
+
+KINDS = [[item_key(f"{kind} {n}") for n in range(12)] for kind in "ab"]
+
+
+def log(users, seed):
+    """Users who like one of two kinds of items: their stars tell which."""
+    draw, contexts, labels = np.random.default_rng(seed), [], []
+    for _ in range(users):
+        likes, asked, n = draw.integers(2), draw.integers(2), draw.integers(3, 9)
+        past = [(KINDS[kind][draw.integers(12)], 450 if kind == likes else 150) for kind in draw.integers(2, size=n)]
+        contexts.append(((KINDS[asked][draw.integers(12)], 0), *past))
+        labels.append(int(asked == likes))
+    return contexts, labels
+
+
+@pytest.fixture(scope="module")
+def learnt() -> DeepInterest:
+    return fit_recommender(*log(600, 0), seed=0)
+
+
+def test_it_learns_who_likes_what_from_the_past_alone(learnt):
+    contexts, labels = log(400, 1)
+    assert auc(labels, like_probabilities(learnt, contexts)) > 0.85
+    strange = [(context[0], *other[1:]) for context, other in zip(contexts, contexts[1:] + contexts[:1])]
+    assert abs(auc(labels, like_probabilities(learnt, strange)) - 0.5) < 0.1
+
+
+def test_the_same_seed_learns_the_same_and_moves_no_other_random_numbers():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second, other = (fit_recommender(*log(40, 0), seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["items.weight"], other["items.weight"])
+
+
+@torch.no_grad()
+def test_a_user_does_not_depend_on_the_batch_or_its_padding(learnt):
+    contexts = log(5, 2)[0]
+    batch = learnt.user_vectors(torch.from_numpy(pad_contexts(contexts)))
+    for context, row in zip(contexts, batch):
+        torch.testing.assert_close(learnt.user_vectors(torch.from_numpy(pad_contexts([context])))[0], row)
+
+
+@torch.no_grad()
+def test_items_that_were_not_learnt_from_are_all_alike_and_keys_of_63_bits_have_two_rows(learnt):
+    new = [item_key("unheard of"), item_key("never seen")]
+    assert not learnt.item_vectors(torch.tensor(new)).any() and learnt.item_vectors(torch.tensor(KINDS[0])).any()
+    past = log(1, 3)[0][0][1:]
+    one, other = like_probabilities(learnt, [((key, 0), *past) for key in new])
+    assert one == pytest.approx(other)
+    assert int(learnt.known.sum()) <= 48 < BUCKETS
+
+
+@pytest.mark.parametrize("labels", [[1] * 8, [0] * 8])
+def test_one_class_and_a_past_without_events_still_give_probabilities(labels):
+    model = fit_recommender([((KINDS[0][i], 0),) for i in range(8)], labels, 0)
+    found = like_probabilities(model, [((KINDS[0][0], 0),), ()])
+    assert all(0 < p < 1 for p in found) and like_probabilities(model, []) == []
