@@ -319,6 +319,7 @@ def test_a_control_that_wins_stands_under_the_base_and_the_foot_says_where_it_wi
         "chosen on valid: speech: length_only; protein: pooled.",
         "chosen on test, which favours it: protein.",
         "speech: length_only wins: lora@speech is worse by 0.100 [0.080, 0.120]",
+        "speech: length_only wins over lora@speech",
         "protein: lora@protein is better than pooled by 0.200 [0.180, 0.220].",
     ):
         assert line in text

@@ -14,8 +14,13 @@ def record_context(record: dict) -> Context:
 
     The rating that is to be told, and all that came later, are no part of it.
     """
-    past = ((item_key(title), round(UNIT * stars)) for _, title, stars in json.loads(record["history"]))
+    past = ((item_key(title), round(UNIT * stars)) for _, title, stars in past_events(record))
     return ((item_key(record["title"]), 0), *past)
+
+
+def past_events(record: dict) -> list[list]:
+    """The [timestamp, title, stars] that a record carries, oldest first."""
+    return json.loads(record["history"])
 
 
 @lru_cache(1 << 20)

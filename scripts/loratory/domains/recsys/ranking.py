@@ -1,11 +1,11 @@
 """Full ranking: the item that a user liked next, among all items that are new to this user."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loratory.data.splits import sample_by_hash
+from loratory.domains.recsys.context import past_events
 
 OF_ITEM = ("item", "title", "item_ratings", "item_mean")
 
@@ -56,5 +56,5 @@ def item_after(record: dict) -> dict[str, Any]:
 def rated_names(records: Sequence[dict], second: int) -> set[str]:
     """Ids and titles of what a user rated up to a second, as far as his records and their histories tell."""
     past = [record for record in records if record["timestamp"] <= second]
-    shown = {title for record in past for _, title, _ in json.loads(record["history"])}
+    shown = {title for record in past for _, title, _ in past_events(record)}
     return shown | {record[name] for record in past for name in ("item", "title")}

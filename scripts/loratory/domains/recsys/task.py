@@ -1,12 +1,11 @@
 """Records → a prompt that shows the user's latest ratings and asks for yes or no; controls without a model."""
 
-import json
 import re
 from collections.abc import Callable
 from functools import partial
 
 from loratory.domains.contract import Example, prediction_row
-from loratory.domains.recsys.context import record_context
+from loratory.domains.recsys.context import past_events, record_context
 from loratory.domains.recsys.controls import KEYS, Score, fit_controls
 from loratory.domains.recsys.ranking import ranking_lists as ranking_lists
 from loratory.domains.recsys.retrieval import similar_events
@@ -43,7 +42,7 @@ def record_prompt(record: dict, task: Task) -> str:
 
 def shown_events(record: dict, task: Task) -> list[list]:
     """The [timestamp, title, stars] that the prompt shows, oldest first."""
-    events = json.loads(record["history"])
+    events = past_events(record)
     similar = task.shows == "similar"
     events = similar_events(events, record["title"], task.history) if similar else events[-task.history :]
     while events and len(prompt_text(record, events, task)) > task.max_prompt:
