@@ -257,7 +257,8 @@ def load_metrics(domain: str, task: TaskOptions | None) -> Any:
     module = registry.load_module("domain", domain, "metrics")
     question = task.question if task else ""
     metrics = tuple(metric for metric in module.METRICS if not metric.questions or question in metric.questions)
-    return SimpleNamespace(METRICS=metrics, VERSION=module.VERSION, columns=module.columns)
+    names = {"METRICS": metrics, "VERSION": module.VERSION, "TRAIN_KEYS": module.TRAIN_KEYS}
+    return SimpleNamespace(**names, columns=module.columns)
 
 
 def primary_metric(metrics: Any) -> Metric:
