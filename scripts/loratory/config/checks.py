@@ -36,6 +36,7 @@ def check_names(config: Study, where: str) -> None:
     check_results(where, config)
     check_shared(where, config)
     check_floor(f"{where}: evaluation", config.evaluation)
+    check_decoding(f"{where}: evaluation.decoding", config)
     corpora: list[tuple[str, Corpus]] = [(f"domains.{name}", corpus) for name, corpus in domains.items()]
     for key, corpus in [*corpora, *((f"general.{name}", corpus) for name, corpus in general.items())]:
         if isinstance(corpus.source, FilesOptions):
@@ -89,6 +90,20 @@ def check_floor(where: str, evaluation: Evaluation) -> None:
     most, fewest = evaluation.max_records, evaluation.min_records
     if most is not None and most < fewest:
         raise InputError(where, f"max_records {most} is below min_records {fewest}", fix="no number would be printed")
+
+
+def check_decoding(at: str, config: Study) -> None:
+    """Raises:
+    InputError: transcripts of a base that writes greedily are to be written otherwise.
+    """
+    if config.evaluation.decoding.is_greedy:
+        return
+    for domain, given in entries_by_name(config.domains).items():
+        for base in given.adapters:
+            family = config.bases[base].family if base in config.bases else ""
+            if family == "causal" and "text" in registry.base_families(domain).get(family, ()):
+                what = f"{base} writes transcripts greedily: only a base of family whisper can do more"
+                raise InputError(at, what, family, fix="leave it out")
 
 
 def check_results(where: str, config: Study) -> None:

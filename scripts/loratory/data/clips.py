@@ -65,3 +65,16 @@ def is_changed(clip: Clip | str) -> bool:
 
 def as_clip(audio: Clip | str) -> Clip:
     return Clip(audio) if isinstance(audio, str) else audio
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a clip that is read on its own.
+
+    Attributes:
+        first, last: samples of the clip at 16 kHz, from `first` up to `last`.
+    """
+
+    clip: Clip | str
+    first: int
+    last: int

@@ -13,7 +13,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from loratory.adapters.core import linear_layers
 from loratory.adapters.deltas import Adapter
-from loratory.bases.decoding import empty_cache
+from loratory.bases.decoding import empty_cache, reorder_cache
 from loratory.errors import InputError
 from loratory.mixers.checks import check_experts
 from loratory.mixers.contract import GateInput, GateShape, Mixer
@@ -36,6 +36,12 @@ class PairCache:
     mixed: Cache
     fixed_weights: torch.Tensor | None = None
     calls: int = 0
+
+    def reorder_cache(self, rows: torch.Tensor) -> None:
+        """As of a Hugging Face cache; rows of one text have the same fixed weights."""
+        for cache in (self.bare, self.mixed):
+            if cache is not None:
+                reorder_cache(cache, rows)
 
 
 class Mixture(nn.Module):

@@ -4,6 +4,8 @@ Decoder-only models and encoders have one stream, `tokens`. Whisper has two: `fr
 cross-attention's keys and values read too, and `tokens` of its decoder.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
+
+from loratory.bases.decoding import repeat_rows
 
 TOKENS, FRAMES = "tokens", "frames"
 READS_FRAMES = re.compile(r"(^|\.)encoder\.|\.encoder_attn\.[kv]_proj$")
@@ -39,6 +43,16 @@ class EncodedAudio:
     mixed: BaseModelOutput
     bare: BaseModelOutput | None
     weights: dict[str, torch.Tensor]
+
+    def repeat_rows(self, times: int) -> EncodedAudio:
+        """Each row so many times, one after another."""
+        rows = len(self.mixed[0])
+        weights = {
+            stream: own.repeat_interleave(times, 0) if len(own) == rows else own  # one row may serve all
+            for stream, own in self.weights.items()
+        }
+        bare = None if self.bare is None else repeat_rows(self.bare, times)
+        return EncodedAudio(repeat_rows(self.mixed, times), bare, weights)
 
 
 def bare_states(model: PreTrainedModel, inputs: Mapping[str, Any], cache: Cache | None) -> dict[str, torch.Tensor]:
