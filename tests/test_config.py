@@ -260,7 +260,10 @@ MISFITS = {  # how the line begins: the change that causes it
     "mixtures.xlora: `heard_rank` was renamed to `audio_rank`": {
         "mixtures.xlora": {"mixer": "mm_lora", "base": "mini_lm", "experts": {}, "heard_rank": 2}
     },
-    "mixtures.xlora.base: mini_whisper cannot be mixed on (whisper)": {"mixtures.xlora.base": "mini_whisper"},
+    "mixtures.xlora.base: mini_bert cannot be mixed on (encoder)": {"mixtures.xlora.base": "mini_bert"},
+    "mixtures.mm.base: mini_whisper cannot be mixed on (whisper); expected a base of family causal": {
+        "mixtures.mm": {"mixer": "mm_lora", "base": "mini_whisper", "experts": {"speech": "lora", "recsys": "lora"}}
+    },
     "mixtures.xlora.experts.lncrna: lncrna trains lora on mini_bert (lora); expected an adapter of base mini_lm": {
         "domains.lncrna.adapters": {"mini_bert": ["lora"]}
     },

@@ -219,8 +219,9 @@ def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -
 def check_mixture(at: str, mixture: MixtureEntry, config: Study) -> None:
     require_known(f"{at}.base", "base", mixture.base, config.bases)
     family = config.bases[mixture.base].family
-    if family != "causal":
-        raise InputError(f"{at}.base", f"{mixture.base} cannot be mixed on", family, "a base of family causal")
+    if family not in mixture.families:
+        what, expected = f"{mixture.base} cannot be mixed on", f"a base of family {' or '.join(mixture.families)}"
+        raise InputError(f"{at}.base", what, family, expected)
     if len(mixture.experts) < 2:
         raise InputError(f"{at}.experts", "too few experts", len(mixture.experts), "at least 2")
     check_features(at, mixture, family)

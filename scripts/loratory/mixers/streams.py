@@ -68,12 +68,33 @@ def bare_states(model: PreTrainedModel, inputs: Mapping[str, Any], cache: Cache 
     return {TOKENS: found.last_hidden_state, FRAMES: found.encoder_last_hidden_state}
 
 
-def mean_pool(states: dict[str, torch.Tensor], prompt: torch.Tensor | None) -> torch.Tensor:
-    """`[batch, 1, hidden]`: the mean over all frames, or over the tokens `[batch, length]` of the prompt."""
+def mean_pool(
+    states: dict[str, torch.Tensor], prompt: torch.Tensor | None, features: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`[batch, 1, hidden]`: the mean over the frames of a clip, or over the tokens `[batch, length]` of the prompt.
+
+    Args:
+        features: log-mel `[batch, n_mels, frames]` of the clips; without them all frames count, silence behind too.
+    """
+    hidden = states[FRAMES if FRAMES in states else TOKENS]
+    given = prompt
     if FRAMES in states:
-        return states[FRAMES].mean(1, keepdim=True)
-    hidden = states[TOKENS]
-    if prompt is None:
+        given = None if features is None else voiced_positions(features, hidden.shape[1])
+    if given is None:
         return hidden.mean(1, keepdim=True)
-    share = prompt / prompt.sum(1, keepdim=True).clamp(min=1)
+    share = given / given.sum(1, keepdim=True).clamp(min=1)
     return (hidden.float() * share[..., None]).sum(1, keepdim=True).to(hidden.dtype)
+
+
+def voiced_positions(features: torch.Tensor, positions: int) -> torch.Tensor:
+    """`[batch, positions]`, true up to the last frame that is louder than the floor of its clip's log-mel.
+
+    Whisper pads a clip with silence, most of whose states say nothing about it; where all is one level, all count.
+    """
+    floor = features.amin((1, 2), keepdim=True)
+    loud = (features > floor).any(1)
+    places = torch.arange(1, features.shape[-1] + 1, device=features.device)
+    last = (loud * places).amax(1, keepdim=True)  # frames up to the last loud one
+    last = last.where(last > 0, torch.full_like(last, features.shape[-1]))
+    reach = torch.arange(positions, device=features.device) * (features.shape[-1] / positions)
+    return reach[None] < last
