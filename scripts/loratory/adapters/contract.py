@@ -39,7 +39,9 @@ class Method(Options):
     fixed: ClassVar[frozenset[str]] = frozenset()
 
     target_modules: tuple[str, ...] | None = Field(
-        None, description="last names of the linear layers to adapt; none means every linear layer but the output head"
+        None,
+        description="layers to adapt, by their names or those of modules around them: `q_proj`, `encoder`, "
+        "`decoder.self_attn`, `cross_attention`, `conv`; none means every linear layer but the output head",
     )
 
     # One linear layer.

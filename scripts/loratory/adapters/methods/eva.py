@@ -42,13 +42,15 @@ class Method(lora.Method):
         return super().initial_tensors(weight, generator)
 
     def prepare_training(self, session: AdapterSession) -> None:
+        from loratory.adapters.core import bare_layer
+
         found = self.input_components(session)
         ranks = allocate_ranks({name: part.explained_shares() for name, part in found.items()}, self.rank)
         for name, rank in ranks.items():
             if rank:
                 self.start_layer(session, name, found[name].directions[:, :rank])
             else:
-                session.model.set_submodule(name, session.layers.pop(name).base)
+                session.model.set_submodule(name, bare_layer(session.layers.pop(name)))
 
     def input_components(self, session: AdapterSession) -> dict[str, InputComponents]:
         """{layer: principal components of its inputs}.
