@@ -33,9 +33,11 @@ class Method(Options):
     """One adapter method. `tensors` maps names to the tensors of one adapted linear layer.
 
     Attributes:
+        learns_ranks: layers end with ranks of their own, which a figure shows.
         fixed: names of tensors that no optimizer moves (projections, masks, scores). A checkpoint has them too.
     """
 
+    learns_ranks: ClassVar[bool] = False
     fixed: ClassVar[frozenset[str]] = frozenset()
 
     target_modules: tuple[str, ...] | None = Field(

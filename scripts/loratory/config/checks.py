@@ -155,7 +155,7 @@ def check_base(at: str, base: BaseEntry, config: Study) -> None:
     for domain in corpora:
         require_known(at, "corpus of `general`", domain, entries_by_name(config.general))
         check_fit(at, domain, base)
-    if base.audio and not any(is_spoken(domain) for domain in corpora):
+    if base.audio and not any(registry.is_spoken(domain) for domain in corpora):
         raise InputError(at, "no spoken corpus to train the audio projector on", ", ".join(corpora), "a spoken domain")
 
 
@@ -186,17 +186,13 @@ def check_continued(at: str, name: str, config: Study) -> None:
         raise InputError(f"{at}.base", "it begins as itself in the end", continued.base, "a base of another origin")
 
 
-def is_spoken(domain: str) -> bool:
-    return registry.load_module("domain", domain, "sources").AUDIO
-
-
 def check_fit(at: str, domain: str, base: BaseEntry) -> None:
     """The domain has a task for bases of this family, and a base that is given spoken records has an audio encoder."""
     families = registry.base_families(domain)
     if base.family not in families:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
-    if is_spoken(domain) and base.family == "causal" and not base.has_audio:
+    if registry.is_spoken(domain) and base.family == "causal" and not base.has_audio:
         if base.path and not Path(base.path).exists():
             raise InputError(at, f"the base's folder {base.path} does not exist", reason="missing")
         raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
@@ -310,7 +306,7 @@ def check_prompt(at: str, domains: tuple[str, ...], experts: Mapping[str, str], 
         raise InputError(at, "too few domains", len(domains), "at least 2")
     for place, domain in enumerate(domains):
         require_known(at, "domain", domain, experts)
-        if place and is_spoken(domain):
+        if place and registry.is_spoken(domain):
             raise InputError(at, "audio stands before all text", domain, fix="name it first")
 
 

@@ -12,7 +12,7 @@ import scipy.sparse
 import soundfile
 
 from loratory.data.changes import change_samples, changed_length, mask_features, warp_spectrum
-from loratory.data.clips import Clip
+from loratory.data.clips import Clip, Piece
 from loratory.data.containers import check_whole, cut_error
 from loratory.data.files import file_sha256
 from loratory.errors import InputError
@@ -48,12 +48,14 @@ def read_clip(clip: Clip | str) -> np.ndarray:
     return change_samples(samples, clip.change, RATE) if clip.change else samples
 
 
-def clip_samples(clip: Clip | str) -> int:
+def clip_samples(clip: Clip | Piece | str) -> int:
     """How many samples at 16 kHz `read_clip` gives, without reading them where the length is known.
 
     Raises:
         InputError: as `read_audio`, where it is not; the recording is missing.
     """
+    if isinstance(clip, Piece):
+        return clip.last - clip.first
     if isinstance(clip, str) or clip.seconds is None:
         return len(read_clip(clip))
     samples = round(clip.seconds * RATE)

@@ -17,6 +17,7 @@ from loratory.adapters import core
 from loratory.adapters.ranks import cut_adapter
 from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
+from loratory.data.audio import RATE, clip_samples
 from loratory.data.batching import batches_by_length
 from loratory.data.files import write_json
 from loratory.domains.contract import ROW
@@ -61,6 +62,7 @@ class Cost:
     Attributes:
         read, reading: positions that were put through it where it scores or chooses, without padding; seconds for it.
         written, writing: tokens of the texts it wrote, as the tokenizer cuts them; seconds for it, prompts included.
+        audio: seconds of sound that these are transcripts of; `writing` over them is the real-time factor.
         memory: bytes on the GPU at the peak, all that is held included; None on a CPU.
     """
 
@@ -68,12 +70,14 @@ class Cost:
     reading: float = 0.0
     written: int = 0
     writing: float = 0.0
+    audio: float = 0.0
     memory: int | None = None
 
     def __add__(self, other: Cost) -> Cost:
         memory = max(filter(None, (self.memory, other.memory)), default=None)
         reading, writing = self.reading + other.reading, self.writing + other.writing
-        return Cost(self.read + other.read, reading, self.written + other.written, writing, memory)
+        audio = self.audio + other.audio
+        return Cost(self.read + other.read, reading, self.written + other.written, writing, audio, memory)
 
 
 @dataclass(frozen=True)
@@ -338,7 +342,8 @@ def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dic
         if items[0].alphabet:  # each letter is a token
             return Cost(written=sum(map(len, texts)), writing=seconds)
         written = sum(len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-        return Cost(written=written, writing=seconds)
+        audio = sum(clip_samples(item.audio) for item in items if item.audio) / RATE
+        return Cost(written=written, writing=seconds, audio=audio)
     lengths = map(prompt_length if output == "choice" else base.scoring_positions, items)
     return Cost(read=sum(lengths), reading=seconds)
 

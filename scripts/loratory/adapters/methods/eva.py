@@ -14,7 +14,7 @@ all positions count, prompts too, where PEFT's default takes those of the target
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class Method(lora.Method):
     """y = W x + s · B A x with A the leading components of the layer's inputs, B = 0 and s = alpha / rank; ranks
     differ between layers."""
+
+    learns_ranks: ClassVar[bool] = True
 
     rank: int = Field(8, ge=1, description="mean rank of the layers")
     rho: float = Field(2.0, ge=1, description="most ranks of one layer, as a multiple of `rank`; 1: all the same")

@@ -137,8 +137,7 @@ class Family(Base):
         frames = 2 * max(item.length - len(item.labels) for item in items)
         n_mels = self.model.config.num_mel_bins
         for item in items:
-            if not isinstance(item.audio, Piece):
-                check_clip(audio_name(item.audio), clip_samples(item.audio), self.frames)
+            check_clip(audio_name(item.audio), clip_samples(item.audio), self.frames)
         clips = [
             (window_features if is_changed(item.audio) else stored_features)(item.audio, n_mels, self.frames)[:, :frames]
             for item in items
