@@ -467,8 +467,8 @@ def test_every_shipped_config_is_valid(path):
 
 
 @pytest.mark.parametrize("path", BUDGETS, ids=lambda path: path.name)
-def test_a_budget_fits_the_study_on_real_data(path):
-    config = shipped("real")
+def test_a_budget_fits_the_study_of_its_name_else_that_on_real_data(path):
+    config = shipped(path.stem if path.name in {study.name for study in CONFIGS} else "real")
     update_config(config, yaml.safe_load(path.read_text()))
     loratory_config.read_config(config, str(path))
 
