@@ -157,7 +157,7 @@ class Dataset(DatasetOptions):
         30,
         gt=0,
         le=7200,
-        description="longest utterance; 30 s is what Whisper reads at once, and all that it learns from",
+        description="longest utterance; 30 s is what Whisper reads at once and learns from",
     )
     untranscribed: Literal["error", "drop"] = Field("error", description="audio that has no transcript")
     held_out_sentences: Literal["any", "unseen"] = Field(
