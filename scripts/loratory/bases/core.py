@@ -18,7 +18,7 @@ from loratory import registry
 from loratory.bases.decoding import Routed, Sampling
 from loratory.data import files
 from loratory.data.audio import HOP, RATE
-from loratory.data.clips import Clip, Piece
+from loratory.data.clips import Clip
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -51,7 +51,7 @@ class Encoded:
     ids: list[int]
     labels: list[int]
     length: int
-    audio: Clip | Piece | str = ""
+    audio: Clip | str = ""
     audio_tokens: int = 0
     label: int = -1
     alphabet: tuple[str, ...] = ()

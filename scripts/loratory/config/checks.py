@@ -207,7 +207,7 @@ def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) 
 
 def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
     """Only sound is changed for training."""
-    if adapter.training.augmentation is not None and not is_spoken(domain):
+    if adapter.training.augmentation is not None and not registry.is_spoken(domain):
         fix = f"train {name} on spoken domains alone, or leave its `training.augmentation` out"
         raise InputError(at, f"{name} augments sound, and {domain} has none", name, "a spoken domain", fix)
 

@@ -43,12 +43,20 @@ def read_clip(clip: Clip | str) -> np.ndarray:
     """
     if isinstance(clip, str):
         return read_audio(clip)
+    if isinstance(clip, Piece):
+        return whole_clip(clip.whole)[clip.first : clip.last]
     check_unchanged(clip)
     samples = read_audio(clip.path, clip.start, clip.end)
     return change_samples(samples, clip.change, RATE) if clip.change else samples
 
 
-def clip_samples(clip: Clip | Piece | str) -> int:
+@lru_cache(maxsize=2)
+def whole_clip(clip: Clip) -> np.ndarray:
+    """Of a clip that is read in pieces, one after another: it is as long as a recording, and is read once."""
+    return read_clip(clip)
+
+
+def clip_samples(clip: Clip | str) -> int:
     """How many samples at 16 kHz `read_clip` gives, without reading them where the length is known.
 
     Raises:

@@ -68,13 +68,16 @@ def as_clip(audio: Clip | str) -> Clip:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Piece(Clip):
     """A part of a clip that is read on its own.
 
     Attributes:
         first, last: samples of the clip at 16 kHz, from `first` up to `last`.
     """
 
-    clip: Clip | str
-    first: int
-    last: int
+    first: int = 0
+    last: int = 0
+
+    @property
+    def whole(self) -> Clip:
+        return Clip(self.path, self.sha256, self.seconds, self.start, self.end, self.change)

@@ -35,8 +35,8 @@ from loratory.bases.core import (
 )
 from loratory.bases.decoding import Sampling, new_cache, repeat_rows
 from loratory.bases.options import Decoding, WhisperOptions
-from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_features, clip_samples, log_mel, read_clip
-from loratory.data.clips import Clip, Piece, is_changed
+from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_features, clip_samples, read_clip
+from loratory.data.clips import Clip, Piece, as_clip, is_changed
 from loratory.data.texts import compression_ratio
 from loratory.domains.contract import Example
 from loratory.errors import InputError
@@ -119,10 +119,12 @@ class Family(Base):
     def windows(self, item: Encoded) -> list[Encoded]:
         """Windows that end where the sound is quietest, so that few words are cut in two."""
         clip, window = item.audio, self.frames * HOP
-        if isinstance(clip, Piece) or clip_samples(clip) <= window:
+        if clip_samples(clip) <= window:
             return [item]
-        cuts = quiet_cuts(whole_recording(clip), window)
-        pieces = [Piece(clip, first, last) for first, last in pairwise(cuts)]
+        facts = vars(as_clip(clip))
+        pieces = [
+            Piece(**facts, first=first, last=last) for first, last in pairwise(quiet_cuts(read_clip(clip), window))
+        ]
         lengths = [self.encoder_positions(piece.last - piece.first) + len(item.labels) for piece in pieces]
         return [replace(item, audio=piece, length=length) for piece, length in zip(pieces, lengths)]
 
@@ -137,9 +139,9 @@ class Family(Base):
         frames = 2 * max(item.length - len(item.labels) for item in items)
         n_mels = self.model.config.num_mel_bins
         for item in items:
-            check_clip(audio_name(item.audio), clip_samples(item.audio), self.frames)
+            check_clip(as_clip(item.audio).path, clip_samples(item.audio), self.frames)
         clips = [
-            (window_features if is_changed(item.audio) else stored_features)(item.audio, n_mels, self.frames)[:, :frames]
+            (clip_features if is_changed(item.audio) else stored_features)(item.audio, n_mels, self.frames)[:, :frames]
             for item in items
         ]
         return torch.from_numpy(np.stack(clips)).to(self.device, self.model.dtype)
@@ -253,20 +255,10 @@ def fails_threshold(text: str, log_prob: float, decoding: Decoding) -> bool:
     return too_even or (decoding.log_prob is not None and log_prob < decoding.log_prob)
 
 
-def clip_seed(clip: Clip | Piece | str, temperature: float) -> int:
+def clip_seed(audio: Clip | str, temperature: float) -> int:
     """Of what is sampled: the recording by its name and not by its folder, so that a moved corpus changes nothing."""
-    whole = clip.clip if isinstance(clip, Piece) else clip
-    part = (clip.first, clip.last) if isinstance(clip, Piece) else ()
-    known = ("", 0, None) if isinstance(whole, str) else (whole.sha256, whole.start, whole.end)
-    key = f"{Path(audio_name(whole)).name} {known} {part} {temperature}"
-    return int.from_bytes(blake2b(key.encode(), digest_size=7).digest())
-
-
-def audio_name(clip: Clip | Piece | str) -> str:
-    """The path of a clip's recording."""
-    if isinstance(clip, Piece):
-        return audio_name(clip.clip)
-    return clip if isinstance(clip, str) else clip.path
+    known = replace(as_clip(audio), path=Path(as_clip(audio).path).name)
+    return int.from_bytes(blake2b(f"{known} {temperature}".encode(), digest_size=7).digest())
 
 
 def quiet_cuts(samples: np.ndarray, window: int) -> list[int]:
@@ -282,19 +274,7 @@ def quiet_cuts(samples: np.ndarray, window: int) -> list[int]:
     return [*cuts, len(samples)]
 
 
-@lru_cache(maxsize=4)
-def whole_recording(clip: Clip | str) -> np.ndarray:
-    return read_clip(clip)
-
-
-def window_features(clip: Clip | Piece | str, n_mels: int, frames: int) -> np.ndarray:
-    """Log-mel `[n_mels, frames]` of a clip, or of a piece of one."""
-    if isinstance(clip, Piece):
-        return log_mel(whole_recording(clip.clip)[clip.first : clip.last], n_mels=n_mels, frames=frames)
-    return clip_features(clip, n_mels, frames)
-
-
-stored_features = lru_cache(maxsize=1024)(window_features)
+stored_features = lru_cache(maxsize=1024)(clip_features)
 
 
 class ClipEncoder(WhisperEncoder):
