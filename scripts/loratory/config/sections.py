@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from loratory.adapters.contract import Method
-from loratory.bases.options import BaseEntry
+from loratory.bases.options import BaseEntry, Decoding
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
 from loratory.fields import DomainNames, Name, Names, Seeds, require_folder
 from loratory.mixers.contract import Mixer
@@ -75,8 +75,9 @@ class Evaluation(Options):
     max_folded_length: int | None = Field(
         1024, ge=1, description="longest sequence that is folded, residues; none means as long as memory allows"
     )
-    temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
+    temperature: float = Field(1.0, gt=0, description="of sampled sequences; of transcripts, see `decoding`")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampled sequences; a small one cuts the rare end")
+    decoding: Decoding = Field(Decoding(), description="how bases of family whisper write transcripts")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
     min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
     min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")

@@ -69,6 +69,7 @@ class Mixer(Options):
         per_sequence: a mixer that reads `hidden` weighs each sequence as a whole, not each token.
         by_rank: weights are of ranks, not of experts.
         needs_domain: must know the domain of its input, so it is a control, or for inputs whose domain is known.
+        families: of bases whose experts it mixes; an encoder's heads belong to one domain each.
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
         needs_whole_batch: a token's weights depend on all tokens of the batch, later ones too: no cache can be right.
@@ -78,6 +79,7 @@ class Mixer(Options):
     """
 
     trained: ClassVar[bool] = True
+    families: ClassVar[tuple[str, ...]] = ("causal", "whisper")
     splits: ClassVar[tuple[str, ...]] = ("gate",)
 
     @property

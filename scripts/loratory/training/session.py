@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -98,8 +98,8 @@ class AdapterSession(TrainingHooks):
         training, handles = self.model.training, []
         for name, layer in self.layers.items():
 
-            def show_inputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-                visit(name, inputs[0].flatten(0, -2).float())
+            def show_inputs(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+                visit(name, cast(AdaptedLinear, layer).rows_read(inputs[0]).flatten(0, -2).float())
 
             handles.append(layer.register_forward_pre_hook(show_inputs))
         self.model.eval()

@@ -54,7 +54,7 @@ class Method(lora.Method):
             for name, parameter in core.trainable_parameters(session.model).items():
                 parameter.copy_(start[name])
         for name in [name for group, names in groups.items() if group not in chosen for name in names]:
-            session.model.set_submodule(name, session.layers.pop(name).base)
+            session.model.set_submodule(name, core.bare_layer(session.layers.pop(name)))
 
     def search_weights(self, session: AdapterSession, groups: dict[str, list[str]]) -> dict[str, float]:
         """{group: α̂} after the search."""
