@@ -41,8 +41,9 @@ def check_names(config: Study, where: str) -> None:
     for key, corpus in [*corpora, *((f"general.{name}", corpus) for name, corpus in general.items())]:
         if isinstance(corpus.source, FilesOptions):
             check_source(f"{where}: {key}.source", corpus.source)
-        if conflict := corpus.task.dataset_conflict(corpus.dataset):
-            raise InputError(f"{where}: {key}", conflict)
+        for conflict in (corpus.task.dataset_conflict(corpus.dataset), corpus.dataset.source_conflict(corpus.source)):
+            if conflict:
+                raise InputError(f"{where}: {key}", conflict)
     for name, entry in bases.items():
         check_base(f"{where}: bases.{name}", entry, config)
         check_continued(f"{where}: bases.{name}.continued", name, config)

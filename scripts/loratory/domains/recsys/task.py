@@ -1,6 +1,5 @@
 """Records → a prompt that shows the user's latest ratings and asks for yes or no; controls without a model."""
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -18,10 +17,6 @@ from loratory.domains.regression import logistic_regression
 CHOICES = (" no", " yes")
 KEYS = ("user", "item")
 PRIOR = 5  # records that the overall share of likes weighs as in the smoothed means
-QUESTION = """\
-Based on these ratings, deduce whether the user will like the movie ***{title}***.
-More stars mean that the user liked a movie more.
-Answer only yes or no:"""
 
 
 def examples(records: list[dict], task: Task, family: str) -> list[Example]:
@@ -47,25 +42,33 @@ def record_prompt(record: dict, task: Task) -> str:
 
 def shown_events(record: dict, task: Task) -> list[list]:
     """The [timestamp, title, stars] that the prompt shows, oldest first."""
-    events = json.loads(record["history"])[-task.history :]
-    while events and len(prompt_text(record, events, task)) > task.max_prompt:
-        events = events[1:]
+    names = ("times", "titles", "stars")
+    events = [*map(list, zip(*(record[f"history_{name}"][-task.history :] for name in names)))]
+    room = task.max_prompt - len(prompt_text(record, [], task))
+    sizes = [len(event_line(event, task)) + 1 for event in events]
+    while events and sum(sizes) > room:
+        events, sizes = events[1:], sizes[1:]
     return events
 
 
 def prompt_text(record: dict, events: list[list], task: Task) -> str:
     head = [record["profile"]] if record["profile"] else []
-    head.append("The user rated these movies in the past, in this order:")
-    shown = [f"- {plain_title(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
-    averages = average_lines(record) if task.averages else []
-    return "\n".join([*head, *shown, *averages, QUESTION.format(title=plain_title(record["title"], task.max_title))])
+    shown = [event_line(event, task) for event in events]
+    averages = average_lines(record, task) if task.averages else []
+    question = task.question.format(title=plain_title(record["title"], task.max_title))
+    return "\n".join([*head, task.heading.format(), *shown, *averages, question])
 
 
-def average_lines(record: dict) -> list[str]:
+def event_line(event: list, task: Task) -> str:
+    _, title, stars = event
+    return task.event.format(title=plain_title(title, task.max_title), rating=f"{stars:g}")
+
+
+def average_lines(record: dict, task: Task) -> list[str]:
     """What is known of the user and of the item before the record, a line each."""
-    user, item = (f"{record[f'{of}_mean']:.2f} stars on average ({record[f'{of}_ratings']} ratings)" for of in KEYS)
-    others = f"Other users gave this movie {item}." if record["item_ratings"] else "No other user has rated it yet."
-    return [f"The user gave {user}.", others]
+    user, item = ({"mean": f"{record[f'{of}_mean']:.2f}", "count": record[f"{of}_ratings"]} for of in KEYS)
+    others = task.item_average.format(**item) if record["item_ratings"] else task.no_average.format()
+    return [task.user_average.format(**user), others]
 
 
 def plain_title(title: str, longest: int) -> str:
@@ -113,7 +116,7 @@ def control_features(train: list[dict], held_out: list[dict], task: Task) -> dic
         return {
             "popularity": item[1:],
             "history_mean": [fmean(known)],
-            "past_mean": [fmean(stars for *_, stars in json.loads(record["history"]))],
+            "past_mean": [fmean(record["history_stars"])],
             "history_regression": [fmean(known), liked, len(shown), known[-1], *item, *averages],
         }
 
