@@ -184,9 +184,15 @@ def core_of(rows, k):
 
 
 @pytest.mark.parametrize("protocol", ["leave_last_out", "user_cold"])
-def test_the_core_of_train_goes_with_every_protocol(files, tmp_path, protocol):
-    parts, card, _ = built(files, tmp_path, protocol=protocol, k_core=10, k_core_of="train")
-    assert card["n_rejected"]["k_core"] > 0 and all(parts.values())
+def test_the_core_of_train_goes_with_every_protocol(tmp_path, protocol):
+    rare = [(user, f"rare{n}", 4.0, time + 1) for n, (user, _, _, time) in enumerate(LOG[7::14])]
+    parts, card, _ = built(place(tmp_path, [*LOG, *rare]), tmp_path, protocol=protocol, k_core=5, k_core_of="train")
+    assert not any("rare" in item for r in parts["train"] for item in (r["item"], *r["history_items"]))
+    learnt = {row[0] for row in rare} & {r["user"] for r in parts["train"]}
+    assert card["n_rejected"]["k_core"] == len(learnt)
+    assert any("rare" in item for r in parts["test"] for item in (r["item"], *r["history_items"])) == (
+        protocol == "user_cold"
+    )
 
 
 @pytest.mark.parametrize("protocol", ["time", "leave_last_out", "user_cold"])
@@ -251,8 +257,8 @@ SOUND = {
         ("time", a_record("gate", "new", "new", 40), "not_before_later_split"),
         ("leave_last_out", a_record("train", "u", "new", 40, user_ratings=9), "not_before_later_split"),
         ("leave_last_out", a_record("valid", "v", "new", 47, user_ratings=9), "not_before_later_split"),
-        ("user_cold", a_record("train", "u3", "new", 2), "users_in_two_splits"),
-        ("user_cold", a_record("gate", "u0", "new", 2), "users_in_two_splits"),
+        ("user_cold", a_record("train", "u3", "new", 2, user_ratings=0), "users_in_two_splits"),
+        ("user_cold", a_record("gate", "u0", "new", 2, user_ratings=0), "users_in_two_splits"),
         *(
             (protocol, a_record("test", "new", "new", 99, **PAST | {"history_times": [99]}), "future_in_history")
             for protocol in SOUND

@@ -11,7 +11,7 @@ from loratory.adapters import core
 from loratory.adapters.deltas import Adapter
 from loratory.config import adapter_entry
 from loratory.errors import InputError
-from loratory.training import fit, job, sweep
+from loratory.training import encoding, fit, job, sweep
 
 TRAINING = {"steps": 2, "batch_tokens": 24}
 RATES = (0.1, 0.2, 0.3)

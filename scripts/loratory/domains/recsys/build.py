@@ -396,10 +396,11 @@ def rank_ids(names: list[str]) -> np.ndarray:
 
 def shared_words(codes: np.ndarray, names: list[str]) -> pa.DictionaryArray:
     """Text of codes, each word once."""
-    used, places = np.unique(codes, return_inverse=True)
-    return pa.DictionaryArray.from_arrays(
-        pa.array(places.astype(np.int32)), pa.array([names[code] for code in used], pa.string())
-    )
+    marks = np.zeros(len(names), bool)
+    marks[codes] = True
+    used, places = np.flatnonzero(marks), np.cumsum(marks, dtype=np.int32) - 1
+    words = pa.array([names[code] for code in used.tolist()], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(places[codes]), words)
 
 
 def group(records: RatingTable, dataset: Dataset) -> list[str]:
