@@ -14,6 +14,7 @@ from loratory.data.splits import SPLITS, assign_splits
 from loratory.domains.recsys.ratings import (
     RatingReader,
     Ratings,
+    concatenate,
     drop_duplicates,
     drop_unlisted,
     group_blocks,
@@ -463,14 +464,10 @@ def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
     else:
         owner = columns["user"] if dataset.protocol == "leave_last_out" else np.zeros_like(columns["user"])
         counts["not_before_later_split"] = late_records(owner, columns["timestamp"], columns["split"])
-    rated = columns["rating"] > 0
-    counts["future_in_averages"] = premature_averages(
-        *(columns[name][rated] for name in ("user", "timestamp", "user_ratings"))
-    )
-    if dataset.protocol != "time":
-        rated &= columns["split"] == SPLITS.index("train")
-    counts["future_in_averages"] += premature_averages(
-        *(columns[name][rated] for name in ("item", "timestamp", "item_ratings"))
+    known = columns["rated"] if dataset.protocol == "time" else columns["rated"] & (columns["split"] == 0)
+    counts["future_in_averages"] = sum(
+        premature_averages(columns[of], columns["timestamp"], columns[f"{of}_ratings"], marks)
+        for of, marks in (("user", columns["rated"]), ("item", known))
     )
     return counts
 
@@ -488,18 +485,18 @@ def history_faults(table: pa.Table) -> dict[str, int]:
 
 
 def code_columns(parts: Mapping[str, Records]) -> dict[str, np.ndarray]:
-    """(n,) of all records: users and items as codes, split, time, rating, and how many earlier ratings there are."""
+    """(n,) of all records: user and item as codes, split, time, whether it was rated, how many earlier ratings."""
     codes: dict[str, dict[str, int]] = {"user": {}, "item": {}}
     found: dict[str, list[np.ndarray]] = {}
     for place, name in enumerate(SPLITS):
         for table in parts[name].batches():
             columns = {of: dictionary_codes(table.column(of), known) for of, known in codes.items()}
-            numbers = ("timestamp", "rating", "user_ratings", "item_ratings")
+            numbers = ("timestamp", "user_ratings", "item_ratings")
             columns |= {number: table.column(number).to_numpy() for number in numbers}
-            columns["split"] = np.full(len(table), place, np.int8)
+            columns |= {"split": np.full(len(table), place, np.int8), "rated": table.column("rating").to_numpy() > 0}
             for key, column in columns.items():
                 found.setdefault(key, []).append(column)
-    return {key: np.concatenate(columns) for key, columns in found.items()}
+    return {key: concatenate(columns) for key, columns in found.items()}
 
 
 def dictionary_codes(column: pa.ChunkedArray, known: dict[str, int]) -> np.ndarray:
@@ -522,13 +519,19 @@ def late_records(owners: np.ndarray, times: np.ndarray, splits: np.ndarray) -> i
     return int(np.count_nonzero(times >= later[owners, splits + 1]))
 
 
-def premature_averages(owners: np.ndarray, times: np.ndarray, numbers: np.ndarray) -> int:
-    """Records of a user (or item) whose number of earlier ratings leaves none for themselves in the next second's.
+def premature_averages(owners: np.ndarray, times: np.ndarray, numbers: np.ndarray, marks: np.ndarray) -> int:
+    """Marked records of a user (or item) whose number of earlier ratings leaves none for themselves in the next
+    second's.
 
     What is known of the past must grow by every record that becomes past; a total of all times would not.
     """
-    if not len(owners):
-        return 0
+    rows = np.flatnonzero(marks).astype(np.int32)
+    rows = rows[np.argsort(owners[rows], kind="stable")]
+    blocks = (rows[block] for block in group_blocks(owners[rows]))
+    return sum(count_premature(owners[block], times[block], numbers[block]) for block in blocks)
+
+
+def count_premature(owners: np.ndarray, times: np.ndarray, numbers: np.ndarray) -> int:
     order = np.lexsort((times, owners))
     owners, times, numbers = owners[order], times[order], numbers[order].astype(np.int64)
     starts = np.flatnonzero(np.r_[True, (np.diff(owners) != 0) | (np.diff(times) != 0)])
