@@ -480,7 +480,7 @@ def test_oldest_ratings_are_left_out_of_long_prompts_and_never_the_question():
     shown = [int(line[2:5]) for line in prompt.splitlines() if line.startswith("- ")]
     assert shown == list(range(500 - len(shown), 500)) and 5 <= len(shown) < 500
     assert len(prompt) <= 1000 < len(prompt) + 2 + 60 + len(" (5 stars)\n")
-    assert prompt.endswith("***Ronin (1998)***.\n" + "\n".join(Task().question.splitlines()[1:]))
+    assert prompt.endswith("***Ronin (1998)***.\n" + "\n".join(Task().question_text.splitlines()[1:]))
 
 
 @settings(deadline=None)

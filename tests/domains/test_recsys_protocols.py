@@ -300,7 +300,7 @@ def test_prompts_are_templates_of_the_config():
     books = Task(
         heading="Books read so far ({{}} marks nothing):",
         event="* {title}: {rating}/10",
-        question="Will the reader like “{title}”? Say yes or no:",
+        question_text="Will the reader like “{title}”? Say yes or no:",
     )
     past = {"history_times": [1, 2], "history_titles": ["Emma", "{title} {0}"], "history_stars": [7.0, 8.5]}
     record = {"title": "Dune {rating}", "profile": "", **past}
@@ -315,7 +315,7 @@ def test_prompts_are_templates_of_the_config():
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({"question": "Like it?"}, "`question` says nothing of the item; expected {title} in it"),
+        ({"question_text": "Like it?"}, "`question_text` says nothing of the item; expected {title} in it"),
         ({"event": "- {rating}"}, "`event` says nothing of the item"),
         ({"event": "- {titel}"}, "nothing to fill into `{titel}`; expected {title}, {rating}"),
         ({"event": "- {title.__class__}"}, "nothing to fill into `{title.__class__}`"),
@@ -325,7 +325,7 @@ def test_prompts_are_templates_of_the_config():
         ({"event": "- {title"}, "not a template"),
         ({"event": "{title}\n"}, "`event` is more than one line"),
         ({"heading": "of {title}"}, "nothing to fill into `{title}`; expected none"),
-        ({"question": "{title}? yes or no: "}, "`question` ends in white space"),
+        ({"question_text": "{title}? yes or no: "}, "`question_text` ends in white space"),
         ({"item_average": "{stars}"}, "nothing to fill into `{stars}`; expected {mean}, {count}"),
     ],
 )

@@ -28,7 +28,6 @@ from loratory.training.job import Job
 from loratory.training.session import AdapterSession
 
 
-
 def train_sweep(
     domain: str,
     data: Path | str,

@@ -260,7 +260,7 @@ class Task(TaskOptions):
     no_average: Annotated[str, check_places()] = Field(
         "No other user has rated it yet.", description="with `averages`, of an item that nobody has rated"
     )
-    question: Annotated[str, check_places("title")] = Field(
+    question_text: Annotated[str, check_places("title")] = Field(
         "Based on these ratings, deduce whether the user will like the movie ***{title}***.\n"
         "More stars mean that the user liked a movie more.\n"
         "Answer only yes or no:",
@@ -269,15 +269,15 @@ class Task(TaskOptions):
 
     @model_validator(mode="after")
     def check_prompt(self) -> Self:
-        for name, place in (("event", "title"), ("question", "title")):
+        for name, place in (("event", "title"), ("question_text", "title")):
             if f"{{{place}}}" not in getattr(self, name):
                 raise ValueError(f"`{name}` says nothing of the item; expected {{{place}}} in it")
         for name in ("heading", "event", "user_average", "item_average", "no_average"):
             if "\n" in getattr(self, name):
                 raise ValueError(f"`{name}` is more than one line; expected one")
-        if self.question != self.question.rstrip():
+        if self.question_text != self.question_text.rstrip():
             raise ValueError(
-                "`question` ends in white space, and the answers begin with a blank; expected none at its end"
+                "`question_text` ends in white space, and the answers begin with a blank; expected none at its end"
             )
         return self
 

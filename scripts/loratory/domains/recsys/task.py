@@ -55,7 +55,7 @@ def prompt_text(record: dict, events: list[list], task: Task) -> str:
     head = [record["profile"]] if record["profile"] else []
     shown = [event_line(event, task) for event in events]
     averages = average_lines(record, task) if task.averages else []
-    question = task.question.format(title=plain_title(record["title"], task.max_title))
+    question = task.question_text.format(title=plain_title(record["title"], task.max_title))
     return "\n".join([*head, task.heading.format(), *shown, *averages, question])
 
 
