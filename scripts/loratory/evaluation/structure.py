@@ -24,7 +24,7 @@ class Trace:
         coordinates: (n, 3) in Å.
         b_factors: (n,) as written, NaN where the file has none; pLDDT in the files of structure predictors.
         chains: (n,) chain ids.
-        origin: one of `data.structures.ORIGINS`.
+        origin: one of `data.origins.ORIGINS`.
     """
 
     sequence: str

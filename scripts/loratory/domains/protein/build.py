@@ -195,20 +195,6 @@ def cut_sequence(id: str, sequence: bytes, dataset: Dataset) -> list[tuple[str, 
     return [(f"{id}/{at + 1}-{min(at + longest, length)}", sequence[at : at + longest]) for at in starts]
 
 
-def distinct_records(found: Iterable[tuple[str, dict]], ledger: Ledger) -> list[dict]:
-    """The records of `(where, record)`, each sequence once: the one with the smallest id."""
-    first: dict[str, tuple[str, dict]] = {}
-    for new in found:
-        sequence = new[1]["sequence"]
-        kept, copy = sorted((first.get(sequence, new), new), key=lambda item: (item[1]["id"], item[0]))
-        if sequence in first:
-            ledger.drop_record(
-                *file_and_record(copy[0]), copy[1]["id"], "duplicate_sequence", f"same as {kept[1]['id']}"
-            )
-        first[sequence] = kept
-    return [record for _, record in first.values()]
-
-
 def accepted_sequence(where: str, id: str, raw: bytes, dataset: ResidueOptions, ledger: Ledger) -> str | None:
     """The sequence in capitals of the twenty residues; None if it went to the ledger."""
     sequence = residue_letters(where, id, raw, ledger)
