@@ -126,7 +126,7 @@ MORE_IS_BETTER = {
     },
     "speech": set(),
     "recsys": {"auc", "gauc", "accuracy"},
-    "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score"},
+    "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score", "self_consistency"},
 }
 
 
