@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,12 +89,12 @@ def links_by_key(*keys: Sequence[str]) -> list[tuple[int, int]]:
     """Links between items that share a value of any of the key columns; empty values link nothing."""
     links: list[tuple[int, int]] = []
     for column in keys:
-        members: dict[str, list[int]] = {}
+        last: dict[str, int] = {}
         for i, key in enumerate(column):
+            if key in last:
+                links.append((last[key], i))
             if key:
-                members.setdefault(key, []).append(i)
-        for group in members.values():
-            links += pairwise(group)
+                last[key] = i
     return links
 
 

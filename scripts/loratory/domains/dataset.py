@@ -1,7 +1,9 @@
 """Raw files → records in leak-proof splits, an account of every record, and the proof made anew from the files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +13,13 @@ from loratory.data import splits
 from loratory.data.files import atomic_write, file_sha256, write_json
 from loratory.data.ledger import Ledger
 from loratory.data.sampling import HashSample
+from loratory.data.store import RecordStore
 from loratory.domains.contract import BuildModule, DatasetOptions, FilesOptions
 from loratory.errors import InputError
 
 CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
+ROWS = 20_000  # of a row group, and of what is in memory at once
+REBUILD = "delete the dataset's folder and run again"
 KEYS = pa.schema({"id": pa.string(), "group": pa.string()})  # what records of every domain have
 
 
@@ -38,10 +43,7 @@ def build_dataset(
     """
     build = registry.load_module("domain", domain, "build")
     ledger = Ledger(dataset.on_error)
-    sample = HashSample(dataset.max_records, seed, build.DISTINCT, ledger)
-    for record in build.read(files, dataset, ledger):
-        sample.add_record(record)
-    records = sample.kept_records()
+    records = read_sample(build, files, dataset, seed, ledger)
     if not records:
         what = f"no record is left of {ledger.n_in}; rejected: {ledger.reason_counts()}"
         raise InputError(domain, what, expected="records that pass the filters", fix="loosen `dataset:`")
@@ -61,6 +63,22 @@ def build_dataset(
         write_json(folder / CARD, dataset_card(domain, build, files, dataset, seed, parts, ledger))
 
 
+def read_sample(
+    build: BuildModule, files: FilesOptions, dataset: DatasetOptions, seed: int, ledger: Ledger
+) -> list[Any]:
+    """The records that are kept, in id order; they lie on disk, and are read as dicts are."""
+    sample = HashSample(dataset.max_records, seed, build.DISTINCT, ledger)
+    for record in build.read(files, dataset, ledger):
+        sample.add_record(record)
+    return sample.kept_records()
+
+
+def less_protected(parts: dict[str, list[dict]], held_out: str) -> list[dict]:
+    """The records of the splits that give way to one where two records resemble each other."""
+    rank = splits.PROTECTED.index(held_out)
+    return [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
+
+
 def split_records(
     domain: str, build: BuildModule, records: list[dict], dataset: DatasetOptions, seed: int, ledger: Ledger
 ) -> dict[str, list[dict]]:
@@ -69,9 +87,8 @@ def split_records(
     homes = build.split(records, groups, dataset, seed)
     parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
     if build.find_leaks and dataset.drops_similar:
-        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
-            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            found = build.find_leaks(parts[held_out], others, dataset)
+        for held_out in splits.PROTECTED[:-1]:
+            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
             for id, source in sorted(found.items()):
                 ledger.drop_record(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
             parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
@@ -85,7 +102,7 @@ def pretraining_leaks(
     found: dict[str, str] = {}
     if build.find_leaks:
         for folder in pretraining:
-            found |= build.find_leaks(read_split(folder, "train"), test, dataset)
+            found |= build.find_leaks(read_split(folder, "train", store=RecordStore()), test, dataset)
     return found
 
 
@@ -106,37 +123,52 @@ def record_schema(build: BuildModule) -> pa.Schema:
 
 
 def write_records(path: Path, build: BuildModule, records: list[dict]) -> None:
-    table = pa.Table.from_pylist(records, schema=record_schema(build))
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    schema = record_schema(build)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for at in range(0, len(records), ROWS):  # a part at a time: the records may lie on disk
+            rows = [dict(record) for record in records[at : at + ROWS]]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def read_split(folder: Path | str, split: str, schema: pa.Schema | None = None) -> list[dict]:
+def read_split(
+    folder: Path | str, split: str, schema: pa.Schema | None = None, store: RecordStore | None = None
+) -> list[Any]:
     """The records of one split, as dicts, in id order.
 
     Args:
         schema: what the file must hold; without one, at least an id and a group of each record.
+        store: where the records then lie, instead of in memory; they are read as dicts are.
 
     Raises:
         InputError: no such file, a damaged one, other columns or types, or a value is missing.
     """
-    path, rebuild = Path(folder) / f"{split}.parquet", "delete the dataset's folder and run again"
+    path = Path(folder) / f"{split}.parquet"
     if not path.is_file():
-        raise InputError(path, "no such file", fix=rebuild)
-    try:
+        raise InputError(path, "no such file", fix=REBUILD)
+    with name_damage(path):
         with pa.OSFile(str(path)) as stream:  # of a file of Python's own, arrow's threads may outlive the interpreter
             table = pq.read_table(stream, page_checksum_verification=True)
         table.validate(full=True)
-        records = table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", rebuild) from None
     for column in schema or KEYS:
         at = table.schema.get_field_index(column.name)
         if at < 0 or table.schema.field(at).type != column.type:
             given = "none" if at < 0 else table.schema.field(at).type
-            raise InputError(path, f"column `{column.name}` is not as built", str(given), str(column.type), rebuild)
+            raise InputError(path, f"column `{column.name}` is not as built", str(given), str(column.type), REBUILD)
         if table.column(at).null_count:
-            raise InputError(path, f"column `{column.name}` has records without a value", fix=rebuild)
-    return records
+            raise InputError(path, f"column `{column.name}` has records without a value", fix=REBUILD)
+    with name_damage(path):
+        if store is None:
+            return table.to_pylist()
+        return [store.keep_record(row) for batch in table.to_batches(ROWS) for row in batch.to_pylist()]
+
+
+@contextmanager
+def name_damage(path: Path) -> Iterator[None]:
+    """Raises: InputError for whatever pyarrow says of a damaged file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", REBUILD) from None
 
 
 def dataset_card(
@@ -150,7 +182,9 @@ def dataset_card(
 ) -> dict:
     """Counts that add up, and where everything came from; the same input gives the same bytes."""
     kept = sum(map(len, parts.values()))
-    placed = [{**r, "split": split} for split, part in parts.items() for r in part]
+    for split, part in parts.items():
+        for record in part:
+            record["split"] = split
     return {
         "domain": domain,
         "n_in": ledger.n_in,
@@ -167,7 +201,7 @@ def dataset_card(
         },
         "records": {split: len(part) for split, part in parts.items()},
         "groups": {split: len({r["group"] for r in part}) for split, part in parts.items()},
-        "summary": build.summary(placed),
+        "summary": build.summary([record for part in parts.values() for record in part]),
         "source": files.model_dump(mode="json"),
         "options": dataset.model_dump(mode="json"),
         "seed": seed,
@@ -194,23 +228,23 @@ def audit_split(
         InputError: as `read_split`, or a count that must be 0 is not.
     """
     build = registry.load_module("domain", domain, "build")
-    parts = {split: read_split(folder, split, record_schema(build)) for split in splits.SPLITS}
+    store, schema = RecordStore(), record_schema(build)
+    parts = {split: read_split(folder, split, schema, store) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
     counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
     if build.find_leaks:
-        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
-            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            counts[f"resembles_{held_out}"] = len(build.find_leaks(parts[held_out], others, dataset))
+        for held_out in splits.PROTECTED[:-1]:
+            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
+            counts[f"resembles_{held_out}"] = len(found)
         counts["resembles_pretraining"] = len(pretraining_leaks(build, parts["test"], pretraining, dataset))
     broken = {name: count for name, count in counts.items() if count and dataset.forbids(name)}
     if broken:
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
-    others = [record for split in splits.SPLITS if split != "test" for record in parts[split]]
-    shared = {"other splits": build.count_overlaps(parts["test"], others, dataset)}
+    shared = {"other splits": build.count_overlaps(parts["test"], less_protected(parts, "test"), dataset)}
     learnt_from = {"pretraining": pretraining} if pretraining else {}
     learnt_from |= {f"train of {name}": [place] for name, place in (transfer or {}).items()}
     for name, places in learnt_from.items():
-        records = [record for place in places for record in read_split(place, "train")]
+        records = [record for place in places for record in read_split(place, "train", store=store)]
         shared[name] = build.count_overlaps(parts["test"], records, dataset)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from loratory.data.fasta import read_fasta
 from loratory.data.files import require_distinct_files
 from loratory.data.ledger import Ledger
 from loratory.data.sampling import file_and_record
+from loratory.data.store import ColumnById
 from loratory.data.tables import read_sequence_rows
 from loratory.domains.contract import random_split
 from loratory.domains.protein.labels import (
@@ -278,8 +279,8 @@ def name_and_taxon(header: str) -> tuple[str, str]:
     raise AssertionError("a header has an id")
 
 
-def protein_sequences(records: list[dict]) -> dict[str, str]:
-    return {record["id"]: record["sequence"] for record in records}
+def protein_sequences(records: list[dict]) -> Mapping[str, str]:
+    return ColumnById(records, "sequence")
 
 
 def relation_over(dataset: ResidueOptions, covered: Literal["both", "shorter"]) -> mmseqs.Relation:
