@@ -499,7 +499,27 @@ def test_file_order_is_irrelevant(simulated, tmp_path):
         records = plain_text(getattr(files, role)[0]).split(">")[1:]
         (tmp_path / role).write_text("".join(">" + record for record in reversed(records)))
         turned[role] = [str(tmp_path / role)]
-    assert read(sources.Files(**turned)) == read(files)
+    there, here = ([{**r, "where": ""} for r in read(each)] for each in (sources.Files(**turned), files))
+    assert there == here
+
+
+def test_the_official_split_is_counted_in_the_audit_alone(monkeypatch):
+    monkeypatch.setattr(build.mmseqs, "search_sequences", lambda *given: [])
+    frame = "CC" + "ATG" + 90 * "GAA" + "TAG"
+    held = [{**r, "gene": f"G{i % 3}"} for i, r in enumerate(table({f"h{i}": frame for i in range(100)}))]
+    held += table({"no_frame": 90 * "C"})
+    others = [{**r, "gene": "G0"} for r in table({"o": frame})] + table({"x": frame}, gene="G9")
+    said = " in train by LoRA-BERT's own split"
+    counts = {
+        name.removesuffix(said): each["records"]
+        for name, each in build.count_overlaps(held, others, sources.Dataset(compat="official")).items()
+        if name.endswith(said)
+    }
+    assert 80 <= counts["its own reading frame,"] <= 97
+    assert counts["another transcript of its gene,"] == 100
+    lone = build.official_overlaps(table({"a": frame}, gene="G1"), table({"b": frame}, gene="G2"))
+    assert lone[f"another transcript of its gene,{said}"]["records"] == 0
+    assert not any(name.endswith(said) for name in build.count_overlaps(held, others, sources.Dataset()))
 
 
 def test_proof_counts_every_kind_of_planted_leak():
