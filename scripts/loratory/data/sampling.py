@@ -32,6 +32,7 @@ class HashSample:
 
     def __init__(self, limit: int | None, seed: int, distinct: str, ledger: Ledger) -> None:
         self.limit, self.seed, self.distinct, self.ledger = limit, seed, distinct or "id", ledger
+        self.digests = limit is None and distinct != ""  # all texts would fill memory
         self.store = RecordStore()
         self.held: dict[Any, StoredRecord] = {}  # by the value that is distinct
         self.values: dict[str, Any] = {}  # that value by id
@@ -41,8 +42,9 @@ class HashSample:
         """Raises:
         InputError: with `on_error: fail`, an id that a record of another content or of the same file has already.
         """
-        id, value = record["id"], self.distinct_value(record)
-        if id in self.values and not self.is_copy(record):
+        id = record["id"]
+        value = text_digest(record[self.distinct]) if self.digests else record[self.distinct]
+        if id in self.values and not self.is_copy(record, value):
             return self.note_namesake(record)
         known = self.held.get(value)
         if known is not None:
@@ -55,13 +57,6 @@ class HashSample:
                 self.drop_last()
         return None
 
-    def distinct_value(self, record: Mapping) -> Any:
-        """The value that is distinct; of very many texts a digest stands for it, which fits into memory."""
-        value = record[self.distinct]
-        if self.limit is None and self.distinct != "id" and isinstance(value, str):
-            return text_digest(value)
-        return value
-
     def hold_record(self, value: Any, record: Mapping) -> None:
         stored = record if isinstance(record, StoredRecord) else self.store.keep_record(record)
         self.held[value], self.values[stored.id] = stored, value
@@ -69,11 +64,11 @@ class HashSample:
     def rank_record(self, id: str) -> Rank:
         return (0.0 if self.limit is None else hash_position(id, self.seed)), id
 
-    def is_copy(self, record: Mapping) -> bool:
+    def is_copy(self, record: Mapping, value: Any) -> bool:
         """Whether a record with a known id repeats, in another file, what is known of it."""
-        value = self.values[record["id"]]
-        files = {file_and_record(each.get("where", ""))[0] for each in (record, self.held[value])}
-        return self.distinct != "id" and value == self.distinct_value(record) and len(files) > 1
+        known = self.values[record["id"]]
+        files = {file_and_record(each.get("where", ""))[0] for each in (record, self.held[known])}
+        return self.distinct != "id" and value == known and len(files) > 1
 
     def note_namesake(self, record: Mapping) -> None:
         id = record["id"]

@@ -45,7 +45,7 @@ UNIPROT = re.compile(r"(?:sp|tr)\|\S+\s+(?P<name>.*?)\s+OS=.*?(?:\s+OX=(?P<tax_i
 BARE = re.compile(r"\S+(?:\s+(?P<name>.*))?(?P<tax_id>)")
 HEADERS = (UNIREF_PLAIN, UNIREF, UNIREF_REDUCED, UNIPROT, BARE)
 
-RARE, AMBIGUOUS = b"UO", b"BZJX"
+STANDARD, RARE, AMBIGUOUS = RESIDUES.encode(), b"UO", b"BZJX"
 # Selenocysteine and pyrrolysine by their nearest standard residues; whatever stands for several residues as X.
 MAPPED = bytes.maketrans(RARE + AMBIGUOUS, b"CKXXXX")
 CHANCE_BITS = 40  # score below which an alignment may be chance: E = 0.0001 for 100 residues against a million
@@ -178,7 +178,7 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> list[d
         if letters := letters_within_policy(raw.where, id, piece, dataset, ledger, dataset.max_ambiguous):
             is_piece = len(piece.letters) < len(sequence.letters)
             labels = [] if is_piece else list(raw.labels)  # the whole's may not hold of a piece
-            if any(label.required and not label_values(labels, name) for name, label in dataset.labels.items()):
+            if dataset.labels and lacks_label(labels, dataset):
                 ledger.count_dropped("unlabelled")
                 continue
             if is_piece:
@@ -200,6 +200,11 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> list[d
     return records
 
 
+def lacks_label(labels: list[str], dataset: Dataset) -> bool:
+    """Whether a label that is required is missing."""
+    return any(label.required and not label_values(labels, name) for name, label in dataset.labels.items())
+
+
 def cut_sequence(id: str, sequence: Residues, dataset: Dataset) -> list[tuple[str, Residues]]:
     """`(id, sequence)` of what stands for a protein: itself, its beginning, or windows named after their residues."""
     longest, letters = dataset.max_length, sequence.letters
@@ -219,7 +224,7 @@ def accepted_sequence(where: str, id: str, raw: bytes, dataset: ResidueOptions, 
 
 
 def find_odd(letters: bytes) -> Residues:
-    return Residues(letters, invalid_letters(letters, RESIDUES))
+    return Residues(letters, letters.translate(None, STANDARD))
 
 
 def residue_letters(where: str, id: str, raw: bytes, ledger: Ledger) -> Residues | None:
@@ -240,7 +245,8 @@ def letters_within_policy(
 ) -> str | None:
     """The sequence in letters of the twenty residues and, where it is tolerated, X; None if it went to the ledger."""
     letters, odd = sequence
-    length, ambiguous, rare = len(letters), letter_count(AMBIGUOUS, odd), letter_count(RARE, odd)
+    length = len(letters)
+    ambiguous, rare = (letter_count(AMBIGUOUS, odd), letter_count(RARE, odd)) if odd else (0, 0)
     if ambiguous > max_ambiguous * length:
         ledger.drop_record(*file_and_record(where), id, "ambiguous_residue", f"{ambiguous} of {length}")
     elif rare and dataset.rare_residues == "drop":
@@ -268,7 +274,7 @@ def letter_error(where: str, sequence: bytes) -> InputError | None:
 
 
 def letter_count(letters: bytes, sequence: bytes) -> int:
-    return sum(map(sequence.count, letters)) if sequence else 0
+    return sum(map(sequence.count, letters))
 
 
 def name_and_taxon(header: str) -> tuple[str, str]:
