@@ -1,6 +1,6 @@
 """Raw files → records in leak-proof splits, an account of every record, and the proof made anew from the files."""
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ from loratory.domains.contract import BuildModule, DatasetOptions, FilesOptions
 from loratory.errors import InputError
 
 CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
+ROWS = 20_000  # of a row group, and of what is in memory at once
 Part: TypeAlias = list[dict] | RecordTable
 KEYS = pa.schema({"id": pa.string(), "group": pa.string()})  # what records of every domain have
 
@@ -101,13 +102,18 @@ def split_records(
     homes = build.split(records, groups, dataset, seed)
     parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
     if build.find_leaks and dataset.drops_similar:
-        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
-            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            found = build.find_leaks(parts[held_out], others, dataset)
+        for held_out in splits.PROTECTED[:-1]:
+            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
             for id, source in sorted(found.items()):
                 ledger.drop_record(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
             parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
     return parts
+
+
+def less_protected(parts: Mapping[str, Iterable[dict]], held_out: str) -> list[dict]:
+    """The records of the splits that give way to one where two records resemble each other."""
+    rank = splits.PROTECTED.index(held_out)
+    return [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
 
 
 def pretraining_leaks(
@@ -139,13 +145,16 @@ def record_schema(build: BuildModule) -> pa.Schema:
 
 def write_records(path: Path, build: BuildModule, records: Part) -> None:
     schema = record_schema(build)
-    options = {"compression": "zstd", "write_page_checksum": True}
-    if isinstance(records, RecordTable):
-        with pq.ParquetWriter(path, schema, **options) as writer:
-            for table in records.batches():
-                writer.write_table(table.cast(schema))
-    else:
-        pq.write_table(pa.Table.from_pylist(records, schema=schema), path, **options)
+    tables = records.batches() if isinstance(records, RecordTable) else record_tables(records, schema)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema))
+
+
+def record_tables(records: list[dict], schema: pa.Schema) -> Iterator[pa.Table]:
+    """A part at a time: the records may lie on disk."""
+    for at in range(0, len(records), ROWS):
+        yield pa.Table.from_pylist([dict(record) for record in records[at : at + ROWS]], schema=schema)
 
 
 def open_split(folder: Path | str, split: str, schema: pa.Schema | None = None) -> Records:
@@ -208,7 +217,12 @@ def placed_records(parts: dict[str, Part]) -> Part:
     tables = [part for part in parts.values() if isinstance(part, RecordTable)]
     if tables:
         return tables[0].join(tables[1:])
-    return [{**r, "split": split} for split, part in parts.items() if isinstance(part, list) for r in part]
+    found = []
+    for split, part in parts.items():
+        for record in part if isinstance(part, list) else ():
+            record["split"] = split
+            found.append(record)
+    return found
 
 
 def count_shared_ids(parts: Mapping[str, Records]) -> int:
@@ -241,9 +255,9 @@ def audit_split(
     counts = build.proof(parts, dataset)
     counts["ids_in_two_splits"] = count_shared_ids(parts)
     if build.find_leaks:
-        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
-            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            counts[f"resembles_{held_out}"] = len(build.find_leaks(parts[held_out], others, dataset))
+        for held_out in splits.PROTECTED[:-1]:
+            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
+            counts[f"resembles_{held_out}"] = len(found)
         counts["resembles_pretraining"] = len(pretraining_leaks(build, parts["test"], pretraining, dataset))
     broken = {name: count for name, count in counts.items() if count and dataset.forbids(name)}
     if broken:
