@@ -12,7 +12,7 @@ from loratory.data import mmseqs
 from loratory.data.ledger import Ledger
 from loratory.data.sampling import HashSample
 from loratory.data.store import ColumnById, RecordStore
-from loratory.domains.dataset import read_sample
+from loratory.domains.dataset import sample_records
 from loratory.domains.lncrna import build as lncrna
 from loratory.domains.lncrna.sources import Dataset as TranscriptDataset
 from loratory.domains.lncrna.sources import Files as TranscriptFiles
@@ -98,9 +98,14 @@ def test_a_full_disk_is_named_with_the_way_out(write, monkeypatch):
         store.keep_record({"id": "a"})
 
 
+def read_all(build, files, dataset):
+    ledger = Ledger()
+    return sample_records(build.read(files, dataset, ledger), None, 0, build.DISTINCT, ledger)
+
+
 def test_reading_and_grouping_all_proteins_holds_no_letters(tmp_path, peak_of, alone):
     files, dataset = Files(fasta=write_fasta(tmp_path / "p.fa", "ACDEFGHIKLMNPQRSTVWY", 0)), Dataset(max_length=LONG)
-    records, peak = peak_of(lambda: read_sample(protein, files, dataset, 0, Ledger()))
+    records, peak = peak_of(lambda: read_all(protein, files, dataset))
     assert len(records) == N and peak < N * LONG
     groups, peak = peak_of(lambda: protein.group(records, dataset))
     assert groups == [f"r{i:04d}" for i in range(N)] and peak < N * LONG / 10
@@ -110,7 +115,7 @@ def test_reading_and_grouping_all_proteins_holds_no_letters(tmp_path, peak_of, a
 def test_reading_transcripts_of_both_classes_holds_no_letters(tmp_path, peak_of, alone):
     paths = [write_fasta(tmp_path / f"{first}.fa", "ACGT", first, N // 2) for first in (0, N)]
     files, dataset = TranscriptFiles(coding=paths[0], noncoding=paths[1]), TranscriptDataset(max_length=LONG)
-    records, peak = peak_of(lambda: read_sample(lncrna, files, dataset, 0, Ledger()))
+    records, peak = peak_of(lambda: read_all(lncrna, files, dataset))
     assert len(records) == N and peak < N * LONG
     groups, peak = peak_of(lambda: lncrna.group(records, dataset))
     assert len({*groups}) == N and peak < N * LONG / 10
