@@ -56,6 +56,7 @@ def test_every_method_is_in_the_list_and_in_the_comparison_on_every_domain():
     study = yaml.safe_load((reference.ROOT / "config" / "methods.yaml").read_text(encoding="utf-8"))
     methods = {*registered_names("method")}
     assert methods == {*re.findall(r"^\| `(\w+)`", listed, re.MULTILINE)}
-    assert methods == {entry["method"] for entry in study["adapters"].values()}
+    # mini_lm has no biases
+    assert methods - {"bitfit"} == {entry["method"] for entry in study["adapters"].values()}
     for domain in study["domains"].values():
         assert domain["adapters"]["mini_lm"] == list(study["adapters"])

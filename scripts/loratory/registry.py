@@ -80,6 +80,11 @@ def family_outputs(domain: str, family: str) -> tuple[str, ...]:
     return base_families(domain)[family]
 
 
+def is_spoken(domain: str) -> bool:
+    """Whether a domain's examples carry audio."""
+    return load_module("domain", domain, "sources").AUDIO
+
+
 def is_folded(domain: str) -> bool:
     """Whether a domain's samples are proteins to be folded."""
     return load_module("domain", domain, "sources").FOLDED

@@ -99,7 +99,7 @@ def test_trainable_parameters_follow_the_formula():
 
 
 def test_a_target_name_that_matches_nothing_is_refused_with_the_nearest_one():
-    with pytest.raises(InputError, match=r"unknown linear layer \(q_prj\).*did you mean `q_proj`"):
+    with pytest.raises(InputError, match=r"unknown layer \(q_prj\).*did you mean `q_proj`"):
         core.attach(llama(), Method(target_modules=("q_prj",)), 0)
 
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from families import Toy, begin, train
+from families import FAMILIES, Toy, begin, train
 from models import llama
 
 from loratory import registry
@@ -80,7 +80,8 @@ WITH = {  # what an option needs to count
     ("flexora", "validation_batches"): {"held": 0.5, "search": 0.9},  # else they all hold the same example
 }
 SAME = {("nola", "keep_bases")}  # it spares computing at the price of memory
-MEANINGLESS = {(name, "target_modules") for name in ("full_ft", "head_only", "lisa")}  # takes no value but none
+WHOLE = ("bitfit", "full_ft", "head_only", "lisa")
+MEANINGLESS = {(name, "target_modules") for name in WHOLE}  # takes no value but none
 ALLOCATE = ("adalora", "increlora")  # ranks among layers, of which there must be some
 SPARED = {  # of weight decay: what it would pull off its start, freeze, or gates of ranks
     "adalora": ("E",),
@@ -101,7 +102,10 @@ PAIRS = [
 ]
 
 
-def small_toy() -> Toy:
+def small_toy(name: str) -> Toy:
+    """A base that the method can train."""
+    if (family := row(name).families[0]) != "llama":
+        return FAMILIES[family]()
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     return Toy(lambda: llama(60, **sizes), 14)
 
@@ -119,7 +123,7 @@ def made(name: str, **changes):
 @cache
 def outcome_of(name: str, changes: str) -> dict[str, torch.Tensor]:
     """What is stored of a short training, and what the model then says."""
-    toy, method, searched = small_toy(), made(name, **json.loads(changes)), {}
+    toy, method, searched = small_toy(name), made(name, **json.loads(changes)), {}
     layers = dict.fromkeys(core.linear_layers(toy.model), False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flexora, "positive_groups", lambda found: searched.update(found) or positive_groups(found))
@@ -155,7 +159,7 @@ def test_another_value_of_an_option_changes_what_is_trained_or_stored(name, opti
 
 @pytest.mark.parametrize("name", METHODS)
 def test_weight_decay_reaches_all_that_is_trained_but_what_its_method_spares(name):
-    toy = small_toy()
+    toy = small_toy(name)
     session = begin(toy, made(name, **({"frozen": False} if name == "dylora" else {})), decay=0.5, rate=0.1)
     parameters = core.trainable_parameters(toy.model)
     before = {parameter: tensor.detach().clone() for parameter, tensor in parameters.items()}
@@ -178,5 +182,5 @@ def test_every_step_follows_the_clipped_gradient(name, monkeypatch):
         return optimizer
 
     monkeypatch.setattr(AdapterSession, "create_optimizer", watched)
-    train(small_toy(), made(name), "unused", steps=3, clip=1e-5)
+    train(small_toy(name), made(name), "unused", steps=3, clip=1e-5)
     assert norms == pytest.approx([1e-5] * 3, rel=0.1)  # clipping adds 1e-6 to a norm

@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from loratory.data.structures import BACKBONE, ORIGINS, read_protein
+from loratory.data.origins import ORIGINS
+from loratory.data.structures import BACKBONE, read_protein
 from loratory.errors import InputError
 
 ATOMS = dict(zip(BACKBONE, ([-1, 0.5, 0], [0, 0, 0], [1, 0.5, 0], [1, 1.5, 0])))  # Å from the Cα

@@ -22,6 +22,7 @@ from loratory.data import mmseqs
 from loratory.data.alphabets import RESIDUES
 from loratory.data.fasta import read_fasta
 from loratory.data.ledger import Ledger
+from loratory.data.sampling import HashSample
 from loratory.data.structures import unflatten_backbone
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.fetch import fetch_source, open_source
@@ -55,8 +56,11 @@ def jsonl(folder, *entries) -> Files:
 
 
 def read(files, on_error="fail", **options) -> tuple[list[dict], Ledger]:
-    ledger = Ledger(on_error)
-    return list(build.read(files, Dataset(on_error=on_error, **options), ledger)), ledger
+    dataset, ledger = Dataset(on_error=on_error, **options), Ledger(on_error)
+    sample = HashSample(None, 0, build.DISTINCT, ledger)
+    for record in build.read(files, dataset, ledger):
+        sample.add_record(record)
+    return sample.kept_records(), ledger
 
 
 def pdb(path, sequence, points, chain="A", numbers=None, record="ATOM", names=None):
@@ -273,15 +277,17 @@ def test_lengths_and_letters_follow_the_policy_of_proteins(tmp_path):
 
 
 def test_each_sequence_stays_once_and_each_id(tmp_path):
-    entries = [entry("b"), entry("a"), entry("c", SEQUENCE[::-1]), entry("c", SEQUENCE[::-1])]
-    kept, ledger = read(jsonl(tmp_path, *entries))
-    assert sorted(r["id"] for r in kept) == ["a", "c"]
+    pdb(tmp_path / "c.pdb", SEQUENCE[::-1], atoms(len(SEQUENCE)))
+    given = jsonl(tmp_path, entry("b"), entry("a"), entry("c.A", SEQUENCE[::-1]))
+    kept, ledger = read(Files(chains=[*given.chains, str(tmp_path / "c.pdb")]))
+    assert [r["id"] for r in kept] == ["a", "c.A"]
     assert sorted((row[2], row[3]) for row in ledger.rows) == [
         ("b", "duplicate_sequence"),
-        ("c", "duplicate_sequence"),
+        ("c.A", "duplicate_sequence"),
     ]
-    with pytest.raises(InputError, match=r":2: duplicate id, first seen at \S+:1 \(a\)"):
-        read(jsonl(tmp_path, entry("a"), entry("a", SEQUENCE[::-1])))
+    for second in (SEQUENCE, SEQUENCE[::-1]):
+        with pytest.raises(InputError, match=r":2: duplicate id, first seen at \S+:1 \(a\)"):
+            read(jsonl(tmp_path, entry("a"), entry("a", second)))
 
 
 chains = st.tuples(

@@ -122,13 +122,16 @@ MORE_IS_BETTER = {
         *(f"r2_{name}" for name in SCALES),
         *(f"error_{name}_permuted" for name in SCALES),
     },
-    "lncrna": {"auc", "auc_length_matched", "mcc", "f1", "accuracy"},
+    "lncrna": {
+        *("auc", "auc_length_matched", "auprc", "mcc", "f1", "accuracy"),
+        *("precision", "recall", "specificity", "balanced_accuracy"),
+    },
     "speech": set(),
     "recsys": {
         *("auc", "gauc", "accuracy", "auc_cold_users", "auc_warm_users", "auc_short_past", "auc_mid_past"),
         *("auc_long_past", "auc_rare_items", "auc_mid_items", "auc_popular_items", "hit_rate_10", "ndcg_10", "mrr"),
     },
-    "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score"},
+    "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score", "self_consistency"},
 }
 
 
@@ -205,9 +208,10 @@ def test_a_metric_that_tells_classes_apart_says_so(domain, metric):
     """Where one class is missing it has no value; what is defined for one class needs no second."""
     given = COLUMNS[domain]
     if "label" in given:
-        alone = metric.compute_value(given | {"label": np.zeros(N, int)})
-        by_user = metric.name == "gauc"  # `where` names the users with both classes
-        assert math.isnan(alone) == (metric.classes is not None or by_user)
+        one_class = given | {"label": np.zeros(N, int)}
+        # `where` may name the rows of the other class, or the users with both
+        nothing_left = metric.where is not None and not metric.where(one_class).any()
+        assert math.isnan(metric.compute_value(one_class)) == (metric.classes is not None or nothing_left)
 
 
 def test_a_function_of_a_protocol_is_found_in_it():

@@ -17,7 +17,7 @@ from loratory.data.ledger import Ledger
 from loratory.data.splits import SPLITS
 from loratory.domains.contract import SplitFractions
 from loratory.domains.dataset import audit_split, build_dataset, read_split
-from loratory.domains.lncrna import build, headers, metrics, simulate, sources, task
+from loratory.domains.lncrna import build, cpat, frames, headers, metrics, simulate, sources, task
 from loratory.errors import InputError
 
 GENCODE = "ENST{0}.1|ENSG{1}.{2}|OTTHUMG1.1|-|NAME-201|NAME|{3}|"
@@ -499,7 +499,27 @@ def test_file_order_is_irrelevant(simulated, tmp_path):
         records = plain_text(getattr(files, role)[0]).split(">")[1:]
         (tmp_path / role).write_text("".join(">" + record for record in reversed(records)))
         turned[role] = [str(tmp_path / role)]
-    assert read(sources.Files(**turned)) == read(files)
+    there, here = ([{**r, "where": ""} for r in read(each)] for each in (sources.Files(**turned), files))
+    assert there == here
+
+
+def test_the_official_split_is_counted_in_the_audit_alone(monkeypatch):
+    monkeypatch.setattr(build.mmseqs, "search_sequences", lambda *given: [])
+    frame = "CC" + "ATG" + 90 * "GAA" + "TAG"
+    held = [{**r, "gene": f"G{i % 3}"} for i, r in enumerate(table({f"h{i}": frame for i in range(100)}))]
+    held += table({"no_frame": 90 * "C"})
+    others = [{**r, "gene": "G0"} for r in table({"o": frame})] + table({"x": frame}, gene="G9")
+    said = " in train by LoRA-BERT's own split"
+    counts = {
+        name.removesuffix(said): each["records"]
+        for name, each in build.count_overlaps(held, others, sources.Dataset(compat="official")).items()
+        if name.endswith(said)
+    }
+    assert 80 <= counts["its own reading frame,"] <= 97
+    assert counts["another transcript of its gene,"] == 100
+    lone = build.official_overlaps(table({"a": frame}, gene="G1"), table({"b": frame}, gene="G2"))
+    assert lone[f"another transcript of its gene,{said}"]["records"] == 0
+    assert not any(name.endswith(said) for name in build.count_overlaps(held, others, sources.Dataset()))
 
 
 def test_proof_counts_every_kind_of_planted_leak():
@@ -609,14 +629,14 @@ def slow_orf(sequence: str) -> int:
     st.lists(st.sampled_from(["ATG", "TAA", "TAG", "TGA", "A", "C", "G", "T", "N", "GCC"]), min_size=1).map("".join)
 )
 def test_longest_orf_is_that_of_a_slow_search(sequence):
-    assert task.longest_orf(sequence) == slow_orf(sequence)
+    assert frames.longest_orf(sequence) == slow_orf(sequence)
 
 
 @pytest.mark.parametrize(
     "sequence, nt", [("CATGAAATAAC", 6), ("ATGAAACC", 6), ("ATG", 3), ("TTT", 0), ("AT", 0), ("CAT", 0)]
 )
 def test_longest_orf_is_on_the_sense_strand_and_may_be_open(sequence, nt):
-    assert task.longest_orf(sequence) == nt
+    assert frames.longest_orf(sequence) == nt
 
 
 @pytest.mark.parametrize(
@@ -643,6 +663,61 @@ def test_kmer_shares_are_counts_of_overlapping_words(sequence):
     np.testing.assert_allclose(task.kmer_shares(sequence), expected)
 
 
+def slow_fickett(sequence: str) -> float:
+    """TESTCODE with loops over CPAT's tables, and Fickett's own thresholds."""
+    total = 0.0
+    for row, letter in enumerate("ACGT"):
+        counts = [sequence[place::3].count(letter) for place in range(3)]
+        uneven = next(i for i, least in enumerate(cpat.UNEVENNESS) if max(counts) / (min(counts) + 1) >= least)
+        share = next(i for i, least in enumerate(cpat.SHARES) if sequence.count(letter) / len(sequence) >= least)
+        total += cpat.BY_UNEVENNESS[row][uneven] * cpat.UNEVENNESS_WEIGHTS[row]
+        total += cpat.BY_SHARE[row][share] * cpat.SHARE_WEIGHTS[row]
+    return total
+
+
+@given(st.text("ACGTN", min_size=1, max_size=90))
+def test_the_fickett_score_is_that_of_loops_over_the_tables(sequence):
+    assert cpat.fickett_score(sequence) == pytest.approx(slow_fickett(sequence))
+
+
+def test_the_fickett_score_of_a_sequence_worked_out_by_hand():
+    # each of A, G and C stands at one place of the codon alone and has a share of 1/3; there is no T
+    assert cpat.fickett_score(30 * "AGC") == pytest.approx(
+        0.26 * 0.94 + 0.18 * 0.80 + 0.31 * 0.90 + 0.33 * 0.09 + 0.11 * 0.28 + 0.12 * 0.82 + 0.15 * 0.40 + 0.14 * 0.58
+    )
+
+
+@given(st.text("ACGTN", max_size=40))
+def test_hexamers_start_at_every_codon_and_hold_no_n(sequence):
+    words = [sequence[at : at + 6] for at in range(0, len(sequence) - 5, 3)]
+    numbers = [int("".join(str("ACGT".index(x)) for x in word), 4) for word in words if "N" not in word]
+    assert cpat.frame_hexamers(sequence).tolist() == numbers
+
+
+def test_hexamer_ratios_compare_frames_of_mrnas_with_whole_lncrnas():
+    train = table({"m": "CC" + "ATG" + 9 * "GAA" + "TAG"}) + table({"l": 8 * "CAT"}, label=1)
+    ratios = cpat.hexamer_ratios(train)
+    share = {"GAAGAA": (9 / (4096 + 9), 1 / (4096 + 7)), "CATCAT": (1 / (4096 + 9), 8 / (4096 + 7))}
+    for word, (coding, noncoding) in share.items():
+        (number,) = cpat.frame_hexamers(word)
+        assert ratios[number] == pytest.approx(np.log(coding / noncoding))
+    length, coverage, _, score = cpat.cpat_features("C" + "ATG" + 4 * "GAA" + "TAACAT", ratios)
+    assert (length, coverage) == (15, 15 / 22)
+    read = [ratios[cpat.frame_hexamers(word)[0]] for word in ("ATGGAA", "GAAGAA", "GAAGAA", "GAAGAA")]
+    assert score == pytest.approx(np.mean(read)) and score > 0
+    nothing = cpat.cpat_features("CATCATCATCAT"[1:], ratios)
+    assert nothing[:2].tolist() == [0, 0] and nothing[2] == cpat.fickett_score("CATCATCATCAT"[1:])
+
+
+def test_the_labels_of_held_out_transcripts_do_not_reach_the_hexamers():
+    train = table({f"m{i}": letters(240, i) for i in range(8)}) + table(
+        {f"l{i}": letters(240, 50 + i) for i in range(8)}, 1
+    )
+    test = table({"a": letters(300, 99)})
+    rows = [task.baselines(train, [{**test[0], "label": label}], sources.Task()) for label in (0, 1)]
+    assert rows[0]["cpat_features"][0]["p"] == rows[1]["cpat_features"][0]["p"]
+
+
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
@@ -663,14 +738,27 @@ def test_metrics_agree_with_scikit_learn(pairs):
         assert VALUES["auc"](found) == pytest.approx(reference.roc_auc_score(label, p))
         assert VALUES["mcc"](found) == pytest.approx(reference.matthews_corrcoef(label, said))
         assert VALUES["f1"](found) == pytest.approx(reference.f1_score(label, said))
+        assert VALUES["precision"](found) == pytest.approx(reference.precision_score(label, said, zero_division=0))
+        assert VALUES["recall"](found) == pytest.approx(reference.recall_score(label, said))
+        assert VALUES["specificity"](found) == pytest.approx(reference.recall_score(label, said, pos_label=0))
+        assert VALUES["balanced_accuracy"](found) == pytest.approx(reference.balanced_accuracy_score(label, said))
+        assert VALUES["auprc"](found) == pytest.approx(reference.average_precision_score(label, p))
     else:
-        assert all(np.isnan(VALUES[name](found)) for name in ("auc", "auc_length_matched", "mcc", "f1"))
+        names = ("auc", "auc_length_matched", "mcc", "f1", "precision", "balanced_accuracy", "auprc")
+        assert all(np.isnan(VALUES[name](found)) for name in names)
+
+
+def test_calibration_error_is_0_where_each_bin_is_as_often_lncrna_as_it_says():
+    assert VALUES["calibration_error"](columns([1, 0, 0, 0, 1, 1, 1, 0], [0.25] * 4 + [0.75] * 4)) == 0
+    # p 0.05 on two mRNAs, 0.95 on one of each: (2 · 0.05 + 2 · |0.95 − 0.5|) / 4
+    assert VALUES["calibration_error"](columns([0, 0, 1, 0], [0.05, 0.05, 0.95, 0.95])) == pytest.approx(0.25)
+    assert VALUES["calibration_error"](columns([1, 0], [1.0, 0.0])) == 0
 
 
 def test_constant_predictors_and_undefined_values():
     constant = columns([0, 1, 1, 0], [0.9] * 4)
     assert VALUES["mcc"](constant) == 0 and VALUES["auc"](constant) == 0.5
-    for nothing in (columns([], []), columns([0, 1], [np.nan, 0.5])):
+    for nothing in (columns([], []), columns([0, 1, 0, 1], [np.nan, np.nan, 0.5, 0.5])):
         assert all(np.isnan(value(nothing)) for value in VALUES.values())
 
 
@@ -728,6 +816,7 @@ def test_populations_share_nothing_and_composition_carries_over_only_in_part(sim
     assert 0.7 < within["kmer_frequency"] < 0.95 and across["kmer_frequency"] < within["kmer_frequency"] - 0.05
     assert 0.9 < within["orf_only"] < 1 and 0.65 < within["length_only"] < 0.95
     assert within["length_orf_kmer"] > within["kmer_frequency"]
+    assert within["cpat_features"] > 0.9
 
 
 def half_of(gene: str) -> int:
@@ -767,6 +856,7 @@ def test_real_transcripts_repeat_the_known_shortcuts(shared_data, tmp_path):
     test = parts["train"]  # the larger part is scored: the shortcuts need few records to be learnt
     found = scores([r for split in ("gate", "valid", "test") for r in parts[split]], test)
     assert found["orf_only"] > 0.95 and 0.8 < found["length_only"] < 0.95
+    assert found["cpat_features"] > 0.97
     rows = task.baselines(test, test, None)["length_only"]
     assert 0.45 < VALUES["auc_length_matched"](metrics.columns(rows, test, None)) < 0.55
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from loratory.bases.core import load_base
 from loratory.bases.options import WhisperOptions
 from loratory.bases.prepare import write_manifest
-from loratory.config import adapter_entry
+from loratory.config import Evaluation, adapter_entry
 from loratory.data.audio import RATE
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.speech import metrics
@@ -98,7 +98,7 @@ def test_an_adapter_learns_mandarin_and_is_scored_in_characters(base, data, tmp_
     assert trial["curve"][-1]["loss"] < trial["curve"][0]["loss"]
     records = read_split(data, "test")
     questions = examples(records, TASK, "whisper")
-    evaluation = SimpleNamespace(batch_tokens=2000, temperature=1.0, top_p=1.0)
+    evaluation = Evaluation(batch_tokens=2000)
     rows, _ = predict_examples(base, base.model, questions, ["text"], TASK, evaluation, 0)
     columns = metrics.columns(rows, records, TASK)
     letters = [sum(map(str.isalnum, record["text"])) for record in records]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from loratory.data import mmseqs
 from loratory.data.alphabets import RESIDUES
 from loratory.data.fasta import read_fasta
 from loratory.data.ledger import Ledger
@@ -385,6 +386,22 @@ def test_the_audit_finds_a_relative_that_was_smuggled_into_train(dataset, tmp_pa
         pq.write_table(type(table[split]).from_pylist(rows, schema=table[split].schema), tmp_path / f"{split}.parquet")
     with pytest.raises(InputError, match=r"the splits leak.*resembles_test"):
         audit_split("protein", tmp_path, Dataset(), tmp_path / "audit.json")
+
+
+@pytest.mark.parametrize("covered", ["shorter", "both"])  # what was built for the first passes the second too
+def test_an_audit_makes_no_search_twice_and_says_all_three_counts(covered, dataset, tmp_path, monkeypatch):
+    made, search = [], mmseqs.run_search
+
+    def noted_search(queries, targets, relation, method):
+        made.append((frozenset(queries), frozenset(targets), relation))
+        return search(queries, targets, relation, method)
+
+    monkeypatch.setattr(mmseqs, "run_search", noted_search)
+    monkeypatch.setattr(mmseqs, "SEARCHED", {})
+    audit_split("protein", dataset, Dataset(covered=covered), tmp_path / "audit.json")
+    assert len(made) == len({*made}) >= 4
+    shared = json.loads((tmp_path / "audit.json").read_text())["shared"]["other splits"]
+    assert next(iter(shared.values())) == {"records": 0, "sensitivity": 1.0} and len(shared) == 3
 
 
 def test_proof_counts_shared_clusters_and_sequences():

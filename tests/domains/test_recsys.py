@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +19,9 @@ from pydantic import ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
 
 from loratory.data.ledger import Ledger
+from loratory.data.records import Records
 from loratory.data.splits import SPLITS, sample_by_hash
-from loratory.domains.dataset import audit_split, build_dataset, read_split
+from loratory.domains.dataset import audit_split, build_dataset, read_split, record_schema
 from loratory.domains.recsys import build, controls, metrics, simulate, task
 from loratory.domains.recsys.sources import Dataset, Files, Simulation, Task
 from loratory.domains.scores import auc
@@ -56,8 +58,16 @@ def place(folder, ratings, titles=TITLES, **options):
 
 
 def read(files, dataset=LOOSE):
+    """The records, as those of one split that is written and read back."""
     ledger = Ledger(dataset.on_error)
-    return list(build.read(files, dataset, ledger)), ledger
+    table = build.read(files, dataset, ledger)
+    rows = [row for batch in table.batches() for row in batch.to_pylist()] if len(table) else []
+    return [{name: row[name] for name in ("id", "group", *build.COLUMNS)} for row in rows], ledger
+
+
+def history_of(record):
+    """[time, title, stars] of a record's past."""
+    return [*map(list, zip(record["history_times"], record["history_titles"], record["history_stars"]))]
 
 
 def message(files, dataset=LOOSE):
@@ -72,7 +82,7 @@ def message(files, dataset=LOOSE):
 
 def test_records_carry_the_strictly_earlier_ratings_in_time_order(tmp_path):
     records, ledger = read(place(tmp_path, LOG))
-    found = {r["id"]: (r["title"], r["label"], json.loads(r["history"])) for r in records}
+    found = {r["id"]: (r["title"], r["label"], history_of(r)) for r in records}
     heat, dolly, amelie = ([t, TITLES[i], s] for t, i, s in ((100, "10", 4.0), (100, "11", 2.5), (200, "12", 5.0)))
     assert found == {
         "1:12:200": (TITLES["12"], 1, [heat, dolly]),
@@ -81,7 +91,7 @@ def test_records_carry_the_strictly_earlier_ratings_in_time_order(tmp_path):
     }
     assert ledger.reason_counts() == {"short_history": 3} and ledger.n_in == 6
     latest, _ = read(place(tmp_path, LOG), Dataset(k_core=1, min_history=1, max_history=2))
-    assert json.loads(latest[1]["history"]) == [dolly, amelie]
+    assert history_of(latest[1]) == [dolly, amelie]
 
 
 def test_one_log_reads_alike_in_every_layout(tmp_path):
@@ -103,31 +113,15 @@ def test_one_log_reads_alike_in_every_layout(tmp_path):
             out.write(csv / name, f"ml-small/{name}")
     movies = str(csv / "movies.csv")
     for files in (
-        Files(ratings=str(dat / "ratings.dat"), items=str(dat / "movies.dat"), encoding="latin-1"),
-        Files(ratings=str(dat / "u.data"), items=str(dat / "u.item"), encoding="latin-1"),
+        Files(ratings=str(dat / "ratings.dat"), items=str(dat / "movies.dat")),
+        Files(ratings=str(dat / "u.data"), items=str(dat / "u.item"), scale=(0.5, 5, 0.5)),
         Files(ratings=str(dat / "ratings.csv.gz"), items=movies),
         Files(ratings=str(archive)),
         Files(ratings=f"{archive}!ml-small/ratings.csv"),
         Files(ratings=f"{archive}!ml-small/ratings.csv", items=movies),
-        Files(ratings=str(csv / "ratings.csv"), items=f"{archive}!ml-small/movies.csv", format="csv"),
+        Files(ratings=str(csv / "ratings.csv"), items=f"{archive}!ml-small/movies.csv", format="movielens"),
     ):
         assert read(files)[0] == expected, files
-
-
-def test_codes_and_words_of_users_become_one_sentence(tmp_path):
-    files = place(tmp_path, LOG)
-    (tmp_path / "users.dat").write_text("1::M::25::12::55117\n2::F::1::10::48067\n")
-    (tmp_path / "u.user").write_text("1|24|M|technician|85711\n2|53|F|other|94043\n")
-    for name, expected in {
-        "users.dat": {
-            "Sex: male. Age: 25-34. Occupation: programmer.",
-            "Sex: female. Age: under 18. Occupation: school student.",
-        },
-        "u.user": {"Sex: male. Age: 24. Occupation: technician.", "Sex: female. Age: 53. Occupation: other."},
-    }.items():
-        records, _ = read(files.model_copy(update={"users": str(tmp_path / name)}))
-        assert {r["profile"] for r in records} == expected
-        assert task.record_prompt(records[0], Task()).startswith(records[0]["profile"] + "\n")
 
 
 def test_locations_name_archives_and_moving_keeps_members():
@@ -199,13 +193,13 @@ def test_a_far_timestamp_just_before_2100_is_fine(tmp_path):
 def test_unknown_items_are_counted_and_three_are_listed(tmp_path):
     strange = [("3", item, 4.0, 70) for item in ("99", "98", "97", "96")]
     text, _ = message(place(tmp_path, [*LOG, *strange, ("4", "99", 4.0, 70)]))
-    assert "ratings.csv:8: 5 ratings name 4 items that the table of items lacks (96, 97, 98)" in text
+    assert "ratings.csv:8: 5 ratings name 4 items that the table of items lacks (96, 97, 98 and 1 more)" in text
 
 
 def test_unknown_users_are_refused_when_users_are_given(tmp_path):
     files = place(tmp_path, LOG)
-    (tmp_path / "users.dat").write_text("1::M::25::12::55117\n")
-    text, reason = message(files.model_copy(update={"users": str(tmp_path / "users.dat")}))
+    (tmp_path / "users.csv").write_text("userId,gender,age,occupation\n1,M,25,lawyer\n")
+    text, reason = message(files.model_copy(update={"users": str(tmp_path / "users.csv")}))
     assert "ratings.csv:6: 2 ratings name 1 users that the table of users lacks (2)" in text
     assert reason == "unknown_user"
 
@@ -227,7 +221,6 @@ def test_ratings_that_cannot_be_used_are_refused(tmp_path, ratings, what):
 @pytest.mark.parametrize(
     ("titles", "what"),
     [
-        ("movieId,title\n10,Heat\n11,  \n", "movies.csv:3: item without a title (11)"),
         ("movieId,title\n10,Heat\n11,Go\n10,Heat\n", "movies.csv:4: item named twice (10)"),
         ("movieId,name\n10,Heat\n", "movies.csv:1: no column `title` (movieId,name); expected movieId,title"),
         ("movieId,title\n10,Heat, The\n", "movies.csv:2: 3 fields (10,Heat, The); expected 2 fields"),
@@ -274,7 +267,7 @@ def long_log(n):
         (
             ["ratings.csv", "movies.csv"],
             "!ml/ratings.csv",
-            "no such member (ml/ratings.csv); expected one of movies.csv, ratings.csv",
+            "no such member (ml/ratings.csv); expected one of ratings.csv",
         ),
     ],
 )
@@ -373,70 +366,83 @@ def test_records_match_a_naive_count_whatever_the_order_of_rows(tmp_path_factory
             or (error.reason == "one_class" and len({label for label, *_ in expected.values()}) == 1)
         )
         return
-    assert {
-        r["id"]: (r["label"], json.loads(r["history"]), [r[name] for name in AVERAGES]) for r in records
-    } == expected
-    assert build.proof({split: records if split == "train" else [] for split in SPLITS}, dataset) == dict.fromkeys(
-        build.proof({split: [] for split in SPLITS}, dataset), 0
-    )
+    assert {r["id"]: (r["label"], history_of(r), [r[name] for name in AVERAGES]) for r in records} == expected
+    assert {*proof_of({"train": records}, dataset).values()} == {0}
     assert ledger.n_in == len(records) + len(ledger.rows)
 
 
-def test_a_title_rated_again_counts_once_even_under_another_item(tmp_path):
+def as_records(rows):
+    table = pa.Table.from_pylist(rows, schema=record_schema(build))
+    return Records(lambda: iter([table]), len(rows))
+
+
+def proof_of(parts, dataset=LOOSE):
+    return build.proof({split: as_records(parts.get(split, [])) for split in SPLITS}, dataset)
+
+
+def test_an_item_that_is_rated_again_counts_once_and_items_of_one_title_are_two(tmp_path):
     titles = {**TITLES, "20": TITLES["10"]}
-    records, ledger = read(place(tmp_path, [*LOG, ("1", "20", 5.0, 400), ("2", "12", 4.0, 90)], titles))
-    assert ledger.reason_counts()["repeat"] == 2
-    assert not {"1:20:400", "2:12:90"} & {r["id"] for r in records}
-    assert not any(event[1] == r["title"] for r in records for event in json.loads(r["history"]))
+    log = [*LOG, ("1", "20", 5.0, 400), ("2", "12", 4.0, 90)]
+    records, ledger = read(place(tmp_path, log, titles))
+    assert ledger.reason_counts()["repeat"] == 1
+    (twin,) = [r for r in records if r["id"] == "1:20:400"]
+    assert twin["title"] == TITLES["10"] in twin["history_titles"] and "20" not in twin["history_items"]
+    assert "2:12:90" not in {r["id"] for r in records}
+    last, _ = read(place(tmp_path, log, titles), LOOSE.model_copy(update={"repeats": "last"}))
+    assert "2:12:90" in {r["id"] for r in last} and "2:12:50" not in {r["id"] for r in last}
+
+
+class Times:
+    """The two columns of a table that `split` looks at."""
+
+    def __init__(self, times):
+        self.times = np.array(times)
+
+    def column(self, name):
+        return {"timestamp": self.times}[name]
+
+
+def splits_at(times):
+    return build.split(Times(times), np.zeros(len(times), int), LOOSE, 0)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=4, max_size=80), st.integers(1, 80))
 def test_no_tie_straddles_two_splits_also_after_sampling(times, limit):
-    records = [{"id": str(i), "timestamp": time} for i, time in enumerate(times)]
-    records = sample_by_hash(records, limit, 0)
-    homes = build.split(records, [""] * len(records), LOOSE, 0)
-    times_of = {split: {r["timestamp"] for r, home in zip(records, homes) if home == split} for split in SPLITS}
+    times = [r["time"] for r in sample_by_hash([{"id": str(i), "time": t} for i, t in enumerate(times)], limit, 0)]
+    homes = splits_at(times)
+    times_of = {split: {t for t, home in zip(times, homes) if home == split} for split in SPLITS}
     filled = [times_of[split] for split in SPLITS if times_of[split]]
     assert all(max(early) < min(late) for early, late in pairwise(filled))
 
 
 def test_splits_have_their_shares_and_ties_at_a_cut_fall_behind_it():
-    homes = build.split([{"timestamp": t} for t in range(100)], [""] * 100, LOOSE, 0)
+    homes = splits_at(range(100))
     assert Counter(homes) == {"train": 70, "gate": 10, "valid": 10, "test": 10} and homes == sorted(
         homes, key=SPLITS.index
     )
-    tied = [{"timestamp": min(t, 65) if t < 75 else t} for t in range(100)]  # 65 … 74 are one second
-    homes = build.split(tied, [""] * 100, LOOSE, 0)
+    homes = splits_at([min(t, 65) if t < 75 else t for t in range(100)])  # 65 … 74 are one second
     assert Counter(homes) == {"train": 65, "gate": 15, "valid": 10, "test": 10}
-
-
-def test_the_proof_counts_every_kind_of_leak():
-    def record(time, title="A", history=(), user="new"):
-        known = {"timestamp": time, "title": title, "history": json.dumps(history), "user": user, "item": str(time)}
-        return {**known, "user_ratings": 1, "item_ratings": 0}
-
-    sound = {split: [record(10 * i + 5, history=[[10 * i, "B", 4.0]], user=str(i))] for i, split in enumerate(SPLITS)}
-    assert set(build.proof(sound, LOOSE).values()) == {0}
-    for name, split, bad in (
-        ("not_before_later_split", "train", record(15)),
-        ("not_before_later_split", "gate", record(40)),
-        ("future_in_history", "test", record(40, history=[[40, "B", 4.0]])),
-        ("history_not_in_order", "test", record(40, history=[[9, "B", 4.0], [8, "C", 4.0]])),
-        ("title_in_own_history", "test", record(40, history=[[9, "A", 4.0]])),
-        ("future_in_averages", "test", record(40, user="3")),
-    ):
-        counts = build.proof({**sound, split: [*sound[split], bad]}, LOOSE)
-        assert {key: n for key, n in counts.items() if n} == {name: 1}
 
 
 # --- task
 
 
 def a_record(history, **other):
-    record = {"id": "1:2:3", "group": "1", "title": "Ronin (1998)", "profile": "", "label": 1, "rating": 4.0}
+    """`history`: [time, title, stars] of the past."""
+    record = {
+        "id": "1:2:3",
+        "group": "1",
+        "item": "2",
+        "title": "Ronin (1998)",
+        "profile": "",
+        "label": 1,
+        "rating": 4.0,
+    }
     averages = dict(zip(AVERAGES, (len(history) or 1, 3.0, 0, 0.0)))
-    return {**record, **averages, "history": json.dumps(history), **other}
+    times, titles, stars = ([event[n] for event in history] for n in range(3))
+    past = {"history_times": times, "history_items": titles, "history_titles": titles, "history_stars": stars}
+    return {**record, **averages, **past, **other}
 
 
 def test_the_prompt_shows_the_latest_ratings_in_order_and_ends_with_the_question():
@@ -501,7 +507,7 @@ def test_oldest_ratings_are_left_out_of_long_prompts_and_never_the_question():
     shown = [int(line[2:5]) for line in prompt.splitlines() if line.startswith("- ")]
     assert shown == list(range(500 - len(shown), 500)) and 5 <= len(shown) < 500
     assert len(prompt) <= 1000 < len(prompt) + 2 + 60 + len(" (5 stars)\n")
-    assert prompt.endswith("***Ronin (1998)***.\n" + "\n".join(task.QUESTION.splitlines()[1:]))
+    assert prompt.endswith("***Ronin (1998)***.\n" + "\n".join(Task().question_text.splitlines()[1:]))
 
 
 @settings(deadline=None)
@@ -717,9 +723,9 @@ def test_an_item_of_which_nothing_is_known_yet_has_no_ratings():
     assert [(r["item"], r["item_ratings"]) for r in first if r["item"] == "new"] == [("new", 0)]
 
 
-def test_titles_of_the_shown_past_are_no_candidates():
+def test_items_of_the_known_past_are_no_candidates():
     parts = ranked_log()
-    parts["test"][1]["history"] = json.dumps([[5, "Film b", 4.0]])
+    parts["test"][1]["history_items"] = ["b"]
     (first, *_) = task.ranking_lists(parts, 50)
     assert [record["item"] for record in first] == ["e"]
 
@@ -768,13 +774,13 @@ def test_the_past_foretells_a_rating_only_for_its_own_user(simulated):
         return {genre[word] for word in title.replace(",", "").split() if word in genre}
 
     def affinity(record, history):
-        stars = [event[2] - 3.5 for event in json.loads(history) if genres(event[1]) & genres(record["title"])]
+        stars = [event[2] - 3.5 for event in history if genres(event[1]) & genres(record["title"])]
         return sum(stars) / (len(stars) + 1)
 
     test = read_split(simulated / "domain" / "built", "test")
     label = [record["label"] for record in test]
-    own = auc(label, [affinity(record, record["history"]) for record in test])
-    strange = auc(label, [affinity(record, test[i - 300]["history"]) for i, record in enumerate(test)])
+    own = auc(label, [affinity(record, history_of(record)) for record in test])
+    strange = auc(label, [affinity(record, history_of(test[i - 300])) for i, record in enumerate(test)])
     means = task.baselines(read_split(simulated / "domain" / "built", "train"), test, Task())["item_mean"]
     assert own > 0.72 and strange < own - 0.08
     assert auc(label, [row["p"] for row in means]) > 0.6
@@ -795,7 +801,7 @@ def test_real_ratings_add_up_split_by_time_and_item_means_beat_chance(tmp_path, 
     for early, late in combinations(SPLITS, 2):
         assert max(r["timestamp"] for r in parts[early]) < min(r["timestamp"] for r in parts[late])
     for record in parts["test"]:
-        times = [event[0] for event in json.loads(record["history"])]
+        times = record["history_times"]
         assert 5 <= len(times) <= 10 and times == sorted(times) and times[-1] < record["timestamp"]
     rows = task.baselines(parts["train"][::5], parts["test"], Task())
     score = {system: VALUE["auc"](metrics.columns(found, parts["test"], Task())) for system, found in rows.items()}

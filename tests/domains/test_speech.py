@@ -26,6 +26,7 @@ from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.fetch import fetch_source, listed_state
 from loratory.domains.speech import build, metrics, simulate
 from loratory.domains.speech.espeak import Synthesiser
+from loratory.domains.speech.filters import answer_flags
 from loratory.domains.speech.markup import find_unknown_mark
 from loratory.domains.speech.sources import Dataset, Files, Simulation, Task
 from loratory.domains.speech.task import baselines, examples, plain_transcript
@@ -661,9 +662,9 @@ def test_deaf_baseline_hears_nothing(corpus):
     assert {row["text"] for row in rows} <= {plain_transcript(text) for text in TEXTS}
 
 
-def test_the_empty_transcript_is_a_baseline_of_exactly_all_words_wrong(corpus):
+def test_silence_is_a_baseline_of_exactly_all_words_wrong(corpus):
     found = [record | {"group": record["speaker"], "read_in_train": False} for record in records(corpus)[0]]
-    rows = baselines(found[:40], found[40:], Task())["empty"]
+    rows = baselines(found[:40], found[40:], Task())["silent"]
     assert {row["text"] for row in rows} == {""} and len(rows) == len(found[40:])
     columns = metrics.columns(rows, found, Task())
     assert VALUE["wer"](columns) == VALUE["deletions"](columns) == VALUE["cer"](columns) == 1.0
@@ -675,11 +676,14 @@ VALUE = {metric.name: metric.compute_value for metric in metrics.METRICS}
 LINES = st.lists(st.sampled_from(["cat", "dog", "red", "blue", "house", "jump"]), max_size=6).map(" ".join)
 
 
-def counted(pairs, ages=None, normaliser="english"):
+def counted(pairs, ages=None, normaliser="english", **facts):
+    """Columns of (reference, text) pairs; facts: a list for each further column of the records."""
     rows = [{"id": str(i), "reference": reference, "text": text} for i, (reference, text) in enumerate(pairs)]
-    people = [
-        {"id": str(i), "age": age, "read_in_train": i % 2 == 1} for i, age in enumerate(ages or [-1] * len(pairs))
-    ]
+    common = {"age": -1, "gender": "", "seconds": 5.0}
+    people = [common | {"id": str(i), "speaker": f"s{i}", "read_in_train": i % 2 == 1} for i in range(len(pairs))]
+    for name, values in (facts | ({"age": ages} if ages else {})).items():
+        for person, value in zip(people, values):
+            person[name] = value
     return metrics.columns(rows, people, Task(normaliser=normaliser))
 
 
@@ -755,6 +759,48 @@ def test_rates_count_the_utterances_that_hold_words_and_an_age_those_of_its_spea
     found = {metric.name: int(np.sum(metric.row_selection(columns))) for metric in metrics.METRICS if metric.where}
     assert (found["wer"], found["wer_verbatim"]) == (3, 4), "um is emptied by one normaliser alone"
     assert (found["wer_age_to_6"], found["wer_age_7_8"], found["wer_adult"], found["wer_age_unknown"]) == (1, 1, 1, 0)
+
+
+def test_rates_of_genders_see_their_speakers_alone():
+    columns = counted([("a b", "a"), ("c d", "c d"), ("e", "")], gender=["f", "m", ""])
+    assert (VALUE["wer_female"](columns), VALUE["wer_male"](columns), VALUE["wer"](columns)) == (0.5, 0.0, 0.4)
+
+
+def test_the_median_over_speakers_is_of_each_ones_pooled_rate_and_counts_a_speaker_as_often_as_drawn():
+    pairs = [("a b c d", "a b c d"), ("e f", ""), ("g h", "g"), ("i", "x"), ("um", "x")]
+    columns = counted(pairs, speaker=["s0", "s0", "s1", "s2", "s3"])
+    assert VALUE["wer_speaker_median"](columns) == 0.5  # of 2/6, 1/2 and 1
+    drawn = {name: column[[0, 1, 0, 1, 3, 4]] for name, column in columns.items()}
+    assert VALUE["wer_speaker_median"](drawn) == pytest.approx(1 / 3)  # of 2/6, 2/6 and 1
+    assert np.isnan(VALUE["wer_speaker_median"](counted([("um", "uh")])))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "flags"),
+    [
+        ("the cat sat on the mat", 3.0, set()),
+        ("no no no", 2.0, set()),
+        ("no no no no", 2.0, {"repetition"}),
+        ("i like it i like it i like it i like it", 3.0, {"repetition"}),
+        ("i see i see you i see i see you", 4.0, set()),
+        ("thank you " * 30, 5.0, {"hallucination", "repetition", "speed"}),
+        ("Thanks for watching!", 3.0, {"hallucination"}),
+        ("one two three four five six seven eight nine", 1.0, {"speed"}),
+        ("", 0.1, set()),
+    ],
+)
+def test_an_answer_is_flagged_by_its_text_and_length_alone(text, seconds, flags):
+    assert {name for name, is_set in answer_flags(text, seconds).items() if is_set} == flags
+
+
+def test_filters_are_reported_with_both_rates_and_change_no_other():
+    pairs = [("red cat", "red red red red red"), ("blue dog", "blue dog")]
+    columns = counted(pairs)
+    assert VALUE["wer"](columns) == 4 / 4 and VALUE["wer_filtered"](columns) == 2 / 4
+    assert VALUE["flagged"](columns) == VALUE["flagged_repetition"](columns) == 1
+    assert VALUE["flagged_speed"](columns) == VALUE["flagged_hallucination"](columns) == 0
+    honest = counted([("no no no no", "no no no no")])  # emptied although it is right: a filter costs too
+    assert (VALUE["wer"](honest), VALUE["wer_filtered"](honest)) == (0.0, 1.0)
 
 
 def test_letters_as_words_give_the_character_error_rate_of_chinese():

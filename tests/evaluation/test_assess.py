@@ -25,7 +25,7 @@ SEQUENCES = [
     "GWLPEGSHMKAANDTVVRRLFEEYYKK",
     "WWHHIIPPLLAASSTTVVNN",
 ]
-NAMES = ("spearman", "chain_spearman", "lddt", "plddt", "calibration_error", "tm_score", "rmsd")
+NAMES = ("spearman", "chain_spearman", "lddt", "plddt", "calibration_error", "tm_score", "self_consistency", "rmsd")
 
 
 def record(number: int, backbone, origin="experiment", **more) -> dict:
@@ -207,11 +207,27 @@ def test_predicted_chains_and_those_above_the_limit_judge_no_base(folder, folds,
         assess(folder, saved(tmp_path / "only", records[::3]), tmp_path / "none")
 
 
-def test_a_chain_that_no_memory_suffices_for_is_named(folder, folds, tmp_path, monkeypatch):
+def limit_memory(monkeypatch, longest: int) -> None:
+    fold = folding.EsmForProteinFolding.infer
+
     def infer(model, sequences):
-        raise MemoryError
+        if len(sequences[0]) > longest:
+            raise MemoryError
+        return fold(model, sequences)
 
     monkeypatch.setattr(folding.EsmForProteinFolding, "infer", infer)
+
+
+def test_a_chain_that_no_memory_suffices_for_is_left_out_and_counted(folder, folds, tmp_path, monkeypatch):
+    limit_memory(monkeypatch, longest=27)
+    data = saved(tmp_path / "data", [record(k, backbone(fold)) for k, fold in enumerate(folds)])
+    with pytest.warns(UserWarning, match="1 chains are not folded, such as test chains:c0: out of memory"):
+        residues, report = assess(folder, data, tmp_path / "out")
+    assert {row["id"] for row in residues} == {"c1", "c2", "c3"} and report["too_large"] == 1
+
+
+def test_where_memory_suffices_for_no_chain_the_first_is_named(folder, folds, tmp_path, monkeypatch):
+    limit_memory(monkeypatch, longest=10)
     data = saved(tmp_path / "data", [record(0, backbone(folds[0]))])
     with pytest.raises(InputError, match=r"test chains:c0: out of memory, however small the chunks \(30 residues\)"):
         assess(folder, data, tmp_path / "out")

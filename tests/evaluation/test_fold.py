@@ -1,5 +1,8 @@
 """Folding samples: files that survive an interruption, scores that are those of the files."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,8 +75,8 @@ def test_scores_are_those_of_the_written_files(done, references):
 def test_a_sample_too_short_for_a_tm_score_has_none(done):
     row = pq.read_table(done).to_pylist()[2]
     assert row["plddt"] is not None
-    names = ("reference", "reference_length", "tm_longer", "tm_query", "tm_reference", "rmsd", "aligned_length")
-    assert [row[name] for name in names] == [None] * 7
+    names = ("reference", "reference_length", "search", "tm_longer", "tm_query", "tm_reference", "rmsd")
+    assert [row[name] for name in (*names, "aligned_length")] == [None] * 8
 
 
 def test_without_references_there_is_no_tm_score(model_folder, done, tmp_path):
@@ -240,24 +243,71 @@ def test_every_system_is_folded_as_far_as_the_limit_goes(folder, tmp_path):
     assert all(0 < row["plddt"] <= 100 and row["tm_longer"] is None for row in rows)
 
 
+@pytest.fixture
+def foldseek(tmp_path, monkeypatch):
+    """A program of that name on the path, which writes the given hits and lists what it was called with."""
+
+    def install(hits: str) -> Path:
+        program, calls = tmp_path / "bin" / "foldseek", tmp_path / "calls.txt"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\ncat {tmp_path}/hits > "$4"\n')
+        program.chmod(0o755)
+        (tmp_path / "hits").write_text(hits)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        return calls
+
+    return install
+
+
+def test_where_foldseek_is_installed_it_says_which_reference_is_the_nearest(folder, tmp_path, foldseek):
+    model, sequence = folding.load_folding_model(folder), SAMPLES[0][1]
+    backbone = folding.fold_sequence(model, sequence).coordinates[:, [0, 1, 2, 4]].astype(np.float32)
+    records = [
+        {"id": id, "sequence": letters, "backbone": points.ravel()}
+        for id, letters, points in (("same", sequence, backbone), ("turned", sequence[::-1], backbone[::-1]))
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
+    written = predictions(tmp_path / "0.parquet", base=[f"{sequence}>", f"{sequence[1:]}>"])
+    none = predictions(tmp_path / "baselines.parquet")
+    calls = foldseek("0.pdb_A\t1.pdb\t0.5\t0.4\n")  # of the first sample alone, and not the nearest
+    fold_predictions("protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
+    assert [(row["reference"], row["search"]) for row in rows] == [("turned", "foldseek"), ("same", "coarse")]
+    points = {"turned": backbone[::-1, 1], "same": backbone[:, 1]}
+    for row, name in zip(rows, ("turned", "same")):
+        own = tm_score(tmp_path / "out" / "seed0" / "base" / f"{row['id']}.pdb", points[name].astype(float))
+        assert row["tm_longer"] == own.norm_longer, "the number is that of the own alignment"
+    assert calls.read_text().startswith("easy-search ") and calls.read_text().count("\n") == 1
+
+
 def test_references_are_the_resolved_chains_long_enough(tmp_path):
     rng = np.random.default_rng(0)
     chains = {"long": rng.normal(size=(25, 4, 3)), "short": rng.normal(size=(19, 4, 3)), "holes": np.ones((25, 4, 3))}
     chains["long"][4, 1] = np.nan
     chains["holes"][:6, 1, 2] = np.nan
-    records = [{"id": id, "backbone": points.ravel().astype(np.float32)} for id, points in chains.items()]
+    records = [
+        {
+            "id": id,
+            "sequence": "ACDEFGHIKLMNPQRSTVWYACDEF"[: len(points)],
+            "backbone": points.ravel().astype(np.float32),
+        }
+        for id, points in chains.items()
+    ]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
     found = read_references(tmp_path / "test.parquet")
     assert [*found] == ["long"]
-    np.testing.assert_allclose(found["long"], np.delete(chains["long"][:, 1], 4, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found["long"].backbone, np.delete(chains["long"], 4, axis=0), rtol=1e-6)
+    assert found["long"].sequence == "ACDEGHIKLMNPQRSTVWYACDEF"
 
 
 def test_samples_are_compared_with_the_given_chains(folder, tmp_path):
     model, sequence = folding.load_folding_model(folder), SAMPLES[0][1]
     backbone = folding.fold_sequence(model, sequence).coordinates[:, [0, 1, 2, 4]].astype(np.float32)
-    pq.write_table(pa.Table.from_pylist([{"id": "same", "backbone": backbone.ravel()}]), tmp_path / "test.parquet")
+    record = {"id": "same", "sequence": sequence, "backbone": backbone.ravel()}
+    pq.write_table(pa.Table.from_pylist([record]), tmp_path / "test.parquet")
     written = predictions(tmp_path / "0.parquet", base=[f"{sequence}>"])
     none = predictions(tmp_path / "baselines.parquet")
     fold_predictions("protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
     [row] = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert (row["reference"], row["length"]) == ("same", len(sequence)) and row["tm_longer"] > 0.999
+    assert row["search"] == "coarse"

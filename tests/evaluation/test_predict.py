@@ -306,7 +306,7 @@ def test_only_gates_over_experts_that_were_given_are_shuffled():
 def test_routing_shares_sum_to_one_and_know_prompt_from_answer(study):
     for system, _ in systems(study, "recsys"):
         if system.kind == "mixture":
-            found = predict.routing_summary(study.base, system.model, questions(), 64)
+            found = predict.routing_summary(study.base, system.model, questions(), Evaluation(batch_tokens=64))
     assert sum(found["weights"]) == pytest.approx(1)
     assert sum(found["prompt"]) == pytest.approx(1) and sum(found["target"]) == pytest.approx(1)
     assert 0 <= found["entropy"] <= 1 and 0 <= found["top1"] <= 1
@@ -316,7 +316,7 @@ def test_routing_shares_sum_to_one_and_know_prompt_from_answer(study):
 def test_a_single_expert_has_no_top1_and_no_entropy(study):
     for system in predict.iterate_systems(study.base, "recsys", made(study, "weighted_merge")):
         if system.kind == "mixture":
-            found = predict.routing_summary(study.base, system.model, questions(), 64)
+            found = predict.routing_summary(study.base, system.model, questions(), Evaluation(batch_tokens=64))
     assert (found["experts"], found["weights"], found["layers"]) == (["merged"], [1.0], ["all"])
     assert found["top1"] is None and found["entropy"] == 0
 
@@ -324,7 +324,7 @@ def test_a_single_expert_has_no_top1_and_no_entropy(study):
 def test_the_oracle_routes_to_the_domains_own_expert(study):
     for system in predict.iterate_systems(study.base, "recsys", made(study, "oracle")):
         if system.kind == "mixture":
-            found = predict.routing_summary(study.base, system.model, questions(), 64)
+            found = predict.routing_summary(study.base, system.model, questions(), Evaluation(batch_tokens=64))
     assert (found["top1"], found["entropy"], found["weights"]) == (1.0, 0.0, [0.0, 1.0])
 
 
@@ -352,7 +352,7 @@ def test_routing_is_told_of_encoders_and_of_what_whispers_decoder_reads(unlike, 
     experts = {n: trained_adapter(base.model, Method(rank=2, target_modules=targets), i) for i, n in enumerate("ab")}
     mixture = Mixture(base.model, experts, registry.load_module("mixer", kind).Mixer()).eval()
     mixture.domain = 0
-    found = predict.routing_summary(base, mixture, ask, 500)
+    found = predict.routing_summary(base, mixture, ask, Evaluation(batch_tokens=500))
     items = [base.encode(question) for question in ask]
     is_whisper = int(base.family == "whisper")  # its decoder reads no token that nothing follows
     assert found["tokens"] == sum(len(item.ids) - is_whisper for item in items)

@@ -128,7 +128,9 @@ def whisper_weights(model, mixture: Mixture, features, ids):
     heard = [name for name in mixture.layers if READS_FRAMES.search(name)]
     parts = {"frames": heard, "tokens": [name for name in mixture.layers if name not in heard]}
     if mixture.mixer.per_sequence:
-        parts, tokens = {"tokens": list(mixture.layers)}, frames.mean(1, keepdim=True)
+        heard = [(row > row.min()).any(0).nonzero().max().item() // 2 + 1 for row in features]  # silence follows
+        tokens = torch.stack([row[:last].mean(0, keepdim=True) for row, last in zip(frames, heard)])
+        parts = {"tokens": list(mixture.layers)}
     found = {}
     for stream, names in parts.items():
         if not names:

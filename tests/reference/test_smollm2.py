@@ -24,7 +24,8 @@ from loratory.training.mixture import TrainingSet, optimise_mixture
 from loratory.training.sweep import mean_loss, train_one
 
 LAYERS = 2
-METHODS, MIXERS = registry.registered_names("method"), registry.registered_names("mixer")
+METHODS = [name for name in registry.registered_names("method") if name != "bitfit"]  # SmolLM2 has no biases
+MIXERS = registry.registered_names("mixer")
 WHOLE = {"method": ("lora", "s2_lora"), "mixer": ("xlora", "router")}
 LETTERS = (*"ACDEFGHIKLMNPQRSTVWY", ">")
 PROTEINS = ["MKTAYIAKQR>", "GAVLIMFWP>", "MSTNQYC>", "DEKRHMAAG>"]

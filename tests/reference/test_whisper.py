@@ -1,7 +1,9 @@
 """Real Whisper on real clips, held against openai-whisper from the samples on, and against transformers alone."""
 
 import jiwer
+import numpy as np
 import pytest
+import soundfile
 import torch
 import whisper
 from models import entry
@@ -9,11 +11,13 @@ from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForCondi
 from whisper.normalizers import EnglishTextNormalizer
 
 from loratory.bases.core import load_base
+from loratory.bases.families.whisper import fails_threshold
 from loratory.bases.openai_whisper import export_openai
-from loratory.bases.options import WhisperOptions
+from loratory.bases.options import Decoding, WhisperOptions
 from loratory.bases.prepare import prepare_folder
-from loratory.data.audio import read_audio
+from loratory.data.audio import RATE, read_audio
 from loratory.data.ledger import Ledger
+from loratory.domains.contract import Example
 from loratory.domains.speech import build, metrics
 from loratory.domains.speech.sources import Dataset, Files, Task
 from loratory.domains.speech.task import examples
@@ -104,6 +108,36 @@ def test_tiny_en_writes_openais_tokens_and_has_its_word_errors(pair, records):
 
 def test_base_writes_openais_tokens(pair, records):
     check_both_variants(pair, "whisper_base", records[-6::3], 2)
+
+
+def test_tiny_en_writes_openais_beams_and_falls_back_where_openai_does(pair, records):
+    base, model = pair("whisper_tiny_en")
+    some = records[:2]
+    items = [base.encode(example) for example in examples(some, Task(), "whisper")]
+    asked = whisper.DecodingOptions(**GREEDY | PLAIN | {"beam_size": 5})
+    expected = [whisper.decode(model, features(record), asked) for record in some]  # one by one: it takes no batch
+    found = base.transcribe(base.model, items, LIMIT, Decoding(beams=5))
+    assert [one.ids for one in found] == [result.tokens for result in expected]
+    assert [one.mean_log_prob for one in found] == pytest.approx([result.avg_logprob for result in expected], abs=1e-3)
+    for one, result in zip(found, expected):
+        failed = result.compression_ratio > 2.4 or result.avg_logprob < -1.0
+        assert fails_threshold(base.transcript_text(one.ids), one.mean_log_prob, Decoding()) == failed
+
+
+def test_a_recording_of_a_minute_is_written_window_after_window_as_openai_writes_it(pair, records, tmp_path):
+    base, model = pair("whisper_tiny_en")
+    samples = np.concatenate([read_audio(record["audio"]) for record in records])[: 36 * RATE]
+    soundfile.write(tmp_path / "long.flac", samples, RATE)
+    chunks = Decoding(long_form="chunks")
+    item = base.encode_question(Example("long", "g", "", "", audio=str(tmp_path / "long.flac")), chunks)
+    found = base.text(base.model, [item], LIMIT, decoding=chunks)[0]
+    parts = [part.audio for part in base.windows(item)]
+    assert len(parts) == 2 and parts[0].last == parts[1].first
+    whole = read_audio(tmp_path / "long.flac")
+    pieces = [torch.from_numpy(whole[part.first : part.last]) for part in parts]
+    mels = [whisper.log_mel_spectrogram(whisper.pad_or_trim(piece)) for piece in pieces]
+    assert found == " ".join(result.text for result in reference(model, mels, **PLAIN))
+    assert len(found.split()) > 30
 
 
 @torch.no_grad()

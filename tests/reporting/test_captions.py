@@ -9,6 +9,8 @@ CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 WILDCARDS = {
     "workflow": {},
     "domain_table": {"domain": "protein", "base": "mini-lm"},
+    "errors": {"domain": "speech", "base": "mini-whisper"},
+    "ranks": {"base": "mini-whisper"},
     "curves": {"base": "mini-lm"},
     "folding": {"base": "mini-fold"},
     "calibration": {"base": "mini-fold"},

@@ -70,10 +70,11 @@ def test_what_is_not_known_of_the_training_is_said(metrics, tmp_path):
 
 def test_what_was_left_out_and_what_is_unknown_is_said(metrics, tmp_path):
     rows = [row(part, "rmsd", 0.5) for part in ("all", "unknown")]
-    write_folding_table(metrics(rows=rows, predicted=3, too_long=2, max_length=400), tmp_path / "t")
+    write_folding_table(metrics(rows=rows, predicted=3, too_long=2, max_length=400, too_large=1), tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     assert "Left out, because they are predictions themselves: 3." in text
     assert "Left out, because they are longer than 400 residues: 2." in text
+    assert "Left out, because memory did not suffice, however small the chunks: 1." in text
     assert "unknown: the files do not say whether these chains are measured or predicted" in text
     write_folding_table(metrics(predicted=0, too_long=0, max_length=None), tmp_path / "t")
     assert "predictions themselves" not in (tmp_path / "t.md").read_text()

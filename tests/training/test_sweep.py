@@ -11,7 +11,7 @@ from loratory.adapters import core
 from loratory.adapters.deltas import Adapter
 from loratory.config import adapter_entry
 from loratory.errors import InputError
-from loratory.training import fit, job, sweep
+from loratory.training import encoding, fit, job, sweep
 
 TRAINING = {"steps": 2, "batch_tokens": 24}
 RATES = (0.1, 0.2, 0.3)
@@ -84,16 +84,20 @@ def test_examples_come_from_the_file_of_the_split_that_was_asked(tmp_path, monke
     for split in ("train", "gate", "valid", "test"):
         rows = [{"id": f"{split}{i}", "group": "g", "text": split} for i in range(3)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
-    monkeypatch.setattr(sweep, "domain_examples", lambda domain, records, task, family: [*map(as_example, records)])
-    monkeypatch.setattr(sweep, "check_readable", lambda *_: None)
-    base = SimpleNamespace(family="causal", encode=lambda example: example.target, check_choices=lambda _: None)
+    monkeypatch.setattr(encoding, "domain_examples", lambda domain, records, task, family: [*map(as_example, records)])
+    monkeypatch.setattr(encoding, "check_readable", lambda *_: None)
+    base = SimpleNamespace(family="causal", encode=as_encoded, check_choices=lambda _: None)
     for split in ("train", "gate", "valid", "test"):
-        assert sweep.encode_split(base, "toy", tmp_path, None, split) == [split] * 3
-        assert sweep.encode_split(base, "toy", tmp_path, None, split, 2) == [split] * 2
+        assert [item.ids for item in sweep.encode_split(base, "toy", tmp_path, None, split)] == [split] * 3
+        assert [item.ids for item in sweep.encode_split(base, "toy", tmp_path, None, split, 2)] == [split] * 2
 
 
 def as_example(record) -> SimpleNamespace:
     return SimpleNamespace(prompt="", target=record["text"], choices=())
+
+
+def as_encoded(example) -> SimpleNamespace:
+    return SimpleNamespace(ids=example.target, length=len(example.target))
 
 
 def test_a_rate_that_diverges_is_left_out_of_the_choice(swept):

@@ -36,6 +36,8 @@ JOBS = {
     "draw_routing": 1,
     "draw_transfer": 1,
     "draw_curves": 3,
+    "tabulate_errors": 2,  # transcripts of a causal base and of Whisper
+    "tabulate_speed": 2,
     "all": 1,
 }
 NEEDS = {  # rule: the rules whose outputs it reads
@@ -45,6 +47,8 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "prepare_base": {"build_dataset", "audit_split", "prepare_base"},
     "train_sweep": {"build_dataset", "audit_split", "prepare_base"},
     "train_mixture": {"build_dataset", "prepare_base", "train_sweep"},
+    "tabulate_errors": {"build_dataset", "predict"},
+    "tabulate_speed": {"predict"},
     "predict_baselines": {"build_dataset"},
     "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
     "score": {"build_dataset", "predict", "predict_baselines"},
@@ -55,7 +59,8 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "draw_routing": {"gather_routing"},
     "draw_transfer": {"summarise_mixture"},
     "draw_curves": {"train_sweep", "train_mixture"},
-    "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
+    "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"}
+    | {"tabulate_errors", "tabulate_speed"},
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
 EMPTY = '{"domain": "", "base": "", "control": null, "rows": []}'  # what the end of a run can print
@@ -246,6 +251,14 @@ def test_curves_are_drawn_of_every_adapter_and_of_mixtures_that_learn(plan):
     folders = {f"lora@{domain}": f"adapters/{domain}/mini_lm/lora" for domain in DEMO["mixtures"]["xlora"]["experts"]}
     folders["xlora"] = "mixtures/xlora"
     assert job.params.runs == {n: f"results/{f}/runs.parquet" for n, f in folders.items()}
+
+
+def test_learned_ranks_are_drawn_where_a_method_learns_them(demo, plan):
+    adapters = {"mini_lm": ["lora"], "mini_whisper": ["lora", "shared"]}
+    planned = plan({"adapters.shared": {"method": "s2_lora"}, "domains.speech.adapters": adapters})
+    assert planned.counts["draw_ranks"] == 1 and "draw_ranks" not in demo.counts
+    drawn = next(job for job in planned.jobs if job.rule.name == "draw_ranks")
+    assert drawn.params.adapters == {"shared@speech": ["results/adapters/speech/mini_whisper/shared/seed0"]}
 
 
 def test_without_general_data_nothing_is_asked_of_them(plan):

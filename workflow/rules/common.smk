@@ -12,7 +12,7 @@ from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
 from loratory.provenance import features_code, mixture_code
-from loratory.registry import family_outputs, is_folded, registered_domain
+from loratory.registry import family_outputs, is_folded, is_spoken, registered_domain
 from loratory.strict_yaml import load_yaml
 
 CONFIG_FILES = [*map(str, workflow.config_settings.configfiles or workflow.configfiles or ["config"])]
@@ -44,6 +44,11 @@ CHECKPOINTS = f"{RESULTS}/checkpoints"  # of jobs that go on where they were sto
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 CONTINUED = {name: base.continued for name, base in STUDY.bases.items() if base.continued}
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
+TRANSCRIBED = [
+    (domain, base)
+    for domain, base in TRACKS
+    if is_spoken(domain) and "text" in family_outputs(domain, STUDY.bases[base].family)
+]
 
 
 wildcard_constraints:
@@ -138,6 +143,16 @@ def curves_on(base):
     found = {f"{adapter}@{domain}": f"adapters/{domain}/{base}/{adapter}" for domain, adapter in pairs}
     found |= {name: f"mixtures/{name}" for name in mixtures}
     return {name: f"<results>/{folder}/runs.parquet" for name, folder in found.items()}
+
+
+def ranked_on(base):
+    """{`adapter@domain`: its folders} of adapters on a base whose layers end with ranks of their own."""
+    pairs = [(domain, adapter) for domain, given in DOMAINS.items() for adapter in given.adapters.get(base, ())]
+    return {
+        f"{adapter}@{domain}": [f"{RESULTS}/adapters/{domain}/{base}/{adapter}/seed{seed}" for seed in SEEDS]
+        for domain, adapter in pairs
+        if STUDY.adapters[adapter].learns_ranks
+    }
 
 
 def is_structured(domain, base):

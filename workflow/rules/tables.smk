@@ -10,6 +10,8 @@ rule tables:
         [f"<results>/tables/{domain}.{base}.html" for domain, base in TRACKS],
         collect("<results>/tables/{mixture}.summary.html", mixture=STUDY.mixtures),
         collect("<results>/tables/{base}.folding.html", base=JUDGED),
+        [f"<results>/tables/{domain}.{base}.errors.html" for domain, base in TRANSCRIBED],
+        [f"<results>/speed/{domain}.{base}.tsv" for domain, base in TRANSCRIBED],
 
 
 rule figures:
@@ -17,6 +19,7 @@ rule figures:
         collect("<results>/figures/{mixture}.{figure}.svg", mixture=STUDY.mixtures, figure=("routing", "transfer")),
         collect("<results>/figures/{base}.curves.svg", base=sorted({base for _, base in TRACKS})),
         collect("<results>/figures/{base}.calibration.svg", base=JUDGED),
+        collect("<results>/figures/{base}.ranks.svg", base=[base for base in STUDY.bases if ranked_on(base)]),
 
 
 rule tabulate_domain:
@@ -50,6 +53,61 @@ rule tabulate_domain:
         code=code_digest("reporting"),
     script:
         "../../scripts/tabulate_domain.py"
+
+
+rule tabulate_errors:
+    input:
+        predictions=expand("<results>/predictions/data/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
+        data="<results>/data/{domain}/test.parquet",
+    output:
+        report(
+            "<results>/tables/{domain}.{base}.errors.html",
+            caption="../report/errors.rst",
+            category="Domains",
+            subcategory="{domain}",
+            labels={"base": "{base}", "kind": "worst words"},
+        ),
+        multiext("<results>/tables/{domain}.{base}.errors", ".tsv", ".md", ".tex"),
+    log:
+        "<logs>/tabulate_errors/{domain}.{base}.log",
+    benchmark:
+        "<benchmarks>/tabulate_errors/{domain}.{base}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=per_attempt(1000),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
+    params:
+        predictions=lambda wc, input: by_name(SEEDS, input.predictions),
+        task=lambda wc: plain(DOMAINS[wc.domain].task),
+        banner=BANNER,
+        code=lambda wc: code_digest(
+            "evaluation/transcripts.py", "reporting/transcripts.py", *domain_modules("errors", [wc.domain])
+        ),
+    script:
+        "../../scripts/tabulate_errors.py"
+
+
+rule tabulate_speed:
+    input:
+        expand("<results>/predictions/data/{{domain}}/{{base}}/seed{seed}.costs.json", seed=SEEDS),
+    output:
+        "<results>/speed/{domain}.{base}.tsv",
+    log:
+        "<logs>/tabulate_speed/{domain}.{base}.log",
+    benchmark:
+        "<benchmarks>/tabulate_speed/{domain}.{base}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
+    params:
+        code=code_digest("reporting/transcripts.py"),
+    script:
+        "../../scripts/tabulate_speed.py"
 
 
 rule summarise_mixture:
@@ -169,3 +227,31 @@ rule draw_curves:
         code=code_digest("reporting"),
     script:
         "../../scripts/draw_curves.py"
+
+
+rule draw_ranks:
+    input:
+        lambda wc: [f"{folder}/run.json" for folders in ranked_on(wc.base).values() for folder in folders],
+    output:
+        report(
+            "<results>/figures/{base}.ranks.svg",
+            caption="../report/ranks.rst",
+            category="Training",
+            labels={"base": "{base}", "kind": "learned ranks"},
+        ),
+    log:
+        "<logs>/draw_ranks/{base}.log",
+    benchmark:
+        "<benchmarks>/draw_ranks/{base}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        mem_mb=per_attempt(500),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
+    params:
+        adapters=lambda wc: ranked_on(wc.base),
+        banner=BANNER,
+        code=code_digest("reporting/method_figures.py"),
+    script:
+        "../../scripts/draw_ranks.py"

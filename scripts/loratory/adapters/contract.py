@@ -33,13 +33,17 @@ class Method(Options):
     """One adapter method. `tensors` maps names to the tensors of one adapted linear layer.
 
     Attributes:
+        learns_ranks: layers end with ranks of their own, which a figure shows.
         fixed: names of tensors that no optimizer moves (projections, masks, scores). A checkpoint has them too.
     """
 
+    learns_ranks: ClassVar[bool] = False
     fixed: ClassVar[frozenset[str]] = frozenset()
 
     target_modules: tuple[str, ...] | None = Field(
-        None, description="last names of the linear layers to adapt; none means every linear layer but the output head"
+        None,
+        description="layers to adapt, by their names or those of modules around them: `q_proj`, `encoder`, "
+        "`decoder.self_attn`, `cross_attention`, `conv`; none means every linear layer but the output head",
     )
 
     # One linear layer.

@@ -1,11 +1,14 @@
 """Putting adapters on the linear layers of any base, and taking them off again."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,12 +19,37 @@ from loratory.registry import unknown_name_error
 
 LINEAR = (nn.Linear, Conv1D)
 Linear = nn.Linear | Conv1D
+GROUPS = {  # names for parts that bases call otherwise
+    "cross_attention": ("encoder_attn", "crossattention"),
+    "conv": ("conv1", "conv2"),
+}
+
+
+class WindowedConv(nn.Module):
+    """A convolution over time as what it is to an adapter: a linear layer `[out, in · kernel]` of its windows."""
+
+    def __init__(self, conv: nn.Conv1d):
+        super().__init__()
+        self.conv = conv
+        self.weight = conv.weight.flatten(1)  # a view: the same numbers
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.conv.bias
+
+    def windows(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, in, length]` → `[batch, new length, in · kernel]`."""
+        (kernel,), (stride,), (padding,) = self.conv.kernel_size, self.conv.stride, cast(tuple, self.conv.padding)
+        return F.pad(x, (padding, padding)).unfold(-1, kernel, stride).transpose(1, 2).flatten(2)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return F.linear(windows, self.weight, self.bias)
 
 
 class AdaptedLinear(nn.Module):
     """A frozen linear layer and what a method does with it; by default y = base(x) + method(x)."""
 
-    def __init__(self, base: Linear, method: Method, tensors: Tensors):
+    def __init__(self, base: Linear | WindowedConv, method: Method, tensors: Tensors):
         super().__init__()
         self.base, self.method = base, method
         self.adapter = nn.ParameterDict()
@@ -34,6 +62,10 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.layer_output(self, x)
+
+    def rows_read(self, x: torch.Tensor) -> torch.Tensor:
+        """What the method sees of the layer's input: `[..., in]`."""
+        return x
 
     @property
     def tensors(self) -> Tensors:
@@ -55,15 +87,53 @@ class AdaptedLinear(nn.Module):
         return self.method.weight_delta(tensors, self.weight.detach().float())
 
 
+class AdaptedConv(AdaptedLinear):
+    """A frozen convolution over time and what a method does with its windows."""
+
+    base: WindowedConv
+
+    def __init__(self, conv: nn.Conv1d, method: Method, tensors: Tensors):
+        super().__init__(WindowedConv(conv), method, tensors)
+        self.stride = conv.stride  # an encoder asks it for the length of its input
+
+    def rows_read(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base.windows(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.rows_read(x)).transpose(1, 2)
+
+    def weight_delta(self) -> LowRank | Dense | InputDependent:
+        delta = super().weight_delta()
+        return replace(delta, kernel=self.base.conv.kernel_size[0]) if isinstance(delta, LowRank) else delta
+
+
 class ChangedLinear(nn.Module):
     """A frozen linear layer with a stored change beside its weight: y = base(x) + ΔW x."""
 
-    def __init__(self, base: Linear, delta: LowRank | Dense):
+    def __init__(self, base: Linear | WindowedConv, delta: LowRank | Dense):
         super().__init__()
         self.base, self.delta = base, delta.to(base.weight.device, base.weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base(x) + self.delta.added_output(x)
+
+
+class ChangedConv(ChangedLinear):
+    """A frozen convolution over time with a stored change of its windows."""
+
+    base: WindowedConv
+
+    def __init__(self, conv: nn.Conv1d, delta: LowRank):
+        super().__init__(WindowedConv(conv), delta)
+        self.stride = conv.stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.base.windows(x)).transpose(1, 2)
+
+
+def bare_layer(module: AdaptedLinear | ChangedLinear) -> nn.Module:
+    """The base's own layer that a module wraps."""
+    return module.base.conv if isinstance(module.base, WindowedConv) else module.base
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -72,9 +142,9 @@ def generator_for(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)  # 63 bits: seeds are signed
 
 
-def weight_of(linear: Linear) -> torch.Tensor:
-    """The weight as `[out, in]`, whichever way the layer stores it."""
-    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+def weight_of(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Tensor:
+    """The weight as `[out, in]`, whichever way the layer stores it; a convolution's as `[out, in · kernel]`."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight.flatten(1)
 
 
 def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, Linear]:
@@ -88,21 +158,55 @@ def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, Li
     }
 
 
-def target_layers(model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()) -> dict[str, Linear]:
-    """The layers to adapt. Each given name must match: a partial match (Llama's names on a model with fused
-    projections) would silently adapt less than the config says.
+def adaptable_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, Linear | nn.Conv1d]:
+    """{name: layer} of `linear_layers`, and of convolutions over time, which are adapted where they are named."""
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv1d) and is_plain(m)}
+    return {**linear_layers(model, heads), **{name: m for name, m in convs.items() if not is_inside(name, heads)}}
+
+
+def is_plain(conv: nn.Conv1d) -> bool:
+    """Whether a convolution is a linear layer of windows."""
+    plain = conv.groups == 1 and conv.dilation == (1,) and conv.padding_mode == "zeros"
+    return plain and not isinstance(conv.padding, str)
+
+
+def target_layers(
+    model: nn.Module, names: tuple[str, ...] | None, heads: tuple[str, ...] = ()
+) -> dict[str, Linear | nn.Conv1d]:
+    """The layers to adapt; without names every linear one. Each given name must match: a partial match (Llama's names
+    on a model with fused projections) would silently adapt less than the config says.
+
+    Args:
+        names: of layers or of modules that hold them (`q_proj`, `encoder`, `decoder.self_attn`, `encoder.conv1`), or
+            of GROUPS. Parts of a dotted name stand in the layer's name in this order, others between them.
 
     Raises:
-        InputError: a name matches no linear layer.
+        InputError: a name matches no layer. A module alone stands for its linear layers.
     """
-    layers = linear_layers(model, heads)
+    linear = linear_layers(model, heads)
     if names is None:
-        return layers
-    last = {name.rpartition(".")[2] for name in layers}
+        return {**linear}
+    layers, chosen = adaptable_layers(model, heads), set()
     for name in names:
-        if name not in last and name not in layers:
-            raise unknown_name_error(f"{type(model).__name__}: target_modules", "linear layer", name, last)
-    return {name: layer for name, layer in layers.items() if name in names or name.rpartition(".")[2] in names}
+        own = [layer for layer in layers if matches_target(layer, name)]
+        own = [layer for layer in own if layer in linear or is_named_last(layer, name)]
+        if not own:
+            known = {part for layer in layers for part in layer.split(".") if not part.isdecimal()}
+            raise unknown_name_error(f"{type(model).__name__}: target_modules", "layer", name, known | {*GROUPS})
+        chosen |= {*own}
+    return {name: layer for name, layer in layers.items() if name in chosen}
+
+
+def matches_target(layer: str, target: str) -> bool:
+    """Whether the parts of a target, or of what it stands for, come in this order in the layer's name."""
+    parts = iter(layer.split("."))
+    return all(any(part in GROUPS.get(wanted, (wanted,)) for part in parts) for wanted in target.split("."))
+
+
+def is_named_last(layer: str, target: str) -> bool:
+    """Whether a target names the layer itself, and not only a module around it."""
+    wanted = target.rpartition(".")[2]
+    return layer.rpartition(".")[2] in GROUPS.get(wanted, (wanted,))
 
 
 def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] = ()) -> dict[str, AdaptedLinear]:
@@ -118,7 +222,9 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
             tensors = own.initial_tensors(weight_of(layers[name]).detach().float().cpu(), generator_for(seed, name))
         except InputError as error:
             raise InputError(f"{type(model).__name__}: {name}", error.detail, reason=error.reason) from None
-        wrappers[name] = AdaptedLinear(layers[name], own, tensors)
+        layer = layers[name]
+        wrap = AdaptedConv if isinstance(layer, nn.Conv1d) else AdaptedLinear
+        wrappers[name] = wrap(layer, own, tensors)  # type: ignore[arg-type]
         model.set_submodule(name, wrappers[name])
     for name, parameter in head_parameters(model, heads).items():
         fresh = torch.empty(parameter.shape)
@@ -176,7 +282,7 @@ def detach(model: nn.Module) -> None:
     """Puts the bare layers and the original weights back."""
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptedLinear | ChangedLinear):
-            model.set_submodule(name, module.base)
+            model.set_submodule(name, bare_layer(module))
     parameters = dict(model.named_parameters())
     for name, original in ORIGINALS.pop(model, {}).items():
         parameters[name].data.copy_(original)
@@ -189,8 +295,9 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
         if isinstance(module, AdaptedLinear):
             delta = module.weight_delta()
             if isinstance(delta, Dense):
-                transposed = isinstance(module.base, Conv1D)
-                adapter.dense[f"{name}.weight"] = delta.matrix.T if transposed else delta.matrix
+                layer = bare_layer(module)
+                matrix = delta.matrix.T if isinstance(layer, Conv1D) else delta.matrix
+                adapter.dense[f"{name}.weight"] = matrix.reshape(cast(torch.Tensor, layer.weight).shape)
             elif isinstance(delta, InputDependent):
                 adapter.own[name] = delta
             elif delta.rank:  # a layer that lost all its rank is as it was
@@ -213,18 +320,22 @@ def apply(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
     check_fit(model, adapter, where)
     for name, parameter in keep_originals(model, adapter.heads).items():
         parameter.data.copy_(adapter.heads[name])
-    layers = linear_layers(model)
-    half = {f"{name}.weight": name for name, layer in layers.items() if layer.weight.dtype != torch.float32}
+    linear, layers = linear_layers(model), adaptable_layers(model)
+    half = {f"{name}.weight": name for name, layer in linear.items() if layer.weight.dtype != torch.float32}
     for name, parameter in keep_originals(model, adapter.dense.keys() - half.keys()).items():
         parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
     for name in adapter.dense.keys() & half.keys():
-        layer, change = layers[half[name]], adapter.dense[name]
+        layer, change = linear[half[name]], adapter.dense[name]
         dense = Dense(change.T if isinstance(layer, Conv1D) else change)
         model.set_submodule(half[name], ChangedLinear(layer, dense))
     for name, delta in adapter.deltas.items():
-        model.set_submodule(name, ChangedLinear(layers[name], delta))
+        target = layers[name]
+        changed = ChangedConv(target, delta) if isinstance(target, nn.Conv1d) else ChangedLinear(target, delta)
+        model.set_submodule(name, changed)
     for name, own in adapter.own.items():
-        wrapper = AdaptedLinear(layers[name], own.method, own.tensors)
+        target = layers[name]
+        wrap = AdaptedConv if isinstance(target, nn.Conv1d) else AdaptedLinear
+        wrapper = wrap(target, own.method, own.tensors)  # type: ignore[arg-type]
         model.set_submodule(name, wrapper.eval().requires_grad_(False))
 
 
@@ -233,7 +344,7 @@ def check_fit(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
     InputError: the adapter names a layer or a weight that the model lacks, has other sizes, or leaves out what its
         config says that it changes.
     """
-    layers, parameters = linear_layers(model), dict(model.named_parameters())
+    layers, parameters = adaptable_layers(model), dict(model.named_parameters())
     for name, tensor in (adapter.heads | adapter.dense).items():
         if name not in parameters:
             raise unknown_name_error(where, "weight of this base", name, parameters)
@@ -261,7 +372,7 @@ def check_untied(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
 
 
 def check_complete(
-    layers: dict[str, Linear], parameters: dict[str, nn.Parameter], adapter: Adapter, where: Path | str
+    layers: dict[str, Linear | nn.Conv1d], parameters: dict[str, nn.Parameter], adapter: Adapter, where: Path | str
 ) -> None:
     """Raises:
     InputError: the adapter's config names a layer or a weight of the base that is not in its file.
@@ -276,7 +387,7 @@ def check_complete(
         raise InputError(where, what, missing[0], "all of them", "fetch the adapter again, or save it anew")
 
 
-def check_input_dependent(where: str, layer: Linear, own: InputDependent) -> None:
+def check_input_dependent(where: str, layer: Linear | nn.Conv1d, own: InputDependent) -> None:
     """Raises:
     InputError: the tensors are not those that the method has on a layer of this size.
     """
@@ -302,9 +413,9 @@ def describe_tensor(tensor: torch.Tensor | None) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def require_layer(layers: dict[str, Linear], name: str, where: Path | str) -> Linear:
+def require_layer(layers: dict[str, Linear | nn.Conv1d], name: str, where: Path | str) -> Linear | nn.Conv1d:
     """Raises:
-    InputError: the model has no such linear layer.
+    InputError: the model has no such layer.
     """
     if name not in layers:
         raise unknown_name_error(
@@ -313,11 +424,14 @@ def require_layer(layers: dict[str, Linear], name: str, where: Path | str) -> Li
     return layers[name]
 
 
-def check_shape(where: Path | str, name: str, layer: Linear, delta: LowRank) -> None:
+def check_shape(where: Path | str, name: str, layer: Linear | nn.Conv1d, delta: LowRank) -> None:
     """Raises:
     InputError: the change does not fit the layer.
     """
     out, inner = weight_of(layer).shape
     shape = (delta.B.shape[0], delta.A.shape[1])
+    kernel = layer.kernel_size[0] if isinstance(layer, nn.Conv1d) else 1
+    if delta.kernel != kernel:
+        raise InputError(f"{where}:{name}", "wrong kernel", delta.kernel, f"{kernel} as in this base")
     if shape != (out, inner):
         raise InputError(f"{where}:{name}", "wrong size", str(shape), f"{(out, inner)} as in this base")

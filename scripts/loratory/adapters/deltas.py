@@ -36,11 +36,12 @@ FACTORS = {"A.weight": "A", "B.weight": "B"}
 
 @dataclass(frozen=True)
 class LowRank:
-    """ΔW = scale · B A with A `[rank, in]`, B `[out, rank]`."""
+    """ΔW = scale · B A with A `[rank, in]`, B `[out, rank]`; a convolution's `in` is channels · `kernel`."""
 
     A: torch.Tensor
     B: torch.Tensor
     scale: float
+    kernel: int = 1
 
     @classmethod
     def from_matrix(cls, matrix: torch.Tensor, rank: int) -> LowRank:
@@ -58,7 +59,7 @@ class LowRank:
         q_b, r_b = torch.linalg.qr(self.B.float())
         q_a, r_a = torch.linalg.qr(self.A.float().T)
         core = LowRank.from_matrix(self.scale * r_b @ r_a.T, rank)
-        return LowRank(core.A @ q_a.T, q_b @ core.B, 1.0)
+        return LowRank(core.A @ q_a.T, q_b @ core.B, 1.0, self.kernel)
 
     def to_dense(self) -> torch.Tensor:
         return self.scale * (self.B.float() @ self.A.float())
@@ -261,8 +262,11 @@ def write_peft(folder: Path, adapter: Adapter, causal: bool, transposed: bool) -
     }
     tensors = {}
     for name, delta in deltas.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = cpu_tensor(delta.A)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = cpu_tensor(delta.B)
+        a, b = delta.A, delta.B
+        if delta.kernel > 1:  # PEFT's are convolutions too: A of the layer's kernel, B of 1
+            a, b = a.unflatten(1, (-1, delta.kernel)), b[..., None]
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = cpu_tensor(a)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = cpu_tensor(b)
     tensors |= {PREFIX + name: cpu_tensor(tensor) for name, tensor in adapter.heads.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
@@ -323,10 +327,13 @@ def low_rank_change(where: Path, config: LoraConfig, module: str, factors: dict[
     a, b, rank = factors["A"], factors["B"], config.rank(module)
     if not config.is_target(module):
         raise InputError(where, f"a layer that {CONFIG} does not name", module, "one of its `target_modules`")
+    kernel = a.shape[2] if a.dim() == 3 and b.dim() == 3 and b.shape[2] == 1 else 1
+    if kernel > 1:
+        a, b = a.flatten(1), b.flatten(1)
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
         shapes = f"A {tuple(a.shape)}, B {tuple(b.shape)}"
         raise InputError(f"{where}:{module}", "wrong rank", shapes, f"rank {rank}, as {CONFIG} says")
     scale = config.scale(module)
     if not (b.float() * scale).isfinite().all():
         raise InputError(f"{where}:{module}", "the scale is too large", f"{scale:g}", "alpha over the rank")
-    return LowRank(a, b, scale)
+    return LowRank(a, b, scale, kernel)

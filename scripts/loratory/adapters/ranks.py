@@ -74,4 +74,5 @@ def cut_adapter(adapter: Adapter, rank: int) -> Adapter:
     """A trained low-rank adapter at a lower rank, as its method cuts it."""
     options = dict(adapter.run["run_info"]["peft_config"])
     method: Method = registry.load_module("method", options.pop("method")).Method(**options)
-    return replace(adapter, deltas={name: method.cut_to_rank(delta, rank) for name, delta in adapter.deltas.items()})
+    cut = {name: (method.cut_to_rank(delta, rank), delta.kernel) for name, delta in adapter.deltas.items()}
+    return replace(adapter, deltas={name: replace(delta, kernel=kernel) for name, (delta, kernel) in cut.items()})

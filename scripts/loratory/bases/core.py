@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loratory.bases.audio import AudioPrefix
-    from loratory.bases.options import BaseEntry
+    from loratory.bases.options import BaseEntry, Decoding
 
 Batch = dict[str, torch.Tensor]
 InPlace = Callable[[Callable, int, int], Callable]
@@ -172,6 +172,14 @@ class Base(ABC):
         """Seconds of sound that `replace_clip` has room for in an example."""
         raise self.unsupported_error("longest_clip")
 
+    def encode_question(self, example: Example, decoding: Decoding) -> Encoded:
+        """As `encode`, of an example that is asked and not learnt; `decoding` may allow what no model learns from."""
+        return self.encode(example)
+
+    def windows(self, item: Encoded) -> list[Encoded]:
+        """What is read of an encoded question, one after another; all at once by most families."""
+        return [item]
+
     @abstractmethod
     def collate(self, items: Sequence[Encoded]) -> Batch:
         """A batch of tensors on the model's device, padded on the right.
@@ -278,12 +286,14 @@ class Base(ABC):
         limit: int,
         sampling: Sampling | None = None,
         in_place: InPlace | None = None,
+        decoding: Decoding | None = None,
     ) -> list[str]:
         """Outputs "text" and "sample": at most `limit` tokens for each item; greedy unless `sampling` is given.
 
         Args:
             in_place: (forward, rows, length) -> the forward to use, whose steps may stay in place; a family may leave
                 it unused.
+            decoding: of transcripts, for the families that know more than greedy ones.
         """
         raise self.unsupported_error("text")
 

@@ -18,6 +18,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from loratory.errors import InputError
 
@@ -83,6 +84,20 @@ def empty_cache(model: PreTrainedModel) -> Cache:
     if model.config.is_encoder_decoder:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
     return DynamicCache()
+
+
+def reorder_cache(cache: Any, rows: torch.Tensor) -> None:
+    """Each row of a cache becomes what row `rows[i]` was; what an encoder said stays, as beams share it."""
+    own: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    own.reorder_cache(rows)
+
+
+def repeat_rows(encoded: Any, times: int) -> Any:
+    """What an encoder made, each row so many times, one after another: a mixture's in its own way."""
+    if isinstance(encoded, BaseModelOutput):
+        states = cast(torch.Tensor, encoded.last_hidden_state)
+        return BaseModelOutput(last_hidden_state=cast(torch.FloatTensor, states.repeat_interleave(times, 0)))
+    return encoded.repeat_rows(times)
 
 
 def decode_batch(

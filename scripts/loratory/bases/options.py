@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,7 +25,10 @@ class WhisperOptions(Options):
 
     language: str = Field("en", description="language spoken, as `en`; English-only checkpoints know no other")
     task: Literal["transcribe", "translate"] = Field("transcribe", description="write what is said, or it in English")
-    suppress: bool = Field(False, description="no symbols that nobody speaks, no blank or end at the beginning")
+    suppress: bool | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        False,
+        description="true: no symbols that nobody speaks, no blank or end at first; or ids that are never written",
+    )
     window: Literal["full", "clip"] = Field(
         "full", description="what the encoder reads: 30 s whatever the clip, or as much as the batch's longest clip"
     )
@@ -36,6 +39,28 @@ class WhisperOptions(Options):
         if self.silence and self.window == "full":
             raise ValueError("`silence` needs `window: clip`: a full window ends in silence anyway")
         return self
+
+
+class Decoding(Options):
+    """How a base of family whisper writes transcripts; thresholds and fallback as in openai-whisper's `transcribe`."""
+
+    beams: int = Field(1, ge=1, le=20, description="candidates that are kept of each transcript; 1: greedy")
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="fallback: sampled at these, in turn, while a threshold fails (0.2, 0.4, … 1.0); none: never"
+    )
+    compression_ratio: float | None = Field(
+        2.4, gt=0, description="a transcript that compresses better repeats itself: fall back; none: not looked at"
+    )
+    log_prob: float | None = Field(
+        -1.0, le=0, description="a transcript with a lower mean log-probability is a guess: fall back; none: likewise"
+    )
+    long_form: Literal["refuse", "chunks"] = Field(
+        "refuse", description="of a recording longer than the window: `chunks` writes window after window"
+    )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self == Decoding()
 
 
 class Pretrain(Options):

@@ -36,12 +36,14 @@ def check_names(config: Study, where: str) -> None:
     check_results(where, config)
     check_shared(where, config)
     check_floor(f"{where}: evaluation", config.evaluation)
+    check_decoding(f"{where}: evaluation.decoding", config)
     corpora: list[tuple[str, Corpus]] = [(f"domains.{name}", corpus) for name, corpus in domains.items()]
     for key, corpus in [*corpora, *((f"general.{name}", corpus) for name, corpus in general.items())]:
         if isinstance(corpus.source, FilesOptions):
             check_source(f"{where}: {key}.source", corpus.source)
-        if conflict := corpus.task.dataset_conflict(corpus.dataset):
-            raise InputError(f"{where}: {key}", conflict)
+        for conflict in (corpus.task.dataset_conflict(corpus.dataset), corpus.dataset.source_conflict(corpus.source)):
+            if conflict:
+                raise InputError(f"{where}: {key}", conflict)
     for name, entry in bases.items():
         check_base(f"{where}: bases.{name}", entry, config)
         check_continued(f"{where}: bases.{name}.continued", name, config)
@@ -89,6 +91,20 @@ def check_floor(where: str, evaluation: Evaluation) -> None:
     most, fewest = evaluation.max_records, evaluation.min_records
     if most is not None and most < fewest:
         raise InputError(where, f"max_records {most} is below min_records {fewest}", fix="no number would be printed")
+
+
+def check_decoding(at: str, config: Study) -> None:
+    """Raises:
+    InputError: transcripts of a base that writes greedily are to be written otherwise.
+    """
+    if config.evaluation.decoding.is_greedy:
+        return
+    for domain, given in entries_by_name(config.domains).items():
+        for base in given.adapters:
+            family = config.bases[base].family if base in config.bases else ""
+            if family == "causal" and "text" in registry.base_families(domain).get(family, ()):
+                what = f"{base} writes transcripts greedily: only a base of family whisper can do more"
+                raise InputError(at, what, family, fix="leave it out")
 
 
 def check_results(where: str, config: Study) -> None:
@@ -140,7 +156,7 @@ def check_base(at: str, base: BaseEntry, config: Study) -> None:
     for domain in corpora:
         require_known(at, "corpus of `general`", domain, entries_by_name(config.general))
         check_fit(at, domain, base)
-    if base.audio and not any(is_spoken(domain) for domain in corpora):
+    if base.audio and not any(registry.is_spoken(domain) for domain in corpora):
         raise InputError(at, "no spoken corpus to train the audio projector on", ", ".join(corpora), "a spoken domain")
 
 
@@ -171,17 +187,13 @@ def check_continued(at: str, name: str, config: Study) -> None:
         raise InputError(f"{at}.base", "it begins as itself in the end", continued.base, "a base of another origin")
 
 
-def is_spoken(domain: str) -> bool:
-    return registry.load_module("domain", domain, "sources").AUDIO
-
-
 def check_fit(at: str, domain: str, base: BaseEntry) -> None:
     """The domain has a task for bases of this family, and a base that is given spoken records has an audio encoder."""
     families = registry.base_families(domain)
     if base.family not in families:
         what = f"the domain {domain} has no task for a base of family {base.family}"
         raise InputError(at, what, expected=f"a base of family {' or '.join(families)}")
-    if is_spoken(domain) and base.family == "causal" and not base.has_audio:
+    if registry.is_spoken(domain) and base.family == "causal" and not base.has_audio:
         if base.path and not Path(base.path).exists():
             raise InputError(at, f"the base's folder {base.path} does not exist", reason="missing")
         raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
@@ -196,7 +208,7 @@ def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) 
 
 def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
     """Only sound is changed for training."""
-    if adapter.training.augmentation is not None and not is_spoken(domain):
+    if adapter.training.augmentation is not None and not registry.is_spoken(domain):
         fix = f"train {name} on spoken domains alone, or leave its `training.augmentation` out"
         raise InputError(at, f"{name} augments sound, and {domain} has none", name, "a spoken domain", fix)
 
@@ -204,8 +216,9 @@ def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -
 def check_mixture(at: str, mixture: MixtureEntry, config: Study) -> None:
     require_known(f"{at}.base", "base", mixture.base, config.bases)
     family = config.bases[mixture.base].family
-    if family != "causal":
-        raise InputError(f"{at}.base", f"{mixture.base} cannot be mixed on", family, "a base of family causal")
+    if family not in mixture.families:
+        what, expected = f"{mixture.base} cannot be mixed on", f"a base of family {' or '.join(mixture.families)}"
+        raise InputError(f"{at}.base", what, family, expected)
     if len(mixture.experts) < mixture.fewest_experts:
         raise InputError(
             f"{at}.experts", "too few experts", len(mixture.experts), f"at least {mixture.fewest_experts}"
@@ -299,7 +312,7 @@ def check_prompt(at: str, domains: tuple[str, ...], experts: Mapping[str, str], 
         raise InputError(at, "too few domains", len(domains), "at least 2")
     for place, domain in enumerate(domains):
         require_known(at, "domain", domain, experts)
-        if place and is_spoken(domain):
+        if place and registry.is_spoken(domain):
             raise InputError(at, "audio stands before all text", domain, fix="name it first")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from loratory.adapters.contract import Method
-from loratory.bases.options import BaseEntry
+from loratory.bases.options import BaseEntry, Decoding
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
 from loratory.fields import DomainNames, Name, Names, Seeds, require_folder
 from loratory.mixers.contract import Mixer
@@ -79,8 +79,9 @@ class Evaluation(Options):
         50, ge=0, description="test users for each of whom every item is ranked, by id hash, where a domain ranks"
     )
     models_rank: bool = Field(False, description="models rank too: a prompt for every item for each such user")
-    temperature: float = Field(1.0, gt=0, description="of sampled sequences; transcripts are greedy")
+    temperature: float = Field(1.0, gt=0, description="of sampled sequences; of transcripts, see `decoding`")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampled sequences; a small one cuts the rare end")
+    decoding: Decoding = Field(Decoding(), description="how bases of family whisper write transcripts")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
     min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
     min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")

@@ -15,8 +15,10 @@ def looks_like_nucleotides(sequence: bytes) -> bool:
 
     True of a few proteins, such as fragments of antifreeze proteins: many records together say what a file holds.
     """
+    if b"L" in sequence or len(sequence) < 20:  # nearly all proteins hold an L
+        return False
     letters = sequence.upper()
-    if len(letters) < 20 or b"L" in letters or invalid_letters(letters, IUPAC_NUCLEOTIDES):  # nearly all hold an L
+    if invalid_letters(letters, IUPAC_NUCLEOTIDES):
         return False
     counts = [letters.count(b"A"), letters.count(b"C"), letters.count(b"G"), letters.count(b"T") + letters.count(b"U")]
     return sum(counts) + letters.count(b"N") > 0.9 * len(letters) and min(counts) >= 0.05 * len(letters)

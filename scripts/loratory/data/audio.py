@@ -12,7 +12,7 @@ import scipy.sparse
 import soundfile
 
 from loratory.data.changes import change_samples, changed_length, mask_features, warp_spectrum
-from loratory.data.clips import Clip
+from loratory.data.clips import Clip, Piece
 from loratory.data.containers import check_whole, cut_error
 from loratory.data.files import file_sha256
 from loratory.errors import InputError
@@ -43,9 +43,17 @@ def read_clip(clip: Clip | str) -> np.ndarray:
     """
     if isinstance(clip, str):
         return read_audio(clip)
+    if isinstance(clip, Piece):
+        return whole_clip(clip.whole)[clip.first : clip.last]
     check_unchanged(clip)
     samples = read_audio(clip.path, clip.start, clip.end)
     return change_samples(samples, clip.change, RATE) if clip.change else samples
+
+
+@lru_cache(maxsize=2)
+def whole_clip(clip: Clip) -> np.ndarray:
+    """Of a clip that is read in pieces, one after another: it is as long as a recording, and is read once."""
+    return read_clip(clip)
 
 
 def clip_samples(clip: Clip | str) -> int:
@@ -54,6 +62,8 @@ def clip_samples(clip: Clip | str) -> int:
     Raises:
         InputError: as `read_audio`, where it is not; the recording is missing.
     """
+    if isinstance(clip, Piece):
+        return clip.last - clip.first
     if isinstance(clip, str) or clip.seconds is None:
         return len(read_clip(clip))
     samples = round(clip.seconds * RATE)

@@ -20,7 +20,7 @@ class Batches:
 
     POOL = 32
 
-    def __init__(self, lengths: Sequence[int], budget: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int] | np.ndarray, budget: int, seed: int) -> None:
         self.lengths, self.budget, self.seed = np.asarray(lengths), budget, seed
         if not len(self.lengths):
             raise ValueError("no examples to make batches of")
@@ -79,6 +79,6 @@ def pad_contexts(contexts: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
     return padded
 
 
-def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
     """All examples once, longest together, under the budget: for evaluation."""
     return Batches(lengths, budget, 0).cut_pool(list(range(len(lengths)))) if len(lengths) else []

@@ -65,3 +65,19 @@ def is_changed(clip: Clip | str) -> bool:
 
 def as_clip(audio: Clip | str) -> Clip:
     return Clip(audio) if isinstance(audio, str) else audio
+
+
+@dataclass(frozen=True)
+class Piece(Clip):
+    """A part of a clip that is read on its own.
+
+    Attributes:
+        first, last: samples of the clip at 16 kHz, from `first` up to `last`.
+    """
+
+    first: int = 0
+    last: int = 0
+
+    @property
+    def whole(self) -> Clip:
+        return Clip(self.path, self.sha256, self.seconds, self.start, self.end, self.change)

@@ -7,7 +7,7 @@ no FASTA without a word.
 from collections.abc import Iterator
 from pathlib import Path
 
-from loratory.data.files import check_size, decode_line, read_blocks
+from loratory.data.files import TextDecoder, check_size, read_blocks
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
 
@@ -28,11 +28,12 @@ def read_fasta(
         InputError: the file is empty, is not FASTA, is a damaged gzip file, or a header is not UTF-8.
     """
     first_seen: dict[str, int] = {}
+    decoder = TextDecoder(path, encoding)
     for number, raw in enumerate(read_raw_records(path), start=1):
         ledger.count_record()
         where = f"{path}:{number}"
         line, _, body = raw.partition(b"\n")
-        header = decode_line(line, path, number, encoding).strip()
+        header = decoder.decode_line(line, number).strip()
         id, sequence = header.split(None, 1)[0] if header else "", body.translate(None, b" \t\r\n\v\f")
         if not id:
             ledger.note_error(InputError(where, "header without an id", ">", "`>id description`", reason="no_id"))
@@ -46,6 +47,7 @@ def read_fasta(
             if remember_ids:
                 first_seen[id] = number
             yield where, id, header, sequence
+    decoder.check_encoding()
 
 
 def read_raw_records(path: Path | str) -> Iterator[bytes]:

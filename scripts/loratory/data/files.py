@@ -1,6 +1,7 @@
 """Reading bytes that may be compressed; writing files that appear whole or not at all."""
 
 import bz2
+import codecs
 import hashlib
 import json
 import lzma
@@ -191,29 +192,62 @@ def read_lines(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[int,
     """Yields `(line number from 1, text without its line end)`, decoded strictly.
 
     Raises:
-        InputError: as `read_blocks`; also when a line is not `encoding`.
+        InputError: as `read_blocks`; also when a line is not `encoding`, or is UTF-8 and `encoding` is not.
     """
-    number, rest = 0, b""
+    number, rest, decoder = 0, b"", TextDecoder(path, encoding)
     for block in read_blocks(path):
         *lines, rest = (rest + block).split(b"\n")
         check_size(len(rest), f"{path}:{number + len(lines) + 1}")
         for line in lines:
             number += 1
-            yield number, decode_line(line, path, number, encoding)
+            yield number, decoder.decode_line(line, number)
     if rest:
-        yield number + 1, decode_line(rest, path, number + 1, encoding)
+        yield number + 1, decoder.decode_line(rest, number + 1)
+    decoder.check_encoding()
 
 
-def decode_line(line: bytes, path: Path | str, number: int, encoding: str) -> str:
-    try:
-        return line.rstrip(b"\r").decode(encoding)
-    except UnicodeError as error:
-        start = error.start if isinstance(error, UnicodeDecodeError) else 0  # not every codec says where
-        raise InputError(
-            f"{path}:{number}",
-            f"not {encoding} at byte {start} of the line",
-            repr(line[start : start + 4]),
-            f"{encoding} text",
-            "set `encoding:` of this source (latin-1, gb18030, …) or re-encode the file",
-            "encoding",
-        ) from None
+class TextDecoder:
+    """Lines of one file as text. Any bytes are latin-1, so that UTF-8 would be misread in silence: a file in which
+    every line with other letters than ASCII's is UTF-8 is taken for that."""
+
+    def __init__(self, path: Path | str, encoding: str) -> None:
+        self.path, self.encoding = path, encoding
+        self.first_utf8 = 0  # line
+        self.doubtful = codecs.lookup(encoding).name not in ("utf-8", "ascii")
+
+    def decode_line(self, line: bytes, number: int) -> str:
+        """Raises:
+        InputError: the line is not of the encoding.
+        """
+        if self.doubtful and not line.isascii():
+            self.note_letters(line, number)
+        try:
+            return line.rstrip(b"\r").decode(self.encoding)
+        except UnicodeError as error:
+            start = error.start if isinstance(error, UnicodeDecodeError) else 0  # not every codec says where
+            raise InputError(
+                f"{self.path}:{number}",
+                f"not {self.encoding} at byte {start} of the line",
+                repr(line[start : start + 4]),
+                f"{self.encoding} text",
+                "set `encoding:` of this source (latin-1, gb18030, …) or re-encode the file",
+                "encoding",
+            ) from None
+
+    def note_letters(self, line: bytes, number: int) -> None:
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            self.doubtful, self.first_utf8 = False, 0
+        else:
+            self.first_utf8 = self.first_utf8 or number
+
+    def check_encoding(self) -> None:
+        """To be called behind the last line.
+
+        Raises:
+            InputError: the file is UTF-8, and was said to be something else.
+        """
+        if self.first_utf8:
+            what, fix = f"the text is UTF-8, and would be misread as {self.encoding}", "set `encoding: utf-8`"
+            raise InputError(f"{self.path}:{self.first_utf8}", what, expected="UTF-8", fix=fix, reason="encoding")

@@ -37,8 +37,8 @@ class Ledger:
         self.n_changed: Counter[str] = Counter()
         self.joined: dict[str, Ledger] = {}
 
-    def count_record(self) -> None:
-        self.n_in += 1
+    def count_record(self, n: int = 1) -> None:
+        self.n_in += n
 
     def note_error(self, error: InputError, id: str = "") -> None:
         """A malformed record.
@@ -57,9 +57,10 @@ class Ledger:
         """A sound record that the dataset's policy leaves out."""
         self.add_row(str(file), str(record), id, reason, detail)
 
-    def count_dropped(self, reason: str) -> None:
-        """A sound record that is left out and not listed: one of very many."""
-        self.n_rejected[reason] += 1
+    def count_dropped(self, reason: str, n: int = 1) -> None:
+        """Sound records that are left out and not listed: some of very many."""
+        if n:
+            self.n_rejected[reason] += n
 
     def count_change(self, change: str) -> None:
         """A record that is kept, and not as it stood."""

@@ -3,8 +3,9 @@
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from loratory.data.splits import hash_position
 SENSITIVE = ("--single-step-clustering", "-s", "7.5", "-k", "5", "--alph-size", "aa:13,nucl:5")
 ALL_PAIRS = 10**12  # residue pairs that are aligned without a filter: about 4 minutes for each search
 SAMPLE_PAIRS = 10**11  # residue pairs that are aligned to measure what a filter finds: about 20 s
+SEARCHED: dict[tuple, list[tuple[str, str, float]]] = {}  # what this process has found: an audit asks some of it twice
 COVERED = {"both": ("0",), "shorter": ("1", "2")}  # --cov-mode of each search: both sequences; the target, the query
 
 
@@ -78,10 +80,11 @@ def cluster_sequences(sequences: Mapping[str, str], relation: Relation) -> dict[
         options += SENSITIVE
     with tempfile.TemporaryDirectory(prefix="mmseqs-") as name:
         folder = Path(name)
-        write_numbered(folder / "in.fasta", [sequences[id] for id in ids])
+        write_numbered(folder / "in.fasta", map(sequences.__getitem__, ids))
         run_mmseqs("easy-cluster", folder / "in.fasta", folder / "out", folder / "tmp", *options)
-        pairs = [(ids[int(a)], ids[int(b)]) for a, b in read_fields(folder / "out_cluster.tsv")]
-    return {id: id for id in ids} | {member: representative for representative, member in pairs}
+        home = {id: id for id in ids}
+        home.update((ids[int(member)], ids[int(first)]) for first, member in read_fields(folder / "out_cluster.tsv"))
+    return home
 
 
 def search_sequences(
@@ -89,8 +92,8 @@ def search_sequences(
 ) -> list[tuple[str, str, float]]:
     """Every related `(query, target, identity)` that `easy-search` finds, sorted.
 
-    Nothing is missed where `is_exhaustive`; `search_sensitivity` says what is found elsewhere. Errors as in
-    `cluster_sequences`.
+    Nothing is missed where `is_exhaustive`; `search_sensitivity` says what is found elsewhere. Of equal searches of
+    one process only the first is made. Errors as in `cluster_sequences`.
     """
     if not queries or not targets:
         return []
@@ -98,7 +101,18 @@ def search_sequences(
         method = short_word_options(total_length(targets))
     else:
         method = ["--prefilter-mode", "2"] if is_exhaustive(queries, targets, relation) else ["-s", "7.5"]
-    return run_search(queries, targets, relation, method)
+    search = letters_digest(queries), letters_digest(targets), relation, *method
+    if search not in SEARCHED:
+        SEARCHED[search] = run_search(queries, targets, relation, method)
+    return [*SEARCHED[search]]
+
+
+def letters_digest(sequences: Mapping[str, str]) -> bytes:
+    """16 bytes that stand for ids and letters."""
+    digest = blake2b(digest_size=16)
+    for id in sorted(sequences):
+        digest.update(f">{id}\n{sequences[id]}\n".encode())
+    return digest.digest()
 
 
 def is_exhaustive(queries: Mapping[str, str], targets: Mapping[str, str], relation: Relation) -> bool:
@@ -156,13 +170,15 @@ def run_search(
     options += ["--max-seqs", str(max(300, len(right)))]  # by default only the best 300 of each query
     options += ["--format-output", "query,target,fident,bits"]
     best: dict[tuple[str, str], float] = {}
-    for mode in COVERED[relation.covered]:
-        with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
-            files = [Path(folder) / name for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
-            write_numbered(files[0], [queries[id] for id in left])
-            write_numbered(files[1], [targets[id] for id in right])
-            run_mmseqs("easy-search", *files, *options, *relation.options(mode))
-            for a, b, share, bits in read_fields(files[2]):
+    with tempfile.TemporaryDirectory(prefix="mmseqs-") as name:
+        folder = Path(name)
+        files = folder / "queries.fasta", folder / "targets.fasta"
+        write_numbered(files[0], map(queries.__getitem__, left))
+        write_numbered(files[1], map(targets.__getitem__, right))
+        for mode in COVERED[relation.covered]:
+            hits, aside = folder / f"hits{mode}.tsv", folder / f"tmp{mode}"
+            run_mmseqs("easy-search", *files, hits, aside, *options, *relation.options(mode))
+            for a, b, share, bits in read_fields(hits):
                 pair = left[int(a)], right[int(b)]
                 if float(bits) >= relation.bits:
                     best[pair] = max(float(share), best.get(pair, 0.0))
@@ -196,7 +212,7 @@ def run_mmseqs(*arguments: Path | str) -> None:
         raise RuntimeError(f"MMseqs2 {arguments[0]} ended with code {done.returncode}:\n" + "\n".join(output))
 
 
-def write_numbered(path: Path, sequences: list[str]) -> None:
+def write_numbered(path: Path, sequences: Iterable[str]) -> None:
     with open(path, "w") as file:
         file.writelines(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences))
 

@@ -1,8 +1,8 @@
 """Which split a group belongs to, and whether two splits share anything."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +16,14 @@ PROTECTED = ("test", "valid", "gate", "train")  # a record that leaks is dropped
 
 def hash_position(key: str, seed: int) -> float:
     """A number in [0, 1) that depends on nothing but `key` and `seed`; equal on every machine."""
-    digest = blake2b(key.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    started = started_hash(seed).copy()
+    started.update(key.encode())
+    return int.from_bytes(started.digest(), "big") / 2**64
+
+
+@cache
+def started_hash(seed: int) -> blake2b:
+    return blake2b(digest_size=8, salt=seed.to_bytes(8, "little"))
 
 
 def sample_by_hash(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
@@ -83,12 +89,12 @@ def links_by_key(*keys: Sequence[str]) -> list[tuple[int, int]]:
     """Links between items that share a value of any of the key columns; empty values link nothing."""
     links: list[tuple[int, int]] = []
     for column in keys:
-        members: dict[str, list[int]] = {}
+        last: dict[str, int] = {}
         for i, key in enumerate(column):
+            if key in last:
+                links.append((last[key], i))
             if key:
-                members.setdefault(key, []).append(i)
-        for group in members.values():
-            links += pairwise(group)
+                last[key] = i
     return links
 
 

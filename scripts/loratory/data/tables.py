@@ -87,10 +87,21 @@ def text_rows(
             ledger.note_error(InputError(f"{path}:{number}", what, separator.join(cells), expected, reason="cells"))
 
 
-def csv_rows(location: str, lines: Iterable[tuple[int, str]], separator: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Yields `(first line, fields)`. Broken quotes always raise: nothing says where the next row would begin."""
-    reader = csv.reader((text + "\n" for _, text in lines), strict=True, delimiter=separator)
-    start = 1
+def csv_rows(
+    location: str,
+    lines: Iterable[tuple[int, str]],
+    separator: str = ",",
+    first: int = 1,
+    escape: str | None = None,
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields `(first line, fields)`. Broken quotes always raise: nothing says where the next row would begin.
+
+    Args:
+        first: the number of the first line. escape: what stands before a quote inside of quotes.
+    """
+    texts = (text + "\n" for _, text in lines)
+    reader = csv.reader(texts, strict=True, delimiter=separator, escapechar=escape)
+    start = first
     while True:
         try:
             fields = next(reader)
@@ -101,7 +112,7 @@ def csv_rows(location: str, lines: Iterable[tuple[int, str]], separator: str = "
             raise InputError(f"{location}:{start}", "broken quotes", error, expected, reason="quotes") from None
         if fields:
             yield start, fields
-        start = reader.line_num + 1
+        start = first + reader.line_num
 
 
 def parquet_rows(

@@ -22,17 +22,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from loratory.data.ledger import Ledger
+    from loratory.data.records import RecordTable
 
 Context: TypeAlias = tuple[tuple[int, int], ...]  # see `Example.context`
 Columns: TypeAlias = "Mapping[str, np.ndarray]"  # what metrics look at: one array for each name, all of equal length
 
 
+ASCII = "".join(map(chr, range(128)))
+
+
 def check_encoding(name: str) -> str:
     try:
         codecs.lookup(name)
-        "".encode(name)  # some codecs are not of text
+        written = ASCII.encode(name)  # some codecs are not of text
     except (LookupError, ValueError):
         raise ValueError(f"unknown text encoding `{name}`, expected utf-8, latin-1, …") from None
+    if written != ASCII.encode():  # lines and fields are cut before they are decoded
+        raise ValueError(f"text encoding `{name}` writes no ASCII, expected utf-8, latin-1, …; re-encode the files")
     return name
 
 
@@ -88,6 +94,15 @@ class DatasetOptions(Options):
     def forbids(self, count: str) -> bool:
         """Whether the audit stops where this count of its proof is not 0."""
         return True
+
+    @property
+    def split_limits(self) -> dict[str, int]:
+        """{split: most records of it}, where a split has a limit of its own."""
+        return {}
+
+    def source_conflict(self, source: Options) -> str | None:
+        """Why such a dataset cannot be made of a source; None if it can."""
+        return None
 
 
 RESEMBLES = ("resembles_test", "resembles_valid", "resembles_gate")
@@ -355,7 +370,10 @@ class SourcesModule(Protocol):
 
 
 class BuildModule(Protocol):
-    """`build.py`: raw files → records. `files` and `dataset` are the domain's own `Files` and `Dataset`."""
+    """`build.py`: raw files → records. `files` and `dataset` are the domain's own `Files` and `Dataset`.
+
+    Records are a sequence of dicts, or the table that the domain's `read` returns.
+    """
 
     @property
     def COLUMNS(self) -> "Mapping[str, str | pa.DataType]":
@@ -366,43 +384,47 @@ class BuildModule(Protocol):
         """The column of whose equal values one record is kept; "" where equal values are no copies."""
 
     @property
-    def find_leaks(self) -> Callable[[list[dict], list[dict], Any], dict[str, str]] | None:
+    def find_leaks(self) -> Callable[[Any, Any, Any], dict[str, str]] | None:
         """(held_out, others, dataset) -> {id among `others`: id of the held-out record that it resembles}.
 
         Called for each split with all less protected ones. None: nothing is looked for beyond the groups.
         """
 
-    def read(self, files: Any, dataset: Any, ledger: "Ledger") -> Iterable[dict]:
+    def read(self, files: Any, dataset: Any, ledger: "Ledger") -> "Iterable[dict] | RecordTable":
         """Validated records, with `id` and COLUMNS; every raw record is accounted for in the ledger.
 
         They are taken as they come: one at a time where they are yielded so. A key `where`, `file:record`, is what the
-        ledger says of a copy (DISTINCT); it is not written.
+        ledger says of a copy (DISTINCT); it is not written. A domain with too many records for a dict each returns a
+        table of them (`data.records`), which is then what `split` and `summary` are given; it has a column `group`.
 
         Raises:
             InputError: malformed input, named by file and record; of single records only with `on_error: fail`.
         """
 
-    def group(self, records: list[dict], dataset: Any) -> list[str]:
+    def group(self, records: Any, dataset: Any) -> list[str]:
         """The group of each record: the unit that stands in one split and that is resampled."""
 
-    def split(self, records: list[dict], groups: list[str], dataset: Any, seed: int) -> list[str]:
+    def split(self, records: Any, groups: Any, dataset: Any, seed: int) -> list[str]:
         """The split of each record, one of `data.splits.SPLITS`; `partial(random_split, domain)` hashes the groups.
+
+        Args:
+            groups: of each record, its group; of a table, its column `group`.
 
         Raises:
             InputError: the records cannot fill every split.
         """
 
-    def proof(self, parts: dict[str, list[dict]], dataset: Any) -> dict[str, int]:
-        """{name of a count that must be 0: count}, from the records of each split as they are read back."""
+    def proof(self, parts: Any, dataset: Any) -> dict[str, int]:
+        """{name of a count that must be 0: count}, from {split: its `data.records.Records`, as they are read back}."""
 
-    def count_overlaps(self, held_out: list[dict], others: list[dict], dataset: Any) -> dict[str, dict]:
+    def count_overlaps(self, held_out: Any, others: Any, dataset: Any) -> dict[str, dict]:
         """{what is shared: {`records`: how many held out share it with one of the others, `sensitivity`: the share of
         such pairs that the search finds, None if unknown}}: what the audit says beside the counts that must be 0.
 
         `no_overlaps`: nothing.
         """
 
-    def summary(self, records: list[dict]) -> dict[str, Any]:
+    def summary(self, records: Any) -> dict[str, Any]:
         """Facts for the dataset card (JSON), from the records that were kept, with a column `split`."""
 
 

@@ -1,8 +1,10 @@
 """Raw files → records in leak-proof splits, an account of every record, and the proof made anew from the files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -10,11 +12,14 @@ from loratory import registry
 from loratory.data import splits
 from loratory.data.files import atomic_write, file_sha256, write_json
 from loratory.data.ledger import Ledger
+from loratory.data.records import Records, RecordTable, open_records
 from loratory.data.sampling import HashSample
 from loratory.domains.contract import BuildModule, DatasetOptions, FilesOptions
 from loratory.errors import InputError
 
 CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
+ROWS = 20_000  # of a row group, and of what is in memory at once
+Part: TypeAlias = list[dict] | RecordTable
 KEYS = pa.schema({"id": pa.string(), "group": pa.string()})  # what records of every domain have
 
 
@@ -38,19 +43,26 @@ def build_dataset(
     """
     build = registry.load_module("domain", domain, "build")
     ledger = Ledger(dataset.on_error)
-    sample = HashSample(dataset.max_records, seed, build.DISTINCT, ledger)
-    for record in build.read(files, dataset, ledger):
-        sample.add_record(record)
-    records = sample.kept_records()
-    if not records:
+    records = sample_records(build.read(files, dataset, ledger), dataset.max_records, seed, build.DISTINCT, ledger)
+    if not len(records):
         what = f"no record is left of {ledger.n_in}; rejected: {ledger.reason_counts()}"
         raise InputError(domain, what, expected="records that pass the filters", fix="loosen `dataset:`")
-    for record, group in zip(records, build.group(records, dataset)):
-        record["group"] = group
-    parts = split_records(domain, build, records, dataset, seed, ledger)
-    for id, source in sorted(pretraining_leaks(build, parts["test"], pretraining, dataset).items()):
+    parts: dict[str, Part] = {}
+    if isinstance(records, RecordTable):
+        parts |= split_table(build, records, dataset, seed, ledger)
+        del records  # the parts hold all that is needed of it
+    else:
+        for record, group in zip(records, build.group(records, dataset)):
+            record["group"] = group
+        parts |= split_records(domain, build, records, dataset, seed, ledger)
+    leaks = pretraining_leaks(build, parts["test"], pretraining, dataset)
+    for id, source in sorted(leaks.items()):
         ledger.drop_record(domain, "-", id, "resembles_pretraining", source)
-        parts["test"] = [record for record in parts["test"] if record["id"] != id]
+    if isinstance(parts["test"], list):
+        parts["test"] = [record for record in parts["test"] if record["id"] not in leaks]
+    parts |= {
+        split: sample_records(parts[split], limit, seed, "", ledger) for split, limit in dataset.split_limits.items()
+    }
     check_parts(domain, parts)
     ledger.check_counts(domain, sum(map(len, parts.values())), dataset.max_reject_fraction)
     with atomic_write(out) as folder:
@@ -61,6 +73,27 @@ def build_dataset(
         write_json(folder / CARD, dataset_card(domain, build, files, dataset, seed, parts, ledger))
 
 
+def sample_records(
+    records: Iterable[dict] | RecordTable, limit: int | None, seed: int, distinct: str, ledger: Ledger
+) -> Part:
+    """The `limit` records with the smallest hashes of their ids, in id order, each value of `distinct` once."""
+    if isinstance(records, RecordTable):
+        return records if limit is None else records.sample(limit, seed, ledger)
+    sample = HashSample(limit, seed, distinct, ledger)
+    for record in records:
+        sample.add_record(record)
+    return sample.kept_records()
+
+
+def split_table(
+    build: BuildModule, records: RecordTable, dataset: DatasetOptions, seed: int, ledger: Ledger
+) -> dict[str, Part]:
+    """Splits of a table, whose domain says all that depends on them."""
+    homes = build.split(records, records.column("group"), dataset, seed)
+    records = records.with_splits(np.asarray([splits.SPLITS.index(home) for home in homes], np.int8), ledger)
+    return {split: records.select(records.column("split") == place) for place, split in enumerate(splits.SPLITS)}
+
+
 def split_records(
     domain: str, build: BuildModule, records: list[dict], dataset: DatasetOptions, seed: int, ledger: Ledger
 ) -> dict[str, list[dict]]:
@@ -69,17 +102,22 @@ def split_records(
     homes = build.split(records, groups, dataset, seed)
     parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
     if build.find_leaks and dataset.drops_similar:
-        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
-            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            found = build.find_leaks(parts[held_out], others, dataset)
+        for held_out in splits.PROTECTED[:-1]:
+            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
             for id, source in sorted(found.items()):
                 ledger.drop_record(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
             parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
     return parts
 
 
+def less_protected(parts: Mapping[str, Iterable[dict]], held_out: str) -> list[dict]:
+    """The records of the splits that give way to one where two records resemble each other."""
+    rank = splits.PROTECTED.index(held_out)
+    return [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
+
+
 def pretraining_leaks(
-    build: BuildModule, test: list[dict], pretraining: Sequence[Path | str], dataset: DatasetOptions
+    build: BuildModule, test: Any, pretraining: Sequence[Path | str], dataset: DatasetOptions
 ) -> dict[str, str]:
     """{id of a test record: id of the record that it resembles in what bases have learnt from}."""
     found: dict[str, str] = {}
@@ -89,7 +127,7 @@ def pretraining_leaks(
     return found
 
 
-def check_parts(domain: str, parts: dict[str, list[dict]]) -> None:
+def check_parts(domain: str, parts: Mapping[str, Sized]) -> None:
     """Raises:
     InputError: a split has no record.
     """
@@ -105,38 +143,35 @@ def record_schema(build: BuildModule) -> pa.Schema:
     return pa.schema(types)
 
 
-def write_records(path: Path, build: BuildModule, records: list[dict]) -> None:
-    table = pa.Table.from_pylist(records, schema=record_schema(build))
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+def write_records(path: Path, build: BuildModule, records: Part) -> None:
+    schema = record_schema(build)
+    tables = records.batches() if isinstance(records, RecordTable) else record_tables(records, schema)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema))
 
 
-def read_split(folder: Path | str, split: str, schema: pa.Schema | None = None) -> list[dict]:
-    """The records of one split, as dicts, in id order.
+def record_tables(records: list[dict], schema: pa.Schema) -> Iterator[pa.Table]:
+    """A part at a time: the records may lie on disk."""
+    for at in range(0, len(records), ROWS):
+        yield pa.Table.from_pylist([dict(record) for record in records[at : at + ROWS]], schema=schema)
+
+
+def open_split(folder: Path | str, split: str, schema: pa.Schema | None = None) -> Records:
+    """The records of one split, in id order, read as they are wanted.
 
     Args:
         schema: what the file must hold; without one, at least an id and a group of each record.
 
     Raises:
-        InputError: no such file, a damaged one, other columns or types, or a value is missing.
+        InputError: as `open_records`.
     """
-    path, rebuild = Path(folder) / f"{split}.parquet", "delete the dataset's folder and run again"
-    if not path.is_file():
-        raise InputError(path, "no such file", fix=rebuild)
-    try:
-        with pa.OSFile(str(path)) as stream:  # of a file of Python's own, arrow's threads may outlive the interpreter
-            table = pq.read_table(stream, page_checksum_verification=True)
-        table.validate(full=True)
-        records = table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", rebuild) from None
-    for column in schema or KEYS:
-        at = table.schema.get_field_index(column.name)
-        if at < 0 or table.schema.field(at).type != column.type:
-            given = "none" if at < 0 else table.schema.field(at).type
-            raise InputError(path, f"column `{column.name}` is not as built", str(given), str(column.type), rebuild)
-        if table.column(at).null_count:
-            raise InputError(path, f"column `{column.name}` has records without a value", fix=rebuild)
-    return records
+    return open_records(Path(folder) / f"{split}.parquet", schema or KEYS)
+
+
+def read_split(folder: Path | str, split: str, schema: pa.Schema | None = None) -> list[dict]:
+    """The records of one split as dicts, as `open_split`."""
+    return [*open_split(folder, split, schema)]
 
 
 def dataset_card(
@@ -145,12 +180,11 @@ def dataset_card(
     files: FilesOptions,
     dataset: DatasetOptions,
     seed: int,
-    parts: dict[str, list[dict]],
+    parts: dict[str, Part],
     ledger: Ledger,
 ) -> dict:
     """Counts that add up, and where everything came from; the same input gives the same bytes."""
     kept = sum(map(len, parts.values()))
-    placed = [{**r, "split": split} for split, part in parts.items() for r in part]
     return {
         "domain": domain,
         "n_in": ledger.n_in,
@@ -166,12 +200,35 @@ def dataset_card(
             for name, account in ledger.joined.items()
         },
         "records": {split: len(part) for split, part in parts.items()},
-        "groups": {split: len({r["group"] for r in part}) for split, part in parts.items()},
-        "summary": build.summary(placed),
+        "groups": {split: count_groups(part) for split, part in parts.items()},
+        "summary": build.summary(placed_records(parts)),
         "source": files.model_dump(mode="json"),
         "options": dataset.model_dump(mode="json"),
         "seed": seed,
     }
+
+
+def count_groups(part: Part) -> int:
+    return len(np.unique(part.column("group")) if isinstance(part, RecordTable) else {r["group"] for r in part})
+
+
+def placed_records(parts: dict[str, Part]) -> Part:
+    """All records, with a column `split`."""
+    tables = [part for part in parts.values() if isinstance(part, RecordTable)]
+    if tables:
+        return tables[0].join(tables[1:])
+    found = []
+    for split, part in parts.items():
+        for record in part if isinstance(part, list) else ():
+            record["split"] = split
+            found.append(record)
+    return found
+
+
+def count_shared_ids(parts: Mapping[str, Records]) -> int:
+    """How many ids occur in more than one split; by their hashes, as millions of them would fill memory."""
+    hashes = [np.unique(np.fromiter(map(hash, part.texts("id")), np.int64)) for part in parts.values()]
+    return int(np.count_nonzero(np.unique(np.concatenate(hashes), return_counts=True)[1] > 1))
 
 
 def audit_split(
@@ -194,23 +251,23 @@ def audit_split(
         InputError: as `read_split`, or a count that must be 0 is not.
     """
     build = registry.load_module("domain", domain, "build")
-    parts = {split: read_split(folder, split, record_schema(build)) for split in splits.SPLITS}
+    parts = {split: open_split(folder, split, record_schema(build)) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
-    counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
+    counts["ids_in_two_splits"] = count_shared_ids(parts)
     if build.find_leaks:
-        for rank, held_out in enumerate(splits.PROTECTED[:-1]):
-            others = [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
-            counts[f"resembles_{held_out}"] = len(build.find_leaks(parts[held_out], others, dataset))
+        for held_out in splits.PROTECTED[:-1]:
+            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
+            counts[f"resembles_{held_out}"] = len(found)
         counts["resembles_pretraining"] = len(pretraining_leaks(build, parts["test"], pretraining, dataset))
     broken = {name: count for name, count in counts.items() if count and dataset.forbids(name)}
     if broken:
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
-    others = [record for split in splits.SPLITS if split != "test" for record in parts[split]]
-    shared = {"other splits": build.count_overlaps(parts["test"], others, dataset)}
+    rest = Records.join([parts[split] for split in splits.SPLITS if split != "test"])
+    shared = {"other splits": build.count_overlaps(parts["test"], rest, dataset)}
     learnt_from = {"pretraining": pretraining} if pretraining else {}
     learnt_from |= {f"train of {name}": [place] for name, place in (transfer or {}).items()}
     for name, places in learnt_from.items():
-        records = [record for place in places for record in read_split(place, "train")]
+        records = Records.join([open_split(place, "train") for place in places])
         shared[name] = build.count_overlaps(parts["test"], records, dataset)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -57,8 +58,8 @@ def assess_folding(
 ) -> None:
     """Folds the test chains of a domain; writes a row for each residue, and metrics with 95 % intervals.
 
-    Left out are chains that are themselves predicted, that are too long, and that resemble one that the base learnt
-    from, by the measure that keeps splits apart.
+    Left out are chains that are themselves predicted, that are too long, for `max_length` or for the memory, and that
+    resemble one that the base learnt from, by the measure that keeps splits apart.
 
     Args:
         data: folder of the dataset. model_folder: see `folding.load_folding_model`, also for `device`.
@@ -71,7 +72,7 @@ def assess_folding(
         max_length: longest chain that is folded, in residues.
 
     Raises:
-        InputError: the base will not do, no chain is left to judge it by, or memory does not suffice for one.
+        InputError: the base will not do, or no chain is left to judge it by.
     """
     chosen = read_records(data, "test", limit)
     predicted = [record for record in chosen if record["origin"] == "predicted"]
@@ -86,8 +87,7 @@ def assess_folding(
     if not records:
         what = f"each of {len(seen)} test chains resembles one that {base} learnt from"
         raise InputError(data, what, expected="other chains", fix="give more data", reason="leak")
-    model = folding.load_folding_model(model_folder, device)
-    chains = [chain_scores(record, fold_record(model, record)) for record in records]
+    chains, too_large = fold_chains(folding.load_folding_model(model_folder, device), records)
     write_residues(chains, residues)
     task = cast(FoldingMetricsModule, registry.load_module("domain", domain, "metrics"))
     parts: dict[str, list[dict]] = {EVERY: chains}
@@ -102,6 +102,7 @@ def assess_folding(
         "left_out": len(seen) if learnt is not None else None,
         "predicted": len(predicted),
         "too_long": too_long,
+        "too_large": too_large,
         "max_length": max_length,
         "resamples": resamples,
         "seed": seed,
@@ -116,12 +117,26 @@ def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset: Datas
     return set(build.find_leaks(known, list(records), dataset)) if known and build.find_leaks else set()
 
 
-def fold_record(model: Any, record: dict) -> folding.Structure:
-    """Raises: InputError as `folding.fold_sequence`, with the chain's id."""
-    try:
-        return folding.fold_sequence(model, record["sequence"])
-    except InputError as error:
-        raise InputError(f"test chains:{record['id']}", error.detail, reason=error.reason) from error
+def fold_chains(model: Any, records: Sequence[dict]) -> tuple[list[dict], int]:
+    """The scores of each chain that memory suffices for, in the records' order, and how many others there are.
+
+    Raises:
+        InputError: as `folding.fold_sequence`, with the chain's id; for a lack of memory only where no chain is left.
+    """
+    chains, too_large = [], []
+    for record in records:
+        try:
+            chains.append(chain_scores(record, folding.fold_sequence(model, record["sequence"])))
+        except InputError as error:
+            named = InputError(f"test chains:{record['id']}", error.detail, reason=error.reason)
+            if error.reason != "memory":
+                raise named from error
+            too_large.append(named)
+    if not chains:
+        raise too_large[0]
+    if too_large:
+        warnings.warn(f"{len(too_large)} chains are not folded, such as {too_large[0]}", stacklevel=3)
+    return chains, len(too_large)
 
 
 def chain_scores(record: dict, structure: folding.Structure) -> dict:

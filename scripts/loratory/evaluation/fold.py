@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from loratory import registry
 from loratory.bases.families import folding
 from loratory.data.files import atomic_write, file_sha256
-from loratory.data.structures import alpha_carbons
+from loratory.data.structures import BACKBONE, unflatten_backbone
 from loratory.domains.contract import FoldedTaskModule
 from loratory.errors import InputError
-from loratory.evaluation.structure import SHORTEST, first_chain, mean_plddt, nearest_reference
+from loratory.evaluation.foldseek import KnownChain, is_installed, promising_references
+from loratory.evaluation.structure import MAX_ALIGNED, SHORTEST, first_chain, mean_plddt, nearest_reference
 
 if TYPE_CHECKING:
     from transformers import EsmForProteinFolding
@@ -33,8 +34,9 @@ SCHEMA = pa.schema(
         "id": pa.string(),
         "plddt": pa.float64(),  # mean over residues, 0–100; null where the sample was not folded
         "plddt_atoms": pa.string(),  # which atoms `plddt` is read from: always "ca"
-        "reference": pa.string(),  # the nearest; null, as are the next six, without references or below 20 residues
+        "reference": pa.string(),  # the nearest; null, as are the next seven, without references or below 20 residues
         "reference_length": pa.int64(),  # resolved residues
+        "search": pa.string(),  # what said which references are promising: "foldseek", or "coarse" superpositions
         "tm_longer": pa.float64(),  # TM-score to it, normalised by the longer of both, by which it is the nearest
         "tm_query": pa.float64(),  # normalised by the sample's length
         "tm_reference": pa.float64(),  # normalised by the reference's length
@@ -56,6 +58,7 @@ def fold_samples(
     max_length: int | None = None,
     tool: str = "search",
     allow_random: bool = False,
+    known: Mapping[str, KnownChain] | None = None,
 ) -> Path:
     """Writes `{id}.pdb` for each sample and `scores.parquet` (SCHEMA, sorted by id) into the folder `out`.
 
@@ -69,6 +72,7 @@ def fold_samples(
         model_folder: see `bases.folding.load_folding_model`, also for `device` and `allow_random`.
         max_length: longest chain that is folded, in residues.
         tool: see `structure.tm_score`.
+        known: the same references, to be searched by Foldseek; None: by coarse superpositions.
 
     Returns:
         The path of the scores.
@@ -88,10 +92,12 @@ def fold_samples(
         model = cached_model(model_folder, digest, device, allow_random)
         todo.sort(key=lambda sample: (len(sample[1]), sample[0]))
         unfolded = write_structures(model, todo, digest, out, chunk_size, max_length)
+    scored = {id: out / f"{id}.pdb" for id, sequence in samples if id not in unfolded and len(sequence) >= SHORTEST}
+    near = promising_references(scored, known, MAX_ALIGNED) if known and scored else {}
     rows = [
         {"id": id, "length": len(sequence), "unfolded": unfolded[id]}
         if id in unfolded
-        else score_structure(id, sequence, out / f"{id}.pdb", references, tool)
+        else score_structure(id, sequence, out / f"{id}.pdb", references, tool, near.get(id, ()))
         for id, sequence in samples
     ]
     with atomic_write(out / SCORES) as aside:
@@ -148,12 +154,17 @@ def fold_predictions(
         limit: how many finished samples of each system are folded, the first by id; None: all.
         max_length: see `fold_samples`.
     """
-    out, rows, chains = Path(out), [], read_references(references) if references else {}
+    out, rows = Path(out), []
+    known = read_references(references) if references else {}
+    chains = {id: chain.backbone[:, BACKBONE.index("CA")].astype(float) for id, chain in known.items()}
+    searched = known if is_installed() else None
     sources: list[tuple[int | None, Path | str]] = [*predictions.items(), (None, baselines)]
     for seed, path in sources:
         for system, samples in finished_samples(domain, path).items():
             folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
-            scores = fold_samples(samples[:limit], chains, model_folder, folder, device, max_length=max_length)
+            scores = fold_samples(
+                samples[:limit], chains, model_folder, folder, device, max_length=max_length, known=searched
+            )
             rows += [{"seed": seed, "system": system} | row for row in pq.read_table(scores).to_pylist()]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
     with atomic_write(out / SCORES) as aside:
@@ -171,12 +182,16 @@ def finished_samples(domain: str, path: Path | str) -> dict[str, list[tuple[str,
     return systems
 
 
-def read_references(path: Path | str) -> dict[str, np.ndarray]:
-    """{id: coordinates of the resolved Cα atoms} of the records that are long enough for a TM-score."""
-    records = pq.read_table(path, columns=["id", "backbone"]).to_pylist()
-    found = {record["id"]: alpha_carbons(record["backbone"]) for record in records}
-    chains = {id: points[np.isfinite(points).all(axis=1)] for id, points in found.items()}
-    return {id: points for id, points in chains.items() if len(points) >= SHORTEST}
+def read_references(path: Path | str) -> dict[str, KnownChain]:
+    """{id: its residues with a Cα atom} of the records that are long enough for a TM-score."""
+    found = {}
+    for record in pq.read_table(path, columns=["id", "sequence", "backbone"]).to_pylist():
+        backbone = unflatten_backbone(record["backbone"])
+        resolved = np.isfinite(backbone[:, BACKBONE.index("CA")]).all(axis=1)
+        if resolved.sum() >= SHORTEST:
+            letters = "".join(np.array([*record["sequence"]])[resolved])
+            found[record["id"]] = KnownChain(letters, backbone[resolved])
+    return found
 
 
 def check_samples(samples: list[tuple[str, str]]) -> None:
@@ -214,11 +229,14 @@ def read_remark(path: Path) -> str:
         return next(lines, "").rstrip("\n")
 
 
-def score_structure(id: str, sequence: str, path: Path, references: Mapping[str, np.ndarray], tool: str) -> dict:
+def score_structure(
+    id: str, sequence: str, path: Path, references: Mapping[str, np.ndarray], tool: str, promising: Sequence[str]
+) -> dict:
     row = {"id": id, "plddt": mean_plddt(path), "plddt_atoms": "ca", "length": len(sequence)}
     if references and len(sequence) >= SHORTEST:
-        name, tm = nearest_reference(first_chain(path), references, tool)
+        name, tm = nearest_reference(first_chain(path), references, tool, promising)
         row |= {"reference": name, "reference_length": len(references[name])}
+        row |= {"search": "foldseek" if promising else "coarse"}
         row |= {"tm_longer": tm.norm_longer, "tm_query": tm.norm_model, "tm_reference": tm.norm_reference}
         row |= {"rmsd": tm.rmsd, "aligned_length": tm.aligned_length}
     return row

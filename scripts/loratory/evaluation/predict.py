@@ -17,6 +17,7 @@ from loratory.adapters import core
 from loratory.adapters.ranks import cut_adapter
 from loratory.bases.core import IGNORED, Encoded, load_base
 from loratory.bases.decoding import Sampling
+from loratory.data.audio import RATE, clip_samples
 from loratory.data.batching import batches_by_length, pad_contexts
 from loratory.data.files import write_json
 from loratory.domains.contract import ROW
@@ -32,6 +33,7 @@ from loratory.mixers.streams import TOKENS, module_streams
 
 if TYPE_CHECKING:
     from loratory.bases.core import Base
+    from loratory.bases.options import Decoding
     from loratory.domains.contract import Example, RankingTaskModule, TaskOptions
     from loratory.mixers.contract import Mixer
 
@@ -63,6 +65,7 @@ class Cost:
     Attributes:
         read, reading: positions that were put through it where it scores or chooses, without padding; seconds for it.
         written, writing: tokens of the texts it wrote, as the tokenizer cuts them; seconds for it, prompts included.
+        audio: seconds of sound that these are transcripts of; `writing` over them is the real-time factor.
         memory: bytes on the GPU at the peak, all that is held included; None on a CPU.
     """
 
@@ -70,12 +73,14 @@ class Cost:
     reading: float = 0.0
     written: int = 0
     writing: float = 0.0
+    audio: float = 0.0
     memory: int | None = None
 
     def __add__(self, other: Cost) -> Cost:
         memory = max(filter(None, (self.memory, other.memory)), default=None)
         reading, writing = self.reading + other.reading, self.writing + other.writing
-        return Cost(self.read + other.read, reading, self.written + other.written, writing, memory)
+        audio = self.audio + other.audio
+        return Cost(self.read + other.read, reading, self.written + other.written, writing, audio, memory)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def predict_domain(
     sets = examples_by_split(domain, data, task, base, asked, evaluation)
     candidates = candidate_lists(domain, data, base, asked, evaluation)
     found: dict[tuple, tuple[list[dict[str, Any]], Cost]] = {}
-    cache_audio(base, [question for questions in sets.values() for question in questions])
+    cache_audio(base, [question for questions in sets.values() for question in questions], evaluation)
     for seed, made in trained.items():
         rows: list[dict[str, Any]] = []
         costs: dict[str, dict[str, Any]] = {}
@@ -132,7 +137,7 @@ def predict_domain(
                 rows += [row | {"system": name} for name in system.names for row in ranked]
             costs |= dict.fromkeys(system.names, asdict(cost))
             if system.kind == "mixture" and isinstance(system.model, Mixture):
-                routed = routing_summary(base, system.model, sets["test"], evaluation.batch_tokens)
+                routed = routing_summary(base, system.model, sets["test"], evaluation)
                 routing[system.name] = mixture_facts(system.model) | routed
         write_rows(Path(out, f"seed{seed}.parquet"), rows)
         write_json(Path(out, f"seed{seed}.routing.json"), routing)
@@ -318,7 +323,7 @@ def predict_examples(
     seed: int,
 ) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
-    items = [base.encode(question) for question in questions]
+    items = [base.encode_question(question, evaluation.decoding) for question in questions]
     if "text" in wanted:
         check_room(base, questions, items, task.max_new_tokens)
     rows: list[dict[str, Any]] = [
@@ -334,7 +339,7 @@ def predict_examples(
         for output in wanted:
             started = perf_counter()
             choices, limit = questions[batch[0]].choices, task.max_new_tokens
-            filled = run_output(base, model, output, part, choices, limit, sampling, in_place)
+            filled = run_output(base, model, output, part, choices, limit, sampling, in_place, evaluation.decoding)
             cost += measure_cost(base, output, part, filled, perf_counter() - started)
             for i, columns in zip(batch, filled):
                 rows[i] |= columns
@@ -374,6 +379,7 @@ def run_output(
     limit: int,
     sampling: Sampling,
     in_place: StepsByShape | None = None,
+    decoding: Decoding | None = None,
 ) -> list[dict]:
     """One output for each item: the columns that it fills, or `odds` of the second choice in nats."""
     if output == "nll":
@@ -381,8 +387,7 @@ def run_output(
     if output == "choice":
         logs = base.choice(model, items, choices).double()
         return [{"odds": odds} for odds in (logs[:, 1] - logs[:, 0]).tolist()]
-    options = {} if in_place is None else {"in_place": in_place}
-    texts = base.text(model, items, limit, sampling if output == "sample" else None, **options)
+    texts = base.text(model, items, limit, sampling if output == "sample" else None, in_place, decoding)
     return [{"text": text} for text in texts]
 
 
@@ -392,16 +397,18 @@ def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dic
         if items[0].alphabet:  # each letter is a token
             return Cost(written=sum(map(len, texts)), writing=seconds)
         written = sum(len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-        return Cost(written=written, writing=seconds)
+        audio = sum(clip_samples(item.audio) for item in items if item.audio) / RATE
+        return Cost(written=written, writing=seconds, audio=audio)
     lengths = map(prompt_length if output == "choice" else base.scoring_positions, items)
     return Cost(read=sum(lengths), reading=seconds)
 
 
-def cache_audio(base: Base, questions: Sequence[Example]) -> None:
+def cache_audio(base: Base, questions: Sequence[Example], evaluation: Any) -> None:
     """Encodes all clips, which the base keeps: else the first system's costs would hold what all systems share."""
     for question in questions:
         if question.audio:
-            base.collate([base.encode(question)])
+            for item in base.windows(base.encode_question(question, evaluation.decoding)):
+                base.collate([item])
 
 
 def prompt_length(item: Encoded) -> int:
@@ -421,7 +428,7 @@ def merge_windows(rows: list[dict], odds: list[float]) -> list[dict]:
 
 
 @torch.no_grad()
-def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], budget: int) -> dict:
+def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], evaluation: Any) -> dict:
     """How the gate weighed the experts on this domain: means over tokens, of prompt and target apart.
 
     Returns:
@@ -430,14 +437,15 @@ def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], 
         to a sum of 1; 0 of a single expert); `top1` (share of tokens whose heaviest expert, by the mean over modules,
         is the domain's own; None where experts are not those of domains). Of Whisper, what its decoder reads.
     """
-    items = [base.encode(question) for question in questions]
+    encoded = [base.encode_question(question, evaluation.decoding) for question in questions]
+    items = [window for item in encoded for window in base.windows(item)]
     n = len(mixture.names)
     own = mixture.domain if mixture.names == mixture.domains else None
     total = {"prompt": torch.zeros(n, dtype=torch.double), "target": torch.zeros(n, dtype=torch.double)}
     count = {"prompt": 0, "target": 0}
     modules = torch.zeros((), dtype=torch.double)
     entropy, hits = 0.0, 0
-    for batch in batches_by_length([item.length for item in items], budget):
+    for batch in batches_by_length([item.length for item in items], evaluation.batch_tokens):
         tensors = base.collate([items[i] for i in batch])
         weights = mixture.token_routing(**base.inputs(tensors), **base.routing_inputs(mixture, tensors)).double().cpu()
         real = tensors["mask"].cpu().bool()

@@ -1,7 +1,7 @@
 """Reading Cα traces from PDB and mmCIF files, and what is measured on them: pLDDT, TM-score, RMSD."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class Trace:
         coordinates: (n, 3) in Å.
         b_factors: (n,) as written, NaN where the file has none; pLDDT in the files of structure predictors.
         chains: (n,) chain ids.
-        origin: one of `data.structures.ORIGINS`.
+        origin: one of `data.origins.ORIGINS`.
     """
 
     sequence: str
@@ -144,7 +144,7 @@ def tm_by_tmtools(model: np.ndarray, reference: np.ndarray) -> TmScore:
 
 
 def nearest_reference(
-    model: Source, references: Mapping[str, np.ndarray], tool: str = "search"
+    model: Source, references: Mapping[str, np.ndarray], tool: str = "search", promising: Sequence[str] = ()
 ) -> tuple[str, TmScore]:
     """The reference with the largest TM-score by the longer of both chains; the first name of equals.
 
@@ -156,12 +156,13 @@ def nearest_reference(
     Args:
         model: path or Cα coordinates, as for `tm_score`.
         references: {name: path or Cα coordinates}, at least one.
+        promising: names of those that are aligned, the best first, where another search has found them.
     """
-    chains = {name: first_chain(references[name]) for name in sorted(references)}
+    chains = {name: first_chain(references[name]) for name in sorted(promising or references)}
     chain, best = first_chain(model), None
     # no more of the longer chain than the length of the shorter can be covered
     bounds = {name: min(len(chain), len(other)) / max(len(chain), len(other)) for name, other in chains.items()}
-    for name in promising_names(chain, chains):
+    for name in promising or promising_names(chain, chains):
         if best and bounds[name] < best[1].norm_longer:
             continue
         score = tm_score(chain, chains[name], tool)

@@ -26,6 +26,9 @@ def check_experts(model: nn.Module, experts: dict[str, Adapter], where: Path | s
     """
     for name, adapter in experts.items():
         check_low_rank(f"{where}:{name}", adapter)
+        if conv := [layer for layer, delta in adapter.deltas.items() if delta.kernel > 1]:
+            what, expected = "experts of convolutions are not mixed", "experts of linear layers"
+            raise InputError(f"{where}:{name}", what, conv[0], expected)
         check_fit(model, adapter, f"{where}:{name}")
     check_heads(experts, where)
 

@@ -76,6 +76,7 @@ class Mixer(Options):
             experts have the same layers, ranks and scales.
         fewest_experts: how many it must be given.
         needs_domain: must know the domain of its input, so it is a control, or for inputs whose domain is known.
+        families: of bases whose experts it mixes; an encoder's heads belong to one domain each.
         splits: what is learnt from. Experts that were trained on `train` are weighed by what they have not seen.
         trains_experts: experts move too.
         needs_whole_batch: a token's weights depend on all tokens of the batch, later ones too: no cache can be right.
@@ -85,6 +86,7 @@ class Mixer(Options):
     """
 
     trained: ClassVar[bool] = True
+    families: ClassVar[tuple[str, ...]] = ("causal", "whisper")
     splits: ClassVar[tuple[str, ...]] = ("gate",)
     fewest_experts: ClassVar[int] = 2
 

@@ -13,7 +13,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from loratory.adapters.core import linear_layers
 from loratory.adapters.deltas import Adapter
-from loratory.bases.decoding import empty_cache
+from loratory.bases.decoding import empty_cache, reorder_cache
 from loratory.errors import InputError
 from loratory.mixers.checks import check_experts
 from loratory.mixers.contract import GateInput, GateShape, Mixer
@@ -36,6 +36,12 @@ class PairCache:
     mixed: Cache
     fixed_weights: torch.Tensor | None = None
     calls: int = 0
+
+    def reorder_cache(self, rows: torch.Tensor) -> None:
+        """As of a Hugging Face cache; rows of one text have the same fixed weights."""
+        for cache in (self.bare, self.mixed):
+            if cache is not None:
+                reorder_cache(cache, rows)
 
 
 class Mixture(nn.Module):
@@ -197,7 +203,9 @@ class Mixture(nn.Module):
         if self.mixer.reads == "hidden":
             with torch.no_grad(), self.context.use_weights(None):
                 states = encoder(features)
-            weights = self.weights_from_states(self.gate_states({FRAMES: states.last_hidden_state}, None), seen)
+            weights = self.weights_from_states(
+                self.gate_states({FRAMES: states.last_hidden_state}, None, features), seen
+            )
         elif self.mixer.reads != "input":
             weights = self.weights_from_states(None, seen)
         with self.context.use_weights(self.layer_weights(weights, seen)):
@@ -225,7 +233,8 @@ class Mixture(nn.Module):
         if self.mixer.reads == "hidden":
             bare = cache.bare if cache is not None else None
             states = {TOKENS: hidden} if hidden is not None else self.bare_states(inputs, bare)
-            states = self.gate_states(states, prompt if prompt is not None else inputs.get("attention_mask"))
+            given = prompt if prompt is not None else inputs.get("attention_mask")
+            states = self.gate_states(states, given, inputs.get("input_features"))
         weights = known | self.weights_from_states(states, seen, known)
         if cache is not None and (self.mixer.per_sequence or cache.calls == self.hold_after):
             cache.fixed_weights = weights[TOKENS][:, -1:]
@@ -236,9 +245,11 @@ class Mixture(nn.Module):
         with torch.no_grad(), self.context.use_weights(None):
             return bare_states(self.model, inputs, cache)
 
-    def gate_states(self, states: dict[str, torch.Tensor], prompt: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def gate_states(
+        self, states: dict[str, torch.Tensor], prompt: torch.Tensor | None, features: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """The states that a gate reads: as they are, or one for each sequence."""
-        return {TOKENS: mean_pool(states, prompt)} if self.mixer.per_sequence else states
+        return {TOKENS: mean_pool(states, prompt, features)} if self.mixer.per_sequence else states
 
     def weights_from_states(
         self, states: dict[str, torch.Tensor] | None, seen: GateInput, known: Collection[str] = ()
@@ -271,8 +282,9 @@ class Mixture(nn.Module):
         return PassWeights(by_slot)
 
     def token_routing(self, **inputs: Any) -> torch.Tensor:
-        """`stream_routing` of the tokens alone."""
-        return self.stream_routing(**inputs)[TOKENS]
+        """`stream_routing` of the tokens alone; where experts change nothing that reads tokens, means over frames."""
+        found = self.stream_routing(**inputs)
+        return found[TOKENS] if TOKENS in found else found[FRAMES].mean(1, keepdim=True)
 
     @torch.no_grad()
     def stream_routing(

@@ -55,6 +55,8 @@ def other_notes(report: Mapping, parts: set[str]) -> list[str]:
         notes.append(f"Left out, because they are predictions themselves: {predicted}.")
     if too_long := report.get("too_long"):
         notes.append(f"Left out, because they are longer than {report['max_length']} residues: {too_long}.")
+    if too_large := report.get("too_large"):
+        notes.append(f"Left out, because memory did not suffice, however small the chunks: {too_large}.")
     if "unknown" in parts:
         notes.append("unknown: the files do not say whether these chains are measured or predicted (`source.origin`).")
     return notes

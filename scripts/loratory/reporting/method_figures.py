@@ -9,10 +9,12 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
 from loratory.errors import InputError
-from loratory.reporting.figures import PANEL, SHARE_COLOURS, svg_figure
+from loratory.reporting.figures import PANEL, SHARE_COLOURS, UNDEFINED, svg_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,6 +92,73 @@ def draw_pareto(table: Path | str, against: str, out: Path | str, banner: str = 
             unit = f" ({own[0]['unit']})" if own[0]["unit"] else ""
             axis.set(title=domain, xscale="log", ylabel=f"gain in {own[0]['metric']}{unit}")
         figure.supxlabel("trainable parameters")
+
+
+def draw_ranks(adapters: Mapping[str, Sequence[Path | str]], out: Path | str, banner: str = "") -> None:
+    """The rank that each adapted matrix was left with, mean over seeds: a panel for each adapter.
+
+    Rows are blocks of the model, columns the matrices of a block; grey: not adapted, or left with nothing.
+
+    Args:
+        adapters: {`adapter@domain`: its folders, one for each seed}.
+    """
+    found = {name: mean_ranks(folders) for name, folders in adapters.items()}
+    layers = list(dict.fromkeys(layer for ranks in found.values() for layer in sorted(ranks, key=natural_order)))
+    blocks, matrices = (list(dict.fromkeys(part)) for part in zip(*map(block_and_matrix, layers)))
+    blocks.sort(key=natural_order)
+    matrices.sort()
+    highest = max(max(ranks.values(), default=1.0) for ranks in found.values())
+    wide = min(2, len(found))
+    size = (wide * (1.6 + 0.42 * len(matrices)) + 1.2, -(-len(found) // wide) * (1.7 + 0.22 * len(blocks)))
+    with svg_figure(out, size, banner) as figure:
+        axes = figure.subplots(-(-len(found) // wide), wide, squeeze=False, sharex=True, sharey=True).flatten()
+        for axis, (name, ranks) in zip(axes, found.items()):
+            grid = np.full((len(blocks), len(matrices)), np.nan)
+            for layer, rank in ranks.items():
+                block, matrix = block_and_matrix(layer)
+                grid[blocks.index(block), matrices.index(matrix)] = rank or np.nan
+            colours = SHARE_COLOURS.with_extremes(bad=UNDEFINED)
+            image = axis.imshow(grid, cmap=colours, vmin=0, vmax=highest, aspect="auto")
+            axis.set(title=name)
+            axis.set_xticks(range(len(matrices)), matrices, rotation=90)
+            axis.set_yticks(range(len(blocks)), blocks)
+            axis.spines[:].set_visible(False)
+        for axis in axes[len(found) :]:
+            axis.set_visible(False)
+        figure.colorbar(image, ax=axes.tolist(), label="learned rank, mean over seeds")
+
+
+def mean_ranks(folders: Sequence[Path | str]) -> dict[str, float]:
+    """{layer: mean over folders of how many components of its change are not zero}."""
+    totals: dict[str, float] = {}
+    stored = [path for folder in folders if (path := Path(folder, "adapter_model.safetensors")).is_file()]
+    for path in stored:  # without one, no layer was left with anything
+        tensors = load_file(path)
+        for key, a in tensors.items():
+            layer, is_factor, _ = key.removeprefix("base_model.model.").partition(".lora_A.weight")
+            if is_factor:
+                b = tensors[key.replace(".lora_A.", ".lora_B.")]
+                live = np.any(a.reshape(len(a), -1), 1) & np.any(b.reshape(len(b), -1), 0)
+                totals[layer] = totals.get(layer, 0.0) + float(live.sum()) / len(folders)
+    return totals
+
+
+def block_and_matrix(layer: str) -> tuple[str, str]:
+    """`encoder 3` and `self_attn.q_proj` of `model.encoder.layers.3.self_attn.q_proj`; else the layer's own parts."""
+    parts = layer.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    if not numbers:
+        return ".".join(parts[:-1]) or layer, parts[-1]
+    at = numbers[0]
+    stem = [part for part in parts[:at] if part not in ("model", "layers", "transformer", "layer", "h")]
+    return " ".join([*stem, parts[at]]), ".".join(parts[at + 1 :])
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Sorts numbers in names by their value, and an encoder before a decoder."""
+    parts = name.replace(".", " ").split()
+    first = {"encoder": -2, "decoder": -1}
+    return [(int(part), "") if part.isdecimal() else (first.get(part, 0), part) for part in parts]
 
 
 def is_drawn(row: Mapping[str, str]) -> bool:

@@ -10,15 +10,20 @@ last step left: so it can change no result, and it counts only the weights that 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from loratory.training.encoding import example_lengths
 from loratory.training.session import AdapterSession
 
 
 def batch_positions(session: AdapterSession) -> list[int]:
     """Positions, padding included, that each batch of the training puts through the model."""
-    plan, found = session.batch_plan(session.items), []
+    plan, lengths, found = session.batch_plan(session.items), example_lengths(session.items), []
     for number in range(session.recipe.batch_numbers(session.recipe.steps).start):
-        batch = session.augment_items([session.items[i] for i in plan(number)], number)
-        found.append(len(batch) * max(item.length for item in batch))
+        batch = plan(number)
+        longest = int(lengths[batch].max())
+        if session.augmentation is not None:
+            changed = session.augment_items([session.items[i] for i in batch], number)
+            longest = max(item.length for item in changed)
+        found.append(len(batch) * longest)
     return found
 
 

@@ -7,7 +7,7 @@ training whose own passes are bf16. A split's folder holds shards of consecutive
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -104,7 +104,7 @@ def check_stream(base: Base) -> None:
         raise InputError(base.folder, what, base.family, "causal or encoder", "set `features: false`")
 
 
-def features_digest(base: Base, data: Path | str, split: str, items: list[Encoded]) -> str:
+def features_digest(base: Base, data: Path | str, split: str, items: Sequence[Encoded]) -> str:
     """A digest of all that a split's states depend on: the base's weights, the data, and how these were encoded."""
     table = file_sha256(Path(data) / f"{split}.parquet")
     return facts_digest(base=base.fingerprint, dtype=base.model.dtype, data=table, ids=[item.ids for item in items])
@@ -114,7 +114,7 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
 
 
-def split_items(items: list[Encoded], positions: int) -> Iterator[list[Encoded]]:
+def split_items(items: Sequence[Encoded], positions: int) -> Iterator[list[Encoded]]:
     """Consecutive items in parts of at most so many positions; a longer single item is a part of its own."""
     part: list[Encoded] = []
     filled = 0
@@ -140,7 +140,7 @@ def compute_states(base: Base, items: list[Encoded], batch_tokens: int) -> torch
 
 
 def open_features(
-    folder: Path | str, base: Base, data: Path | str, split: str, items: list[Encoded]
+    folder: Path | str, base: Base, data: Path | str, split: str, items: Sequence[Encoded]
 ) -> list[StoredStates]:
     """The states of `items`, which are all of a split, from the folder that `write_features` made.
 

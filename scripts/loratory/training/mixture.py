@@ -25,6 +25,7 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_experts, save_mixture
 from loratory.provenance import mixture_code
 from loratory.training.costs import PeakMemory
+from loratory.training.encoding import EncodedExamples, example_lengths
 from loratory.training.features import StoredStates, open_features, pad_states
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
@@ -136,7 +137,7 @@ StreamWeights = dict[str, torch.Tensor]  # {stream or layer: `[tokens, modules |
 class TrainingSet:
     """What is learnt from one domain; `states` are those of the base, or none where they are not stored."""
 
-    items: list[Encoded] = field(default_factory=list)
+    items: Sequence[Encoded] = ()
     states: list[StoredStates] = field(default_factory=list)
 
     def collate_batch(self, base: Base, chosen: list[int]) -> dict:
@@ -161,7 +162,7 @@ def read_training_set(
     found = TrainingSet()
     for split in splits:
         items = encode_split(base, domain, data, task, split, limit)
-        found.items += items
+        found.items = found.items.join(items) if isinstance(found.items, EncodedExamples) else items
         if features is not None:
             found.states += open_features(Path(features) / split, base, data, split, items)
     return found
@@ -171,7 +172,7 @@ def optimise_mixture(
     base: Base,
     mixture: Mixture,
     sets: Mapping[str, TrainingSet],
-    valid: Mapping[str, list[Encoded]],
+    valid: Mapping[str, Sequence[Encoded]],
     training: Training,
     seed: int,
     job: Job,
@@ -183,7 +184,7 @@ def optimise_mixture(
         training: how; its batches are those of validation too.
     """
     budget = training.batch_tokens
-    lengths = {domain: [item.length for item in examples.items] for domain, examples in sets.items()}
+    lengths = {domain: example_lengths(examples.items) for domain, examples in sets.items()}
     plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
     places = {domain: place for place, domain in enumerate(sets)}
     batches: list[MicroBatch] = []  # of the step that is being made,
@@ -224,7 +225,7 @@ def optimise_mixture(
     return curve
 
 
-def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, list[Encoded]], budget: int) -> float:
+def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, Sequence[Encoded]], budget: int) -> float:
     """The mean over domains of the loss per target, as in training but without what the mixer adds to it: mixtures
     with different penalties, or none, are chosen by what they are for."""
     losses = []

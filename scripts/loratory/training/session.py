@@ -1,10 +1,11 @@
 """One training of one adapter, as its method sees it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from loratory.adapters.contract import Method
@@ -13,6 +14,7 @@ from loratory.bases.core import Base, Encoded
 from loratory.data import batching
 from loratory.data.clips import as_clip
 from loratory.training.augmentation import Augmentation
+from loratory.training.encoding import example_lengths
 from loratory.training.fit import TrainingHooks, step_seed
 from loratory.training.schedule import Training
 
@@ -38,7 +40,7 @@ class AdapterSession(TrainingHooks):
         base: Base,
         method: Method,
         layers: dict[str, AdaptedLinear],
-        items: list[Encoded],
+        items: Sequence[Encoded],
         recipe: Training,
         seed: int,
         augmentation: Augmentation | None = None,
@@ -52,11 +54,11 @@ class AdapterSession(TrainingHooks):
     def model(self) -> torch.nn.Module:
         return self.base.model
 
-    def batch_plan(self, items: list[Encoded]) -> batching.Batches:
+    def batch_plan(self, items: Sequence[Encoded]) -> batching.Batches:
         """number -> indices of that batch's examples, as the training itself draws them."""
-        return batching.Batches([self.longest_length(item) for item in items], self.recipe.batch_tokens, self.seed)
+        return batching.Batches(self.longest_lengths(items), self.recipe.batch_tokens, self.seed)
 
-    def batch_function(self, items: list[Encoded]) -> Callable[[int], dict]:
+    def batch_function(self, items: Sequence[Encoded]) -> Callable[[int], dict]:
         """number -> batch, over some of the examples."""
         plan = self.batch_plan(items)
 
@@ -76,18 +78,21 @@ class AdapterSession(TrainingHooks):
         change = self.augmentation.draw_change(clip, longest, self.seed, number)
         return self.base.replace_clip(item, replace(clip, change=change))
 
-    def longest_length(self, item: Encoded) -> int:
-        """What an example costs a batch, at the slowest speed that augmentation may give it."""
+    def longest_lengths(self, items: Sequence[Encoded]) -> np.ndarray:
+        """(n,) what each example costs a batch, at the slowest speed that augmentation may give it."""
         if self.augmentation is None:
-            return item.length
+            return example_lengths(items)
+        return np.array([self.longest_length(item, self.augmentation) for item in items])
+
+    def longest_length(self, item: Encoded, augmentation: Augmentation) -> int:
         clip = as_clip(item.audio)
-        slowest = self.augmentation.slowest_change(clip, self.base.longest_clip(item))
+        slowest = augmentation.slowest_change(clip, self.base.longest_clip(item))
         return self.base.replace_clip(item, replace(clip, change=slowest)).length
 
     def first_examples(self, count: int) -> list[Encoded]:
         """The first examples that the training sees, in its order, each once."""
-        epoch = [self.items[i] for batch in self.batch_plan(self.items).epoch_batches(0) for i in batch]
-        return epoch[:count]
+        epoch = [i for batch in self.batch_plan(self.items).epoch_batches(0) for i in batch]
+        return [self.items[i] for i in epoch[:count]]
 
     @torch.no_grad()
     def visit_inputs(self, examples: int, visit: Callable[[str, torch.Tensor], None]) -> None:
@@ -98,8 +103,8 @@ class AdapterSession(TrainingHooks):
         training, handles = self.model.training, []
         for name, layer in self.layers.items():
 
-            def show_inputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-                visit(name, inputs[0].flatten(0, -2).float())
+            def show_inputs(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+                visit(name, cast(AdaptedLinear, layer).rows_read(inputs[0]).flatten(0, -2).float())
 
             handles.append(layer.register_forward_pre_hook(show_inputs))
         self.model.eval()

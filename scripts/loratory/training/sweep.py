@@ -13,22 +13,19 @@ import torch
 
 from loratory.adapters import core, deltas
 from loratory.adapters.contract import DenseMethod, Method
-from loratory.bases.checks import check_readable
 from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
 from loratory.data.splits import SPLITS
 from loratory.domains.contract import TaskOptions
-from loratory.domains.examples import domain_examples, read_records
-from loratory.errors import InputError
+from loratory.domains.dataset import open_split
 from loratory.provenance import adapter_code, package_versions
 from loratory.training import costs
+from loratory.training.encoding import EncodedExamples, example_lengths
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.session import AdapterSession
-
-LEFT_OUT = 0.1  # share of a split that may be too long for a base; beyond, the data are not made for it
 
 
 def train_sweep(
@@ -88,35 +85,20 @@ def base_facts(base: Base) -> list:
 
 def encode_split(
     base: Base, domain: str, data: Path | str, task: TaskOptions, split: str, limit: int | None = None
-) -> list[Encoded]:
+) -> EncodedExamples:
     """The examples of a split as the base reads them; those that do not fit into its context are named and left out.
 
     Raises:
-        InputError: the base cannot read them, or cannot tell their choices apart: nothing is trained for predictions
-            that it could not make. More than LEFT_OUT of them do not fit.
+        InputError: as `EncodedExamples`.
     """
-    found = domain_examples(domain, read_records(data, split, limit), task, base.family)
-    for choices in {example.choices for example in found}:
-        base.check_choices(choices)
-    check_readable(base, domain, [example.prompt + example.target for example in found[:100]])
-    items: list[Encoded] = []
-    too_long: list[InputError] = []
-    for example in found:
-        try:
-            items.append(base.encode(example))
-        except InputError as error:
-            if error.reason != "too_long":
-                raise
-            too_long.append(error)
-    if len(too_long) > LEFT_OUT * len(found):
-        raise too_long[0]
-    for left_out in too_long:
-        print(f"{domain} {split}, left out: {left_out}", flush=True)
+    items = EncodedExamples(base, domain, open_split(data, split).sample(limit, seed=0), task)
+    for error in items.left_out:
+        print(f"{domain} {split}, left out: {error}", flush=True)
     return items
 
 
 def train_one(
-    base: Base, sets: Mapping[str, list[Encoded]], adapter: Any, seed: int, rate: float, job: Job
+    base: Base, sets: Mapping[str, Sequence[Encoded]], adapter: Any, seed: int, rate: float, job: Job
 ) -> dict[str, Any]:
     """One run: attaches, trains, exports, counts and detaches."""
     started, memory = perf_counter(), costs.PeakMemory(base.model)
@@ -195,10 +177,10 @@ def optimizer_moments(state: dict) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def mean_loss(base: Base, model: torch.nn.Module, items: list[Encoded], budget: int) -> float:
+def mean_loss(base: Base, model: torch.nn.Module, items: Sequence[Encoded], budget: int) -> float:
     """Loss per target over all items."""
     total, count = 0.0, 0
-    for batch in batching.batches_by_length([item.length for item in items], budget):
+    for batch in batching.batches_by_length(example_lengths(items), budget):
         loss, n = base.loss(model, base.collate([items[i] for i in batch]))
         total, count = total + float(loss), count + n
     return total / count

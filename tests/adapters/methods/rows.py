@@ -15,6 +15,7 @@ class Row:
             "elsewhere", by design.
         merges: whether it amounts to a change of the weights.
         rate: a learning rate at which it learns.
+        families: of bases that it can train; the first where one is enough.
     """
 
     options: dict
@@ -22,3 +23,4 @@ class Row:
     starts: str = "equal"
     merges: bool = True
     rate: float = 1e-2
+    families: tuple[str, ...] = ("llama", "gpt2", "phi3", "bert", "whisper")

@@ -32,6 +32,7 @@ SPREAD = 0.02  # standard deviation of the factors at the start
 class Method(contract.Method):
     """y = W x + s · B diag(E) A x with A `[rank, in]`, B `[out, rank]` ~ N(0, 0.02²), E `[rank]` = 0."""
 
+    learns_ranks: ClassVar[bool] = True
     fixed: ClassVar[frozenset[str]] = frozenset(
         {"kept", *(f"{kind}_{key}" for kind in ("sensitivity", "uncertainty") for key in TRIPLET)}
     )

@@ -14,7 +14,7 @@ all positions count, prompts too, where PEFT's default takes those of the target
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -32,6 +32,8 @@ class Method(lora.Method):
     """y = W x + s · B A x with A the leading components of the layer's inputs, B = 0 and s = alpha / rank; ranks
     differ between layers."""
 
+    learns_ranks: ClassVar[bool] = True
+
     rank: int = Field(8, ge=1, description="mean rank of the layers")
     rho: float = Field(2.0, ge=1, description="most ranks of one layer, as a multiple of `rank`; 1: all the same")
     examples: int = Field(64, ge=1, description="training examples whose activations are measured")
@@ -42,13 +44,15 @@ class Method(lora.Method):
         return super().initial_tensors(weight, generator)
 
     def prepare_training(self, session: AdapterSession) -> None:
+        from loratory.adapters.core import bare_layer
+
         found = self.input_components(session)
         ranks = allocate_ranks({name: part.explained_shares() for name, part in found.items()}, self.rank)
         for name, rank in ranks.items():
             if rank:
                 self.start_layer(session, name, found[name].directions[:, :rank])
             else:
-                session.model.set_submodule(name, session.layers.pop(name).base)
+                session.model.set_submodule(name, bare_layer(session.layers.pop(name)))
 
     def input_components(self, session: AdapterSession) -> dict[str, InputComponents]:
         """{layer: principal components of its inputs}.

@@ -13,7 +13,7 @@ examples too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -54,7 +54,7 @@ class Method(lora.Method):
             for name, parameter in core.trainable_parameters(session.model).items():
                 parameter.copy_(start[name])
         for name in [name for group, names in groups.items() if group not in chosen for name in names]:
-            session.model.set_submodule(name, session.layers.pop(name).base)
+            session.model.set_submodule(name, core.bare_layer(session.layers.pop(name)))
 
     def search_weights(self, session: AdapterSession, groups: dict[str, list[str]]) -> dict[str, float]:
         """{group: α̂} after the search."""
@@ -93,7 +93,7 @@ def positive_groups(weights: dict[str, float]) -> set[str]:
     return {group for group, weight in weights.items() if weight > 0} or {max(weights, key=weights.__getitem__)}
 
 
-def hold_out(items: list[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
+def hold_out(items: Sequence[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
     """(what the search trains on, what it holds out)."""
     import numpy as np
 

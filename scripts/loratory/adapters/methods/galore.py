@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from loratory.adapters.methods import full_ft
+from loratory.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,8 @@ class Method(full_ft.Method):
     """W ← W − η · scale · Adam(G Pᵀ) P with P the leading right singular vectors of G. Defaults: its fine-tuning."""
 
     target_modules: tuple[str, ...] | None = Field(  # type: ignore[assignment]  # an option again
-        None, description="last names of the linear layers whose gradient is projected; none means all but the head"
+        None,
+        description="linear layers whose gradient is projected, by name; none: all but the head",
     )
     rank: int = Field(4, ge=1, description="rank of the projected gradient")
     update_gap: int = Field(500, ge=1, description="steps between two projections")
@@ -52,8 +54,12 @@ class Method(full_ft.Method):
         from loratory.adapters import core
 
         layers = core.target_layers(session.model, self.target_modules, session.base.heads)
+        linear = core.linear_layers(session.model, session.base.heads)
+        if convs := layers.keys() - linear.keys():
+            where = f"{type(session.model).__name__}: target_modules"
+            raise InputError(where, "the gradient of a convolution is not projected", min(convs), "linear layers")
         groups: dict[bool, list[torch.Tensor]] = {turned: [] for turned in (False, True)}
-        for layer in layers.values():
+        for layer in (linear[name] for name in layers):
             groups[needs_transpose(layer)].append(layer.weight)
         projected = {layer.weight for layer in layers.values()}
         plain = session.adamw_optimizer([p for p in parameters.values() if p not in projected], betas=BETAS, eps=EPS)

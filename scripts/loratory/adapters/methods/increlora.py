@@ -41,6 +41,7 @@ RESERVE = 1e-5  # value E of ranks that are trained in advance: they learn, yet 
 class Method(contract.Method):
     """y = W x + s · B diag(E) A x; block k is A{k} `[ranks, in]`, E{k}, B{k} `[out, ranks]`, block 0 of 1 rank."""
 
+    learns_ranks: ClassVar[bool] = True
     fixed: ClassVar[frozenset[str]] = frozenset({"grown", "reserve", "importance", "sensitivity", "uncertainty"})
 
     target_rank: int = Field(8, ge=1, description="mean rank of the layers in the end, rounded down to whole blocks")

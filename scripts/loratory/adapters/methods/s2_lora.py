@@ -12,7 +12,7 @@ gradients, λ is the share of such a step that is taken back; a λ meant for a t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 class Method(contract.Method):
     """y = W_m x + B diag(s_m) A x."""
+
+    learns_ranks: ClassVar[bool] = True
 
     rank: int = Field(32, ge=1, description="rank of the shared pair, and coefficients of each matrix")
     sparsity: float = Field(

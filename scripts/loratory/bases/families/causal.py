@@ -30,6 +30,7 @@ from loratory.bases.core import (
     too_long_error,
 )
 from loratory.bases.decoding import Sampling, decode_batch, new_cache
+from loratory.bases.options import Decoding
 from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_samples
 from loratory.data.batching import pad_contexts
 from loratory.data.clips import Clip
@@ -272,6 +273,7 @@ class Family(Base):
         limit: int,
         sampling: Sampling | None = None,
         in_place: InPlace | None = None,
+        decoding: Decoding | None = None,
     ) -> list[str]:
         """Continuations of the prompts; greedy unless `sampling` is given.
 

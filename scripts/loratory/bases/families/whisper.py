@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import blake2b
+from itertools import islice, pairwise
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from loratory.bases.beams import Written, decode_beams, decode_scored
 from loratory.bases.core import (
     IGNORED,
     Base,
@@ -30,10 +33,11 @@ from loratory.bases.core import (
     pad_rows,
     too_long_error,
 )
-from loratory.bases.decoding import Sampling, decode_batch, new_cache
-from loratory.bases.options import WhisperOptions
-from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_features, clip_samples
-from loratory.data.clips import Clip, is_changed
+from loratory.bases.decoding import Sampling, new_cache, repeat_rows
+from loratory.bases.options import Decoding, WhisperOptions
+from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_features, clip_samples, read_clip
+from loratory.data.clips import Clip, Piece, as_clip, is_changed
+from loratory.data.texts import compression_ratio
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
@@ -61,7 +65,7 @@ class Family(Base):
         vocabulary = tokenizer.get_vocab()
         self.prompt_ids = [vocabulary[token] for token in prompt_tokens(folder, model, vocabulary, self.options)]
         self.timestamps = vocabulary.get(TIMESTAMPS, model.config.vocab_size)
-        self.suppressed = suppressed_logits(folder, model) if self.options.suppress else None
+        self.suppressed = suppressed_logits(folder, model, self.options.suppress)
         if self.options.window == "clip":
             model.model.encoder = ClipEncoder.from_encoder(model.model.encoder)
 
@@ -103,6 +107,27 @@ class Family(Base):
     def longest_clip(self, item: Encoded) -> float:
         return self.frames * HOP / RATE
 
+    def encode_question(self, example: Example, decoding: Decoding) -> Encoded:
+        """A recording longer than the window has no target: no window's own words are known."""
+        samples = clip_samples(example.audio)
+        if samples <= self.frames * HOP or decoding.long_form == "refuse":
+            return self.encode(example)
+        prompt, end = self.decoder_prompt(), self.tokenizer.eos_token_id
+        length = ceil(samples / (self.frames * HOP)) * (self.frames // 2 + len(prompt) + 1)
+        return Encoded([*prompt, end], [IGNORED] * len(prompt) + [end], length, example.audio)
+
+    def windows(self, item: Encoded) -> list[Encoded]:
+        """Windows that end where the sound is quietest, so that few words are cut in two."""
+        clip, window = item.audio, self.frames * HOP
+        if clip_samples(clip) <= window:
+            return [item]
+        facts = vars(as_clip(clip))
+        pieces = [
+            Piece(**facts, first=first, last=last) for first, last in pairwise(quiet_cuts(read_clip(clip), window))
+        ]
+        lengths = [self.encoder_positions(piece.last - piece.first) + len(item.labels) for piece in pieces]
+        return [replace(item, audio=piece, length=length) for piece, length in zip(pieces, lengths)]
+
     def encoder_positions(self, samples: int) -> int:
         """Positions `[frames / 2]` of the encoder for a clip of so many samples."""
         if self.options.window == "full":
@@ -113,6 +138,8 @@ class Family(Base):
         """Log-mel features `[batch, n_mels, frames]`, as long as the longest item's; each clip is computed alone."""
         frames = 2 * max(item.length - len(item.labels) for item in items)
         n_mels = self.model.config.num_mel_bins
+        for item in items:
+            check_clip(as_clip(item.audio).path, clip_samples(item.audio), self.frames)
         clips = [
             (clip_features if is_changed(item.audio) else stored_features)(item.audio, n_mels, self.frames)[:, :frames]
             for item in items
@@ -152,23 +179,58 @@ class Family(Base):
         limit: int,
         sampling: Sampling | None = None,
         in_place: InPlace | None = None,
+        decoding: Decoding | None = None,
     ) -> list[str]:
-        return [self.transcript_text(ids) for ids in self.generate_ids(model, items, limit, sampling)]
+        parts = [self.windows(item) for item in items]
+        written = self.transcribe(
+            model, [part for each in parts for part in each], limit, decoding or Decoding(), sampling
+        )
+        texts = iter([self.transcript_text(one.ids) for one in written])
+        return [" ".join(filter(None, islice(texts, len(each)))) for each in parts]
 
     def transcript_text(self, ids: list[int]) -> str:
         """The text of written ids, without times."""
         spoken = [id for id in ids if id < self.timestamps]
         return cast(str, self.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
 
-    @torch.no_grad()
+    def transcribe(
+        self,
+        model: Module,
+        items: Sequence[Encoded],
+        limit: int,
+        decoding: Decoding,
+        sampling: Sampling | None = None,
+    ) -> list[Written]:
+        """What is written of each window; one that fails a threshold is sampled, alone and at rising temperatures.
+
+        What is drawn depends on the clip and the temperature, and on no other clip of the batch.
+        """
+        found = self.write(model, items, limit, decoding.beams, sampling)
+        for temperature in decoding.temperatures:
+            for place, item in enumerate(items):
+                if fails_threshold(self.transcript_text(found[place].ids), found[place].mean_log_prob, decoding):
+                    drawn = Sampling(clip_seed(item.audio, temperature), temperature)
+                    found[place] = self.write(model, [item], limit, 1, drawn)[0]
+        return found
+
     def generate_ids(
         self, model: Module, items: Sequence[Encoded], limit: int, sampling: Sampling | None = None
     ) -> list[list[int]]:
         """Ids that follow the prompt, without end; greedy unless `sampling` is given, and without fallback."""
+        return [one.ids for one in self.write(model, items, limit, 1, sampling)]
+
+    @torch.no_grad()
+    def write(
+        self, model: Module, items: Sequence[Encoded], limit: int, beams: int, sampling: Sampling | None = None
+    ) -> list[Written]:
+        """What follows the prompt, at most `limit` tokens: the best of `beams`, if it is not sampled."""
+        beams = beams if sampling is None else 1
         encoded = cast(PreTrainedModel, model).get_encoder()(self.audio_features(items))
-        prompt = torch.tensor([self.decoder_prompt()] * len(items), device=self.device)
+        if beams > 1:
+            encoded = repeat_rows(encoded, beams)
+        prompt = torch.tensor([self.decoder_prompt()] * len(items) * beams, device=self.device)
         limit = min(limit, self.context - prompt.shape[1])
-        positions = torch.arange(prompt.shape[1], device=self.device).expand(len(items), -1)
+        positions = torch.arange(prompt.shape[1], device=self.device).expand(len(prompt), -1)
         begin = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "position_ids": positions}
         first, later = (each.to(self.device) for each in self.suppressed) if self.suppressed else (None, None)
 
@@ -183,7 +245,33 @@ class Family(Base):
                 output.logits = output.logits[:, -1:] + (first if inputs is begin else later)  # `begin` comes once
             return output
 
-        return decode_batch(forward, begin, new_cache(model), self.tokenizer.eos_token_id, limit, sampling)
+        start = begin, new_cache(model), self.tokenizer.eos_token_id, limit
+        return decode_beams(forward, *start, beams) if beams > 1 else decode_scored(forward, *start, sampling)
+
+
+def fails_threshold(text: str, log_prob: float, decoding: Decoding) -> bool:
+    """Whether a transcript repeats itself, or is a guess."""
+    too_even = decoding.compression_ratio is not None and compression_ratio(text) > decoding.compression_ratio
+    return too_even or (decoding.log_prob is not None and log_prob < decoding.log_prob)
+
+
+def clip_seed(audio: Clip | str, temperature: float) -> int:
+    """Of what is sampled: the recording by its name and not by its folder, so that a moved corpus changes nothing."""
+    known = replace(as_clip(audio), path=Path(as_clip(audio).path).name)
+    return int.from_bytes(blake2b(f"{known} {temperature}".encode(), digest_size=7).digest())
+
+
+def quiet_cuts(samples: np.ndarray, window: int) -> list[int]:
+    """Where a recording is cut into pieces of at most `window` samples: its first, the cuts, and its end.
+
+    A cut lies in the middle of the quietest tenth of a second of the last sixth of a window (5 of 30 s).
+    """
+    cuts, tenth = [0], RATE // 10
+    while len(samples) - cuts[-1] > window:
+        first, last = cuts[-1] + window * 5 // 6, cuts[-1] + window
+        frames = np.lib.stride_tricks.sliding_window_view(samples[first:last], tenth)[:: tenth // 2]
+        cuts.append(first + int(np.square(frames).mean(1).argmin()) * (tenth // 2) + tenth // 2)
+    return [*cuts, len(samples)]
 
 
 stored_features = lru_cache(maxsize=1024)(clip_features)
@@ -249,16 +337,27 @@ def is_multilingual(model: PreTrainedModel, languages: list[str]) -> bool:
     return size > ENGLISH_ONLY if size >= ENGLISH_ONLY else bool(languages)
 
 
-def suppressed_logits(folder: Path | str, model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is added to the logits `[vocabulary]` of the first token and of later ones: 0, or -inf where OpenAI's
-    default suppression (`suppress_tokens="-1"`, `suppress_blank`) forbids the token.
+def suppressed_logits(
+    folder: Path | str, model: PreTrainedModel, suppress: bool | tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What is added to the logits `[vocabulary]` of the first token and of later ones: 0, or -inf where the given ids,
+    or OpenAI's default suppression (`suppress_tokens="-1"`, `suppress_blank`), forbid the token. None: nothing.
 
     Raises:
-        InputError: the vocabulary is not one of OpenAI's, which the suppression is defined for.
+        InputError: the vocabulary lacks an id, or is not one of OpenAI's, which their suppression is defined for.
     """
+    size = model.config.vocab_size
+    if not suppress:
+        return None
+    if isinstance(suppress, tuple):
+        if max(suppress) >= size:
+            what, expected = "the base has no such token", f"ids below {size}"
+            raise InputError(f"{folder}: whisper.suppress", what, max(suppress), expected)
+        given = torch.zeros(size)
+        given[[*suppress]] = -torch.inf
+        return given, given
     from whisper.tokenizer import get_tokenizer
 
-    size = model.config.vocab_size
     multilingual = size > ENGLISH_ONLY
     known = get_tokenizer(multilingual, num_languages=max(0, size - ENGLISH_ONLY + 99 - multilingual))
     if known.encoding.n_vocab != size:

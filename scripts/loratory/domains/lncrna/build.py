@@ -1,7 +1,7 @@
 """Transcripts of two FASTA roles → records whose label is the role, never the header."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,10 @@ from loratory.data.fasta import read_fasta
 from loratory.data.files import require_distinct_files
 from loratory.data.ledger import Ledger
 from loratory.data.sampling import file_and_record
+from loratory.data.splits import hash_position
+from loratory.data.store import ColumnById, RecordStore, StoredRecord, text_digest
 from loratory.data.tables import read_sequence_rows
+from loratory.domains.lncrna.frames import longest_orf
 from loratory.domains.lncrna.headers import parse_header, read_gene_table, without_version
 from loratory.domains.lncrna.sources import Dataset, Files, HeaderFormat
 from loratory.errors import InputError
@@ -21,10 +24,12 @@ DISTINCT = ""
 COLUMNS = {"sequence": "string", "length": "int32", "label": "int8", "gene": "string"}
 LABELS = {"coding": 0, "noncoding": 1}  # field of `Files` → label: lncRNA is the positive class
 
+OFFICIAL_TRAIN, OFFICIAL_ITEMS = 0.9, ("transcript", "frame")  # of LoRA-BERT's code: share of train, what is shuffled
+
 CANONICAL = bytes.maketrans(b"URYSWKMBDHV", b"TNNNNNNNNNN")
 
 
-def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[StoredRecord]:
     """Yields validated records; sequences are DNA letters in upper case, every ambiguity code written as N.
 
     Raises:
@@ -32,16 +37,20 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """
     files, genes = files.expand_patterns(), read_gene_table(files.genes)
     require_distinct_files((role, path) for role in files.PATTERNS for path in getattr(files, role))
+    store = RecordStore()  # whether a sequence has one label is known when all are read
     found = [
-        item
+        store.keep_record({**record, "where": where})
         for role, label in LABELS.items()
         for path in getattr(files, role)
-        for item in read_transcripts(path, label, files.header, genes, dataset, ledger)
+        for where, record in read_transcripts(path, label, files.header, genes, dataset, ledger)
     ]
-    found += [item for path in files.tables for item in read_rows(path, files, genes, dataset, ledger)]
+    for path in files.tables:
+        rows = read_rows(path, files, genes, dataset, ledger)
+        found += [store.keep_record({**record, "where": where}) for where, record in rows]
     kept = list(unique_transcripts(found, ledger))
+    labels = {record["label"] for record in kept}
     for role, label in LABELS.items():
-        if all(record["label"] != label for record in kept):
+        if label not in labels:
             what = f"only one class: no {role} transcript is left; rejected: {ledger.reason_counts()}"
             where = ", ".join([*getattr(files, role), *files.tables])
             raise InputError(where, what, expected="transcripts of both classes", reason="one_class")
@@ -145,33 +154,34 @@ def drop_reason(sequence: str, dataset: Dataset) -> tuple[str, str] | None:
     return None
 
 
-def unique_transcripts(found: list[tuple[str, dict]], ledger: Ledger) -> Iterator[dict]:
+def unique_transcripts(found: list[StoredRecord], ledger: Ledger) -> Iterator[StoredRecord]:
     """Yields each sequence once, under its smallest id, if all its copies have one label.
 
     An id in both classes, or with two sequences, is malformed; a sequence with both labels is dropped, all copies.
     """
-    homes: dict[str, dict[int, str]] = defaultdict(dict)
-    labels: dict[str, set[int]] = defaultdict(set)
-    for where, record in found:
-        homes[record["id"]].setdefault(record["label"], where)
-        labels[record["sequence"]].add(record["label"])
-    first: dict[str, str] = {}
-    kept: dict[str, str] = {}
-    for where, record in sorted(found, key=lambda item: item[1]["id"]):
-        id, sequence, (file, number) = record["id"], record["sequence"], where.rsplit(":", 1)
-        if len(homes[id]) > 1:
-            what = f"one id in both classes, also at {homes[id][1 - record['label']]}"
+    homes: dict[int, dict[str, StoredRecord]] = {label: {} for label in LABELS.values()}  # the first of each id
+    sequences: dict[int, set[bytes]] = {label: set() for label in LABELS.values()}
+    for record in found:
+        homes[record["label"]].setdefault(record.id, record)
+        sequences[record["label"]].add(text_digest(record["sequence"]))
+    first: dict[str, StoredRecord] = {}
+    kept: dict[bytes, str] = {}
+    for record in sorted(found, key=lambda record: record.id):
+        id, sequence, other = record.id, text_digest(record["sequence"]), 1 - record["label"]
+        where, place = record["where"], file_and_record(record["where"])
+        if id in homes[other]:
+            what = f"one id in both classes, also at {homes[other][id]['where']}"
             fix = "remove it from one class; a file that holds both is split by class, or read as a table with labels"
             ledger.note_error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
-        elif len(labels[sequence]) > 1:
-            ledger.drop_record(file, number, id, "label_conflict", "the same sequence stands in the other class")
+        elif sequence in sequences[other]:
+            ledger.drop_record(*place, id, "label_conflict", "the same sequence stands in the other class")
         elif sequence in kept:
-            ledger.drop_record(file, number, id, "duplicate", f"the sequence of {kept[sequence]}")
+            ledger.drop_record(*place, id, "duplicate", f"the sequence of {kept[sequence]}")
         elif id in first:
-            what = f"one id, two sequences, first seen at {first[id]}"
+            what = f"one id, two sequences, first seen at {first[id]['where']}"
             ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
         else:
-            first[id], kept[sequence] = where, id
+            first[id], kept[sequence] = record, id
             yield record
 
 
@@ -222,11 +232,37 @@ def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -
     contradicted = {query for query, target, _ in hits if label[query] != label[target]}
     found["the same with the other label"] = {"records": len(contradicted), "sensitivity": None}
     found["perhaps a gene (none is named)"] = {"records": sum(not r["gene"] for r in held_out), "sensitivity": None}
-    return found
+    return found | (official_overlaps(held_out, others) if dataset.compat == "official" else {})
 
 
-def transcript_sequences(records: list[dict]) -> dict[str, str]:
-    return {record["id"]: record["sequence"] for record in records}
+def official_overlaps(held_out: list[dict], others: list[dict]) -> dict[str, dict]:
+    """What held-out transcripts would share with train if all records were split as LoRA-BERT's code does.
+
+    This is the project's interpretation of that code (https://github.com/Nick-Jeon/LoRA_BERT): a transcript and its
+    longest frame are two items, and nine tenths of all items, shuffled, are learnt from.
+    """
+
+    def is_learnt(record: dict, reading: str) -> bool:
+        return hash_position(f"{record['id']} {reading}", 0) < OFFICIAL_TRAIN
+
+    learnt = {
+        record["id"] for record in [*held_out, *others] if any(is_learnt(record, item) for item in OFFICIAL_ITEMS)
+    }
+    of_gene = Counter(record["gene"] for record in [*held_out, *others] if record["id"] in learnt)
+    counts = {
+        "its own reading frame": sum(bool(longest_orf(r["sequence"])) and is_learnt(r, "frame") for r in held_out),
+        "another transcript of its gene": sum(
+            bool(r["gene"]) and of_gene[r["gene"]] > (r["id"] in learnt) for r in held_out
+        ),
+    }
+    return {
+        f"{what}, in train by LoRA-BERT's own split": {"records": count, "sensitivity": 1.0}
+        for what, count in counts.items()
+    }
+
+
+def transcript_sequences(records: list[dict]) -> Mapping[str, str]:
+    return ColumnById(records, "sequence")
 
 
 def similar_when(dataset: Dataset) -> mmseqs.Relation:

@@ -1,9 +1,11 @@
 """How well P(lncRNA) tells lncRNA (label 1, the positive class) from mRNA (label 0).
 
+Intervals draw whole groups again: a group (`build.group`) holds every transcript of its genes, and of similar ones.
 VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -78,6 +80,30 @@ def f1(columns: Columns) -> float:
     return 2 * tp / (2 * tp + fp + fn) if tp + fn and tn + fp else math.nan
 
 
+def precision(columns: Columns) -> float:
+    """0 by convention where nothing is called lncRNA."""
+    tp, fp, tn, fn = confusion_counts(columns)
+    return (tp / (tp + fp) if tp + fp else 0.0) if tp + fn and tn + fp else math.nan
+
+
+def rows_of(label: int) -> Callable[[Columns], np.ndarray]:
+    """columns -> (n,) bool, the rows of one class."""
+    return lambda columns: columns["label"] == label
+
+
+def balanced_accuracy(columns: Columns) -> float:
+    tp, fp, tn, fn = confusion_counts(columns)
+    return (tp / (tp + fn) + tn / (tn + fp)) / 2 if tp + fn and tn + fp else math.nan
+
+
+def transcript_auprc(columns: Columns) -> float:
+    return scores.average_precision(columns["label"], columns["p"])
+
+
+def calibration_error(columns: Columns) -> float:
+    return scores.calibration_error(columns["label"], columns["p"])
+
+
 def accuracy(columns: Columns) -> float:
     tp, fp, tn, fn = confusion_counts(columns)
     n = tp + fp + tn + fn
@@ -123,6 +149,59 @@ METRICS = (
         classes=true_class,
     ),
     Metric("f1", "", "up", "choice", f1, note="of lncRNA, at P(lncRNA) ≥ 0.5", classes=true_class),
+    Metric(
+        "precision",
+        "",
+        "up",
+        "choice",
+        precision,
+        note="share of true lncRNA among what is called so, at P(lncRNA) ≥ 0.5; 0 if nothing is",
+        classes=true_class,
+    ),
+    Metric(
+        "recall",
+        "",
+        "up",
+        "choice",
+        accuracy,
+        note="share of lncRNA called so (sensitivity)",
+        where=rows_of(1),
+    ),
+    Metric(
+        "specificity",
+        "",
+        "up",
+        "choice",
+        accuracy,
+        note="share of mRNA called so, at P(lncRNA) < 0.5",
+        where=rows_of(0),
+    ),
+    Metric(
+        "balanced_accuracy",
+        "",
+        "up",
+        "choice",
+        balanced_accuracy,
+        note="mean of recall and specificity",
+        classes=true_class,
+    ),
     Metric("accuracy", "", "up", "choice", accuracy, note="at P(lncRNA) ≥ 0.5"),
+    Metric(
+        "auprc",
+        "",
+        "up",
+        "choice",
+        transcript_auprc,
+        note="average precision of lncRNA by P(lncRNA); of a random score the share of lncRNA",
+        classes=true_class,
+    ),
     Metric("brier", "", "down", "choice", brier_score, note="mean squared error of P(lncRNA)"),
+    Metric(
+        "calibration_error",
+        "",
+        "down",
+        "choice",
+        calibration_error,
+        note=f"|mean P(lncRNA) − share of lncRNA| of each of {scores.BINS} bins, mean over records",
+    ),
 )

@@ -85,6 +85,12 @@ class Dataset(SequenceDatasetOptions):
         "shorter", description="`shorter`: so much of one of the two is enough (isoforms, contained transcripts)"
     )
 
+    compat: Literal["official"] | None = Field(
+        None,
+        description="`official`: the audit also counts what test would share with train if records were split as"
+        " LoRA-BERT's code does, transcript and longest frame apart at random (our reading of it); the splits stay",
+    )
+
     @model_validator(mode="after")
     def check_lengths(self) -> Self:
         if self.min_length > self.max_length:

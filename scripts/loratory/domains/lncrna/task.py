@@ -1,10 +1,13 @@
 """Transcripts as questions to a model, and what length, reading frames and composition answer without one."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from loratory.domains.contract import Example, prediction_row
+from loratory.domains.lncrna.cpat import cpat_features, hexamer_ratios, nucleotide_codes
+from loratory.domains.lncrna.frames import frame_with_stop, longest_orf
 from loratory.domains.lncrna.sources import Task
 from loratory.domains.regression import logistic_regression
 
@@ -63,7 +66,8 @@ def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, 
     """Prediction rows of logistic regressions on what a language model has to beat; `p` is P(lncRNA)."""
     label = [record["label"] for record in train]
     rows = {}
-    for system, features in FEATURES.items():
+    readers = FEATURES | {"cpat_features": partial(cpat_features, ratios=hexamer_ratios(train))}
+    for system, features in readers.items():
         x_train, x_test = (np.array([features(record["sequence"]) for record in part]) for part in (train, held_out))
         probabilities = logistic_regression(x_train, label, x_test)
         answers = zip(held_out, probabilities.tolist())
@@ -71,47 +75,9 @@ def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, 
     return rows
 
 
-def longest_orf(sequence: str) -> int:
-    """Nucleotides of the longest open reading frame, its stop codon not counted."""
-    return longest_frame(sequence)[1]
-
-
-def frame_with_stop(sequence: str) -> str:
-    """The longest open reading frame with the codon that stops it, if it is not open-ended; "" if there is none."""
-    start, length = longest_frame(sequence)
-    stop = sequence[start + length : start + length + 3]
-    return sequence[start : start + length] + (stop if length and len(stop) == 3 else "")
-
-
-def longest_frame(sequence: str) -> tuple[int, int]:
-    """Where the longest open reading frame of the sense strand starts, and its nucleotides without the stop codon.
-
-    It starts with ATG and runs to a stop codon or, open-ended, to the last whole codon. Transcripts are stranded:
-    frames of the reverse complement would only blur the feature. (0, 0) where no codon starts one.
-    """
-    marks, longest = codon_marks(sequence), (0, 0)
-    for at in range(3):
-        for stretch in marks[at::3].split(b"*"):
-            start = stretch.find(b"M")
-            if start >= 0 and 3 * (len(stretch) - start) > longest[1]:
-                longest = at + 3 * start, 3 * (len(stretch) - start)
-            at += 3 * (len(stretch) + 1)
-    return longest
-
-
-def codon_marks(sequence: str) -> bytes:
-    """One byte for the codon at each position: `M` starts, `*` stops, `.` is any other."""
-    letters = np.frombuffer(sequence.encode("ascii"), np.uint8)
-    first, second, third = letters[:-2], letters[1:-1], letters[2:]
-    a, g, t = b"AGT"
-    stops = (first == t) & (((second == a) & ((third == a) | (third == g))) | ((second == g) & (third == a)))
-    starts = (first == a) & (second == t) & (third == g)
-    return np.select([stops, starts], [np.uint8(b"*"[0]), np.uint8(b"M"[0])], np.uint8(b"."[0])).tobytes()
-
-
 def kmer_shares(sequence: str) -> np.ndarray:
     """(64,) shares of the overlapping 3-mers; those with an N count nowhere."""
-    code = DIGITS[np.frombuffer(sequence.encode("ascii"), np.uint8)]
+    code = nucleotide_codes(sequence)
     first, second, third = code[:-2], code[1:-1], code[2:]
     known = (first < 4) & (second < 4) & (third < 4)
     counts = np.bincount((16 * first + 4 * second + third)[known], minlength=64)
@@ -123,9 +89,6 @@ def length_orf_kmers(sequence: str) -> np.ndarray:
     length, orf = len(sequence), longest_orf(sequence)
     return np.array([np.log(length), np.log1p(orf), orf / length, *kmer_shares(sequence)])
 
-
-DIGITS = np.full(256, 4)
-DIGITS[np.frombuffer(b"ACGT", np.uint8)] = range(4)
 
 FEATURES: dict[str, Callable[[str], np.ndarray]] = {
     "length_only": lambda sequence: np.log([len(sequence)]),

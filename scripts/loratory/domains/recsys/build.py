@@ -1,369 +1,570 @@
-"""Ratings → one record for each rating that has a past; splits cut one global time line."""
+"""Ratings → one record for each rating that has a past, in columns; splits by time, each user's last, or user."""
 
-import json
-import re
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from functools import cache
-from itertools import pairwise
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from loratory.data.ledger import Ledger
-from loratory.data.splits import SPLITS
-from loratory.domains.contract import exact_overlap
-from loratory.domains.recsys.sources import Dataset, Files
-from loratory.domains.recsys.tables import read_table_rows, table_location
+from loratory.data.records import Records, RecordTable
+from loratory.data.splits import SPLITS, assign_splits
+from loratory.domains.recsys.ratings import (
+    RatingReader,
+    Ratings,
+    concatenate,
+    drop_duplicates,
+    drop_unlisted,
+    group_blocks,
+    iterate_slices,
+    k_core,
+    once_each,
+    pair_key,
+    read_profiles,
+    read_titles,
+    sort_ratings,
+)
+from loratory.domains.recsys.sources import Dataset, Files, layout_conflict
+from loratory.domains.recsys.tables import open_layout
 from loratory.errors import InputError
 
 DISTINCT = ""
+WORDS = pa.dictionary(pa.int32(), pa.string())  # text that many records share
 COLUMNS = {
-    "user": "string",
-    "item": "string",
-    "title": "string",
-    "profile": "string",  # a sentence about the user, or ""
-    "timestamp": "int64",  # seconds since 1970
-    "rating": "double",  # stars
+    "user": WORDS,
+    "item": WORDS,
+    "title": WORDS,
+    "profile": WORDS,  # a sentence about the user, or ""
+    "timestamp": "int64",  # seconds since 1970; the number of the row where there are no times
+    "rating": "double",  # stars, a count, or what an event counts as; 0 of an item that was drawn as not chosen
     "label": "int8",  # 1 if the user liked the item
     "user_ratings": "int32",  # how many strictly earlier ratings the user gave, all of them
     "user_mean": "double",  # their mean in stars; 0 if there is none
-    "item_ratings": "int32",  # how many strictly earlier ratings the item got
+    "item_ratings": "int32",  # how many strictly earlier ratings the item got, of train where splits share their times
     "item_mean": "double",
-    "history": "string",  # JSON list of [timestamp, title, stars], oldest first
+    "history_times": pa.list_(pa.int64()),  # of the latest earlier ratings of the user, oldest first
+    "history_items": pa.list_(WORDS),
+    "history_titles": pa.list_(WORDS),
+    "history_stars": pa.list_(pa.float64()),
 }
-find_leaks = None  # time keeps the splits apart, see `split` and `proof`
-LATEST = 4_102_444_800  # 2100-01-01: no wall clock, so that the same input is right or wrong for ever
-MILLISECONDS = 100_000_000_000
+find_leaks = None  # the protocol keeps the splits apart, see `split` and `proof`
 CLASSES = ("not liked", "liked")
-ID = re.compile(r"[^\s:]+")
-SEXES = {"M": "male", "F": "female"}
-AGES = {"1": "under 18", "18": "18-24", "25": "25-34", "35": "35-44", "45": "45-49", "50": "50-55", "56": "over 55"}
-OCCUPATIONS = (  # by the codes of MovieLens-1M, as AGES
-    "other", "academic or educator", "artist", "clerical worker", "college student", "customer service", "doctor",
-    "executive or manager", "farmer", "homemaker", "school student", "lawyer", "programmer", "retired",
-    "sales or marketing", "scientist", "self-employed", "technician or engineer", "craftsman", "unemployed", "writer",
-)  # fmt: skip
+BATCH = 1 << 18  # records that are written at once
+ROUNDS = 20  # of drawing items that a user never chose; one who chose nearly all gets fewer
+NEVER = np.iinfo(np.int64).max
 
 
-def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
-    """Yields records in order of user and time.
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> "RatingTable":
+    """The records, in columns.
 
-    Policy, in this order: the first rating of a title by a user counts (`repeat`), then the k-core to its fix point
+    Policy, in this order: one rating of an item by a user counts (`repeat`), then the k-core to its fix point
     (`k_core`), then the least history (`short_history`).
 
     Raises:
         InputError: malformed tables; nothing left by the k-core; all records of one class. Of malformed ratings
             only with `on_error: fail`; titles and users must be sound always.
     """
-    location = table_location(files, "ratings")
-    titles = read_titles(files)
-    profiles = read_profiles(files) if files.users else None
-    rows = read_ratings(location, files, ledger)
-    rows = drop_unlisted(rows, "item", titles, location, ledger)
+    location, layout = open_layout(files)
+    if conflict := layout_conflict(dataset, layout):
+        raise InputError(location, conflict, reason="options")
+    titles, profiles = read_titles(files, layout, ledger), read_profiles(files, layout)
+    reader = RatingReader(location, layout, ledger)
+    ratings = reader.read()
+    titles = reader.titles if titles is None and "title" in layout.ratings.column_names() else titles
+    if titles is not None and not layout.untitled:
+        ratings = drop_unlisted(ratings, "item", titles, ledger)
     if profiles is not None:
-        rows = drop_unlisted(rows, "user", profiles, location, ledger)
-    rows = rows.assign(title=rows["item"].map(titles), label=(rows["rating"] >= dataset.positive).astype(int))
-    rows = rows.sort_values(["user", "timestamp", "item", "rating", "line"], ignore_index=True)
-    rows = core_ratings(drop_duplicates(rows, location, ledger), dataset.k_core, location, ledger)
-    events = [json.dumps(event, ensure_ascii=False) for event in zip(rows["timestamp"], rows["title"], rows["rating"])]
-    rows = with_past(with_averages(rows), dataset, location, ledger)
-    if rows["label"].nunique() == 1:
-        what, value = f"all {len(rows)} records have one label", CLASSES[rows["label"].iloc[0]]
-        raise InputError(location, what, value, "both classes", "change `positive`", "one_class")
-    columns = [name for name in COLUMNS if name in rows]
-    for start, end, *values in zip(*(rows[name].tolist() for name in ("start", "end", *columns))):
-        record = dict(zip(columns, values))
-        user = record["user"]
-        yield record | {
-            "id": f"{user}:{record['item']}:{record['timestamp']}",
-            "profile": profiles[user] if profiles else "",
-            "history": f"[{', '.join(events[start:end])}]",
-        }
+        ratings = drop_unlisted(ratings, "user", profiles, ledger)
+    sort_ratings(ratings)
+    if layout.has_ratings and not layout.events:  # of events and choices, some come twice in a second
+        ratings = drop_duplicates(ratings, ledger)
+    ratings = ratings.keep(once_each(ratings, dataset.repeats), "repeat", ledger)
+    if dataset.k_core_of == "all":
+        ratings = core_ratings(ratings, np.ones(len(ratings), bool), dataset.k_core, ledger)
+    names = titles or {}
+    table = RatingTable(
+        ratings=ratings,
+        dataset=dataset,
+        least=dataset.least_liked(layout),
+        titles=[names.get(item, item) for item in ratings.items],
+        profiles=[profiles[user] if profiles else "" for user in ratings.users],
+        rows=np.arange(len(ratings), dtype=np.int32),
+        items=ratings.item,
+        homes=np.zeros(len(ratings), np.int8),
+        past=UserPast.of(ratings),
+    ).with_enough_past(ledger)
+    if dataset.negatives:
+        table = table.with_negatives(ledger)
+    check_classes(table)
+    return table.in_id_order()
 
 
-def read_ratings(location: str, files: Files, ledger: Ledger) -> pd.DataFrame:
-    """Sound ratings: user and item (categories in text order), rating in stars, timestamp in seconds, line."""
-
-    def reject_row(error: InputError) -> None:
-        ledger.count_record()
-        ledger.note_error(error)
-
-    users: dict[str, int] = {}
-    items: dict[str, int] = {}
-    columns: dict[str, array] = {
-        "user": array("i"),
-        "item": array("i"),
-        "rating": array("f"),
-        "timestamp": array("q"),
-        "line": array("q"),
-    }
-    appends = [column.append for column in columns.values()]
-    for line, (user, item, rating, timestamp) in read_table_rows(location, "ratings", files, reject_row):
-        try:
-            values = (
-                encode_id(users, user),
-                encode_id(items, item),
-                parse_stars(rating),
-                parse_seconds(timestamp),
-                line,
-            )
-        except ValueError as error:
-            what, value, expected, reason = error.args
-            reject_row(InputError(f"{location}:{line}", what, value, expected, reason=reason))
-            continue
-        ledger.count_record()
-        for append, value in zip(appends, values):
-            append(value)
-    rows = pd.DataFrame({name: np.array(column) for name, column in columns.items()})
-    return rows.assign(user=in_text_order(rows["user"], users), item=in_text_order(rows["item"], items))
-
-
-def in_text_order(codes: pd.Series, names: dict[str, int]) -> pd.Categorical:
-    """Categories that do not depend on the order of the rows."""
-    return pd.Categorical.from_codes(codes, list(names)).reorder_categories(sorted(names))
-
-
-def encode_id(codes: dict[str, int], id: str) -> int:
-    """The number of an id, a new one if it is new; ids are joined by `:` into those of the records."""
-    if id not in codes:
-        if not ID.fullmatch(id):
-            raise ValueError("malformed id", id, "text without blanks and `:`", "id")
-        codes[id] = len(codes)
-    return codes[id]
-
-
-@cache
-def parse_stars(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not (0.5 <= value <= 5 and (2 * value).is_integer()):
-        raise ValueError("rating", text, "0.5 to 5 stars in steps of 0.5", "rating")
-    return value
-
-
-def parse_seconds(text: str) -> int:
-    if not text.removeprefix("-").isdecimal():
-        raise ValueError("timestamp", text, "whole seconds since 1970", "timestamp")
-    value = int(text)
-    if value > MILLISECONDS:
-        raise ValueError("timestamp looks like milliseconds", text, "seconds since 1970", "timestamp")
-    if not 0 <= value <= LATEST:
-        raise ValueError("timestamp out of range", text, f"0 to {LATEST} (the year 2100), in seconds", "timestamp")
-    return value
-
-
-def read_titles(files: Files) -> dict[str, str]:
-    """Title of each item, blanks and line breaks made single blanks.
+def core_ratings(ratings: Ratings, counted: np.ndarray, k: int, ledger: Ledger) -> Ratings:
+    """The k-core of the marked ratings, and all the others.
 
     Raises:
-        InputError: an item without a title, or named twice.
+        InputError: nothing is left of them.
     """
-    location = table_location(files, "items")
-    titles: dict[str, str] = {}
-    for line, (item, title) in read_table_rows(location, "items", files, raise_error):
-        title, where = " ".join(title.split()), f"{location}:{line}"
-        if not title:
-            raise InputError(where, "item without a title", item, "a title", "name or remove it", "no_title")
-        if titles.setdefault(item, title) is not title:
-            raise InputError(where, "item named twice", item, "unique ids", "remove one", "duplicate_id")
-    return titles
-
-
-def read_profiles(files: Files) -> dict[str, str]:
-    """A sentence about each user; codes of MovieLens-1M are spelt out, words stay as they are.
-
-    Raises:
-        InputError: a user named twice.
-    """
-    location = table_location(files, "users")
-    profiles: dict[str, str] = {}
-    for line, (user, sex, age, job) in read_table_rows(location, "users", files, raise_error):
-        if user in profiles:
-            raise InputError(
-                f"{location}:{line}", "user named twice", user, "unique ids", "remove one", "duplicate_id"
-            )
-        job = OCCUPATIONS[int(job)] if job.isdecimal() and int(job) < len(OCCUPATIONS) else job
-        profiles[user] = f"Sex: {SEXES.get(sex, sex)}. Age: {AGES.get(age, age)}. Occupation: {job}."
-    return profiles
-
-
-def raise_error(error: InputError) -> NoReturn:
-    raise error
-
-
-def drop_unlisted(
-    rows: pd.DataFrame, column: str, names: Mapping[str, str], location: str, ledger: Ledger
-) -> pd.DataFrame:
-    """The rows whose user or item is in its table; the error of each other row says how many there are."""
-    unlisted = ~rows[column].isin(names)
-    if not unlisted.any():
-        return rows
-    lost = sorted(rows[column][unlisted].unique())
-    what = f"{unlisted.sum()} ratings name {len(lost)} {column}s that the table of {column}s lacks"
-    value = ", ".join(lost[:3])
-    for line in rows["line"][unlisted]:
-        error = InputError(
-            f"{location}:{line}", what, value, f"every {column} of a rating", reason=f"unknown_{column}"
+    keep = ~counted
+    keep[counted] = core = k_core(ratings.user[counted], ratings.item[counted], k)
+    if not core.any():
+        what = f"k-core {k} leaves 0 of {len(core)} ratings"
+        raise InputError(
+            ratings.location, what, expected="a denser table", fix="lower `k_core`", reason="k_core_empty"
         )
-        ledger.note_error(error)
-    return rows[~unlisted].assign(**{column: rows[column][~unlisted].cat.remove_unused_categories()})
+    return ratings.keep(keep, "k_core", ledger)
 
 
-def drop_duplicates(rows: pd.DataFrame, location: str, ledger: Ledger) -> pd.DataFrame:
-    """The rows without those that repeat user, item and time."""
-    key = ["user", "item", "timestamp"]
-    again = rows.duplicated(key)
-    if again.any():
-        first = rows.groupby(key, observed=True)["line"].transform("first")
-        for row, line in zip(rows[again].itertuples(), first[again]):
-            where, what = f"{location}:{row.line}", f"the rating of line {line} again"
-            id = f"{row.user}:{row.item}:{row.timestamp}"
-            ledger.note_error(InputError(where, what, id, "one rating", "remove one", "duplicate"), id)
-    return rows[~again].reset_index(drop=True)
-
-
-def core_ratings(rows: pd.DataFrame, k: int, location: str, ledger: Ledger) -> pd.DataFrame:
-    """The k-core of the users' first ratings of each title.
-
-    Raises:
-        InputError: nothing is left.
+def check_classes(table: "RatingTable") -> None:
+    """Raises:
+    InputError: all records are of one class, and a model would have nothing to tell apart.
     """
-    rows = keep_rows(rows, ~rows.duplicated(["user", "title"]), "repeat", location, ledger)
-    core = keep_rows(rows, k_core(rows["user"].cat.codes, rows["item"].cat.codes, k), "k_core", location, ledger)
-    if core.empty:
-        what = f"k-core {k} leaves 0 of {len(rows)} ratings"
-        raise InputError(location, what, expected="a denser table", fix="lower `k_core`", reason="k_core_empty")
-    return core
+    labels = table.column("label")
+    if not len(labels) or labels.min() != labels.max():
+        return
+    what, location = f"all {len(table)} records have one label", table.ratings.location
+    values = np.unique(table.ratings.stars())
+    fix = f"change `positive` (now {table.least:g}; ratings are {values[0]:g} to {values[-1]:g})"
+    if len(values) == 1:
+        what += f", and all ratings are {values[0]:g}: they tell what was chosen, and not how it was liked"
+        fix = f"set `dataset.negatives`, such as 1, with `positive: {values[0]:g}`"
+    if table.dataset.negatives:
+        fix = "give more items: none is left that a user never chose"
+    raise InputError(location, what, CLASSES[labels[0]], "both classes", fix, "one_class")
 
 
-def k_core(users: ArrayLike, items: ArrayLike, k: int) -> np.ndarray:
-    """Marks the largest set of rows in which every user and every item has at least `k` rows.
+@dataclass(frozen=True)
+class UserPast:
+    """Where the earlier ratings of a user are, of ratings that are sorted by user and time.
 
-    Args:
-        users, items: (n,) codes from 0.
+    Attributes:
+        starts: (users + 1,) where each user's ratings begin. before: (n,) where those of the same second begin.
     """
-    columns = [np.asarray(users, np.int64), np.asarray(items, np.int64)]
-    sizes = [codes.max(initial=-1) + 1 for codes in columns]
-    alive = np.ones(len(columns[0]), bool)
-    while True:
-        enough = [np.bincount(codes[alive], minlength=size)[codes] >= k for codes, size in zip(columns, sizes)]
-        still = alive & enough[0] & enough[1]
-        if still.sum() == alive.sum():
-            return alive
-        alive = still
+
+    starts: np.ndarray
+    before: np.ndarray
+
+    @classmethod
+    def of(cls, ratings: Ratings) -> Self:
+        starts = np.searchsorted(ratings.user, np.arange(len(ratings.users) + 1, dtype=np.int32)).astype(np.int32)
+        new = np.r_[True, (np.diff(ratings.user) != 0) | (np.diff(ratings.time) != 0)][: len(ratings)]
+        before = np.where(new, np.arange(len(ratings), dtype=np.int32), 0)
+        return cls(starts, np.maximum.accumulate(before, out=before))
+
+    def ends(self, ratings: Ratings, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of ratings at `rows`: the first of their user, and the end of those in earlier seconds."""
+        return self.starts[ratings.user[rows]], self.before[rows]
 
 
-def with_averages(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with number and mean stars of the ratings before theirs, of the same user and of the same item."""
+@dataclass(frozen=True)
+class Averages:
+    """Numbers of earlier ratings and their mean stars.
+
+    Attributes:
+        user_sums: (n + 1,) of the stars of all ratings. item_keys: (m,) item and time of those that items are known
+            by, in order. item_sums: (m + 1,) of their stars.
+    """
+
+    user_sums: np.ndarray
+    item_keys: np.ndarray
+    item_sums: np.ndarray
+
+    @classmethod
+    def of(cls, ratings: Ratings, known: np.ndarray | None = None) -> Self:
+        """Args:
+        known: (n,) marks of the ratings that items are known by; None: all.
+        """
+        items, times = (column if known is None else column[known] for column in (ratings.item, ratings.time))
+        order = np.argsort(items, kind="stable").astype(np.int32)
+        keys = items[order].astype(np.int64)
+        keys <<= 32
+        keys |= times[order]
+        for block in group_blocks(items):
+            in_time = np.argsort(keys[block], kind="stable")
+            keys[block], order[block] = keys[block][in_time], order[block][in_time]
+        rows = order if known is None else np.flatnonzero(known)[order]
+        return cls(running_sums(ratings.stars()), keys, running_sums(ratings.stars(rows)))
+
+    def of_users(self, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Mean stars of the ratings from `first` to `end`, 0 if there are none."""
+        return mean_between(self.user_sums, first, end)
+
+    def of_items(self, items: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many earlier ratings items got, and their mean stars, 0 if there are none."""
+        first = np.searchsorted(self.item_keys, pair_key(items, np.zeros_like(times)))
+        end = np.searchsorted(self.item_keys, pair_key(items, times))
+        return end - first, mean_between(self.item_sums, first, end)
+
+
+def running_sums(values: np.ndarray) -> np.ndarray:
+    """(n + 1,) sums of the first 0, 1, …, n."""
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(values, out=sums[1:])
+    return sums
+
+
+def mean_between(sums: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+    return (sums[end] - sums[first]) / np.maximum(end - first, 1)
+
+
+@dataclass(frozen=True)
+class RatingTable(RecordTable):
+    """Records that are made of ratings when they are written.
+
+    Attributes:
+        ratings: all that may be a record or stand in a history, sorted by user, time and item.
+        rows: (records,) the rating that each record asks about, or beside which its item was drawn as not chosen.
+        items: (records,) the item that it asks about. homes: (records,) place of its split in SPLITS.
+        titles: of each item. profiles: of each user. averages: known once the splits are.
+    """
+
+    ratings: Ratings
+    dataset: Dataset
+    least: float
+    titles: list[str]
+    profiles: list[str]
+    rows: np.ndarray
+    items: np.ndarray
+    homes: np.ndarray
+    past: UserPast
+    averages: Averages | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, rows: np.ndarray) -> Self:
+        return replace(self, rows=self.rows[rows], items=self.items[rows], homes=self.homes[rows])
+
+    def join(self, others: Sequence[Self]) -> Self:
+        parts = (self, *others)
+        rows, items, homes = (np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "items", "homes"))
+        return replace(self, rows=rows, items=items, homes=homes)
+
+    def column(self, name: str) -> np.ndarray:
+        if name in ("user", "group"):
+            return self.ratings.user[self.rows]
+        if name == "timestamp":
+            return self.ratings.time[self.rows].astype(np.int64)
+        if name == "rating":
+            return np.where(self.is_chosen, self.ratings.stars(self.rows), 0.0)
+        if name == "label":
+            return (self.is_chosen & (self.ratings.stars(self.rows) >= self.least)).astype(np.int8)
+        return {"item": self.items, "split": self.homes}[name]
+
+    @property
+    def is_chosen(self) -> np.ndarray:
+        """(records,) whether the user chose the item; not, where it was drawn."""
+        return self.ratings.item[self.rows] == self.items
+
+    def names(self) -> np.ndarray:
+        """(records,) name of each one's user."""
+        return np.array(self.ratings.users, object)[self.column("user")]
+
+    def ids(self) -> Iterator[str]:
+        users, items = self.ratings.users, self.ratings.items
+        for part in iterate_slices(len(self), BATCH):
+            rows = self.rows[part]
+            columns = (self.ratings.user[rows], self.items[part], self.ratings.time[rows])
+            for user, item, time in zip(*(column.tolist() for column in columns)):
+                yield f"{users[user]}:{items[item]}:{time}"
+
+    def in_id_order(self) -> Self:
+        """Ids end their parts in `:`, so that they are ordered as their parts with it are."""
+        user, item = (rank_ids(names) for names in (self.ratings.users, self.ratings.items))
+        users = user[self.column("user")]
+        order = np.argsort(users, kind="stable").astype(np.int32)
+        for block in group_blocks(users):
+            order[block] = order[block][np.lexsort((item[self.items[order[block]]], users[order[block]]))]
+        return self.select(order)
+
+    def with_enough_past(self, ledger: Ledger) -> Self:
+        """The records whose user gave enough ratings in earlier seconds."""
+        first, end = self.past.ends(self.ratings, self.rows)
+        enough = end - first >= self.dataset.min_history
+        self.ratings.note_dropped(self.rows[~enough], "short_history", ledger)
+        return self.select(np.flatnonzero(enough))
+
+    def with_negatives(self, ledger: Ledger) -> Self:
+        """The records and, beside each, others at the same time that ask about items that the user never chose.
+
+        They are drawn evenly from the items that somebody had chosen by then, none twice for a user.
+        """
+        rng = np.random.default_rng(0)  # the splits have a seed of their own; ratings are in order
+        first_time = np.full(len(self.ratings.items), NEVER)
+        np.minimum.at(first_time, self.ratings.item, self.ratings.time.astype(np.int64))
+        by_time = np.argsort(first_time, kind="stable")
+        known = np.searchsorted(first_time[by_time], self.column("timestamp"), "right")
+        wanted = np.repeat(np.arange(len(self)), self.dataset.negatives)
+        taken = np.unique(pair_key(self.ratings.user, self.ratings.item))
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for _ in range(ROUNDS):
+            items = by_time[(rng.random(len(wanted)) * known[wanted]).astype(int)].astype(np.int32)
+            key = pair_key(self.column("user")[wanted], items)
+            fresh = np.zeros(len(wanted), bool)
+            fresh[np.unique(key, return_index=True)[1]] = True
+            fresh &= ~np.isin(key, taken)
+            found.append((wanted[fresh], items[fresh]))
+            taken = np.union1d(taken, key[fresh])
+            wanted = wanted[~fresh]
+        places, items = (np.concatenate(parts) for parts in zip(*found))
+        ledger.count_record(len(places))
+        ledger.n_changed["drawn_as_not_chosen"] += len(places)
+        return self.join([replace(self, rows=self.rows[places], items=items, homes=self.homes[places])])
+
+    def with_splits(self, homes: np.ndarray, ledger: Ledger) -> Self:
+        """Items are known by the ratings of train where splits share their times; the k-core may be one of train."""
+        table = replace(self, homes=homes)
+        learnt = self.ratings.time < table.held_out_from()[self.ratings.user]
+        if self.dataset.k_core_of == "train":
+            table, learnt = table.with_core_of(learnt, ledger)
+        known = None if self.dataset.protocol == "time" else learnt
+        return replace(table, averages=Averages.of(table.ratings, known))
+
+    def held_out_from(self) -> np.ndarray:
+        """(users,) the time from which a user's ratings are not for train."""
+        times = np.full(len(self.ratings.users), NEVER)
+        held_out = self.homes != SPLITS.index("train")
+        users, at = self.column("user")[held_out], self.column("timestamp")[held_out]
+        if self.dataset.protocol == "time":
+            times[:] = at.min(initial=NEVER)
+        elif self.dataset.protocol == "user_cold":
+            times[users] = -1
+        else:
+            np.minimum.at(times, users, at)
+        return times
+
+    def with_core_of(self, learnt: np.ndarray, ledger: Ledger) -> tuple[Self, np.ndarray]:
+        """Without the ratings of train outside its k-core, and the records that are so lost; marks of train."""
+        uncounted = Ledger()  # ratings that are no records are in the ledger already
+        ratings = core_ratings(
+            replace(self.ratings, line=np.arange(len(learnt))), learnt, self.dataset.k_core, uncounted
+        )
+        kept, places = ratings.line, np.full(len(learnt), -1, np.int32)
+        places[kept] = np.arange(len(kept))
+        lost = places[self.rows] < 0
+        self.ratings.note_dropped(self.rows[lost], "k_core", ledger)
+        ratings = replace(ratings, line=self.ratings.line[kept])
+        table = replace(self.select(np.flatnonzero(~lost)), ratings=ratings, past=UserPast.of(ratings))
+        return replace(table, rows=places[table.rows]).with_enough_past(ledger), learnt[kept]
+
+    def batches(self) -> Iterator[pa.Table]:
+        for part in iterate_slices(len(self), BATCH):
+            yield self.select(np.arange(len(self))[part]).as_table()
+
+    def as_table(self) -> pa.Table:
+        """All columns of the records."""
+        ratings, users, times = self.ratings, self.column("user"), self.column("timestamp")
+        averages = self.averages or Averages.of(ratings)
+        first, end = self.past.ends(ratings, self.rows)
+        item_ratings, item_mean = averages.of_items(self.items, times)
+        shown = np.minimum(end - first, self.dataset.max_history)
+        offsets = np.r_[0, np.cumsum(shown, dtype=np.int64)]
+        events = np.arange(offsets[-1]) + np.repeat(end - shown - offsets[:-1], shown)
+        group = shared_words(users, ratings.users)
+        history = {
+            "history_times": pa.array(ratings.time[events].astype(np.int64)),
+            "history_items": shared_words(ratings.item[events], ratings.items),
+            "history_titles": shared_words(ratings.item[events], self.titles),
+            "history_stars": pa.array(ratings.stars(events)),
+        }
+        columns = {
+            "id": pa.array(self.ids()),
+            "group": group.dictionary_decode(),
+            "user": group,
+            "item": shared_words(self.items, ratings.items),
+            "title": shared_words(self.items, self.titles),
+            "profile": shared_words(users, self.profiles),
+            "timestamp": times,
+            "rating": self.column("rating"),
+            "label": self.column("label"),
+            "user_ratings": end - first,
+            "user_mean": averages.of_users(first, end),
+            "item_ratings": item_ratings.astype(np.int32),
+            "item_mean": item_mean,
+        }
+        lists = {name: pa.ListArray.from_arrays(offsets.astype(np.int32), values) for name, values in history.items()}
+        return pa.table(columns | lists)
+
+
+def rank_ids(names: list[str]) -> np.ndarray:
+    """(n,) the place of each id among all that end in `:`."""
+    ranks = np.empty(len(names), np.int32)
+    ranks[sorted(range(len(names)), key=lambda at: f"{names[at]}:")] = np.arange(len(names), dtype=np.int32)
+    return ranks
+
+
+def shared_words(codes: np.ndarray, names: list[str]) -> pa.DictionaryArray:
+    """Text of codes, each word once."""
+    marks = np.zeros(len(names), bool)
+    marks[codes] = True
+    used, places = np.flatnonzero(marks), np.cumsum(marks, dtype=np.int32) - 1
+    words = pa.array([names[code] for code in used.tolist()], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(places[codes]), words)
+
+
+def group(records: RatingTable, dataset: Dataset) -> list[str]:
+    """The user: the unit that is resampled. Users may stand in several splits unless the protocol is `user_cold`."""
+    return records.names().tolist()
+
+
+def split(records: RatingTable, groups: np.ndarray, dataset: Dataset, seed: int) -> list[str]:
+    """By the protocol.
+
+    `time` cuts the time line where the splits reach their share; all records at a cut's second fall behind it.
+    `leave_last_out` takes each user's last second for test, the one before for valid, and another for gate; users with
+    fewer than four are train's. `user_cold` goes by a hash of the user.
+    """
+    if dataset.protocol == "user_cold":
+        return assign_splits(group(records, dataset), dataset.split.model_dump(), seed, "recsys")
+    times = records.column("timestamp")
+    if dataset.protocol == "leave_last_out":
+        places = last_places(groups, times)
+    else:
+        shares = np.cumsum([getattr(dataset.split, name) for name in SPLITS[:-1]])
+        cuts = np.sort(times)[np.minimum(np.round(shares * len(times)).astype(int), len(times) - 1)]
+        places = np.searchsorted(cuts, times, "right")
+    return np.array(SPLITS, object)[places].tolist()
+
+
+def last_places(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(n,) the place in SPLITS of each record by how many later seconds of its user there are."""
+    seconds, at = np.unique(pair_key(users, times), return_inverse=True)
+    owner = seconds >> 32
+    ends = np.searchsorted(owner, owner, "right")
+    later, number = ends - 1 - np.arange(len(owner)), ends - np.searchsorted(owner, owner, "left")
+    return np.where(number < len(SPLITS), 0, np.maximum(len(SPLITS) - 1 - later, 0))[at]
+
+
+def count_overlaps(held_out: Records, others: Records, dataset: Dataset) -> dict[str, dict]:
+    """Ratings held out whose user, or item, the others hold: those that are left are cold."""
     found = {}
     for name in ("user", "item"):
-        past = past_average(rows[name].cat.codes.to_numpy(), rows["timestamp"].to_numpy(), rows["rating"].to_numpy())
-        found[f"{name}_ratings"], found[f"{name}_mean"] = past
-    return rows.assign(**found)
-
-
-def past_average(codes: np.ndarray, timestamps: np.ndarray, stars: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) how many rows of the same code lie in earlier seconds, and (n,) their mean stars, 0 if there are none."""
-    order = np.lexsort((timestamps, codes))
-    codes, timestamps = codes[order], timestamps[order]
-    first, end = np.searchsorted(codes, codes, "left"), start_of_second(codes, timestamps)
-    sums = np.r_[0.0, np.cumsum(stars[order], dtype=float)]
-    number, mean = np.empty(len(codes), int), np.empty(len(codes))
-    number[order] = end - first
-    mean[order] = (sums[end] - sums[first]) / np.maximum(end - first, 1)
-    return number, mean
-
-
-def start_of_second(codes: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """(n,) the first row with the code and the second of each row; rows are sorted by code and time."""
-    new = np.r_[True, (np.diff(codes) != 0) | (np.diff(timestamps) != 0)]
-    return np.maximum.accumulate(np.where(new, np.arange(len(codes)), 0))
-
-
-def with_past(rows: pd.DataFrame, dataset: Dataset, location: str, ledger: Ledger) -> pd.DataFrame:
-    """The rows with enough history, and where in `rows` it starts and ends; a shared second is not history.
-
-    Args:
-        rows: sorted by user and time.
-    """
-    users, timestamps = rows["user"].cat.codes.to_numpy(), rows["timestamp"].to_numpy()
-    first = np.searchsorted(users, users, "left")
-    end = start_of_second(users, timestamps)
-    rows = rows.assign(start=np.maximum(first, end - dataset.max_history), end=end)
-    return keep_rows(rows, end - first >= dataset.min_history, "short_history", location, ledger)
-
-
-def keep_rows(rows: pd.DataFrame, keep: ArrayLike, reason: str, location: str, ledger: Ledger) -> pd.DataFrame:
-    """The rows that `keep` marks; the others go to the ledger."""
-    marks = np.asarray(keep)
-    for row in rows[~marks].itertuples():
-        ledger.drop_record(location, row.line, f"{row.user}:{row.item}:{row.timestamp}", reason)
-    return rows[marks].reset_index(drop=True)
-
-
-def group(records: list[dict], dataset: Dataset) -> list[str]:
-    """The user: the unit that is resampled. Users may stand in several splits, times may not."""
-    return [record["user"] for record in records]
-
-
-def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -> list[str]:
-    """Cuts the time line where the splits reach their share; all records at a cut's second fall behind it."""
-    timestamps = np.array([record["timestamp"] for record in records])
-    shares = np.cumsum([getattr(dataset.split, name) for name in SPLITS[:-1]])
-    cuts = np.sort(timestamps)[np.minimum(np.round(shares * len(timestamps)).astype(int), len(timestamps) - 1)]
-    return [SPLITS[i] for i in np.searchsorted(cuts, timestamps, "right")]
-
-
-def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
-    """Ratings held out whose user, or item, the others hold: those that are left are cold."""
-    return {
-        name: exact_overlap([record[name] for record in held_out], [record[name] for record in others])
-        for name in ("user", "item")
-    }
-
-
-def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
-    counts = Counter(not_before_later_split=0, future_in_history=0, history_not_in_order=0, title_in_own_history=0)
-    everything = [record for name in SPLITS for record in parts[name]]
-    counts["future_in_averages"] = sum(premature_averages(everything, of) for of in ("user", "item"))
-    for i, name in enumerate(SPLITS):
-        later = min((record["timestamp"] for other in SPLITS[i + 1 :] for record in parts[other]), default=np.inf)
-        counts["not_before_later_split"] += sum(record["timestamp"] >= later for record in parts[name])
-    for record in everything:
-        history = json.loads(record["history"])
-        counts["future_in_history"] += any(event[0] >= record["timestamp"] for event in history)
-        counts["history_not_in_order"] += any(a[0] > b[0] for a, b in pairwise(history))
-        counts["title_in_own_history"] += any(event[1] == record["title"] for event in history)
-    return dict(counts)
-
-
-def premature_averages(records: list[dict], of: str) -> int:
-    """Records of a user (or item) whose number of earlier ratings leaves none for themselves in the next second's.
-
-    What is known of the past must grow by every record that becomes past; a total of all times would not.
-    """
-    seconds: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for record in records:
-        seconds[record[of], record["timestamp"]].append(record[f"{of}_ratings"])
-    found = 0
-    for (earlier, then), (later, now) in pairwise(sorted(seconds.items())):
-        found += len(then) if earlier[0] == later[0] and min(now) < max(then) + len(then) else 0
+        known = others.column(name).combine_chunks().dictionary
+        n = pc.sum(pc.is_in(held_out.column(name).cast(pa.string()), known)).as_py() or 0
+        found[name] = {"records": n, "sensitivity": 1.0}
     return found
 
 
-def summary(records: list[dict]) -> dict:
-    timestamps = [record["timestamp"] for record in records]
+# The proof, from the written files.
+
+
+def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
+    """Of every protocol: no rating of a history is as late as its record, or of its item. Of `time`: each split lies
+    before the next; of `leave_last_out`: so it does for each user; of `user_cold`: no user stands in two."""
+    counts: dict[str, int] = {"future_in_history": 0, "history_not_in_order": 0, "item_in_own_history": 0}
+    for part in parts.values():
+        for table in part.batches():
+            for name, n in history_faults(table).items():
+                counts[name] += n
+    columns = code_columns(parts)
+    if dataset.protocol == "user_cold":
+        counts["users_in_two_splits"] = shared_users(columns["user"], columns["split"])
+    else:
+        owner = columns["user"] if dataset.protocol == "leave_last_out" else np.zeros_like(columns["user"])
+        counts["not_before_later_split"] = late_records(owner, columns["timestamp"], columns["split"])
+    known = columns["rated"] if dataset.protocol == "time" else columns["rated"] & (columns["split"] == 0)
+    counts["future_in_averages"] = sum(
+        premature_averages(columns[of], columns["timestamp"], columns[f"{of}_ratings"], marks)
+        for of, marks in (("user", columns["rated"]), ("item", known))
+    )
+    return counts
+
+
+def history_faults(table: pa.Table) -> dict[str, int]:
+    times, items = (table.column(f"history_{name}").combine_chunks() for name in ("times", "items"))
+    owner = pc.list_parent_indices(times).to_numpy()
+    flat = times.flatten().to_numpy()
+    late = owner[flat >= table.column("timestamp").to_numpy()[owner]]
+    falling = owner[1:][(np.diff(flat) < 0) & (np.diff(owner) == 0)]
+    asked = table.column("item").combine_chunks().cast(pa.string()).take(pa.array(owner))
+    own = owner[pc.equal(items.flatten().cast(pa.string()), asked).to_numpy(zero_copy_only=False).astype(bool)]
+    found = {"future_in_history": late, "history_not_in_order": falling, "item_in_own_history": own}
+    return {name: len(np.unique(rows)) for name, rows in found.items()}
+
+
+def code_columns(parts: Mapping[str, Records]) -> dict[str, np.ndarray]:
+    """(n,) of all records: user and item as codes, split, time, whether it was rated, how many earlier ratings."""
+    codes: dict[str, dict[str, int]] = {"user": {}, "item": {}}
+    found: dict[str, list[np.ndarray]] = {}
+    for place, name in enumerate(SPLITS):
+        for table in parts[name].batches():
+            columns = {of: dictionary_codes(table.column(of), known) for of, known in codes.items()}
+            numbers = ("timestamp", "user_ratings", "item_ratings")
+            columns |= {number: table.column(number).to_numpy() for number in numbers}
+            columns |= {"split": np.full(len(table), place, np.int8), "rated": table.column("rating").to_numpy() > 0}
+            for key, column in columns.items():
+                found.setdefault(key, []).append(column)
+    return {key: concatenate(columns) for key, columns in found.items()}
+
+
+def dictionary_codes(column: pa.ChunkedArray, known: dict[str, int]) -> np.ndarray:
+    whole = column.unify_dictionaries().combine_chunks()
+    codes = [known.setdefault(word, len(known)) for word in whole.dictionary.to_pylist()]
+    return np.array(codes, np.int32)[whole.indices.to_numpy()]
+
+
+def shared_users(users: np.ndarray, splits: np.ndarray) -> int:
+    """How many users stand in more than one split."""
+    owners = np.unique(pair_key(users, splits)) >> 32
+    return int(np.count_nonzero(np.unique(owners, return_counts=True)[1] > 1))
+
+
+def late_records(owners: np.ndarray, times: np.ndarray, splits: np.ndarray) -> int:
+    """Records as late as one of the same owner in a later split."""
+    earliest = np.full((int(owners.max(initial=0)) + 1, len(SPLITS) + 1), NEVER)
+    np.minimum.at(earliest, (owners, splits), times)
+    later = np.minimum.accumulate(earliest[:, ::-1], 1)[:, ::-1]
+    return int(np.count_nonzero(times >= later[owners, splits + 1]))
+
+
+def premature_averages(owners: np.ndarray, times: np.ndarray, numbers: np.ndarray, marks: np.ndarray) -> int:
+    """Marked records of a user (or item) whose number of earlier ratings leaves none for themselves in the next
+    second's.
+
+    What is known of the past must grow by every record that becomes past; a total of all times would not.
+    """
+    rows = np.flatnonzero(marks).astype(np.int32)
+    rows = rows[np.argsort(owners[rows], kind="stable")]
+    blocks = (rows[block] for block in group_blocks(owners[rows]))
+    return sum(count_premature(owners[block], times[block], numbers[block]) for block in blocks)
+
+
+def count_premature(owners: np.ndarray, times: np.ndarray, numbers: np.ndarray) -> int:
+    order = np.lexsort((times, owners))
+    owners, times, numbers = owners[order], times[order], numbers[order].astype(np.int64)
+    starts = np.flatnonzero(np.r_[True, (np.diff(owners) != 0) | (np.diff(times) != 0)])
+    sizes = np.diff(np.r_[starts, len(owners)])
+    most, least = np.maximum.reduceat(numbers, starts), np.minimum.reduceat(numbers, starts)
+    early = (owners[starts][:-1] == owners[starts][1:]) & (least[1:] < most[:-1] + sizes[:-1])
+    return int(sizes[:-1][early].sum())
+
+
+def summary(records: RatingTable) -> dict[str, Any]:
+    times, split_of = records.column("timestamp"), records.column("split")
+    test, train = (split_of == SPLITS.index(name) for name in ("test", "train"))
+    values, counts = np.unique(records.column("rating"), return_counts=True)
     return {
-        "users": len({record["user"] for record in records}),
-        "items": len({record["item"] for record in records}),
-        "liked": sum(record["label"] for record in records) / len(records),
-        "ratings": {f"{value:g}": n for value, n in sorted(Counter(r["rating"] for r in records).items())},
-        "first_timestamp": min(timestamps),
-        "last_timestamp": max(timestamps),
+        "users": len(np.unique(records.column("user"))),
+        "items": len(np.unique(records.column("item"))),
+        "liked": float(records.column("label").mean()),
+        "ratings": {f"{value:g}": n for value, n in zip(values.tolist(), counts.tolist())},
+        "first_timestamp": int(times.min()),
+        "last_timestamp": int(times.max()),
+        "protocol": records.dataset.protocol,
+        "test": {
+            f"{name}s": unseen_counts(records.column(name)[test], records.column(name)[train])
+            for name in ("user", "item")
+        },
+    }
+
+
+def unseen_counts(test: np.ndarray, train: np.ndarray) -> dict[str, int]:
+    """How many users (or items) test has, how many of them train has never seen, and in how many records of test."""
+    unseen = ~np.isin(test, train)
+    return {
+        "all": len(np.unique(test)),
+        "never_in_train": len(np.unique(test[unseen])),
+        "their_records": int(unseen.sum()),
     }

@@ -1,6 +1,5 @@
 """A record in numbers: the item that is asked about and the user's past, as recommenders read them."""
 
-import json
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -14,13 +13,14 @@ def record_context(record: dict) -> Context:
 
     The rating that is to be told, and all that came later, are no part of it.
     """
-    past = ((item_key(title), round(UNIT * stars)) for _, title, stars in past_events(record))
-    return ((item_key(record["title"]), 0), *past)
+    items, stars = record["history_items"], record["history_stars"]
+    past = ((item_key(item), round(UNIT * value)) for item, value in zip(items, stars))
+    return ((item_key(record["item"]), 0), *past)
 
 
 def past_events(record: dict) -> list[list]:
     """The [timestamp, title, stars] that a record carries, oldest first."""
-    return json.loads(record["history"])
+    return [*map(list, zip(*(record[f"history_{name}"] for name in ("times", "titles", "stars"))))]
 
 
 @lru_cache(1 << 20)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loratory.data.splits import sample_by_hash
-from loratory.domains.recsys.context import past_events
 
 OF_ITEM = ("item", "title", "item_ratings", "item_mean")
 
@@ -28,8 +27,8 @@ def ranking_lists(parts: Mapping[str, list[dict]], users: int) -> Iterator[list[
         while told < len(in_time) and in_time[told]["timestamp"] < target["timestamp"]:
             items[in_time[told]["item"]] = item_after(in_time[told])
             told += 1
-        rated = rated_names(own[target["user"]], target["timestamp"])
-        others = [items[item] for item in sorted(items) if not {item, items[item]["title"]} & rated]
+        rated = rated_items(own[target["user"]], target["timestamp"])
+        others = [items[item] for item in sorted(items) if item not in rated]
         yield [target, *(target | other | {"id": f"{target['id']}|{other['item']}"} for other in others)]
 
 
@@ -53,8 +52,7 @@ def item_after(record: dict) -> dict[str, Any]:
     return known | {"item_ratings": n + 1, "item_mean": (n * mean + record["rating"]) / (n + 1)}
 
 
-def rated_names(records: Sequence[dict], second: int) -> set[str]:
-    """Ids and titles of what a user rated up to a second, as far as his records and their histories tell."""
+def rated_items(records: Sequence[dict], second: int) -> set[str]:
+    """What a user rated up to a second, as far as his records and their histories tell."""
     past = [record for record in records if record["timestamp"] <= second]
-    shown = {title for record in past for _, title, _ in past_events(record)}
-    return shown | {record[name] for record in past for name in ("item", "title")}
+    return {item for record in past for item in (record["item"], *record["history_items"])}

@@ -12,10 +12,6 @@ from loratory.domains.recsys.retrieval import similar_events
 from loratory.domains.recsys.sources import Task
 
 CHOICES = (" no", " yes")
-QUESTION = """\
-Based on these ratings, deduce whether the user will like the movie ***{title}***.
-More stars mean that the user liked a movie more.
-Answer only yes or no:"""
 
 
 def examples(records: list[dict], task: Task, family: str) -> list[Example]:
@@ -45,24 +41,31 @@ def shown_events(record: dict, task: Task) -> list[list]:
     events = past_events(record)
     similar = task.shows == "similar"
     events = similar_events(events, record["title"], task.history) if similar else events[-task.history :]
-    while events and len(prompt_text(record, events, task)) > task.max_prompt:
-        events = events[1:]
+    room = task.max_prompt - len(prompt_text(record, [], task))
+    sizes = [len(event_line(event, task)) + 1 for event in events]
+    while events and sum(sizes) > room:
+        events, sizes = events[1:], sizes[1:]
     return events
 
 
 def prompt_text(record: dict, events: list[list], task: Task) -> str:
     head = [record["profile"]] if record["profile"] else []
-    head.append("The user rated these movies in the past, in this order:")
-    shown = [f"- {plain_title(title, task.max_title)} ({stars:g} stars)" for _, title, stars in events]
-    averages = average_lines(record) if task.averages else []
-    return "\n".join([*head, *shown, *averages, QUESTION.format(title=plain_title(record["title"], task.max_title))])
+    shown = [event_line(event, task) for event in events]
+    averages = average_lines(record, task) if task.averages else []
+    question = task.question_text.format(title=plain_title(record["title"], task.max_title))
+    return "\n".join([*head, task.heading.format(), *shown, *averages, question])
 
 
-def average_lines(record: dict) -> list[str]:
+def event_line(event: list, task: Task) -> str:
+    _, title, stars = event
+    return task.event.format(title=plain_title(title, task.max_title), rating=f"{stars:g}")
+
+
+def average_lines(record: dict, task: Task) -> list[str]:
     """What is known of the user and of the item before the record, a line each."""
-    user, item = (f"{record[f'{of}_mean']:.2f} stars on average ({record[f'{of}_ratings']} ratings)" for of in KEYS)
-    others = f"Other users gave this movie {item}." if record["item_ratings"] else "No other user has rated it yet."
-    return [f"The user gave {user}.", others]
+    user, item = ({"mean": f"{record[f'{of}_mean']:.2f}", "count": record[f"{of}_ratings"]} for of in KEYS)
+    others = task.item_average.format(**item) if record["item_ratings"] else task.no_average.format()
+    return [task.user_average.format(**user), others]
 
 
 def plain_title(title: str, longest: int) -> str:

@@ -3,6 +3,7 @@
 VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import jiwer
 import numpy as np
 
 from loratory.domains.contract import Columns, Metric
+from loratory.domains.speech.filters import answer_flags
 from loratory.domains.speech.sources import Task
 from loratory.domains.speech.task import plain_transcript
 
@@ -23,6 +25,12 @@ AGE_BINS = {  # metric: (youngest, oldest) in years; -1 stands for an unknown ag
     "wer_age_13_15": (13, 15),
     "wer_adult": (16, 200),
     "wer_age_unknown": (-1, -1),
+}
+GENDERS = {"wer_female": "f", "wer_male": "m"}
+FLAGS = {
+    "hallucination": "answers that repeat what compresses (ratio above 2.4), or hold a phrase of subtitles",
+    "repetition": "answers with the same words four times in a row",
+    "speed": "answers of more than eight words a second",
 }
 POOLED = "errors of all utterances over words of all references, both normalised"
 
@@ -52,6 +60,25 @@ def sentence_rate_metric(name: str, read: bool, note: str) -> Metric:
     return error_rate_metric(name, ("S", "D", "I"), where=counts, note=note)
 
 
+def gender_rate_metric(name: str, gender: str) -> Metric:
+    def is_of_gender(columns: Columns) -> np.ndarray:
+        return (columns["gender"] == gender) & (columns["N"] > 0)
+
+    return error_rate_metric(name, ("S", "D", "I"), where=is_of_gender, note="wer of speakers of this gender")
+
+
+def speaker_median(columns: Columns) -> float:
+    """The median over speakers of each one's pooled rate; a speaker who was drawn twice counts twice."""
+    _, codes = np.unique(columns["speaker"], return_inverse=True)
+    errors, words, times = (np.bincount(codes, columns[name]) for name in ("word_errors", "N", "speaker_share"))
+    rates = np.repeat(errors / words, np.rint(times).astype(int)) if len(codes) else np.empty(0)
+    return float(np.median(rates)) if len(rates) else float("nan")
+
+
+def count_metric(name: str, note: str) -> Metric:
+    return Metric(name, "utterances", "down", "text", lambda columns: float(columns[name].sum()), note=note)
+
+
 TRAIN_KEYS = ()
 VERSION = 2  # 2: both sides go through `plain_transcript` first; blanks between letters that are words do not count
 METRICS = (
@@ -69,13 +96,21 @@ METRICS = (
         note="as wer, but without what is made for English: fillers stay",
     ),
     Metric(
-        "references_emptied",
-        "utterances",
+        "wer_speaker_median",
+        "ratio",
         "down",
         "text",
-        lambda columns: float(columns["emptied"].sum()),
-        note="nothing is left of the reference after normalisation: left out of wer and cer",
+        speaker_median,
+        where=lambda columns: columns["N"] > 0,
+        note="median over speakers of each one's wer",
     ),
+    error_rate_metric("wer_filtered", ("filtered_errors",), note="as wer, if all flagged answers were empty"),
+    count_metric("flagged", "answers that one of the filters would empty; they count in every other rate"),
+    *(count_metric(f"flagged_{name}", note) for name, note in FLAGS.items()),
+    count_metric(
+        "references_emptied", "nothing is left of the reference after normalisation: left out of wer and cer"
+    ),
+    *(gender_rate_metric(name, gender) for name, gender in GENDERS.items()),
     *(age_rate_metric(name, *ages) for name, ages in AGE_BINS.items()),
 )
 
@@ -84,29 +119,53 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     """Counts of each utterance, so that a resampled rate is a ratio of sums.
 
     Returns:
-        (n,) integer arrays: S, D, I errors and N reference words; `char_errors` and `chars`; `basic_errors` and
-        `basic_words` of what was said word by word; `age` (-1 if unknown); `read_in_train`, whether train holds the
-        sentence; `emptied`, 1 where the normalised reference is
-        empty, and then S, D, I, N, `char_errors` and `chars` are 0 whatever the system wrote.
+        (n,) integer arrays: S, D, I errors, their sum `word_errors`, and N reference words; `filtered_errors`, those
+        if flagged answers were empty; `char_errors` and `chars`; `basic_errors` and `basic_words` of what was said
+        word by word; `age` (-1 if unknown); `flagged`, `flagged_{flag}`, 1 where a filter flags the answer;
+        `references_emptied`, 1 where the normalised reference is empty, and then all other counts but the `basic_` are
+        0 whatever the system wrote. Also `gender` and `speaker` (text), `speaker_share` (1 over the speaker's
+        utterances with words) and `read_in_train`, whether train holds the sentence.
     """
     known = {record["id"]: record for record in records}
+    own = [known[row["id"]] for row in rows]
     sides = [[row[name] for row in rows] for name in ("reference", "text")]
     words = [normalised_texts(task.normaliser, side) for side in sides]
     letters = [[text.replace(" ", "") for text in side] for side in words] if task.normaliser == "letters" else words
     verbatim = "basic" if task.normaliser == "english" else task.normaliser
     basic = [normalised_texts(verbatim, side) for side in sides]
     length = word_counts(words[0])
+    edits = edit_counts(jiwer.process_words, *words)
+    flags = flag_columns(sides[1], [record["seconds"] for record in own])
     return {
-        **dict(zip("SDI", edit_counts(jiwer.process_words, *words).T)),
+        **dict(zip("SDI", edits.T)),
         "N": length,
+        "word_errors": edits.sum(axis=1),
+        "filtered_errors": np.where(flags["flagged"], length, edits.sum(axis=1)),
         "char_errors": edit_counts(jiwer.process_characters, *letters).sum(axis=1),
         "chars": np.array([len(text) for text in letters[0]], int),
         "basic_errors": edit_counts(jiwer.process_words, *basic).sum(axis=1),
         "basic_words": word_counts(basic[0]),
-        "age": np.array([known[row["id"]]["age"] for row in rows], int),
-        "read_in_train": np.array([known[row["id"]]["read_in_train"] for row in rows], bool),
-        "emptied": (length == 0).astype(int),
+        "age": np.array([record["age"] for record in own], int),
+        "gender": np.array([record["gender"] for record in own], str),
+        "speaker": np.array([record["speaker"] for record in own], str),
+        "speaker_share": speaker_shares([record["speaker"] for record in own], length),
+        "read_in_train": np.array([record["read_in_train"] for record in own], bool),
+        "references_emptied": (length == 0).astype(int),
+        **flags,
     }
+
+
+def flag_columns(texts: list[str], seconds: list[float]) -> dict[str, np.ndarray]:
+    """1 where an answer is flagged: by each filter, and by any of them."""
+    found = [answer_flags(*each) for each in zip(texts, seconds)]
+    columns = {f"flagged_{flag}": np.array([flags[flag] for flags in found], int) for flag in FLAGS}
+    return columns | {"flagged": np.array([any(flags.values()) for flags in found], int)}
+
+
+def speaker_shares(speakers: list[str], words: np.ndarray) -> np.ndarray:
+    """1 over how many utterances with words a speaker has, 0 for those without: summed, 1 for each speaker."""
+    counts = Counter(speaker for speaker, length in zip(speakers, words) if length)
+    return np.array([1 / counts[speaker] if length else 0.0 for speaker, length in zip(speakers, words)], float)
 
 
 def word_counts(texts: list[str]) -> np.ndarray:

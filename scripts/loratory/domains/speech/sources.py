@@ -153,7 +153,12 @@ class Dataset(DatasetOptions):
         None, ge=1, description="oldest speaker, completed years; drops speakers of unknown age"
     )
     min_seconds: float = Field(0.1, ge=0.1, description="shortest utterance")
-    max_seconds: float = Field(30, gt=0, le=30, description="longest utterance; 30 s is what Whisper reads at once")
+    max_seconds: float = Field(
+        30,
+        gt=0,
+        le=7200,
+        description="longest utterance; 30 s is what Whisper reads at once and learns from",
+    )
     untranscribed: Literal["error", "drop"] = Field("error", description="audio that has no transcript")
     held_out_sentences: Literal["any", "unseen"] = Field(
         "unseen", description="`unseen` drops utterances whose sentence is also read in a more protected split"

@@ -47,11 +47,11 @@ def belongs_in_word(before: str, letter: str, after: str) -> bool:
 
 
 def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
-    """`empty` writes nothing. `deaf` answers with some transcript of train: the error rate of knowing the language
+    """`silent` writes nothing. `deaf` answers with some transcript of train: the error rate of knowing the language
     without listening."""
     texts = [plain_transcript(record["text"]) for record in sorted(train, key=lambda record: record["id"])]
     guesses = [texts[int(hash_position(record["id"], 0) * len(texts))] for record in held_out]
-    return {"deaf": text_predictions(held_out, guesses), "empty": text_predictions(held_out, [""] * len(held_out))}
+    return {"deaf": text_predictions(held_out, guesses), "silent": text_predictions(held_out, [""] * len(held_out))}
 
 
 def text_predictions(records: list[dict], texts: list[str]) -> list[dict]:

@@ -18,13 +18,15 @@ import pyarrow as pa
 
 from loratory.data.files import read_blocks, read_lines
 from loratory.data.ledger import Ledger
-from loratory.data.structures import BACKBONE, ORIGINS, REACH, read_protein, unflatten_backbone
+from loratory.data.origins import ORIGINS
+from loratory.data.sampling import file_and_record
+from loratory.data.structures import BACKBONE, REACH, read_protein, unflatten_backbone
 from loratory.domains.contract import random_split
 from loratory.domains.protein import build as protein
 from loratory.domains.structure.sources import Dataset, Files
 from loratory.errors import InputError
 
-DISTINCT = ""
+DISTINCT = "sequence"
 COLUMNS = {
     "sequence": "string",
     "length": "int32",
@@ -49,7 +51,7 @@ class Chain:
 
 
 def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
-    """Records whose sequences are distinct and whose backbones are within the policy.
+    """Yields records whose backbones are within the policy, as they are read.
 
     Raises:
         InputError: a location is missing; with `on_error: fail` also for the first malformed file or record.
@@ -57,21 +59,10 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     for location in files.chains:
         if not Path(location).exists():
             raise InputError(location, "no such file or folder", expected="structures", reason="missing")
-    chains = (chain for path in files.file_paths() for chain in raw_chains(path, files.origin, ledger))
-    found = [(chain.where, record) for chain in chains if (record := chain_record(chain, dataset, ledger))]
-    return iter(protein.distinct_records(unambiguous_chains(found, ledger), ledger))
-
-
-def unambiguous_chains(found: list[tuple[str, dict]], ledger: Ledger) -> Iterator[tuple[str, dict]]:
-    """`(where, record)` of what was found, without a second chain of another sequence under the same id."""
-    first: dict[str, tuple[str, dict]] = {}
-    for where, record in sorted(found, key=lambda item: (item[1]["id"], item[0])):
-        place, known = first.setdefault(record["id"], (where, record))
-        if known["sequence"] == record["sequence"]:
-            yield where, record
-        else:
-            what, fix = f"duplicate id, first seen at {place}", "rename or remove one"
-            ledger.note_error(InputError(where, what, record["id"], "unique ids", fix, "duplicate_id"), record["id"])
+    for path in files.file_paths():
+        for chain in raw_chains(path, files.origin, ledger):
+            if record := chain_record(chain, dataset, ledger):
+                yield record
 
 
 def chain_record(chain: Chain, dataset: Dataset, ledger: Ledger) -> dict | None:
@@ -83,10 +74,16 @@ def chain_record(chain: Chain, dataset: Dataset, ledger: Ledger) -> dict | None:
     resolved = np.isfinite(chain.atoms).all(axis=(1, 2)).mean()
     if resolved < dataset.resolved:
         detail = f"{resolved:.0%} of {len(sequence)} residues, expected at least {dataset.resolved:.0%}"
-        ledger.drop_record(*protein.file_and_record(chain.where), chain.id, "unresolved", detail)
+        ledger.drop_record(*file_and_record(chain.where), chain.id, "unresolved", detail)
         return None
-    flat = chain.atoms.astype(np.float32).ravel()
-    return {"id": chain.id, "sequence": sequence, "length": len(sequence), "backbone": flat, "origin": chain.origin}
+    return {
+        "id": chain.id,
+        "sequence": sequence,
+        "length": len(sequence),
+        "backbone": chain.atoms.astype(np.float32).ravel(),
+        "origin": chain.origin,
+        "where": chain.where,
+    }
 
 
 def longest_piece(chain: Chain, ledger: Ledger) -> Chain:
@@ -98,7 +95,7 @@ def longest_piece(chain: Chain, ledger: Ledger) -> Chain:
         if (first, end) != (start, stop):
             ledger.count_record()
             detail = f"residues {first + 1} to {end}, beyond a gap; kept: {start + 1} to {stop}"
-            ledger.drop_record(*protein.file_and_record(chain.where), chain.id, "chain_break", detail)
+            ledger.drop_record(*file_and_record(chain.where), chain.id, "chain_break", detail)
     return replace(chain, sequence=chain.sequence[start:stop], atoms=chain.atoms[start:stop])
 
 

@@ -12,6 +12,7 @@ from loratory.domains.contract import Columns, Metric
 from loratory.domains.protein.metrics import has_value, mean_of
 from loratory.domains.structure.sources import Task
 
+SAME_FOLD = 0.5  # TM-score above which two chains have one fold: Xu & Zhang 2010, doi:10.1093/bioinformatics/btq066
 BIN = 10  # width of a bin of pLDDT, on the scale 0–100
 
 
@@ -72,6 +73,11 @@ def median_of(column: str) -> Callable[[Columns], float]:
     return lambda columns: float(np.median(columns[column]))
 
 
+def same_fold_share(columns: Columns) -> float:
+    tm = columns["tm"]
+    return float(np.where(np.isnan(tm), np.nan, tm > SAME_FOLD).mean())
+
+
 TRAIN_KEYS = ()
 VERSION = 1
 METRICS = (
@@ -119,6 +125,15 @@ METRICS = (
         "structure",
         median_of("tm"),
         note="of the prediction on the truth, residue by residue, normalised by its length; median over chains",
+    ),
+    Metric(
+        "self_consistency",
+        "share",
+        "up",
+        "structure",
+        same_fold_share,
+        note=f"chains whose own sequence folds back on them, TM-score above {SAME_FOLD}: scTM's criterion, for native"
+        " sequences. Backbones that a model made would need sequences of an inverse-folding model, which no base is",
     ),
     Metric("rmsd", "Å", "down", "structure", median_of("rmsd"), note="of Cα after superposition; median over chains"),
 )

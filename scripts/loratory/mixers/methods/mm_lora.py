@@ -33,6 +33,7 @@ class Mixer(UntrainedExperts):
 
     model_config = renamed_keys(**RENAMED)
 
+    families: ClassVar[tuple[str, ...]] = ("causal",)  # Whisper has no layer that reads both
     reads: ClassVar[Reads] = "nothing"
 
     audio_rank: int | None = RANK

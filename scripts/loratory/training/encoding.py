@@ -1,0 +1,116 @@
+"""A split as a base reads it, encoded when a batch wants it: what a large split costs in memory is its columns."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, overload
+
+import numpy as np
+
+from loratory.bases.checks import check_readable
+from loratory.bases.core import Base, Encoded
+from loratory.data.records import Records
+from loratory.domains.contract import Example, TaskOptions
+from loratory.domains.examples import domain_examples
+from loratory.errors import InputError
+
+LEFT_OUT = 0.1  # share of a split that may be too long for a base; beyond, the data are not made for it
+KEPT = 1 << 21  # positions of encoded examples that are kept, about 100 MB; what is beyond is encoded each time
+FIRST = 100  # records that say whether the base can read the domain at all
+
+
+class EncodedExamples(Sequence[Encoded]):
+    """The examples of records, in order, each made of its record when it is asked for.
+
+    Attributes:
+        lengths: (n,) positions of each example.
+        left_out: the errors of those that do not fit into the base's context.
+    """
+
+    def __init__(self, base: Base, domain: str, records: Records, task: TaskOptions) -> None:
+        """Goes through all records once, for the lengths and for what cannot be encoded.
+
+        Raises:
+            InputError: the base cannot read the examples, or cannot tell their choices apart. More than LEFT_OUT of
+                them do not fit.
+        """
+        self.base, self.domain, self.records, self.task = base, domain, records, task
+        self.kept: dict[int, Encoded] = {}
+        self.positions = 0  # that are kept
+        self.left_out: list[InputError] = []
+        check_examples(base, domain, [each for record in records[:FIRST] for each in self.make_examples(record)])
+        places, lengths = array("i"), array("i")
+        for at, record in enumerate(records):
+            for window, example in enumerate(self.make_examples(record)):
+                encoded = self.encode_or_leave_out(example)
+                if encoded is not None:
+                    self.keep_example(len(lengths), encoded)
+                    places.extend((at, window))
+                    lengths.append(encoded.length)
+        if len(self.left_out) > LEFT_OUT * (len(lengths) + len(self.left_out)):
+            raise self.left_out[0]
+        self.places = np.array(places).reshape(-1, 2)  # (n, 2): the record, and which of its examples
+        self.lengths = np.array(lengths)
+
+    def make_examples(self, record: dict) -> list[Example]:
+        return domain_examples(self.domain, [record], self.task, self.base.family)
+
+    def encode_or_leave_out(self, example: Example) -> Encoded | None:
+        try:
+            return self.base.encode(example)
+        except InputError as error:
+            if error.reason != "too_long":
+                raise
+            self.left_out.append(error)
+            return None
+
+    def keep_example(self, at: int, encoded: Encoded) -> None:
+        if self.positions + encoded.length <= KEPT:
+            self.kept[at] = encoded
+            self.positions += encoded.length
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return (self[at] for at in range(len(self)))
+
+    @overload
+    def __getitem__(self, at: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Encoded]: ...
+
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return [self[place] for place in range(len(self))[at]]
+        at = range(len(self))[at]
+        if at in self.kept:
+            return self.kept[at]
+        record, window = self.places[at].tolist()
+        return self.base.encode(self.make_examples(self.records[record])[window])
+
+    def join(self, other: Self) -> Self:
+        """These examples and then those of another split."""
+        found = object.__new__(type(self))
+        found.base, found.domain, found.task = self.base, self.domain, self.task
+        found.records = Records.join([self.records, other.records])
+        found.places = np.concatenate([self.places, other.places + np.array([len(self.records), 0], np.int32)])
+        found.lengths = np.concatenate([self.lengths, other.lengths])
+        found.kept = self.kept | {at + len(self): encoded for at, encoded in other.kept.items()}
+        found.positions, found.left_out = self.positions + other.positions, self.left_out + other.left_out
+        return found
+
+
+def check_examples(base: Base, domain: str, examples: Sequence[Example]) -> None:
+    """Raises:
+    InputError: the base cannot read them, or cannot tell their choices apart: nothing is trained for predictions that
+        it could not make.
+    """
+    for choices in {example.choices for example in examples}:
+        base.check_choices(choices)
+    check_readable(base, domain, [example.prompt + example.target for example in examples[:FIRST]])
+
+
+def example_lengths(items: Sequence[Encoded]) -> np.ndarray:
+    """(n,) positions of each example; none is encoded for it."""
+    return items.lengths if isinstance(items, EncodedExamples) else np.array([item.length for item in items], np.int64)
