@@ -102,3 +102,6 @@ def test_records_are_read_as_they_are_wanted():
     assert records.sample(None, seed=1) is records and [*few] == [few[n] for n in range(3)]
     assert [*records.select(np.array([0, 5]))] == [records[0], records[5]]
     assert [*Records.join([few, records])] == [*few, *records]
+    assert [*Records.join([records.select(np.array([3, 4])), few]).in_id_order()] == sorted(
+        [records[3], records[4], *few], key=lambda record: record["id"]
+    )

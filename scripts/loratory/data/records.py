@@ -8,11 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loratory.data.splits import hash_position
@@ -133,10 +135,18 @@ class Records(Sequence[dict]):
         return Records(lambda: iter(parts), len(places))
 
     def sample(self, limit: int | None, seed: int) -> Records:
-        """The `limit` records with the smallest hashes of their ids, or all."""
+        """The `limit` records with the smallest hashes of their ids, or all, in id order."""
+        records = self.in_id_order()
         if limit is None or limit >= self.n:
+            return records
+        return records.select(sample_places(records.texts("id"), limit, seed))
+
+    def in_id_order(self) -> Records:
+        """As datasets are written; records that are not are held, in columns."""
+        if all(one <= other for one, other in pairwise(self.texts("id"))):
             return self
-        return self.select(sample_places(self.texts("id"), limit, seed))
+        table = self.table.take(pc.sort_indices(self.column("id")))
+        return Records(lambda: iter([table]), self.n)
 
 
 def open_records(path: Path, schema: pa.Schema) -> Records:
