@@ -11,7 +11,7 @@ import torch
 
 from loratory.bases.core import load_base
 from loratory.bases.options import Pretrain
-from loratory.config import BaseEntry, Training, adapter_entry
+from loratory.config import BaseEntry, Evaluation, Training, adapter_entry
 from loratory.data.splits import SPLITS
 from loratory.domains.protein import metrics
 from loratory.domains.protein.sources import Task
@@ -21,7 +21,7 @@ from loratory.training.session import AdapterSession
 from loratory.training.sweep import encode_split, train_sweep
 
 ARCHITECTURE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-EVALUATION = SimpleNamespace(max_records=None, max_valid=None, samples=5, batch_tokens=500, temperature=1.0, top_p=1.0)
+EVALUATION = Evaluation(max_records=None, max_valid=1000, samples=5, batch_tokens=500)
 
 
 def write_proteins(folder, letters: str, size: int):
