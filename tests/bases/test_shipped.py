@@ -13,7 +13,7 @@ from loratory.domains.fetch import fetch_source, open_source
 
 ROOT = Path(__file__).parents[2]
 BASES = load_config(ROOT / "config" / "config.yaml").bases
-CONTENT = {"protein": "sequence", "lncrna": "sequence", "speech": "sha256", "recsys": "history"}  # tells records apart
+CONTENT = {"protein": "sequence", "lncrna": "sequence", "speech": "sha256", "recsys": "history_times"}
 RECIPES = {"config/bases.yaml": ["mini_lm", "mini_whisper", "mini_bert"], "config/folding.yaml": ["mini_fold"]}
 LIMIT = 24 * 2**20  # bytes of all shipped bases together
 
@@ -68,5 +68,7 @@ def test_another_split_seed_draws_other_general_records(domain, tmp_path):
         raw, data = tmp_path / f"raw{seed}", tmp_path / f"data{seed}"
         fetch_source(domain, given.source, "general", seed, raw)
         build_dataset(domain, open_source(domain, raw), given.dataset, seed, data)
-        found.append({record[CONTENT[domain]] for split in ("train", "test") for record in read_split(data, split)})
+        found.append(
+            {str(record[CONTENT[domain]]) for split in ("train", "test") for record in read_split(data, split)}
+        )
     assert len(found[0]) > 5 and not found[0] & found[1]

@@ -3,8 +3,11 @@
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from loratory import config, registry
 from loratory.data.ledger import Ledger
+from loratory.data.records import RecordTable
 from loratory.domains.fetch import fetch_source, open_source
 
 FILES = {
@@ -41,7 +44,12 @@ def simulated_records(domain: str, n: int, folder: Path) -> list[dict]:
 
 def some_records(domain: str, files, dataset: dict, n: int) -> list[dict]:
     chosen = config.domain_options(domain, "Dataset", dataset | {"on_error": "skip"})
-    found = [*registry.load_module("domain", domain, "build").read(files, chosen, Ledger("skip"))]
+    ledger = Ledger("skip")
+    found = registry.load_module("domain", domain, "build").read(files, chosen, ledger)
+    if isinstance(found, RecordTable):
+        found = found.with_splits(np.zeros(len(found), np.int8), ledger)
+        found = [record for table in found.batches() for record in table.to_pylist()]
+    found = [*found]
     labels = sorted({record.get("label", 0) for record in found})
     parts = [[record for record in found if record.get("label", 0) == label] for label in labels]
     each = [islice(part, n // len(parts)) for part in parts]
