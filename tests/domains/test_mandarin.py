@@ -122,11 +122,11 @@ def test_one_transcript_too_long_for_the_base_is_left_out_of_training_and_named(
     """600 characters are a transcript that a dataset takes; this decoder has 64 positions."""
     records = read_split(data, "train")
     longer = [records[0] | {"text": "好" * 60}, *records[1:]]
-    monkeypatch.setattr(sweep, "read_records", lambda *_: longer)
+    monkeypatch.setattr(sweep, "open_split", lambda *_: SimpleNamespace(sample=lambda limit, seed: longer))
     items = sweep.encode_split(base, "speech", data, TASK, "train")
     assert len(items) == len(records) - 1
     said = capsys.readouterr().out
     assert f"speech train, left out: {base.folder}:{records[0]['id']}: the example does not fit" in said
-    monkeypatch.setattr(sweep, "read_records", lambda *_: [record | {"text": "好" * 60} for record in records])
+    longer = [record | {"text": "好" * 60} for record in records]
     with pytest.raises(InputError, match="does not fit into the base's context"):
         sweep.encode_split(base, "speech", data, TASK, "train")
