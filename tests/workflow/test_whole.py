@@ -25,7 +25,8 @@ STUDY = changed(
     },
 )
 TRACKS = [f"{domain}.{base}" for domain, given in STUDY["domains"].items() for base in given.get("adapters", ())]
-TABLES = [*TRACKS, *(f"{mixture}.summary" for mixture in STUDY["mixtures"]), f"{STUDY['folding']}.folding"]
+ERRORS = [f"{track}.errors" for track in TRACKS if track.startswith("speech.")]
+TABLES = [*TRACKS, *ERRORS, *(f"{mixture}.summary" for mixture in STUDY["mixtures"]), f"{STUDY['folding']}.folding"]
 SAME = (  # what two runs must agree on, byte for byte
     "data/*/*",
     "general/*/*",
@@ -107,7 +108,7 @@ def test_tables_are_rebuilt_from_metrics_without_torch(finished, tmp_path):
         (tmp_path / f"{module}.py").write_text("raise ImportError('a table needs no model')")
     said = run(finished, "tables", env=os.environ | {"PYTHONPATH": str(tmp_path)})
     ran = {*re.findall(r"^(?:local)?rule (\w+):", said, re.MULTILINE)}
-    assert ran == {"tabulate_domain", "summarise_mixture", "tabulate_folding", "tables"}
+    assert ran == {"tabulate_domain", "tabulate_errors", "summarise_mixture", "tabulate_folding", "tables"}
     assert digests(finished) == before
 
 
