@@ -222,7 +222,12 @@ def test_general_data_are_asked_of_the_base_and_the_domains_own_adapters_on_test
     asked = {told(job): job for job in demo.jobs if job.rule.name == "predict"}
     studied, general = (asked[f"predict {corpus} speech mini_lm"] for corpus in ("data", "general"))
     assert [*studied.params.adapters[0]] == ["lora@speech", "lora@protein", "lora@lncrna", "lora@recsys"]
-    assert [*studied.params.mixtures[0]] == ["xlora"] and {*studied.params.asked} == {"test", "valid", "sample", "rank"}
+    assert [*studied.params.mixtures[0]] == ["xlora"] and {*studied.params.asked} == {
+        "test",
+        "valid",
+        "sample",
+        "rank",
+    }
     assert [*general.params.adapters[0]] == ["lora@speech"]
     assert general.params.mixtures == {0: {}} and [*general.params.asked] == ["test"]
     assert {Path(path).parent for path in general.input.data} == {Path("results/general/speech")}

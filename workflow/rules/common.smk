@@ -21,10 +21,11 @@ try:
     for path in filter(exists, CONFIG_FILES):
         load_yaml(path)  # once more: Snakemake takes the last of two equal keys
     STUDY = loratory_config.read_config(config, CONFIG_FILES[-1], workflow.config_settings.config)
+    RESULTS = workflow.pathvars.apply("<results>")
     if workflow.is_main_process:
         loratory_config.require_inputs(STUDY, CONFIG_FILES[-1])
         for name, base in STUDY.bases.items():
-            if base.pretrain:
+            if base.pretrain and not exists(f"{RESULTS}/bases/{name}/base.json"):  # tables are made without torch
                 from loratory.bases.architecture import check_architecture
 
                 at = f"{CONFIG_FILES[-1]}: bases.{name}.pretrain.architecture"
@@ -39,7 +40,6 @@ POPULATION = {"data": "domain", "general": "general"}
 ASKED = {"data": ("test", "valid", "sample", "rank"), "general": ("test",)}  # what systems are asked of each corpus
 SEEDS = STUDY.seeds
 FLOOR = [STUDY.evaluation.min_records, STUDY.evaluation.min_groups]  # below it no number is printed
-RESULTS = workflow.pathvars.apply("<results>")
 CHECKPOINTS = f"{RESULTS}/checkpoints"  # of jobs that go on where they were stopped; no rule's output
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 CONTINUED = {name: base.continued for name, base in STUDY.bases.items() if base.continued}

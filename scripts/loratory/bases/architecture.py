@@ -1,7 +1,7 @@
 """Whether `pretrain.architecture` of a base says what the Hugging Face config of its family has, in the right types.
 
 Those configs take any key in silence, and are plain dataclasses otherwise. Importing them imports torch: this is for
-the one process that plans a study, and only if the study trains a base.
+the job that trains a base, and for the one process that plans it while there is none yet.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loratory import registry
+from loratory.bases.architecture import check_architecture
 from loratory.bases.core import weights_digest
 from loratory.bases.fair_esm import import_fair_esm
 from loratory.bases.openai_whisper import import_openai
@@ -48,6 +49,7 @@ def prepare_base(
     asked = {"entry": entry.model_dump(mode="json"), "tasks": {d: tasks[d].model_dump(mode="json") for d in corpora}}
     job = Job(device, checkpoints, f"base {name}", out, code=base_code(entry.family, corpora), **asked, **facts)
     if entry.pretrain:
+        check_architecture(f"bases.{name}.pretrain.architecture", entry.family, entry.pretrain.architecture)
         pretrain_base(name, entry, corpora, audio_encoder, job, out, **facts)
         return
     with atomic_write(out) as aside:
