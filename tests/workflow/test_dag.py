@@ -36,7 +36,8 @@ JOBS = {
     "draw_routing": 1,
     "draw_transfer": 1,
     "draw_curves": 3,
-    "tabulate_errors": 2,  # transcripts of a causal base and of Whisper
+    "list_errors": 2,  # transcripts of a causal base and of Whisper
+    "tabulate_errors": 2,
     "tabulate_speed": 2,
     "all": 1,
 }
@@ -47,7 +48,8 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "prepare_base": {"build_dataset", "audit_split", "prepare_base"},
     "train_sweep": {"build_dataset", "audit_split", "prepare_base"},
     "train_mixture": {"build_dataset", "prepare_base", "train_sweep"},
-    "tabulate_errors": {"build_dataset", "predict"},
+    "list_errors": {"build_dataset", "predict"},
+    "tabulate_errors": {"list_errors"},
     "tabulate_speed": {"predict"},
     "predict_baselines": {"build_dataset"},
     "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},

@@ -113,6 +113,30 @@ rule score:
         "../../scripts/score.py"
 
 
+rule list_errors:
+    input:
+        predictions=expand("<results>/predictions/data/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
+        data="<results>/data/{domain}/test.parquet",
+    output:
+        "<results>/metrics/errors/{domain}/{base}.json",
+    log:
+        "<logs>/list_errors/{domain}/{base}.log",
+    benchmark:
+        "<benchmarks>/list_errors/{domain}/{base}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    resources:
+        mem_mb=per_attempt(1000),
+        runtime=per_attempt(10),
+        attempt=per_attempt(1),
+    params:
+        predictions=lambda wc, input: by_name(SEEDS, input.predictions),
+        task=lambda wc: plain(DOMAINS[wc.domain].task),
+        code=lambda wc: code_digest("evaluation/transcripts.py", *domain_modules("errors", [wc.domain])),
+    script:
+        "../../scripts/list_errors.py"
+
+
 rule gather_routing:
     input:
         unpack(routing_of),

@@ -57,8 +57,7 @@ rule tabulate_domain:
 
 rule tabulate_errors:
     input:
-        predictions=expand("<results>/predictions/data/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
-        data="<results>/data/{domain}/test.parquet",
+        "<results>/metrics/errors/{domain}/{base}.json",
     output:
         report(
             "<results>/tables/{domain}.{base}.errors.html",
@@ -75,16 +74,12 @@ rule tabulate_errors:
     conda:
         "../../envs/data.yaml"
     resources:
-        mem_mb=per_attempt(1000),
+        mem_mb=per_attempt(500),
         runtime=per_attempt(10),
         attempt=per_attempt(1),
     params:
-        predictions=lambda wc, input: by_name(SEEDS, input.predictions),
-        task=lambda wc: plain(DOMAINS[wc.domain].task),
         banner=BANNER,
-        code=lambda wc: code_digest(
-            "evaluation/transcripts.py", "reporting/transcripts.py", *domain_modules("errors", [wc.domain])
-        ),
+        code=code_digest("reporting/transcripts.py"),
     script:
         "../../scripts/tabulate_errors.py"
 

@@ -9,6 +9,7 @@ from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 
 COUNTS = ("said", "substituted", "deleted", "inserted")
+SHOWN = ("system", "word", *COUNTS, "heard_as", "id", "reference", "answer")
 NOTES = [
     "said: how often the word stands in the references, all seeds together; heard as: what was written for it most "
     "often. *** stands where the other line has a word. Both lines are normalised.",
@@ -19,14 +20,9 @@ SPEED = ("system", "audio_seconds", "writing_seconds", "real_time_factor", "toke
 def write_error_table(rows: Sequence[Mapping], out: Path | str, title: str, banner: str = "") -> None:
     """Writes `{out}.tsv`, `.md`, `.tex` and `.html` of the rows of `evaluation.transcripts.worst_words`."""
     header = ["system", "word", *COUNTS, "heard as", "utterance", "reference", "answer"]
-    cells = [
-        [
-            *(row["system"], row["word"], *(str(row[name]) for name in COUNTS)),
-            *(row["heard_as"], row["id"], row["reference"], row["answer"]),
-        ]
-        for row in rows
-    ]
-    formats.write_table(Layout(title, banner, header, cells, NOTES, rows), out)
+    cells = [[str(row[name]) for name in SHOWN] for row in rows]
+    records = [{name: row[name] for name in dict.fromkeys([*SHOWN, *row])} for row in rows]
+    formats.write_table(Layout(title, banner, header, cells, NOTES, records), out)
 
 
 def write_speed_table(costs: Sequence[Path | str], out: Path | str) -> None:
