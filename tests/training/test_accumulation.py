@@ -13,7 +13,7 @@ from loratory.bases.core import Base
 from loratory.config import adapter_entry
 from loratory.data.batching import Batches
 from loratory.domains.contract import Example
-from loratory.training import costs, fit, folding, sweep
+from loratory.training import costs, folding, sweep
 from loratory.training.job import Job
 from loratory.training.pretrain import train_on_corpora
 from loratory.training.schedule import Training
@@ -83,19 +83,9 @@ def test_a_single_batch_a_step_is_what_it_was(tmp_path):
     assert [*Training(gradient_accumulation_steps=3).batch_numbers(2)] == [6, 7, 8]
 
 
-def test_a_training_that_is_killed_in_its_middle_goes_on_bit_for_bit(tmp_path, monkeypatch):
+def test_a_training_that_is_killed_in_its_middle_goes_on_bit_for_bit(tmp_path, kill_in_step):
     whole = trained(tmp_path / "whole", save_every=2)
-    update, calls = fit.update, []
-
-    def killed(*given):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return update(*given)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(fit, "update", killed)
-        trained(tmp_path / "parts", save_every=2)
+    kill_in_step(4, lambda: trained(tmp_path / "parts", save_every=2))
     resumed = trained(tmp_path / "parts", save_every=2)
     assert torch.equal(deltas(resumed), deltas(whole))
     assert [point["loss"] for point in resumed["curve"]] == [point["loss"] for point in whole["curve"]]

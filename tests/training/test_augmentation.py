@@ -14,7 +14,7 @@ from loratory.config import adapter_entry
 from loratory.data.audio import RATE
 from loratory.data.clips import Clip, is_changed
 from loratory.domains.contract import Example
-from loratory.training import costs, fit, sweep
+from loratory.training import costs, sweep
 from loratory.training.augmentation import Augmentation
 from loratory.training.job import Job
 from loratory.training.schedule import Training
@@ -148,21 +148,11 @@ def test_a_clip_that_another_takes_the_place_of_is_encoded_as_that_one(bases, cl
 
 @pytest.mark.parametrize("family", BASES)
 def test_a_training_that_is_killed_and_resumed_sees_what_it_would_have_seen(
-    family, bases, clips, tmp_path, monkeypatch
+    family, bases, clips, tmp_path, kill_in_step
 ):
     options = {"augmentation": ALL}
     whole = trained(bases[family], clips, tmp_path / "whole", **options)
-    update, calls = fit.update, []
-
-    def killed(*given):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return update(*given)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(fit, "update", killed)
-        trained(bases[family], clips, tmp_path / "parts", **options)
+    kill_in_step(4, lambda: trained(bases[family], clips, tmp_path / "parts", **options))
     np.random.default_rng()
     np.random.seed(5)
     resumed = trained(bases[family], clips, tmp_path / "parts", **options)

@@ -11,7 +11,7 @@ from loratory.adapters import core
 from loratory.adapters.deltas import Adapter
 from loratory.config import adapter_entry
 from loratory.errors import InputError
-from loratory.training import encoding, fit, job, sweep
+from loratory.training import encoding, job, sweep
 
 TRAINING = {"steps": 2, "batch_tokens": 24}
 RATES = (0.1, 0.2, 0.3)
@@ -153,9 +153,10 @@ def test_each_training_of_a_sweep_has_its_own_checkpoints_and_another_sweep_has_
     assert one != other
 
 
-def test_a_method_that_is_edited_after_a_kill_is_trained_from_its_beginning(tmp_path, monkeypatch, capsys):
+def test_a_method_that_is_edited_after_a_kill_is_trained_from_its_beginning(
+    tmp_path, monkeypatch, kill_in_step, capsys
+):
     entry = adapter_entry({"method": "lora", "training": TRAINING | {"steps": 6, "save_every": 2}})
-    update, calls = fit.update, []
 
     def trial(folder, code):
         toy = FAMILIES["llama"]()
@@ -163,15 +164,7 @@ def test_a_method_that_is_edited_after_a_kill_is_trained_from_its_beginning(tmp_
         found = sweep.train_one(toy, {"train": toy.items, "valid": toy.items}, entry, 0, 0.01, place)
         return [point["loss"] for point in found["curve"]]
 
-    def killed(*given):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return update(*given)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(fit, "update", killed)
-        trial("killed", "a1")
+    kill_in_step(4, lambda: trial("killed", "a1"))
     monkeypatch.setattr(type(entry), "scale", property(lambda self: 10.0))  # the edit
     assert trial("killed", "b2") == trial("undisturbed", "b2")
     said = capsys.readouterr().out
