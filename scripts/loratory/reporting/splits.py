@@ -44,14 +44,14 @@ def write_splits_table(
 
 
 def splits_layout(entries: Mapping[str, Mapping[str, Mapping]], adapter: str, about: str, banner: str) -> Layout:
-    records = [entry_record(name, adapter, **files) for name, files in entries.items()]
     tested = {name: primary_rows(files["metrics"], "test") for name, files in entries.items()}
+    records = [entry_record(name, adapter, tested[name], **files) for name, files in entries.items()]
     first = next(iter(tested[records[0]["entry"]].values()))
     criteria = list(dict.fromkeys(name for record in records for name in record["shared"]))
     lines = []
     for record in records:
         rows = tested[record["entry"]]
-        systems = [rows.get(record[kind]) for kind in ("base", "control", "adapter")]
+        systems = map(rows.get, (BASE, record["control"], record["adapter"]))
         above = difference_text(record["value"], records[-1]["value"], first["unit"])
         shares = [share_text(record["shared"].get(name, 0) / record["test"]) for name in criteria]
         cells = [*shares, *map(value_cell, systems), above]
@@ -67,10 +67,12 @@ def splits_layout(entries: Mapping[str, Mapping[str, Mapping]], adapter: str, ab
     return Layout(f"{adapter} by how the data are split", banner, header, lines, foot, plain)
 
 
-def entry_record(entry: str, adapter: str, metrics: Mapping, audit: Mapping, card: Mapping) -> dict:
+def entry_record(
+    entry: str, adapter: str, rows: Mapping[str, Mapping], metrics: Mapping, audit: Mapping, card: Mapping
+) -> dict:
     """What one entry's splits are, what they share, and what the adapter makes of them, as plain values."""
     system = f"{adapter}@{entry}"
-    found = primary_rows(metrics, "test")[system]
+    found = rows[system]
     shared = audit["shared"]["other splits"]
     options = card["options"]
     return {
