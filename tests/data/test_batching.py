@@ -31,6 +31,14 @@ def test_seeds_and_epochs_differ():
     assert batches.epoch_batches(0) != Batches(list(range(1, 100)), 100, 1).epoch_batches(0)
 
 
+@pytest.mark.parametrize("longest", [10, 11])
+def test_batches_of_a_file_that_lists_one_class_after_the_other_hold_both(longest):
+    lengths = [10 + i % (longest - 9) for i in range(400)]  # all of one length, or of two, as windows cut them
+    for batch in Batches(lengths, 200, 0).epoch_batches(0)[:-1]:
+        share = sum(i >= 200 for i in batch) / len(batch)
+        assert 0 < share < 1, f"one class alone: {sorted(batch)}"
+
+
 def test_padding_is_small_on_skewed_lengths():
     lengths = [20 + (i * 7919) % 480 for i in range(2000)]
     batches = Batches(lengths, 4096, 0).epoch_batches(0)

@@ -10,8 +10,9 @@ class Batches:
     """Endless batches of near-equal lengths under a token budget; every example once an epoch.
 
     An epoch shuffles the examples, sorts slices of `POOL` batches' worth by length, cuts them where the padded size
-    would pass the budget, and shuffles the batches. Nothing is remembered between calls, so training can go on at
-    any step.
+    would pass the budget, and shuffles the batches. Examples of one length keep the order of the shuffle, not that of
+    the file: files list one class after the other, one speaker after the other, and a batch must not be of one alone.
+    Nothing is remembered between calls, so training can go on at any step.
 
     Args:
         lengths: positions that each example costs.
@@ -43,10 +44,10 @@ class Batches:
         return [batches[i] for i in random.permutation(len(batches))]
 
     def cut_pool(self, pool: list[int]) -> list[list[int]]:
-        """The pool's examples in batches, in order of length."""
+        """The pool's examples in batches, in order of length; those of one length in the order of the pool."""
         batches: list[list[int]] = []
         batch: list[int] = []
-        for index in sorted(pool, key=lambda i: (self.lengths[i], i)):
+        for index in sorted(pool, key=lambda i: self.lengths[i]):
             if batch and self.lengths[index] * (len(batch) + 1) > self.budget:
                 batches.append(batch)
                 batch = []
