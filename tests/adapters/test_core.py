@@ -87,6 +87,8 @@ def test_initial_tensors_depend_on_seed_and_name_alone():
     assert some.keys() < all_layers.keys()
     for name, wrapper in some.items():
         assert torch.equal(wrapper.adapter["A"], all_layers[name].adapter["A"])
+    of_one_shape = [wrapper.adapter["A"] for name, wrapper in all_layers.items() if name.endswith("q_proj")]
+    assert not torch.equal(of_one_shape[0], of_one_shape[1])
     other = core.attach(llama(), Method(), 4)
     assert not torch.equal(next(iter(other.values())).adapter["A"], next(iter(all_layers.values())).adapter["A"])
 

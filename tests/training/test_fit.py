@@ -134,6 +134,25 @@ def test_the_rate_rises_then_falls_to_nothing():
     assert rates[-1] < 0.01
 
 
+class RateRecord(TrainingHooks):
+    """AdamW in two groups, the second of four times the rate; remembers the rates of each step."""
+
+    def create_optimizer(self, parameters, recipe):
+        slow, *fast = parameters.values()
+        self.optimizer = torch.optim.AdamW([{"params": [slow]}, {"params": fast, "ratio": 4.0}])
+        self.rates = []
+        return self.optimizer
+
+    def after_step(self, step):
+        self.rates.append([group["lr"] for group in self.optimizer.param_groups])
+
+
+def test_every_step_is_taken_at_its_own_rate_and_each_group_at_its_ratio_of_it(tmp_path):
+    hooks = RateRecord()
+    run(tmp_path, hooks=hooks)
+    assert hooks.rates == [[RECIPE.learning_rate_at(step), 4 * RECIPE.learning_rate_at(step)] for step in range(12)]
+
+
 class Descent(TrainingHooks):
     """Plain gradient descent, whose step is as long as the gradient."""
 

@@ -42,6 +42,17 @@ def test_the_steps_are_those_of_adamw(tmp_path):
         torch.testing.assert_close(mine, its)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_moved_comes_back_bit_for_bit(family, tmp_path):
+    toy = FAMILIES[family]()
+    before = {name: p.detach().clone() for name, p in toy.model.named_parameters()}
+    train(toy, Method(), tmp_path)
+    core.detach(toy.model)
+    after = dict(toy.model.named_parameters())
+    changed = [name for name, value in before.items() if not torch.equal(after[name], value)]
+    assert all(core.is_inside(name, HEADS) for name in changed), changed
+
+
 def test_a_tied_matrix_is_trained_and_exported_once():
     toy = FAMILIES["gpt2"]()
     begin(toy, Method())
