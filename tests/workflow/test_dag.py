@@ -323,6 +323,12 @@ def test_a_pretrained_folding_base_is_judged_without_what_it_learnt(plan):
     assert "results/general/structure/train.parquet" in job.input
 
 
+def test_a_base_that_nothing_is_trained_on_has_tables_and_no_curves(demo, plan):
+    planned = plan({"bases.other": DEMO["bases"]["mini_lm"], "domains.protein.adapters.other": []})
+    more = planned.counts - demo.counts
+    assert more["tabulate_domain"] == 1 and "draw_curves" not in more
+
+
 def test_one_adapter_is_tabulated_under_several_ways_to_split(demo, plan):
     weak = {"source": {"kind": "simulate"}, "dataset": {"protocol": "random"}, "adapters": {"mini_bert": ["lora"]}}
     compare = {"base": "mini_bert", "adapter": "lora", "entries": ["lncrna-random", "lncrna"]}

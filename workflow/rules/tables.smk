@@ -17,7 +17,7 @@ rule tables:
 rule figures:
     input:
         collect("<results>/figures/{mixture}.{figure}.svg", mixture=STUDY.mixtures, figure=("routing", "transfer")),
-        collect("<results>/figures/{base}.curves.svg", base=sorted({base for _, base in TRACKS})),
+        collect("<results>/figures/{base}.curves.svg", base=[base for base in STUDY.bases if curves_on(base)]),
         collect("<results>/figures/{base}.calibration.svg", base=JUDGED),
         collect("<results>/figures/{base}.ranks.svg", base=[base for base in STUDY.bases if ranked_on(base)]),
 
