@@ -59,7 +59,7 @@ onstart:
 
 
 onsuccess:
-    from loratory.reporting.tables import show_tables
+    from loratory.reporting.overview import print_overview
 
-    scored = [metrics_of(*track, RESULTS) for track in TRACKS]
-    show_tables([paths for paths in scored if all(map(exists, paths))], BANNER)
+    scored = [f"{RESULTS}/metrics/data/{domain}/{base}.json" for domain, base in TRACKS]
+    print_overview(filter(exists, scored), RESULTS, BANNER)

@@ -16,7 +16,7 @@ from metric_files import DOMAINS, EXPERTS, metric_row, recovered, routed, rows_o
 from loratory.errors import InputError
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import CONTROL, number_text, show_tables, write_domain_table, write_summary
+from loratory.reporting.tables import CONTROL, number_text, write_domain_table, write_summary
 
 BANNER = "simulated data: shows the pipeline, not science"
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -446,16 +446,6 @@ def test_numbers_are_printed_in_the_unit_that_readers_expect():
         and number_text(0.12345, "nats") == "0.123"
     )
     assert number_text(-0.5, "MCC") == "−0.500" and number_text(None, "ratio") == "–"
-
-
-def test_terminal_table_is_compact_and_aligned(reports):
-    stream = io.StringIO()
-    show_tables([[path] for path in reports], stream=stream)
-    text = stream.getvalue()
-    assert "speech on mini-lm" in text and "protein on mini-lm" in text and "[" not in text
-    block = [line for line in text.splitlines() if line.startswith(("system ", "base ", "lora@speech "))]
-    assert len(block) == 6 and "0.900 ▲" in block[2]
-    assert len({line.index("AUC") + len("AUC (0–1) ↑") for line in block if "AUC" in line}) == 1
 
 
 def test_same_metrics_give_the_same_bytes(tmp_path, reports, audit):

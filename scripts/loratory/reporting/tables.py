@@ -3,10 +3,8 @@
 No cell is emphasised as the winner: whether two systems differ is what intervals and the marks ▲ ▼ say.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
@@ -95,20 +93,12 @@ def write_summary(
     formats.write_table(summary_layout(reports, read_json(recovery), mixture, experts, foot, banner), out)
 
 
-def show_tables(tables: Iterable[Sequence[Path | str]], banner: str = "", stream: TextIO | None = None) -> None:
-    """Prints a compact table for each item (`metrics` as of `table`): values and marks without intervals."""
-    for metrics in tables:
-        layout = domain_layout(*map(read_json, metrics), banner=banner, compact=True)
-        print(formats.plain_text(layout), file=stream or sys.stdout)
-
-
 def domain_layout(
     report: Mapping,
     general: Mapping | None = None,
     *,
     foot: Sequence[str] = (),
     banner: str = "",
-    compact: bool = False,
 ) -> Layout:
     domain, base = report["domain"], report["base"]
     tested = [*forgetting_rows(general), *(row for row in report["rows"] if row["split"] != "valid")]
@@ -120,12 +110,12 @@ def domain_layout(
     systems = sorted(kinds, key=lambda item: system_key(item[0], item[1], domain))
     uneven = uneven_metrics(shown)
     rows = [
-        [system, *(value_cell(cells.get((system, name)), compact, name in uneven) for name in metrics)]
+        [system, *(value_cell(cells.get((system, name)), sized=name in uneven) for name in metrics)]
         for system, _ in systems
     ]
-    notes = [] if compact else [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
+    notes = [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
     notes += version_notes({domain: report.get("metrics_version", 1)})
-    notes += [] if compact else unseen_notes(report.get("unseen", {}))
+    notes += unseen_notes(report.get("unseen", {}))
     scored = {"data": report} | ({GENERAL: general} if general else {})
     learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
     notes += control_notes({domain: report["control"]}, {domain: learnt})

@@ -1,0 +1,83 @@
+"""What a run ends with in the terminal: a line for each system, primary metrics alone, and where the rest is."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TextIO
+
+from loratory.data.files import read_json
+from loratory.reporting import formats
+from loratory.reporting.formats import Layout
+from loratory.reporting.tables import ARROWS, BASE, column_heading, primary_rows, value_cell
+
+WIDTH = 100  # columns of a terminal
+BEST_CONTROL = "best control"
+SHOWN = ("base", "adapter", "control", "mixture")  # kinds of systems; the best baseline has a line of its own
+MARKS = "▲ better, ▼ worse than the base, * better than the best control: by 95 % intervals"
+
+
+def print_overview(
+    metrics: Iterable[Path | str], results: Path | str, banner: str = "", stream: TextIO | None = None
+) -> None:
+    """Prints a table for each base, of at most WIDTH columns, and where tables and figures are.
+
+    Args:
+        metrics: JSON files of `evaluation.score`, of domains and bases in the order of the config.
+        results: the folder that tables and figures lie in.
+    """
+    on: dict[str, list[Mapping]] = {}
+    for report in map(read_json, metrics):
+        on.setdefault(report["base"], []).append(report)
+    out = stream or sys.stdout
+    for base, reports in on.items():
+        for part in narrow_parts(reports):
+            print(formats.plain_text(overview_layout(part, base)), file=out)
+    if banner and on:
+        print(banner, file=out)
+    print(
+        f"{MARKS}\n"
+        f"intervals, every metric, notes   {results}/tables/*.html (.tsv: all digits)\n"
+        f"curves, routing, transfer        {results}/figures/*.svg\n"
+        f"all in one file                  snakemake --report {results}/report.html, with the same --configfile",
+        file=out,
+    )
+
+
+def narrow_parts(reports: Sequence[Mapping]) -> Iterable[Sequence[Mapping]]:
+    """The reports of one base, cut into as few tables as fit into WIDTH columns; a column alone may be wider."""
+    part: list[Mapping] = []
+    for report in reports:
+        if part and table_width(overview_layout([*part, report], report["base"])) > WIDTH:
+            yield part
+            part = []
+        part.append(report)
+    yield part
+
+
+def table_width(layout: Layout) -> int:
+    return len("  ".join(formats.pad_cells([layout.header, *layout.rows])[0]))
+
+
+def overview_layout(reports: Sequence[Mapping], base: str) -> Layout:
+    """The systems of some domains on one base: a domain's own adapters by their bare names, those of others only where
+    it has none of its own."""
+    test = {report["domain"]: primary_rows(report, "test") for report in reports}
+    cells: dict[str, dict[str, str]] = {BASE: {}}
+    if any(report["control"] for report in reports):
+        cells[BEST_CONTROL] = {
+            report["domain"]: value_cell(test[report["domain"]].get(report["control"]["system"]), compact=True)
+            for report in reports
+            if report["control"]
+        }
+    for domain, rows in test.items():
+        trains = any(system.endswith(f"@{domain}") for system in rows)
+        for system, row in rows.items():
+            name = system.removesuffix(f"@{domain}")
+            if row["kind"] in SHOWN and not (trains and "@" in name):
+                cells.setdefault(name, {})[domain] = value_cell(row, compact=True)
+    heads = {domain: next(iter(rows.values())) for domain, rows in test.items() if rows}
+    header = ["system", *(f"{domain} {ARROWS[row['direction']]}" for domain, row in heads.items())]
+    lines = [[name, *(of.get(domain, "") for domain in heads)] for name, of in cells.items()]
+    legend = "; ".join(f"{domain}: {column_heading(row)}" for domain, row in heads.items())
+    return Layout(f"on {base}", "", header, lines, [fill(legend, WIDTH)], [])
