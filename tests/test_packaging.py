@@ -102,6 +102,22 @@ def test_real_data_meets_published_models_at_a_commit_and_with_a_licence(files):
         assert base["hub"] and len(base["revision"]) == 40 and base["licence"] and base["parameters"]
 
 
+def test_an_installed_package_has_the_whole_workflow():
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = text["tool"]["setuptools"]["data-files"]
+    shipped = {path for names in patterns.values() for name in names for path in ROOT.glob(name)}
+    folders = ("workflow/rules", "workflow/report", "scripts", "envs", "profiles/default", "config", "resources/bases")
+    needed = [ROOT / "Snakefile", *(path for folder in folders for path in (ROOT / folder).glob("*.*"))]
+    needed += (ROOT / "resources" / "bases").rglob("*.*")
+    assert [path for path in needed if path.is_file() and path not in shipped] == []
+    assert [
+        name
+        for name, paths in patterns.items()
+        for path in paths
+        if not name.endswith(str(Path(path).parent).removeprefix("."))
+    ] == []
+
+
 def test_no_script_takes_the_name_of_an_installed_package():
     """Scripts stand on the import path beside the library; one of them once shadowed `tabulate`."""
     installed = packages_distributions()

@@ -16,6 +16,7 @@ from loratory.config.models import (
     mixture_entry,
 )
 from loratory.config.reading import (
+    PROJECT,
     RESOURCES,
     is_simulated,
     load_config,
@@ -40,6 +41,7 @@ from loratory.training.schedule import Schedule, Sweep, Training
 
 __all__ = [
     "MIXTURE_FIELDS",
+    "PROJECT",
     "RESOURCES",
     "SWEEP_FIELDS",
     "AdapterEntry",

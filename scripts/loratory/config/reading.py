@@ -23,13 +23,15 @@ from loratory.strict_yaml import load_yaml
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # YAML 1.1 takes 1e-3 for text: it wants 1.0e-3
 
 
-def resources_folder() -> Path:
-    """What the project ships: beside the library in a checkout, else where `pip install` puts it."""
-    checkout = Path(__file__).parents[3] / "resources"
-    return checkout if checkout.is_dir() else Path(sysconfig.get_path("data"), "share", "loratory", "resources")
+def project_folder() -> Path:
+    """Where the workflow, its configs and its resources are: around the library in a checkout, else where
+    `pip install` puts them."""
+    checkout = Path(__file__).parents[3]
+    return checkout if (checkout / "Snakefile").is_file() else Path(sysconfig.get_path("data"), "share", "loratory")
 
 
-RESOURCES = resources_folder()
+PROJECT = project_folder()
+RESOURCES = PROJECT / "resources"
 
 
 def read_config(raw: dict[str, Any], where: str, overrides: Any = None) -> Study:

@@ -20,7 +20,7 @@ MARKS = "▲ better, ▼ worse than the base, * better than the best control: by
 def print_overview(
     metrics: Iterable[Path | str], results: Path | str, banner: str = "", stream: TextIO | None = None
 ) -> None:
-    """Prints a table for each base, of at most WIDTH columns, and where tables and figures are.
+    """Prints a table for each base, of at most WIDTH columns, and where the rest is; nothing without metrics.
 
     Args:
         metrics: JSON files of `evaluation.score`, of domains and bases in the order of the config.
@@ -29,11 +29,13 @@ def print_overview(
     on: dict[str, list[Mapping]] = {}
     for report in map(read_json, metrics):
         on.setdefault(report["base"], []).append(report)
+    if not on:
+        return
     out = stream or sys.stdout
     for base, reports in on.items():
         for part in narrow_parts(reports):
             print(formats.plain_text(overview_layout(part, base)), file=out)
-    if banner and on:
+    if banner:
         print(banner, file=out)
     print(
         f"{MARKS}\n"

@@ -1,0 +1,175 @@
+"""The command line: `loratory init`, `check`, `plan`, `run`, `report`. What is made, Snakemake makes.
+
+Every command but `init` takes config files, the later ones on top of the earlier; targets and options that it does not
+know go to Snakemake.
+"""
+
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loratory.config import PROJECT, Study, entries_by_name, read_config, require_inputs
+from loratory.data.files import atomic_write
+from loratory.errors import InputError
+from loratory.registry import unknown_name_error
+from loratory.strict_yaml import load_yaml
+
+DEMO = PROJECT / "config" / "config.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: Snakemake's, 0, or 1 after an error of one line."""
+    given, options = command_parser().parse_known_args(arguments)
+    try:
+        return int(given.command(given, options) or 0)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def command_parser() -> ArgumentParser:
+    parser = ArgumentParser("loratory", description="From raw domain data to adapters, mixtures and tables.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    init = commands.add_parser("init", help="write a config for your files")
+    init.add_argument("domain", help="such as protein, lncrna, speech, recsys")
+    init.add_argument("files", nargs="+", metavar="KEY=FILE", help="of the domain's source, such as fasta=my.fasta")
+    init.add_argument("--hub", metavar="OWNER/NAME", help="a published base instead of a small one that is shipped")
+    init.add_argument("--revision", help="the published base's commit")
+    init.add_argument("--family", default="causal", help="the published base's family (default: %(default)s)")
+    init.add_argument("--out", default="config.yaml", help="the config to write (default: %(default)s)")
+    init.set_defaults(command=write_config)
+    for name, command, text in (
+        ("check", check_config, "is the config right, and is everything there that it names"),
+        ("plan", plan_study, "what would be done, and how long it takes"),
+        ("run", run_study, "make everything, or the targets that are named"),
+        ("report", write_report, "put tables and figures into one HTML file"),
+    ):
+        each = commands.add_parser(name, help=text)
+        each.add_argument("names", nargs="+", metavar="CONFIG", help="YAML files; other names are Snakemake's targets")
+        each.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="instead of what the files say")
+        each.set_defaults(command=command)
+    return parser
+
+
+def check_config(given: Namespace, options: Sequence[str]) -> None:
+    study = read_study(given)
+    require_inputs(study, config_files(given)[-1])
+    domains = entries_by_name(study.domains)
+    adapters = [name for domain in domains.values() for names in domain.adapters.values() for name in names]
+    parts = (f"{len(domains)} domains", f"{len(study.bases)} bases", f"{len(adapters)} adapters to train")
+    print("right, and all is there:", ", ".join((*parts, f"{len(study.mixtures)} mixtures")))
+
+
+def plan_study(given: Namespace, options: Sequence[str]) -> int:
+    from loratory.forecast import study_forecast
+
+    print(study_forecast(read_study(given), len(os.sched_getaffinity(0))), flush=True)
+    return call_snakemake(given, ["--dry-run", "--quiet", "rules", *options])
+
+
+def run_study(given: Namespace, options: Sequence[str]) -> int:
+    return call_snakemake(given, options)
+
+
+def write_report(given: Namespace, options: Sequence[str]) -> int:
+    return call_snakemake(given, ["--report", f"{read_study(given).pathvars.results}/report.html", *options])
+
+
+def call_snakemake(given: Namespace, options: Sequence[str]) -> int:
+    """Runs this project's workflow in the current folder. Returns Snakemake's exit status."""
+    targets = [name for name in given.names if name not in config_files(given)]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(PROJECT / "Snakefile")]
+    command += ["--workflow-profile", str(PROJECT / "profiles" / "default"), "--configfile", *config_files(given)]
+    command += ["--config", *given.config] if given.config else []
+    return subprocess.run([*command, *options]).returncode
+
+
+def config_files(given: Namespace) -> list[str]:
+    """Those of the names that are config files.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = [name for name in given.names if Path(name).suffix in (".yaml", ".yml")]
+    if not files:
+        raise InputError("command line", "no config file is named", given.names[0], "a file that ends in .yaml")
+    return files
+
+
+def read_study(given: Namespace) -> Study:
+    """The study of the config files and of what the command line says instead."""
+    from snakemake.utils import update_config
+
+    raw: dict[str, Any] = {}
+    for path in config_files(given):
+        update_config(raw, load_yaml(path))
+    instead = keyed_values(given.config)
+    update_config(raw, instead)
+    return read_config(raw, config_files(given)[-1], instead)
+
+
+def keyed_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """{key: its value as YAML; a list where the key is given several times} of `KEY=VALUE` texts."""
+    found: dict[str, list] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise InputError("command line", "no value is given", pair, "KEY=VALUE")
+        found.setdefault(key, []).append(yaml.safe_load(value))
+    return {key: values if len(values) > 1 else values[0] for key, values in found.items()}
+
+
+def write_config(given: Namespace, options: Sequence[str]) -> None:
+    """Writes the demo's study of one domain, on other files, with a grid of rates.
+
+    Raises:
+        InputError: the demo has no such domain, a file is not there, keys are missing, or `--out` exists.
+    """
+    demo = load_yaml(DEMO)
+    if given.domain not in demo["domains"]:
+        raise unknown_name_error("command line", "domain", given.domain, demo["domains"])
+    if Path(given.out).exists():
+        raise InputError(given.out, "the file exists", fix="name another by --out, or remove it")
+    entry = demo["domains"][given.domain]
+    name = next(iter(entry["adapters"]))
+    base = demo["bases"][name]
+    if given.hub:
+        name, base = "published", {"family": given.family, "hub": given.hub, "revision": given.revision}
+    raw = {
+        "title": f"{given.domain} from {', '.join(given.files)}",
+        "seeds": [0, 1, 2],
+        "domains": {
+            given.domain: {
+                "source": {"kind": "files"} | keyed_values(given.files),
+                "task": entry.get("task", {}),
+                "adapters": {name: ["lora"]},
+            }
+        },
+        "bases": {name: base},
+        "adapters": {
+            "lora": {
+                "method": "lora",
+                "rank": 8,
+                "alpha": 16,
+                "training": {"steps": 200, "learning_rates": [0.0003, 0.001, 0.003]},
+            }
+        },
+    }
+    require_inputs(read_config(raw, given.out), given.out)
+    text = "# Written by `loratory init`. What every key means, and what else there is: config/README.md\n"
+    with atomic_write(given.out) as aside:
+        aside.write_text(
+            text + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+        )
+    steps = "; ".join(f"loratory {step} {given.out}" for step in ("check", "plan", "run"))
+    print(f"{given.out} is written; next: {steps}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The command line: configs for own files, one-line errors, and everything else handed to Snakemake."""
+
+import sys
+
+import pytest
+
+from loratory import __main__ as command_line
+from loratory.config import PROJECT, load_config
+
+
+@pytest.fixture
+def called(monkeypatch, tmp_path):
+    """What Snakemake would have been started with, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    commands = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(command_line.subprocess, "run", lambda command: commands.append(command) or Done)
+    return commands
+
+
+@pytest.fixture
+def config(called, tmp_path):
+    (tmp_path / "my.fasta").write_text(">a\nMKTAYIAK\n")
+    assert command_line.main(["init", "protein", "fasta=my.fasta"]) == 0
+    return "config.yaml"
+
+
+def test_a_config_for_own_files_is_right_and_names_them(config, capsys):
+    study = load_config(config)
+    assert study.domains.protein.source.fasta == ["my.fasta"]
+    assert command_line.main(["check", config]) == 0
+    assert "1 domains, 1 bases, 1 adapters to train" in capsys.readouterr().out
+
+
+def test_a_published_base_stands_in_the_config(called, tmp_path):
+    (tmp_path / "r.csv").write_text("")
+    (tmp_path / "i.csv").write_text("")
+    given = ["init", "recsys", "ratings=r.csv", "items=i.csv", "--hub", "owner/model", "--revision", "0" * 40]
+    assert command_line.main(given) == 0
+    [base] = load_config("config.yaml").bases.values()
+    assert (base.hub, base.revision, base.family) == ("owner/model", "0" * 40, "causal")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["init", "protien", "fasta=my.fasta"], "did you mean `protein`?"),
+        (["init", "protein", "fasta=absent.fasta", "--out", "new.yaml"], "do not exist: absent.fasta"),
+        (["init", "protein", "fast=my.fasta", "--out", "new.yaml"], "did you mean `fasta`?"),
+        (["init", "protein", "my.fasta", "--out", "new.yaml"], "expected KEY=VALUE"),
+        (["init", "protein", "fasta=my.fasta"], "config.yaml: the file exists"),
+        (["check", "protein"], "no config file is named"),
+        (["check", "config.yaml", "--config", "data_rot=x"], "did you mean `data_root`?"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(config, tmp_path, given, says, capsys):
+    before = (tmp_path / config).read_bytes()
+    assert command_line.main(given) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and says in lines[0]
+    assert (tmp_path / config).read_bytes() == before and not (tmp_path / "new.yaml").exists()
+
+
+def test_snakemake_gets_the_configs_the_targets_and_every_other_option(config, called):
+    command_line.main(["run", config, "tables", "--config", "data_root=x", "--cores", "2"])
+    shared = ["--snakefile", f"{PROJECT}/Snakefile", "--workflow-profile", f"{PROJECT}/profiles/default"]
+    start = [sys.executable, "-m", "snakemake"]
+    assert called == [[*start, "tables", *shared, "--configfile", config, "--config", "data_root=x", "--cores", "2"]]
+
+
+def test_the_report_lies_among_the_results(config, called):
+    command_line.main(["report", config, "--config", "pathvars={results: out/mine}"])
+    assert called[0][-2:] == ["--report", "out/mine/report.html"]
+
+
+def test_a_plan_says_how_long_it_takes_and_starts_nothing(config, called, capsys):
+    command_line.main(["plan", config])
+    assert "This study takes about" in capsys.readouterr().out
+    assert called[0][-3:] == ["--dry-run", "--quiet", "rules"]
