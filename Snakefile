@@ -34,6 +34,7 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/compare_mixers.smk"
 include: "workflow/rules/compare_splits.smk"
+include: "workflow/rules/site.smk"
 
 
 rule all:
@@ -44,6 +45,7 @@ rule all:
         rules.compare_methods.input,
         rules.compare_mixers.input,
         rules.compare_splits.input,
+        rules.write_site.output,
 
 
 onstart:

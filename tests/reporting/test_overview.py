@@ -39,7 +39,7 @@ def test_more_domains_than_fit_are_printed_below_one_another(tmp_path):
 
 def test_it_says_where_everything_is(reports):
     text = printed(reports, banner="simulated")
-    assert "simulated" in text and "out/tables" in text and "snakemake --report out/report.html" in text
+    assert "simulated" in text and "out/tables" in text and "out/report/index.html" in text
 
 
 def test_a_run_that_scores_nothing_says_nothing():

@@ -31,7 +31,7 @@ class Cells(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])

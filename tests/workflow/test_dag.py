@@ -39,6 +39,7 @@ JOBS = {
     "list_errors": 2,  # transcripts of a causal base and of Whisper
     "tabulate_errors": 2,
     "tabulate_speed": 2,
+    "write_site": 1,
     "all": 1,
 }
 NEEDS = {  # rule: the rules whose outputs it reads
@@ -62,7 +63,9 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "draw_transfer": {"summarise_mixture"},
     "draw_curves": {"train_sweep", "train_mixture"},
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"}
-    | {"tabulate_errors", "tabulate_speed"},
+    | {"tabulate_errors", "tabulate_speed", "write_site"},
+    "write_site": {"build_dataset", "audit_split", "prepare_base", "score", "tabulate_domain", "tabulate_errors"}
+    | {"summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
 EMPTY = '{"domain": "", "base": "", "control": null, "rows": []}'  # what the end of a run can print
@@ -368,9 +371,12 @@ def finished(tmp_path_factory):
     """A folder in which everything seems made: files stand where outputs would, and Snakemake believes in them."""
     wide = {"adapters.wide": {"method": "lora", "rank": 4}, "domains.lncrna.adapters.mini_bert": ["lora", "wide"]}
     config, folder = changed(DEMO, wide), tmp_path_factory.mktemp("finished")
-    for path in {str(path) for job in Plan(config, folder).jobs for path in job.output}:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(EMPTY)
+    for path, is_folder in {
+        (str(path), path.is_directory) for job in Plan(config, folder).jobs for path in job.output
+    }:
+        (folder / path if is_folder else (folder / path).parent).mkdir(parents=True, exist_ok=True)
+        if not is_folder:
+            (folder / path).write_text(EMPTY)
     Plan(config, folder, "touch", force=True)
     assert not Plan(config, folder).due
     return lambda changes: Plan(changed(config, changes), folder).due
@@ -378,7 +384,7 @@ def finished(tmp_path_factory):
 
 def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
     due = finished({"adapters.wide.rank": 64})
-    shown = {"tabulate_domain lncrna mini_bert", "draw_curves mini_bert", "all"}
+    shown = {"tabulate_domain lncrna mini_bert", "draw_curves mini_bert", "write_site", "all"}
     assert {*due} == {
         "train_sweep lncrna mini_bert wide",
         *(f"predict {corpus} lncrna mini_bert" for corpus in ("data", "general")),
@@ -391,7 +397,8 @@ def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
 def test_other_bootstrap_resamples_and_another_floor_only_score_again(finished, change):
     changes = {f"evaluation.{key}": value for key, value in change.items()}
     rules = {job.partition(" ")[0] for job in finished(changes)}
-    assert rules == {"score", "measure_recovery", "tabulate_domain", "summarise_mixture", "draw_transfer", "all"}
+    shown = {"tabulate_domain", "summarise_mixture", "draw_transfer", "write_site", "all"}
+    assert rules == {"score", "measure_recovery"} | shown
 
 
 def test_more_memory_runs_nothing_again(finished):

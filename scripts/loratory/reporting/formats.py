@@ -19,20 +19,8 @@ LATEX = str.maketrans(
     | {"−": "$-$", "–": "--", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "±": r"$\pm$", "Å": r"\AA{}"}
     | {"…": r"\ldots{}", "Σ": r"$\Sigma$"}
 )
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 1.5rem; }
-h1 { font-size: 1.25rem; }
-.banner { border-left: 4px solid #d55e00; background: #fdf3ec; padding: .5rem .8rem; font-weight: 600; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-top: 2px solid; border-bottom: 1px solid; }
-tbody tr:last-child > * { border-bottom: 2px solid; }
-tbody tr:nth-child(even) { background: #f5f6f8; }
-tbody th { font-weight: normal; }
-ul { color: #444; font-size: .87rem; max-width: 60rem; padding-left: 1.1rem; }
-"""
+STYLE, SORT = ((Path(__file__).parent / f"page.{kind}").read_text() for kind in ("css", "js"))
+TABLE_MARK = "<!-- table -->"
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,7 @@ class Layout:
         banner: a warning above the table, or "".
         foot: sentences below it.
         records: the same results as plain values, for the tab-separated file.
+        main: how many columns a page shows at first, the others at a click; 0 for all.
     """
 
     title: str
@@ -51,6 +40,7 @@ class Layout:
     rows: Sequence[Sequence[str]]
     foot: Sequence[str]
     records: Sequence[Mapping]
+    main: int = 0
 
 
 def write_table(layout: Layout, out: Path | str) -> None:
@@ -123,32 +113,57 @@ def latex_text(layout: Layout) -> str:
     )
 
 
-def html_page(layout: Layout) -> str:
-    """One HTML page that needs no other file."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in layout.header)
+def html_table(layout: Layout) -> str:
+    """Banner, table and foot: a box shows the columns beyond `main`, a click on a heading sorts."""
+    more = [' class="more"' if 0 < layout.main <= column else "" for column in range(len(layout.header))]
+    head = "".join(
+        f'<th scope="col"{kind}><button>{html.escape(cell)}</button></th>' for kind, cell in zip(more, layout.header)
+    )
     body = "\n".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(more[1:], row[1:]))
         + "</tr>"
         for row in layout.rows
     )
     banner = f'<p class="banner">{html.escape(layout.banner)}</p>\n' if layout.banner else ""
+    name = html.escape(f"all of {layout.title}", quote=True)
+    box = (
+        f'<input type="checkbox" class="all" id="{name}"> <label for="{name}">all columns</label>\n'
+        if any(more)
+        else ""
+    )
     foot = "\n".join(f"<li>{html.escape(line)}</li>" for line in layout.foot)
-    title = html.escape(layout.title)
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>
-<body>
-<h1>{title}</h1>
-{banner}<div class="wide"><table>
+    return f"""{banner}<div>{box}<div class="wide"><table>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {body}
 </tbody>
-</table></div>
-<ul>
+</table></div></div>
+<ul class="foot">
 {foot}
 </ul>
+"""
+
+
+def html_page(layout: Layout) -> str:
+    """One HTML page that needs no other file; `table_part` finds the table in it again."""
+    title = html.escape(layout.title)
+    return whole_page(title, f"<h1>{title}</h1>\n{TABLE_MARK}{html_table(layout)}{TABLE_MARK}")
+
+
+def whole_page(title: str, body: str) -> str:
+    """A page of the project's looks, for screens of any width, light or dark, and for paper."""
+    return f"""<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{STYLE}</style></head>
+<body>
+{body}<script>{SORT}</script>
 </body>
 </html>
 """
+
+
+def table_part(page: str) -> str:
+    """What `html_table` gave of a page that `html_page` wrote."""
+    return page.split(TABLE_MARK)[1]

@@ -39,9 +39,9 @@ def print_overview(
         print(banner, file=out)
     print(
         f"{MARKS}\n"
-        f"intervals, every metric, notes   {results}/tables/*.html (.tsv: all digits)\n"
-        f"curves, routing, transfer        {results}/figures/*.svg\n"
-        f"all in one file                  snakemake --report {results}/report.html, with the same --configfile",
+        f"pages with all of it   {results}/report/index.html\n"
+        f"tables                 {results}/tables/*.html, .md, .tex, .tsv with all digits\n"
+        f"figures                {results}/figures/*.svg",
         file=out,
     )
 

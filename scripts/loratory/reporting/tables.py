@@ -122,7 +122,8 @@ def domain_layout(
     records = [{"corpus": c, "domain": domain, "base": base, **row} for c, of in scored.items() for row in of["rows"]]
     header = ["system", *map(column_heading, metrics.values())]
     notes.append(MARKS if (BASE, BASE) in systems else "The base alone was not scored, so gains are undefined.")
-    return Layout(f"{domain} on {base}", banner, header, rows, notes, records)
+    main = 1 + sum(row["primary"] or row["loss"] or row["split"].startswith(GENERAL) for row in metrics.values())
+    return Layout(f"{domain} on {base}", banner, header, rows, notes, records, main)
 
 
 def forgetting_rows(general: Mapping | None) -> list[dict]:

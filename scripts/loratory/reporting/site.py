@@ -1,0 +1,154 @@
+"""The results as a folder of pages to open from disk or to send: no network, no server, no other file.
+
+`index.html` has the primary metrics of all domains; a page for each domain its tables, its dataset and the proof of
+its splits; `comparisons.html` what compares methods, mixers, splits; `provenance.html` how each thing was made.
+"""
+
+import html
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loratory.data.files import atomic_write, read_json
+from loratory.reporting.formats import Layout, html_table, table_part, whole_page
+from loratory.reporting.overview import MARKS, overview_layout
+
+FIGURES, TABLES = "figures", "tables"
+PAGES = {"index": "Summary", "comparisons": "Comparisons and training", "provenance": "Provenance"}
+
+
+def write_site(
+    out: Path | str,
+    *,
+    title: str,
+    banner: str,
+    metrics: Sequence[Path | str],
+    tables: Sequence[Path | str],
+    figures: Sequence[Path | str],
+    datasets: Mapping[str, Path | str],
+    bases: Mapping[str, Path | str],
+    study: Mapping[str, Any],
+    targets: Mapping[str, str],
+) -> None:
+    """Writes the folder `out` whole, or nothing.
+
+    Args:
+        metrics: JSON files of `evaluation.score`, in the order of the config.
+        tables: HTML files that `formats.write_table` wrote; each has a `.tsv` beside it. figures: SVG files.
+        datasets: {its name, such as `data/protein`: the folder with `card.json`, `audit.json` and `rejects.tsv`}.
+        bases: {name: `base.json`}.
+        study: the config. targets: {what was trained: the file by whose name Snakemake makes it again}.
+    """
+    reports = [read_json(path) for path in metrics]
+    domains = list(dict.fromkeys(report["domain"] for report in reports))
+    names = {"index": PAGES["index"], **{domain: domain for domain in domains}}
+    names |= {page: name for page, name in PAGES.items() if page != "index"}
+    of = {domain: [path for path in tables if Path(path).name.startswith(f"{domain}.")] for domain in domains}
+    others = [path for path in tables if not any(path in own for own in of.values())]
+    bodies = {"index": overview_body(reports, banner)}
+    for domain in domains:
+        own = {name: path for name, path in datasets.items() if name.split("/")[1] == domain}
+        bodies[domain] = "".join(map(table_section, of[domain])) + "".join(map(dataset_section, own, own.values()))
+    bodies["comparisons"] = "".join(map(table_section, others)) + "".join(map(figure_section, figures))
+    bodies["provenance"] = provenance_body(study, targets, datasets, bases)
+    with atomic_write(out) as aside:
+        aside.mkdir()
+        for folder, paths in {FIGURES: figures, TABLES: [Path(path).with_suffix(".tsv") for path in tables]}.items():
+            (aside / folder).mkdir()
+            for path in paths:
+                shutil.copyfile(path, aside / folder / Path(path).name)
+        for page, body in bodies.items():
+            heading = f"<h1>{html.escape(title)}: {html.escape(names[page])}</h1>\n"
+            text = whole_page(html.escape(f"{title}: {names[page]}"), navigation(names, page) + heading + body)
+            (aside / f"{page}.html").write_text(text)
+
+
+def navigation(names: Mapping[str, str], here: str) -> str:
+    links = (f'<a href="{page}.html"{current(page == here)}>{html.escape(name)}</a>' for page, name in names.items())
+    return f"<nav>{' '.join(links)}</nav>\n"
+
+
+def current(is_here: bool) -> str:
+    return ' aria-current="page"' if is_here else ""
+
+
+def overview_body(reports: Sequence[Mapping], banner: str) -> str:
+    """Primary metrics: a table for each base."""
+    bases = dict.fromkeys(report["base"] for report in reports)
+    layouts = [overview_layout([report for report in reports if report["base"] == base], base) for base in bases]
+    parts = [f"<h2>{html.escape(layout.title)}</h2>\n{html_table(layout)}" for layout in layouts]
+    warning = f'<p class="banner">{html.escape(banner)}</p>\n' if banner else ""
+    return "".join([warning, *parts, f"<p>{html.escape(MARKS)}. Intervals: the domains' pages.</p>\n"])
+
+
+def table_section(path: Path | str) -> str:
+    """A written table, its foot behind a click."""
+    name = Path(path).stem
+    table, mark, foot = table_part(Path(path).read_text()).partition('<ul class="foot">')
+    notes = f"<details><summary>How to read it</summary>{mark}{foot}</details>\n"
+    digits = f'<p><a href="{TABLES}/{name}.tsv">all digits ({name}.tsv)</a></p>\n'
+    return f"<h2>{html.escape(name)}</h2>\n{table}{notes}{digits}"
+
+
+def figure_section(path: Path | str) -> str:
+    name = Path(path).name
+    return f'<h2>{html.escape(Path(path).stem)}</h2>\n<img src="{FIGURES}/{name}" alt="{html.escape(name)}">\n'
+
+
+def dataset_section(name: str, folder: Path | str) -> str:
+    """What a dataset holds and where it is from, what was left out, and the counts that prove its splits."""
+    card, audit = (read_json(Path(folder) / f"{part}.json") for part in ("card", "audit"))
+    splits = [[split, str(count), str(card["groups"][split])] for split, count in card["records"].items()]
+    left = [[reason, str(count)] for reason, count in card["n_rejected"].items()]
+    proof = [[count.replace("_", " "), str(value)] for count, value in audit["counts"].items()]
+    shared = [
+        [corpus, kind, str(found["records"]), "–" if found["sensitivity"] is None else f"{found['sensitivity']:.0%}"]
+        for corpus, kinds in audit["shared"].items()
+        for kind, found in kinds.items()
+    ]
+    licence = card["source"].get("licence") or "not given"
+    total = f"{card['n_in']} records in, {card['n_kept']} kept. Licence: {licence}."
+    return "".join(
+        [
+            f"<h2>Dataset {html.escape(name)}</h2>\n<p>{html.escape(total)}</p>\n",
+            plain_table("Splits", ["split", "records", "groups"], splits),
+            plain_table("Left out", ["reason", "records"], left),
+            plain_table("Proof: counted again in the written files", ["count", "value"], proof),
+            plain_table(f"What its {audit['test']} test records share", ["with", "what", "records", "found"], shared),
+            f"<h3>Source and options</h3>\n{yaml_block({part: card[part] for part in ('source', 'options')})}",
+        ]
+    )
+
+
+def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A small table under a heading of its own; nothing without rows."""
+    return f"<h3>{html.escape(title)}</h3>\n{html_table(Layout(title, '', header, rows, [], []))}" if rows else ""
+
+
+def provenance_body(
+    study: Mapping[str, Any],
+    targets: Mapping[str, str],
+    datasets: Mapping[str, Path | str],
+    bases: Mapping[str, Path | str],
+) -> str:
+    commands = [[name, f"snakemake {target}"] for name, target in targets.items()]
+    digests = [
+        [f"{name}/{split}.parquet", digest]
+        for name, folder in datasets.items()
+        for split, digest in read_json(Path(folder) / "audit.json")["sha256"].items()
+    ]
+    about = {name: read_json(path) for name, path in bases.items()}
+    return "".join(
+        [
+            plain_table("What makes each row again, with the same --configfile", ["system", "command"], commands),
+            plain_table("Datasets", ["file", "sha256"], digests),
+            f"<h2>Bases</h2>\n{yaml_block(about)}<h2>Config</h2>\n{yaml_block(study)}",
+        ]
+    )
+
+
+def yaml_block(values: Mapping[str, Any]) -> str:
+    return f"<pre>{html.escape(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100))}</pre>\n"

@@ -1,0 +1,17 @@
+from loratory.job import log_job
+
+with log_job(snakemake):
+    from loratory.reporting.site import write_site
+
+    write_site(
+        snakemake.output[0],
+        title=snakemake.params.title,
+        banner=snakemake.params.banner,
+        metrics=snakemake.input.metrics,
+        tables=snakemake.input.tables,
+        figures=snakemake.input.figures,
+        datasets=snakemake.params.datasets,
+        bases=snakemake.params.bases,
+        study=snakemake.params.study,
+        targets=snakemake.params.targets,
+    )
