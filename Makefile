@@ -1,18 +1,18 @@
-# `make` sets up and runs the demo; `make test` sets up and tests, `make coverage` says which lines the tests run too (in
-# twice the time), `make lint` looks for faults of form. Setting up happens once for each requirements.lock.
+# `make` sets up and runs the demo; `make test` sets up, tests and says how much of the library the tests run; `make lint`
+# looks for faults of form. Setting up happens once for each requirements.lock.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/requirements.lock
+# Processes of `make test`, of 1 to 2 GB each.
+WORKERS ?= 2
 
-.PHONY: demo test coverage lint
+.PHONY: demo test lint
 demo: $(READY)
 	@$(BIN)/snakemake --cores all
 
 test: $(READY)
-	@$(BIN)/python -m pytest
-
-coverage: $(READY)
-	@$(BIN)/python -m pytest --cov
+	@$(BIN)/python -m slipcover -m pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/python tests/print_coverage.py .pytest_cache/coverage.json
 
 lint: $(READY)
 	@$(BIN)/ruff check .

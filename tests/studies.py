@@ -1,10 +1,18 @@
 """Configs to test with (the shipped ones, changed), and runs of the workflow on them."""
 
+import contextlib
+import os
+import pickle
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -61,3 +69,22 @@ def snakemake(folder: Path, config: dict, *arguments: str, **options) -> subproc
     """Runs the workflow in `folder`; `stdout` of the result is all that was said."""
     asked = command(folder, config, *arguments)
     return subprocess.run(asked, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def run_jobs(jobs: Iterable, folder: Path) -> None:
+    """Runs the scripts of planned jobs in this process, where torch is imported once.
+
+    Where a job fails, the test does, with the job's log. A script is given what Snakemake gives it, its parameters
+    pickled on the way as there.
+    """
+    with contextlib.chdir(folder), mock.patch.dict(os.environ):
+        for job in (job for job in jobs if job.rule.script):
+            for path in (*job.log, *job.output):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            given = {name: getattr(job, name) for name in ("input", "output", "wildcards", "log")}
+            given |= {"params": pickle.loads(pickle.dumps(job.params)), "resources": {"attempt": 1}}
+            try:
+                script = ROOT / "scripts" / f"{job.rule.name}.py"
+                runpy.run_path(str(script), {"snakemake": SimpleNamespace(**given)})
+            except SystemExit:
+                pytest.fail(Path(job.log[0]).read_text())

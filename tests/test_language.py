@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -13,6 +14,7 @@ PARTICIPLES = {
 FIELD = {"encoded"}  # words that end like participles and are names of the field
 
 
+@cache
 def library_functions() -> list[tuple[str, ast.FunctionDef]]:
     """(file, function) of every function and method, nested ones too."""
     trees = [(path.name, ast.parse(path.read_text())) for path in (ROOT / "scripts/loratory").rglob("*.py")]

@@ -1,4 +1,4 @@
-"""Methods against one another for real, on the smallest study: one budget, two tables and two figures."""
+"""Methods against one another on the smallest study, run in this process: one budget, two tables and two figures."""
 
 import csv
 import json
@@ -6,20 +6,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from studies import changed, shipped, succeeded
+from studies import changed, run_jobs, shipped
+from test_dag import Plan
 
 from loratory.reporting.tables import CONTROL
 
-pytestmark = pytest.mark.whole
-
 METHODS = {
     "lora": {"method": "lora", "rank": 2},
-    "lora_plus": {"method": "lora", "rank": 2, "lr_ratio": 16},
     "dylora": {"method": "dylora", "rank": 2},
     "full_ft": {"method": "full_ft"},
 }
 CUTS = ["dylora (rank 1)", "lora (SVD to rank 1)"]
-LINES = ["lora", "lora_plus", "dylora", *CUTS, "full_ft"]
+LINES = ["lora", "dylora", *CUTS, "full_ft"]
 TRAINING = {"steps": 6, "learning_rates": [0.001, 0.01], "batch_tokens": 512}
 DOMAINS = ("lncrna", "recsys")
 SEEDS = [0, 1]
@@ -44,7 +42,7 @@ STUDY = {
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    succeeded(folder, STUDY, "--cores", "2", "compare_methods")
+    run_jobs(Plan(STUDY, folder, targets=["compare_methods"]).jobs, folder)
     return folder / "results"
 
 

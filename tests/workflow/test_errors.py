@@ -1,10 +1,11 @@
-"""Bad raw files, given to the workflow as users give them: one line that says what is wrong, and nothing half made."""
+"""Bad raw files, given to the jobs of the workflow: one line that says what is wrong, and nothing half made."""
 
 import gzip
 from pathlib import Path
 
 import pytest
-from studies import ABSENT, changed, shipped, snakemake
+from studies import ABSENT, changed, run_jobs, shipped, snakemake
+from test_dag import Plan
 
 
 def proteins(folder: Path, data: bytes) -> dict:
@@ -47,16 +48,31 @@ BAD = {  # the line told: (domain, what makes the files)
 }
 
 
+def spoilt_study(told: str, folder: Path) -> tuple[str, dict]:
+    """A domain, and the config in which it reads a bad file."""
+    domain, make = BAD[told]
+    return domain, changed(shipped("test"), {"pathvars": ABSENT, f"domains.{domain}.source": make(folder)})
+
+
 @pytest.mark.parametrize("told", BAD, ids=lambda told: BAD[told][1].__name__)
 def test_a_bad_file_is_told_in_one_line_and_leaves_nothing_behind(told, tmp_path):
-    domain, make = BAD[told]
-    config = changed(shipped("test"), {"pathvars": ABSENT, f"domains.{domain}.source": make(tmp_path)})
+    domain, config = spoilt_study(told, tmp_path)
+    jobs = Plan(config, tmp_path, targets=[f"results/data/{domain}/card.json"]).jobs
+    with pytest.raises(pytest.fail.Exception) as caught:
+        run_jobs(jobs, tmp_path)
+    log = (tmp_path / f"results/logs/build_dataset/data/{domain}.log").read_text()
+    assert log.startswith(f"error: {told}") and log == caught.value.msg
+    assert log.count("\n") == 1
+    assert not [*(tmp_path / f"results/data/{domain}").iterdir()]
+    assert not [*tmp_path.rglob("*.part")]
+
+
+def test_snakemake_shows_that_line_and_ends_a_second_attempt_at_once(tmp_path):
+    told = next(told for told in BAD if told.startswith("raw.fasta:2"))
+    domain, config = spoilt_study(told, tmp_path)
     done = snakemake(tmp_path, config, "--cores", "1", f"results/data/{domain}/card.json")
     assert done.returncode == 1
-    log = (tmp_path / f"results/logs/build_dataset/data/{domain}.log").read_text()
-    assert log.startswith(f"error: {told}")
-    assert log.count("\n") == 1
-    assert log in done.stdout
+    assert f"error: {told}" in done.stdout
     assert "Traceback" not in done.stdout
     assert "attempt=2" in done.stdout, "it ends at once, see tests/test_job.py"
     assert not (tmp_path / f"results/data/{domain}").exists()

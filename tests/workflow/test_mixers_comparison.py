@@ -1,12 +1,12 @@
-"""Mixers against their controls: what a config may ask for, and the smallest study of them run for real."""
+"""Mixers against their controls: what a config may ask for, and the smallest study of them, run in this process."""
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import pytest
-from studies import ABSENT, changed, shipped, snakemake, succeeded
+from studies import ABSENT, changed, run_jobs, shipped
+from test_dag import Plan
 
 from loratory.config import MIXTURE_FIELDS, read_config
 from loratory.errors import InputError
@@ -59,8 +59,7 @@ def test_no_option_of_a_mixer_is_hidden_by_one_that_every_mixture_has(kind):
 
 def test_the_shipped_comparison_asks_all_mixtures_of_a_domain_in_one_job(tmp_path):
     config = shipped("mixers")
-    said = snakemake(tmp_path, config, "-n", "compare_mixers").stdout
-    jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
+    jobs = Plan(config, tmp_path, targets=["compare_mixers"]).counts
     assert jobs["train_mixture"] == len(config["mixtures"])
     assert jobs["predict"] == jobs["train_sweep"] == len(config["domains"])
     assert jobs["contrast_mixers"] == jobs["tabulate_mixers"] == jobs["route_tokens"] == 1
@@ -97,14 +96,14 @@ def test_what_is_heard_must_stand_first():
 
 
 def test_without_a_comparison_nothing_is_asked_of_mixers(tmp_path):
-    done = snakemake(tmp_path, changed(STUDY, {"compare_mixers": ABSENT}), "-n", "compare_mixers")
-    assert done.returncode == 0 and "train_mixture" not in done.stdout
+    plan = Plan(changed(STUDY, {"compare_mixers": ABSENT}), tmp_path, targets=["compare_mixers"])
+    assert not plan.counts["train_mixture"]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mixers")
-    succeeded(folder, STUDY, "--cores", "2", "compare_mixers")
+    run_jobs(Plan(STUDY, folder, targets=["compare_mixers"]).jobs, folder)
     return folder / "results"
 
 
@@ -115,7 +114,6 @@ def rows(results) -> dict:
     return {(row["domain"], row["system"]): row for row in found}
 
 
-@pytest.mark.whole
 def test_every_mixer_and_its_controls_are_compared_on_every_domain(results, rows):
     systems = {"base", *MIXERS, "xlora:shuffled"}
     report = json.loads((results / "contrasts/mini_lm.mixers.json").read_text())
@@ -129,13 +127,11 @@ def test_every_mixer_and_its_controls_are_compared_on_every_domain(results, rows
     assert shown == ["system", "base", CONTROL, "uniform", "xlora", "xlora:shuffled", "one"]
 
 
-@pytest.mark.whole
 def test_each_is_paired_with_uniform_and_uniform_with_nothing(rows):
     for (_, system), row in rows.items():
         assert (row["difference"] == "") == (system == "uniform")
 
 
-@pytest.mark.whole
 def test_recovery_is_that_of_the_gains(results, rows):
     report = json.loads((results / "contrasts/mini_lm.mixers.json").read_text())
     gains = {(row["domain"], row["system"]): row for row in report["rows"] if row["primary"]}
@@ -148,7 +144,6 @@ def test_recovery_is_that_of_the_gains(results, rows):
             assert rows[domain, "xlora"]["recovery"] == ""
 
 
-@pytest.mark.whole
 def test_the_table_says_what_each_cost(rows):
     runs = {name: row for (domain, name), row in rows.items() if domain == "lncrna"}
     assert float(runs["uniform"]["trainable"]) == 0 < float(runs["xlora"]["trainable"])
@@ -160,7 +155,6 @@ def test_the_table_says_what_each_cost(rows):
     assert float(runs["base"]["read_per_second"]) > float(runs["xlora"]["read_per_second"]) > 0
 
 
-@pytest.mark.whole
 def test_uniform_weights_as_a_mixture_and_as_a_control_say_the_same(results):
     for domain in DOMAINS:
         known = json.loads((results / f"predictions/data/{domain}/mini_lm/seed0.costs.json").read_text())
@@ -168,7 +162,6 @@ def test_uniform_weights_as_a_mixture_and_as_a_control_say_the_same(results):
         assert known["one:uniform"] == known["xlora:uniform"]
 
 
-@pytest.mark.whole
 def test_a_mixture_that_looks_at_its_input_is_drawn_by_layer_and_by_token(results):
     figures = {path.name for path in (results / "figures").glob("*.svg")}
     assert {"xlora.layers.svg", "xlora.tokens.svg"} <= figures and not {"uniform.layers.svg"} & figures

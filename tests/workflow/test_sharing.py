@@ -1,11 +1,9 @@
 """Studies with one `shared` folder make what is equal once; the jobs' scripts run in this process."""
 
 import json
-import runpy
-from types import SimpleNamespace
 
 import pytest
-from studies import ROOT, changed, shipped
+from studies import ROOT, changed, run_jobs, shipped
 from test_dag import Plan
 
 from loratory import registry
@@ -15,31 +13,15 @@ LESS = {"domains": {"protein": shipped("test")["domains"]["protein"]}, "mixtures
 
 
 @pytest.fixture
-def run_study(tmp_path, monkeypatch):
+def run_study(tmp_path):
     """Runs the jobs that make the dataset of a study; its results folder and changes are given."""
-    monkeypatch.chdir(tmp_path)
     base = {"family": "causal", "path": str(ROOT / "resources" / "bases" / "mini_lm")}
     study = changed(shipped("test"), LESS | {"bases": {"mini_lm": base}, "shared": "results/shared"})
 
     def run(name: str, changes: dict | None = None) -> dict[str, bytes]:
         config = changed(study, {"pathvars": {"results": f"results/{name}"}} | (changes or {}))
         jobs = {job.rule.name: job for job in Plan(config, tmp_path).jobs}
-        for rule in ("fetch_source", "build_dataset"):
-            job = jobs[rule]
-            for path in (*job.log, *job.output):
-                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            given = SimpleNamespace(
-                input=job.input,
-                output=job.output,
-                params=job.params,
-                wildcards=job.wildcards,
-                log=job.log,
-                resources=job.resources,
-            )
-            try:
-                runpy.run_path(str(ROOT / "scripts" / f"{rule}.py"), {"snakemake": given})
-            except SystemExit:
-                pytest.fail((tmp_path / job.log[0]).read_text())
+        run_jobs([jobs["fetch_source"], jobs["build_dataset"]], tmp_path)
         made = tmp_path / "results" / name
         return {
             str(path.relative_to(made)): path.read_bytes()

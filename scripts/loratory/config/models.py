@@ -92,6 +92,12 @@ def config_model(names: tuple[str, ...] = ()) -> type[Study]:
     return create_model("config", __base__=Study, __doc__=Study.__doc__, **fields)
 
 
+@cache
+def config_schema(names: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The JSON schema of `config_model(names)`."""
+    return config_model(names).model_json_schema()
+
+
 def entry_names(raw: dict[str, Any]) -> tuple[str, ...]:
     """Names under `domains` and `general` that say more than their domain, such as `lncrna-cow`, in their order."""
     groups = [group for group in (raw.get("domains"), raw.get("general")) if isinstance(group, dict)]

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from loratory.config.checks import check_names
-from loratory.config.models import config_model, entry_names
+from loratory.config.models import config_model, config_schema, entry_names
 from loratory.config.sections import Group, Study, entries_by_name
 from loratory.config.values import check_values
 from loratory.domains.contract import FilesOptions
@@ -90,7 +90,7 @@ def validate_types(raw: dict[str, Any], where: str) -> Study:
     except ValidationError as error:
         exponents = [problem["loc"] for problem in error.errors() if is_exponent(problem)]
         if not exponents:
-            schema = config_model(entry_names(raw)).model_json_schema()
+            schema = config_schema(entry_names(raw))
             raise first_problem(error, raw, where, schema) from None
     raw = deepcopy(raw)
     for loc in exponents:
