@@ -12,8 +12,9 @@ from models import entry, opinionated, trained_adapter, whisper_base
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from loratory.adapters.methods.lora import Method
+from loratory.bases.beams import Written
 from loratory.bases.core import load_base
-from loratory.bases.families.whisper import fails_threshold, quiet_cuts
+from loratory.bases.families.whisper import fails_threshold, is_silent, quiet_cuts
 from loratory.bases.openai_whisper import export_openai, import_openai
 from loratory.bases.options import Decoding, WhisperOptions
 from loratory.bases.pickles import prepare_pickle
@@ -83,6 +84,8 @@ def test_beams_write_openais_tokens_with_their_log_probabilities(pair, beams):
     assert any(len(one.ids) < LIMIT for one in found) or beams == 1
     ours = [one.mean_log_prob for one in found]
     assert ours == pytest.approx([result.avg_logprob for result in expected], abs=1e-4)
+    silence = [result.no_speech_prob for result in expected]
+    assert [one.no_speech for one in found] == pytest.approx(silence, rel=1e-3) and len({*silence}) == len(silence)
 
 
 def test_beams_find_likelier_texts_than_greedy_ones_and_do_not_depend_on_the_batch(pair):
@@ -127,6 +130,35 @@ def test_a_repeating_or_unlikely_text_fails_a_threshold_and_no_other():
     assert not fails_threshold("thank you " * 20, -9, loose) and not fails_threshold("", sure, Decoding())
     for written in (text, "thank you " * 20, "çà et là " * 3):
         assert compression_ratio(written) == whisper.utils.compression_ratio(written)
+
+
+def test_silence_is_what_openai_would_skip_a_likely_pause_whose_text_is_a_guess():
+    asked = Decoding(no_speech=0.6)
+    found = [is_silent(Written([5], 2 * mean, share), asked) for share in (0.59, 0.61) for mean in (-1.1, -0.9)]
+    assert found == [False, False, True, False]
+    assert is_silent(Written([5], -0.2, 0.61), Decoding(no_speech=0.6, log_prob=None))
+    assert not is_silent(Written([5], -9, 0.99), Decoding())
+
+
+def test_silence_is_said_beside_the_text_and_is_not_sampled_again(pair):
+    base, _, items = pair
+    greedy = base.transcribe(base.model, items, LIMIT, Decoding())
+    first, last = min(one.no_speech for one in greedy), max(one.no_speech for one in greedy)
+    asked = Decoding(no_speech=(first + last) / 2, log_prob=0.0, temperatures=(1.0,))  # all are guesses
+    columns = base.text_columns(base.model, items, LIMIT, decoding=asked)
+    silent = [one.no_speech > asked.no_speech for one in greedy]
+    assert [each["no_speech"] for each in columns] == silent and {*silent} == {True, False}
+    texts = [base.transcript_text(one.ids) for one in greedy]
+    assert [each["text"] == text for each, text in zip(columns, texts)] == silent
+    plain = base.text_columns(base.model, items, LIMIT, decoding=Decoding())
+    assert plain == [{"text": text} for text in texts]
+
+
+def test_a_base_without_a_token_of_silence_is_not_asked_about_it(tmp_path):
+    base = whisper_base(tmp_path / "base")
+    items = [base.encode(Example("r", "g", "", "yes", audio=tone(tmp_path / "one.flac", 0.4, 0)))]
+    with pytest.raises(InputError, match=r"the tokenizer lacks a token for silence; expected <\|nospeech\|> or"):
+        base.text(base.model, items, 3, decoding=Decoding(no_speech=0.6))
 
 
 def test_what_fails_is_sampled_at_rising_temperatures_and_the_same_each_time(pair):

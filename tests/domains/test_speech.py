@@ -787,6 +787,22 @@ def test_an_answer_is_flagged_by_its_text_and_length_alone(text, seconds, flags)
     assert {name for name, is_set in answer_flags(text, seconds).items() if is_set} == flags
 
 
+@pytest.mark.parametrize(
+    ("answer", "seconds", "flags"),
+    [
+        ("今天天气很好我们去公园玩吧", 3.0, ()),  # 13 letters: one word, were blanks asked
+        ("今天天气很好我们去公园玩吧", 0.8, ("speed",)),
+        ("谢谢谢谢", 2.0, ("repetition",)),
+        ("สวัสดีครับผมชื่อสมชาย", 2.0, ()),  # Thai: marks belong to the letter that they stand on
+        ("ขอบคุณที่รับชม" * 4, 5.0, ("hallucination", "repetition")),
+    ],
+)
+def test_filters_count_letters_where_letters_are_the_words(answer, seconds, flags):
+    columns = counted([(answer, answer)], normaliser="letters", seconds=[seconds])
+    assert tuple(name for name in metrics.FLAGS if columns[f"flagged_{name}"][0] == 1) == flags
+    assert not counted([(answer, answer)], normaliser="basic", seconds=[seconds])["flagged_speed"][0]
+
+
 def test_filters_are_reported_with_both_rates_and_change_no_other():
     pairs = [("red cat", "red red red red red"), ("blue dog", "blue dog")]
     columns = counted(pairs)
@@ -795,6 +811,18 @@ def test_filters_are_reported_with_both_rates_and_change_no_other():
     assert VALUE["flagged_speed"](columns) == VALUE["flagged_hallucination"](columns) == 0
     honest = counted([("no no no no", "no no no no")])  # emptied although it is right: a filter costs too
     assert (VALUE["wer"](honest), VALUE["wer_filtered"](honest)) == (0.0, 1.0)
+
+
+def test_answers_to_silence_are_empty_in_the_filtered_rate_alone_and_counted_where_they_are_asked_for():
+    pairs = [("red cat", "blue dog and more"), ("blue dog", "blue dog")]
+    rows = [
+        {"id": str(i), "reference": said, "text": text, "no_speech": i == 0} for i, (said, text) in enumerate(pairs)
+    ]
+    own = {"age": -1, "gender": "", "seconds": 5.0, "speaker": "s", "read_in_train": False}
+    columns = metrics.columns(rows, [own | {"id": row["id"]} for row in rows], Task())
+    assert VALUE["wer"](columns) == 4 / 4 and VALUE["wer_filtered"](columns) == 2 / 4
+    assert VALUE["flagged"](columns) == VALUE["flagged_no_speech"](columns) == 1
+    assert np.isnan(VALUE["flagged_no_speech"](counted(pairs))) and VALUE["wer_filtered"](counted(pairs)) == 4 / 4
 
 
 def test_letters_as_words_give_the_character_error_rate_of_chinese():

@@ -17,12 +17,15 @@ from safetensors.torch import load_file
 from loratory import registry
 from loratory.adapters import deltas
 from loratory.adapters.methods.lora import Method
+from loratory.bases.options import Decoding
 from loratory.config import Evaluation
 from loratory.domains.contract import Example, TaskOptions
 from loratory.domains.examples import domain_prompts
 from loratory.domains.protein.sources import Task as Protein
+from loratory.errors import InputError
 from loratory.evaluation import predict
 from loratory.evaluation.controls import MeanUserMixer, ShuffledMixer, can_shuffle, exchange_users
+from loratory.evaluation.score import count_too_long
 from loratory.mixers.contract import GateInput, GateShape
 from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
@@ -273,6 +276,42 @@ def test_letters_that_are_written_are_counted_one_by_one_and_samples_are_a_users
     ask = [replace(question, chat=False) for question in ask]  # this base has no template
     rows, cost = predict.predict_examples(study.base, study.base.model, ask, ("sample",), task, Evaluation(), 0)
     assert cost.written == sum(len(row["text"]) for row in rows) > 0
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A Whisper base whose decoder has 64 positions, and questions: one reference of many more tokens, one of 8."""
+    root = tmp_path_factory.mktemp("clips")
+    soundfile.write(root / "a.wav", np.sin(np.arange(8000) * 0.05) * 0.3, 16000)
+    texts = {f"r{i}": "yes" for i in range(20)} | {"r3": "yes no " * 80, "r7": "yes no " * 4}
+    ask = [Example(id, f"g{id}", "", text, audio=str(root / "a.wav")) for id, text in texts.items()]
+    return whisper_base(root / "base"), ask
+
+
+def test_a_reference_longer_than_can_be_written_is_named_counted_and_answered_like_any_other(
+    clips, tmp_path, monkeypatch, capsys
+):
+    base, ask = clips
+    monkeypatch.setattr(predict, "examples_by_split", lambda *_: {"test": ask})
+    trained = {0: predict.TrainedModels({}, {})}
+    predict.predict_domain("speech", None, TASK, base.folder, trained, (), Evaluation(), "cpu", tmp_path)
+    rows = pq.read_table(tmp_path / "seed0.parquet").to_pylist()
+    assert {row["id"] for row in rows if row["too_long"]} == {"r3", "r7"}
+    assert {row["text"] for row in rows} == {rows[0]["text"]} and len(rows) == len(ask)  # of equal clips
+    assert next(row for row in rows if row["id"] == "r3")["reference"] == ask[3].target
+    lines = [line for line in capsys.readouterr().out.splitlines() if "scored without" in line]
+    assert "base:r3: the example does not fit" in lines[0] and "base:r7: the reference is longer" in lines[1]
+    assert count_too_long({"base": {0: rows}}) == 2
+
+
+def test_references_that_are_mostly_longer_than_can_be_written_are_refused(clips):
+    base, ask = clips
+    with pytest.raises(InputError, match=r"r3: the example does not fit"):
+        predict.list_too_long(base, "speech", "test", ask[:19], TASK, Decoding())
+    scored = predict.list_too_long(base, "speech", "test", ask, TaskOptions(max_new_tokens=40), Decoding())
+    assert scored == {"r3"}
+    with pytest.raises(InputError, match=r"r3: the example does not fit"):
+        predict.predict_examples(base, base.model, ask, ("nll",), TASK, Evaluation(), 0)
 
 
 def test_steps_in_place_are_for_causal_models_on_a_gpu_whose_attention_is_full():

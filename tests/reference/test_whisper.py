@@ -124,6 +124,19 @@ def test_tiny_en_writes_openais_beams_and_falls_back_where_openai_does(pair, rec
         assert fails_threshold(base.transcript_text(one.ids), one.mean_log_prob, Decoding()) == failed
 
 
+@pytest.mark.parametrize("name", ["whisper_tiny_en", "whisper_base"])
+def test_silence_is_as_likely_as_openai_says_of_speech_and_of_noise(pair, records, tmp_path, name):
+    base, model = pair(name)
+    soundfile.write(tmp_path / "noise.flac", np.random.default_rng(0).normal(0, 0.003, 3 * RATE), RATE)
+    noise = {"id": "noise", "audio": str(tmp_path / "noise.flac"), "audio_sha256": "", "seconds": 3.0}
+    some = [records[0] | noise | {"start": 0.0, "end": -1.0}, records[0]]
+    items = [base.encode(example) for example in examples(some, Task(), "whisper")]
+    expected = reference(model, [features(record) for record in some], **PLAIN)
+    found = base.transcribe(base.model, items, LIMIT, Decoding())
+    assert [one.no_speech for one in found] == pytest.approx([r.no_speech_prob for r in expected], rel=1e-2)
+    assert found[0].no_speech > 0.6 > found[1].no_speech
+
+
 def test_a_recording_of_a_minute_is_written_window_after_window_as_openai_writes_it(pair, records, tmp_path):
     base, model = pair("whisper_tiny_en")
     samples = np.concatenate([read_audio(record["audio"]) for record in records])[: 36 * RATE]

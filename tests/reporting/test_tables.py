@@ -421,6 +421,16 @@ def test_the_foot_names_the_version_of_metrics_that_changed_their_meaning_and_no
             assert ("Version" in text) == (line in text) == (version == 2)
 
 
+def test_the_foot_counts_references_that_are_longer_than_may_be_written(tmp_path):
+    line = "3 references of test are longer than may be written: what is beyond is missing from every answer."
+    for count in (0, 3):
+        write_domain_table(
+            [write_report(tmp_path / "r.json", "speech", rows_of("speech"), too_long=count)], tmp_path / "t"
+        )
+        text = (tmp_path / "t.md").read_text()
+        assert ("longer than may be written" in text) == (line in text) == (count > 0)
+
+
 def test_without_a_best_expert_none_is_named(tmp_path, reports):
     write_summary(reports, tmp_path / "s", mixture="mix", experts=EXPERTS, **routed(tmp_path, best=None))
     text = (tmp_path / "s.md").read_text()

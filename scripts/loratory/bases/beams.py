@@ -19,10 +19,12 @@ class Written:
 
     Attributes:
         ids: without end. log_prob: summed over the ids and the end, in nats.
+        no_speech: probability that nobody speaks, as openai-whisper's `no_speech_prob`; None where it is not asked.
     """
 
     ids: list[int]
     log_prob: float
+    no_speech: float | None = None
 
     @property
     def mean_log_prob(self) -> float:

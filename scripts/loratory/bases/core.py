@@ -279,6 +279,19 @@ class Base(ABC):
         """Output "choice": log probability of each choice `[items, choices]`, renormalised over the choices."""
         raise self.unsupported_error("choice")
 
+    def text_columns(
+        self,
+        model: Module,
+        items: Sequence[Encoded],
+        limit: int,
+        sampling: Sampling | None = None,
+        in_place: InPlace | None = None,
+        decoding: Decoding | None = None,
+    ) -> list[dict[str, Any]]:
+        """`text` of each item, and what else a family says of what it writes, as columns of a prediction."""
+        texts = self.text(model, items, limit, sampling, in_place, decoding)
+        return [{"text": text} for text in texts]
+
     def text(
         self,
         model: Module,

@@ -54,6 +54,12 @@ class Decoding(Options):
     log_prob: float | None = Field(
         -1.0, le=0, description="a transcript with a lower mean log-probability is a guess: fall back; none: likewise"
     )
+    no_speech: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="flags a transcript where silence is likelier than this (0.6) and `log_prob` fails; none: nothing",
+    )
     long_form: Literal["refuse", "chunks"] = Field(
         "refuse", description="of a recording longer than the window: `chunks` writes window after window"
     )

@@ -273,6 +273,9 @@ class Example:
 #                end-of-sequence, unless an alphabet's last letter closes it
 #   p            probability of `choices[1]` among the choices, windows averaged in log odds (output "choice")
 #   text         what the model wrote, without end-of-sequence (outputs "text" and "sample")
+# and, where they are asked,
+#   no_speech    whether the model takes the clip for silence (output "text" of a Whisper base)
+#   too_long     whether the reference has more tokens than may be written (output "text")
 # and, where a domain ranks,
 #   above, tied  how many other candidates score higher than the reference, and how many as high (output "rank")
 ROW = ("id", "group", "reference", "nll", "tokens", "p", "text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +30,7 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import open_experts, open_mixture, read_manifest
 from loratory.mixers.streams import TOKENS, module_streams
+from loratory.training.encoding import LEFT_OUT
 
 if TYPE_CHECKING:
     from loratory.bases.core import Base
@@ -115,6 +116,7 @@ def predict_domain(
     """
     base = load_base(base_folder, device)
     sets = examples_by_split(domain, data, task, base, asked, evaluation)
+    too_long = {split: list_too_long(base, domain, split, sets[split], task, evaluation.decoding) for split in sets}
     candidates = candidate_lists(domain, data, base, asked, evaluation)
     found: dict[tuple, tuple[list[dict[str, Any]], Cost]] = {}
     cache_audio(base, [question for questions in sets.values() for question in questions], evaluation)
@@ -130,7 +132,8 @@ def predict_domain(
                     found[key] = run_system(base, domain, system, split, sets[split], task, evaluation, seed)
                 answers, spent = found[key]
                 cost += spent
-                rows += [row | {"system": name} for name in system.names for row in answers]
+                marked = [row | {"too_long": row["id"] in too_long[split]} for row in answers]
+                rows += [row | {"system": name} for name in system.names for row in marked]
             if candidates and system.kind != "cut" and not system.others_past:
                 ranked, spent = rank_candidates(base, domain, system, candidates, task, evaluation, seed)
                 cost += spent
@@ -323,9 +326,7 @@ def predict_examples(
     seed: int,
 ) -> tuple[list[dict], Cost]:
     """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
-    items = [base.encode_question(question, evaluation.decoding) for question in questions]
-    if "text" in wanted:
-        check_room(base, questions, items, task.max_new_tokens)
+    items = encode_questions(base, questions, evaluation.decoding, written={*wanted} == {"text"})
     rows: list[dict[str, Any]] = [
         dict.fromkeys(ROW) | {"id": q.id, "group": q.group, "reference": q.asked or q.target} for q in questions
     ]
@@ -349,15 +350,63 @@ def predict_examples(
     return merge_windows(rows, cast(list[float], odds)) if "choice" in wanted else rows, cost
 
 
-def check_room(base: Base, questions: Sequence[Example], items: Sequence[Encoded], limit: int) -> None:
-    """Raises:
-    InputError: a reference has more tokens than may be written: no model could answer it.
+def encode_questions(
+    base: Base, questions: Sequence[Example], decoding: Decoding, written: bool = False
+) -> list[Encoded]:
+    """The questions as the base reads them.
+
+    Args:
+        written: answers are written and no target is scored, so that a target without room is left out.
+
+    Raises:
+        InputError: as `Base.encode_question`.
     """
-    for question, item in zip(questions, items):
-        tokens = sum(label not in (IGNORED, base.tokenizer.eos_token_id) for label in item.labels)
-        if tokens > limit:
-            what, fix = "the reference is longer than what may be written", "raise `task.max_new_tokens` of the domain"
-            raise InputError(f"{base.folder}:{question.id}", what, f"{tokens} tokens", f"at most {limit}", fix)
+    found = []
+    for question in questions:
+        try:
+            found.append(base.encode_question(question, decoding))
+        except InputError as error:
+            if error.reason != "too_long" or not written:
+                raise
+            found.append(base.encode_question(replace(question, target=""), decoding))
+    return found
+
+
+def list_too_long(
+    base: Base, domain: str, split: str, questions: Sequence[Example], task: TaskOptions, decoding: Decoding
+) -> set[str]:
+    """The ids of records whose reference has more tokens than may be written: no model could answer them in full.
+
+    Each is named in the log. They are scored like all others: what cannot be written is missing from the answer.
+
+    Raises:
+        InputError: there are too many, by the share that may be left out of a training.
+    """
+    if split == "sample" or "text" not in task.choose_outputs(registry.family_outputs(domain, base.family)):
+        return set()
+    found = {}
+    for question in questions:
+        try:
+            check_room(base, question, base.encode_question(question, decoding), task.max_new_tokens)
+        except InputError as error:
+            if error.reason != "too_long":
+                raise
+            found[question.id] = error
+    if len(found) > LEFT_OUT * len(questions):
+        raise next(iter(found.values()))
+    for each in found.values():
+        print(f"{domain} {split}, scored without what cannot be written: {each}", flush=True)
+    return {*found}
+
+
+def check_room(base: Base, question: Example, item: Encoded, limit: int) -> None:
+    """Raises:
+    InputError: the reference has more tokens than may be written.
+    """
+    tokens = sum(label not in (IGNORED, base.tokenizer.eos_token_id) for label in item.labels)
+    if tokens > limit:
+        what, fix = "the reference is longer than what may be written", "raise `task.max_new_tokens` of the domain"
+        raise InputError(f"{base.folder}:{question.id}", what, f"{tokens} tokens", f"at most {limit}", fix, "too_long")
 
 
 def steps_in_place(base: Base, model: torch.nn.Module) -> StepsByShape | None:
@@ -387,8 +436,7 @@ def run_output(
     if output == "choice":
         logs = base.choice(model, items, choices).double()
         return [{"odds": odds} for odds in (logs[:, 1] - logs[:, 0]).tolist()]
-    texts = base.text(model, items, limit, sampling if output == "sample" else None, in_place, decoding)
-    return [{"text": text} for text in texts]
+    return base.text_columns(model, items, limit, sampling if output == "sample" else None, in_place, decoding)
 
 
 def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
@@ -407,8 +455,9 @@ def cache_audio(base: Base, questions: Sequence[Example], evaluation: Any) -> No
     """Encodes all clips, which the base keeps: else the first system's costs would hold what all systems share."""
     for question in questions:
         if question.audio:
-            for item in base.windows(base.encode_question(question, evaluation.decoding)):
-                base.collate([item])
+            for item in encode_questions(base, [question], evaluation.decoding, written=True):
+                for window in base.windows(item):
+                    base.collate([window])
 
 
 def prompt_length(item: Encoded) -> int:
@@ -437,7 +486,7 @@ def routing_summary(base: Base, mixture: Mixture, questions: Sequence[Example], 
         to a sum of 1; 0 of a single expert); `top1` (share of tokens whose heaviest expert, by the mean over modules,
         is the domain's own; None where experts are not those of domains). Of Whisper, what its decoder reads.
     """
-    encoded = [base.encode_question(question, evaluation.decoding) for question in questions]
+    encoded = encode_questions(base, questions, evaluation.decoding, written=True)
     items = [window for item in encoded for window in base.windows(item)]
     n = len(mixture.names)
     own = mixture.domain if mixture.names == mixture.domains else None

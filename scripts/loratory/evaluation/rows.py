@@ -16,6 +16,8 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("above", pa.int64()),
         ("tied", pa.int64()),
+        ("no_speech", pa.bool_()),
+        ("too_long", pa.bool_()),
     ]
 )
 

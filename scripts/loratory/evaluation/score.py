@@ -124,6 +124,7 @@ def score_domain(
         "metrics_version": metrics.VERSION,
         "control": control,
         "unseen": unseen_counts(read_split(data, "test"), learnt) if learnt else {},
+        "too_long": count_too_long(splits.get("test", {})),
         "rows": rows,
         "seeds": list(files),
         "resamples": resamples,
@@ -159,6 +160,12 @@ def unseen_counts(test: list[dict], learnt: Mapping[str, set]) -> dict[str, dict
         new = [record[name] for record in test if record[name] not in values]
         found[name] = {"values": len({*new}), "of": len({record[name] for record in test}), "records": len(new)}
     return found
+
+
+def count_too_long(systems: Mapping[str, Runs]) -> int:
+    """How many records have a reference that is longer than may be written."""
+    rows = (row for runs in systems.values() for own in runs.values() for row in own)
+    return len({row["id"] for row in rows if row.get("too_long")})
 
 
 def add_baselines(files: Mapping[int, Path | str], baselines: Path | str | None) -> dict[int | None, Path | str]:

@@ -115,7 +115,7 @@ def domain_layout(
     ]
     notes = [*size_notes(shown), seeds_note(report), *metric_notes(metrics.values(), shown), *foot]
     notes += version_notes({domain: report.get("metrics_version", 1)})
-    notes += unseen_notes(report.get("unseen", {}))
+    notes += [*unseen_notes(report.get("unseen", {})), *too_long_notes(report.get("too_long", 0))]
     scored = {"data": report} | ({GENERAL: general} if general else {})
     learnt = [row for row in shown if row["primary"] and row["kind"] in ("adapter", "mixture")]
     notes += control_notes({domain: report["control"]}, {domain: learnt})
@@ -384,6 +384,11 @@ def unseen_notes(unseen: Mapping[str, Mapping]) -> list[str]:
     """What of test train has never seen, from `evaluation.score.unseen_counts`."""
     parts = [f"{name} {of['values']} of {of['of']} ({of['records']} records)" for name, of in unseen.items()]
     return [f"Of test, train has never seen: {'; '.join(parts)}."] if parts else []
+
+
+def too_long_notes(count: int) -> list[str]:
+    line = f"{count} references of test are longer than may be written: what is beyond is missing from every answer."
+    return [line] if count else []
 
 
 def metric_notes(metrics: Iterable[Mapping], rows: Iterable[Mapping]) -> list[str]:

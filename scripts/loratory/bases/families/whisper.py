@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from loratory.bases.options import BaseEntry
 
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # one token, as OpenAI and as Hugging Face call it
 TIMESTAMPS = "<|0.00|>"  # the first of them; they are the last ids
 ENGLISH_ONLY = 51864  # tokens of OpenAI's English-only checkpoints; the multilingual ones have more
 
@@ -64,6 +65,7 @@ class Family(Base):
         self.options = WhisperOptions(**manifest.get("whisper") or {})
         vocabulary = tokenizer.get_vocab()
         self.prompt_ids = [vocabulary[token] for token in prompt_tokens(folder, model, vocabulary, self.options)]
+        self.no_speech_id = next((vocabulary[token] for token in NO_SPEECH if token in vocabulary), None)
         self.timestamps = vocabulary.get(TIMESTAMPS, model.config.vocab_size)
         self.suppressed = suppressed_logits(folder, model, self.options.suppress)
         if self.options.window == "clip":
@@ -181,12 +183,29 @@ class Family(Base):
         in_place: InPlace | None = None,
         decoding: Decoding | None = None,
     ) -> list[str]:
-        parts = [self.windows(item) for item in items]
-        written = self.transcribe(
-            model, [part for each in parts for part in each], limit, decoding or Decoding(), sampling
-        )
-        texts = iter([self.transcript_text(one.ids) for one in written])
-        return [" ".join(filter(None, islice(texts, len(each)))) for each in parts]
+        columns = self.text_columns(model, items, limit, sampling, in_place, decoding)
+        return [each["text"] for each in columns]
+
+    def text_columns(
+        self,
+        model: Module,
+        items: Sequence[Encoded],
+        limit: int,
+        sampling: Sampling | None = None,
+        in_place: InPlace | None = None,
+        decoding: Decoding | None = None,
+    ) -> list[dict[str, Any]]:
+        """`text`; and `no_speech`, whether all windows of an item are silent, where `decoding` asks for it."""
+        parts, decoding = [self.windows(item) for item in items], decoding or Decoding()
+        written = iter(self.transcribe(model, [part for each in parts for part in each], limit, decoding, sampling))
+        columns: list[dict[str, Any]] = []
+        for each in parts:
+            own = [*islice(written, len(each))]
+            text = " ".join(filter(None, (self.transcript_text(one.ids) for one in own)))
+            columns.append({"text": text})
+            if decoding.no_speech is not None:
+                columns[-1]["no_speech"] = all(is_silent(one, decoding) for one in own)
+        return columns
 
     def transcript_text(self, ids: list[int]) -> str:
         """The text of written ids, without times."""
@@ -205,10 +224,14 @@ class Family(Base):
 
         What is drawn depends on the clip and the temperature, and on no other clip of the batch.
         """
+        if decoding.no_speech is not None and self.no_speech_id is None:
+            what, fix = "the tokenizer lacks a token for silence", "leave `evaluation.decoding.no_speech` out"
+            raise InputError(self.folder, what, expected=" or ".join(NO_SPEECH), fix=fix)
         found = self.write(model, items, limit, decoding.beams, sampling)
         for temperature in decoding.temperatures:
             for place, item in enumerate(items):
-                if fails_threshold(self.transcript_text(found[place].ids), found[place].mean_log_prob, decoding):
+                failed = fails_threshold(self.transcript_text(found[place].ids), found[place].mean_log_prob, decoding)
+                if failed and not is_silent(found[place], decoding):
                     drawn = Sampling(clip_seed(item.audio, temperature), temperature)
                     found[place] = self.write(model, [item], limit, 1, drawn)[0]
         return found
@@ -232,6 +255,7 @@ class Family(Base):
         limit = min(limit, self.context - prompt.shape[1])
         positions = torch.arange(prompt.shape[1], device=self.device).expand(len(prompt), -1)
         begin = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "position_ids": positions}
+        silence: list[float | None] = [None] * len(items)
         first, later = (each.to(self.device) for each in self.suppressed) if self.suppressed else (None, None)
 
         def forward(inputs: dict[str, Any], cache: Any) -> Any:
@@ -241,12 +265,23 @@ class Family(Base):
                 past_key_values=cache,
                 use_cache=True,
             )
+            if inputs is begin and self.no_speech_id is not None:  # what follows the first token of the prompt
+                silence[:] = output.logits[::beams, 0].float().softmax(-1)[:, self.no_speech_id].tolist()
             if self.suppressed:
                 output.logits = output.logits[:, -1:] + (first if inputs is begin else later)  # `begin` comes once
             return output
 
         start = begin, new_cache(model), self.tokenizer.eos_token_id, limit
-        return decode_beams(forward, *start, beams) if beams > 1 else decode_scored(forward, *start, sampling)
+        written = decode_beams(forward, *start, beams) if beams > 1 else decode_scored(forward, *start, sampling)
+        return [replace(one, no_speech=share) for one, share in zip(written, silence)]
+
+
+def is_silent(one: Written, decoding: Decoding) -> bool:
+    """Whether openai-whisper's `transcribe` would skip the window: silence is likely, and the text is a guess."""
+    if decoding.no_speech is None or one.no_speech is None:
+        return False
+    is_guess = decoding.log_prob is None or one.mean_log_prob <= decoding.log_prob
+    return one.no_speech > decoding.no_speech and is_guess
 
 
 def fails_threshold(text: str, log_prob: float, decoding: Decoding) -> bool:

@@ -29,8 +29,9 @@ AGE_BINS = {  # metric: (youngest, oldest) in years; -1 stands for an unknown ag
 GENDERS = {"wer_female": "f", "wer_male": "m"}
 FLAGS = {
     "hallucination": "answers that repeat what compresses (ratio above 2.4), or hold a phrase of subtitles",
-    "repetition": "answers with the same words four times in a row",
-    "speed": "answers of more than eight words a second",
+    "repetition": "answers with the same words four times in a row, or letters where these are the words",
+    "speed": "answers of more than eight words a second, or sixteen letters",
+    "no_speech": "answers to what the model takes for silence (`evaluation.decoding.no_speech`)",
 }
 POOLED = "errors of all utterances over words of all references, both normalised"
 
@@ -80,7 +81,9 @@ def count_metric(name: str, note: str) -> Metric:
 
 
 TRAIN_KEYS = ()
-VERSION = 2  # 2: both sides go through `plain_transcript` first; blanks between letters that are words do not count
+# 2: both sides go through `plain_transcript` first; blanks between letters that are words do not count
+# 3: filters count letters where these are the words
+VERSION = 3
 METRICS = (
     error_rate_metric("wer", ("S", "D", "I"), primary=True, note=POOLED),
     sentence_rate_metric("wer_unseen", False, "wer of sentences that train does not hold"),
@@ -121,7 +124,8 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     Returns:
         (n,) integer arrays: S, D, I errors, their sum `word_errors`, and N reference words; `filtered_errors`, those
         if flagged answers were empty; `char_errors` and `chars`; `basic_errors` and `basic_words` of what was said
-        word by word; `age` (-1 if unknown); `flagged`, `flagged_{flag}`, 1 where a filter flags the answer;
+        word by word; `age` (-1 if unknown); `flagged`, `flagged_{flag}`, 1 where a filter flags the answer (of
+        silence NaN, where it was not asked for);
         `references_emptied`, 1 where the normalised reference is empty, and then all other counts but the `basic_` are
         0 whatever the system wrote. Also `gender` and `speaker` (text), `speaker_share` (1 over the speaker's
         utterances with words) and `read_in_train`, whether train holds the sentence.
@@ -135,7 +139,9 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     basic = [normalised_texts(verbatim, side) for side in sides]
     length = word_counts(words[0])
     edits = edit_counts(jiwer.process_words, *words)
-    flags = flag_columns(sides[1], [record["seconds"] for record in own])
+    units = [text.split() if task.normaliser == "letters" else None for text in words[1]]
+    silence = [row.get("no_speech") for row in rows]
+    flags = flag_columns(sides[1], [record["seconds"] for record in own], units, silence)
     return {
         **dict(zip("SDI", edits.T)),
         "N": length,
@@ -155,11 +161,14 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     }
 
 
-def flag_columns(texts: list[str], seconds: list[float]) -> dict[str, np.ndarray]:
-    """1 where an answer is flagged: by each filter, and by any of them."""
-    found = [answer_flags(*each) for each in zip(texts, seconds)]
-    columns = {f"flagged_{flag}": np.array([flags[flag] for flags in found], int) for flag in FLAGS}
-    return columns | {"flagged": np.array([any(flags.values()) for flags in found], int)}
+def flag_columns(
+    texts: list[str], seconds: list[float], units: list[list[str] | None], silence: list[bool | None]
+) -> dict[str, np.ndarray]:
+    """1 where an answer is flagged: by each filter, and by any of them; NaN where silence was not asked for."""
+    flags = [answer_flags(*each) for each in zip(texts, seconds, units)]
+    found = [{**own, "no_speech": is_one} for own, is_one in zip(flags, silence)]
+    columns = {f"flagged_{flag}": np.array([own[flag] for own in found], float) for flag in FLAGS}
+    return columns | {"flagged": np.array([any(own.values()) for own in found], int)}
 
 
 def speaker_shares(speakers: list[str], words: np.ndarray) -> np.ndarray:
