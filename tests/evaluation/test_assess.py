@@ -61,7 +61,7 @@ def backbone(structure) -> np.ndarray:
 
 
 def assess(folder, data, out, learnt=None, limit=None, floor=(1, 1), max_length=None) -> tuple[list[dict], dict]:
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     residues, report = out / "residues.parquet", out / "metrics.json"
     drawn = (200, 0, Floor(*floor))
     assess_folding(
@@ -224,6 +224,32 @@ def test_a_chain_that_no_memory_suffices_for_is_left_out_and_counted(folder, fol
     with pytest.warns(UserWarning, match="1 chains are not folded, such as test chains:c0: out of memory"):
         residues, report = assess(folder, data, tmp_path / "out")
     assert {row["id"] for row in residues} == {"c1", "c2", "c3"} and report["too_large"] == 1
+
+
+def test_a_killed_assessment_goes_on_with_the_chains_that_it_has_folded(folder, folds, tmp_path, monkeypatch):
+    data = saved(tmp_path / "data", [record(k, backbone(fold)) for k, fold in enumerate(folds)])
+    assess(folder, data, tmp_path / "whole")
+    fold, asked = folding.EsmForProteinFolding.infer, []
+
+    def infer(model, sequences):
+        asked.append(sequences[0])
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return fold(model, sequences)
+
+    monkeypatch.setattr(folding.EsmForProteinFolding, "infer", infer)
+    with pytest.raises(KeyboardInterrupt):
+        assess(folder, data, tmp_path / "out")
+    kept = sorted((tmp_path / "out" / "folds").iterdir())
+    assert len(kept) == 2 and {path.name for path in (tmp_path / "out").iterdir()} == {"folds"}
+    flipped = bytearray(kept[0].read_bytes())
+    flipped[-9] ^= 4
+    kept[0].write_bytes(flipped)  # a damaged fold is none
+    asked[:] = ["killed"] * 3
+    assess(folder, data, tmp_path / "out")
+    assert len(asked) == 3 + len(folds) - 1
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "out"))
+    assert one == two and set(two) == {"residues.parquet", "metrics.json"}
 
 
 def test_where_memory_suffices_for_no_chain_the_first_is_named(folder, folds, tmp_path, monkeypatch):

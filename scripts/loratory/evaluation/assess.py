@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,18 +12,23 @@ import biotite.structure as biotite
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
 
 from loratory import registry
 from loratory.bases.families import folding
-from loratory.data.files import atomic_write, write_json
+from loratory.data.files import atomic_write, remove_path, write_json
 from loratory.data.structures import alpha_carbons
 from loratory.domains.contract import FoldingMetricsModule
 from loratory.domains.dataset import read_split
 from loratory.domains.examples import read_records
 from loratory.errors import InputError
 from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
+from loratory.evaluation.fold import folder_digest
 from loratory.evaluation.score import Floor, cell_size, estimate_columns, finite_or_none, metric_columns
 from loratory.evaluation.superposition import rmsd, tm_of_pairs
+from loratory.provenance import code_digest, package_versions
+from loratory.training.checkpoint import facts_digest, refusal_reason, save_sealed
 
 if TYPE_CHECKING:
     from loratory.domains.contract import DatasetOptions
@@ -38,6 +44,7 @@ RESIDUES = pa.schema(
     }
 )
 EVERY = "all"
+FOLDS = "folds"  # folder beside the table of residues: folded chains, until all are judged
 
 
 def assess_folding(
@@ -57,6 +64,8 @@ def assess_folding(
     max_length: int | None = None,
 ) -> None:
     """Folds the test chains of a domain; writes a row for each residue, and metrics with 95 % intervals.
+
+    An interrupted call goes on with the chains that it has folded, if model, code and packages are the same.
 
     Left out are chains that are themselves predicted, that are too long, for `max_length` or for the memory, and that
     resemble one that the base learnt from, by the measure that keeps splits apart.
@@ -87,7 +96,12 @@ def assess_folding(
     if not records:
         what = f"each of {len(seen)} test chains resembles one that {base} learnt from"
         raise InputError(data, what, expected="other chains", fix="give more data", reason="leak")
-    chains, too_large = fold_chains(folding.load_folding_model(model_folder, device), records)
+    folding.check_folder(Path(model_folder), allow_random=False)
+    code = code_digest("bases/families/folding.py")
+    made_with = {"model": folder_digest(Path(model_folder)), "code": code, "versions": package_versions()}
+    folds = Path(residues).with_name(FOLDS)
+    model = cache(lambda: folding.load_folding_model(model_folder, device))
+    chains, too_large = fold_chains(model, records, folds, made_with | {"device": device})
     write_residues(chains, residues)
     task = cast(FoldingMetricsModule, registry.load_module("domain", domain, "metrics"))
     parts: dict[str, list[dict]] = {EVERY: chains}
@@ -108,6 +122,7 @@ def assess_folding(
         "seed": seed,
     }
     write_json(metrics, report)
+    remove_path(folds)
 
 
 def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset: DatasetOptions) -> set[str]:
@@ -117,8 +132,13 @@ def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset: Datas
     return set(build.find_leaks(known, list(records), dataset)) if known and build.find_leaks else set()
 
 
-def fold_chains(model: Any, records: Sequence[dict]) -> tuple[list[dict], int]:
+def fold_chains(
+    model: Callable[[], Any], records: Sequence[dict], folder: Path, made_with: Mapping[str, Any]
+) -> tuple[list[dict], int]:
     """The scores of each chain that memory suffices for, in the records' order, and how many others there are.
+
+    Args:
+        model: opens it, once. folder, made_with: see `fold_or_read`.
 
     Raises:
         InputError: as `folding.fold_sequence`, with the chain's id; for a lack of memory only where no chain is left.
@@ -126,7 +146,7 @@ def fold_chains(model: Any, records: Sequence[dict]) -> tuple[list[dict], int]:
     chains, too_large = [], []
     for record in records:
         try:
-            chains.append(chain_scores(record, folding.fold_sequence(model, record["sequence"])))
+            chains.append(chain_scores(record, fold_or_read(model, record, folder, made_with)))
         except InputError as error:
             named = InputError(f"test chains:{record['id']}", error.detail, reason=error.reason)
             if error.reason != "memory":
@@ -137,6 +157,27 @@ def fold_chains(model: Any, records: Sequence[dict]) -> tuple[list[dict], int]:
     if too_large:
         warnings.warn(f"{len(too_large)} chains are not folded, such as {too_large[0]}", stacklevel=3)
     return chains, len(too_large)
+
+
+def fold_or_read(
+    model: Callable[[], Any], record: Mapping, folder: Path, made_with: Mapping[str, Any]
+) -> folding.Structure:
+    """A record's fold, from the folder where an earlier call left it, else computed and left there.
+
+    Args:
+        made_with: what a fold depends on besides the sequence, in values of JSON: one made with anything else, or
+            damaged, is computed anew.
+    """
+    path, sequence = folder / f"{facts_digest(id=record['id'])}.safetensors", record["sequence"]
+    own = {**made_with, "sequence": sequence}
+    if path.is_file() and not refusal_reason(path, own):
+        kept = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+        return folding.Structure(sequence, kept["coordinates"], kept["plddt"])
+    structure = folding.fold_sequence(model(), sequence)
+    with atomic_write(path) as aside:
+        tensors = {name: torch.from_numpy(getattr(structure, name)) for name in ("coordinates", "plddt")}
+        save_sealed(tensors, aside, made_with=own)
+    return structure
 
 
 def chain_scores(record: dict, structure: folding.Structure) -> dict:
