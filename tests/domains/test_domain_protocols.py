@@ -108,6 +108,7 @@ def test_a_question_of_a_domain_has_one_primary_metric_and_at_most_one_loss(doma
 MORE_IS_BETTER = {
     "protein": {
         *("validity", "uniqueness", "novelty", "diversity", "plddt"),
+        *("plddt_to_100", "plddt_101_300", "plddt_over_300"),
         *("tm_longer", "tm_query", "tm_reference"),
         *(
             "accuracy",
@@ -124,6 +125,7 @@ MORE_IS_BETTER = {
     },
     "lncrna": {
         *("auc", "auc_length_matched", "auprc", "mcc", "f1", "accuracy"),
+        *("auc_to_500", "auc_501_2000", "auc_over_2000"),
         *("precision", "recall", "specificity", "balanced_accuracy"),
     },
     "speech": set(),
@@ -159,13 +161,16 @@ COLUMNS = {  # of N sound records each
     "protein": {
         **{"nll": 3.0 + np.arange(N), "residues": np.full(N, 2.0), "valid": HALF * 1.0, "truncated": HALF * 1.0},
         **{"cluster": np.ones(N), "novelty": 0.1 * np.arange(N), "shorter": np.zeros(N), "no_longer": np.ones(N)},
-        **{"distinct": np.ones(N), "plddt": 50.0 + np.arange(N)},
+        **{"distinct": np.ones(N), "plddt": 50.0 + np.arange(N), "length": np.array([50, 60, 150, 160, 400, 500.0])},
         **{f"tm_{length}": 0.1 * np.arange(N) for length in ("longer", "query", "reference")},
         **dict.fromkeys(("answered", "right", "exact", "agrees", "agrees_permuted", "succeeds"), HALF * 1.0),
         **{f"{kind}_{name}": 0.1 * np.arange(N) for kind in ("truth", "permuted") for name in SCALES},
         **{f"value_{name}": np.ones(N) for name in SCALES},
     },
-    "lncrna": {"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "matched": np.ones(N, bool)},
+    "lncrna": {
+        **{"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "matched": np.ones(N, bool)},
+        **{"length": np.array([100, 200, 600, 700, 3000, 4000])},
+    },
     "recsys": {
         **{"label": HALF, "p": 0.1 + 0.1 * np.arange(N), "user": np.arange(N) // 2, "warm": HALF[[0, 2, 1, 0, 1, 3]]},
         **{"past": np.array([1, 2, 20, 21, 60, 61]), "item_past": np.array([0, 0, 5, 5, 9, 9])},

@@ -748,6 +748,15 @@ def test_metrics_agree_with_scikit_learn(pairs):
         assert all(np.isnan(VALUES[name](found)) for name in names)
 
 
+def test_transcripts_are_scored_by_length_too_each_in_one_bin():
+    label, p, length = [0, 1, 1, 0, 0, 1], [0.1, 0.9, 0.2, 0.8, 0.5, 0.5], [499, 500, 501, 2000, 2001, 9000]
+    found = columns(label, p, length)
+    names = ("auc_to_500", "auc_501_2000", "auc_over_2000")
+    assert [VALUES[name](found) for name in names] == [1, 0, 0.5]
+    counted = sum(len(found["p"][metric.row_selection(found)]) for metric in metrics.METRICS if metric.name in names)
+    assert counted == len(label)
+
+
 def test_calibration_error_is_0_where_each_bin_is_as_often_lncrna_as_it_says():
     assert VALUES["calibration_error"](columns([1, 0, 0, 0, 1, 1, 1, 0], [0.25] * 4 + [0.75] * 4)) == 0
     # p 0.05 on two mRNAs, 0.95 on one of each: (2 · 0.05 + 2 · |0.95 − 0.5|) / 4

@@ -510,6 +510,13 @@ def value(name: str, rows) -> float:
     return metric.compute_value(metrics.columns(rows, [], Task()))
 
 
+def test_likelihoods_and_plddt_stand_by_length_too():
+    rows = [row(reference="M" * n + ">", nll=nll, tokens=n + 1) for n, nll in ((100, 200.0), (20, 10.0), (101, 303.0), (301, 903.0))]
+    assert [value(f"nll_{name}", rows) for name in ("to_100", "101_300", "over_300")] == [1.75, 3, 3]
+    samples = [row(text="M" * n + ">", plddt=plddt) for n, plddt in ((100, 40.0), (101, 60.0), (300, 80.0))]
+    assert [value(f"plddt_{name}", samples) for name in ("to_100", "101_300")] == [40, 70]
+
+
 def test_nll_is_pooled_over_residues_without_the_end():
     rows = [row(reference="MKV>", nll=6.0, tokens=4), row(reference="M" * 7 + ">", nll=9.0, tokens=3)]
     assert value("nll_per_residue", rows) == pytest.approx(1.5)
@@ -577,7 +584,7 @@ def test_rows_of_another_output_change_nothing_and_no_row_gives_nan():
     columns = {name: metrics.columns(rows, [{"sequence": PROTEIN}], Task()) for name, rows in sets.items()}
     for metric in METRICS:
         own, other = ("nll", "sample") if metric.output == "nll" else ("sample", "nll")
-        assert metric.compute_value(columns["both"]) == metric.compute_value(columns[own])
+        np.testing.assert_equal(metric.compute_value(columns["both"]), metric.compute_value(columns[own]))
         assert math.isnan(metric.compute_value(columns[other]))
         assert math.isnan(metric.compute_value(columns["none"]))
 

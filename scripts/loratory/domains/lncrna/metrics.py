@@ -11,14 +11,16 @@ import numpy as np
 
 from loratory.data.splits import hash_position
 from loratory.domains import scores
+from loratory.domains.bins import length_bins
 from loratory.domains.contract import Columns, Metric
 from loratory.domains.lncrna.sources import Task
 
-BIN = 1.2  # ratio of the longest to the shortest transcript of a length bin
+BIN = 1.2  # ratio of the longest to the shortest transcript of a length bin, where lengths are matched
+LENGTHS = (500, 2000)  # nucleotides; transcripts up to each, and longer ones, are also scored by themselves
 
 
 def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.ndarray]:
-    """`label` and `p` of each row, and `matched`: whether the record is in the length-matched subset."""
+    """`label`, `p` and `length` of each row, and `matched`: whether the record is in the length-matched subset."""
     by_id = {record["id"]: record for record in records}
     found = [by_id[row["id"]] for row in rows]
     label = np.array([record["label"] for record in found], int)
@@ -26,6 +28,7 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
     return {
         "label": label,
         "p": np.array([row["p"] for row in rows], float),
+        "length": length,
         "matched": length_matched_mask([record["id"] for record in found], length, label),
     }
 
@@ -138,6 +141,19 @@ METRICS = (
         note="AUC of equally many records of both classes in length bins of ratio 1.2: length itself scores 0.5",
         where=lambda columns: columns["matched"],
         classes=true_class,
+    ),
+    *(
+        Metric(
+            f"auc_{name}",
+            "",
+            "up",
+            "choice",
+            transcript_auc,
+            note=f"AUC of transcripts of {words} nucleotides",
+            where=where,
+            classes=true_class,
+        )
+        for name, (words, where) in length_bins(LENGTHS).items()
     ),
     Metric(
         "mcc",

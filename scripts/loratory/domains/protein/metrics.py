@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from loratory.data.alphabets import RESIDUES, invalid_letters
+from loratory.domains.bins import length_bins, rows_of_both
 from loratory.domains.contract import Columns, Metric
 from loratory.domains.protein.judging import answer_columns, control_columns, design_columns, is_answer
 from loratory.domains.protein.quantities import SCALES
@@ -20,9 +21,10 @@ SAMPLE_COLUMNS = ("valid", "truncated", "distinct", "cluster", "novelty", "short
 LABEL_COLUMNS = ("answered", "right", "agrees", "agrees_permuted", "succeeds")
 QUANTITY_COLUMNS = tuple(f"{kind}_{name}" for name in QUANTITIES for kind in ("truth", "value", "permuted"))
 COLUMNS = (
-    *("nll", "residues", *SAMPLE_COLUMNS, "plddt", "tm_longer", "tm_query", "tm_reference"),
+    *("nll", "residues", "length", *SAMPLE_COLUMNS, "plddt", "tm_longer", "tm_query", "tm_reference"),
     *(*LABEL_COLUMNS, "exact", *QUANTITY_COLUMNS),
 )
+LENGTHS = (100, 300)  # residues; proteins up to each, and longer ones, are also scored by themselves
 LONGEST_RUN = 10  # of one residue
 LONGEST_PERIOD = 6  # of a repeat that may not fill more than half of the sequence
 
@@ -30,11 +32,12 @@ LONGEST_PERIOD = 6  # of a repeat that may not fill more than half of the sequen
 def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.ndarray]:
     """One value for each row and column; NaN where the row has no such output.
 
-    `nll` in nats with the closing bracket (as `text` also with end-of-sequence), over `residues` without it. Of a
-    sample: `valid` and `truncated` are 0 or 1, `distinct` is 1 over the number of samples with the same sequence that
-    are closed alike, so that its mean is the distinct share of all samples. `plddt` 0–100 and TM-scores 0–1 come with
-    folded samples. Valid samples are also compared with each other and with `records` (`samples.compare_samples`), and
-    with what they were asked for, as answers are with the truth; `asked` is the label in question.
+    `nll` in nats with the closing bracket (as `text` also with end-of-sequence), over `residues` without it; `length`
+    is that of the sequence that is scored or written. Of a sample: `valid` and `truncated` are 0 or 1, `distinct` is
+    1 over the number of samples with the same sequence that are closed alike, so that its mean is the distinct share
+    of all samples. `plddt` 0–100 and TM-scores 0–1 come with folded samples. Valid samples are also compared with each
+    other and with `records` (`samples.compare_samples`), and with what they were asked for, as answers are with the
+    truth; `asked` is the label in question.
     """
     judged = [{**row, **scored_columns(row, task)} for row in rows]
     written = {i: row for i, row in enumerate(rows) if row["text"] is not None}
@@ -52,7 +55,8 @@ def columns(rows: list[dict], records: list[dict], task: Task) -> dict[str, np.n
 def scored_columns(row: dict, task: Task) -> dict:
     if row["nll"] is None or task.ask in ANSWERED:
         return {}
-    return {"residues": len(row["reference"].removesuffix(CLOSE))}
+    residues = len(row["reference"].removesuffix(CLOSE))
+    return {"residues": residues, "length": residues}
 
 
 def compared_samples(rows: Mapping[int, dict], train: list[dict], task: Task) -> dict[int, dict]:
@@ -75,7 +79,8 @@ def compared_samples(rows: Mapping[int, dict], train: list[dict], task: Task) ->
 def sample_columns(text: str, copies: Counter, task: Task) -> dict:
     sequence, closed, _ = text.partition(CLOSE)
     valid = bool(closed) and is_valid(sequence, task.min_length, task.max_length)
-    return {"valid": valid, "truncated": not closed, "distinct": 1 / copies[sequence, closed]}
+    distinct = 1 / copies[sequence, closed]
+    return {"length": len(sequence), "valid": valid, "truncated": not closed, "distinct": distinct}
 
 
 def is_valid(sequence: str, min_length: int, max_length: int) -> bool:
@@ -154,6 +159,37 @@ def quantity_metrics(name: Quantity) -> list[Metric]:
         Metric(f"r2_{name}", "R²", "up", "sample", share, where=has, questions=made, note=variance),
         Metric(f"{label}_permuted", unit, "up", "sample", chance, where=permuted, questions=made, note=dealt),
     ]
+
+
+def length_metrics() -> list[Metric]:
+    """Likelihoods of records, and pLDDT of samples, by their length."""
+    of_likelihoods = [
+        Metric(
+            f"nll_{name}",
+            "nats/residue",
+            "down",
+            "nll",
+            nll_per_residue,
+            questions=WRITTEN,
+            note=f"nll_per_residue of sequences of {words} residues",
+            where=rows_of_both(has_value("residues"), where),
+        )
+        for name, (words, where) in length_bins(LENGTHS).items()
+    ]
+    of_structures = [
+        Metric(
+            f"plddt_{name}",
+            "0–100",
+            "up",
+            "structure",
+            mean_of("plddt"),
+            questions=WRITTEN,
+            note=f"plddt of samples of {words} residues",
+            where=rows_of_both(has_value("plddt"), where),
+        )
+        for name, (words, where) in length_bins(LENGTHS).items()
+    ]
+    return [*of_likelihoods, *of_structures]
 
 
 WRITTEN = ("sequence", "generate", "design")  # questions whose answer is a sequence
@@ -392,5 +428,6 @@ METRICS: tuple[Metric, ...] = (
         note=f"of all samples: valid, and every value near what is asked ({WITHIN}), {COMPUTED}",
         where=has_value("right"),
     ),
+    *length_metrics(),
     *(metric for name in QUANTITIES for metric in quantity_metrics(name)),
 )

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from loratory.domains import scores
+from loratory.domains.bins import rows_between
 from loratory.domains.contract import Columns, Metric
 from loratory.domains.recsys.sources import Task
 
@@ -87,11 +88,6 @@ def expected_calibration_error(columns: Columns) -> float:
     return float(np.abs(np.bincount(bins, weights=p - label)).sum() / label.size)
 
 
-def is_within(columns: Columns, low: int, high: float) -> np.ndarray:
-    """(n,) bool: so many earlier ratings of the user, from `low` to below `high`."""
-    return (columns["past"] >= low) & (columns["past"] < high)
-
-
 def is_warm(columns: Columns, warm: int) -> np.ndarray:
     return columns["warm"] == warm
 
@@ -167,11 +163,9 @@ METRICS = (
     ),
     auc_of("cold_users", "over records of users that train has never seen", partial(is_warm, warm=0)),
     auc_of("warm_users", "over records of users that train knows", partial(is_warm, warm=1)),
-    auc_of(
-        "short_past", "over records of users with fewer than 10 earlier ratings", partial(is_within, low=0, high=10)
-    ),
-    auc_of("mid_past", "over records of users with 10 to 49 earlier ratings", partial(is_within, low=10, high=50)),
-    auc_of("long_past", "over records of users with 50 or more", partial(is_within, low=50, high=np.inf)),
+    auc_of("short_past", "over records of users with fewer than 10 earlier ratings", rows_between("past", 0, 10)),
+    auc_of("mid_past", "over records of users with 10 to 49 earlier ratings", rows_between("past", 10, 50)),
+    auc_of("long_past", "over records of users with 50 or more", rows_between("past", 50)),
     auc_of(
         "rare_items",
         "over the third of the records with the fewest earlier ratings of the item",

@@ -11,6 +11,7 @@ from typing import Any
 import jiwer
 import numpy as np
 
+from loratory.domains.bins import rows_between, rows_of_both
 from loratory.domains.contract import Columns, Metric
 from loratory.domains.speech.filters import answer_flags
 from loratory.domains.speech.sources import Task
@@ -48,10 +49,8 @@ def error_rate_metric(name: str, errors: tuple[str, ...], length: str = "N", **m
 
 
 def age_rate_metric(name: str, youngest: int, oldest: int) -> Metric:
-    def is_of_age(columns: Columns) -> np.ndarray:
-        return (youngest <= columns["age"]) & (columns["age"] <= oldest) & (columns["N"] > 0)
-
-    return error_rate_metric(name, ("S", "D", "I"), where=is_of_age, note="wer of speakers of this age")
+    where = rows_of_both(rows_between("age", youngest, oldest + 1), lambda columns: columns["N"] > 0)
+    return error_rate_metric(name, ("S", "D", "I"), where=where, note="wer of speakers of this age")
 
 
 def sentence_rate_metric(name: str, read: bool, note: str) -> Metric:
