@@ -511,7 +511,10 @@ def value(name: str, rows) -> float:
 
 
 def test_likelihoods_and_plddt_stand_by_length_too():
-    rows = [row(reference="M" * n + ">", nll=nll, tokens=n + 1) for n, nll in ((100, 200.0), (20, 10.0), (101, 303.0), (301, 903.0))]
+    rows = [
+        row(reference="M" * n + ">", nll=nll, tokens=n + 1)
+        for n, nll in ((100, 200.0), (20, 10.0), (101, 303.0), (301, 903.0))
+    ]
     assert [value(f"nll_{name}", rows) for name in ("to_100", "101_300", "over_300")] == [1.75, 3, 3]
     samples = [row(text="M" * n + ">", plddt=plddt) for n, plddt in ((100, 40.0), (101, 60.0), (300, 80.0))]
     assert [value(f"plddt_{name}", samples) for name in ("to_100", "101_300")] == [40, 70]

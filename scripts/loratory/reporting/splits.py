@@ -81,7 +81,6 @@ def entry_record(
         "test": audit["test"],
         "shared": {name: of["records"] for name, of in shared.items()},
         "control": (metrics["control"] or {}).get("system"),
-        "base": BASE,
         "adapter": system,
         **{name: found[name] for name in ("metric", "value", "low", "high", "gain", "gain_low", "gain_high", "n")},
     }

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from loratory.adapters.adam import BETAS, EPS, adam_direction
 from loratory.adapters.methods import full_ft
 from loratory.errors import InputError
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from loratory.adapters.contract import Parameters
     from loratory.adapters.core import Linear
     from loratory.training.session import AdapterSession
-
-BETAS, EPS = (0.9, 0.999), 1e-6
 
 
 class Method(full_ft.Method):
@@ -108,23 +106,14 @@ def projected_adamw_class() -> Callable[..., torch.optim.Optimizer]:
 
         def update_weight(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
             tall = (lambda tensor: tensor.T) if group["turned"] else (lambda tensor: tensor)
-            direction = self.adam_direction(tall(weight.grad).float(), self.state[weight])
+            direction = self.projected_direction(tall(weight.grad).float(), self.state[weight])
             tall(weight).add_(direction.to(weight.dtype), alpha=-group["lr"] * self.method.scale)
             weight.mul_(1 - group["lr"] * group["weight_decay"])
 
-        def adam_direction(self, gradient: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        def projected_direction(self, gradient: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
             """Adam's bias-corrected step in the projection, brought back to `[m, n]`."""
-            done = int(state.get("step", 0))
-            if done % self.method.update_gap == 0:
+            if int(state.get("step", 0)) % self.method.update_gap == 0:
                 state["projection"] = projection_basis(gradient, self.method.rank)
-            narrow = gradient @ state["projection"].T
-            if done == 0:
-                state.update(mean=torch.zeros_like(narrow), square=torch.zeros_like(narrow))
-            state["step"] = torch.tensor(done + 1)
-            mean, square, (slow, slower) = state["mean"], state["square"], BETAS
-            mean.lerp_(narrow, 1 - slow)
-            square.mul_(slower).addcmul_(narrow, narrow, value=1 - slower)
-            correction = sqrt(1 - slower ** (done + 1)) / (1 - slow ** (done + 1))
-            return correction * (mean / (square.sqrt() + EPS)) @ state["projection"]
+            return adam_direction(gradient @ state["projection"].T, state) @ state["projection"]
 
     return ProjectedAdamW

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from math import sqrt
 from typing import TYPE_CHECKING, Any
 
+from loratory.adapters.adam import adam_direction
 from loratory.adapters.methods import ffa_lora
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from loratory.adapters.contract import Parameters
     from loratory.training.session import AdapterSession
 
-BETAS, EPS = (0.9, 0.999), 1e-6
 RIDGE = 1e-8  # added to the diagonal of A Aᵀ
 
 
@@ -75,16 +74,3 @@ def preconditioned_adamw_class() -> Callable[..., torch.optim.Optimizer]:
             return parameter.grad
 
     return PreconditionedAdamW
-
-
-def adam_direction(gradient: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-    """Adam's step from a gradient, which the moments in `state` take up."""
-    import torch
-
-    if not state:
-        state.update(step=torch.tensor(0), mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
-    state["step"] = state["step"] + 1
-    mean, square, (slow, slower), done = state["mean"], state["square"], BETAS, int(state["step"])
-    mean.lerp_(gradient, 1 - slow)
-    square.mul_(slower).addcmul_(gradient, gradient, value=1 - slower)
-    return sqrt(1 - slower**done) / (1 - slow**done) * mean / (square.sqrt() + EPS)

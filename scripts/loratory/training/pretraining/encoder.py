@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from loratory.bases.core import IGNORED, pad_rows
+from loratory.bases.families.masked import HIDDEN, MASKED, REPLACED
 from loratory.data.batching import Batches
 from loratory.domains.contract import Example
 from loratory.domains.examples import domain_examples
@@ -17,7 +18,6 @@ from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.job import Job
 from loratory.training.pretrain import PretrainedModel, prefixed_parameters, word_tokenizer
 
-MASKED = 0.15  # share of tokens that the masked language model guesses
 read_corpus = partial(domain_examples, family="encoder")
 
 
@@ -79,13 +79,13 @@ def count_masked(batch: dict[str, torch.Tensor]) -> int:
 def masked_batch(
     rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, n_special: int, seed: int, number: int, device: str
 ) -> dict[str, torch.Tensor]:
-    """The batch of that number, 15 % of its k-mers hidden: 80 % as the mask token, 10 % as another k-mer."""
+    """The batch of that number, each k-mer hidden with the chance and in the ways that a masked base learns by."""
     random = torch.Generator().manual_seed(seed * 1_000_003 + number)
     ids, mask = pad_rows(rows, 0, "cpu"), pad_rows([[1] * len(row) for row in rows], 0, "cpu")
-    chosen = (torch.rand(ids.shape, generator=random) < MASKED) & (ids >= n_special)
+    chosen = (torch.rand(ids.shape, generator=random) < HIDDEN) & (ids >= n_special)
     labels = ids.masked_fill(~chosen, IGNORED)
     fate = torch.rand(ids.shape, generator=random)
     other = torch.randint(n_special, len(tokenizer), ids.shape, generator=random)
-    ids = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, ids)
-    ids = torch.where(chosen & (fate >= 0.9), other, ids)
+    ids = torch.where(chosen & (fate < MASKED), tokenizer.mask_token_id, ids)
+    ids = torch.where(chosen & (fate >= 1 - REPLACED), other, ids)
     return {"ids": ids.to(device), "mask": mask.to(device), "labels": labels.to(device)}
