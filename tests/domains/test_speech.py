@@ -632,6 +632,8 @@ def test_examples_follow_the_family(corpus):
         ("at 10:30, $5.", "at 10:30 $5"),
         ("今天，天气。", "今天 天气"),
         ("ＡＢＣ", "abc"),
+        ("hel\u00adlo \u202ethere\u202c \u2060you", "hello there you"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
     ],
 )
 def test_targets_are_plain_lower_case(text, expected):

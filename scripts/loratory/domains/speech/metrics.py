@@ -81,7 +81,7 @@ def count_metric(name: str, note: str) -> Metric:
 
 TRAIN_KEYS = ()
 # 2: both sides go through `plain_transcript` first; blanks between letters that are words do not count
-# 3: filters count letters where these are the words
+# 3: filters count letters where these are the words; signs that nobody sees are no part of a word
 VERSION = 3
 METRICS = (
     error_rate_metric("wer", ("S", "D", "I"), primary=True, note=POOLED),

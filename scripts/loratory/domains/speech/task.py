@@ -10,6 +10,8 @@ from loratory.domains.speech.sources import Task
 
 BRACKETED = re.compile(r"<[^<>]*>|\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
 APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ´`", "'"))  # as they are typed; NFKC would part words at some
+# signs that only set type: a soft hyphen, changes of direction, joiners of lines; what a script spells with stays
+INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 BRACKETS = str.maketrans(dict.fromkeys("<>()[]{}", " "))
 
 
@@ -29,7 +31,7 @@ def plain_transcript(text: str) -> str:
 
     What stands in brackets was not said: readers refuse it or take it away, but a model may write it.
     """
-    text = unicodedata.normalize("NFKC", text.translate(APOSTROPHES)).lower()
+    text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text).translate(APOSTROPHES)).lower()
     text = BRACKETED.sub(" ", text).translate(BRACKETS)
     letters = zip(f" {text}", text, f"{text[1:]} ")
     kept = "".join(mark if belongs_in_word(before, mark, after) else " " for before, mark, after in letters)
