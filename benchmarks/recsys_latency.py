@@ -8,6 +8,7 @@ ones cost. The median of several passes over one batch; encoding is left out.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -25,7 +26,7 @@ from loratory.mixers.core import Mixture
 from loratory.mixers.methods.reclora import Mixer
 
 SHIPPED = Path(__file__).parent.parent / "resources" / "bases" / "mini_lm"
-RANK, METAS = 8, 4
+RANK, METAS, SEARCHED = 8, 4, 10
 
 
 def question(events: int, shown: int) -> Example:
@@ -68,8 +69,10 @@ def measure(base, events: int, shown: int, records: int, repeats: int) -> dict[s
         name = f"reclora, {combine}"
         found[name] = median_milliseconds(lambda mixture=mixture: ask(mixture), records, repeats, base.device)
         mixture.remove_experts()
-    recommender = DeepInterest().eval().to(base.device)
-    found["din"] = median_milliseconds(lambda: recommender(batch["context"]), records, repeats, base.device)
+    for name, searched in (("din", None), ("sim", SEARCHED)):
+        recommender = DeepInterest(searched).eval().to(base.device)
+        ask_alone = partial(recommender, batch["context"])
+        found[name] = median_milliseconds(ask_alone, records, repeats, base.device)
     return found
 
 

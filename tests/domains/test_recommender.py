@@ -6,7 +6,14 @@ import torch
 
 from loratory.data.batching import pad_contexts
 from loratory.domains.dataset import build_dataset, read_split
-from loratory.domains.recommender import BUCKETS, DeepInterest, fit_recommender, like_probabilities
+from loratory.domains.recommender import (
+    BUCKETS,
+    WIDTH,
+    DeepInterest,
+    fit_recommender,
+    like_probabilities,
+    nearest_events,
+)
 from loratory.domains.recsys import task
 from loratory.domains.recsys.context import item_key
 from loratory.domains.recsys.metrics import rating_auc
@@ -57,6 +64,43 @@ def test_a_user_does_not_depend_on_the_batch_or_its_padding(learnt):
     batch = learnt.user_vectors(torch.from_numpy(pad_contexts(contexts)))
     for context, row in zip(contexts, batch):
         torch.testing.assert_close(learnt.user_vectors(torch.from_numpy(pad_contexts([context])))[0], row)
+
+
+@torch.no_grad()
+def test_who_asks_is_read_without_what_is_asked_about_and_without_padding(learnt):
+    context = torch.from_numpy(pad_contexts(log(6, 2)[0]))
+    other = context.clone()
+    other[:, 0, 0] = context[:, 0, 0].roll(1)
+    found = learnt.past_vectors(context)
+    assert torch.equal(learnt.past_vectors(other), found)
+    torch.testing.assert_close(learnt.past_vectors(torch.nn.functional.pad(context, (0, 0, 0, 5))), found)
+    assert not torch.equal(learnt.past_vectors(context.roll(1, 0)), found)
+
+
+def test_a_search_finds_the_events_most_like_the_item_and_of_equals_the_latest():
+    target = torch.tensor([[[1.0, 0.0]]])
+    past = torch.tensor([[[0.2, 9.0], [0.9, 0.0], [0.5, 3.0], [0.9, 1.0], [5.0, 0.0]]])
+    there = torch.tensor([[True, True, True, True, False]])
+
+    def found(item, n):
+        return nearest_events(item, past, there, n)[0].nonzero()[:, 0].tolist()
+
+    assert (found(target, 1), found(target, 3)) == ([3], [1, 2, 3])
+    assert found(torch.zeros_like(target), 2) == [2, 3], "an item that nobody knows is like none"
+
+
+@torch.no_grad()
+def test_a_search_attends_to_what_it_finds_alone_and_one_of_all_events_is_no_search(learnt):
+    contexts = log(20, 2)[0]
+    search = DeepInterest(searched=99).eval()
+    search.load_state_dict(learnt.state_dict())
+    assert like_probabilities(search, contexts) == like_probabilities(learnt, contexts)
+    search.searched, search.body = 1, torch.nn.Identity()
+    context = torch.from_numpy(pad_contexts(contexts))
+    target, past = search.item_vectors(context[:, :1, 0]), search.item_vectors(context[:, 1:, 0])
+    nearest = nearest_events(target, past, context[:, 1:, 0] > 0, 1)
+    interest = search.user_vectors(context)[:, WIDTH : 2 * WIDTH]
+    torch.testing.assert_close(interest, past[nearest])
 
 
 @torch.no_grad()

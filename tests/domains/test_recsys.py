@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 import math
@@ -568,7 +569,8 @@ def test_the_mean_of_shown_stars_reads_what_the_prompt_shows_and_no_more():
     assert p["history_mean"][0] == p["history_mean"][1] < p["history_mean"][2]
     assert p["history_regression"][0] == p["history_regression"][1] != p["history_regression"][2]
     assert p["past_mean"][0] == p["past_mean"][1], "both gave as many stars in all that they gave before"
-    assert p["din"][0] != p["din"][1]
+    assert p["din"][0] != p["din"][1] and "sim" not in p
+    assert probabilities(train, [hidden], searched=1)["sim"] != p["din"][:1]
     long = a_record([[n, "very long title " * 20, 1.0 + n % 5] for n in range(30)])
     cut = Task(history=30, max_prompt=900)
     listed = re.findall(r"^- .* \(([\d.]+) stars\)$", task.record_prompt(long, cut), re.MULTILINE)
@@ -765,6 +767,23 @@ def test_populations_share_no_user_and_differ_in_taste(simulated):
         lambda part: np.mean([bool(horror & set(record["title"].split())) for record in part]),
     ):
         assert abs(like(parts["general"]) - like(parts["domain"])) > 0.04
+
+
+def test_ratings_are_noise_without_taste_quality_and_fashion(tmp_path):
+    def spread(**traits):
+        """Variance of films' mean stars over what chance makes of it (F): about 1 where films are alike."""
+        simulate.simulate(Simulation(users=100, items=50, **traits), "domain", 0, tmp_path)
+        with open(tmp_path / "ratings.csv", encoding="utf-8") as rows:
+            ratings = [(row["movieId"], float(row["rating"])) for row in csv.DictReader(rows)]
+        films = [np.array([star for film, star in ratings if film == one]) for one in {film for film, _ in ratings}]
+        sizes, means = np.array([len(each) for each in films]), np.array([each.mean() for each in films])
+        overall = np.average(means, weights=sizes)
+        between = (sizes * (means - overall) ** 2).sum() / (len(films) - 1)
+        return between / (sum(((each - each.mean()) ** 2).sum() for each in films) / (sizes.sum() - len(films)))
+
+    nothing = {"taste": 0, "quality": 0, "fashion": 0}
+    assert 0.6 < spread(**nothing) < 1.5
+    assert min(spread(**nothing | {trait: 1}) for trait in ("quality", "fashion")) > 5
 
 
 def test_the_past_foretells_a_rating_only_for_its_own_user(simulated):

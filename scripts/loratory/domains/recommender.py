@@ -1,10 +1,15 @@
 """A sequential recommender: what somebody did before, weighed by how it bears on what is asked now.
 
 A small Deep Interest Network (Zhou et al. 2018, arXiv:1706.06978): attention over past events, with the item that is
-asked about as the query. It is a control, and the recommender whose view of a user RecLoRA's gate reads. Items are
-known by hashes, each the sum of two rows of one table (Svenstrup et al. 2017, arXiv:1709.03933), so that no size
-depends on data; an item that was not learnt from is zero. There are no embeddings of users: splits by time test mostly
-users that were never seen, and their past says who they are. Differences from the paper: attention is a softmax.
+asked about as the query. With `searched` it is a Search-based Interest Model (Qi et al. 2020, arXiv:2006.05639) of
+soft search: attention over those past events alone that are nearest to that item. It is a control, and the recommender
+whose view of a user RecLoRA's gate reads. Items are known by hashes, each the sum of two rows of one table (Svenstrup
+et al. 2017, arXiv:1709.03933), so that no size depends on data; an item that was not learnt from is zero. There are no
+embeddings of users: splits by time test mostly users that were never seen, and their past says who they are.
+
+Differences from the papers: attention is a softmax. The search compares the embeddings as they are; they learn in the
+same training, by the means over all events, and not in one before. Times are not told. There is no hard search:
+records carry titles of items, no categories.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,14 +39,16 @@ class DeepInterest(nn.Module):
     Attributes:
         known: `[BUCKETS]`, which rows of the table were learnt from.
         centre, spread: of the values of past events.
+        searched: how many past events attention reads, those nearest to the item that is asked about; all, if None.
     """
 
     known: torch.Tensor
     centre: torch.Tensor
     spread: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, searched: int | None = None) -> None:
         super().__init__()
+        self.searched = searched
         self.items = nn.Embedding(BUCKETS, WIDTH)
         nn.init.normal_(self.items.weight, 0, 0.1)
         self.register_buffer("known", torch.zeros(BUCKETS, dtype=torch.bool))
@@ -55,11 +62,6 @@ class DeepInterest(nn.Module):
         )
         self.head = nn.Linear(HIDDEN, 1)
 
-    @property
-    def width(self) -> int:
-        """Of a user's view."""
-        return HIDDEN
-
     def user_vectors(self, context: torch.Tensor) -> torch.Tensor:
         """`[batch, HIDDEN]` of what is asked about whom.
 
@@ -72,7 +74,8 @@ class DeepInterest(nn.Module):
         value = ((context[:, 1:, 1] - self.centre) / self.spread) * there
         query = target.expand_as(past)
         scores = self.attention(torch.cat([past, query, past * query, past - query], -1))[..., 0]
-        share = scores.masked_fill(~there, -1e9).softmax(-1) * there
+        read = there if self.searched is None else there & nearest_events(target, past, there, self.searched)
+        share = scores.masked_fill(~read, -1e9).softmax(-1) * read
         events = there.sum(-1, keepdim=True)
         liked = (share[..., None] * value[..., None] * past).sum(1)
         interest = (share[..., None] * past).sum(1)
@@ -82,6 +85,17 @@ class DeepInterest(nn.Module):
         numbers = [(share * value).sum(-1, keepdim=True), mean, square, events.float().log1p()]
         asked = target[:, 0]
         return self.body(torch.cat([asked, interest, liked, general, asked * (liked + general), *numbers], -1))
+
+    def past_vectors(self, context: torch.Tensor) -> torch.Tensor:
+        """`[batch, 2 * WIDTH]` of whom, whatever is asked about: the mean of past items, and of each by its value.
+
+        Args:
+            context: as of `user_vectors`.
+        """
+        past, there = self.item_vectors(context[:, 1:, 0]), context[:, 1:, 0] > 0
+        value = ((context[:, 1:, 1] - self.centre) / self.spread) * there
+        sums = torch.cat([past.sum(1), (value[..., None] * past).sum(1)], -1)
+        return sums / there.sum(-1, keepdim=True).clamp(min=1)
 
     def item_vectors(self, keys: torch.Tensor) -> torch.Tensor:
         """`[…, WIDTH]`; zero where an item was not learnt from."""
@@ -109,17 +123,33 @@ def item_rows(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return keys % BUCKETS, keys // BUCKETS % BUCKETS
 
 
-def fit_recommender(contexts: Sequence[Context], labels: Sequence[int], seed: int) -> DeepInterest:
+def nearest_events(target: torch.Tensor, past: torch.Tensor, there: torch.Tensor, n: int) -> torch.Tensor:
+    """`[batch, events]` bool: the `n` past items whose inner product with the target is the largest, later ones first
+    among equals, as all are if the target was not learnt from.
+
+    Args:
+        target: `[batch, 1, width]`. past: `[batch, events, width]`, oldest first. there: `[batch, events]` bool.
+    """
+    likeness = (target * past).sum(-1).masked_fill(~there, -torch.inf)
+    latest_first = likeness.flip(-1).argsort(dim=-1, descending=True, stable=True)
+    chosen = past.shape[1] - 1 - latest_first[:, :n]
+    return torch.zeros_like(there).scatter(-1, chosen, True)
+
+
+def fit_recommender(
+    contexts: Sequence[Context], labels: Sequence[int], seed: int, searched: int | None = None
+) -> DeepInterest:
     """Learns from records in order of time; the latest of them say when to stop.
 
     Args:
         labels: 1 where the item was liked.
         seed: of starts, dropout and the order of batches; nothing else is drawn from or moved.
+        searched: see `DeepInterest`.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         model, given, truth = (
-            DeepInterest(),
+            DeepInterest(searched),
             torch.from_numpy(pad_contexts(contexts)),
             torch.tensor(labels, dtype=torch.float32),
         )

@@ -118,6 +118,37 @@ def test_weights_follow_the_past_and_the_item_and_not_the_prompt_or_the_batch():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("view", ["user_and_item", "user"])
+def test_a_view_of_the_user_alone_weighs_alike_whatever_item_is_asked_about(view):
+    mixture = personal(view=view)
+
+    def weights(context):
+        mixture(input_ids=IDS, context=context)
+        return mixture.applied["tokens"].clone()
+
+    first, other_items, other_stars = weights(CONTEXT), CONTEXT.clone(), CONTEXT.clone()
+    other_items[:, 0, 0] = torch.tensor([16, 12])
+    other_stars[:, 1, 1] = 300
+    assert torch.equal(weights(other_items), first) == (view == "user")
+    assert not torch.allclose(weights(other_stars), first)
+
+
+def test_the_recommender_of_a_search_reads_another_past_than_one_of_all():
+    contexts = [((11 + i % 5, 0), *((11 + (i + n) % 5, 500 if n % 2 else 50) for n in range(4))) for i in range(40)]
+    choices = (" no", " yes")
+    examples = [Example(f"{i}", "", "", choices[i % 2], choices, context=c) for i, c in enumerate(contexts)]
+    found = {}
+    for searched in (None, 1):
+        mixer = Mixer(meta_loras=2, searched=searched)
+        mixture = mixed(mixer, one())
+        mixture.start_gate(mixer.pretrain_gate(examples, 3))
+        own = mixture.gate["tokens"]["recommender"].eval()
+        found[searched] = like_probabilities(own, contexts)
+        assert found[searched] == like_probabilities(fit_recommender(contexts, [0, 1] * 20, 3, searched), contexts)
+    assert found[None] != found[1]
+
+
+@torch.no_grad()
 def test_a_record_of_which_nothing_is_known_gets_the_same_weights_whatever_its_batch():
     mixture = personal()
     mixture(input_ids=IDS)

@@ -20,18 +20,21 @@ Score = Callable[[Sequence[dict]], list[float]]  # P(liked) of each record
 Features = Callable[[dict], list[float]]
 
 
-def fit_controls(train: list[dict], shown: Callable[[dict], list[list]], averages: bool) -> dict[str, Score]:
+def fit_controls(
+    train: list[dict], shown: Callable[[dict], list[list]], averages: bool, searched: int | None = None
+) -> dict[str, Score]:
     """{control: what tells its P(liked) of records}.
 
     `constant`, `item_mean`, `user_mean`: share of likes in train, the latter two smoothed towards the first. By
     logistic regression on train: `popularity`, how many ratings of train the item has; `history_mean` and `past_mean`,
     mean of the stars that the prompt shows, and of all that the user gave before; `history_regression`, what the
     prompt shows and states, and the item's mean and popularity in train. `din`: a sequential recommender over all
-    that the record carries (`domains.recommender`).
+    that the record carries (`domains.recommender`); `sim`, the same that attends to `searched` of the past alone.
 
     Args:
         shown: record -> the [timestamp, title, stars] of the past that its prompt shows.
         averages: whether the prompt states what is known of user and item before the record.
+        searched: past ratings that `sim` attends to; there is none if None.
     """
     overall = fmean(record["label"] for record in train)
     label = [record["label"] for record in train]
@@ -42,7 +45,8 @@ def fit_controls(train: list[dict], shown: Callable[[dict], list[list]], average
     }
     for name, features in control_features(train, shown, averages).items():
         found[name] = regression_score(train, label, features)
-    return found | {"din": recommender_score(train)}
+    found["din"] = recommender_score(train)
+    return found if searched is None else found | {"sim": recommender_score(train, searched)}
 
 
 def share_score(train: list[dict], column: str, overall: float) -> Score:
@@ -65,12 +69,13 @@ def regression_score(train: list[dict], label: Sequence[int], features: Features
     return lambda records: told(np.array([features(record) for record in records])).tolist() if records else []
 
 
-def recommender_score(train: list[dict]) -> Score:
+def recommender_score(train: list[dict], searched: int | None = None) -> Score:
     """Torch is needed here alone, and takes a second to import."""
     from loratory.domains.recommender import fit_recommender, like_probabilities
 
     in_time = sorted(train, key=lambda record: (record["timestamp"], record["id"]))
-    model = fit_recommender([*map(record_context, in_time)], [record["label"] for record in in_time], SEED)
+    labels = [record["label"] for record in in_time]
+    model = fit_recommender([*map(record_context, in_time)], labels, SEED, searched)
     return lambda records: like_probabilities(model, [*map(record_context, records)])
 
 

@@ -5,7 +5,8 @@ titles tell how a new title will be liked. Popularity is skewed, films differ in
 ratings come in sessions on one time line. The two populations have other users, other films of the same style, another
 mix of genres, other fashions and another generosity: reading stars carries over, the level has to be learnt anew.
 With `taste: 0` all users of a population like alike, and what a user rated says nothing of what he will; with
-`quality: 0` nothing but the genres tells one film from another.
+`quality: 0` nothing but the genres tells one film from another, and with `fashion: 0` they say the same of all users:
+without all three a rating is noise.
 """
 
 import csv
@@ -106,7 +107,8 @@ def user_ratings(
         quality: (items,) stars by which everyone likes a film more.
     """
     n = min(FEWEST + rng.poisson(rng.exponential(simulation.ratings - FEWEST)), simulation.items)
-    liking = membership @ (simulation.taste * rng.normal(0, TASTE, len(GENRES)) + people.fashion)
+    own = simulation.taste * rng.normal(0, TASTE, len(GENRES))
+    liking = membership @ (own + simulation.fashion * np.array(people.fashion))
     # The n largest of log odds with Gumbel noise are a draw without replacement by those odds.
     watched = np.argsort(-(appeal + 0.5 * liking + rng.gumbel(size=len(appeal))))[:n]
     generosity = people.generosity + simulation.taste * rng.normal(0, GENEROSITY)

@@ -133,6 +133,9 @@ class Simulation(SimulationOptions):
     ratings: int = Field(40, ge=20, le=1_000, description="ratings of a user, on average; nobody has fewer than 20")
     taste: float = Field(1.0, ge=0, description="how much users differ in what they like and how generous they are")
     quality: float = Field(1.0, ge=0, description="how much films differ in what everybody thinks of them")
+    fashion: float = Field(
+        1.0, ge=0, description="how much all users of a population like one genre more than another"
+    )
 
 
 class Dataset(DatasetOptions):
@@ -247,6 +250,11 @@ class Task(TaskOptions):
     )
     averages: bool = Field(
         False, description="state how many ratings the user gave before and the item got before, and their mean stars"
+    )
+    searched: int | None = Field(
+        None,
+        ge=1,
+        description="past ratings that the control `sim` attends to, those like the item; none: no such control",
     )
     max_title: int = Field(80, ge=8, description="characters of a title; longer ones are cut")
     max_prompt: int = Field(1500, ge=300, description="characters of a prompt; oldest ratings are left out to fit")

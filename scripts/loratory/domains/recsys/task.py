@@ -81,7 +81,7 @@ def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, 
 
 
 def fit_baselines(train: list[dict], task: Task) -> dict[str, Callable[[list[dict]], list[dict]]]:
-    controls = fit_controls(train, partial(shown_events, task=task), task.averages)
+    controls = fit_controls(train, partial(shown_events, task=task), task.averages, task.searched)
     return {system: partial(control_rows, score=score) for system, score in controls.items()}
 
 

@@ -1,6 +1,6 @@
 """RecLoRA: a recommender's view of each user weighs meta-LoRAs (Zhu et al. 2024, arXiv:2408.03533).
 
-    h = recommender(item that is asked about, the user's past),   α = softmax(gate(LayerNorm h) / temperature)
+    h = recommender(the user's past, item that is asked about),   α = softmax(gate(LayerNorm h) / temperature)
     paper:     y = W x + s Σ_k α_k B_k A_k x
     released:  y = W x + s (Σ_k α_k B_k)(Σ_k α_k A_k) x,   with √α in place of α: released_sqrt
 
@@ -8,8 +8,11 @@
 adapted layer has its own gate (LayerNorm, Linear, ReLU, Dropout, Linear), and α is one for all tokens of a record. The
 recommender (`domains.recommender`) learns from all records of the splits first and is `frozen` then, as there;
 `adaptive` lets it move with the gates. With `training.max_examples` the language model learns from a few of these
-records alone: few-to-many, as the paper has it. Records of which nothing is known share a learnt view. α depends on
-the past and on the item that is asked about, never on what is to be told.
+records alone: few-to-many, as the paper has it. Records of which nothing is known share a learnt view.
+
+α never depends on what is to be told. As released it depends on the past and on the item that is asked about, so that
+gates hand on what the recommender knows of items too: a gain where all users like alike. With `view: user`
+(`user_reps` in the released code, which adds the user's id) it depends on the past alone.
 """
 
 from __future__ import annotations
@@ -47,6 +50,16 @@ class Mixer(UntrainedExperts):
     recommender: Literal["frozen", "adaptive"] = Field(
         "frozen", description="whether the recommender, once it has learnt, moves with the gates"
     )
+    view: Literal["user_and_item", "user"] = Field(
+        "user_and_item",
+        description="what the gates read: the recommender's last hidden state, of the past and of the item that is"
+        " asked about, or means of the past alone",
+    )
+    searched: int | None = Field(
+        None,
+        ge=1,
+        description="past events that the recommender attends to, those like the item (SIM); none: all (DIN)",
+    )
     temperature: float = Field(1.0, gt=0, description="softmax temperature; there 1 to 15")
     width: int = Field(60, ge=1, description="hidden width of each layer's gate")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout within each layer's gate")
@@ -71,17 +84,18 @@ class Mixer(UntrainedExperts):
         if not known:
             return {}
         contexts, labels = zip(*known)
-        learnt = fit_recommender(contexts, labels, seed).state_dict()
+        learnt = fit_recommender(contexts, labels, seed, self.searched).state_dict()
         return {f"{RECOMMENDER}.{name}": tensor for name, tensor in learnt.items()}
 
     def build_gate(self, sizes: GateShape) -> torch.nn.Module:
         from torch import nn
 
-        from loratory.domains.recommender import DeepInterest
+        from loratory.domains.recommender import HIDDEN, WIDTH, DeepInterest
 
-        recommender = DeepInterest().requires_grad_(self.recommender == "adaptive")
-        gates = nn.ModuleList(self.layer_gate(recommender.width) for _ in sizes.modules)
-        return nn.ModuleDict({RECOMMENDER: recommender, UNKNOWN: nn.Embedding(1, recommender.width), GATES: gates})
+        inner = HIDDEN if self.view == "user_and_item" else 2 * WIDTH
+        recommender = DeepInterest(self.searched).requires_grad_(self.recommender == "adaptive")
+        gates = nn.ModuleList(self.layer_gate(inner) for _ in sizes.modules)
+        return nn.ModuleDict({RECOMMENDER: recommender, UNKNOWN: nn.Embedding(1, inner), GATES: gates})
 
     def layer_gate(self, inner: int) -> torch.nn.Module:
         from torch import nn
@@ -109,11 +123,13 @@ class Mixer(UntrainedExperts):
         recommender, unknown = gate[RECOMMENDER], gate[UNKNOWN].weight
         if context is None:
             return unknown
-        if self.recommender == "frozen":  # its dropout too
+        read = recommender.past_vectors if self.view == "user" else recommender.user_vectors
+        if self.recommender == "frozen":
+            recommender.eval()  # its dropout too
             with torch.no_grad():
-                view = recommender.eval().user_vectors(context)
+                view = read(context)
         else:
-            view = recommender.user_vectors(context)
+            view = read(context)
         return torch.where(context[:, :1, 0] > 0, view, unknown)
 
     def select_weights(self, weights: torch.Tensor) -> torch.Tensor:
