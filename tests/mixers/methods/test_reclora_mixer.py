@@ -86,11 +86,12 @@ def test_a_frozen_recommender_gets_no_gradient_and_keeps_its_bits_and_an_adaptiv
     mixture = personal(recommender=recommender).train()
     before = {name: tensor.clone() for name, tensor in mixture.gate.state_dict().items()}
     own = [p for name, p in mixture.gate.named_parameters() if ".recommender." in name]
+    moves = recommender == "adaptive"
     moving = mixture.trainable_parameters()
+    assert any(".recommender." in name for name in moving) == moves, "and is counted as what it is"
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(moving.values(), lr=0.01)
     mixture(input_ids=IDS, context=CONTEXT).logits.square().mean().backward()
-    moves = recommender == "adaptive"
     assert any(p.grad is not None and bool(p.grad.any()) for p in own) == moves
     optimizer.step()
     changed = {name for name, tensor in mixture.gate.state_dict().items() if not torch.equal(tensor, before[name])}
