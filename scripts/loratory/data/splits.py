@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from loratory.data.records import Records
 
 Record = TypeVar("Record", bound=Mapping)
+BLOCK = 1 << 20  # hashes that are sorted at once
 
 SPLITS = ("train", "gate", "valid", "test")
 PROTECTED = ("test", "valid", "gate", "train")  # a record that leaks is dropped from the later of two splits
@@ -115,4 +117,7 @@ def distinct_hashes(records: "Records", column: str) -> "np.ndarray":
     """(n,) one number for each text of `column`, but "": millions of texts would fill memory."""
     import numpy as np
 
-    return np.unique(np.fromiter(map(hash, filter(None, records.texts(column))), np.int64))
+    hashes, found = map(hash, filter(None, records.texts(column))), np.empty(0, np.int64)
+    while len(block := np.fromiter(islice(hashes, BLOCK), np.int64)):
+        found = np.union1d(found, block)
+    return found
