@@ -4,9 +4,11 @@
 
 Made-up UniRef-like files of 50 to 600 residues a record, 60 columns. Ours checks letters and lengths, drops copies,
 accounts for every record and keeps 2,000; the peer reads and tokenizes the first 5,000, as scripts for ESM do, and
-keeps nothing. Each arm is a process of its own: CPU microseconds a record and the peak of resident memory.
+keeps nothing. A third arm builds the whole dataset without `max_records`, each record alone (`protocol: random`, as
+MMseqs2 is a process of its own). Each arm is a process: CPU microseconds a record and the peak of resident memory.
 """
 
+import json
 import random
 import resource
 import subprocess
@@ -45,8 +47,17 @@ def sample_file(path: Path) -> int:
     sample = HashSample(dataset.max_records, 0, build.DISTINCT, ledger)
     for record in build.read(Files(fasta=[str(path)]), dataset, ledger):
         sample.add_record(record)
-    ledger.check_counts(path, len(sample.kept_records()), 0)
+    ledger.check_counts(path, sum(1 for _ in sample.kept_records()), 0)
     return ledger.n_in
+
+
+def build_whole(path: Path) -> int:
+    from loratory.domains.dataset import build_dataset
+    from loratory.domains.protein.sources import Dataset, Files
+
+    out = path.with_name("dataset")
+    build_dataset("protein", Files(fasta=[str(path)]), Dataset(max_length=600, protocol="random"), 0, out)
+    return json.loads((out / "card.json").read_text())["n_in"]
 
 
 def tokenize_file(path: Path) -> int:
@@ -61,7 +72,7 @@ def tokenize_file(path: Path) -> int:
     )
 
 
-ARMS = {"loratory": sample_file, "SeqIO and EsmTokenizer": tokenize_file}
+ARMS = {"loratory": sample_file, "SeqIO and EsmTokenizer": tokenize_file, "whole dataset": build_whole}
 
 
 def measure(arm: str, path: Path) -> tuple[float, float]:

@@ -12,11 +12,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import pyarrow as pa
 import pytest
 import yaml
 
+from loratory.data.records import Records, table_records
+
 ROOT = Path(__file__).parent.parent
 ABSENT = object()
+
+
+def as_records(rows: list[dict], schema: pa.Schema | None = None) -> Records:
+    """The rows as what is built and read."""
+    return table_records(pa.Table.from_pylist(rows, schema=schema))
 
 
 def shipped(name: str) -> dict:

@@ -23,7 +23,7 @@ def taken(records, limit, distinct="sequence", on_error="fail"):
         sample.ledger.count_record()
         sample.add_record(each)
         assert limit is None or len(sample.held) <= 2 * limit
-    kept, ledger = sample.kept_records(), sample.ledger
+    kept, ledger = [*sample.kept_records()], sample.ledger
     ledger.check_counts("x", len(kept), 1)
     return [each["id"] for each in kept], ledger
 

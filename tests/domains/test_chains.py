@@ -60,7 +60,7 @@ def read(files, on_error="fail", **options) -> tuple[list[dict], Ledger]:
     sample = HashSample(None, 0, build.DISTINCT, ledger)
     for record in build.read(files, dataset, ledger):
         sample.add_record(record)
-    return sample.kept_records(), ledger
+    return [*sample.kept_records()], ledger
 
 
 def pdb(path, sequence, points, chain="A", numbers=None, record="ATOM", names=None):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn import metrics as reference
+from studies import as_records
 
 from loratory.data.files import read_json
 from loratory.data.ledger import Ledger
@@ -48,7 +49,8 @@ def transcripts(tmp_path, coding=None, noncoding=None, header="auto") -> sources
 
 
 def read(files, ledger=None, **options) -> list[dict]:
-    return list(build.read(files, sources.Dataset(**options), ledger or Ledger()))
+    found = build.read(files, sources.Dataset(**options), ledger or Ledger())
+    return sorted(found, key=lambda record: record["id"])
 
 
 def table(sequences, label=0, gene="") -> list[dict]:
@@ -324,15 +326,15 @@ def test_groups_join_isoforms_and_similar_transcripts_of_other_genes():
     first, second, third = letters(400, 1), letters(400, 2), letters(400, 3)
     records = table({"a": first}, gene="G1") + table({"b": second}, gene="G1")
     records += table({"c": mutated(second, 0.1)}, gene="G2") + table({"d": third}) + table({"e": letters(400, 4)})
-    assert build.group(records, sources.Dataset()) == ["a", "a", "a", "d", "e"]
+    assert build.group(as_records(records), sources.Dataset()) == ["a", "a", "a", "d", "e"]
 
 
 @pytest.mark.parametrize("covered, expected", [("both", ["near"]), ("shorter", ["near", "part"])])
 def test_leaks_finds_what_resembles_a_held_out_record(covered, expected):
     near, far = mutated(SOUND, 0.1), mutated(SOUND, 0.9)
     found = build.find_leaks(
-        table({"held": SOUND}),
-        table({"near": near, "far": far, "part": SOUND[:100]}),
+        as_records(table({"held": SOUND})),
+        as_records(table({"near": near, "far": far, "part": SOUND[:100]})),
         sources.Dataset(covered=covered),
     )
     assert found == dict.fromkeys(expected, "held")
@@ -435,7 +437,7 @@ def test_what_the_policy_allows_is_counted_and_so_are_contradicting_labels():
     shared = letters(240, 7)
     held = table({"a": letters(800, 8) + shared}) + table({"b": letters(300, 9)}, gene="G")
     others = table({"c": shared + letters(900, 10)}, label=1, gene="H")
-    found = build.count_overlaps(held, others, sources.Dataset())
+    found = build.count_overlaps(as_records(held), as_records(others), sources.Dataset())
     assert {name: entry["records"] for name, entry in found.items()} == {
         "80% identity over 80% of both": 0,
         "80% identity over 80% of one": 0,
@@ -487,8 +489,9 @@ def test_a_planted_isoform_joins_its_gene(simulated):
     victim = read_split(folder, "test")[0]
     isoform = {**victim, "id": "0NEW.1", "sequence": letters(300, 77)}  # unlike its gene: only the gene id tells
     records = sorted([*records, isoform], key=lambda record: record["id"])
-    groups = build.group(records, sources.Dataset())
-    home = dict(zip([r["id"] for r in records], build.split(records, groups, sources.Dataset(), 7)))
+    found = as_records(records)
+    found = found.with_column("group", build.group(found, sources.Dataset()))
+    home = {r["id"]: r["split"] for r in build.split(found, sources.Dataset(), 7, Ledger())}
     assert home["0NEW.1"] == home[victim["id"]]
 
 
@@ -507,8 +510,8 @@ def test_the_official_split_is_counted_in_the_audit_alone(monkeypatch):
     monkeypatch.setattr(build.mmseqs, "search_sequences", lambda *given: [])
     frame = "CC" + "ATG" + 90 * "GAA" + "TAG"
     held = [{**r, "gene": f"G{i % 3}"} for i, r in enumerate(table({f"h{i}": frame for i in range(100)}))]
-    held += table({"no_frame": 90 * "C"})
-    others = [{**r, "gene": "G0"} for r in table({"o": frame})] + table({"x": frame}, gene="G9")
+    held = as_records([*held, *table({"no_frame": 90 * "C"})])
+    others = as_records([{**r, "gene": "G0"} for r in table({"o": frame})] + table({"x": frame}, gene="G9"))
     said = " in train by LoRA-BERT's own split"
     counts = {
         name.removesuffix(said): each["records"]
@@ -517,7 +520,7 @@ def test_the_official_split_is_counted_in_the_audit_alone(monkeypatch):
     }
     assert 80 <= counts["its own reading frame,"] <= 97
     assert counts["another transcript of its gene,"] == 100
-    lone = build.official_overlaps(table({"a": frame}, gene="G1"), table({"b": frame}, gene="G2"))
+    lone = build.official_overlaps(*(as_records(table({id: frame}, gene=id)) for id in "ab"))
     assert lone[f"another transcript of its gene,{said}"]["records"] == 0
     assert not any(name.endswith(said) for name in build.count_overlaps(held, others, sources.Dataset()))
 
@@ -529,16 +532,19 @@ def test_proof_counts_every_kind_of_planted_leak():
             for label in (0, 1)
         ]
 
+    def proof(parts):
+        return build.proof({split: as_records(rows) for split, rows in parts.items()}, None)
+
     sound = {split: part(split, split, "", split) for split in SPLITS}
-    assert not any(build.proof(sound, None).values())
+    assert not any(proof(sound).values())
     for count, leak in {
         "groups_in_two_splits": part("x", "test", "", "x"),
         "genes_in_two_splits": part("x", "x", "gene", "x"),
         "sequences_in_two_splits": part("x", "x", "", "test")[:1] + part("y", "y", "", "y"),
     }.items():
         others = {**sound, "test": sound["test"] + part("t", "t", "gene", "t"), "train": leak}
-        assert [name for name, n in build.proof(others, None).items() if n] == [count]
-    assert build.proof({**sound, "gate": sound["gate"][:1]}, None)["splits_without_both_classes"] == 1
+        assert [name for name, n in proof(others).items() if n] == [count]
+    assert proof({**sound, "gate": sound["gate"][:1]})["splits_without_both_classes"] == 1
 
 
 # --- task ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from studies import as_records
 
 from loratory.data import mmseqs
 from loratory.data.alphabets import RESIDUES
@@ -21,7 +22,7 @@ from loratory.data.fasta import read_fasta
 from loratory.data.ledger import Ledger
 from loratory.data.sampling import HashSample
 from loratory.data.splits import SPLITS
-from loratory.domains.dataset import audit_split, build_dataset, read_split
+from loratory.domains.dataset import audit_split, build_dataset, read_split, record_schema
 from loratory.domains.protein import build, metrics, simulate, task
 from loratory.domains.protein.sources import FAMILIES, Dataset, Files, Simulation, Task
 from loratory.errors import InputError
@@ -47,7 +48,7 @@ def kept_of(files: Files, on_error="fail", **options) -> tuple[list[dict], Ledge
     sample = HashSample(dataset.max_records, 0, build.DISTINCT, ledger)
     for record in build.read(files, dataset, ledger):
         sample.add_record(record)
-    return sample.kept_records(), ledger
+    return [*sample.kept_records()], ledger
 
 
 def mutant(sequence: str, share: float, seed: int = 0) -> str:
@@ -166,7 +167,9 @@ G_AND_T = "MYIYD" + "TG" * 70 + "VSLE"
 def test_proteins_rich_in_the_letters_of_nucleotides_are_kept(tmp_path, entries):
     kept, ledger = read(tmp_path, entries)
     assert [r["id"] for r in kept] == sorted(id for id, _ in entries) and not ledger.rows
-    assert build.summary(kept)["like_nucleotides"] == sum(s == "ACGT" * 30 for _, s in entries)
+    assert build.summary(as_records(kept, record_schema(build)))["like_nucleotides"] == sum(
+        s == "ACGT" * 30 for _, s in entries
+    )
 
 
 @pytest.mark.parametrize("letters, n", [("ACGT", 40), ("acgu", 5), ("ACGTN", 12)])
@@ -194,7 +197,7 @@ def test_ambiguous_residues_are_tolerated_up_to_a_share_and_written_x(tmp_path, 
     found, ledger = read(tmp_path, [("a", sequence)], max_ambiguous=share)
     assert [r["sequence"] for r in found] == ([kept] if kept else [])
     assert ledger.reason_counts() == ({} if kept else {"ambiguous_residue": 1})
-    assert build.summary(found)["ambiguous_residues"] == kept.count("X") if kept else True
+    assert build.summary(as_records(found))["ambiguous_residues"] == kept.count("X") if kept else True
 
 
 def test_x_is_a_letter_of_the_controls_and_of_no_closed_alphabet():
@@ -411,7 +414,7 @@ def test_proof_counts_shared_clusters_and_sequences():
     parts = {"train": [record("a", "g", "MK"), record("b", "h", "ML")], "test": [record("c", "g", "ML")]}
     parts["train"][0]["unit"] = parts["test"][0]["unit"] = "u"
     counts = {"clusters_in_two_splits": 1, "units_in_two_splits": 1, "sequences_in_two_splits": 1}
-    assert build.proof(parts, Dataset()) == counts
+    assert build.proof({split: as_records(part) for split, part in parts.items()}, Dataset()) == counts
 
 
 def test_real_uniref_records_are_split_without_a_leak(shared_data, tmp_path):

@@ -12,15 +12,14 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
+from studies import as_records
 
 from loratory.data.ledger import Ledger
-from loratory.data.records import Records
 from loratory.data.splits import SPLITS, sample_by_hash
 from loratory.domains.dataset import audit_split, build_dataset, read_split, record_schema
 from loratory.domains.recsys import build, controls, metrics, simulate, task
@@ -372,13 +371,8 @@ def test_records_match_a_naive_count_whatever_the_order_of_rows(tmp_path_factory
     assert ledger.n_in == len(records) + len(ledger.rows)
 
 
-def as_records(rows):
-    table = pa.Table.from_pylist(rows, schema=record_schema(build))
-    return Records(lambda: iter([table]), len(rows))
-
-
 def proof_of(parts, dataset=LOOSE):
-    return build.proof({split: as_records(parts.get(split, [])) for split in SPLITS}, dataset)
+    return build.proof({split: as_records(parts.get(split, []), record_schema(build)) for split in SPLITS}, dataset)
 
 
 def test_an_item_that_is_rated_again_counts_once_and_items_of_one_title_are_two(tmp_path):
@@ -393,18 +387,9 @@ def test_an_item_that_is_rated_again_counts_once_and_items_of_one_title_are_two(
     assert "2:12:90" in {r["id"] for r in last} and "2:12:50" not in {r["id"] for r in last}
 
 
-class Times:
-    """The two columns of a table that `split` looks at."""
-
-    def __init__(self, times):
-        self.times = np.array(times)
-
-    def column(self, name):
-        return {"timestamp": self.times}[name]
-
-
 def splits_at(times):
-    return build.split(Times(times), np.zeros(len(times), int), LOOSE, 0)
+    shares = [getattr(LOOSE.split, name) for name in SPLITS]
+    return [SPLITS[place] for place in build.time_places(np.array(times), shares)]
 
 
 @settings(deadline=None)
@@ -707,12 +692,16 @@ def ranked_log():
     return {"train": train, "test": test}
 
 
+def ranked(parts, users=50):
+    return [*task.ranking_lists({split: as_records(part) for split, part in parts.items()}, users)]
+
+
 def test_each_user_is_asked_about_the_next_liked_item_and_all_that_are_new_to_him():
-    lists = [*task.ranking_lists(ranked_log(), 50)]
+    lists = ranked(ranked_log())
     assert [[record["item"] for record in each] for each in lists] == [["e", "b"], ["d", "a", "c", "e"]]
     assert {record["timestamp"] for record in lists[0]} == {21} and {r["user"] for r in lists[1]} == {"2"}
     assert len({record["id"] for each in lists for record in each}) == 6
-    assert len([*task.ranking_lists(ranked_log(), 1)]) == 1
+    assert len(ranked(ranked_log(), 1)) == 1
     of_b, of_e = lists[0][1], lists[1][3]
     assert (of_b["item_ratings"], of_b["item_mean"]) == (5, pytest.approx((4 * 3 + 2.0) / 5))
     assert (of_e["item_ratings"], of_e["title"]) == (5, "Film e"), "user 1 rated it a second before"
@@ -721,14 +710,14 @@ def test_each_user_is_asked_about_the_next_liked_item_and_all_that_are_new_to_hi
 def test_an_item_of_which_nothing_is_known_yet_has_no_ratings():
     parts = ranked_log()
     parts["test"].append(a_rating("3", "new", 1, 40) | {"title": "Film new", "item_ratings": 9})
-    (first, *_) = task.ranking_lists(parts, 50)
+    first, *_ = ranked(parts)
     assert [(r["item"], r["item_ratings"]) for r in first if r["item"] == "new"] == [("new", 0)]
 
 
 def test_items_of_the_known_past_are_no_candidates():
     parts = ranked_log()
     parts["test"][1]["history_items"] = ["b"]
-    (first, *_) = task.ranking_lists(parts, 50)
+    first, *_ = ranked(parts)
     assert [record["item"] for record in first] == ["e"]
 
 

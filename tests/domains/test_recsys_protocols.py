@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from studies import as_records
 
 from loratory.data.ledger import Ledger
-from loratory.data.records import Records
 from loratory.data.splits import SPLITS
 from loratory.domains.dataset import AUDIT, CARD, audit_split, build_dataset, read_split, record_schema
 from loratory.domains.recsys import build, task
@@ -232,10 +232,7 @@ def a_record(split, user, item, time, **other):
 
 
 def proof_of(rows, protocol):
-    parts = {}
-    for split in SPLITS:
-        table = pa.Table.from_pylist([r for s, r in rows if s == split], schema=record_schema(build))
-        parts[split] = Records(lambda table=table: iter([table]), len(table))
+    parts = {split: as_records([r for s, r in rows if s == split], record_schema(build)) for split in SPLITS}
     return {name: n for name, n in build.proof(parts, Dataset(protocol=protocol)).items() if n}
 
 

@@ -17,6 +17,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from studies import as_records
 
 from loratory.data.audio import RATE, read_audio, read_clip
 from loratory.data.clips import Clip
@@ -109,7 +110,7 @@ def test_records_carry_what_the_tables_say(corpus):
         "seconds": 0.5,
         "sha256": "",
     }
-    assert build.group(found, Dataset())[14] == "s03"
+    assert build.group(as_records(found), Dataset())[14] == "s03"
 
 
 def test_blank_separated_tables_read_as_tab_separated_ones(corpus):
@@ -284,7 +285,9 @@ def test_segments_are_parts_of_their_recording(lesson):
     ]
     assert ledger.reason_counts() == {"no_segment": 1}
     assert str(lesson / "segments") in files(lesson).file_paths()
-    assert build.group(found, Dataset()) == ["a", "a", "a"], "who is heard in one recording stays in one split"
+    assert build.group(as_records(found), Dataset()) == ["a", "a", "a"], (
+        "who is heard in one recording stays in one split"
+    )
     clips = [example.audio for example in examples([r | {"group": "a"} for r in found], Task(), "whisper")]
     assert np.array_equal(read_clip(clips[2]), noise(1, 6)[2 * RATE : 3 * RATE])
 

@@ -1,9 +1,10 @@
 """The worst words of transcripts: counted over all utterances, shown with those that hold them."""
 
 import pytest
+from studies import as_records
 
 from loratory import registry
-from loratory.domains.dataset import write_records
+from loratory.domains.dataset import record_schema, write_records
 from loratory.domains.speech.errors import aligned_lines, aligned_words, worst_words
 from loratory.domains.speech.sources import Task
 from loratory.evaluation.rows import write_rows
@@ -52,7 +53,8 @@ def test_an_alignment_loses_no_word(reference, text):
 
 def test_tables_hold_all_systems_that_answer_for_themselves(tmp_path):
     (tmp_path / "data").mkdir()
-    write_records(tmp_path / "data" / "test.parquet", registry.load_module("domain", "speech", "build"), records())
+    build = registry.load_module("domain", "speech", "build")
+    write_records(tmp_path / "data" / "test.parquet", build, as_records(records(), record_schema(build)))
     control = rows(dict.fromkeys(TEXTS, ""), system="x:uniform", kind="control")
     valid = rows(dict.fromkeys(TEXTS, ""), split="valid")
     adapter = rows(TEXTS | {"u1": "the bed cat"}, system="lora@speech", kind="adapter")

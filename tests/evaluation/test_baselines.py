@@ -47,6 +47,7 @@ def test_baselines_learn_from_train_and_answer_valid_and_test(tmp_path, monkeypa
         return {}
 
     monkeypatch.setattr(baselines, "read_records", read)
+    monkeypatch.setattr(baselines, "open_split", read)
     monkeypatch.setattr(task, "baselines", learn)
     baselines.predict_baselines("protein", tmp_path, Task(), 7, 5, 0, tmp_path / "b.parquet")
     assert sorted(asked) == [("test", 7), ("train", None), ("valid", 5)]
@@ -64,6 +65,7 @@ def test_baselines_that_learnt_of_another_entry_stand_beside_and_those_that_lear
         return [record | {"id": f"{split}-{record['id']}"} for record in TEST[: 1 + (data == "cow")]]
 
     monkeypatch.setattr(baselines, "read_records", read)
+    monkeypatch.setattr(baselines, "open_split", read)
     monkeypatch.setattr(task, "baselines", learn)
     baselines.predict_baselines("protein-cow", "cow", Task(), 7, 5, 0, tmp_path / "b.parquet", {"protein": "human"})
     rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
@@ -82,6 +84,7 @@ def test_rows_of_both_kinds_stand_in_one_file(tmp_path, monkeypatch, samples):
         return [record | {"id": f"{split}-{record['id']}"} for record in TEST][:limit]
 
     monkeypatch.setattr(baselines, "read_records", read)
+    monkeypatch.setattr(baselines, "open_split", read)
     baselines.predict_baselines("protein", tmp_path, Task(), None, 2, samples, tmp_path / "b.parquet")
     rows = pq.read_table(tmp_path / "b.parquet").to_pylist()
     assert {row["kind"] for row in rows} == {"baseline"}
@@ -121,7 +124,7 @@ class Ranking:
 
 
 def test_a_rank_row_says_how_many_candidates_stand_above_and_beside_the_right_one(monkeypatch):
-    monkeypatch.setattr(ranking, "read_records", lambda data, split: [])
+    monkeypatch.setattr(ranking, "open_split", lambda data, split: [])
     rows = baselines.rank_baselines(Ranking, "nowhere", Ranking.answers(), 2)
     found = {(row["system"], row["id"]): (row["above"], row["tied"]) for row in rows}
     assert found == {(name, f"u{user}"): places for user in (0, 1) for name, places in PLACES.items()}

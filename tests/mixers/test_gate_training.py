@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from families import FAMILIES, VOCABULARY, Toy, begin
 from models import bert, encoder_base, llama, opinionated, trained_adapter, whisper_base, whisper_config
+from studies import as_records
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
@@ -19,7 +20,7 @@ from loratory.adapters.methods.lora import Method
 from loratory.bases.core import load_base
 from loratory.config import mixture_entry as entry
 from loratory.data.files import file_sha256, read_json
-from loratory.domains.dataset import write_records
+from loratory.domains.dataset import record_schema, write_records
 from loratory.mixers.contract import Mixer
 from loratory.mixers.core import Mixture
 from loratory.mixers.methods.xlora import Mixer as XLora
@@ -342,7 +343,7 @@ def rna(folder, seed: int):
             {"id": f"{split}{i}", "group": f"g{i}", "sequence": s, "length": len(s), "label": i % 2, "gene": ""}
             for i, s in enumerate(letters)
         ]
-        write_records(folder / f"{split}.parquet", build, rows)
+        write_records(folder / f"{split}.parquet", build, as_records(rows, record_schema(build)))
 
 
 def speech(folder, seed: int):
@@ -375,7 +376,7 @@ def speech(folder, seed: int):
                 "text": text,
             }
             rows.append(row | facts | {"seconds": len(samples) / 16000})
-        write_records(folder / f"{split}.parquet", build, rows)
+        write_records(folder / f"{split}.parquet", build, as_records(rows, record_schema(build)))
 
 
 STUDIES = {"encoder": (encoder_base, "lncrna", rna), "whisper": (whisper_base, "speech", speech)}

@@ -7,7 +7,6 @@ import numpy as np
 
 from loratory import config, registry
 from loratory.data.ledger import Ledger
-from loratory.data.records import RecordTable
 from loratory.domains.fetch import fetch_source, open_source
 
 FILES = {
@@ -46,9 +45,8 @@ def some_records(domain: str, files, dataset: dict, n: int) -> list[dict]:
     chosen = config.domain_options(domain, "Dataset", dataset | {"on_error": "skip"})
     ledger = Ledger("skip")
     found = registry.load_module("domain", domain, "build").read(files, chosen, ledger)
-    if isinstance(found, RecordTable):
+    if domain == "recsys":
         found = found.with_splits(np.zeros(len(found), np.int8), ledger)
-        found = [record for table in found.batches() for record in table.to_pylist()]
     found = [*found]
     labels = sorted({record.get("label", 0) for record in found})
     parts = [[record for record in found if record.get("label", 0) == label] for label in labels]

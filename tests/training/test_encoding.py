@@ -9,7 +9,7 @@ import pytest
 
 from loratory.bases.core import Encoded
 from loratory.data import batching
-from loratory.data.records import Records
+from loratory.data.records import join_records, table_records
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.training import encoding
@@ -21,7 +21,7 @@ WORDS = ("a", "bb", "ccc", "dddd", "ee", "f")
 def records_of(texts):
     rows = [{"id": f"{n:03d}", "group": "g", "text": text} for n, text in enumerate(texts)]
     tables = [pa.Table.from_pylist(rows[start : start + 4]) for start in range(0, len(rows), 4)]
-    return Records(lambda: iter(tables), len(rows))
+    return join_records(map(table_records, tables))
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_records_are_read_as_they_are_wanted():
     assert len(few) == 3 and [r["id"] for r in few] == sorted(r["id"] for r in few)
     assert records.sample(None, seed=1) is records and [*few] == [few[n] for n in range(3)]
     assert [*records.select(np.array([0, 5]))] == [records[0], records[5]]
-    assert [*Records.join([few, records])] == [*few, *records]
-    assert [*Records.join([records.select(np.array([3, 4])), few]).in_id_order()] == sorted(
+    assert [*few.join([records])] == [*few, *records]
+    assert [*records.select(np.array([3, 4])).join([few]).in_id_order()] == sorted(
         [records[3], records[4], *few], key=lambda record: record["id"]
     )

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from models import causal_base, encoder_base, whisper_base
+from studies import as_records
 
 from loratory import registry
 from loratory.data.files import read_json
-from loratory.domains.dataset import write_records
+from loratory.domains.dataset import record_schema, write_records
 from loratory.errors import InputError
 from loratory.training import features
 from loratory.training.features import INDEX, open_features, pad_states, write_features
@@ -29,7 +30,7 @@ def transcripts(folder, seed: int = 0) -> None:
         for i, s in enumerate(letters)
     ]
     folder.mkdir()
-    write_records(folder / "gate.parquet", build, rows)
+    write_records(folder / "gate.parquet", build, as_records(rows, record_schema(build)))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from models import trained_adapter, whisper_base
+from studies import as_records
 
 from loratory import registry
 from loratory.adapters import deltas
@@ -15,7 +16,7 @@ from loratory.adapters.methods.lora import Method
 from loratory.config import Evaluation
 from loratory.config import mixture_entry as entry
 from loratory.data.files import read_json
-from loratory.domains.dataset import write_records
+from loratory.domains.dataset import record_schema, write_records
 from loratory.domains.examples import domain_examples, read_records
 from loratory.domains.speech.sources import Task
 from loratory.evaluation.predict import TrainedModels, predict_domain
@@ -40,7 +41,7 @@ def records(folder, domain: str, age: int) -> None:
             facts = {"audio": str(path), "audio_sha256": "", "start": 0.0, "end": -1.0, "text": "yes no", "sha256": ""}
             facts |= {"seconds": len(samples) / 16000, "gender": "f", "flaws": "", "read_in_train": False, "age": age}
             rows.append({"id": f"{domain}{split}{i}", "group": f"s{age}{i}", "speaker": f"s{age}{i}"} | facts)
-        write_records(folder / f"{split}.parquet", build, rows)
+        write_records(folder / f"{split}.parquet", build, as_records(rows, record_schema(build)))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from models import causal_base, opinionated, trained_adapter
 from safetensors.torch import load_file
-from studies import changed, shipped
+from studies import as_records, changed, shipped
 from torch.nn.functional import cross_entropy
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
@@ -21,7 +21,7 @@ from loratory.config import mixture_entry as entry
 from loratory.config import read_config
 from loratory.data.files import read_json
 from loratory.domains.contract import Example
-from loratory.domains.dataset import write_records
+from loratory.domains.dataset import record_schema, write_records
 from loratory.errors import InputError
 from loratory.mixers.core import Mixture
 from loratory.mixers.methods.llava_mole import Mixer as LlavaMole
@@ -48,7 +48,7 @@ def records(folder, domain: str, seed: int) -> None:
             {"id": f"{split}{i}", "group": f"g{i}", "sequence": s, "length": len(s)} | OWN[domain]
             for i, s in enumerate(letters)
         ]
-        write_records(folder / f"{split}.parquet", build, rows)
+        write_records(folder / f"{split}.parquet", build, as_records(rows, record_schema(build)))
 
 
 @pytest.fixture

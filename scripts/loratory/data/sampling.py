@@ -1,15 +1,29 @@
 """Which of many records are kept: in one pass, and in memory little more than the ids of those."""
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from loratory.data.ledger import Ledger
+from loratory.data.records import RecordFile
 from loratory.data.splits import hash_position
-from loratory.data.store import RecordStore, StoredRecord, text_digest
 from loratory.errors import InputError
 
 Rank = tuple[float, str]
+BLOCK = 1 << 16
+
+
+class Held(NamedTuple):
+    """A record in the file that is kept so far."""
+
+    id: str
+    number: int
 
 
 class HashSample:
@@ -21,8 +35,9 @@ class HashSample:
     limit that a record has the labels of its copies too: whatever it holds as a list is joined with theirs.
 
     No more than twice the limit is held: a record whose hash is above `limit` others' is counted and forgotten. Its
-    copies and namesakes are noted as long as one of them is held, and counted as `not_sampled` else. What is held lies
-    on disk; in memory are its id and, without a limit, a digest of what is distinct, about 0.4 kB for each record.
+    copies and namesakes are noted as long as one of them is held, and counted as `not_sampled` else. Without a limit
+    all are held, and copies and namesakes are looked for at the end, among the few that may be some. What is held
+    lies on disk; in memory are its id and two numbers.
 
     Args:
         limit: None keeps all.
@@ -32,9 +47,10 @@ class HashSample:
 
     def __init__(self, limit: int | None, seed: int, distinct: str, ledger: Ledger) -> None:
         self.limit, self.seed, self.distinct, self.ledger = limit, seed, distinct or "id", ledger
-        self.digests = limit is None and distinct != ""  # all texts would fill memory
-        self.store = RecordStore()
-        self.held: dict[Any, StoredRecord] = {}  # by the value that is distinct
+        self.file = RecordFile()
+        self.ids: list[pa.Array | list[str]] = [[]]  # of the records in the file, without a limit
+        self.hashes = array("q")  # of id and distinct value of each of them
+        self.held: dict[Any, Held] = {}  # by the value that is distinct
         self.values: dict[str, Any] = {}  # that value by id
         self.bound: Rank | None = None  # of the last record that can still be kept
 
@@ -42,24 +58,40 @@ class HashSample:
         """Raises:
         InputError: with `on_error: fail`, an id that a record of another content or of the same file has already.
         """
+        if self.limit is None:
+            self.file.write_record(record)
+            self.hashes.extend((hash(record["id"]), hash(record[self.distinct])))
+            self.note_id(record["id"])
+        else:
+            self.compare_record(record, record[self.distinct])
+
+    def note_id(self, id: str) -> None:
+        """As columns, ids take a quarter of the memory."""
+        self.ids[-1].append(id)
+        if len(self.ids[-1]) == BLOCK:
+            self.ids[-1:] = [pa.array(self.ids[-1]), []]
+
+    def compare_record(self, record: Mapping, value: Any, number: int | None = None) -> None:
+        """Args:
+        number: of a record that is in the file already.
+        """
         id = record["id"]
-        value = text_digest(record[self.distinct]) if self.digests else record[self.distinct]
         if id in self.values and not self.is_copy(record, value):
             return self.note_namesake(record)
         known = self.held.get(value)
         if known is not None:
-            self.replace_copy(value, known, record)
+            self.replace_copy(value, known, record, number)
         elif self.bound is not None and self.rank_record(id) > self.bound:
             self.ledger.count_dropped("not_sampled")
         else:
-            self.hold_record(value, record)
+            self.hold_record(value, record, number)
             if self.limit is not None and len(self.held) > 2 * self.limit:
                 self.drop_last()
         return None
 
-    def hold_record(self, value: Any, record: Mapping) -> None:
-        stored = record if isinstance(record, StoredRecord) else self.store.keep_record(record)
-        self.held[value], self.values[stored.id] = stored, value
+    def hold_record(self, value: Any, record: Mapping, number: int | None) -> None:
+        number = self.file.write_record(record) if number is None else number
+        self.held[value], self.values[record["id"]] = Held(record["id"], number), value
 
     def rank_record(self, id: str) -> Rank:
         return (0.0 if self.limit is None else hash_position(id, self.seed)), id
@@ -67,23 +99,26 @@ class HashSample:
     def is_copy(self, record: Mapping, value: Any) -> bool:
         """Whether a record with a known id repeats, in another file, what is known of it."""
         known = self.values[record["id"]]
-        files = {file_and_record(each.get("where", ""))[0] for each in (record, self.held[known])}
-        return self.distinct != "id" and value == known and len(files) > 1
+        return self.distinct != "id" and value == known and source_file(record) != source_file(self.held_record(known))
+
+    def held_record(self, value: Any) -> dict:
+        return self.file.read_record(self.held[value].number)
 
     def note_namesake(self, record: Mapping) -> None:
         id = record["id"]
-        what = f"duplicate id, first seen at {self.held[self.values[id]].get('where', 'another record')}"
+        what = f"duplicate id, first seen at {self.held_record(self.values[id]).get('where', 'another record')}"
         where = record.get("where", id)
         self.ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
 
-    def replace_copy(self, value: Any, known: StoredRecord, new: Mapping) -> None:
+    def replace_copy(self, value: Any, known: Held, record: Mapping, number: int | None) -> None:
         """Keeps the first of two records by rank, else by where they stand, and notes the other."""
-        kept, copy = sorted((known, new), key=lambda each: (self.rank_record(each["id"]), each.get("where", "")))
-        if kept is new:
+        pair = (self.file.read_record(known.number), known.number), (record, number)
+        (kept, at), (copy, _) = sorted(pair, key=lambda one: (self.rank_record(one[0]["id"]), one[0].get("where", "")))
+        if self.limit is None and (joined := joined_lists(kept, copy)):
+            kept, at = {**kept, **joined}, None
+        if at != known.number:
             del self.values[known.id]
-            self.hold_record(value, new)
-        if self.limit is None:
-            join_lists(self.held[value], copy)
+            self.hold_record(value, kept, at)
         place = file_and_record(copy.get("where", ""))
         self.ledger.drop_record(*place, copy["id"], f"duplicate_{self.distinct}", f"same as {kept['id']}")
 
@@ -97,17 +132,53 @@ class HashSample:
         if len(order) >= self.limit:
             self.bound = order[self.limit - 1][0]
 
-    def kept_records(self) -> list[Any]:
-        """What was kept, in id order: a StoredRecord each, which is read as a dict is."""
+    def compare_repeated(self) -> np.ndarray:
+        """Compares what has the hash of another, in the order it came in; the numbers of all the others."""
+        hashes = np.frombuffer(self.hashes, np.int64).reshape(-1, 2)
+        repeated = is_repeated(hashes[:, 0]) | is_repeated(hashes[:, 1])
+        for number in np.flatnonzero(repeated).tolist():
+            record = self.file.read_record(number)
+            self.compare_record(record, text_digest(record[self.distinct]), number)
+        return np.flatnonzero(~repeated)
+
+    def kept_records(self) -> Iterator[dict]:
+        """What was kept, in id order; to be called once."""
         if self.limit is not None:
             self.drop_last()
-        return sorted(self.held.values(), key=lambda record: record.id)
+        alone = self.compare_repeated()  # none, where there is a limit
+        held = [*self.held.values()]
+        numbers = np.r_[alone, np.array([record.number for record in held], np.int64)]
+        ids = pa.chunked_array([pa.array(part, pa.string()) for part in self.ids]).take(alone)
+        order = pc.sort_indices(pa.chunked_array([*ids.chunks, pa.array([record.id for record in held], pa.string())]))
+        self.ids.clear()
+        return map(self.file.read_record, numbers[order])
 
 
-def join_lists(kept: StoredRecord, copy: Mapping) -> None:
-    for column, values in copy.items():
-        if isinstance(values, list) and not {*values} <= {*kept[column]}:
-            kept[column] = sorted({*kept[column], *values})
+def is_repeated(values: np.ndarray) -> np.ndarray:
+    """(n,) whether a number occurs more than once."""
+    order = np.argsort(values)
+    same = np.diff(values[order]) == 0
+    marks = np.zeros(len(values), bool)
+    marks[order] = np.r_[same, False] | np.r_[False, same] if len(values) else False
+    return marks
+
+
+def joined_lists(kept: Mapping, copy: Mapping) -> dict[str, list]:
+    """The lists of a record to which its copy adds something, with that."""
+    return {
+        column: sorted({*kept[column], *values})
+        for column, values in copy.items()
+        if isinstance(values, list) and not {*values} <= {*kept[column]}
+    }
+
+
+def text_digest(text: str) -> bytes:
+    """16 bytes that stand for a text where very many are compared."""
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def source_file(record: Mapping) -> str:
+    return file_and_record(record.get("where", ""))[0]
 
 
 def file_and_record(where: str | Path) -> tuple[str, str]:

@@ -3,12 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from loratory.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from loratory.data.records import Records
+
 Record = TypeVar("Record", bound=Mapping)
+BLOCK = 1 << 20  # hashes that are sorted at once
 
 SPLITS = ("train", "gate", "valid", "test")
 PROTECTED = ("test", "valid", "gate", "train")  # a record that leaks is dropped from the later of two splits
@@ -32,7 +39,7 @@ def sample_by_hash(records: Sequence[Record], limit: int | None, seed: int) -> l
     return sorted(order[:limit], key=lambda record: record["id"])
 
 
-def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int, where: Path | str) -> list[str]:
+def assign_splits(groups: Iterable[str], fractions: Mapping[str, float], seed: int, where: Path | str) -> list[str]:
     """The split of each record, decided by its group alone.
 
     Groups are ordered by `hash_position` and cut where the running count of *records* reaches each fraction, so that
@@ -41,12 +48,13 @@ def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: i
     Raises:
         InputError: there are too few groups to fill every split.
     """
-    sizes: dict[str, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
+    import numpy as np  # the config needs this module, and is read without
+
+    hashes = np.fromiter((hash_position(group, seed) for group in groups), float)
+    _, members, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
     wanted = [split for split in PROTECTED if fractions[split] > 0]
     if len(sizes) < len(wanted):
-        largest = max(sizes.values(), default=0) / max(1, len(groups))
+        largest = max(sizes, default=0) / max(1, len(hashes))
         raise InputError(
             where,
             f"{len(sizes)} groups cannot fill {len(wanted)} splits; the largest holds {largest:.0%} of the records",
@@ -54,19 +62,18 @@ def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: i
             fix="give more data, or loosen what makes a group",
             reason="degenerate_split",
         )
-    order = sorted(sizes, key=lambda group: (hash_position(group, seed), group))
-    home: dict[str, str] = {}
+    home = np.empty(len(sizes), np.int8)
     done, at = 0, 0
-    bounds = [sum(fractions[s] for s in wanted[: i + 1]) * len(groups) for i in range(len(wanted))]
-    for index, group in enumerate(order):
-        left_groups = len(order) - index
-        home[group] = wanted[at]
-        done += sizes[group]
+    bounds = [sum(fractions[s] for s in wanted[: i + 1]) * len(hashes) for i in range(len(wanted))]
+    for index, size in enumerate(sizes.tolist()):
+        left_groups = len(sizes) - index
+        home[index] = at
+        done += size
         full = done >= bounds[at]
         needed = len(wanted) - 1 - at == left_groups - 1  # the splits after this one need every group left
         if at < len(wanted) - 1 and (full or needed):
             at += 1
-    return [home[group] for group in groups]
+    return [wanted[place] for place in home[members].tolist()]
 
 
 def connected_components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -98,12 +105,19 @@ def links_by_key(*keys: Sequence[str]) -> list[tuple[int, int]]:
     return links
 
 
-def count_shared(splits: Mapping[str, Sequence[Mapping]], column: str) -> int:
-    """How many values of `column` occur in more than one split."""
-    home: dict = {}
-    twice = set()
-    for split, records in splits.items():
-        for record in records:
-            if home.setdefault(record[column], split) != split:
-                twice.add(record[column])
-    return len(twice)
+def count_shared(parts: "Mapping[str, Records]", column: str) -> int:
+    """How many texts of `column`, but "", occur in more than one split."""
+    import numpy as np
+
+    distinct = np.concatenate([distinct_hashes(part, column) for part in parts.values()])
+    return int(np.count_nonzero(np.unique(distinct, return_counts=True)[1] > 1))
+
+
+def distinct_hashes(records: "Records", column: str) -> "np.ndarray":
+    """(n,) one number for each text of `column`, but "": millions of texts would fill memory."""
+    import numpy as np
+
+    hashes, found = map(hash, filter(None, records.texts(column))), np.empty(0, np.int64)
+    while len(block := np.fromiter(islice(hashes, BLOCK), np.int64)):
+        found = np.union1d(found, block)
+    return found

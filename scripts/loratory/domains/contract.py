@@ -5,7 +5,7 @@ Imported while the config is read: nothing heavy.
 
 import codecs
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from loratory.data.ledger import Ledger
-    from loratory.data.records import RecordTable
+    from loratory.data.records import Records
 
 Context: TypeAlias = tuple[tuple[int, int], ...]  # see `Example.context`
 Columns: TypeAlias = "Mapping[str, np.ndarray]"  # what metrics look at: one array for each name, all of equal length
@@ -373,10 +373,8 @@ class SourcesModule(Protocol):
 
 
 class BuildModule(Protocol):
-    """`build.py`: raw files → records. `files` and `dataset` are the domain's own `Files` and `Dataset`.
-
-    Records are a sequence of dicts, or the table that the domain's `read` returns.
-    """
+    """`build.py`: raw files → records. `files` and `dataset` are the domain's own `Files` and `Dataset`; records are
+    read as they are wanted (`data.records`)."""
 
     @property
     def COLUMNS(self) -> "Mapping[str, str | pa.DataType]":
@@ -393,32 +391,36 @@ class BuildModule(Protocol):
         Called for each split with all less protected ones. None: nothing is looked for beyond the groups.
         """
 
-    def read(self, files: Any, dataset: Any, ledger: "Ledger") -> "Iterable[dict] | RecordTable":
+    @property
+    def group(self) -> "Callable[[Any, Any], Iterable[str]] | None":
+        """(records, dataset) -> the group of each record: the unit that stands in one split and that is resampled.
+        None: they have a column `group`."""
+
+    def read(self, files: Any, dataset: Any, ledger: "Ledger") -> "Iterable[dict] | Records":
         """Validated records, with `id` and COLUMNS; every raw record is accounted for in the ledger.
 
-        They are taken as they come: one at a time where they are yielded so. A key `where`, `file:record`, is what the
-        ledger says of a copy (DISTINCT); it is not written. A domain with too many records for a dict each returns a
-        table of them (`data.records`), which is then what `split` and `summary` are given; it has a column `group`.
+        They are taken as they come, one at a time where they are yielded so, and lie on disk from then on; columns
+        that only `split` knows may be missing. A key `where`, `file:record`, is what the ledger says of a copy
+        (DISTINCT); it is not written. A domain with too many records for a dict each returns a subclass of `Records`,
+        in id order, which is then what `split` and `summary` are given.
 
         Raises:
             InputError: malformed input, named by file and record; of single records only with `on_error: fail`.
         """
 
-    def group(self, records: Any, dataset: Any) -> list[str]:
-        """The group of each record: the unit that stands in one split and that is resampled."""
-
-    def split(self, records: Any, groups: Any, dataset: Any, seed: int) -> list[str]:
-        """The split of each record, one of `data.splits.SPLITS`; `partial(random_split, domain)` hashes the groups.
+    def split(self, records: Any, dataset: Any, seed: int, ledger: "Ledger") -> "Records":
+        """The records, in id order and with a column `group`, with a column `split`, one of `data.splits.SPLITS`, and
+        all that depends on it; `partial(random_split, domain)` hashes the groups.
 
         Args:
-            groups: of each record, its group; of a table, its column `group`.
+            ledger: of records that are left out for it.
 
         Raises:
             InputError: the records cannot fill every split.
         """
 
     def proof(self, parts: Any, dataset: Any) -> dict[str, int]:
-        """{name of a count that must be 0: count}, from {split: its `data.records.Records`, as they are read back}."""
+        """{name of a count that must be 0: count}, from {split: its records, as they are read back}."""
 
     def count_overlaps(self, held_out: Any, others: Any, dataset: Any) -> dict[str, dict]:
         """{what is shared: {`records`: how many held out share it with one of the others, `sensitivity`: the share of
@@ -437,7 +439,7 @@ class TaskModule(Protocol):
     def examples(self, records: list[dict], task: Any, family: str) -> list[Example]:
         """The examples for a base of a family in FAMILIES, one or more for each record, in the records' order."""
 
-    def baselines(self, train: list[dict], held_out: list[dict], task: Any) -> dict[str, list[dict]]:
+    def baselines(self, train: Sequence[dict], held_out: list[dict], task: Any) -> dict[str, list[dict]]:
         """{system: a row (see ROW) for each held-out record} of controls that need no language model.
 
         They learn from `train`, and read of a held-out record what a model may read. `no_baselines`: there are none.
@@ -447,14 +449,14 @@ class TaskModule(Protocol):
 class RankingTaskModule(TaskModule, Protocol):
     """`task.py` of a domain with the output "rank", which is made of the output "choice" of all candidates."""
 
-    def ranking_lists(self, parts: Mapping[str, list[dict]], users: int) -> Iterable[list[dict]]:
+    def ranking_lists(self, parts: "Mapping[str, Records]", users: int) -> Iterable[list[dict]]:
         """Records of all candidates of one question, those of test that were chosen first; one list for each user.
 
         Args:
             parts: {split: its records}. users: most lists.
         """
 
-    def fit_baselines(self, train: list[dict], task: Any) -> dict[str, Callable[[list[dict]], list[dict]]]:
+    def fit_baselines(self, train: Sequence[dict], task: Any) -> dict[str, Callable[[list[dict]], list[dict]]]:
         """{system: records -> their rows, with `p`} of what `baselines` answers with."""
 
 
@@ -522,12 +524,13 @@ class SimulateModule(Protocol):
         """
 
 
-def random_split(domain: str, records: list[dict], groups: list[str], dataset: DatasetOptions, seed: int) -> list[str]:
+def random_split(domain: str, records: "Records", dataset: DatasetOptions, seed: int, ledger: "Ledger") -> "Records":
     """`split` of a domain that has no rule of its own: by a hash of the group. `domain` is for the error."""
-    return assign_splits(groups, dataset.split.model_dump(), seed, domain)
+    homes = assign_splits(records.texts("group"), dataset.split.model_dump(), seed, domain)
+    return records.with_column("split", homes)
 
 
-def no_baselines(train: list[dict], held_out: list[dict], task: Any) -> dict[str, list[dict]]:
+def no_baselines(train: Sequence[dict], held_out: list[dict], task: Any) -> dict[str, list[dict]]:
     """`baselines` of a domain that has none."""
     return {}
 

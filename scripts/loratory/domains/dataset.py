@@ -1,8 +1,7 @@
 """Raw files → records in leak-proof splits, an account of every record, and the proof made anew from the files."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +11,12 @@ from loratory import registry
 from loratory.data import splits
 from loratory.data.files import atomic_write, file_sha256, write_json
 from loratory.data.ledger import Ledger
-from loratory.data.records import Records, RecordTable, open_records
+from loratory.data.records import Records, join_records, open_records, spill_records
 from loratory.data.sampling import HashSample
 from loratory.domains.contract import BuildModule, DatasetOptions, FilesOptions
 from loratory.errors import InputError
 
 CARD, REJECTS, AUDIT = "card.json", "rejects.tsv", "audit.json"
-ROWS = 20_000  # of a row group, and of what is in memory at once
-Part: TypeAlias = list[dict] | RecordTable
 KEYS = pa.schema({"id": pa.string(), "group": pa.string()})  # what records of every domain have
 
 
@@ -43,26 +40,20 @@ def build_dataset(
     """
     build = registry.load_module("domain", domain, "build")
     ledger = Ledger(dataset.on_error)
-    records = sample_records(build.read(files, dataset, ledger), dataset.max_records, seed, build.DISTINCT, ledger)
+    records = gather_records(build, files, dataset, seed, ledger)
     if not len(records):
         what = f"no record is left of {ledger.n_in}; rejected: {ledger.reason_counts()}"
         raise InputError(domain, what, expected="records that pass the filters", fix="loosen `dataset:`")
-    parts: dict[str, Part] = {}
-    if isinstance(records, RecordTable):
-        parts |= split_table(build, records, dataset, seed, ledger)
-        del records  # the parts hold all that is needed of it
-    else:
-        for record, group in zip(records, build.group(records, dataset)):
-            record["group"] = group
-        parts |= split_records(domain, build, records, dataset, seed, ledger)
+    if build.group:
+        records = records.with_column("group", build.group(records, dataset))
+    records = build.split(records, dataset, seed, ledger)
+    if build.find_leaks and dataset.drops_similar:
+        records = drop_similar(domain, build, records, dataset, ledger)
+    parts = {split: select_splits(records, [split]) for split in splits.SPLITS}
+    del records  # the parts hold all that is needed of it
     leaks = pretraining_leaks(build, parts["test"], pretraining, dataset)
-    for id, source in sorted(leaks.items()):
-        ledger.drop_record(domain, "-", id, "resembles_pretraining", source)
-    if isinstance(parts["test"], list):
-        parts["test"] = [record for record in parts["test"] if record["id"] not in leaks]
-    parts |= {
-        split: sample_records(parts[split], limit, seed, "", ledger) for split, limit in dataset.split_limits.items()
-    }
+    parts["test"] = drop_leaks(domain, parts["test"], leaks, "resembles_pretraining", ledger)
+    parts |= {split: limit_records(parts[split], limit, seed, ledger) for split, limit in dataset.split_limits.items()}
     check_parts(domain, parts)
     ledger.check_counts(domain, sum(map(len, parts.values())), dataset.max_reject_fraction)
     with atomic_write(out) as folder:
@@ -73,57 +64,72 @@ def build_dataset(
         write_json(folder / CARD, dataset_card(domain, build, files, dataset, seed, parts, ledger))
 
 
-def sample_records(
-    records: Iterable[dict] | RecordTable, limit: int | None, seed: int, distinct: str, ledger: Ledger
-) -> Part:
-    """The `limit` records with the smallest hashes of their ids, in id order, each value of `distinct` once."""
-    if isinstance(records, RecordTable):
-        return records if limit is None else records.sample(limit, seed, ledger)
-    sample = HashSample(limit, seed, distinct, ledger)
-    for record in records:
+def gather_records(
+    build: BuildModule, files: FilesOptions, dataset: DatasetOptions, seed: int, ledger: Ledger
+) -> Records:
+    """What a domain reads, in id order: `max_records` of it, each value of DISTINCT once."""
+    found = build.read(files, dataset, ledger)
+    if isinstance(found, Records):
+        return limit_records(found, dataset.max_records, seed, ledger)
+    sample = HashSample(dataset.max_records, seed, build.DISTINCT, ledger)
+    for record in found:
         sample.add_record(record)
-    return sample.kept_records()
+    return spill_records(sample.kept_records(), record_schema(build))
 
 
-def split_table(
-    build: BuildModule, records: RecordTable, dataset: DatasetOptions, seed: int, ledger: Ledger
-) -> dict[str, Part]:
-    """Splits of a table, whose domain says all that depends on them."""
-    homes = build.split(records, records.column("group"), dataset, seed)
-    records = records.with_splits(np.asarray([splits.SPLITS.index(home) for home in homes], np.int8), ledger)
-    return {split: records.select(records.column("split") == place) for place, split in enumerate(splits.SPLITS)}
+def limit_records(records: Records, limit: int | None, seed: int, ledger: Ledger) -> Records:
+    """The `limit` records with the smallest hashes of their ids."""
+    if limit is None:
+        return records
+    kept = records.sample(limit, seed)
+    ledger.count_dropped("not_sampled", len(records) - len(kept))
+    return kept
 
 
-def split_records(
-    domain: str, build: BuildModule, records: list[dict], dataset: DatasetOptions, seed: int, ledger: Ledger
-) -> dict[str, list[dict]]:
-    """Splits by group, then drops from the less protected splits whatever resembles a more protected one."""
-    groups = [record["group"] for record in records]
-    homes = build.split(records, groups, dataset, seed)
-    parts = {split: [r for r, home in zip(records, homes) if home == split] for split in splits.SPLITS}
-    if build.find_leaks and dataset.drops_similar:
-        for held_out in splits.PROTECTED[:-1]:
-            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
-            for id, source in sorted(found.items()):
-                ledger.drop_record(domain, "-", id, "resembles_held_out", f"{source} in {held_out}")
-            parts = {split: [r for r in part if r["id"] not in found] for split, part in parts.items()}
-    return parts
+def select_splits(records: Records, names: Sequence[str]) -> Records:
+    """The records of some splits."""
+    homes = records.column("split").combine_chunks().dictionary_encode()
+    return records.select(np.isin(homes.dictionary, names)[homes.indices])
 
 
-def less_protected(parts: Mapping[str, Iterable[dict]], held_out: str) -> list[dict]:
+def less_protected(records: Records, held_out: str) -> Records:
     """The records of the splits that give way to one where two records resemble each other."""
-    rank = splits.PROTECTED.index(held_out)
-    return [record for split in splits.PROTECTED[rank + 1 :] for record in parts[split]]
+    return select_splits(records, splits.PROTECTED[splits.PROTECTED.index(held_out) + 1 :])
+
+
+def drop_similar(
+    domain: str, build: BuildModule, records: Records, dataset: DatasetOptions, ledger: Ledger
+) -> Records:
+    """Drops from the less protected splits whatever resembles a more protected one."""
+    assert build.find_leaks
+    for held_out in splits.PROTECTED[:-1]:
+        found = build.find_leaks(select_splits(records, [held_out]), less_protected(records, held_out), dataset)
+        details = {id: f"{source} in {held_out}" for id, source in found.items()}
+        records = drop_leaks(domain, records, details, "resembles_held_out", ledger)
+    return records
+
+
+def drop_leaks(domain: str, records: Records, found: Mapping[str, str], reason: str, ledger: Ledger) -> Records:
+    """The records but those found, which go to the ledger.
+
+    Args:
+        found: {id: detail}.
+    """
+    if not found:
+        return records
+    for id, detail in sorted(found.items()):
+        ledger.drop_record(domain, "-", id, reason, detail)
+    return records.select(np.array([id not in found for id in records.texts("id")]))
 
 
 def pretraining_leaks(
-    build: BuildModule, test: Any, pretraining: Sequence[Path | str], dataset: DatasetOptions
+    build: BuildModule, test: Records, pretraining: Sequence[Path | str], dataset: DatasetOptions
 ) -> dict[str, str]:
     """{id of a test record: id of the record that it resembles in what bases have learnt from}."""
     found: dict[str, str] = {}
     if build.find_leaks:
         for folder in pretraining:
-            found |= build.find_leaks(read_split(folder, "train"), test, dataset)
+            found |= build.find_leaks(open_split(folder, "train"), test, dataset)
     return found
 
 
@@ -143,18 +149,12 @@ def record_schema(build: BuildModule) -> pa.Schema:
     return pa.schema(types)
 
 
-def write_records(path: Path, build: BuildModule, records: Part) -> None:
+def write_records(path: Path, build: BuildModule, records: Records) -> None:
     schema = record_schema(build)
-    tables = records.batches() if isinstance(records, RecordTable) else record_tables(records, schema)
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        for table in tables:
-            writer.write_table(table.cast(schema))
-
-
-def record_tables(records: list[dict], schema: pa.Schema) -> Iterator[pa.Table]:
-    """A part at a time: the records may lie on disk."""
-    for at in range(0, len(records), ROWS):
-        yield pa.Table.from_pylist([dict(record) for record in records[at : at + ROWS]], schema=schema)
+        for table in records.batches():
+            writer.write_table(table.select(schema.names).cast(schema))
+    pa.default_memory_pool().release_unused()
 
 
 def open_split(folder: Path | str, split: str, schema: pa.Schema | None = None) -> Records:
@@ -180,7 +180,7 @@ def dataset_card(
     files: FilesOptions,
     dataset: DatasetOptions,
     seed: int,
-    parts: dict[str, Part],
+    parts: dict[str, Records],
     ledger: Ledger,
 ) -> dict:
     """Counts that add up, and where everything came from; the same input gives the same bytes."""
@@ -200,35 +200,12 @@ def dataset_card(
             for name, account in ledger.joined.items()
         },
         "records": {split: len(part) for split, part in parts.items()},
-        "groups": {split: count_groups(part) for split, part in parts.items()},
-        "summary": build.summary(placed_records(parts)),
+        "groups": {split: len(splits.distinct_hashes(part, "group")) for split, part in parts.items()},
+        "summary": build.summary(join_records(parts.values())),
         "source": files.model_dump(mode="json"),
         "options": dataset.model_dump(mode="json"),
         "seed": seed,
     }
-
-
-def count_groups(part: Part) -> int:
-    return len(np.unique(part.column("group")) if isinstance(part, RecordTable) else {r["group"] for r in part})
-
-
-def placed_records(parts: dict[str, Part]) -> Part:
-    """All records, with a column `split`."""
-    tables = [part for part in parts.values() if isinstance(part, RecordTable)]
-    if tables:
-        return tables[0].join(tables[1:])
-    found = []
-    for split, part in parts.items():
-        for record in part if isinstance(part, list) else ():
-            record["split"] = split
-            found.append(record)
-    return found
-
-
-def count_shared_ids(parts: Mapping[str, Records]) -> int:
-    """How many ids occur in more than one split; by their hashes, as millions of them would fill memory."""
-    hashes = [np.unique(np.fromiter(map(hash, part.texts("id")), np.int64)) for part in parts.values()]
-    return int(np.count_nonzero(np.unique(np.concatenate(hashes), return_counts=True)[1] > 1))
 
 
 def audit_split(
@@ -253,21 +230,22 @@ def audit_split(
     build = registry.load_module("domain", domain, "build")
     parts = {split: open_split(folder, split, record_schema(build)) for split in splits.SPLITS}
     counts = build.proof(parts, dataset)
-    counts["ids_in_two_splits"] = count_shared_ids(parts)
+    counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
     if build.find_leaks:
+        records = join_records(part.with_column("split", [split] * len(part)) for split, part in parts.items())
         for held_out in splits.PROTECTED[:-1]:
-            found = build.find_leaks(parts[held_out], less_protected(parts, held_out), dataset)
+            found = build.find_leaks(parts[held_out], less_protected(records, held_out), dataset)
             counts[f"resembles_{held_out}"] = len(found)
         counts["resembles_pretraining"] = len(pretraining_leaks(build, parts["test"], pretraining, dataset))
     broken = {name: count for name, count in counts.items() if count and dataset.forbids(name)}
     if broken:
         raise InputError(folder, "the splits leak", str(broken), "0 everywhere", "rebuild the dataset", "leak")
-    rest = Records.join([parts[split] for split in splits.SPLITS if split != "test"])
+    rest = join_records([parts[split] for split in splits.SPLITS if split != "test"])
     shared = {"other splits": build.count_overlaps(parts["test"], rest, dataset)}
     learnt_from = {"pretraining": pretraining} if pretraining else {}
     learnt_from |= {f"train of {name}": [place] for name, place in (transfer or {}).items()}
     for name, places in learnt_from.items():
-        records = Records.join([open_split(place, "train") for place in places])
+        records = join_records([open_split(place, "train") for place in places])
         shared[name] = build.count_overlaps(parts["test"], records, dataset)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import cast
 
 from loratory import registry
-from loratory.data.splits import sample_by_hash
 from loratory.domains.contract import Example, SamplingTaskModule, TaskOptions
-from loratory.domains.dataset import read_split
+from loratory.domains.dataset import open_split
 from loratory.errors import InputError
 
 
 def read_records(folder: Path | str, split: str, limit: int | None = None, seed: int = 0) -> list[dict]:
     """The records of a split, or the `limit` with the smallest id hashes, in id order."""
-    return sample_by_hash(read_split(folder, split), limit, seed)
+    return [*open_split(folder, split).sample(limit, seed)]
 
 
 def domain_examples(domain: str, records: list[dict], task: TaskOptions, family: str) -> list[Example]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from loratory import registry
 from loratory.domains.contract import RankingTaskModule, SamplingTaskModule
+from loratory.domains.dataset import open_split
 from loratory.domains.examples import read_records
 from loratory.evaluation.ranking import rank_row, read_candidates
 from loratory.evaluation.rows import write_rows
@@ -36,7 +37,7 @@ def predict_baselines(
         max_records, max_valid: most records of test and of valid, the same ones that trained systems are asked.
     """
     module = registry.load_module("domain", domain, "task")
-    train, test = read_records(data, "train"), read_records(data, "test", max_records)
+    train, test = open_split(data, "train"), read_records(data, "test", max_records)
     valid = read_records(data, "valid", max_valid)
     home = {record["id"]: split for split, part in (("valid", valid), ("test", test)) for record in part}
     families = registry.base_families(domain).values()
@@ -49,7 +50,7 @@ def predict_baselines(
     else:
         found, rows = module.baselines(train, [*valid, *test], task), []
     for other, folder in (transfer or {}).items():
-        taught = module.baselines(read_records(folder, "train"), [*valid, *test], task)
+        taught = module.baselines(open_split(folder, "train"), [*valid, *test], task)
         found |= {
             f"{name}@{other}": own for name, own in taught.items() if own != found[name]
         }  # else it learns nothing

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from loratory.data.splits import SPLITS
 from loratory.domains.contract import RankingTaskModule
-from loratory.domains.examples import read_records
+from loratory.domains.dataset import open_split
 
 
 def read_candidates(module: RankingTaskModule, data: Path | str, users: int) -> Iterable[list[dict]]:
@@ -14,7 +14,7 @@ def read_candidates(module: RankingTaskModule, data: Path | str, users: int) -> 
     Args:
         data: folder of a dataset. users: most of them; with 0, nothing is read.
     """
-    return module.ranking_lists({split: read_records(data, split) for split in SPLITS}, users) if users else ()
+    return module.ranking_lists({split: open_split(data, split) for split in SPLITS}, users) if users else ()
 
 
 def rank_row(rows: Sequence[dict]) -> dict:

@@ -93,7 +93,7 @@ class EncodedExamples(Sequence[Encoded]):
         """These examples and then those of another split."""
         found = object.__new__(type(self))
         found.base, found.domain, found.task = self.base, self.domain, self.task
-        found.records = Records.join([self.records, other.records])
+        found.records = self.records.join([other.records])
         found.places = np.concatenate([self.places, other.places + np.array([len(self.records), 0], np.int32)])
         found.lengths = np.concatenate([self.lengths, other.lengths])
         found.kept = self.kept | {at + len(self): encoded for at, encoded in other.kept.items()}

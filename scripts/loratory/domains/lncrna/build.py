@@ -3,17 +3,19 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
+import pyarrow as pa
 
 from loratory.data import mmseqs, splits
 from loratory.data.alphabets import IUPAC_NUCLEOTIDES, RESIDUES, invalid_letters
 from loratory.data.fasta import read_fasta
 from loratory.data.files import require_distinct_files
 from loratory.data.ledger import Ledger
-from loratory.data.sampling import file_and_record
+from loratory.data.records import Records, TextById, spill_records
+from loratory.data.sampling import file_and_record, text_digest
 from loratory.data.splits import hash_position
-from loratory.data.store import ColumnById, RecordStore, StoredRecord, text_digest
 from loratory.data.tables import read_sequence_rows
 from loratory.domains.lncrna.frames import longest_orf
 from loratory.domains.lncrna.headers import parse_header, read_gene_table, without_version
@@ -22,6 +24,9 @@ from loratory.errors import InputError
 
 DISTINCT = ""
 COLUMNS = {"sequence": "string", "length": "int32", "label": "int8", "gene": "string"}
+FOUND = pa.schema(
+    {"id": "string", **COLUMNS, "where": "string", "digest": pa.binary(16)}  # before it is known what is unique
+)
 LABELS = {"coding": 0, "noncoding": 1}  # field of `Files` → label: lncRNA is the positive class
 
 OFFICIAL_TRAIN, OFFICIAL_ITEMS = 0.9, ("transcript", "frame")  # of LoRA-BERT's code: share of train, what is shuffled
@@ -29,7 +34,7 @@ OFFICIAL_TRAIN, OFFICIAL_ITEMS = 0.9, ("transcript", "frame")  # of LoRA-BERT's 
 CANONICAL = bytes.maketrans(b"URYSWKMBDHV", b"TNNNNNNNNNN")
 
 
-def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[StoredRecord]:
+def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     """Yields validated records; sequences are DNA letters in upper case, every ambiguity code written as N.
 
     Raises:
@@ -37,24 +42,29 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[StoredRecor
     """
     files, genes = files.expand_patterns(), read_gene_table(files.genes)
     require_distinct_files((role, path) for role in files.PATTERNS for path in getattr(files, role))
-    store = RecordStore()  # whether a sequence has one label is known when all are read
-    found = [
-        store.keep_record({**record, "where": where})
-        for role, label in LABELS.items()
-        for path in getattr(files, role)
-        for where, record in read_transcripts(path, label, files.header, genes, dataset, ledger)
-    ]
-    for path in files.tables:
-        rows = read_rows(path, files, genes, dataset, ledger)
-        found += [store.keep_record({**record, "where": where}) for where, record in rows]
-    kept = list(unique_transcripts(found, ledger))
-    labels = {record["label"] for record in kept}
+    found = spill_records(read_all(files, genes, dataset, ledger), FOUND)  # what has one label shows at the end
+    kept = found.select(unique_transcripts(found, ledger))
+    labels = kept.column("label").unique().to_pylist()
     for role, label in LABELS.items():
         if label not in labels:
             what = f"only one class: no {role} transcript is left; rejected: {ledger.reason_counts()}"
             where = ", ".join([*getattr(files, role), *files.tables])
             raise InputError(where, what, expected="transcripts of both classes", reason="one_class")
-    yield from kept
+    for record in kept:
+        del record["digest"]
+        yield record
+
+
+def read_all(files: Files, genes: dict[str, str], dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
+    """The records of all files, with `where` and the `digest` of their sequence."""
+    parts = [
+        read_transcripts(path, label, files.header, genes, dataset, ledger)
+        for role, label in LABELS.items()
+        for path in getattr(files, role)
+    ]
+    parts += [read_rows(path, files, genes, dataset, ledger) for path in files.tables]
+    for where, record in chain.from_iterable(parts):
+        yield {**record, "where": where, "digest": text_digest(record["sequence"])}
 
 
 def read_transcripts(
@@ -154,69 +164,72 @@ def drop_reason(sequence: str, dataset: Dataset) -> tuple[str, str] | None:
     return None
 
 
-def unique_transcripts(found: list[StoredRecord], ledger: Ledger) -> Iterator[StoredRecord]:
-    """Yields each sequence once, under its smallest id, if all its copies have one label.
+def unique_transcripts(found: Records, ledger: Ledger) -> np.ndarray:
+    """Places of what is kept: each sequence once, under its smallest id, if all its copies have one label.
 
     An id in both classes, or with two sequences, is malformed; a sequence with both labels is dropped, all copies.
     """
-    homes: dict[int, dict[str, StoredRecord]] = {label: {} for label in LABELS.values()}  # the first of each id
+    ids, labels, digests, places = (found.column(name).to_pylist() for name in ("id", "label", "digest", "where"))
+    homes: dict[int, dict[str, int]] = {label: {} for label in LABELS.values()}  # the first of each id
     sequences: dict[int, set[bytes]] = {label: set() for label in LABELS.values()}
-    for record in found:
-        homes[record["label"]].setdefault(record.id, record)
-        sequences[record["label"]].add(text_digest(record["sequence"]))
-    first: dict[str, StoredRecord] = {}
+    for at, (id, label, digest) in enumerate(zip(ids, labels, digests)):
+        homes[label].setdefault(id, at)
+        sequences[label].add(digest)
+    first: dict[str, int] = {}
     kept: dict[bytes, str] = {}
-    for record in sorted(found, key=lambda record: record.id):
-        id, sequence, other = record.id, text_digest(record["sequence"]), 1 - record["label"]
-        where, place = record["where"], file_and_record(record["where"])
+    for at in sorted(range(len(ids)), key=ids.__getitem__):
+        id, digest, other = ids[at], digests[at], 1 - labels[at]
+        where, place = places[at], file_and_record(places[at])
         if id in homes[other]:
-            what = f"one id in both classes, also at {homes[other][id]['where']}"
+            what = f"one id in both classes, also at {places[homes[other][id]]}"
             fix = "remove it from one class; a file that holds both is split by class, or read as a table with labels"
             ledger.note_error(InputError(where, what, id, "one class for each id", fix, "label_conflict"), id)
-        elif sequence in sequences[other]:
+        elif digest in sequences[other]:
             ledger.drop_record(*place, id, "label_conflict", "the same sequence stands in the other class")
-        elif sequence in kept:
-            ledger.drop_record(*place, id, "duplicate", f"the sequence of {kept[sequence]}")
+        elif digest in kept:
+            ledger.drop_record(*place, id, "duplicate", f"the sequence of {kept[digest]}")
         elif id in first:
-            what = f"one id, two sequences, first seen at {first[id]['where']}"
+            what = f"one id, two sequences, first seen at {places[first[id]]}"
             ledger.note_error(InputError(where, what, id, "unique ids", "rename or remove one", "duplicate_id"), id)
         else:
-            first[id], kept[sequence] = record, id
-            yield record
+            first[id], kept[digest] = at, id
+    return np.sort(np.fromiter(first.values(), np.int64))
 
 
-def group(records: list[dict], dataset: Dataset) -> list[str]:
+def group(records: Records, dataset: Dataset) -> list[str]:
     """Connected components of `same gene` and `same cluster`, named after their smallest id.
 
     By protocol `random`, each record is alone.
     """
+    ids = [*records.texts("id")]
     if dataset.protocol == "random":
-        return [record["id"] for record in records]
-    cluster = mmseqs.cluster_sequences(transcript_sequences(records), similar_when(dataset))
-    links = splits.links_by_key([r["gene"] for r in records], [cluster[r["id"]] for r in records])
-    return [records[root]["id"] for root in splits.connected_components(len(records), links)]
+        return ids
+    cluster = mmseqs.cluster_sequences(TextById(records, "sequence"), similar_when(dataset))
+    links = splits.links_by_key([*records.texts("gene")], [cluster[id] for id in ids])
+    return [ids[root] for root in splits.connected_components(len(ids), links)]
 
 
-def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -> list[str]:
+def split(records: Records, dataset: Dataset, seed: int, ledger: Ledger) -> Records:
     """Splits the groups of each class apart, so that every split has both classes in about the same share.
 
     A group that holds both classes counts as the class of the record it is named after.
     """
-    label = {record["id"]: record["label"] for record in records}
+    groups, label = [*records.texts("group")], dict(zip(records.texts("id"), records.column("label").to_pylist()))
     home: dict[str, str] = {}
     for role, wanted in LABELS.items():
         of_class = [name for name in groups if label[name] == wanted]
         home |= zip(of_class, splits.assign_splits(of_class, dataset.split.model_dump(), seed, f"lncrna, {role}"))
-    return [home[name] for name in groups]
+    return records.with_column("split", [home[name] for name in groups])
 
 
-def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
+def find_leaks(held_out: Records, others: Records, dataset: Dataset) -> dict[str, str]:
     """The records among `others` that are similar to a held-out one."""
-    hits = mmseqs.search_sequences(transcript_sequences(others), transcript_sequences(held_out), similar_when(dataset))
+    queries, targets = TextById(others, "sequence"), TextById(held_out, "sequence")
+    hits = mmseqs.search_sequences(queries, targets, similar_when(dataset))
     return {other: source for other, source, _ in hits}
 
 
-def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
+def count_overlaps(held_out: Records, others: Records, dataset: Dataset) -> dict[str, dict]:
     """Transcripts held out that are similar to others, from strict to lax, and to others of the other class: labels
     that cannot both be told from the letters."""
     identity, coverage = dataset.identity, dataset.coverage
@@ -224,18 +237,18 @@ def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -
         f"{identity:.0%} identity over {coverage:.0%} of both": replace(similar_when(dataset), covered="both"),
         f"{identity:.0%} identity over {coverage:.0%} of one": replace(similar_when(dataset), covered="shorter"),
     }
-    left, right = transcript_sequences(held_out), transcript_sequences(others)
+    left, right = TextById(held_out, "sequence"), TextById(others, "sequence")
     found = mmseqs.count_related(left, right, relations)
     hits = mmseqs.search_sequences(left, right, mmseqs.Relation(0.95, columns=200, nucleotide=True))
     found["95% identity over 200 nucleotides"] = {"records": len({query for query, _, _ in hits}), "sensitivity": None}
-    label = {record["id"]: record["label"] for record in [*held_out, *others]}
+    label = {id: label for part in (held_out, others) for id, label in zip(part.texts("id"), part.column("label"))}
     contradicted = {query for query, target, _ in hits if label[query] != label[target]}
     found["the same with the other label"] = {"records": len(contradicted), "sensitivity": None}
     found["perhaps a gene (none is named)"] = {"records": sum(not r["gene"] for r in held_out), "sensitivity": None}
     return found | (official_overlaps(held_out, others) if dataset.compat == "official" else {})
 
 
-def official_overlaps(held_out: list[dict], others: list[dict]) -> dict[str, dict]:
+def official_overlaps(held_out: Records, others: Records) -> dict[str, dict]:
     """What held-out transcripts would share with train if all records were split as LoRA-BERT's code does.
 
     This is the project's interpretation of that code (https://github.com/Nick-Jeon/LoRA_BERT): a transcript and its
@@ -246,9 +259,9 @@ def official_overlaps(held_out: list[dict], others: list[dict]) -> dict[str, dic
         return hash_position(f"{record['id']} {reading}", 0) < OFFICIAL_TRAIN
 
     learnt = {
-        record["id"] for record in [*held_out, *others] if any(is_learnt(record, item) for item in OFFICIAL_ITEMS)
+        record["id"] for record in chain(held_out, others) if any(is_learnt(record, item) for item in OFFICIAL_ITEMS)
     }
-    of_gene = Counter(record["gene"] for record in [*held_out, *others] if record["id"] in learnt)
+    of_gene = Counter(record["gene"] for record in chain(held_out, others) if record["id"] in learnt)
     counts = {
         "its own reading frame": sum(bool(longest_orf(r["sequence"])) and is_learnt(r, "frame") for r in held_out),
         "another transcript of its gene": sum(
@@ -261,34 +274,30 @@ def official_overlaps(held_out: list[dict], others: list[dict]) -> dict[str, dic
     }
 
 
-def transcript_sequences(records: list[dict]) -> Mapping[str, str]:
-    return ColumnById(records, "sequence")
-
-
 def similar_when(dataset: Dataset) -> mmseqs.Relation:
     """What may not stand in two splits."""
     return mmseqs.Relation(dataset.identity, dataset.coverage, dataset.covered, nucleotide=True)
 
 
-def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
+def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
     """Counts that are 0 in a sound dataset."""
-    with_gene = {split: [record for record in part if record["gene"]] for split, part in parts.items()}
     return {
         "groups_in_two_splits": splits.count_shared(parts, "group"),
-        "genes_in_two_splits": splits.count_shared(with_gene, "gene"),
+        "genes_in_two_splits": splits.count_shared(parts, "gene"),
         "sequences_in_two_splits": splits.count_shared(parts, "sequence"),
-        "splits_without_both_classes": sum(len({r["label"] for r in part}) < 2 for part in parts.values()),
+        "splits_without_both_classes": sum(len(part.column("label").unique()) < 2 for part in parts.values()),
     }
 
 
-def summary(records: list[dict]) -> dict:
+def summary(records: Records) -> dict:
     """Of each class: records in each split, genes named, and the lengths' minimum, quartiles and maximum (nt)."""
+    labels, homes, genes, lengths = (records.column(name).to_numpy() for name in ("label", "split", "gene", "length"))
     return {
         role: {
-            "records": dict(sorted(Counter(r["split"] for r in part).items())),
-            "genes": len({r["gene"] for r in part if r["gene"]}),
-            "lengths": np.quantile([r["length"] for r in part], [0, 0.25, 0.5, 0.75, 1]).tolist(),
+            "records": dict(sorted(Counter(homes[of_class]).items())),
+            "genes": len({*genes[of_class]} - {""}),
+            "lengths": np.quantile(lengths[of_class], [0, 0.25, 0.5, 0.75, 1]).tolist(),
         }
         for role, label in LABELS.items()
-        if (part := [r for r in records if r["label"] == label])
+        if (of_class := labels == label).any()
     }

@@ -1,6 +1,6 @@
 """Transcripts as questions to a model, and what length, reading frames and composition answer without one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -62,7 +62,7 @@ def window_starts(length: int, window: int, stride: int | None = None, limit: in
     return [min(index * stride, last) for index in range(count)]
 
 
-def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def baselines(train: Sequence[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """Prediction rows of logistic regressions on what a language model has to beat; `p` is P(lncRNA)."""
     label = [record["label"] for record in train]
     rows = {}

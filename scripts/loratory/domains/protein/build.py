@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from loratory.data import mmseqs, splits
@@ -13,8 +14,8 @@ from loratory.data.alphabets import RESIDUES, invalid_letters, looks_like_nucleo
 from loratory.data.fasta import read_fasta
 from loratory.data.files import require_distinct_files
 from loratory.data.ledger import Ledger
+from loratory.data.records import Records, TextById
 from loratory.data.sampling import file_and_record
-from loratory.data.store import ColumnById
 from loratory.data.tables import read_sequence_rows
 from loratory.domains.contract import random_split
 from loratory.domains.protein.labels import (
@@ -285,33 +286,29 @@ def name_and_taxon(header: str) -> tuple[str, str]:
     raise AssertionError("a header has an id")
 
 
-def protein_sequences(records: list[dict]) -> Mapping[str, str]:
-    return ColumnById(records, "sequence")
-
-
 def relation_over(dataset: ResidueOptions, covered: Literal["both", "shorter"]) -> mmseqs.Relation:
     """Related by identity over `coverage`; if that of one sequence is enough, not by what chance explains."""
     bits = CHANCE_BITS if covered == "shorter" else 0.0
     return mmseqs.Relation(dataset.identity, dataset.coverage, covered, bits=bits)
 
 
-def group(records: list[dict], dataset: ResidueOptions) -> list[str]:
+def group(records: Records, dataset: ResidueOptions) -> Iterable[str]:
     """The representative of each record's cluster; clusters with records of one unit are one group, named after the
     first. By protocol `random`, each record is alone."""
     if dataset.protocol == "random":
-        return [record["id"] for record in records]
-    home = mmseqs.cluster_sequences(protein_sequences(records), relation_over(dataset, dataset.covered))
-    clusters = [home[record["id"]] for record in records]
-    links = splits.links_by_key(clusters, [record.get("unit", "") for record in records])
+        return records.column("id").combine_chunks()
+    home = mmseqs.cluster_sequences(TextById(records, "sequence"), relation_over(dataset, dataset.covered))
+    clusters = [home[id] for id in records.texts("id")]
+    links = splits.links_by_key(clusters, [*records.texts("unit")])
     return [clusters[root] for root in splits.connected_components(len(records), links)]
 
 
-def find_leaks(held_out: list[dict], others: list[dict], dataset: ResidueOptions) -> dict[str, str]:
+def find_leaks(held_out: Records, others: Records, dataset: ResidueOptions) -> dict[str, str]:
     """Others that a search with the held-out sequences finds: clustering compares with representatives only.
 
     Where `shorter` is enough, what covers both is related at any score too.
     """
-    queries, targets = protein_sequences(held_out), protein_sequences(others)
+    queries, targets = TextById(held_out, "sequence"), TextById(others, "sequence")
     hits = [
         hit
         for covered in dict.fromkeys(("both", dataset.covered))
@@ -320,7 +317,7 @@ def find_leaks(held_out: list[dict], others: list[dict], dataset: ResidueOptions
     return {target: query for query, target, _ in sorted(hits, reverse=True)}
 
 
-def count_overlaps(held_out: list[dict], others: list[dict], dataset: ResidueOptions) -> dict[str, dict]:
+def count_overlaps(held_out: Records, others: Records, dataset: ResidueOptions) -> dict[str, dict]:
     """Records held out that are related to others, by the usual criteria of the field from strict to lax."""
     identity, coverage = dataset.identity, dataset.coverage
     relations = {
@@ -328,25 +325,24 @@ def count_overlaps(held_out: list[dict], others: list[dict], dataset: ResidueOpt
         f"{identity:.0%} identity over {coverage:.0%} of one, {CHANCE_BITS} bits": relation_over(dataset, "shorter"),
         "95% identity over 50 residues": mmseqs.Relation(0.95, columns=50),
     }
-    return mmseqs.count_related(protein_sequences(held_out), protein_sequences(others), relations)
+    return mmseqs.count_related(TextById(held_out, "sequence"), TextById(others, "sequence"), relations)
 
 
-def proof(parts: dict[str, list[dict]], dataset: ResidueOptions) -> dict[str, int]:
-    in_units = {split: [record for record in part if record.get("unit")] for split, part in parts.items()}
+def proof(parts: Mapping[str, Records], dataset: ResidueOptions) -> dict[str, int]:
     return {
         "clusters_in_two_splits": splits.count_shared(parts, "group"),
-        "units_in_two_splits": splits.count_shared(in_units, "unit"),
+        "units_in_two_splits": splits.count_shared(parts, "unit"),
         "sequences_in_two_splits": splits.count_shared(parts, "sequence"),
     }
 
 
-def summary(records: list[dict]) -> dict:
-    lengths = sorted(record["length"] for record in records)
+def summary(records: Records) -> dict:
+    lengths = np.sort(records.column("length").to_numpy())
     return {
-        "residues": sum(lengths),
-        "length": {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]},
-        "taxa": len({record["tax_id"] for record in records} - {""}),
-        "ambiguous_residues": sum(record["sequence"].count("X") for record in records),
-        "like_nucleotides": sum(looks_like_nucleotides(record["sequence"].encode()) for record in records),
+        "residues": int(lengths.sum(dtype=np.int64)),
+        "length": {"min": int(lengths[0]), "median": int(lengths[len(lengths) // 2]), "max": int(lengths[-1])},
+        "taxa": sum(name.as_py() != "" for name in records.column("tax_id").unique()),
+        "ambiguous_residues": sum(sequence.count("X") for sequence in records.texts("sequence")),
+        "like_nucleotides": sum(looks_like_nucleotides(each.encode()) for each in records.texts("sequence")),
         "labels": count_labels(records),
     }

@@ -4,7 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import pyarrow.compute as pc
+
 from loratory.data.ledger import Ledger
+from loratory.data.records import Records
 from loratory.data.sampling import file_and_record
 from loratory.data.tables import read_table
 from loratory.domains.protein.sources import Dataset, Files, Label
@@ -173,14 +176,16 @@ def record_label(record: Mapping, name: str) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
-def count_labels(records: Sequence[Mapping]) -> dict[str, dict[str, dict]]:
+def count_labels(records: Records) -> dict[str, dict[str, dict]]:
     """{property: {split: how many `records` have none, one or several values, and how many have each of the
     `values`}}, of records with a column `split`."""
     found: dict[str, dict[str, dict]] = {}
-    names = sorted({label.partition("=")[0] for record in records for label in record["labels"]})
+    column = records.column("labels")
+    names = sorted({label.partition("=")[0] for label in pc.list_flatten(column).unique().to_pylist()})
+    homes, labels = ([*records.texts("split")], column.to_pylist()) if names else ([], [])
     for name in names:
-        for split in dict.fromkeys(record["split"] for record in records):
-            given = [label_values(record["labels"], name) for record in records if record["split"] == split]
+        for split in dict.fromkeys(homes):
+            given = [label_values(each, name) for home, each in zip(homes, labels) if home == split]
             sizes = Counter("none" if not each else "one" if len(each) == 1 else "several" for each in given)
             counts = Counter(value for each in given for value in each)
             found.setdefault(name, {})[split] = {"records": dict(sizes), "values": dict(sorted(counts.items()))}

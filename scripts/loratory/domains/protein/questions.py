@@ -6,7 +6,7 @@ sequence always ends in CLOSE, and its opening stands in the prompt.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from loratory.domains.protein.labels import record_label
 from loratory.domains.protein.quantities import compute_quantities, quantity_title, write_numbers
@@ -17,7 +17,7 @@ PROMPT, CLOSE = "Seq=<", ">"
 AMBIGUOUS = "X"  # written as it is where `dataset.max_ambiguous` keeps it and `tokens` is `text`
 
 
-def asked_records(records: list[dict], task: Task) -> list[dict]:
+def asked_records(records: Sequence[dict], task: Task) -> Sequence[dict]:
     """The records that the question can be put of: of a label, those with exactly one.
 
     Raises:

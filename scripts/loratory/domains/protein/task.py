@@ -90,7 +90,7 @@ def sample_residues(text: str) -> str | None:
     return sequence if closed and sequence and not invalid_letters(sequence.encode(), RESIDUES) else None
 
 
-def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def baselines(train: Sequence[dict], held_out: Sequence[dict], task: Task) -> dict[str, list[dict]]:
     """Prediction rows of controls that are fitted on train alone, of the records that the question is put of."""
     asked = asked_records(held_out, task)
     if task.ask == "determine":
@@ -103,7 +103,7 @@ def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, 
     return found
 
 
-def label_baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def label_baselines(train: Sequence[dict], held_out: Sequence[dict], task: Task) -> dict[str, list[dict]]:
     """`majority`: train's most frequent label; `kmer_regression`: what `LabelClassifier` says of the sequence."""
     name = str(task.label)
     sizes = Counter(str(record_label(record, name)) for record in train)
@@ -119,7 +119,7 @@ def label_baselines(train: list[dict], held_out: list[dict], task: Task) -> dict
     }
 
 
-def judge_answers(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def judge_answers(train: Sequence[dict], held_out: Sequence[dict], task: Task) -> dict[str, list[dict]]:
     """`classifier`: what the judge of generated samples says of natural ones; nothing where it knows no label.
 
     An answer is empty where the record's label is too rare for it to be judged.
@@ -135,7 +135,7 @@ def judge_answers(train: list[dict], held_out: list[dict], task: Task) -> dict[s
     return {"classifier": rows}
 
 
-def quantity_baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def quantity_baselines(train: Sequence[dict], held_out: Sequence[dict], task: Task) -> dict[str, list[dict]]:
     """`train_mean`, and `composition`: a regression on how often each residue occurs."""
     known, asked = ([record["sequence"] for record in part] for part in (train, held_out))
     values = np.array([compute_quantities(sequence, task.quantities) for sequence in known])
@@ -152,13 +152,13 @@ def text_prediction(record: dict, text: str, task: Task) -> dict:
     return prediction_row(record, question_and_answer(record, task)[1], text=text)
 
 
-def markov_baselines(train: list[dict], held_out: list[dict]) -> dict[str, list[dict]]:
+def markov_baselines(train: Sequence[dict], held_out: Sequence[dict]) -> dict[str, list[dict]]:
     """Prediction rows of Markov chains over residues and the closing bracket, fitted on train alone.
 
     `residue_frequency` is the share of each letter, `trigram` that after the two letters before it. X is a letter more
     where there is one.
     """
-    letters = used_letters([*train, *held_out])
+    letters = used_letters(chain(train, held_out))
     counts = count_trigrams(train, letters)
     frequency = np.broadcast_to(letter_shares(counts), counts.shape)
     tables = {"residue_frequency": frequency, "trigram": trigram_shares(counts, choose_strengths(train, letters))}
@@ -172,12 +172,12 @@ def used_letters(records: Iterable[dict]) -> tuple[str, ...]:
     return (*LETTERS, AMBIGUOUS) if any(AMBIGUOUS in record["sequence"] for record in records) else LETTERS
 
 
-def label_trigram(train: list[dict], held_out: list[dict], name: str) -> list[dict]:
+def label_trigram(train: Sequence[dict], held_out: Sequence[dict], name: str) -> list[dict]:
     """Prediction rows of `trigram` on the records of the same label, where that on all records is the shorter context.
 
     It reads what a model reads that is asked to generate by a label.
     """
-    letters = used_letters([*train, *held_out])
+    letters = used_letters(chain(train, held_out))
     rest, unseen = part_fifth(train)
     strengths = choose_strengths(train, letters)
     shares = trigram_shares(count_trigrams(rest, letters), strengths)
@@ -247,14 +247,14 @@ def smoothed_shares(seen: np.ndarray, shares: np.ndarray, strength: float) -> np
     return (seen + strength * shares) / (seen.sum(axis=-1, keepdims=True) + strength)
 
 
-def choose_strengths(train: list[dict], letters: Sequence[str]) -> tuple[int, int]:
+def choose_strengths(train: Sequence[dict], letters: Sequence[str]) -> tuple[int, int]:
     """The strengths under which a held-out fifth of train's groups is most likely, by the rest of train."""
     rest, unseen = (count_trigrams(part, letters) for part in part_fifth(train))
     pairs = [(first, second) for first in STRENGTHS for second in STRENGTHS]
     return max(pairs, key=lambda pair: np.sum(unseen * np.log(trigram_shares(rest, pair))))
 
 
-def part_fifth(train: list[dict]) -> tuple[list[dict], list[dict]]:
+def part_fifth(train: Sequence[dict]) -> tuple[list[dict], list[dict]]:
     """Train without a fifth of its groups, and that fifth."""
     home = [hash_position(record["group"], HELD_OUT_SEED) < 0.2 for record in train]
     rest, fifth = ([record for record, out in zip(train, home) if out is part] for part in (False, True))

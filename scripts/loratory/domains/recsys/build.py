@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loratory.data.ledger import Ledger
-from loratory.data.records import Records, RecordTable
+from loratory.data.records import Names, Records, some_columns
 from loratory.data.splits import SPLITS, assign_splits
 from loratory.domains.recsys.ratings import (
     RatingReader,
@@ -49,6 +49,7 @@ COLUMNS = {
     "history_titles": pa.list_(WORDS),
     "history_stars": pa.list_(pa.float64()),
 }
+group = None  # the user, the unit that is resampled
 find_leaks = None  # the protocol keeps the splits apart, see `split` and `proof`
 CLASSES = ("not liked", "liked")
 BATCH = 1 << 18  # records that are written at once
@@ -121,7 +122,7 @@ def check_classes(table: "RatingTable") -> None:
     """Raises:
     InputError: all records are of one class, and a model would have nothing to tell apart.
     """
-    labels = table.column("label")
+    labels = table.numbers("label")
     if not len(labels) or labels.min() != labels.max():
         return
     what, location = f"all {len(table)} records have one label", table.ratings.location
@@ -210,7 +211,7 @@ def mean_between(sums: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.nda
 
 
 @dataclass(frozen=True)
-class RatingTable(RecordTable):
+class RatingTable(Records):
     """Records that are made of ratings when they are written.
 
     Attributes:
@@ -242,8 +243,14 @@ class RatingTable(RecordTable):
         rows, items, homes = (np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "items", "homes"))
         return replace(self, rows=rows, items=items, homes=homes)
 
-    def column(self, name: str) -> np.ndarray:
-        if name in ("user", "group"):
+    def column(self, name: str) -> pa.ChunkedArray:
+        if name == "split":
+            return pa.chunked_array([pa.DictionaryArray.from_arrays(self.homes, list(SPLITS))])
+        return super().column(name)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """(records,) of one column; of text, places in the lists of what it stands for."""
+        if name == "user":
             return self.ratings.user[self.rows]
         if name == "timestamp":
             return self.ratings.time[self.rows].astype(np.int64)
@@ -258,9 +265,10 @@ class RatingTable(RecordTable):
         """(records,) whether the user chose the item; not, where it was drawn."""
         return self.ratings.item[self.rows] == self.items
 
-    def names(self) -> np.ndarray:
-        """(records,) name of each one's user."""
-        return np.array(self.ratings.users, object)[self.column("user")]
+    def texts(self, name: str) -> Iterator[str]:
+        if name == "group":
+            return (self.ratings.users[user] for user in self.numbers("user"))
+        return self.ids() if name == "id" else super().texts(name)
 
     def ids(self) -> Iterator[str]:
         users, items = self.ratings.users, self.ratings.items
@@ -273,7 +281,7 @@ class RatingTable(RecordTable):
     def in_id_order(self) -> Self:
         """Ids end their parts in `:`, so that they are ordered as their parts with it are."""
         user, item = (rank_ids(names) for names in (self.ratings.users, self.ratings.items))
-        users = user[self.column("user")]
+        users = user[self.numbers("user")]
         order = np.argsort(users, kind="stable").astype(np.int32)
         for block in group_blocks(users):
             order[block] = order[block][np.lexsort((item[self.items[order[block]]], users[order[block]]))]
@@ -295,13 +303,13 @@ class RatingTable(RecordTable):
         first_time = np.full(len(self.ratings.items), NEVER)
         np.minimum.at(first_time, self.ratings.item, self.ratings.time.astype(np.int64))
         by_time = np.argsort(first_time, kind="stable")
-        known = np.searchsorted(first_time[by_time], self.column("timestamp"), "right")
+        known = np.searchsorted(first_time[by_time], self.numbers("timestamp"), "right")
         wanted = np.repeat(np.arange(len(self)), self.dataset.negatives)
         taken = np.unique(pair_key(self.ratings.user, self.ratings.item))
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for _ in range(ROUNDS):
             items = by_time[(rng.random(len(wanted)) * known[wanted]).astype(int)].astype(np.int32)
-            key = pair_key(self.column("user")[wanted], items)
+            key = pair_key(self.numbers("user")[wanted], items)
             fresh = np.zeros(len(wanted), bool)
             fresh[np.unique(key, return_index=True)[1]] = True
             fresh &= ~np.isin(key, taken)
@@ -326,7 +334,7 @@ class RatingTable(RecordTable):
         """(users,) the time from which a user's ratings are not for train."""
         times = np.full(len(self.ratings.users), NEVER)
         held_out = self.homes != SPLITS.index("train")
-        users, at = self.column("user")[held_out], self.column("timestamp")[held_out]
+        users, at = self.numbers("user")[held_out], self.numbers("timestamp")[held_out]
         if self.dataset.protocol == "time":
             times[:] = at.min(initial=NEVER)
         elif self.dataset.protocol == "user_cold":
@@ -349,13 +357,14 @@ class RatingTable(RecordTable):
         table = replace(self.select(np.flatnonzero(~lost)), ratings=ratings, past=UserPast.of(ratings))
         return replace(table, rows=places[table.rows]).with_enough_past(ledger), learnt[kept]
 
-    def batches(self) -> Iterator[pa.Table]:
+    def batches(self, names: Names = None) -> Iterator[pa.Table]:
         for part in iterate_slices(len(self), BATCH):
-            yield self.select(np.arange(len(self))[part]).as_table()
+            table = self.select(np.arange(len(self))[part]).as_table()
+            yield table if names is None else some_columns(table, names)
 
     def as_table(self) -> pa.Table:
         """All columns of the records."""
-        ratings, users, times = self.ratings, self.column("user"), self.column("timestamp")
+        ratings, users, times = self.ratings, self.numbers("user"), self.numbers("timestamp")
         averages = self.averages or Averages.of(ratings)
         first, end = self.past.ends(ratings, self.rows)
         item_ratings, item_mean = averages.of_items(self.items, times)
@@ -377,8 +386,8 @@ class RatingTable(RecordTable):
             "title": shared_words(self.items, self.titles),
             "profile": shared_words(users, self.profiles),
             "timestamp": times,
-            "rating": self.column("rating"),
-            "label": self.column("label"),
+            "rating": self.numbers("rating"),
+            "label": self.numbers("label"),
             "user_ratings": end - first,
             "user_mean": averages.of_users(first, end),
             "item_ratings": item_ratings.astype(np.int32),
@@ -396,36 +405,37 @@ def rank_ids(names: list[str]) -> np.ndarray:
 
 
 def shared_words(codes: np.ndarray, names: list[str]) -> pa.DictionaryArray:
-    """Text of codes, each word once."""
+    """Text of codes, each word once: of a dictionary that repeats one, pyarrow 26 writes bytes that nothing set."""
     marks = np.zeros(len(names), bool)
     marks[codes] = True
     used, places = np.flatnonzero(marks), np.cumsum(marks, dtype=np.int32) - 1
-    words = pa.array([names[code] for code in used.tolist()], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(places[codes]), words)
+    words = pa.array([names[code] for code in used.tolist()], pa.string()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(words.indices.take(pa.array(places[codes])), words.dictionary)
 
 
-def group(records: RatingTable, dataset: Dataset) -> list[str]:
-    """The user: the unit that is resampled. Users may stand in several splits unless the protocol is `user_cold`."""
-    return records.names().tolist()
-
-
-def split(records: RatingTable, groups: np.ndarray, dataset: Dataset, seed: int) -> list[str]:
-    """By the protocol.
+def split(records: RatingTable, dataset: Dataset, seed: int, ledger: Ledger) -> RatingTable:
+    """By the protocol. Users may stand in several splits unless it is `user_cold`.
 
     `time` cuts the time line where the splits reach their share; all records at a cut's second fall behind it.
     `leave_last_out` takes each user's last second for test, the one before for valid, and another for gate; users with
     fewer than four are train's. `user_cold` goes by a hash of the user.
     """
-    if dataset.protocol == "user_cold":
-        return assign_splits(group(records, dataset), dataset.split.model_dump(), seed, "recsys")
-    times = records.column("timestamp")
+    users, times = records.numbers("user"), records.numbers("timestamp")
     if dataset.protocol == "leave_last_out":
-        places = last_places(groups, times)
+        places = last_places(users, times)
+    elif dataset.protocol == "user_cold":
+        names = np.array(records.ratings.users, object)[users]
+        homes = assign_splits(names, dataset.split.model_dump(), seed, "recsys")
+        places = np.fromiter(map(SPLITS.index, homes), np.int8)
     else:
-        shares = np.cumsum([getattr(dataset.split, name) for name in SPLITS[:-1]])
-        cuts = np.sort(times)[np.minimum(np.round(shares * len(times)).astype(int), len(times) - 1)]
-        places = np.searchsorted(cuts, times, "right")
-    return np.array(SPLITS, object)[places].tolist()
+        places = time_places(times, [getattr(dataset.split, name) for name in SPLITS])
+    return records.with_splits(places.astype(np.int8), ledger)
+
+
+def time_places(times: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """(n,) the place in SPLITS of each record: which of the cuts, by the shares of the splits, it is not before."""
+    cuts = np.round(np.cumsum(shares[:-1]) * len(times)).astype(int)
+    return np.searchsorted(np.sort(times)[np.minimum(cuts, len(times) - 1)], times, "right")
 
 
 def last_places(users: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -455,7 +465,7 @@ def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
     before the next; of `leave_last_out`: so it does for each user; of `user_cold`: no user stands in two."""
     counts: dict[str, int] = {"future_in_history": 0, "history_not_in_order": 0, "item_in_own_history": 0}
     for part in parts.values():
-        for table in part.batches():
+        for table in part.batches(["timestamp", "item", "history_times", "history_items"]):
             for name, n in history_faults(table).items():
                 counts[name] += n
     columns = code_columns(parts)
@@ -489,7 +499,7 @@ def code_columns(parts: Mapping[str, Records]) -> dict[str, np.ndarray]:
     codes: dict[str, dict[str, int]] = {"user": {}, "item": {}}
     found: dict[str, list[np.ndarray]] = {}
     for place, name in enumerate(SPLITS):
-        for table in parts[name].batches():
+        for table in parts[name].batches(["user", "item", "timestamp", "rating", "user_ratings", "item_ratings"]):
             columns = {of: dictionary_codes(table.column(of), known) for of, known in codes.items()}
             numbers = ("timestamp", "user_ratings", "item_ratings")
             columns |= {number: table.column(number).to_numpy() for number in numbers}
@@ -542,19 +552,19 @@ def count_premature(owners: np.ndarray, times: np.ndarray, numbers: np.ndarray) 
 
 
 def summary(records: RatingTable) -> dict[str, Any]:
-    times, split_of = records.column("timestamp"), records.column("split")
+    times, split_of = records.numbers("timestamp"), records.numbers("split")
     test, train = (split_of == SPLITS.index(name) for name in ("test", "train"))
-    values, counts = np.unique(records.column("rating"), return_counts=True)
+    values, counts = np.unique(records.numbers("rating"), return_counts=True)
     return {
-        "users": len(np.unique(records.column("user"))),
-        "items": len(np.unique(records.column("item"))),
-        "liked": float(records.column("label").mean()),
+        "users": len(np.unique(records.numbers("user"))),
+        "items": len(np.unique(records.numbers("item"))),
+        "liked": float(records.numbers("label").mean()),
         "ratings": {f"{value:g}": n for value, n in zip(values.tolist(), counts.tolist())},
         "first_timestamp": int(times.min()),
         "last_timestamp": int(times.max()),
         "protocol": records.dataset.protocol,
         "test": {
-            f"{name}s": unseen_counts(records.column(name)[test], records.column(name)[train])
+            f"{name}s": unseen_counts(records.numbers(name)[test], records.numbers(name)[train])
             for name in ("user", "item")
         },
     }

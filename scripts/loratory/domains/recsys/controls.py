@@ -21,7 +21,7 @@ Features = Callable[[dict], list[float]]
 
 
 def fit_controls(
-    train: list[dict], shown: Callable[[dict], list[list]], averages: bool, searched: int | None = None
+    train: Sequence[dict], shown: Callable[[dict], list[list]], averages: bool, searched: int | None = None
 ) -> dict[str, Score]:
     """{control: what tells its P(liked) of records}.
 
@@ -49,7 +49,7 @@ def fit_controls(
     return found if searched is None else found | {"sim": recommender_score(train, searched)}
 
 
-def share_score(train: list[dict], column: str, overall: float) -> Score:
+def share_score(train: Sequence[dict], column: str, overall: float) -> Score:
     """The mean label of a record's `column` in train, as if `PRIOR` records more had the overall mean."""
     likes: dict[str, int] = defaultdict(int)
     n: dict[str, int] = defaultdict(int)
@@ -64,22 +64,30 @@ def share_score(train: list[dict], column: str, overall: float) -> Score:
     return lambda records: [record_share(record) for record in records]
 
 
-def regression_score(train: list[dict], label: Sequence[int], features: Features) -> Score:
-    told = fit_logistic_regression(np.array([features(record) for record in train]), label)
-    return lambda records: told(np.array([features(record) for record in records])).tolist() if records else []
+def regression_score(train: Sequence[dict], label: Sequence[int], features: Features) -> Score:
+    told = fit_logistic_regression(feature_matrix(train, features), label)
+    return lambda records: told(feature_matrix(records, features)).tolist() if records else []
 
 
-def recommender_score(train: list[dict], searched: int | None = None) -> Score:
+def feature_matrix(records: Sequence[dict], features: Features) -> np.ndarray:
+    """(n, features); no list of all of them is made on the way."""
+    values = (value for record in records for value in features(record))
+    return np.fromiter(values, float).reshape(len(records), -1)
+
+
+def recommender_score(train: Sequence[dict], searched: int | None = None) -> Score:
     """Torch is needed here alone, and takes a second to import."""
     from loratory.domains.recommender import fit_recommender, like_probabilities
 
-    in_time = sorted(train, key=lambda record: (record["timestamp"], record["id"]))
-    labels = [record["label"] for record in in_time]
-    model = fit_recommender([*map(record_context, in_time)], labels, SEED, searched)
+    in_time = sorted((r["timestamp"], r["id"], record_context(r), r["label"]) for r in train)
+    _, _, contexts, labels = zip(*in_time)
+    model = fit_recommender(contexts, labels, SEED, searched)
     return lambda records: like_probabilities(model, [*map(record_context, records)])
 
 
-def control_features(train: list[dict], shown: Callable[[dict], list[list]], averages: bool) -> dict[str, Features]:
+def control_features(
+    train: Sequence[dict], shown: Callable[[dict], list[list]], averages: bool
+) -> dict[str, Features]:
     """{control: record -> the numbers that it reads}."""
     items = ItemPast(train)
     least = min((record["rating"] for record in train if record["label"]), default=math.inf)
@@ -113,7 +121,7 @@ class ItemPast:
     """What train knows of items before a second: so no record of train has its own label in its features, and those of
     train hold as little of the future as those of held-out records."""
 
-    def __init__(self, train: list[dict]):
+    def __init__(self, train: Sequence[dict]):
         rated: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for record in train:
             rated[record["item"]].append((record["timestamp"], record["label"]))

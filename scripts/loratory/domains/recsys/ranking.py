@@ -1,34 +1,33 @@
 """Full ranking: the item that a user liked next, among all items that are new to this user."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from loratory.data.records import Records
 from loratory.data.splits import sample_by_hash
 
-OF_ITEM = ("item", "title", "item_ratings", "item_mean")
+PAST = ["user", "item", "timestamp", "history_items"]
+OF_ITEM = ["item", "title", "timestamp", "rating", "item_ratings", "item_mean"]
 
 
-def ranking_lists(parts: Mapping[str, list[dict]], users: int) -> Iterator[list[dict]]:
+def ranking_lists(parts: Mapping[str, Records], users: int) -> Iterator[list[dict]]:
     """One list of records for each of some test users: the first one of test that the user liked, then the same user
     at the same second with every other item of any split, but those that the user is known to have rated by then.
 
-    How often and how well an item was rated is what its latest record of an earlier second tells.
+    How often and how well an item was rated is what its latest record of an earlier second tells; of the same second,
+    the one that stands in the last split, there with the greatest id.
     """
-    in_time = sorted((record for part in parts.values() for record in part), key=time_key)
-    own: dict[str, list[dict]] = defaultdict(list)
-    items: dict[str, dict[str, Any]] = {}
-    for record in in_time:
-        own[record["user"]].append(record)
-        unrated = {"item_ratings": 0, "item_mean": 0.0}
-        items.setdefault(record["item"], {name: record[name] for name in OF_ITEM} | unrated)
-    told = 0
-    for target in sorted(sample_by_hash(first_liked(parts["test"]), users, 0), key=time_key):
-        while told < len(in_time) and in_time[told]["timestamp"] < target["timestamp"]:
-            items[in_time[told]["item"]] = item_after(in_time[told])
-            told += 1
-        rated = rated_items(own[target["user"]], target["timestamp"])
-        others = [items[item] for item in sorted(items) if item not in rated]
+    targets = sample_by_hash(first_liked(parts["test"]), users, 0)
+    own = [record for part in parts.values() for record in records_with(part, "user", targets, PAST)]
+    asked = sorted(records_with(parts["test"], "id", targets), key=time_key)
+    items = ItemRatings(parts)
+    for target in asked:
+        rated = rated_items([r for r in own if r["user"] == target["user"]], target["timestamp"])
+        others = (item for item in items.known_before(target["timestamp"]) if item["item"] not in rated)
         yield [target, *(target | other | {"id": f"{target['id']}|{other['item']}"} for other in others)]
 
 
@@ -36,20 +35,73 @@ def time_key(record: dict) -> tuple[int, str]:
     return record["timestamp"], record["id"]
 
 
-def first_liked(test: Sequence[dict]) -> list[dict]:
-    """The first record of each user that is a like."""
+def first_liked(test: Records) -> list[dict]:
+    """The first record of each user that is a like: its id, user and time."""
     found: dict[str, dict] = {}
-    for record in sorted(test, key=time_key):
+    for record in test.narrow("id", "user", "timestamp", "label"):
         if record["label"]:
-            found.setdefault(record["user"], record)
+            known = found.setdefault(record["user"], record)
+            found[record["user"]] = min(known, record, key=time_key)
     return list(found.values())
 
 
-def item_after(record: dict) -> dict[str, Any]:
-    """What is known of an item once a record of it is past."""
-    n, mean = record["item_ratings"], record["item_mean"]
-    known = {name: record[name] for name in OF_ITEM}
-    return known | {"item_ratings": n + 1, "item_mean": (n * mean + record["rating"]) / (n + 1)}
+def records_with(part: Records, column: str, wanted: Sequence[dict], names: Sequence[str] | None = None) -> list[dict]:
+    """The records with the same value of a column as one of those wanted."""
+    values = pa.array([record[column] for record in wanted], pa.string())
+    rows = [pc.is_in(table.column(column).cast(pa.string()), values) for table in part.batches([column])]
+    return [record for table, marks in zip(part.batches(names), rows) for record in table.filter(marks).to_pylist()]
+
+
+class ItemRatings:
+    """Who rated which item when, and what is known of each item before some second; seconds are asked in order."""
+
+    def __init__(self, parts: Mapping[str, Records]) -> None:
+        codes: dict[str, int] = {}
+        self.titles: list[str] = []
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in OF_ITEM if name != "title"}
+        for part in parts.values():
+            for table in part.batches(OF_ITEM):
+                columns["item"].append(self.item_codes(table, codes))
+                for name in ("timestamp", "rating", "item_ratings", "item_mean"):
+                    columns[name].append(table.column(name).to_numpy())
+        self.names = list(codes)
+        self.by_name = sorted(range(len(self.names)), key=self.names.__getitem__)
+        item, time, rating, before, mean = (np.concatenate(columns.pop(name)) for name in [*columns])
+        self.order = np.argsort(time, kind="stable")
+        self.time, self.item = time[self.order], item
+        self.n = before + 1  # with the record itself
+        self.mean = (before * mean + rating) / self.n
+        self.told = 0
+        self.known_n, self.known_mean = np.zeros(len(codes), np.int64), np.zeros(len(codes))
+
+    def item_codes(self, table: pa.Table, codes: dict[str, int]) -> np.ndarray:
+        """(n,) the number of each record's item; notes the titles of new ones."""
+        items = table.column("item").unify_dictionaries().combine_chunks().dictionary_encode()
+        names, places = items.dictionary.to_pylist(), items.indices.to_numpy()
+        first = np.zeros(len(names), np.int64)
+        first[places[::-1]] = np.arange(len(places))[::-1]
+        titles = table.column("title").take(first).cast(pa.string()).to_pylist()
+        for name, title in zip(names, titles):
+            if name not in codes:
+                codes[name] = len(codes)
+                self.titles.append(title)
+        return np.array([codes[name] for name in names], np.int32)[places]
+
+    def known_before(self, second: int) -> Iterator[dict[str, Any]]:
+        """Each item in order of names; nothing is known of those that nobody rated yet."""
+        end = int(np.searchsorted(self.time, second))
+        rows = self.order[self.told : end]
+        self.known_n[self.item[rows]] = self.n[rows]  # of several records of an item the last one counts
+        self.known_mean[self.item[rows]] = self.mean[rows]
+        self.told = end
+        n, mean = self.known_n.tolist(), self.known_mean.tolist()
+        for code in self.by_name:
+            yield {
+                "item": self.names[code],
+                "title": self.titles[code],
+                "item_ratings": n[code],
+                "item_mean": mean[code],
+            }
 
 
 def rated_items(records: Sequence[dict], second: int) -> set[str]:

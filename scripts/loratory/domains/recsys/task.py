@@ -1,7 +1,7 @@
 """Records → a prompt that shows the user's latest ratings and asks for yes or no; controls without a model."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from loratory.domains.contract import Example, prediction_row
@@ -75,12 +75,12 @@ def plain_title(title: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def baselines(train: Sequence[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """See `controls.fit_controls`."""
     return {system: answer(held_out) for system, answer in fit_baselines(train, task).items()}
 
 
-def fit_baselines(train: list[dict], task: Task) -> dict[str, Callable[[list[dict]], list[dict]]]:
+def fit_baselines(train: Sequence[dict], task: Task) -> dict[str, Callable[[list[dict]], list[dict]]]:
     controls = fit_controls(train, partial(shown_events, task=task), task.averages, task.searched)
     return {system: partial(control_rows, score=score) for system, score in controls.items()}
 

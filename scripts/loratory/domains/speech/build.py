@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from loratory.data.audio import FLAWS, RATE, check_stated_length, inspect_audio, recording_digest, recording_seconds
 from loratory.data.ledger import Ledger
-from loratory.data.splits import connected_components, count_shared, links_by_key
+from loratory.data.records import Records
+from loratory.data.splits import SPLITS, connected_components, count_shared, links_by_key
 from loratory.domains.contract import exact_overlap, random_split
 from loratory.domains.speech.corpora import corpus_utterances
 from loratory.domains.speech.cutting import cut_record
@@ -301,74 +302,75 @@ def clip_facts(record: dict, stated: float | str = "") -> dict:
         raise InputError(f"{path}:{record['id']}", error.detail, reason=error.reason) from None
 
 
-def group(records: list[dict], dataset: Dataset) -> list[str]:
+def group(records: Records, dataset: Dataset) -> list[str]:
     """The speaker; of speakers who are heard in one recording, the first."""
-    speakers = [record["speaker"] for record in records]
-    together = connected_components(len(records), links_by_key(speakers, [record["audio"] for record in records]))
+    speakers = [*records.texts("speaker")]
+    together = connected_components(len(records), links_by_key(speakers, [*records.texts("audio")]))
     return [speakers[first] for first in together]
 
 
-def split(records: list[dict], groups: list[str], dataset: Dataset, seed: int) -> list[str]:
-    """By a hash of the group. Notes `read_in_train` in the records.
+def split(records: Records, dataset: Dataset, seed: int, ledger: Ledger) -> Records:
+    """By a hash of the group; with a column `read_in_train`.
 
     Raises:
         InputError: the groups cannot fill every split, or no sentence of train is left once held-out ones are dropped.
     """
-    homes = random_split("speech", records, groups, dataset, seed)
-    sentences = normalised_sentences(records)
-    read = {home: {s for s, own in zip(sentences, homes) if own == home} for home in homes}
+    records = random_split("speech", records, dataset, seed, ledger)
+    homes, sentences = [*records.texts("split")], normalised_sentences(records)
+    read = {home: {s for s, own in zip(sentences, homes) if own == home} for home in SPLITS}
     if dataset.held_out_sentences == "unseen" and read["train"] <= read["test"] | read["valid"] | read["gate"]:
         what, expected = "every sentence of train is also read in a held-out split", "sentences of its own"
         fix = "set `held_out_sentences: any`, and read `wer_unseen` and `wer_read_in_train` apart"
         raise InputError("speech", what, f"{len(read['train'])} sentences", expected, fix, "degenerate_split")
-    for record, sentence, home in zip(records, sentences, homes):
-        learnt = dataset.held_out_sentences == "any" or home == "train"
-        record["read_in_train"] = learnt and sentence in read["train"]
-    return homes
+    learnt = [dataset.held_out_sentences == "any" or home == "train" for home in homes]
+    known = [may and sentence in read["train"] for may, sentence in zip(learnt, sentences)]
+    return records.with_column("read_in_train", known)
 
 
-def find_leaks(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, str]:
+def find_leaks(held_out: Records, others: Records, dataset: Dataset) -> dict[str, str]:
     """Utterances of others whose sentence, as `metrics` compares it, is one of those held out."""
     if dataset.held_out_sentences == "any":
         return {}
     first: dict[str, str] = {}
-    for sentence, record in zip(normalised_sentences(held_out), held_out):
-        first.setdefault(sentence, record["id"])
-    pairs = zip(normalised_sentences(others), others)
-    return {record["id"]: first[sentence] for sentence, record in pairs if sentence in first}
+    for sentence, id in zip(normalised_sentences(held_out), held_out.texts("id")):
+        first.setdefault(sentence, id)
+    pairs = zip(normalised_sentences(others), others.texts("id"))
+    return {id: first[sentence] for sentence, id in pairs if sentence in first}
 
 
-def count_overlaps(held_out: list[dict], others: list[dict], dataset: Dataset) -> dict[str, dict]:
+def count_overlaps(held_out: Records, others: Records, dataset: Dataset) -> dict[str, dict]:
     """Utterances held out whose sentence, as `metrics` compares it, is also read by the others."""
     return {"sentence": exact_overlap(normalised_sentences(held_out), normalised_sentences(others))}
 
 
-def normalised_sentences(records: list[dict]) -> list[str]:
+def normalised_sentences(records: Records) -> list[str]:
     """Normalised transcripts without blanks, which Chinese may be written with or without; of one that is nothing but
     fillers, which the normaliser removes, the fillers."""
     from loratory.domains.speech.metrics import normalised_texts  # imports torch
     from loratory.domains.speech.task import plain_transcript
 
-    texts = [record["text"] for record in records]
+    texts = [*records.texts("text")]
     sentences = [words or plain_transcript(text) for words, text in zip(normalised_texts("english", texts), texts)]
     return ["".join(sentence.split()) for sentence in sentences]
 
 
-def proof(parts: dict[str, list[dict]], dataset: Dataset) -> dict[str, int]:
+def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
     learnt = set(normalised_sentences(parts["train"]))
-    test = zip(parts["test"], normalised_sentences(parts["test"]))
+    test = zip(parts["test"].column("read_in_train").to_pylist(), normalised_sentences(parts["test"]))
     return {
         "speakers_in_two_splits": count_shared(parts, "speaker"),
         "recordings_in_two_splits": count_shared(parts, "audio"),
         "audio_in_two_splits": count_shared(parts, "sha256"),
-        "wrongly_marked_read_in_train": sum(record["read_in_train"] != (words in learnt) for record, words in test),
+        "wrongly_marked_read_in_train": sum(marked != (words in learnt) for marked, words in test),
     }
 
 
-def summary(records: list[dict]) -> dict:
+def summary(records: Records) -> dict:
     """Hours, speakers by age, utterances with each flaw, and sentences of the test split that train has too."""
     ages = {record["speaker"]: record["age"] for record in records}
-    read = {s: set(normalised_sentences([r for r in records if r["split"] == s])) for s in ("train", "test")}
+    read: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for split, sentence in zip(records.texts("split"), normalised_sentences(records)):
+        read[split].add(sentence)
     flaws = Counter(flaw for record in records for flaw in record["flaws"].split())
     return {
         "hours": round(sum(record["seconds"] for record in records) / 3600, 4),

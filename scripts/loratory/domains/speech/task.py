@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from loratory.data.clips import Clip
 from loratory.data.splits import hash_position
@@ -48,7 +49,7 @@ def belongs_in_word(before: str, letter: str, after: str) -> bool:
     return letter == "%" and before.isdigit()
 
 
-def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def baselines(train: Sequence[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """`silent` writes nothing. `deaf` answers with some transcript of train: the error rate of knowing the language
     without listening."""
     texts = [plain_transcript(record["text"]) for record in sorted(train, key=lambda record: record["id"])]

@@ -19,6 +19,7 @@ import pyarrow as pa
 from loratory.data.files import read_blocks, read_lines
 from loratory.data.ledger import Ledger
 from loratory.data.origins import ORIGINS
+from loratory.data.records import Records
 from loratory.data.sampling import file_and_record
 from loratory.data.structures import BACKBONE, REACH, read_protein, unflatten_backbone
 from loratory.domains.contract import random_split
@@ -206,7 +207,7 @@ def json_chain(where: str, record: Any, origin: str) -> Chain:
     return Chain(where, record["name"], sequence, atoms, origin)
 
 
-def summary(records: list[dict]) -> dict:
+def summary(records: Records) -> dict:
     lengths = sorted(record["length"] for record in records)
     unresolved = sum(
         int(np.isnan(unflatten_backbone(record["backbone"])).any(axis=(1, 2)).sum()) for record in records
