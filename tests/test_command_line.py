@@ -1,6 +1,7 @@
 """The command line: configs for own files, one-line errors, and everything else handed to Snakemake."""
 
 import sys
+from random import Random
 
 import pytest
 
@@ -80,3 +81,27 @@ def test_a_plan_says_how_long_it_takes_and_starts_nothing(config, called, capsys
     command_line.main(["plan", config])
     assert "This study takes about" in capsys.readouterr().out
     assert called[0][-3:] == ["--dry-run", "--quiet", "rules"]
+
+
+@pytest.fixture
+def proteins(tmp_path):
+    """Train and test files that share one protein but for its first letter, and have one each of their own."""
+    random = Random(0)
+    shared, own, other = ("".join(random.choices("ACDEFGHIKLMNPQRSTVWY", k=120)) for _ in range(3))
+    (tmp_path / "train.fasta").write_text(f">a\n{shared}\n>b\n{own}\n")
+    (tmp_path / "test.fasta").write_text(f">c\nW{shared[1:]}\n>d\n{other}\n")
+    return ["--train", f"fasta={tmp_path}/train.fasta", "--test", f"fasta={tmp_path}/test.fasta"]
+
+
+def test_files_that_others_split_are_audited(proteins, capsys):
+    assert command_line.main(["audit", "protein", *proteins]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["train a resembles test c", "1 train records resemble test records"]
+    assert "1 test records share with train: 95% identity over 50 residues" in lines
+
+
+def test_an_audit_of_what_does_not_exist_is_one_line(proteins, capsys):
+    assert command_line.main(["audit", "protein", *proteins[:2], "--test", "fasta=absent.fasta"]) == 1
+    assert command_line.main(["audit", "protein", *proteins, "--dataset", "identty=0.5"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "absent.fasta" in first and "did you mean `identity`?" in second

@@ -1,7 +1,7 @@
-"""The command line: `loratory init`, `check`, `plan`, `run`, `report`. What is made, Snakemake makes.
+"""The command line: `loratory init`, `check`, `plan`, `run`, `report`, `audit`. What is made, Snakemake makes.
 
-Every command but `init` takes config files, the later ones on top of the earlier; targets and options that it does not
-know go to Snakemake.
+Every command but `init` and `audit` takes config files, the later ones on top of the earlier; targets and options that
+it does not know go to Snakemake.
 """
 
 import os
@@ -44,6 +44,12 @@ def command_parser() -> ArgumentParser:
     init.add_argument("--family", default="causal", help="the published base's family (default: %(default)s)")
     init.add_argument("--out", default="config.yaml", help="the config to write (default: %(default)s)")
     init.set_defaults(command=write_config)
+    audit = commands.add_parser("audit", help="what test files share with train files, split by whomever")
+    audit.add_argument("domain", help="such as protein, lncrna, speech, recsys")
+    for part in ("train", "test"):
+        audit.add_argument(f"--{part}", nargs="+", required=True, metavar="KEY=FILE", help="such as fasta=my.fasta")
+    audit.add_argument("--dataset", nargs="+", default=[], metavar="KEY=VALUE", help="options of the domain's dataset")
+    audit.set_defaults(command=audit_split_files)
     for name, command, text in (
         ("check", check_config, "is the config right, and is everything there that it names"),
         ("plan", plan_study, "what would be done, and how long it takes"),
@@ -81,6 +87,20 @@ def write_report(given: Namespace, options: Sequence[str]) -> int:
     return call_snakemake(given, ["--report", f"{read_study(given).pathvars.results}/report.html", *options])
 
 
+def audit_split_files(given: Namespace, options: Sequence[str]) -> int:
+    """Prints what is shared. Returns 1 if a train record resembles a test record."""
+    from loratory.domains.dataset import audit_files
+
+    train, test = (read_entry(given.domain, pairs, given.dataset) for pairs in (given.train, given.test))
+    found, shared = audit_files(given.domain, train.source, test.source, train.dataset)
+    for id, source in sorted(found.items()):
+        print(f"train {id} resembles test {source}")
+    print(f"{len(found)} train records resemble test records")
+    for name, of in shared.items():
+        print(f"{of['records']} test records share with train: {name}")
+    return int(bool(found))
+
+
 def call_snakemake(given: Namespace, options: Sequence[str]) -> int:
     """Runs this project's workflow in the current folder. Returns Snakemake's exit status."""
     targets = [name for name in given.names if name not in config_files(given)]
@@ -112,6 +132,18 @@ def read_study(given: Namespace) -> Study:
     instead = keyed_values(given.config)
     update_config(raw, instead)
     return read_config(raw, config_files(given)[-1], instead)
+
+
+def read_entry(domain: str, files: Sequence[str], dataset: Sequence[str]) -> Any:
+    """A domain's entry in a config that has nothing else, from `KEY=VALUE` texts.
+
+    Raises:
+        InputError: as `read_config`, or a file is not there.
+    """
+    entry = {"source": {"kind": "files"} | keyed_values(files), "dataset": keyed_values(dataset), "adapters": {}}
+    study = read_config({"domains": {domain: entry}, "bases": load_yaml(DEMO)["bases"]}, "command line")
+    require_inputs(study, "command line")
+    return entries_by_name(study.domains)[domain]
 
 
 def keyed_values(pairs: Sequence[str]) -> dict[str, Any]:

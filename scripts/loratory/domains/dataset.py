@@ -251,3 +251,19 @@ def audit_split(
     write_json(
         out, {"domain": domain, "counts": counts, "test": len(parts["test"]), "shared": shared, "sha256": files}
     )
+
+
+def audit_files(
+    domain: str, train: FilesOptions, test: FilesOptions, dataset: DatasetOptions
+) -> tuple[dict[str, str], dict[str, dict]]:
+    """What train and test files, split by whomever, have in common; malformed records are left out.
+
+    Returns:
+        {id of a train record: id of the test record that it resembles}, and what `count_overlaps` counts.
+    """
+    build = registry.load_module("domain", domain, "build")
+    learnt, tested = (gather_records(build, files, dataset, 0, Ledger("skip")) for files in (train, test))
+    if build.group:
+        learnt, tested = (part.with_column("group", build.group(part, dataset)) for part in (learnt, tested))
+    found = build.find_leaks(tested, learnt, dataset) if build.find_leaks else {}
+    return found, build.count_overlaps(tested, learnt, dataset)
