@@ -74,7 +74,7 @@ def test_snakemake_gets_the_configs_the_targets_and_every_other_option(config, c
 
 def test_the_report_lies_among_the_results(config, called):
     command_line.main(["report", config, "--config", "pathvars={results: out/mine}"])
-    assert called[0][-2:] == ["--report", "out/mine/report.html"]
+    assert called[0][:4] == [sys.executable, "-m", "snakemake", "out/mine/report"]
 
 
 def test_a_plan_says_how_long_it_takes_and_starts_nothing(config, called, capsys):

@@ -54,7 +54,7 @@ def command_parser() -> ArgumentParser:
         ("check", check_config, "is the config right, and is everything there that it names"),
         ("plan", plan_study, "what would be done, and how long it takes"),
         ("run", run_study, "make everything, or the targets that are named"),
-        ("report", write_report, "put tables and figures into one HTML file"),
+        ("report", make_report, "make the pages of the report, and whatever is missing for them"),
     ):
         each = commands.add_parser(name, help=text)
         each.add_argument("names", nargs="+", metavar="CONFIG", help="YAML files; other names are Snakemake's targets")
@@ -83,8 +83,8 @@ def run_study(given: Namespace, options: Sequence[str]) -> int:
     return call_snakemake(given, options)
 
 
-def write_report(given: Namespace, options: Sequence[str]) -> int:
-    return call_snakemake(given, ["--report", f"{read_study(given).pathvars.results}/report.html", *options])
+def make_report(given: Namespace, options: Sequence[str]) -> int:
+    return call_snakemake(given, options, [f"{read_study(given).pathvars.results}/report"])
 
 
 def audit_split_files(given: Namespace, options: Sequence[str]) -> int:
@@ -101,9 +101,9 @@ def audit_split_files(given: Namespace, options: Sequence[str]) -> int:
     return int(bool(found))
 
 
-def call_snakemake(given: Namespace, options: Sequence[str]) -> int:
+def call_snakemake(given: Namespace, options: Sequence[str], targets: Sequence[str] = ()) -> int:
     """Runs this project's workflow in the current folder. Returns Snakemake's exit status."""
-    targets = [name for name in given.names if name not in config_files(given)]
+    targets = targets or [name for name in given.names if name not in config_files(given)]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(PROJECT / "Snakefile")]
     command += ["--workflow-profile", str(PROJECT / "profiles" / "default"), "--configfile", *config_files(given)]
     command += ["--config", *given.config] if given.config else []
