@@ -248,10 +248,12 @@ def spill_records(records: Iterable[dict], schema: pa.Schema) -> Records:
         n += len(rows)
     with name_full_disk():
         writer.close()
+        file.flush()
     pa.default_memory_pool().release_unused()
 
     def load(names: Names) -> Iterator[pa.Table]:
-        reader = pq.ParquetFile(pa.PythonFile(file, "r"))
+        # Arrow's own file: its threads, reading a Python file, can abort the interpreter at exit (apache/arrow #50482)
+        reader = pq.ParquetFile(pa.OSFile(f"/dev/fd/{file.fileno()}"))
         return (reader.read_row_group(group, names) for group in range(reader.num_row_groups))
 
     return Records(load, n)
