@@ -229,4 +229,4 @@ def test_a_function_of_a_protocol_is_found_in_it():
         "examples": ["records", "task", "family"],
         "baselines": ["train", "held_out", "task"],
     }
-    assert members(contract.BuildModule)[0] == ["COLUMNS", "DISTINCT", "find_leaks"]
+    assert members(contract.BuildModule)[0] == ["COLUMNS", "DISTINCT", "find_leaks", "group"]

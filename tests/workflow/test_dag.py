@@ -369,6 +369,14 @@ def test_systems_and_baselines_of_another_entry_of_the_domain_are_tested_on_one_
     assert "results/general/lncrna/train.parquet" in inputs["build_dataset"]
 
 
+def write_outputs(planned: Plan, folder: Path) -> None:
+    """Puts a file, or a folder, where each output of a plan would be."""
+    for path, is_folder in {(str(path), path.is_directory) for job in planned.jobs for path in job.output}:
+        (folder / path if is_folder else (folder / path).parent).mkdir(parents=True, exist_ok=True)
+        if not is_folder:
+            (folder / path).write_text(EMPTY)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder in which everything seems made: files stand where outputs would, and Snakemake believes in them."""

@@ -5,7 +5,7 @@ from snakemake.api import SnakemakeApi
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
 from studies import ROOT, changed, shipped, written
-from test_dag import Plan, told
+from test_dag import Plan, told, write_outputs
 
 OUTER = f"""
 configfile: "study.yaml"
@@ -58,9 +58,7 @@ def test_a_recording_that_was_replaced_in_place_is_fetched_and_learnt_again(tmp_
     config = {key: value for key, value in TEST.items() if key not in ("mixtures", "folding", "general")}
     base = {"family": "whisper", "path": str(tmp_path / "base")}
     config |= {"domains": {"speech": {"source": source, "adapters": {"w": ["lora"]}}}, "bases": {"w": base}}
-    for path in {str(path) for job in Plan(config, tmp_path).jobs for path in job.output}:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text('{"domain": "", "base": "", "control": null, "rows": []}')
+    write_outputs(Plan(config, tmp_path), tmp_path)
     Plan(config, tmp_path, "touch", force=True)
     assert not Plan(config, tmp_path).due
     (tmp_path / "corpus" / "a.wav").write_bytes(bytes(200))

@@ -32,7 +32,7 @@ class HashSample:
     Whatever order records come in, the same are kept. Of records that are equal in the column the one with the
     smallest id stays or, where there is a limit, the one with the smallest hash: that a copy with a smaller id was
     left out long before could be known only by remembering every record. For the same reason it is only without a
-    limit that a record has the labels of its copies too: whatever it holds as a list is joined with theirs.
+    limit that a record has the labels of its copies too: whatever it holds as a list of text is joined with theirs.
 
     No more than twice the limit is held: a record whose hash is above `limit` others' is counted and forgotten. Its
     copies and namesakes are noted as long as one of them is held, and counted as `not_sampled` else. Without a limit
@@ -164,11 +164,11 @@ def is_repeated(values: np.ndarray) -> np.ndarray:
 
 
 def joined_lists(kept: Mapping, copy: Mapping) -> dict[str, list]:
-    """The lists of a record to which its copy adds something, with that."""
+    """The labels of a record to which its copy adds some, with these: lists of text. Coordinates are numbers."""
     return {
         column: sorted({*kept[column], *values})
         for column, values in copy.items()
-        if isinstance(values, list) and not {*values} <= {*kept[column]}
+        if isinstance(values, list) and values and isinstance(values[0], str) and not {*values} <= {*kept[column]}
     }
 
 

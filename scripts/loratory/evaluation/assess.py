@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from loratory import registry
 from loratory.bases.families import folding
 from loratory.data.files import atomic_write, remove_path, write_json
+from loratory.data.records import join_records
 from loratory.data.structures import alpha_carbons
 from loratory.domains.contract import FoldingMetricsModule
-from loratory.domains.dataset import read_split
+from loratory.domains.dataset import open_split
 from loratory.domains.examples import read_records
 from loratory.errors import InputError
 from loratory.evaluation.bootstrap import bootstrap_distributions, row_statistic
@@ -91,7 +92,7 @@ def assess_folding(
     if not records:
         what = f"none of {len(chosen)} test chains is left: {len(predicted)} are predicted, {too_long} too long"
         raise InputError(data, what, expected="measured chains", fix="give more data", reason="origin")
-    seen = similar_ids(domain, records, learnt or [], dataset)
+    seen = similar_ids(domain, data, learnt or [], dataset) & {record["id"] for record in records}
     records = [record for record in records if record["id"] not in seen]
     if not records:
         what = f"each of {len(seen)} test chains resembles one that {base} learnt from"
@@ -125,11 +126,13 @@ def assess_folding(
     remove_path(folds)
 
 
-def similar_ids(domain: str, records: Sequence, learnt: Sequence, dataset: DatasetOptions) -> set[str]:
-    """The ids of records that resemble one of the `train` splits."""
-    known = [record for folder in learnt for record in read_split(folder, "train")]
+def similar_ids(domain: str, data: Path | str, learnt: Sequence, dataset: DatasetOptions) -> set[str]:
+    """The ids of a dataset's test records that resemble one of the `train` splits of others."""
     build = registry.load_module("domain", domain, "build")
-    return set(build.find_leaks(known, list(records), dataset)) if known and build.find_leaks else set()
+    if not learnt or not build.find_leaks:
+        return set()
+    known = join_records(open_split(folder, "train") for folder in learnt)
+    return {*build.find_leaks(known, open_split(data, "test"), dataset)}
 
 
 def fold_chains(
