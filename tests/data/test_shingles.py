@@ -53,6 +53,16 @@ def test_minhashes_connect_what_the_index_connects(least):
     assert connected_components(n, shingles.link_similar(sets, least)) == connected_components(n, exact)
 
 
+def test_a_set_is_linked_to_one_that_resembles_an_earlier_one_too():
+    rng = random.Random(2)
+    for _ in range(60):
+        hashes = [rng.getrandbits(64) for _ in range(113)]
+        chain = [np.array(sorted(hashes[start : start + 100]), "<u8") for start in (0, 3, 13)]
+        first, second, third = chain
+        assert shingles.jaccard_index(first, third) < 0.8 < shingles.jaccard_index(second, third)
+        assert connected_components(3, shingles.link_similar(chain, 0.8)) == [0, 0, 0]
+
+
 def test_bands_miss_few_pairs_at_the_threshold():
     for least in (0.2, 0.5, 0.8, 0.95):
         rows = shingles.band_rows(least)

@@ -42,17 +42,18 @@ def link_similar(sets: Sequence[np.ndarray], least: float) -> Iterator[tuple[int
     """Yields pairs of sets with a Jaccard index of at least `least`, so that nearly all such sets are connected.
 
     Sets whose minhashes agree in a band of them are compared (locality-sensitive hashing: Indyk and Motwani 1998,
-    doi:10.1145/276698.276876); of those that resemble an earlier one of their band, that one stands for them.
+    doi:10.1145/276698.276876). A set that is almost an earlier one is not compared with later ones, which would be
+    compared with that: a thousand copies with a word changed take no million comparisons.
     """
-    rows = band_rows(least)
+    rows, almost = band_rows(least), (3 + least) / 4
     signatures = np.array([minhash_signature(each) for each in sets]).reshape(len(sets), HASHES)
     for start in range(0, HASHES - rows + 1, rows):
-        leaders: dict[bytes, list[int]] = defaultdict(list)
+        bands: dict[bytes, list[int]] = defaultdict(list)
         for i, signature in enumerate(signatures):
-            band = leaders[signature[start : start + rows].tobytes()]
-            near = [other for other in band if jaccard_index(sets[i], sets[other]) >= least]
-            yield from ((other, i) for other in near)
-            if not near:
+            band = bands[signature[start : start + rows].tobytes()]
+            similar = {other: jaccard_index(sets[i], sets[other]) for other in band}
+            yield from ((other, i) for other, similarity in similar.items() if similarity >= least)
+            if max(similar.values(), default=0.0) < almost:
                 band.append(i)
 
 

@@ -119,8 +119,8 @@ def array_objects(path: str, encoding: str, ledger: Ledger) -> Iterator[tuple[st
         if isinstance(row, dict):
             yield f"{path}:{number}", row
         else:
-            error = InputError(f"{path}:{number}", "not a JSON object", row, "an array of objects", reason="json")
-            ledger.note_error(error)
+            where, expected = f"{path}:{number}", "an array of objects"
+            ledger.note_error(InputError(where, "not a JSON object", row, expected, reason="json"))
 
 
 def parse_row(row: Row) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Questions about made-up market stalls, as JSON lines: prices are looked up, added or compared.
+"""Questions about made-up market stalls, as JSON lines.
 
-The populations sell other things, for other prices. Some questions stand twice, once with a word more.
+Most are about facts that hold for a thing at every stall (its aisle, a discount), so that they can be learnt; prices
+have to be looked up, added or compared. The populations sell other things, for other prices. Some questions stand
+twice, once with a word more.
 """
 
 import json
@@ -17,7 +19,7 @@ GOODS = {
 PEOPLE = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo", "Ines", "Jan", "Kira", "Leo", "Mona", "Nils"]
 PRICES = {"general": range(1, 10), "domain": range(11, 20)}  # coins
 OFFERED = 4  # things at a stall
-NEAR_COPY = 1 / 3
+NEAR_COPY, OF_FACTS = 1 / 3, 3 / 4  # shares of the questions
 
 
 def simulate(simulation: Simulation, population: str, seed: int, out: Path | str) -> dict[str, list[str]]:
@@ -43,10 +45,16 @@ def stall_question(rng: random.Random, ask: str, population: str) -> dict:
     offers = [f"{'an' if thing[0] in 'aeiou' else 'a'} {thing} for {price}" for thing, price in zip(goods, prices)]
     stall = f"{rng.choice(PEOPLE)} sells {', '.join(offers[:-1])} and {offers[-1]} coins."
     one, other = rng.sample(range(OFFERED), 2)
+    place = GOODS[population].index(goods[one])  # decides the facts
+    is_fact = rng.random() < OF_FACTS
     if ask == "choice":
-        prompt = f"{stall} Is the {goods[one]} cheaper than the {goods[other]}?"
-        return {"prompt": prompt, "choices": ["no", "yes"], "answer": int(prices[one] < prices[other])}
+        question = f"Is the {goods[one]} cheaper than the {goods[other]}?"
+        question = f"Is there a discount on the {goods[one]}?" if is_fact else question
+        is_yes = place % 2 == 0 if is_fact else prices[one] < prices[other]
+        return {"prompt": f"{stall} {question}", "choices": ["no", "yes"], "answer": int(is_yes)}
+    if is_fact:
+        return {"prompt": f"{stall} In which aisle is the {goods[one]}?", "completion": f"aisle {place // 2 + 1}"}
     if rng.random() < 0.5:
-        return {"prompt": f"{stall} How much is the {goods[one]}?", "completion": str(prices[one])}
+        return {"prompt": f"{stall} What is the price of the {goods[one]}?", "completion": f"{prices[one]} coins"}
     question = f"How much are the {goods[one]} and the {goods[other]} together?"
-    return {"prompt": f"{stall} {question}", "completion": str(prices[one] + prices[other])}
+    return {"prompt": f"{stall} {question}", "completion": f"{prices[one] + prices[other]} coins"}

@@ -56,7 +56,7 @@ class Simulation(SimulationOptions):
     """Questions about made-up market stalls, some of them twice in nearly the same words."""
 
     n: int = Field(400, ge=20, description="different questions; a third has a near-copy besides")
-    ask: Question = Field("completion", description="`completion`: for a number of coins; `choice`: for yes or no")
+    ask: Question = Field("completion", description="`completion`: for an aisle or a price; `choice`: for yes or no")
 
 
 class Dataset(DatasetOptions):
