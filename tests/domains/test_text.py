@@ -111,11 +111,20 @@ BAD_ROWS = {
     "encoding": (b'{"prompt": "caf\xe9", "completion": "c"}', "not utf-8 at byte 15"),
     "no_layout": (
         b'{"text": "q"}',
-        "a key is missing; it has text; expected `prompt` and `completion`; `prompt`, `ch",
+        "a key is missing, or has no value; it has text; expected `prompt` and `completion`; ",
     ),
-    "missing_key": (b'{"prompt": "q", "reply": "c"}', "a key is missing; it has prompt, reply; expected `completion`"),
+    "missing_key": (
+        b'{"prompt": "q", "reply": "c"}',
+        "a key is missing, or has no value; it has prompt, reply; expected `completion`",
+    ),
     "empty": (b'{"prompt": "q", "completion": " "}', "`completion` is empty"),
     "no_text": (b'{"prompt": ["q"], "completion": "c"}', "`prompt` is no text (['q'])"),
+    "null": (
+        b'{"prompt": "q", "completion": null}',
+        "a key is missing, or has no value; it has prompt; expected `comp",
+    ),
+    "no_number": (b'{"prompt": "q", "completion": NaN}', "`completion` is no text (nan)"),
+    "surrogate": (b'{"prompt": "\\ud83d", "completion": "c"}', "`prompt` holds half a character"),
     "both": (b'{"prompt": "q", "completion": "c", "choices": ["a", "b"], "answer": 0}', "a row of both questions"),
     "question": (
         b'{"prompt": "q", "choices": ["a", "b"], "answer": 0}',

@@ -1,6 +1,7 @@
 """Rows of files → prompt and answer, whichever of the usual layouts they have."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -44,11 +45,22 @@ class Row:
         value, name = self.values.get(key), getattr(self.columns, key)
         if value is None:
             raise self.missing_key_error(f"`{name}`")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not isinstance(value, str) and not is_number:
             raise InputError(self.where, f"`{name}` is no text", value, "a text", reason="no_text")
         return self.filled_text(name, str(value))
 
     def filled_text(self, name: str, text: str) -> str:
+        """The text without the white space around it.
+
+        Raises:
+            InputError: nothing is left, or a character of it is half of one (JSON can write that, files cannot).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what, fix = f"`{name}` holds half a character", "write the pair of surrogates, or leave the row out"
+            raise InputError(self.where, what, text[error.start], "Unicode text", fix, "encoding") from None
         if not text.strip():
             raise InputError(self.where, f"`{name}` is empty", expected="a text", reason="no_text")
         return text.strip()
@@ -66,7 +78,9 @@ class Row:
     def missing_key_error(self, expected: str) -> InputError:
         given = f"it has {', '.join(self.names) or 'none'}"
         fix = "say in the source's `columns` what they are called"
-        return InputError(self.where, f"a key is missing; {given}", None, expected, fix, "missing_key")
+        return InputError(
+            self.where, f"a key is missing, or has no value; {given}", None, expected, fix, "missing_key"
+        )
 
 
 def read_rows(path: str, files: Files, ledger: Ledger) -> Iterator[Row]:
@@ -85,7 +99,7 @@ def read_rows(path: str, files: Files, ledger: Ledger) -> Iterator[Row]:
     is_array = next(read_blocks(path), b"").lstrip()[:1] == b"["
     for where, row in (array_objects if is_array else line_objects)(path, files.encoding, ledger):
         values = {key: row[name] for key, name in columns.items() if row.get(name) is not None}
-        yield Row(where, values, row, files.columns)
+        yield Row(where, values, [name for name in row if row[name] is not None], files.columns)
     if ledger.n_in == before:
         raise InputError(path, "the file holds no rows", expected="one JSON object on each line", reason="empty")
 
@@ -154,8 +168,8 @@ def parse_row(row: Row) -> dict[str, Any]:
 def parse_choices(row: Row) -> list[str]:
     """The two answers, in the order of the row."""
     items = row.items("choices")
-    texts = [item.strip() for item in items if isinstance(item, str)]
-    if len({*texts} - {""}) != 2 or len(items) != 2:
+    texts = [row.filled_text(row.columns.choices, item) for item in items if isinstance(item, str)]
+    if len({*texts}) != 2 or len(items) != 2:
         what, expected = f"`{row.columns.choices}` are not two different answers", 'two texts, such as ["no", "yes"]'
         raise InputError(row.where, what, row.values["choices"], expected, OTHERWISE, "choices")
     return texts
