@@ -3,10 +3,13 @@
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loratory.data.files import read_json
 from loratory.data.ledger import Ledger
+from loratory.data.records import Records, table_records
 from loratory.data.splits import SPLITS
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.text import build, metrics, simulate, sources, task
@@ -31,6 +34,10 @@ def records(prompts, answer="a") -> list[dict]:
         {"id": f"r{i:03}", "prompt": prompt, "answer": answer, "choices": [], "unit": "", "compared": prompt}
         for i, prompt in enumerate(prompts)
     ]
+
+
+def table(rows) -> Records:
+    return table_records(pa.Table.from_pylist(rows))
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -79,9 +86,6 @@ def test_a_rows_layout_is_told_by_its_keys(tmp_path, name):
 
 
 def test_the_same_rows_are_read_from_every_kind_of_file(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [CHOICE | {"id": "a", "group": "g"}, CHOICE | {"id": "b", "group": "h", "prompt": "Cold?", "answer": "no"}]
     cells = [row | {"choices": json.dumps(row["choices"])} for row in rows]
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("".join(f"{json.dumps(r)}\n" for r in rows).encode()))
@@ -194,28 +198,28 @@ def test_what_all_prompts_share_is_not_compared(tmp_path):
     rows = [{"prompt": f"{'Answer in one word and be brief. ' * 5}{word}? Now!", "completion": "c"} for word in "abc"]
     found = read(lines(tmp_path / "rows.jsonl", rows))
     assert [record["compared"] for record in found] == ["a", "b", "c"]
-    assert len({*build.group(found, sources.Dataset())}) == 3
+    assert len({*build.group(table(found), sources.Dataset())}) == 3
 
 
 def test_where_all_prompts_are_the_same_answers_are_compared(tmp_path):
     rows = [{"prompt": "Tell a story.", "completion": text} for text in ("One day.", "One night.", "One day!")]
     found = read(lines(tmp_path / "rows.jsonl", rows))
-    assert build.group(found, sources.Dataset()) == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:1"]
+    assert build.group(table(found), sources.Dataset()) == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:1"]
 
 
 def test_near_copies_and_rows_of_one_named_group_are_grouped():
     found = records([numbered(0), f"{numbered(0)} please", numbered(1), numbered(2), numbered(2).upper(), numbered(3)])
     found[2]["unit"] = found[5]["unit"] = "same"
     found[4]["compared"] = found[4]["compared"].casefold()
-    assert build.group(found, sources.Dataset()) == ["r000", "r000", "r002", "r003", "r003", "r002"]
+    assert build.group(table(found), sources.Dataset()) == ["r000", "r000", "r002", "r003", "r003", "r002"]
 
 
 def test_a_leak_is_found_exactly_from_the_threshold_on():
     """40 words are 36 runs; 4 words more are 40, of which 36 are common: 0.9."""
     held_out, others = records([numbered(0)]), records([f"{numbered(0)} {numbered(1, 4)}", numbered(2)])
-    assert build.find_leaks(held_out, others, sources.Dataset(similarity=0.9)) == {"r000": "r000"}
-    assert build.find_leaks(held_out, others, sources.Dataset(similarity=0.901)) == {}
-    shared = build.count_overlaps(held_out, others, sources.Dataset(similarity=0.95))
+    assert build.find_leaks(table(held_out), table(others), sources.Dataset(similarity=0.9)) == {"r000": "r000"}
+    assert build.find_leaks(table(held_out), table(others), sources.Dataset(similarity=0.901)) == {}
+    shared = build.count_overlaps(table(held_out), table(others), sources.Dataset(similarity=0.95))
     assert {name: each["records"] for name, each in shared.items()} == {
         "the same prompt": 0,
         "95% of runs of five words": 0,
@@ -226,7 +230,7 @@ def test_a_leak_is_found_exactly_from_the_threshold_on():
 def test_the_same_prompt_is_a_leak_whatever_its_data_set_calls_a_template():
     held_out, others = records([numbered(0)]), records([numbered(0)])
     others[0]["compared"] = "something else"
-    assert build.find_leaks(held_out, others, sources.Dataset()) == {"r000": "r000"}
+    assert build.find_leaks(table(held_out), table(others), sources.Dataset()) == {"r000": "r000"}
 
 
 def test_splits_share_nothing_and_do_not_depend_on_the_order_of_the_rows(tmp_path):
@@ -252,9 +256,6 @@ def test_splits_share_nothing_and_do_not_depend_on_the_order_of_the_rows(tmp_pat
 
 
 def test_an_audit_stops_where_a_near_copy_was_moved_into_train(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     files = sources.Files(
         records=lines(tmp_path / "rows.jsonl", [{"prompt": numbered(i), "completion": "c"} for i in range(12)])
     )

@@ -1,6 +1,8 @@
 """Rows as questions to a model, and what answers them without a language model."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +36,7 @@ def examples(records: list[dict], task: Task, family: str) -> list[Example]:
     ]
 
 
-def check_question(records: list[dict], task: Task) -> None:
+def check_question(records: Iterable[dict], task: Task) -> None:
     """Raises:
     InputError: the records put another question than the task.
     """
@@ -45,14 +47,14 @@ def check_question(records: list[dict], task: Task) -> None:
             raise InputError(f"task.ask:{record['id']}", "the records put another question", task.ask, asked, fix)
 
 
-def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
+def baselines(train: Sequence[dict], held_out: list[dict], task: Task) -> dict[str, list[dict]]:
     """Prediction rows of controls that read the prompt, or nothing.
 
     Of a completion: `commonest`, train's most frequent one; `nearest_prompt`, that of the train record with the most
     similar prompt (cosine of TF-IDF over words). Of a choice: `majority`, the share of each answer in train;
     `word_regression`, a logistic regression on TF-IDF of the prompt's words.
     """
-    check_question([*train, *held_out], task)
+    check_question(chain(train, held_out), task)
     if task.ask == "choice":
         return choice_baselines(train, held_out)
     counts = Counter(record["answer"] for record in train)
@@ -64,14 +66,15 @@ def baselines(train: list[dict], held_out: list[dict], task: Task) -> dict[str, 
     }
 
 
-def nearest_answers(train: list[dict], held_out: list[dict]) -> list[str]:
+def nearest_answers(train: Sequence[dict], held_out: list[dict]) -> list[str]:
     """The answers to the most similar prompts of train; of equally similar ones, to the first."""
+    answers = [record["answer"] for record in train]
     known, asked = word_weights(train, held_out)
     places = [(asked[at : at + ROWS] @ known.T).toarray().argmax(1) for at in range(0, len(held_out), ROWS)]
-    return [train[place]["answer"] for place in np.concatenate([*places, np.array([], int)]).tolist()]
+    return [answers[place] for place in np.concatenate([*places, np.array([], int)]).tolist()]
 
 
-def choice_baselines(train: list[dict], held_out: list[dict]) -> dict[str, list[dict]]:
+def choice_baselines(train: Sequence[dict], held_out: list[dict]) -> dict[str, list[dict]]:
     from sklearn.linear_model import LogisticRegression
 
     labels = [choice_label(record) for record in train]
@@ -91,7 +94,7 @@ def choice_label(record: dict) -> int:
     return record["choices"].index(record["answer"])
 
 
-def word_weights(train: list[dict], held_out: list[dict]) -> "tuple[csr_matrix, csr_matrix]":
+def word_weights(train: Sequence[dict], held_out: list[dict]) -> "tuple[csr_matrix, csr_matrix]":
     """TF-IDF of the prompts' words, `[records, words of train]` each."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
