@@ -88,7 +88,8 @@ QUESTIONS = {  # options of a task that puts each of a domain's questions, where
         {"ask": "determine", "label": "ec"},
         {"ask": "calculate"},
         {"ask": "design"},
-    ]
+    ],
+    "text": [{}, {"ask": "choice"}],
 }
 ASKED = [
     (domain, load_module("domain", domain, "sources").Task(**options))
@@ -134,6 +135,7 @@ MORE_IS_BETTER = {
         *("auc_long_past", "auc_rare_items", "auc_mid_items", "auc_popular_items", "hit_rate_10", "ndcg_10", "mrr"),
     },
     "structure": {"spearman", "chain_spearman", "lddt", "plddt", "tm_score", "self_consistency"},
+    "text": {"token_f1", "exact_match", "accuracy"},
 }
 
 
@@ -154,6 +156,7 @@ LOSSES = {
     "protein": [("nll_per_residue", "down"), ("nll_per_answer", "down")],
     "lncrna": [("log_loss", "down")],
     "recsys": [("log_loss", "down")],
+    "text": [("nll_per_token", "down"), ("log_loss", "down")],
 }
 N = 6
 HALF = np.arange(N) % 2
@@ -182,6 +185,10 @@ COLUMNS = {  # of N sound records each
         "spearman": 0.1 * np.arange(N),
         "tm": 0.1 * np.arange(N),
         "rmsd": 1.0 + np.arange(N),
+    },
+    "text": {
+        **{"nll": 3.0 + np.arange(N), "tokens": np.full(N, 2.0), "exact": HALF * 1.0, "f1": 0.1 * np.arange(N)},
+        **{"label": HALF, "p": 0.1 + 0.1 * np.arange(N)},
     },
 }
 CELLS = [(domain, metric) for domain in COLUMNS for metric in load_module("domain", domain, "metrics").METRICS]

@@ -188,21 +188,32 @@ def check_size(size: int, where: Path | str) -> None:
         raise InputError(where, what, expected=expected, fix="is this the right file?", reason="too_large")
 
 
+def read_byte_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
+    """Yields `(line number from 1, bytes without the line feed)`.
+
+    Raises:
+        InputError: as `read_blocks`.
+    """
+    number, rest = 0, b""
+    for block in read_blocks(path):
+        *lines, rest = (rest + block).split(b"\n")
+        check_size(len(rest), f"{path}:{number + len(lines) + 1}")
+        for line in lines:
+            number += 1
+            yield number, line
+    if rest:
+        yield number + 1, rest
+
+
 def read_lines(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """Yields `(line number from 1, text without its line end)`, decoded strictly.
 
     Raises:
         InputError: as `read_blocks`; also when a line is not `encoding`, or is UTF-8 and `encoding` is not.
     """
-    number, rest, decoder = 0, b"", TextDecoder(path, encoding)
-    for block in read_blocks(path):
-        *lines, rest = (rest + block).split(b"\n")
-        check_size(len(rest), f"{path}:{number + len(lines) + 1}")
-        for line in lines:
-            number += 1
-            yield number, decoder.decode_line(line, number)
-    if rest:
-        yield number + 1, decoder.decode_line(rest, number + 1)
+    decoder = TextDecoder(path, encoding)
+    for number, line in read_byte_lines(path):
+        yield number, decoder.decode_line(line, number)
     decoder.check_encoding()
 
 
