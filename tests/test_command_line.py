@@ -36,6 +36,12 @@ def test_a_config_for_own_files_is_right_and_names_them(config, capsys):
     assert "1 domains, 1 bases, 1 adapters to train" in capsys.readouterr().out
 
 
+def test_a_domain_that_the_demo_has_not_gets_a_config_too(called, tmp_path):
+    (tmp_path / "my.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert command_line.main(["init", "text", "records=my.jsonl"]) == 0
+    assert [*load_config("config.yaml").domains.text.adapters] == ["mini_lm"]
+
+
 def test_a_published_base_stands_in_the_config(called, tmp_path):
     (tmp_path / "r.csv").write_text("")
     (tmp_path / "i.csv").write_text("")

@@ -17,7 +17,7 @@ import yaml
 from loratory.config import PROJECT, Study, entries_by_name, read_config, require_inputs
 from loratory.data.files import atomic_write
 from loratory.errors import InputError
-from loratory.registry import unknown_name_error
+from loratory.registry import base_families, registered_names, unknown_name_error
 from loratory.strict_yaml import load_yaml
 
 DEMO = PROJECT / "config" / "config.yaml"
@@ -37,7 +37,7 @@ def command_parser() -> ArgumentParser:
     parser = ArgumentParser("loratory", description="From raw domain data to adapters, mixtures and tables.")
     commands = parser.add_subparsers(required=True, metavar="command")
     init = commands.add_parser("init", help="write a config for your files")
-    init.add_argument("domain", help="such as protein, lncrna, speech, recsys")
+    init.add_argument("domain", help="such as protein, lncrna, speech, recsys, text")
     init.add_argument("files", nargs="+", metavar="KEY=FILE", help="of the domain's source, such as fasta=my.fasta")
     init.add_argument("--hub", metavar="OWNER/NAME", help="a published base instead of a small one that is shipped")
     init.add_argument("--revision", help="the published base's commit")
@@ -45,7 +45,7 @@ def command_parser() -> ArgumentParser:
     init.add_argument("--out", default="config.yaml", help="the config to write (default: %(default)s)")
     init.set_defaults(command=write_config)
     audit = commands.add_parser("audit", help="what test files share with train files, split by whomever")
-    audit.add_argument("domain", help="such as protein, lncrna, speech, recsys")
+    audit.add_argument("domain", help="such as protein, lncrna, speech, recsys, text")
     for part in ("train", "test"):
         audit.add_argument(f"--{part}", nargs="+", required=True, metavar="KEY=FILE", help="such as fasta=my.fasta")
     audit.add_argument("--dataset", nargs="+", default=[], metavar="KEY=VALUE", help="options of the domain's dataset")
@@ -158,19 +158,20 @@ def keyed_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def write_config(given: Namespace, options: Sequence[str]) -> None:
-    """Writes the demo's study of one domain, on other files, with a grid of rates.
+    """Writes a study of one domain on some files, put as the demo puts it, with a grid of rates.
 
     Raises:
-        InputError: the demo has no such domain, a file is not there, keys are missing, or `--out` exists.
+        InputError: no such domain, a file is not there, keys are missing, or `--out` exists.
     """
     demo = load_yaml(DEMO)
-    if given.domain not in demo["domains"]:
-        raise unknown_name_error("command line", "domain", given.domain, demo["domains"])
+    if given.domain not in registered_names("domain"):
+        raise unknown_name_error("command line", "domain", given.domain, registered_names("domain"))
     if Path(given.out).exists():
         raise InputError(given.out, "the file exists", fix="name another by --out, or remove it")
-    entry = demo["domains"][given.domain]
-    name = next(iter(entry["adapters"]))
-    base = demo["bases"][name]
+    entry = demo["domains"].get(given.domain, {})
+    name, base = next(
+        (name, base) for name, base in demo["bases"].items() if base["family"] in base_families(given.domain)
+    )
     if given.hub:
         name, base = "published", {"family": given.family, "hub": given.hub, "revision": given.revision}
     raw = {
