@@ -44,7 +44,9 @@ rule write_site:
         bases=lambda wc, input: by_name(STUDY.bases, input.bases),
         study=plain(STUDY, without=["resources"]),
         targets={
-            name: path.replace("<results>", RESULTS) for base in STUDY.bases for name, path in curves_on(base).items()
+            f"{name} on {base}": path.replace("<results>", RESULTS)
+            for base in STUDY.bases
+            for name, path in curves_on(base).items()
         },
         code=code_digest("reporting/site.py"),
     script:

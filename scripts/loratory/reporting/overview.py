@@ -9,7 +9,7 @@ from typing import TextIO
 from loratory.data.files import read_json
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import ARROWS, BASE, column_heading, primary_rows, value_cell
+from loratory.reporting.tables import ABSENT, ARROWS, BASE, column_heading, primary_rows, value_cell
 
 WIDTH = 100  # columns of a terminal
 BEST_CONTROL = "best control"
@@ -80,6 +80,6 @@ def overview_layout(reports: Sequence[Mapping], base: str) -> Layout:
                 cells.setdefault(name, {})[domain] = value_cell(row, compact=True)
     heads = {domain: next(iter(rows.values())) for domain, rows in test.items() if rows}
     header = ["system", *(f"{domain} {ARROWS[row['direction']]}" for domain, row in heads.items())]
-    lines = [[name, *(of.get(domain, "") for domain in heads)] for name, of in cells.items()]
+    lines = [[name, *(of.get(domain, ABSENT) for domain in heads)] for name, of in cells.items()]
     legend = "; ".join(f"{domain}: {column_heading(row)}" for domain, row in heads.items())
     return Layout(f"on {base}", "", header, lines, [fill(legend, WIDTH)], [])
