@@ -44,8 +44,7 @@ def build_dataset(
     if not len(records):
         what = f"no record is left of {ledger.n_in}; rejected: {ledger.reason_counts()}"
         raise InputError(domain, what, expected="records that pass the filters", fix="loosen `dataset:`")
-    if build.group:
-        records = records.with_column("group", build.group(records, dataset))
+    records = group_records(build, records, dataset)
     records = build.split(records, dataset, seed, ledger)
     if build.find_leaks and dataset.drops_similar:
         records = drop_similar(domain, build, records, dataset, ledger)
@@ -75,6 +74,11 @@ def gather_records(
     for record in found:
         sample.add_record(record)
     return spill_records(sample.kept_records(), record_schema(build))
+
+
+def group_records(build: BuildModule, records: Records, dataset: DatasetOptions) -> Records:
+    """The records with their column `group`, which some domains read already."""
+    return records.with_column("group", build.group(records, dataset)) if build.group else records
 
 
 def limit_records(records: Records, limit: int | None, seed: int, ledger: Ledger) -> Records:
@@ -262,8 +266,9 @@ def audit_files(
         {id of a train record: id of the test record that it resembles}, and what `count_overlaps` counts.
     """
     build = registry.load_module("domain", domain, "build")
-    learnt, tested = (gather_records(build, files, dataset, 0, Ledger("skip")) for files in (train, test))
-    if build.group:
-        learnt, tested = (part.with_column("group", build.group(part, dataset)) for part in (learnt, tested))
+    learnt, tested = (
+        group_records(build, gather_records(build, files, dataset, 0, Ledger("skip")), dataset)
+        for files in (train, test)
+    )
     found = build.find_leaks(tested, learnt, dataset) if build.find_leaks else {}
     return found, build.count_overlaps(tested, learnt, dataset)

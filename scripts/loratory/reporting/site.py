@@ -67,12 +67,9 @@ def write_site(
 
 
 def navigation(names: Mapping[str, str], here: str) -> str:
-    links = (f'<a href="{page}.html"{current(page == here)}>{html.escape(name)}</a>' for page, name in names.items())
+    mark = {here: ' aria-current="page"'}
+    links = (f'<a href="{page}.html"{mark.get(page, "")}>{html.escape(name)}</a>' for page, name in names.items())
     return f"<nav>{' '.join(links)}</nav>\n"
-
-
-def current(is_here: bool) -> str:
-    return ' aria-current="page"' if is_here else ""
 
 
 def overview_body(reports: Sequence[Mapping], banner: str) -> str:
