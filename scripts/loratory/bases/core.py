@@ -288,20 +288,9 @@ class Base(ABC):
         in_place: InPlace | None = None,
         decoding: Decoding | None = None,
     ) -> list[dict[str, Any]]:
-        """`text` of each item, and what else a family says of what it writes, as columns of a prediction."""
-        texts = self.text(model, items, limit, sampling, in_place, decoding)
-        return [{"text": text} for text in texts]
+        """Outputs "text" and "sample": columns of a prediction, `text` and what else a family says of what it writes.
 
-    def text(
-        self,
-        model: Module,
-        items: Sequence[Encoded],
-        limit: int,
-        sampling: Sampling | None = None,
-        in_place: InPlace | None = None,
-        decoding: Decoding | None = None,
-    ) -> list[str]:
-        """Outputs "text" and "sample": at most `limit` tokens for each item; greedy unless `sampling` is given.
+        At most `limit` tokens for each item; greedy unless `sampling` is given.
 
         Args:
             in_place: (forward, rows, length) -> the forward to use, whose steps may stay in place; a family may leave
@@ -309,6 +298,10 @@ class Base(ABC):
             decoding: of transcripts, for the families that know more than greedy ones.
         """
         raise self.unsupported_error("text")
+
+    def text(self, model: Module, items: Sequence[Encoded], limit: int, *others: Any, **named: Any) -> list[str]:
+        """The texts alone of `text_columns`, whose arguments it takes."""
+        return [each["text"] for each in self.text_columns(model, items, limit, *others, **named)]
 
     def unsupported_error(self, member: str) -> InputError:
         """The error of what the family has no use for."""

@@ -266,7 +266,7 @@ class Family(Base):
             scored.append(replace(item, ids=prompt + tokens, labels=labels, length=len(labels)))
         return -self.token_nll(model, self.collate(scored)).sum(1)
 
-    def text(
+    def text_columns(
         self,
         model: Module,
         items: Sequence[Encoded],
@@ -274,7 +274,7 @@ class Family(Base):
         sampling: Sampling | None = None,
         in_place: InPlace | None = None,
         decoding: Decoding | None = None,
-    ) -> list[str]:
+    ) -> list[dict[str, Any]]:
         """Continuations of the prompts; greedy unless `sampling` is given.
 
         Without end-of-sequence, or up to and with the letter that closes them.
@@ -293,12 +293,12 @@ class Family(Base):
         start = self.inputs(batch) | self.routing_inputs(model, batch), new_cache(model)
         if "alphabet" not in batch:
             written = decode_batch(forward, *start, self.end_id, limit, sampling)
-            return [cast(str, self.tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in written]
+            return [{"text": self.tokenizer.decode(row, clean_up_tokenization_spaces=False)} for row in written]
         ids = batch["alphabet"]
         letter = dict(zip(ids.tolist(), items[0].alphabet))
         closed = lambda written, logits: written[:, -1] == ids[-1]  # noqa: E731
         written = decode_batch(forward, *start, (), limit, sampling, stopping=closed, allowed=ids)
-        return ["".join(letter[id] for id in row) for row in written]
+        return [{"text": "".join(letter[id] for id in row)} for row in written]
 
 
 @contextmanager

@@ -174,18 +174,6 @@ class Family(Base):
         nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         return nll, int((labels != IGNORED).sum())
 
-    def text(
-        self,
-        model: Module,
-        items: Sequence[Encoded],
-        limit: int,
-        sampling: Sampling | None = None,
-        in_place: InPlace | None = None,
-        decoding: Decoding | None = None,
-    ) -> list[str]:
-        columns = self.text_columns(model, items, limit, sampling, in_place, decoding)
-        return [each["text"] for each in columns]
-
     def text_columns(
         self,
         model: Module,
