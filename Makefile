@@ -17,7 +17,7 @@ test: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/snakefmt --check Snakefile workflow/rules
+	@$(BIN)/snakefmt --check workflow
 	@$(BIN)/snakemake --lint
 	@$(BIN)/mypy
 

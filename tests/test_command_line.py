@@ -73,7 +73,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(config, tmp_path, give
 
 def test_snakemake_gets_the_configs_the_targets_and_every_other_option(config, called):
     command_line.main(["run", config, "tables", "--config", "data_root=x", "--cores", "2"])
-    shared = ["--snakefile", f"{PROJECT}/Snakefile", "--workflow-profile", f"{PROJECT}/profiles/default"]
+    shared = ["--snakefile", f"{PROJECT}/workflow/Snakefile", "--workflow-profile", f"{PROJECT}/profiles/default"]
     start = [sys.executable, "-m", "snakemake"]
     assert called == [[*start, "tables", *shared, "--configfile", config, "--config", "data_root=x", "--cores", "2"]]
 

@@ -17,7 +17,6 @@ from snakemake.utils import update_config
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
-CONDA_NAMES = {"matplotlib-base": "matplotlib"}
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 FOREIGN = r"\.\./shared|(?<!\w)/work\b|pypi\.org|pythonhosted|anaconda\.org|index-url|find-links"
@@ -55,14 +54,15 @@ def test_the_lock_is_exact_sorted_and_free_of_builds_for_one_machine():
     assert [version for version in LOCK.values() if Version(version).local] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
-def test_conda_environments_hold_the_versions_of_the_lock(path):
-    parts = yaml.safe_load(path.read_text())["dependencies"]
-    from_pip = [text.split("==") for part in parts if isinstance(part, dict) for text in part["pip"]]
-    from_conda = [part.split("=") for part in parts if isinstance(part, str) and part != "pip"]
-    pins = {CONDA_NAMES.get(name, name): version for name, version in from_conda + from_pip}
-    assert pins.pop("python") == "3.11"
-    assert pins == {name: LOCK[canonicalize_name(name)] for name in pins}
+def test_the_image_is_the_lock_on_the_python_of_the_lock_and_nothing_else():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
+    assert [word for word, _ in steps] == ["FROM", "COPY", "RUN", "ENV"]
+    (_, image), (_, copied), (_, done), (_, variable) = steps
+    [file, folder] = copied.split()
+    assert (image, file, variable) == ("python:3.11-slim", "requirements.lock", "HOME=/tmp")
+    assert done.startswith("python -m pip install ") and done.endswith(f" -r {folder}{file}")
+    assert [word for word in done.split()[4:-2] if word not in ("--no-cache-dir", "--disable-pip-version-check")] == []
 
 
 def test_no_file_names_the_place_it_was_written_at():
@@ -75,7 +75,7 @@ def test_no_file_names_the_place_it_was_written_at():
     assert found == []
 
 
-@pytest.mark.parametrize("path", [ROOT / "Snakefile", *RULES], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [ROOT / "workflow" / "Snakefile", *RULES], ids=lambda path: path.name)
 def test_every_rule_file_opens_by_saying_what_it_is_for(path):
     assert re.match(r'"""[A-Z].|# [A-Z]', path.read_text())
 
@@ -107,7 +107,7 @@ def test_an_installed_package_has_the_whole_workflow():
     patterns = text["tool"]["setuptools"]["data-files"]
     shipped = {path for names in patterns.values() for name in names for path in ROOT.glob(name)}
     folders = ("workflow/rules", "workflow/report", "scripts", "envs", "profiles/default", "config", "resources/bases")
-    needed = [ROOT / "Snakefile", *(path for folder in folders for path in (ROOT / folder).glob("*.*"))]
+    needed = [ROOT / "workflow" / "Snakefile", *(path for folder in folders for path in (ROOT / folder).glob("*.*"))]
     needed += (ROOT / "resources" / "bases").rglob("*.*")
     assert [path for path in needed if path.is_file() and path not in shipped] == []
     assert [

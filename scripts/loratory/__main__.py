@@ -104,7 +104,7 @@ def audit_split_files(given: Namespace, options: Sequence[str]) -> int:
 def call_snakemake(given: Namespace, options: Sequence[str], targets: Sequence[str] = ()) -> int:
     """Runs this project's workflow in the current folder. Returns Snakemake's exit status."""
     targets = targets or [name for name in given.names if name not in config_files(given)]
-    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(PROJECT / "Snakefile")]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(PROJECT / "workflow" / "Snakefile")]
     command += ["--workflow-profile", str(PROJECT / "profiles" / "default"), "--configfile", *config_files(given)]
     command += ["--config", *given.config] if given.config else []
     return subprocess.run([*command, *options]).returncode

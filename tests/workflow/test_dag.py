@@ -70,6 +70,7 @@ NEEDS = {  # rule: the rules whose outputs it reads
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
 EMPTY = '{"domain": "", "base": "", "control": null, "rows": []}'  # what the end of a run can print
+SNAKEFILE = ROOT / "workflow" / "Snakefile"
 TRAINING = {"prepare_base", "train_sweep", "train_mixture"}
 
 
@@ -85,7 +86,7 @@ class Plan:
             if "path" in base and "{" not in base["path"]:
                 (folder / base["path"]).mkdir(parents=True, exist_ok=True)
         with SnakemakeApi(quiet) as api:
-            flow = api.workflow(ResourceSettings(cores=2), settings, snakefile=ROOT / "Snakefile", workdir=folder)
+            flow = api.workflow(ResourceSettings(cores=2), settings, snakefile=SNAKEFILE, workdir=folder)
             flow.dag(DAGSettings(forceall=force, targets={*targets})).execute_workflow(executor=executor)
             dag = flow._workflow.dag
             self.rules = [rule for rule in flow._workflow.rules if rule.script]
@@ -456,7 +457,7 @@ def test_a_cluster_to_which_no_cores_are_given_starts_without_a_forecast(tmp_pat
 
 CHECKS = {
     "snakemake --lint": ["snakemake", "--lint"],
-    "snakefmt": ["snakefmt", "--check", "Snakefile", "workflow"],
+    "snakefmt": ["snakefmt", "--check", "workflow"],
     "ruff check": ["ruff", "check"],
     "ruff format": ["ruff", "format", "--check"],
 }

@@ -1,4 +1,10 @@
-"""Ways into the workflow: as a module of another one, and with inputs that are not there."""
+"""Ways into the workflow: as a module of another one, from a git host, and with inputs that are not there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from snakemake.api import SnakemakeApi
@@ -11,7 +17,7 @@ OUTER = f"""
 configfile: "study.yaml"
 
 module loratory:
-    snakefile: "{ROOT}/Snakefile"
+    snakefile: "{ROOT}/workflow/Snakefile"
     config: config
 
 use rule * from loratory as loratory_*
@@ -20,6 +26,18 @@ rule everything:
     default_target: True
     input: rules.loratory_all.input
 """
+DEPLOYED = """
+configfile: "config/config.yaml"
+
+module loratory:
+    snakefile:
+        github("owner/loratory", path="workflow/Snakefile", tag="v1")
+    config:
+        config
+
+use rule * from loratory
+"""
+FORGET = 'import sys; sys.path[:] = [path for path in sys.path if not path.endswith("/scripts")]'
 TEST = shipped("test")
 
 
@@ -35,6 +53,45 @@ def test_as_a_module_of_another_workflow_it_plans_the_same_jobs(tmp_path):
     assert found == {(job.rule.name, *job.output) for job in plan.jobs} - {("all",)}
     scripts = {job.rule.script for job in jobs if job.rule.script}
     assert len(scripts) > 10 and all((ROOT / "workflow" / "rules" / path).is_file() for path in scripts)
+
+
+@pytest.fixture
+def hosted(tmp_path) -> dict[str, str]:
+    """Variables with which this project lies at a git host, and no environment has its library."""
+    repository = tmp_path / "owner" / "loratory"
+    repository.mkdir(parents=True)
+    place = os.environ | {"GIT_DIR": f"{repository}/.git", "GIT_WORK_TREE": str(ROOT)}
+    as_somebody = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*as_somebody, "commit", "-qm", "all"], ["tag", "v1"]):
+        subprocess.run(["git", *arguments], env=place, check=True)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FORGET)
+    instead = {"GIT_CONFIG_KEY_0": f"url.file://{repository.parent}/.insteadOf"}
+    instead |= {"GIT_CONFIG_VALUE_0": "https://github.com/owner/", "GIT_CONFIG_COUNT": "1"}
+    return os.environ | instead | {"XDG_CACHE_HOME": f"{tmp_path}/cache", "PYTHONPATH": f"{tmp_path}/site"}
+
+
+def test_a_folder_as_snakedeploy_makes_it_has_all_that_it_needs_from_the_git_host(hosted, tmp_path):
+    folder = tmp_path / "study"
+    for part in ("config", "profiles"):
+        shutil.copytree(ROOT / part, folder / part)
+    (folder / "workflow").mkdir()
+    (folder / "workflow" / "Snakefile").write_text(DEPLOYED)
+
+    def snakemake(*arguments: str) -> str:
+        call = [sys.executable, "-m", "snakemake", *arguments]
+        done = subprocess.run(
+            call, cwd=folder, env=hosted, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    snakemake("results/data/recsys/audit.json", "--cores", "1")
+    assert (folder / "results" / "data" / "recsys" / "audit.json").is_file()
+    plan = snakemake("-n")
+    assert "Using workflow specific profile profiles/default" in plan
+    [shipped_base] = {Path(word) for word in plan.replace(",", " ").split() if word.endswith("/mini_lm/config.json")}
+    assert shipped_base.is_relative_to(tmp_path / "cache") and shipped_base.is_file()
 
 
 def test_a_plan_names_all_that_is_missing(tmp_path):

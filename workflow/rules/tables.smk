@@ -239,7 +239,7 @@ rule draw_ranks:
     benchmark:
         "<benchmarks>/draw_ranks/{base}.tsv"
     conda:
-        "../../envs/train.yaml"
+        "../../envs/data.yaml"
     resources:
         mem_mb=per_attempt(500),
         runtime=per_attempt(10),

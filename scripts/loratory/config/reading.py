@@ -26,8 +26,8 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # YAML 1.1 takes 1e-3 fo
 def project_folder() -> Path:
     """Where the workflow, its configs and its resources are: around the library in a checkout, else where
     `pip install` puts them."""
-    checkout = Path(__file__).parents[3]
-    return checkout if (checkout / "Snakefile").is_file() else Path(sysconfig.get_path("data"), "share", "loratory")
+    around = Path(__file__).parents[2]
+    return around.parent if around.name == "scripts" else Path(sysconfig.get_path("data"), "share", "loratory")
 
 
 PROJECT = project_folder()

@@ -1,0 +1,6 @@
+# The environment of `make` as an image: the versions of requirements.lock and nothing else. Building and using it: profiles/README.md.
+FROM python:3.11-slim
+COPY requirements.lock /opt/loratory/
+RUN python -m pip install --no-cache-dir --disable-pip-version-check -r /opt/loratory/requirements.lock
+# Whoever it runs as may write here, as Snakemake does into its cache.
+ENV HOME=/tmp
