@@ -155,11 +155,14 @@ def draw_gate(gate, seed: int, spread: float = 0.02):
         parameter.data.copy_(drawn if parameter.dim() > 1 else torch.zeros_like(drawn))
 
 
-def continued(mixture, start: dict, limit: int) -> list[list[int]]:
-    """Greedy ids after the prompts in `start`, with caches."""
+def continued(mixture, start: dict, limit: int, in_place=None) -> list[list[int]]:
+    """Greedy ids after the prompts in `start`, with caches; `in_place`: `StepsByShape` of the mixture."""
     from loratory.bases.decoding import decode_batch
 
     def forward(inputs, cache):
         return mixture(**inputs, past_key_values=cache, use_cache=True)
 
+    if in_place is not None:
+        rows, length = start["input_ids"].shape
+        forward = in_place(forward, rows, length + limit)
     return decode_batch(forward, start, mixture.new_cache(), end=-1, limit=limit)

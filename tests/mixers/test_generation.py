@@ -352,7 +352,7 @@ def test_steps_in_place_ask_no_mixer_whose_weights_are_constant():
 
     made = mixture(Counted())
     generate(made, IDS, MASK, max_new_tokens=5, eos=(), fixed=FixedSteps(made, 2, 20))
-    assert asked == [2]
+    assert asked == [2, 2]  # for the prompt, and once for all that is written
 
 
 def test_steps_in_place_look_alike_to_a_compiler():

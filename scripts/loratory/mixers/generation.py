@@ -32,6 +32,7 @@ from loratory.bases.decoding import (
     new_cache,
 )
 from loratory.errors import InputError
+from loratory.mixers.contract import GateInput
 from loratory.mixers.core import Mixture, PairCache
 from loratory.mixers.streams import TOKENS, bare_states
 
@@ -270,8 +271,9 @@ class FixedSteps:
         self.cache = self.caches[0]
         if self.mixture is not None and isinstance(cache, PairCache):
             bare = self.caches[0] if cache.bare is not None else None
-            constant = self.mixture.mixer.reads == "nothing"
-            held = self.mixture.applied[TOKENS][:, -1:] if constant else cache.fixed_weights
+            held = cache.fixed_weights
+            if self.mixture.mixer.reads == "nothing":  # of what is written, which is text whatever the prompt ends with
+                held = self.mixture.weights_from_states(None, GateInput(domain=self.mixture.domain))[TOKENS]
             self.cache, self.calls = PairCache(bare, self.caches[-1], held), cache.calls
             self.store_held_weights()
 

@@ -5,6 +5,7 @@ import torch
 from models import continued
 from small import CLOSE, IDS, alone, change, gradients, mixed
 
+from loratory.mixers.generation import StepsByShape
 from loratory.mixers.methods.mm_lora import Mixer
 
 UP = "model.layers.1.mlp.up_proj"
@@ -52,11 +53,13 @@ def test_what_is_read_alone_teaches_the_heard_expert_nothing(is_audio):
 
 
 @torch.no_grad()
-def test_a_heard_prompt_is_continued_with_a_cache_as_by_running_everything_anew():
-    mixture, ids, is_audio = mixed(Mixer()), IDS, HEARD
+@pytest.mark.parametrize("place", ["growing", "fixed"])
+@pytest.mark.parametrize("is_audio", [HEARD, HEARD | True], ids=["text behind it", "nothing behind it"])
+def test_a_heard_prompt_is_continued_as_by_running_everything_anew(is_audio, place):
+    mixture, ids = mixed(Mixer()), IDS
     mask = torch.ones_like(ids)
     start = {"input_ids": ids, "attention_mask": mask, "position_ids": mask.cumsum(-1) - 1, "is_audio": is_audio}
-    cached = continued(mixture, start, 8)
+    cached = continued(mixture, start, 8, StepsByShape(mixture) if place == "fixed" else None)
     for step in range(8):
         token = mixture(input_ids=ids, is_audio=is_audio).logits[:, -1].argmax(-1)
         assert token.tolist() == [row[step] for row in cached]
