@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from studies import as_records
 
-from loratory.data import mmseqs, records
+from loratory.data import mmseqs, records, splits
 from loratory.data.ledger import Ledger
-from loratory.data.records import RecordFile, TextById, even_tables, spill_records
+from loratory.data.records import RecordFile, TextById, even_tables, spill_records, table_records
 from loratory.data.sampling import HashSample
 from loratory.domains.dataset import gather_records
 from loratory.domains.lncrna import build as lncrna
@@ -174,3 +174,11 @@ def test_without_a_limit_a_record_takes_its_id_and_some_numbers(peak_of):
             sample.add_record({"id": f"r{i}", "sequence": "".join(draw.choices("ACDEFGHIK", k=1000))})
 
     assert peak_of(add_all)[1] < 2000 * 150
+
+
+def test_a_text_of_several_splits_is_counted_once_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(splits, "BLOCK", 2)
+    texts = {"train": "abcdefgha", "gate": "xay", "valid": ["b", "", "a"], "test": ["", "z", "y"]}
+    parts = {split: table_records(pa.table({"text": [*values]})) for split, values in texts.items()}
+    assert len(splits.distinct_hashes(parts["train"], "text")) == 8
+    assert splits.count_shared(parts, "text") == 3, "a, b, y; not the empty one"

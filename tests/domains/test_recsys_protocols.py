@@ -293,6 +293,18 @@ def test_an_audit_that_finds_something_fails(files, tmp_path):
 # --- prompts of other things than films
 
 
+def test_a_search_of_parts_is_that_of_each_part():
+    rng = np.random.default_rng(0)
+    sizes = np.array([0, 5, 1, 40, 0])
+    starts = np.append(0, np.cumsum(sizes))
+    values = np.concatenate([np.sort(rng.integers(0, 9, size)) for size in sizes]).astype(np.uint32)
+    parts, wanted = rng.integers(0, len(sizes), 200), rng.integers(-1, 11, 200)
+    expected = [
+        starts[part] + np.searchsorted(values[starts[part] : starts[part + 1]], at) for part, at in zip(parts, wanted)
+    ]
+    assert build.search_parts(values, starts[parts], starts[parts + 1], wanted).tolist() == expected
+
+
 def test_prompts_are_templates_of_the_config():
     books = Task(
         heading="Books read so far ({{}} marks nothing):",

@@ -69,6 +69,21 @@ def test_the_recommender_learns_from_all_records_and_the_model_from_few(study, m
     assert manifest["options"]["combine"] == "paper"
 
 
+def test_neither_the_recommender_nor_the_gates_read_what_is_held_out(study):
+    with_all, _ = train(study, "all")
+    held_out = [study.folder / "data" / f"{split}.parquet" for split in ("valid", "test")]
+    kept = [path.read_bytes() for path in held_out]
+    try:
+        for path in held_out:
+            path.write_bytes(b"no table")
+        without, _ = train(study, "without")
+    finally:
+        for path, content in zip(held_out, kept):
+            path.write_bytes(content)
+    assert with_all.keys() == without.keys()
+    assert all(torch.equal(tensor, without[name]) for name, tensor in with_all.items())
+
+
 def test_an_adaptive_recommender_moves_with_the_gates(study):
     gate, _ = train(study, "adaptive", recommender="adaptive", combine="released")
     expected = fit_recommender(*all_contexts(study), seed=0).state_dict()

@@ -93,7 +93,8 @@ def limit_records(records: Records, limit: int | None, seed: int, ledger: Ledger
 def select_splits(records: Records, names: Sequence[str]) -> Records:
     """The records of some splits."""
     homes = records.column("split").combine_chunks().dictionary_encode()
-    return records.select(np.isin(homes.dictionary, names)[homes.indices])
+    wanted = pa.array(np.isin(homes.dictionary, names)).take(homes.indices)
+    return records.select(wanted.to_numpy(zero_copy_only=False))
 
 
 def less_protected(records: Records, held_out: str) -> Records:

@@ -27,7 +27,7 @@ WIDTH = 16  # of an item's embedding
 HIDDEN = 32  # of the view of a user
 DROPOUT = 0.2
 EPOCHS, PATIENCE = 30, 4  # most passes over the records, and how many of them may bring nothing
-HELD_OUT = 0.1  # share of the records, the latest, that say when to stop
+HELD_OUT = 0.1  # share of the records, the last, that say when to stop
 FEWEST = 200  # records below which none can be spared for that
 BATCH, STEPS = 256, 30  # most records of a step, and steps of a pass as long as there are fewer
 RATE, DECAY = 3e-3, 1e-4
@@ -139,7 +139,7 @@ def nearest_events(target: torch.Tensor, past: torch.Tensor, there: torch.Tensor
 def fit_recommender(
     contexts: Sequence[Context], labels: Sequence[int], seed: int, searched: int | None = None
 ) -> DeepInterest:
-    """Learns from records in order of time; the latest of them say when to stop.
+    """Learns from records; the last of them, which should be the latest, say when to stop.
 
     Args:
         labels: 1 where the item was liked.

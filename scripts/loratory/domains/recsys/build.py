@@ -1,5 +1,6 @@
 """Ratings → one record for each rating that has a past, in columns; splits by time, each user's last, or user."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -14,7 +15,6 @@ from loratory.data.splits import SPLITS, assign_splits
 from loratory.domains.recsys.ratings import (
     RatingReader,
     Ratings,
-    concatenate,
     drop_duplicates,
     drop_unlisted,
     group_blocks,
@@ -55,6 +55,7 @@ CLASSES = ("not liked", "liked")
 BATCH = 1 << 18  # records that are written at once
 ROUNDS = 20  # of drawing items that a user never chose; one who chose nearly all gets fewer
 NEVER = np.iinfo(np.int64).max
+NOWHERE = np.empty(0, np.int32)
 
 
 def read(files: Files, dataset: Dataset, ledger: Ledger) -> "RatingTable":
@@ -164,29 +165,24 @@ class Averages:
     """Numbers of earlier ratings and their mean stars.
 
     Attributes:
-        user_sums: (n + 1,) of the stars of all ratings. item_keys: (m,) item and time of those that items are known
-            by, in order. item_sums: (m + 1,) of their stars.
+        user_sums: (n + 1,) of the stars of all ratings. item_sums: (m + 1,) of those that items are known by, in order
+            of item and time. item_starts: (items + 1,) where each item's ratings begin. item_times: (m,) theirs.
     """
 
     user_sums: np.ndarray
-    item_keys: np.ndarray
     item_sums: np.ndarray
+    item_starts: np.ndarray
+    item_times: np.ndarray
 
     @classmethod
     def of(cls, ratings: Ratings, known: np.ndarray | None = None) -> Self:
         """Args:
         known: (n,) marks of the ratings that items are known by; None: all.
         """
-        items, times = (column if known is None else column[known] for column in (ratings.item, ratings.time))
-        order = np.argsort(items, kind="stable").astype(np.int32)
-        keys = items[order].astype(np.int64)
-        keys <<= 32
-        keys |= times[order]
-        for block in group_blocks(items):
-            in_time = np.argsort(keys[block], kind="stable")
-            keys[block], order[block] = keys[block][in_time], order[block][in_time]
-        rows = order if known is None else np.flatnonzero(known)[order]
-        return cls(running_sums(ratings.stars()), keys, running_sums(ratings.stars(rows)))
+        rows = rows_by_item(ratings, known)
+        item_sums, item_times = running_sums(ratings, rows), ratings.time[rows]
+        counts = np.bincount(ratings.item if known is None else ratings.item[known], minlength=len(ratings.items))
+        return cls(running_sums(ratings), item_sums, np.append(0, np.cumsum(counts)), item_times)
 
     def of_users(self, first: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Mean stars of the ratings from `first` to `end`, 0 if there are none."""
@@ -194,16 +190,41 @@ class Averages:
 
     def of_items(self, items: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many earlier ratings items got, and their mean stars, 0 if there are none."""
-        first = np.searchsorted(self.item_keys, pair_key(items, np.zeros_like(times)))
-        end = np.searchsorted(self.item_keys, pair_key(items, times))
+        first = self.item_starts[items]
+        end = search_parts(self.item_times, first, self.item_starts[items + 1], times)
         return end - first, mean_between(self.item_sums, first, end)
 
 
-def running_sums(values: np.ndarray) -> np.ndarray:
-    """(n + 1,) sums of the first 0, 1, …, n."""
-    sums = np.zeros(len(values) + 1)
-    np.cumsum(values, out=sums[1:])
-    return sums
+def rows_by_item(ratings: Ratings, known: np.ndarray | None) -> np.ndarray:
+    """(m,) the rows of marked ratings, or of all, in order of item and time."""
+    marked = np.arange(len(ratings), dtype=np.int32)[slice(None) if known is None else known]
+    items = ratings.item[marked]
+    rows = marked[np.argsort(items, kind="stable")]
+    for block in group_blocks(items):
+        rows[block] = rows[block][np.lexsort((ratings.time[rows[block]], ratings.item[rows[block]]))]
+    return rows
+
+
+def running_sums(ratings: Ratings, rows: np.ndarray | None = None) -> np.ndarray:
+    """(n + 1,) sums of the stars at the first 0, 1, …, n of some rows, or of all."""
+    n = len(ratings if rows is None else rows)
+    sums = np.zeros(n + 1)
+    for part in iterate_slices(n, BATCH):
+        sums[1:][part] = ratings.stars(part if rows is None else rows[part])
+    return np.cumsum(sums, out=sums)
+
+
+def search_parts(values: np.ndarray, first: np.ndarray, end: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(n,) where each wanted value belongs in its part of `values`, which is in order from `first` to `end`.
+
+    A search of all `values` would need keys of part and value, which take twice their memory.
+    """
+    while np.any(left := first < end):
+        middle = (first + end) // 2
+        below = np.zeros_like(left)
+        below[left] = values[middle[left]] < wanted[left]
+        first, end = np.where(below, middle + 1, first), np.where(left & ~below, middle, end)
+    return first
 
 
 def mean_between(sums: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -235,7 +256,7 @@ class RatingTable(Records):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, rows: np.ndarray) -> Self:
+    def select(self, rows: np.ndarray | slice) -> Self:
         return replace(self, rows=self.rows[rows], items=self.items[rows], homes=self.homes[rows])
 
     def join(self, others: Sequence[Self]) -> Self:
@@ -305,7 +326,7 @@ class RatingTable(Records):
         by_time = np.argsort(first_time, kind="stable")
         known = np.searchsorted(first_time[by_time], self.numbers("timestamp"), "right")
         wanted = np.repeat(np.arange(len(self)), self.dataset.negatives)
-        taken = np.unique(pair_key(self.ratings.user, self.ratings.item))
+        taken = pair_key(self.ratings.user, self.ratings.item)
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for _ in range(ROUNDS):
             items = by_time[(rng.random(len(wanted)) * known[wanted]).astype(int)].astype(np.int32)
@@ -314,7 +335,7 @@ class RatingTable(Records):
             fresh[np.unique(key, return_index=True)[1]] = True
             fresh &= ~np.isin(key, taken)
             found.append((wanted[fresh], items[fresh]))
-            taken = np.union1d(taken, key[fresh])
+            taken = np.append(taken, key[fresh])
             wanted = wanted[~fresh]
         places, items = (np.concatenate(parts) for parts in zip(*found))
         ledger.count_record(len(places))
@@ -328,7 +349,8 @@ class RatingTable(Records):
         if self.dataset.k_core_of == "train":
             table, learnt = table.with_core_of(learnt, ledger)
         known = None if self.dataset.protocol == "time" else learnt
-        return replace(table, averages=Averages.of(table.ratings, known))
+        ratings = replace(table.ratings, line=NOWHERE)  # nothing more is dropped
+        return replace(table, ratings=ratings, averages=Averages.of(ratings, known))
 
     def held_out_from(self) -> np.ndarray:
         """(users,) the time from which a user's ratings are not for train."""
@@ -357,9 +379,13 @@ class RatingTable(Records):
         table = replace(self.select(np.flatnonzero(~lost)), ratings=ratings, past=UserPast.of(ratings))
         return replace(table, rows=places[table.rows]).with_enough_past(ledger), learnt[kept]
 
+    def parts(self) -> Iterator[Self]:
+        """BATCH of the records at a time."""
+        return (self.select(part) for part in iterate_slices(len(self), BATCH))
+
     def batches(self, names: Names = None) -> Iterator[pa.Table]:
-        for part in iterate_slices(len(self), BATCH):
-            table = self.select(np.arange(len(self))[part]).as_table()
+        for part in self.parts():
+            table = part.as_table()
             yield table if names is None else some_columns(table, names)
 
     def as_table(self) -> pa.Table:
@@ -420,15 +446,13 @@ def split(records: RatingTable, dataset: Dataset, seed: int, ledger: Ledger) -> 
     `leave_last_out` takes each user's last second for test, the one before for valid, and another for gate; users with
     fewer than four are train's. `user_cold` goes by a hash of the user.
     """
-    users, times = records.numbers("user"), records.numbers("timestamp")
     if dataset.protocol == "leave_last_out":
-        places = last_places(users, times)
+        places = last_places(records.numbers("user"), records.numbers("timestamp"))
     elif dataset.protocol == "user_cold":
-        names = np.array(records.ratings.users, object)[users]
-        homes = assign_splits(names, dataset.split.model_dump(), seed, "recsys")
+        homes = assign_splits([*records.texts("group")], dataset.split.model_dump(), seed, "recsys")
         places = np.fromiter(map(SPLITS.index, homes), np.int8)
     else:
-        places = time_places(times, [getattr(dataset.split, name) for name in SPLITS])
+        places = time_places(records.numbers("timestamp"), [getattr(dataset.split, name) for name in SPLITS])
     return records.with_splits(places.astype(np.int8), ledger)
 
 
@@ -482,6 +506,10 @@ def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
     return counts
 
 
+CODED = {"user": "i4", "item": "i4", "timestamp": "i8", "user_ratings": "i4", "item_ratings": "i4"}
+CODED |= {"split": "i1", "rated": "?"}
+
+
 def history_faults(table: pa.Table) -> dict[str, int]:
     times, items = (table.column(f"history_{name}").combine_chunks() for name in ("times", "items"))
     owner = pc.list_parent_indices(times).to_numpy()
@@ -497,16 +525,17 @@ def history_faults(table: pa.Table) -> dict[str, int]:
 def code_columns(parts: Mapping[str, Records]) -> dict[str, np.ndarray]:
     """(n,) of all records: user and item as codes, split, time, whether it was rated, how many earlier ratings."""
     codes: dict[str, dict[str, int]] = {"user": {}, "item": {}}
-    found: dict[str, list[np.ndarray]] = {}
+    found = {key: np.empty(sum(map(len, parts.values())), kind) for key, kind in CODED.items()}
+    end = 0
     for place, name in enumerate(SPLITS):
         for table in parts[name].batches(["user", "item", "timestamp", "rating", "user_ratings", "item_ratings"]):
-            columns = {of: dictionary_codes(table.column(of), known) for of, known in codes.items()}
-            numbers = ("timestamp", "user_ratings", "item_ratings")
-            columns |= {number: table.column(number).to_numpy() for number in numbers}
-            columns |= {"split": np.full(len(table), place, np.int8), "rated": table.column("rating").to_numpy() > 0}
-            for key, column in columns.items():
-                found.setdefault(key, []).append(column)
-    return {key: concatenate(columns) for key, columns in found.items()}
+            rows = slice(end, end := end + len(table))
+            for of, known in codes.items():
+                found[of][rows] = dictionary_codes(table.column(of), known)
+            for number in ("timestamp", "user_ratings", "item_ratings"):
+                found[number][rows] = table.column(number).to_numpy()
+            found["split"][rows], found["rated"][rows] = place, table.column("rating").to_numpy() > 0
+    return found
 
 
 def dictionary_codes(column: pa.ChunkedArray, known: dict[str, int]) -> np.ndarray:
@@ -552,29 +581,38 @@ def count_premature(owners: np.ndarray, times: np.ndarray, numbers: np.ndarray) 
 
 
 def summary(records: RatingTable) -> dict[str, Any]:
-    times, split_of = records.numbers("timestamp"), records.numbers("split")
-    test, train = (split_of == SPLITS.index(name) for name in ("test", "train"))
-    values, counts = np.unique(records.numbers("rating"), return_counts=True)
+    ratings: Counter[float] = Counter()
+    for part in records.parts():
+        values, counts = np.unique(part.numbers("rating"), return_counts=True)
+        ratings.update(dict(zip(values.tolist(), counts.tolist())))
+    users, items = split_counts(records, "user"), split_counts(records, "item")
     return {
-        "users": len(np.unique(records.numbers("user"))),
-        "items": len(np.unique(records.numbers("item"))),
-        "liked": float(records.numbers("label").mean()),
-        "ratings": {f"{value:g}": n for value, n in zip(values.tolist(), counts.tolist())},
-        "first_timestamp": int(times.min()),
-        "last_timestamp": int(times.max()),
+        "users": int(users.any(1).sum()),
+        "items": int(items.any(1).sum()),
+        "liked": sum(int(part.numbers("label").sum()) for part in records.parts()) / len(records),
+        "ratings": {f"{value:g}": n for value, n in sorted(ratings.items())},
+        "first_timestamp": min(int(part.numbers("timestamp").min()) for part in records.parts()),
+        "last_timestamp": max(int(part.numbers("timestamp").max()) for part in records.parts()),
         "protocol": records.dataset.protocol,
-        "test": {
-            f"{name}s": unseen_counts(records.numbers(name)[test], records.numbers(name)[train])
-            for name in ("user", "item")
-        },
+        "test": {"users": unseen_counts(users), "items": unseen_counts(items)},
     }
 
 
-def unseen_counts(test: np.ndarray, train: np.ndarray) -> dict[str, int]:
+def split_counts(records: RatingTable, name: str) -> np.ndarray:
+    """(users or items, splits) how many records each has in each split."""
+    n = len(getattr(records.ratings, f"{name}s"))
+    counts = np.zeros(n * len(SPLITS), int)
+    for part in records.parts():
+        counts += np.bincount(part.numbers(name) * len(SPLITS) + part.homes, minlength=len(counts))
+    return counts.reshape(n, len(SPLITS))
+
+
+def unseen_counts(counts: np.ndarray) -> dict[str, int]:
     """How many users (or items) test has, how many of them train has never seen, and in how many records of test."""
-    unseen = ~np.isin(test, train)
+    train, test = (counts[:, SPLITS.index(name)] for name in ("train", "test"))
+    unseen = (test > 0) & (train == 0)
     return {
-        "all": len(np.unique(test)),
-        "never_in_train": len(np.unique(test[unseen])),
-        "their_records": int(unseen.sum()),
+        "all": int(np.count_nonzero(test)),
+        "never_in_train": int(np.count_nonzero(unseen)),
+        "their_records": int(test[unseen].sum()),
     }

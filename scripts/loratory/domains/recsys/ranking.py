@@ -58,19 +58,20 @@ class ItemRatings:
     def __init__(self, parts: Mapping[str, Records]) -> None:
         codes: dict[str, int] = {}
         self.titles: list[str] = []
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in OF_ITEM if name != "title"}
+        n, end = sum(map(len, parts.values())), 0
+        time, self.item = np.empty(n, np.int64), np.empty(n, np.int32)
+        self.n, self.mean = np.empty(n, np.int32), np.empty(n)  # with the record itself
         for part in parts.values():
             for table in part.batches(OF_ITEM):
-                columns["item"].append(self.item_codes(table, codes))
-                for name in ("timestamp", "rating", "item_ratings", "item_mean"):
-                    columns[name].append(table.column(name).to_numpy())
+                rows = slice(end, end := end + len(table))
+                time[rows], self.item[rows] = table.column("timestamp").to_numpy(), self.item_codes(table, codes)
+                before, mean = (table.column(name).to_numpy() for name in ("item_ratings", "item_mean"))
+                self.n[rows] = before + 1
+                self.mean[rows] = (before * mean + table.column("rating").to_numpy()) / self.n[rows]
         self.names = list(codes)
         self.by_name = sorted(range(len(self.names)), key=self.names.__getitem__)
-        item, time, rating, before, mean = (np.concatenate(columns.pop(name)) for name in [*columns])
-        self.order = np.argsort(time, kind="stable")
-        self.time, self.item = time[self.order], item
-        self.n = before + 1  # with the record itself
-        self.mean = (before * mean + rating) / self.n
+        self.order = np.argsort(time, kind="stable").astype(np.int32)
+        self.time = time[self.order]
         self.told = 0
         self.known_n, self.known_mean = np.zeros(len(codes), np.int64), np.zeros(len(codes))
 

@@ -1,6 +1,7 @@
 """Who rated what, how and when: all rows of a source as numbers, a few bytes each."""
 
 import re
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -23,7 +24,13 @@ ID = re.compile(r"[^\s:]+")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 WHOLE = r"^\d{1,15}(\.0+)?$"
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-COLUMNS = ("user", "item", "value", "time", "line")
+COLUMNS = {
+    "user": "i",
+    "item": "i",
+    "value": "f",
+    "time": "I",
+    "line": "i",
+}  # four bytes each, types of `array`
 UNKNOWN = -1
 SORTED = 1 << 20  # rows that are put into order at once
 
@@ -89,7 +96,7 @@ class RatingReader:
         self.users: dict[str, int] = {}
         self.items: dict[str, int] = {}
         self.titles: dict[str, str] = {}
-        self.parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        self.columns = {name: array(kind) for name, kind in COLUMNS.items()}  # they grow where they lie
 
     def reject_row(self, error: InputError) -> None:
         self.ledger.count_record()
@@ -102,11 +109,10 @@ class RatingReader:
         layout = self.layout
         for chunk in read_chunks(self.location, layout.ratings, layout.encoding, "ratings", self.reject_row):
             self.add_chunk(chunk)
-        columns = {name: concatenate(parts) for name, parts in self.parts.items()}
         pa.default_memory_pool().release_unused()
-        user, users = in_text_order(columns.pop("user"), self.users)
-        item, items = in_text_order(columns.pop("item"), self.items)
-        return Ratings(user=user, item=item, users=users, items=items, location=self.location, **columns)
+        columns = {name: np.frombuffer(self.columns.pop(name), kind) for name, kind in COLUMNS.items()}
+        users, items = put_in_text_order(columns["user"], self.users), put_in_text_order(columns["item"], self.items)
+        return Ratings(**columns, users=users, items=items, location=self.location)
 
     def add_chunk(self, chunk: Chunk) -> None:
         columns = {
@@ -126,7 +132,7 @@ class RatingReader:
         if "title" in chunk.columns:
             self.note_titles(columns["item"], chunk.columns["title"], keep)
         for name, column in columns.items():
-            self.parts[name].append(column[keep].astype(np.uint32) if name == "time" else column[keep])
+            self.columns[name].frombytes(column[keep].astype(COLUMNS[name]).tobytes())
 
     def read_values(self, chunk: Chunk) -> np.ndarray:
         if "rating" not in chunk.columns:
@@ -182,19 +188,14 @@ class RatingReader:
                 self.titles[names[item]] = min(known, title)
 
 
-def concatenate(parts: list[np.ndarray]) -> np.ndarray:
-    """All parts as one, which are then free."""
-    found = np.concatenate(parts) if parts else np.empty(0)
-    parts.clear()
-    return found
-
-
-def in_text_order(codes: np.ndarray, names: dict[str, int]) -> tuple[np.ndarray, list[str]]:
-    """Codes that do not depend on the order of the rows, and what they stand for."""
+def put_in_text_order(codes: np.ndarray, names: dict[str, int]) -> list[str]:
+    """Makes codes, in place, such that do not depend on the order of the rows; what they stand for."""
     ordered = sorted(names)
     places = np.empty(len(names), np.int32)
     places[[names[name] for name in ordered]] = np.arange(len(names), dtype=np.int32)
-    return places[codes.astype(np.int32)], ordered
+    for part in iterate_slices(len(codes), SORTED):
+        codes[part] = places[codes[part]]
+    return ordered
 
 
 def encode_ids(column: pa.Array, codes: dict[str, int]) -> np.ndarray:

@@ -10,6 +10,10 @@ recommender (`domains.recommender`) learns from all records of the splits first 
 `adaptive` lets it move with the gates. With `training.max_examples` the language model learns from a few of these
 records alone: few-to-many, as the paper has it. Records of which nothing is known share a learnt view.
 
+So gates learn from views of records that the recommender has learnt from, as in the paper, and may trust it more than
+they should on others: that can cost RecLoRA and not help it, since neither reads `valid` or `test`. `pooled` learns
+from the same splits; the control `din` from `train` alone, as all controls do.
+
 α never depends on what is to be told. As released it depends on the past and on the item that is asked about, so that
 gates hand on what the recommender knows of items too: a gain where all users like alike. With `view: user`
 (`user_reps` in the released code, which adds the user's id) it depends on the past alone.
@@ -78,6 +82,7 @@ class Mixer(UntrainedExperts):
         return {name: untrained_expert(name, like, seed, self.rank, self.alpha) for name in names}
 
     def pretrain_gate(self, examples: Iterable[Example], seed: int) -> dict[str, torch.Tensor]:
+        """The recommender; examples of `gate` come last, so that these say when it has learnt enough."""
         from loratory.domains.recommender import fit_recommender
 
         known = [(e.context, e.choices.index(e.target)) for e in examples if e.context and e.choices]
