@@ -152,10 +152,8 @@ def test_a_folder_of_another_family_is_refused_with_the_right_one(seq2seq, tmp_p
 @pytest.mark.whole
 def test_the_page_s_files_put_where_it_says_are_checked_and_run(tmp_path):
     """In a copy of the project, by the commands of users; the page's configs stand beside the demo's."""
-    for name in ("Snakefile", "config", "envs", "profiles", "scripts", "workflow"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        if (ROOT / name).exists():
-            copy(ROOT / name, tmp_path / name)
+    for name in ("config", "envs", "profiles", "scripts", "workflow"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "resources").symlink_to(ROOT / "resources")
     for name, code in BLOCKS.items():
         path = tmp_path / "scripts" / "loratory" / name

@@ -33,7 +33,8 @@ def study_forecast(study: Study, cores: int) -> str:
     absent = [name for name in study.bases if not base_parameter_count(study, name)]
     left_out = f"; not counted, as of unknown size: {', '.join(absent)}" if absent else ""
     total, speed = sum(parts.values()) / 60, multiplication_speed()
-    line = f"about {total:.0f} minutes on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
+    amount = f"about {total:.0f} minutes" if total >= 1 else "less than a minute"
+    line = f"{amount} on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
     shares = ", ".join(f"{part} {seconds / 60:.0f}" for part, seconds in parts.items())
     return f"This study takes {line} ({shares}){left_out}."
 

@@ -44,6 +44,7 @@ CHATTER = (  # of Snakemake before and between the jobs, in messages of no event
     "Using shell:",
     "host:",
 )
+OF_A_DRY_RUN = ("Reasons:", "Some jobs were triggered by", "This was a dry-run")  # what a quiet one has no use for
 SILENT = (
     LogEvent.JOB_STARTED,
     LogEvent.PROGRESS,
@@ -82,6 +83,7 @@ class LogHandler(LogHandlerBase):
         )
         self.on_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         self.runs = not settings.dryrun and not settings.verbose
+        self.skipped = () if settings.verbose else CHATTER + (OF_A_DRY_RUN if settings.quiet else ())
         self.others = DefaultFormatter(settings.quiet, settings.show_failed_logs)
         self.jobs: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
@@ -99,10 +101,10 @@ class LogHandler(LogHandlerBase):
                 self.forecast = getattr(record, "forecast", self.forecast)
                 event = getattr(record, "event", None)
                 own = getattr(self, f"on_{event}", None)
-                if own and (self.runs or event == LogEvent.ERROR):
+                if own and (self.runs or event in (LogEvent.ERROR, LogEvent.RUN_INFO)):
                     own(record)
                     self.show_running()
-                elif not self.runs or event not in SILENT:
+                elif self.common_settings.verbose or event not in SILENT:
                     self.say_plainly(record)
         except Exception:
             self.handleError(record)
@@ -110,7 +112,7 @@ class LogHandler(LogHandlerBase):
     def say_plainly(self, record: logging.LogRecord) -> None:
         """As Snakemake does, with what would steer a terminal escaped."""
         text = self.others.format(record)
-        if not text or text == "None" or (self.runs and text.startswith(CHATTER)):
+        if not text or text == "None" or text.startswith(self.skipped):
             return
         style = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow"}.get(record.levelname, "")
         self.say("\n".join(map(on_one_line, text.splitlines())), style)
@@ -119,9 +121,13 @@ class LogHandler(LogHandlerBase):
         self.console.print(Text(text, style))
 
     def on_run_info(self, record: Any) -> None:
+        again = bool(self.jobs)
         self.jobs = Counter({rule: count for rule, count in record.stats.items() if rule != "total"})
         self.started = monotonic()
-        self.say(f"{self.jobs.total()} jobs")
+        if self.runs:
+            self.say(f"{self.jobs.total()} jobs")
+        elif again or self.common_settings.verbose:  # a dry run says them before its jobs and behind them
+            self.say_plainly(record)
 
     def on_job_info(self, record: Any) -> None:
         names = ", ".join(map(on_one_line, record.wildcards.values()))
