@@ -1,12 +1,12 @@
 # `make` sets up and runs the demo; `make test` sets up, tests and says how much of the library the tests run; `make lint`
-# looks for faults of form. Setting up happens once for each requirements.lock.
+# looks for faults of form; `make docs` makes the pages of docs/ a site. Setting up happens once for each requirements.lock.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/requirements.lock
 # Processes of `make test`, of 1 to 2 GB each.
 WORKERS ?= 2
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 demo: $(READY)
 	@$(BIN)/snakemake --cores all
 
@@ -20,6 +20,9 @@ lint: $(READY)
 	@$(BIN)/snakefmt --check workflow
 	@$(BIN)/snakemake --lint
 	@$(BIN)/mypy
+
+docs: $(READY)
+	@$(BIN)/mkdocs build --strict
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'

@@ -57,7 +57,8 @@ def test_a_published_base_stands_in_the_config(called, tmp_path):
         (["init", "protien", "fasta=my.fasta"], "did you mean `protein`?"),
         (["init", "protein", "fasta=absent.fasta", "--out", "new.yaml"], "do not exist: absent.fasta"),
         (["init", "protein", "fast=my.fasta", "--out", "new.yaml"], "did you mean `fasta`?"),
-        (["init", "protein", "my.fasta", "--out", "new.yaml"], "expected KEY=VALUE"),
+        (["init", "protein", "my.fasta", "--out", "new.yaml"], "expected KEY=my.fasta with one of columns, "),
+        (["init", "speech", "tables=.", "--out", "new.yaml"], "a folder stands where a file belongs (.)"),
         (["init", "protein", "fasta=my.fasta"], "config.yaml: the file exists"),
         (["check", "protein"], "no config file is named"),
         (["check", "config.yaml", "--config", "data_rot=x"], "did you mean `data_root`?"),
@@ -111,3 +112,19 @@ def test_an_audit_of_what_does_not_exist_is_one_line(proteins, capsys):
     assert command_line.main(["audit", "protein", *proteins, "--dataset", "identty=0.5"]) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert "absent.fasta" in first and "did you mean `identity`?" in second
+
+
+def test_a_plan_names_what_is_missing_and_forecasts_nothing(called, tmp_path, capsys):
+    (tmp_path / "my.fasta").write_text(">a\nMKTAYIAK\n")
+    assert command_line.main(["init", "protein", "fasta=my.fasta"]) == 0
+    (tmp_path / "my.fasta").unlink()
+    capsys.readouterr()
+    assert command_line.main(["plan", "config.yaml"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "do not exist: my.fasta" in said.err and called == []
+
+
+def test_a_plan_fits_into_a_hundred_columns(config, capsys):
+    capsys.readouterr()
+    assert command_line.main(["plan", config]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100

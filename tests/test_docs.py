@@ -1,12 +1,19 @@
 """The examples of docs/extend.md do what the page says."""
 
 import importlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from models import entry, llama, text_tokenizer
+from snakemake.utils import update_config
+from studies import ROOT, shipped, written
 from transformers import T5Config, T5ForConditionalGeneration
 
 from loratory import registry
@@ -19,7 +26,7 @@ from loratory.domains.fetch import fetch_source, open_source
 from loratory.errors import InputError
 from loratory.mixers.contract import GateInput, GateShape
 
-PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
 
 
@@ -142,7 +149,40 @@ def test_a_folder_of_another_family_is_refused_with_the_right_one(seq2seq, tmp_p
         prepare_folder(tmp_path / "published", "tiny", entry("seq2seq"), tmp_path / "base")
 
 
-USE = (Path(__file__).parent.parent / "docs" / "use.md").read_text(encoding="utf-8")
+@pytest.mark.whole
+def test_the_page_s_files_put_where_it_says_are_checked_and_run(tmp_path):
+    """In a copy of the project, by the commands of users; the page's configs stand beside the demo's."""
+    for name in ("config", "envs", "profiles", "scripts", "workflow"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "resources").symlink_to(ROOT / "resources")
+    for name, code in BLOCKS.items():
+        path = tmp_path / "scripts" / "loratory" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code, encoding="utf-8")
+    (tmp_path / "t5-small").mkdir()
+    study = shipped("config")
+    for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
+        update_config(study, yaml.safe_load(text))
+
+    def succeeds(command: str, config: dict, *options: str) -> str:
+        asked = [sys.executable, "-m", "loratory", command, str(written(config, tmp_path)), *options]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "scripts")}
+        done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert f"{len(study['domains'])} domains, {len(study['bases'])} bases" in succeeds("check", study)
+    study |= {"seeds": [0], "general": {}, "mixtures": {}, "folding": None}
+    study["bases"] = {"mini_lm": study["bases"]["mini_lm"]}
+    study["adapters"] = {"plain": study["adapters"]["plain"]}
+    study["adapters"]["plain"]["training"]["steps"] = 5
+    study["domains"] = {"promoter": study["domains"]["promoter"] | {"adapters": {"mini_lm": ["plain"]}}}
+    succeeds("run", study, "--cores", "2", "tables")
+    table = (tmp_path / "results/tables/promoter.mini_lm.md").read_text()
+    assert re.search(r"plain@promoter +\| *\d\.\d+ \[", table), table
+
+
+USE = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
 
 
 def test_the_python_of_the_guide_imports_what_there_is():

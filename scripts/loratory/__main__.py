@@ -10,14 +10,16 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import yaml
 
 from loratory.config import PROJECT, Study, entries_by_name, read_config, require_inputs
 from loratory.data.files import atomic_write
+from loratory.domains.contract import FilesOptions
 from loratory.errors import InputError
-from loratory.registry import base_families, registered_names, unknown_name_error
+from loratory.registry import base_families, load_module, registered_names, unknown_name_error
 from loratory.strict_yaml import load_yaml
 
 DEMO = PROJECT / "config" / "config.yaml"
@@ -74,8 +76,11 @@ def check_config(given: Namespace, options: Sequence[str]) -> None:
 
 def plan_study(given: Namespace, options: Sequence[str]) -> int:
     from loratory.forecast import study_forecast
+    from loratory.reporting.overview import WIDTH
 
-    print(study_forecast(read_study(given), len(os.sched_getaffinity(0))), flush=True)
+    study = read_study(given)
+    require_inputs(study, config_files(given)[-1])
+    print(fill(study_forecast(study, len(os.sched_getaffinity(0))), WIDTH), flush=True)
     return call_snakemake(given, ["--dry-run", "--quiet", "rules", *options])
 
 
@@ -140,10 +145,27 @@ def read_entry(domain: str, files: Sequence[str], dataset: Sequence[str]) -> Any
     Raises:
         InputError: as `read_config`, or a file is not there.
     """
-    entry = {"source": {"kind": "files"} | keyed_values(files), "dataset": keyed_values(dataset), "adapters": {}}
+    entry = {
+        "source": {"kind": "files"} | file_values(domain, files),
+        "dataset": keyed_values(dataset),
+        "adapters": {},
+    }
     study = read_config({"domains": {domain: entry}, "bases": load_yaml(DEMO)["bases"]}, "command line")
     require_inputs(study, "command line")
     return entries_by_name(study.domains)[domain]
+
+
+def file_values(domain: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """The files of a domain's source from `KEY=VALUE` texts.
+
+    Raises:
+        InputError: as `keyed_values`; what keys there are is said where one is left out.
+    """
+    bare = next((pair for pair in pairs if "=" not in pair), None)
+    if bare is not None and domain in registered_names("domain"):
+        keys = load_module("domain", domain, "sources").Files.model_fields.keys() - FilesOptions.model_fields.keys()
+        raise InputError("command line", "no key is given", bare, f"KEY={bare} with one of {', '.join(sorted(keys))}")
+    return keyed_values(pairs)
 
 
 def keyed_values(pairs: Sequence[str]) -> dict[str, Any]:
@@ -179,7 +201,7 @@ def write_config(given: Namespace, options: Sequence[str]) -> None:
         "seeds": [0, 1, 2],
         "domains": {
             given.domain: {
-                "source": {"kind": "files"} | keyed_values(given.files),
+                "source": {"kind": "files"} | file_values(given.domain, given.files),
                 "task": entry.get("task", {}),
                 "adapters": {name: ["lora"]},
             }

@@ -7,6 +7,7 @@ already is counted too, and downloads are not.
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -21,26 +22,39 @@ HALF_PRECISION = 2.0  # times single precision's speed, where a CPU has instruct
 HALF = 0.5  # share of Whisper's weights that a position meets: those of its encoder, or those of its decoder
 SHARE = 0.5  # of the speed of a matrix product that a pass reaches
 START = 12.0  # seconds of a job that loads a model: its imports, its base, its results
+RULES = {"adapters": "train_sweep", "mixtures": "train_mixture", "predictions": "predict"}  # parts of the work
 
 
 def study_forecast(study: Study, cores: int) -> str:
     """One line: about how many minutes a study takes on so many cores, from its beginning."""
-    sizes = {name: base_parameter_count(study, name) for name in study.bases}
-    seconds, jobs = {"adapters": 0.0, "mixtures": 0.0, "predictions": 0.0}, 0
-    speed = multiplication_speed()
+    jobs = [*job_forecasts(study)]
+    parts = {name: sum(seconds for part, seconds in jobs if part == name) for name in RULES}
+    parts["starting jobs"] = START * len(jobs) / cores
+    absent = [name for name in study.bases if not base_parameter_count(study, name)]
+    left_out = f"; not counted, as of unknown size: {', '.join(absent)}" if absent else ""
+    total, speed = sum(parts.values()) / 60, multiplication_speed()
+    amount = f"about {total:.0f} minutes" if total >= 1 else "less than a minute"
+    line = f"{amount} on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
+    shares = ", ".join(f"{part} {seconds / 60:.0f}" for part, seconds in parts.items())
+    return f"This study takes {line} ({shares}){left_out}."
+
+
+def forecast_by_rule(study: Study, cores: int) -> dict[str, float]:
+    """{rule that opens a model: seconds that a job of it adds, in the mean, to a study on so many cores}."""
+    found: dict[str, list[float]] = {}
+    for part, seconds in job_forecasts(study):
+        found.setdefault(RULES[part], []).append(START / cores + seconds)
+    return {rule: sum(seconds) / len(seconds) for rule, seconds in found.items()}
+
+
+def job_forecasts(study: Study) -> Iterator[tuple[str, float]]:
+    """(part, seconds of work on all cores) of each job with a model."""
+    sizes, speed = {name: base_parameter_count(study, name) for name in study.bases}, multiplication_speed()
     for part, base, positions, operations in model_jobs(study):
         share = HALF if study.bases[base].family == "whisper" else 1
         passes = RECORD if part == "predictions" and study.bases[base].family == "masked" else 1  # each token hidden
         times = HALF_PRECISION if study.bases[base].precision == "bf16" and has_half_precision() else 1
-        seconds[part] += passes * positions * operations * share * sizes[base] / (SHARE * speed * times)
-        jobs += 1
-    seconds["starting jobs"] = START * jobs / cores
-    parts = ", ".join(f"{part} {value / 60:.0f}" for part, value in seconds.items())
-    absent = [name for name, size in sizes.items() if not size]
-    left_out = f"; not counted, as of unknown size: {', '.join(absent)}" if absent else ""
-    total = sum(seconds.values()) / 60
-    line = f"about {total:.0f} minutes on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
-    return f"This study takes {line} ({parts}){left_out}."
+        yield part, passes * positions * operations * share * sizes[base] / (SHARE * speed * times)
 
 
 def model_jobs(study: Study) -> Iterator[tuple[str, str, float, int]]:
@@ -106,6 +120,7 @@ def has_half_precision() -> bool:
     return path.is_file() and re.search(r"\b(avx512_bf16|amx_bf16)\b", path.read_text()) is not None
 
 
+@cache
 def multiplication_speed(seconds: float = 0.3) -> float:
     """Operations a second of products of single-precision matrices, on all cores that numpy takes."""
     matrix = np.full((768, 768), 0.5, np.float32)

@@ -72,8 +72,18 @@ def test_snakemake_shows_that_line_and_ends_a_second_attempt_at_once(tmp_path):
     domain, config = spoilt_study(told, tmp_path)
     done = snakemake(tmp_path, config, "--cores", "1", f"results/data/{domain}/card.json")
     assert done.returncode == 1
-    assert f"error: {told}" in done.stdout
-    assert "Traceback" not in done.stdout
-    assert "attempt=2" in done.stdout, "it ends at once, see tests/test_job.py"
+    lines = done.stdout.splitlines()
+    (failed,) = (number for number, line in enumerate(lines) if line.startswith("failed: "))
+    assert lines[failed].startswith(f"failed: build dataset: data, {domain}, after ")
+    assert lines[failed + 1].startswith(f"  {told}")
+    assert lines[failed + 2] == f"  log: results/logs/build_dataset/data/{domain}.log"
+    assert "Traceback" not in done.stdout and "Exception" not in done.stdout
+    said = (log.read_text() for log in tmp_path.glob(".snakemake/log/*"))
+    assert "attempt=2" in "".join(said), "it ends at once, see tests/test_job.py"
+    assert [line.split(", ")[0] for line in lines if " of 4  " in line] == [
+        f"{number} of 4  {job}"
+        for number, job in enumerate(("fetch source: data", "fetch source: general", "build dataset: general"), 1)
+    ]
+    assert all(line.isprintable() for line in lines), "a file takes no control characters"
     assert not (tmp_path / f"results/data/{domain}").exists()
     assert not [*tmp_path.rglob("*.part")]

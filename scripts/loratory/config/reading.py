@@ -154,7 +154,7 @@ def require_inputs(config: Study, where: str) -> None:
     """Every local file and folder that the config names is there.
 
     Raises:
-        InputError: all that are not, by name.
+        InputError: all that are not, by name; or one that is a folder in a file's place.
     """
     corpora = [*entries_by_name(config.domains).values(), *entries_by_name(config.general).values()]
     sources = [given.source for given in corpora if isinstance(given.source, FilesOptions)]
@@ -166,6 +166,8 @@ def require_inputs(config: Study, where: str) -> None:
         what = f"{len(absent)} of the files and folders that it names do not exist: {', '.join(absent)}"
         fix = "mend the paths, or say where they begin, as with `--config data_root=/folder`"
         raise InputError(where, what, fix=fix)
+    for path in (path for source in sources for path in source.file_paths() if Path(path).is_dir()):
+        raise InputError(where, "a folder stands where a file belongs", path, "a file")
 
 
 def published_folder(config: Study, name: str) -> str | None:

@@ -6,7 +6,6 @@ whole step; gradient clipping; bf16 autocast through accelerate; exact resume; S
 
 import math
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from loratory.errors import InputError
 from loratory.training import checkpoint
+from loratory.training.progress import Progress
 from loratory.training.schedule import Training
 
 
@@ -177,21 +176,6 @@ def pooled_targets(batches: list[MicroBatch]) -> dict[str, int]:
     for micro in batches:
         targets.setdefault(micro.task, []).append(micro.targets)
     return {task: sum(counts) for task, counts in targets.items() if len(counts) > 1}
-
-
-class Progress:
-    """A bar on a terminal, a plain line every tenth of the way elsewhere."""
-
-    def __init__(self, title: str, done: int, steps: int):
-        self.title, self.steps, self.every = title, steps, max(1, steps // 10)
-        self.bar = tqdm(desc=title, unit="step", initial=done, total=steps) if sys.stderr.isatty() else None
-
-    def __call__(self, step: int, loss: float) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self.bar.update()
-        elif (step + 1) % self.every == 0 or step + 1 == self.steps:
-            print(f"{self.title}: step {step + 1} of {self.steps}, loss {loss:.4f}", flush=True)
 
 
 class TerminationSignal:

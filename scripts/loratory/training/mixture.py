@@ -30,6 +30,7 @@ from loratory.training.features import StoredStates, open_features, pad_states
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
+from loratory.training.progress import announce_trainings
 from loratory.training.schedule import Training
 from loratory.training.sweep import base_facts, data_digest, encode_split, mean_loss
 
@@ -101,6 +102,7 @@ def train_mixture(
         finally:
             mixture.remove_experts()  # it keeps its layers and its gate, and the base is bare for the next one
 
+    announce_trainings(len(rates) + len(seeds) - 1)
     for seed in seeds:
         started = perf_counter()
         folders = {domain: Path(folder) / f"seed{seed}" for domain, folder in experts.items()}

@@ -25,6 +25,7 @@ from loratory.training.encoding import EncodedExamples, example_lengths
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
+from loratory.training.progress import announce_trainings
 from loratory.training.session import AdapterSession
 
 
@@ -67,6 +68,7 @@ def train_sweep(
         job = Job(device, checkpoints, title, out, adapter=entry, rate=rate, seed=seed, **facts)
         return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
 
+    announce_trainings(len(rates) + len(seeds) - 1)
     for seed in seeds:
         best, trials = best_trial(rates, partial(train_trial, seed))
         rates = (best["rate"],)

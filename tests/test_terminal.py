@@ -1,0 +1,176 @@
+"""A run says one line a job, how far its trainings are and how long the rest takes; nothing said steers a terminal."""
+
+import io
+import logging
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from snakemake_interface_logger_plugins.common import LogEvent
+from studies import shipped
+
+from loratory.config import read_config
+from loratory.forecast import RULES, forecast_by_rule
+from loratory.terminal import about, duration, error_lines, read_training, seconds_left
+from loratory.training import progress
+from loratory.training.progress import Progress, announce_trainings
+from snakemake_logger_plugin_loratory import LogHandler
+
+
+@pytest.fixture
+def log(tmp_path, capsys):
+    """A function that writes what was printed so far as a job's log."""
+
+    def write(path=tmp_path / "job.log"):
+        path.write_text(path.read_text() if path.exists() else "")
+        with open(path, "a") as stream:
+            stream.write(capsys.readouterr().out)
+        return path
+
+    return write
+
+
+def test_the_log_of_a_job_says_which_of_its_trainings_is_where(log):
+    announce_trainings(3)
+    assert read_training(log()) is None
+    for title in ("seed 0 lr 0.1", "seed 0 lr 0.2"):
+        told = Progress(title, 0, 4)
+        told(0, 2.5)
+        told(3, 1.25)
+    state = read_training(log())
+    assert str(state) == "training 2 of 3, step 4 of 4, loss 1.2500"
+    assert state.share == pytest.approx(2 / 3)
+
+
+def test_trainings_that_a_checkpoint_has_ended_count(log):
+    announce_trainings(2)
+    Progress("seed 0", 4, 4)
+    Progress("seed 1", 0, 4)(0, 1.0)
+    assert read_training(log()).share == pytest.approx(0.625)
+
+
+def test_a_training_of_many_steps_does_not_flood_its_log(log, monkeypatch):
+    clock = iter(range(0, 10**9))  # a second a step
+    monkeypatch.setattr(progress, "perf_counter", lambda: float(next(clock)))
+    told = Progress("long", 0, 100_000)
+    for step in range(100_000):
+        told(step, 1.0)
+    assert 100 < len(log().read_text().splitlines()) < 700
+
+
+def test_the_time_left_is_the_forecast_first_and_the_measured_pace_later():
+    jobs, forecast = {"train": 10, "draw": 0}, {"train": 60.0}
+    assert seconds_left(jobs, {}, [], 0, forecast) == 600
+    slow = seconds_left(jobs, {"train": 5}, [], 3000, forecast)  # ten times as slow as was forecast
+    assert 2400 < slow < 3000
+    assert seconds_left(jobs, {"train": 10}, [], 6000, forecast) == 0
+
+
+def test_what_runs_counts_by_the_share_that_it_says_or_by_its_time():
+    jobs, forecast = {"train": 2}, {"train": 60.0}
+    left = [seconds_left(jobs, {}, [("train", 60.0, share)], 0, forecast) for share in (0.75, None, 0.25)]
+    assert left == sorted(left) and len({*left}) == 3
+
+
+def test_without_a_forecast_nothing_is_said_until_something_is_done():
+    assert seconds_left({"train": 2}, {}, [], 5, {}) is None
+    assert seconds_left({"train": 2}, {"train": 1}, [], 5, {}) == pytest.approx(5)
+
+
+def test_every_rule_that_opens_a_model_has_a_forecast_of_its_jobs():
+    assert forecast_by_rule(read_config(shipped("config"), "study"), 2).keys() == {*RULES.values()}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (75, "1 min 15 s"), (120, "2 min"), (3700, "1 h 1 min"), (7200, "2 h")]
+)
+def test_a_duration_is_said_as_people_do(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_guess_is_not_said_to_the_second():
+    assert [about(seconds) for seconds in (3, 47, 500)] == ["about 10 s left", "about 50 s left", "about 8 min left"]
+
+
+def test_a_log_tells_its_lines_of_bad_input_or_the_end_of_its_traceback(tmp_path):
+    (tmp_path / "bad").write_text("reads\nerror: a.csv:3: \x1b[31mbad\nerror: a.csv:3: \x1b[31mbad\nends\n")
+    assert error_lines([tmp_path / "bad"]) == [r"a.csv:3: \x1b[31mbad"]
+    (tmp_path / "fault").write_text("Traceback:\n  File x\nKeyError: 'a'\n\n")
+    assert error_lines([tmp_path / "fault", tmp_path / "absent"]) == ["KeyError: 'a'"]
+
+
+class Run:
+    """The plugin, told of a run event by event; `said` is what a file would get."""
+
+    def __init__(self, **settings):
+        plain = {"stdout": False, "nocolor": False, "quiet": None, "show_failed_logs": True, "printshellcmds": False}
+        given = SimpleNamespace(**plain | {"dryrun": False, "verbose": False, "debug_dag": False} | settings)
+        self.handler = LogHandler(given, None)
+        self.stream = io.StringIO()
+        self.handler.console = Console(file=self.stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def tell(self, event, message="None", level=logging.INFO, **facts):
+        record = logging.LogRecord("snakemake", level, "", 0, message, None, None)
+        record.__dict__.update(facts, event=event)
+        self.handler.emit(record)
+
+    def start(self, number, rule="train_sweep", log=(), **wildcards):
+        self.tell(LogEvent.JOB_INFO, jobid=number, rule_name=rule, wildcards=wildcards, log=[*map(str, log)])
+
+    @property
+    def said(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+
+@pytest.fixture
+def run():
+    run = Run()
+    run.tell(LogEvent.RUN_INFO, "Job stats", stats={"train_sweep": 2, "all": 1, "total": 3})
+    yield run
+    run.handler.close()
+
+
+def test_a_job_is_one_line_when_it_ends_with_how_far_the_run_is(run):
+    run.tell(None, "Select jobs to execute...")
+    run.start(1, domain="protein", adapter="lora")
+    run.tell(LogEvent.JOB_STARTED, jobs=[1])
+    run.tell(LogEvent.JOB_FINISHED, job_id=1)
+    run.tell(LogEvent.PROGRESS, done=1, total=3)
+    assert len(run.said) == 2
+    assert run.said[0] == "3 jobs" and run.said[1].startswith("1 of 3  train sweep: protein, lora, 0 s")
+
+
+def test_what_runs_is_said_with_its_training_and_the_time_left(run, tmp_path):
+    (tmp_path / "log").write_text("2 trainings\na: step 5 of 10, loss 1.5\n")
+    run.start(1, log=[tmp_path / "log"], domain="protein")
+    run.handler.running[1].started -= 80
+    one, total = run.handler.state_lines()
+    assert one.startswith("train sweep: protein: training 1 of 2, step 5 of 10, loss 1.5; about 4 min left")
+    assert total.startswith("0 of 3 jobs; about ")
+
+
+def test_a_failed_job_says_its_cause_and_its_log_once_however_often_it_was_tried(run, tmp_path):
+    (tmp_path / "log").write_text("error: a.csv:3: bad\n")
+    for _ in range(2):
+        run.start(1, "build_dataset", [tmp_path / "log"], domain="protein")
+        run.tell(LogEvent.ERROR, "RuleException:\nCalledProcessError in file x, line 3", exception="RuleException")
+        run.tell(LogEvent.JOB_ERROR, jobid=1, rule_name="build_dataset", log=[str(tmp_path / "log")])
+        run.tell(None, "Trying to restart job 1.")
+    assert run.said[1:] == ["failed: build dataset: protein, after 0 s", "  a.csv:3: bad", f"  log: {tmp_path}/log"]
+
+
+@pytest.mark.parametrize("dryrun", [False, True])
+def test_what_stops_a_run_is_said_without_the_places_that_raised_it_and_harms_no_terminal(dryrun):
+    run = Run(dryrun=dryrun)
+    raised = 'WorkflowError in file "/a/common.smk", line 3:\na.yaml: \x1b]0;x\x07 bad\n  File "/a/common.smk", line 3'
+    run.tell(LogEvent.ERROR, raised, exception="WorkflowError")
+    assert run.said == [r"error: a.yaml: \x1b]0;x\x07 bad"]
+
+
+def test_what_has_no_line_of_its_own_is_said_as_snakemake_does(run):
+    run.tell(None, "Nothing to be done (all requested files are present and up to date).")
+    run.tell(None, "the disk is \x1b[2Jslow", logging.WARNING)
+    assert run.said[1:] == [
+        "Nothing to be done (all requested files are present and up to date).",
+        r"the disk is \x1b[2Jslow",
+    ]
