@@ -7,7 +7,8 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from loratory.registry import registered_domain
+from loratory.registry import PACKAGES as REGISTRIES
+from loratory.registry import code_path, outside_entries
 
 LIBRARY = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")  # make the numbers
@@ -15,7 +16,7 @@ IMPORT = re.compile(r"^\s*from (loratory[\w.]*) import (\([^)]*\)|.*)", re.MULTI
 
 
 @cache
-def code_digest(*parts: str) -> str:
+def code_digest(*parts: str | Path) -> str:
     """A short digest of the library's modules at `parts` (files or folders) and of all that they import from it.
 
     Rules carry it as a parameter: Snakemake notices an edited script, but not an edited module that it imports. What a
@@ -27,7 +28,7 @@ def code_digest(*parts: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def reachable_modules(parts: tuple[str, ...]) -> list[Path]:
+def reachable_modules(parts: tuple[str | Path, ...]) -> list[Path]:
     """The modules at `parts` and, transitively, those they import."""
     found: set[Path] = set()
     waiting = {module for part in parts for module in module_files(LIBRARY / part)}
@@ -38,7 +39,16 @@ def reachable_modules(parts: tuple[str, ...]) -> list[Path]:
 
 
 def module_files(path: Path) -> list[Path]:
-    return [*path.rglob("*.py")] if path.is_dir() else [path]
+    """A file, or those of a folder; with a folder of a registry, the packages that register more of its kind."""
+    if not path.is_dir():
+        return [path]
+    inside = [noun for noun, package in REGISTRIES.items() if package_folder(package).is_relative_to(path)]
+    outside = {code_path(noun, name) for noun in inside for name in outside_entries(noun)}
+    return [*path.rglob("*.py"), *(file for place in outside for file in module_files(place))]
+
+
+def package_folder(package: str) -> Path:
+    return LIBRARY.parent.joinpath(*package.split("."))
 
 
 @cache
@@ -46,7 +56,7 @@ def direct_imports(module: Path) -> frozenset[Path]:
     """The library's modules that a module imports, at its top or inside a function."""
     places = set()
     for package, names in IMPORT.findall(module.read_text()):
-        place = LIBRARY.parent.joinpath(*package.split("."))
+        place = package_folder(package)
         places |= {place, *(place / name for name in re.findall(r"\w+", names))}
     candidates = [option for place in places for option in (place.with_suffix(".py"), place / "__init__.py")]
     return frozenset(candidate for candidate in candidates if candidate.is_file())
@@ -57,9 +67,9 @@ def package_versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-def domain_modules(part: str, domains: Iterable[str]) -> list[str]:
+def domain_modules(part: str, domains: Iterable[str]) -> list[Path]:
     """`part` (`task`, `build`, …) of each of the domains that entries of these names are of."""
-    return [f"domains/{registered_domain(domain)}/{part}.py" for domain in domains]
+    return [code_path("domain", domain, part) for domain in domains]
 
 
 # The code of a training, for the rule that runs it and for the checkpoints that it goes on from.
@@ -67,20 +77,19 @@ def domain_modules(part: str, domains: Iterable[str]) -> list[str]:
 
 def base_code(family: str, domains: Collection[str]) -> str:
     """Of a base that learns from these domains' general data, if from any."""
-    pretraining = [f"training/pretraining/{family}.py"] if domains else []
+    pretraining = [code_path("pretraining", family)] if domains else []
     return code_digest("training/prepare.py", "bases", *pretraining, *domain_modules("task", domains))
 
 
 def adapter_code(domain: str, method: str) -> str:
-    return code_digest(
-        "training/sweep.py", "bases", f"adapters/methods/{method}.py", *domain_modules("task", [domain])
-    )
+    parts = ("training/sweep.py", "bases", code_path("method", method))
+    return code_digest(*parts, *domain_modules("task", [domain]))
 
 
 def continued_code(domain: str, method: str) -> str:
     """Of a base that learns on, by an adapter, on a domain's general data."""
     return code_digest(
-        "training/continued.py", "bases", f"adapters/methods/{method}.py", *domain_modules("task", [domain])
+        "training/continued.py", "bases", code_path("method", method), *domain_modules("task", [domain])
     )
 
 

@@ -1,6 +1,7 @@
-"""Finding what is registered: a kind is a module of a package, named as in the config.
+"""Finding what is registered: a kind is a module of a package here, or an entry point of another installed package.
 
-Nothing is imported to list names, so that reading a config stays light.
+Nothing is imported to list names, so that reading a config stays light. A config chooses among what is installed: no
+value of it is ever the path of code.
 """
 
 from __future__ import annotations
@@ -8,7 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loratory.errors import InputError
@@ -23,6 +29,14 @@ PACKAGES = {
     "mixer": "loratory.mixers.methods",
     "pretraining": "loratory.training.pretraining",
 }
+GROUPS = {  # of entry points, `name = module`: of a domain the package that holds its modules
+    "domain": "loratory.domains",
+    "family": "loratory.families",
+    "method": "loratory.methods",
+    "mixer": "loratory.mixers",
+    "pretraining": "loratory.pretraining",
+}
+NAME = re.compile("[a-z][a-z0-9_]*")
 
 
 def registered_domain(name: str) -> str:
@@ -31,10 +45,67 @@ def registered_domain(name: str) -> str:
 
 
 def registered_names(noun: str) -> list[str]:
-    """The registered names of `noun` (`domain`, `family`, `method`, `mixer` or `pretraining`), sorted."""
+    """The registered names of `noun` (`domain`, `family`, `method`, `mixer` or `pretraining`), sorted.
+
+    Raises:
+        InputError: as `outside_entries`.
+    """
+    return sorted([*own_names(noun), *outside_entries(noun)])
+
+
+def own_names(noun: str) -> list[str]:
+    """The names that this project registers."""
     package = importlib.import_module(PACKAGES[noun])
     modules = pkgutil.iter_modules(package.__path__)
-    return sorted(m.name for m in modules if m.ispkg or noun != "domain")
+    return [m.name for m in modules if m.ispkg or noun != "domain"]
+
+
+@cache
+def outside_entries(noun: str) -> dict[str, EntryPoint]:
+    """{name: entry point} of what other installed packages register.
+
+    Raises:
+        InputError: it is no name for a config, or two packages have one name, or a package one of this project's.
+    """
+    found: dict[str, EntryPoint] = {}
+    own = own_names(noun)
+    for entry in entry_points(group=GROUPS[noun]):
+        where, fix = f"{GROUPS[noun]} of {package_title(entry)}", "uninstall one, or rename the entry point"
+        if not NAME.fullmatch(entry.name) or entry.attr:
+            raise InputError(where, "wrong entry point", f"{entry.name} = {entry.value}", "name_of_letters = a.module")
+        if entry.name in own or entry.name in found:
+            other = "loratory" if entry.name in own else package_title(found[entry.name])
+            raise InputError(where, f"{other} has a {noun} of the same name", entry.name, fix=fix)
+        found[entry.name] = entry
+    return found
+
+
+def package_title(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+
+
+def outside_packages(**kinds: str) -> dict[str, str]:
+    """{package: its version} of those of some kinds (`method="lora"`) that are not of this project."""
+    named = {noun: registered_domain(name) if noun == "domain" else name for noun, name in kinds.items()}
+    entries = [outside_entries(noun).get(name) for noun, name in named.items()]
+    return {entry.dist.name: entry.dist.version for entry in entries if entry and entry.dist}
+
+
+def code_path(noun: str, name: str, part: str = "") -> Path:
+    """Where the code of a registered name lies, below the library; of another package, the whole of it, absolute."""
+    name = registered_domain(name) if noun == "domain" else name
+    entry = outside_entries(noun).get(name)
+    if entry is None:
+        return Path(*PACKAGES[noun].split(".")[1:], name, part).with_suffix(".py")
+    spec = find_spec(entry.module.partition(".")[0])
+    if spec is None or spec.origin is None:
+        raise load_error(noun, entry, "no such module, or one without an `__init__.py`")
+    return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+
+
+def load_error(noun: str, entry: EntryPoint, reason: object) -> InputError:
+    what = f"its {noun} `{entry.name}` cannot be loaded: {reason}"
+    return InputError(package_title(entry), what, entry.value, fix="reinstall or uninstall the package")
 
 
 @overload
@@ -53,12 +124,18 @@ def load_module(noun: str, name: str, part: str = "") -> Any:
     """The module of a registered name (of a domain: of its entry's name), or one `part` (submodule) of it.
 
     Raises:
-        InputError: no such name.
+        InputError: no such name, or the package that registers it cannot be loaded.
     """
     name = registered_domain(name) if noun == "domain" else name
     if name not in registered_names(noun):
         raise unknown_name_error("config", noun, name, registered_names(noun))
-    return importlib.import_module(".".join(filter(None, [PACKAGES[noun], name, part])))
+    entry = outside_entries(noun).get(name)
+    if entry is None:
+        return importlib.import_module(".".join(filter(None, [PACKAGES[noun], name, part])))
+    try:
+        return importlib.import_module(".".join(filter(None, [entry.module, part])))
+    except ImportError as error:
+        raise load_error(noun, entry, error) from error
 
 
 def unknown_name_error(where: object, noun: str, name: object, allowed: Iterable[object]) -> InputError:

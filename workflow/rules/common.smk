@@ -12,7 +12,7 @@ from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
 from loratory.provenance import features_code, mixture_code
-from loratory.registry import family_outputs, is_folded, is_spoken, registered_domain
+from loratory.registry import code_path, family_outputs, is_folded, is_spoken, registered_domain
 from loratory.strict_yaml import load_yaml
 
 CONFIG_FILES = [*map(str, workflow.config_settings.configfiles or workflow.configfiles or ["config"])]
@@ -128,7 +128,7 @@ def cut_systems(corpus, domain, base):
 
 
 def cutting_methods(corpus, domain, base):
-    return [f"adapters/methods/{STUDY.adapters[cut.adapter].method}.py" for cut in cuts_on(corpus, domain, base)]
+    return [code_path("method", STUDY.adapters[cut.adapter].method) for cut in cuts_on(corpus, domain, base)]
 
 
 def mixtures_on(corpus, base):

@@ -11,6 +11,7 @@ from loratory.bases.core import MANIFEST, family_class, read_object, settings_di
 from loratory.bases.hub import download_files
 from loratory.data.files import atomic_write, read_json, write_json
 from loratory.errors import InputError
+from loratory.registry import outside_packages
 
 if TYPE_CHECKING:
     from loratory.bases.options import BaseEntry
@@ -80,6 +81,7 @@ def write_manifest(folder: Path, name: str, entry: BaseEntry, origin: str, **fac
         "licence": entry.licence,
         "note": entry.note,
         "weights": "trained",
+        "packages": outside_packages(family=entry.family),
         **file_digests(folder),
     }
     write_json(folder / MANIFEST, manifest | facts | family_class(entry.family).manifest_facts(entry))

@@ -210,6 +210,7 @@ def dataset_card(
         "source": files.model_dump(mode="json"),
         "options": dataset.model_dump(mode="json"),
         "seed": seed,
+        "packages": registry.outside_packages(domain=domain),
     }
 
 

@@ -134,7 +134,8 @@ def score_domain(
             "loratory": loratory.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-        },
+        }
+        | registry.outside_packages(domain=domain),
     }
     write_json(out, report)
 

@@ -24,6 +24,7 @@ from loratory.mixers.checks import check_trained_experts
 from loratory.mixers.core import Mixture
 from loratory.mixers.store import open_experts, save_mixture
 from loratory.provenance import mixture_code
+from loratory.registry import outside_packages
 from loratory.training.costs import PeakMemory
 from loratory.training.encoding import EncodedExamples, example_lengths
 from loratory.training.features import StoredStates, open_features, pad_states
@@ -125,6 +126,7 @@ def train_mixture(
             "trainable_parameters": best["trainable_parameters"],
             "accelerator_memory_max": best["accelerator_memory_max"],
             "seconds": round(perf_counter() - started, 3),
+            "packages": outside_packages(mixer=entry.mixer, family=base.family),
         }
         save_mixture(out / f"seed{seed}", best["mixture"], entry.mixer, folders, run)
         runs += curve_rows(seed, trials)

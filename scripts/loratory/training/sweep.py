@@ -20,6 +20,7 @@ from loratory.data.splits import SPLITS
 from loratory.domains.contract import TaskOptions
 from loratory.domains.dataset import open_split
 from loratory.provenance import adapter_code, package_versions
+from loratory.registry import outside_packages
 from loratory.training import costs
 from loratory.training.encoding import EncodedExamples, example_lengths
 from loratory.training.fit import Loss, MicroBatch, train_model
@@ -235,7 +236,8 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
         "meta_info": {
             "model_info": {"name": name, "sha256": base.fingerprint},
             "dataset_info": {"domain": domain, "sha256": data},
-            "package_info": package_versions(),
+            "package_info": package_versions()
+            | outside_packages(domain=domain, method=adapter.method, family=base.family),
             "system_info": {"system": platform.platform(), "python": platform.python_version()},
             "accelerator": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu",
         },
