@@ -48,7 +48,7 @@ def examples(tmp_path_factory):
 
 def test_the_page_has_all_parts_of_a_domain_a_method_a_mixer_and_a_base_family():
     parts = ("__init__", "sources", "build", "task", "metrics", "simulate")
-    domain = [f"domains/promoter/{part}.py" for part in parts]
+    domain = [*(f"domains/promoter/{part}.py" for part in parts), "tests/test_promoter.py"]
     single = ["adapters/methods/plain_lora.py", "mixers/methods/fixed.py", "bases/families/seq2seq.py"]
     assert list(BLOCKS) == [*domain, *single]
 

@@ -1,7 +1,7 @@
-"""The command line: `loratory init`, `check`, `plan`, `run`, `report`, `audit`. What is made, Snakemake makes.
+"""The command line: `loratory init`, `check`, `plan`, `run`, `report`, `audit`, `add-domain`, `export`.
 
-Every command but `init` and `audit` takes config files, the later ones on top of the earlier; targets and options that
-it does not know go to Snakemake.
+What is made, Snakemake makes. `check`, `plan`, `run` and `report` take config files, the later ones on top of the
+earlier; targets and options that they do not know go to Snakemake.
 """
 
 import os
@@ -52,6 +52,16 @@ def command_parser() -> ArgumentParser:
         audit.add_argument(f"--{part}", nargs="+", required=True, metavar="KEY=FILE", help="such as fasta=my.fasta")
     audit.add_argument("--dataset", nargs="+", default=[], metavar="KEY=VALUE", help="options of the domain's dataset")
     audit.set_defaults(command=audit_split_files)
+    add = commands.add_parser("add-domain", help="write a package with a domain to begin with")
+    add.add_argument("name", help="what configs will call it")
+    add.set_defaults(command=add_domain)
+    export = commands.add_parser(
+        "export", help="a trained adapter or mixture as a folder for others, with a model card"
+    )
+    export.add_argument("source", help="…/seed0 of an adapter or a mixture among the results")
+    export.add_argument("target", help="the folder to write")
+    export.add_argument("--for", dest="form", default="peft", choices=("peft", "vllm", "lorax"), help="who loads it")
+    export.set_defaults(command=export_folder)
     for name, command, text in (
         ("check", check_config, "is the config right, and is everything there that it names"),
         ("plan", plan_study, "what would be done, and how long it takes"),
@@ -63,6 +73,20 @@ def command_parser() -> ArgumentParser:
         each.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="instead of what the files say")
         each.set_defaults(command=command)
     return parser
+
+
+def add_domain(given: Namespace, options: Sequence[str]) -> None:
+    from loratory.new_domain import write_domain
+
+    folder = write_domain(given.name)
+    print(f"{folder} is written; next: pip install --editable {folder}; python -m pytest {folder}")
+
+
+def export_folder(given: Namespace, options: Sequence[str]) -> None:
+    from loratory.export import export_trained
+
+    export_trained(given.source, given.target, given.form)
+    print(f"{given.target} is written; read its README.md, and say its licence there, before you hand it on")
 
 
 def check_config(given: Namespace, options: Sequence[str]) -> None:

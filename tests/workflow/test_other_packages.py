@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from test_dag import Plan
 from loratory import provenance, registry
 from loratory.config.models import config_model, config_schema
 from loratory.errors import InputError
+from loratory.new_domain import write_domain
 
 QUIET = """
 from loratory.adapters.methods import lora
@@ -56,6 +58,13 @@ def place(monkeypatch, tmp_path):
     forget_caches()
     yield folder
     forget_caches()
+
+
+def call_python(folder: Path, place: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Python in `folder`, where the packages of `place` are installed beside the library."""
+    path = os.pathsep.join([str(place), str(provenance.LIBRARY.parent)])
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -128,8 +137,35 @@ def test_a_name_that_is_taken_or_is_none_is_one_line_that_names_both(quiet, entr
 def test_a_package_that_cannot_be_loaded_is_one_line_of_the_command(quiet, tmp_path):
     install(quiet, "broken", {"broken_method.py": "import no_such_package"}, "[loratory.methods]\nbad = broken_method")
     (tmp_path / "a.yaml").write_text("adapters: {}\n")
-    call = [sys.executable, "-m", "loratory", "check", str(tmp_path / "a.yaml")]
-    path = os.pathsep.join([str(quiet), str(registry.Path(registry.__file__).parents[1])])
-    done = subprocess.run(call, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    done = call_python(tmp_path, quiet, "-m", "loratory", "check", "a.yaml")
     [line] = done.stderr.splitlines()
     assert line.startswith("error: broken 1.2: its method `bad` cannot be loaded: No module named 'no_such_package'")
+
+
+def test_the_domain_that_the_command_writes_is_a_package_whose_test_passes_and_that_configs_may_name(place, tmp_path):
+    written = call_python(tmp_path, place, "-m", "loratory", "add-domain", "cpg_island")
+    assert written.returncode == 0, written.stderr
+    folder = tmp_path / "loratory_cpg_island"
+    text = "".join(path.read_text() for path in folder.rglob("*.*"))
+    assert "loratory.domains.promoter" not in text and "loratory_promoter" not in text
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["packages"] == [folder.name]
+    [(group, entries)] = project["project"]["entry-points"].items()
+    [(name, module)] = entries.items()
+    code = {str(path.relative_to(folder)): path.read_text() for path in (folder / folder.name).iterdir()}
+    install(place, project["project"]["name"], code, f"[{group}]\n{name} = {module}\n")
+    tested = call_python(folder, place, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "tests")
+    assert tested.returncode == 0 and "3 passed" in tested.stdout, tested.stdout + tested.stderr
+    (tmp_path / "windows.tsv").write_text("a\tg\t1\tACGT\n")
+    config = call_python(tmp_path, place, "-m", "loratory", "init", "cpg_island", "table=windows.tsv")
+    assert config.returncode == 0, config.stderr
+    again = call_python(tmp_path, place, "-m", "loratory", "add-domain", "cpg_island")
+    assert again.stderr.startswith("error: command line: the domain exists (cpg_island)")
+
+
+@pytest.mark.parametrize("name", ["../evil", "Upper", "protein", "a-b"])
+def test_a_domain_of_no_name_or_a_taken_one_is_not_written(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no name for a domain|the domain exists"):
+        write_domain(name)
+    assert [*tmp_path.iterdir()] == []

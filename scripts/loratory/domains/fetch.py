@@ -41,7 +41,9 @@ def fetch_source(
                 placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
         read = sorted({*placed.file_paths(), *placed.listed_files()})
         digests = {path: file_sha256(path) for path in read if Path(path).is_file()}
-        write_json(aside / MANIFEST, {"files": placed.model_dump(mode="json"), "sha256": digests})
+        simulated = source.kind == "simulate" or source.added_simulation is not None
+        manifest = {"files": placed.model_dump(mode="json"), "sha256": digests, "simulated": simulated}
+        write_json(aside / MANIFEST, manifest)
 
 
 def listed_state(source: FilesOptions | SimulationOptions) -> str:

@@ -1,4 +1,4 @@
-"""Opening X-LoRA gates that others saved: the authors' layout, and PEFT's.
+"""Opening X-LoRA gates that others saved, in the authors' layout and PEFT's, and saving ours in PEFT's.
 
 The authors' package writes `xlora_config.json` and `xlora_classifier.safetensors` (`inner.{i}`, `last`; biases are an
 option); PEFT writes `adapter_config.json` (peft_type XLORA) and `adapter_model.safetensors`, whose gate (`layers.{i}`)
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
 
-from loratory.adapters.deltas import CONFIG, WEIGHTS, Adapter
+from loratory.adapters.deltas import CONFIG, WEIGHTS, Adapter, cpu_tensor
 from loratory.adapters.peft_config import refuse_unknown
 from loratory.adapters.reading import read_tensors, require_float
 from loratory.bases.checks import check_links, read_object
+from loratory.data.files import write_json
 from loratory.errors import InputError
 from loratory.mixers.checks import check_experts, check_trained_experts
 from loratory.mixers.core import Mixture
@@ -231,8 +233,7 @@ def check_sizes(
 
 def fill_gate(mixture: Mixture, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Copies the layers into the gate."""
-    gate = cast(torch.nn.Sequential, mixture.stream_gate(TOKENS))
-    own = [module for module in gate if isinstance(module, torch.nn.Linear)]
+    own = gate_linears(mixture)
     for module, (weight, bias) in zip(own, layers, strict=True):
         if module is own[-1] and cast(Mixer, mixture.mixer).layerwise:
             weight, bias = rows_by_name(weight, mixture), rows_by_name(bias, mixture)
@@ -240,7 +241,69 @@ def fill_gate(mixture: Mixture, layers: list[tuple[torch.Tensor, torch.Tensor]])
         module.bias.data.copy_(bias)
 
 
+def gate_linears(mixture: Mixture) -> list[torch.nn.Linear]:
+    """The gate's linear layers, first to last."""
+    gate = cast(torch.nn.Sequential, mixture.stream_gate(TOKENS))
+    return [module for module in gate if isinstance(module, torch.nn.Linear)]
+
+
+def layers_in_order(mixture: Mixture) -> list[str]:
+    """The adapted layers, in the order of the model."""
+    return [name for name, module in mixture.model.named_modules() if isinstance(module, MixedLinear)]
+
+
 def rows_by_name(rows: torch.Tensor, mixture: Mixture) -> torch.Tensor:
     """Rows for (layer in the model's order, expert) → for (layer in the order of names, expert)."""
-    walked = [name for name, module in mixture.model.named_modules() if isinstance(module, MixedLinear)]
+    walked = layers_in_order(mixture)
     return rows.unflatten(0, (len(walked), -1))[[walked.index(name) for name in sorted(walked)]].flatten(0, 1)
+
+
+def save_published(folder: Path, mixture: Mixture, experts: Mapping[str, str], where: Path | str) -> None:
+    """Writes a gate as PEFT's X-LoRA reads it, which takes the experts from where its config says.
+
+    Args:
+        folder: where it goes; it exists. experts: {name: its folder}, as the config shall call it. where: the folder
+            of the mixture, for errors.
+
+    Raises:
+        InputError: the mixture is no X-LoRA, or one that PEFT's cannot express.
+    """
+    mixer, linears = mixture.mixer, gate_linears(mixture) if type(mixture.mixer) is Mixer else []
+    if not isinstance(mixer, Mixer) or not linears or mixer.per != "token" or any(mixture.heads):
+        what, kind = "PEFT's X-LoRA cannot express this mixture", type(mixture.mixer).__module__.rpartition(".")[2]
+        raise InputError(where, what, kind, "mixer `xlora` with `per: token`, and experts of low rank alone")
+    top_k = mixer.top_k if mixer.top_k and mixer.top_k < len(mixture.names) else None
+    renormalises = mixer.renormalise and top_k is not None
+    config = {
+        "peft_type": "XLORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "hidden_size": mixture.model.config.hidden_size,
+        "adapters": {str(place): experts[name] for place, name in enumerate(mixture.names)},
+        "xlora_depth": mixer.depth,
+        "xlora_size": mixer.width,
+        "xlora_dropout_p": mixer.dropout,
+        "softmax_temperature": 1.0 if renormalises else mixer.temperature,
+        "top_k_lora": top_k,
+        "enable_softmax": not renormalises,
+        "enable_softmax_topk": renormalises,
+        "layerwise_scalings": mixer.layerwise,
+        "global_scaling_weight": mixer.scale,
+    }
+    tensors = {}
+    for name, module in zip(SavedGate.model_validate(config).layer_names(authors=False), linears, strict=True):
+        for part, parameter in module.named_parameters():
+            rows = cpu_tensor(parameter)
+            if module is linears[-1]:
+                rows = rows_by_place(rows, mixture) if mixer.layerwise else rows
+                rows = rows / mixer.temperature if renormalises else rows  # PEFT's softmax of the kept knows none
+            tensors[f"{name}.{part}"] = rows
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, config)
+
+
+def rows_by_place(rows: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+    """The other way of `rows_by_name`."""
+    walked = layers_in_order(mixture)
+    order = sorted(walked)
+    return rows.unflatten(0, (len(walked), -1))[[order.index(name) for name in walked]].flatten(0, 1)
