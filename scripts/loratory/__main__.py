@@ -79,7 +79,7 @@ def add_domain(given: Namespace, options: Sequence[str]) -> None:
     from loratory.new_domain import write_domain
 
     folder = write_domain(given.name)
-    print(f"{folder} is written; next: pip install --editable {folder}; python -m pytest {folder}")
+    print(f"{folder} is written; next: pip install --editable ./{folder}; python -m pytest {folder}")
 
 
 def export_folder(given: Namespace, options: Sequence[str]) -> None:

@@ -15,23 +15,25 @@ BLOCKS = re.compile(
 
 
 def write_domain(name: str) -> Path:
-    """Writes the folder `loratory_{name}`: a package with an entry point, and its test. Returns the folder.
+    """Writes the folder `loratory-{name}`: a package with an entry point, and its test. Returns the folder.
+
+    It is not called as the package in it: where the command is given, Python would take the folder for that package.
 
     Raises:
         InputError: `name` is no name or is registered, or the folder exists.
     """
-    folder = Path(f"loratory_{name}")
+    package, folder = f"loratory_{name}", Path(f"loratory-{name.replace('_', '-')}")
     if not NAME.fullmatch(name) or name in registered_names("domain"):
         taken = "the domain exists" if name in registered_names("domain") else "no name for a domain"
         raise InputError("command line", taken, name, "another of small letters, digits and _")
     if folder.exists():
         raise InputError(folder, "the folder exists", fix="take another name, or remove it")
-    replaced = {"loratory.domains.promoter": folder.name, "loratory_promoter": folder.name}
-    replaced |= {"loratory-promoter": f"loratory-{name.replace('_', '-')}", '"promoter"': f'"{name}"'}
+    replaced = {"loratory.domains.promoter": package, "loratory_promoter": package}
+    replaced |= {"loratory-promoter": folder.name, '"promoter"': f'"{name}"'}
     replaced |= {"[Promoter]": f"[{name.capitalize()}]", "\npromoter = ": f"\n{name} = "}
     with atomic_write(folder) as aside:
         for file, text in BLOCKS.findall(PAGE.read_text(encoding="utf-8")):
-            path = aside / file.replace("domains/promoter", folder.name).replace("promoter", name)
+            path = aside / file.replace("domains/promoter", package).replace("promoter", name)
             path.parent.mkdir(parents=True, exist_ok=True)
             for old, new in replaced.items():
                 text = text.replace(old, new)

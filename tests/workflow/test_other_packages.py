@@ -145,14 +145,14 @@ def test_a_package_that_cannot_be_loaded_is_one_line_of_the_command(quiet, tmp_p
 def test_the_domain_that_the_command_writes_is_a_package_whose_test_passes_and_that_configs_may_name(place, tmp_path):
     written = call_python(tmp_path, place, "-m", "loratory", "add-domain", "cpg_island")
     assert written.returncode == 0, written.stderr
-    folder = tmp_path / "loratory_cpg_island"
+    folder, package = tmp_path / "loratory-cpg-island", "loratory_cpg_island"
     text = "".join(path.read_text() for path in folder.rglob("*.*"))
     assert "loratory.domains.promoter" not in text and "loratory_promoter" not in text
     project = tomllib.loads((folder / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["packages"] == [folder.name]
+    assert project["tool"]["setuptools"]["packages"] == [package]
     [(group, entries)] = project["project"]["entry-points"].items()
     [(name, module)] = entries.items()
-    code = {str(path.relative_to(folder)): path.read_text() for path in (folder / folder.name).iterdir()}
+    code = {str(path.relative_to(folder)): path.read_text() for path in (folder / package).iterdir()}
     install(place, project["project"]["name"], code, f"[{group}]\n{name} = {module}\n")
     tested = call_python(folder, place, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "tests")
     assert tested.returncode == 0 and "3 passed" in tested.stdout, tested.stdout + tested.stderr
