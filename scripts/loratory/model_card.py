@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-import loratory
+from loratory import __version__
 from loratory.data.files import read_json
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def write_card(folder: Path, trained: Trained, form: str) -> None:
         "## The base",
         text_table(("what", "value"), base_rows(trained.base)),
         "## How it was made",
-        f"`loratory run CONFIG.yaml {target_name(trained)}`, by loratory {loratory.__version__}: CONFIG.yaml is the "
+        f"`loratory run CONFIG.yaml {target_name(trained)}`, by loratory {__version__}: CONFIG.yaml is the "
         "study's config, RESULTS its folder of results. What is known of its making:",
         "```json\n" + json.dumps(making(trained), indent=1, sort_keys=True).replace("`", "\\u0060") + "\n```",
     ]
@@ -154,7 +154,7 @@ def data_row(trained: Trained, domain: str) -> tuple[Any, ...]:
     digests = [f"{Path(name).name} (sha256 {digest})" for name, digest in raw.get("sha256", {}).items()]
     files = ", ".join(digests[:MOST_FILES]) + (f" and {len(digests) - MOST_FILES} more" * (len(digests) > MOST_FILES))
     if raw.get("simulated"):
-        files = f"simulated data, which says nothing about the world: {files}"
+        files = ": ".join(filter(None, ["simulated data, which says nothing about the world", files]))
     licence = card.get("source", {}).get("licence") or "not stated"
     records = ", ".join(f"{split} {count}" for split, count in card.get("records", {}).items())
     sound = "nothing of test leaks" if audit and not any(audit["counts"].values()) else "none"
