@@ -11,7 +11,7 @@ from studies import shipped
 
 from loratory.config import read_config
 from loratory.forecast import RULES, forecast_by_rule
-from loratory.terminal import about, duration, error_lines, read_training, seconds_left
+from loratory.terminal import about, duration, error_lines, job_seconds_left, read_training, seconds_left
 from loratory.training import progress
 from loratory.training.progress import Progress, announce_trainings
 from snakemake_logger_plugin_loratory import LogHandler
@@ -47,6 +47,13 @@ def test_trainings_that_a_checkpoint_has_ended_count(log):
     Progress("seed 0", 4, 4)
     Progress("seed 1", 0, 4)(0, 1.0)
     assert read_training(log()).share == pytest.approx(0.625)
+
+
+def test_the_log_of_an_earlier_run_says_nothing(log):
+    Progress("seed 0", 0, 4)(3, 1.0)
+    path = log()
+    written = path.stat().st_mtime
+    assert read_training(path, written) and read_training(path, written + 1) is None
 
 
 def test_a_training_of_many_steps_does_not_flood_its_log(log, monkeypatch):
@@ -141,12 +148,23 @@ def test_a_job_is_one_line_when_it_ends_with_how_far_the_run_is(run):
 
 
 def test_what_runs_is_said_with_its_training_and_the_time_left(run, tmp_path):
-    (tmp_path / "log").write_text("2 trainings\na: step 5 of 10, loss 1.5\n")
-    run.start(1, log=[tmp_path / "log"], domain="protein")
+    log = tmp_path / "log"
+    run.start(1, log=[log], domain="protein")
+    log.write_text("2 trainings\na: step 1 of 10, loss 2.5\n")
+    run.handler.running[1].started -= 1000  # what it did before its first step tells nothing of the pace
+    assert run.handler.state_lines()[0] == "train sweep: protein: training 1 of 2, step 1 of 10, loss 2.5"
     run.handler.running[1].started -= 80
+    log.write_text(log.read_text() + "a: step 5 of 10, loss 1.5\n")
     one, total = run.handler.state_lines()
-    assert one.startswith("train sweep: protein: training 1 of 2, step 5 of 10, loss 1.5; about 4 min left")
+    assert one == "train sweep: protein: training 1 of 2, step 5 of 10, loss 1.5; about 5 min left"
     assert total.startswith("0 of 3 jobs; about ")
+
+
+def test_a_job_takes_as_long_as_its_own_pace_says():
+    assert job_seconds_left([(1000.0, 0.1)], 1005.0) is None
+    assert job_seconds_left([(1000.0, 0.1), (1080.0, 0.5)], 1080.0) == pytest.approx(100)
+    assert job_seconds_left([(1000.0, 0.1), (1080.0, 0.5)], 1100.0) == pytest.approx(80)
+    assert job_seconds_left([(1000.0, 0.1), (1080.0, 0.5)], 9000.0) == 0
 
 
 def test_a_failed_job_says_its_cause_and_its_log_once_however_often_it_was_tried(run, tmp_path):

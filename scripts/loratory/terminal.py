@@ -1,7 +1,8 @@
 """How far the jobs of a run are, by what they write into their logs, and how long the rest takes."""
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +35,13 @@ class TrainingState:
         return f"{which}step {self.step} of {self.steps}{loss}"
 
 
-def read_training(log: Path | str) -> TrainingState | None:
-    """What the log of a job says last; None where the job trains nothing, or not yet."""
-    lines = log_lines(log)
+def read_training(log: Path | str, since: float = 0.0) -> TrainingState | None:
+    """What the log of a job says last; None where the job trains nothing, or not yet.
+
+    Args:
+        since: seconds of the epoch. A log that was last written before is that of an earlier run.
+    """
+    lines = log_lines(log) if os.path.exists(log) and os.path.getmtime(log) >= since else []
     plan = next(filter(None, map(PLAN.fullmatch, lines)), None)
     steps = [*filter(None, map(STEP.fullmatch, lines))]
     if not steps:
@@ -45,6 +50,19 @@ def read_training(log: Path | str) -> TrainingState | None:
     return TrainingState(
         number, int(plan["trainings"]) if plan else 1, int(last["step"]), int(last["steps"]), last["loss"]
     )
+
+
+def job_seconds_left(marks: Sequence[tuple[float, float]], seconds: float) -> float | None:
+    """How long a job still takes by its own pace, which what it did before it told of anything has no part in.
+
+    Args:
+        marks: (seconds after its start, share that was done), the first and the last that it told.
+        seconds: after its start, now.
+    """
+    if len(marks) < 2:
+        return None
+    (began, first), (reached, last) = marks
+    return max(0.0, (1 - last) * (reached - began) / (last - first) - (seconds - reached))
 
 
 def seconds_left(

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from threading import Event, RLock, Thread
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from rich.console import Console
@@ -24,9 +24,18 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
 from loratory.errors import on_one_line
-from loratory.terminal import about, duration, error_lines, read_training, seconds_left
+from loratory.terminal import (
+    TrainingState,
+    about,
+    duration,
+    error_lines,
+    job_seconds_left,
+    read_training,
+    seconds_left,
+)
 
 REFRESH, REMIND = 1.0, 300.0  # seconds between two looks at what runs: on a terminal, in a file
+SKEW = 0.1  # seconds that a file system's dates lag behind
 CHATTER = (  # of Snakemake before and between the jobs, in messages of no event
     "Assuming unrestricted shared filesystem",
     "Building DAG of jobs",
@@ -57,21 +66,36 @@ SILENT = (
 
 @dataclass
 class RunningJob:
+    """A job from its start on; `marks` are (seconds so far, share that is done), the first and the last of them."""
+
     rule: str
     title: str
     logs: list[str]
     started: float = field(default_factory=monotonic)
+    began: float = field(default_factory=time)  # by the clock that dates files
+    training: TrainingState | None = None
+    marks: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         return monotonic() - self.started
 
+    @property
+    def share(self) -> float | None:
+        """What is done of a job that says so."""
+        return self.training.share if self.training else None
+
+    def look(self) -> None:
+        """Reads its logs."""
+        self.training = next(filter(None, (read_training(log, self.began - SKEW) for log in self.logs)), None)
+        if self.share is not None and (not self.marks or self.share > self.marks[-1][1]):
+            self.marks = [*self.marks[:1], (self.seconds, self.share)]
+
     def state_line(self) -> str:
-        training = next(filter(None, map(read_training, self.logs)), None)
-        if training is None or not training.share:
+        if self.training is None:
             return f"{self.title}, {duration(self.seconds)}"
-        left = about(self.seconds * (1 - training.share) / training.share)
-        return f"{self.title}: {training}; {left}"
+        left = job_seconds_left(self.marks, self.seconds)
+        return f"{self.title}: {self.training}{'' if left is None else f'; {about(left)}'}"
 
 
 class LogHandler(LogHandlerBase):
@@ -167,8 +191,9 @@ class LogHandler(LogHandlerBase):
         self.say("\n".join(map(on_one_line, lines)), "red")
 
     def time_left(self) -> str:
-        shares = [(job, next(filter(None, map(read_training, job.logs)), None)) for job in self.running.values()]
-        running = [(job.rule, job.seconds, training.share if training else None) for job, training in shares]
+        for job in self.running.values():
+            job.look()
+        running = [(job.rule, job.seconds, job.share) for job in self.running.values()]
         left = seconds_left(self.jobs, self.ended, running, monotonic() - self.started, self.forecast)
         return f"; {about(left)}" if left else ""
 
@@ -184,8 +209,8 @@ class LogHandler(LogHandlerBase):
         self.live.update(Text("\n".join(lines), "dim", no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def state_lines(self) -> list[str]:
-        states = [job.state_line() for job in self.running.values()]
-        return [*states, f"{self.ended.total()} of {self.jobs.total()} jobs{self.time_left()}"]
+        total = f"{self.ended.total()} of {self.jobs.total()} jobs{self.time_left()}"
+        return [*(job.state_line() for job in self.running.values()), total]
 
     def watch(self) -> None:
         while not self.closed.wait(REFRESH if self.on_terminal else REMIND):

@@ -1,16 +1,8 @@
 """What a run ends with: one line a system, values without intervals, never wider than a terminal."""
 
-import io
-
 from metric_files import metric_row, rows_of, write_report
 
-from loratory.reporting.overview import WIDTH, print_overview
-
-
-def printed(paths, **options):
-    stream = io.StringIO()
-    print_overview(paths, "out", stream=stream, **options)
-    return stream.getvalue()
+from loratory.reporting.overview import WIDTH, study_overview
 
 
 def lines(text):
@@ -18,7 +10,7 @@ def lines(text):
 
 
 def test_a_system_has_one_line_with_its_value_on_each_domain(reports):
-    text = printed(reports)
+    text = study_overview(reports, "out")
     assert lines(text)["system"].split() == ["system", "speech", "↑", "protein", "↑"]
     assert lines(text)["lora"].split()[1::2] == ["0.900", "0.800"], "each domain's own adapter of that name"
     assert "lora@" not in text and "[" not in text
@@ -26,21 +18,21 @@ def test_a_system_has_one_line_with_its_value_on_each_domain(reports):
 
 def test_where_nothing_is_trained_the_adapters_of_others_are_shown(tmp_path):
     rows = [metric_row("base", 0.5), metric_row("lora@speech", 0.7)]
-    text = printed([write_report(tmp_path / "mouse.json", "mouse", rows)])
+    text = study_overview([write_report(tmp_path / "mouse.json", "mouse", rows)], "out")
     assert "0.700" in lines(text)["lora@speech"]
 
 
 def test_more_domains_than_fit_are_printed_below_one_another(tmp_path):
     names = [f"a-domain-of-a-long-name-{number}" for number in range(9)]
-    text = printed([write_report(tmp_path / f"{name}.json", name, rows_of("speech")) for name in names])
+    text = study_overview([write_report(tmp_path / f"{name}.json", name, rows_of("speech")) for name in names], "out")
     assert text.count("system ") == 3 and all(name in text for name in names)
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
 def test_it_says_where_everything_is(reports):
-    text = printed(reports, banner="simulated")
+    text = study_overview(reports, "out", "simulated")
     assert "simulated" in text and "out/tables" in text and "out/report/index.html" in text
 
 
 def test_a_run_that_scores_nothing_says_nothing():
-    assert printed([]) == ""
+    assert study_overview([], "out") == ""

@@ -441,7 +441,7 @@ def test_a_wrong_config_stops_snakemake_with_one_line(tmp_path):
     assert done.returncode == 1
     allowed = "alpha, dropout, lr_ratio, method, rank, target_modules, training"
     told = f"adapters.lora: unknown key (rnak); expected one of {allowed}; fix: did you mean `rank`?"
-    assert f"{tmp_path}/study.yaml: {told}" in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1] == f"error: {tmp_path}/study.yaml: {told}"
     assert "Traceback" not in done.stdout
 
 

@@ -1,10 +1,8 @@
 """What a run ends with in the terminal: a line for each system, primary metrics alone, and where the rest is."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TextIO
 
 from loratory.data.files import read_json
 from loratory.reporting import formats
@@ -17,10 +15,8 @@ SHOWN = ("base", "adapter", "control", "mixture")  # kinds of systems; the best 
 MARKS = "▲ better, ▼ worse than the base, * better than the best control: by 95 % intervals"
 
 
-def print_overview(
-    metrics: Iterable[Path | str], results: Path | str, banner: str = "", stream: TextIO | None = None
-) -> None:
-    """Prints a table for each base, of at most WIDTH columns, and where the rest is; nothing without metrics.
+def study_overview(metrics: Iterable[Path | str], results: Path | str, banner: str = "") -> str:
+    """A table for each base, of at most WIDTH columns, and where the rest is; "" without metrics.
 
     Args:
         metrics: JSON files of `evaluation.score`, of domains and bases in the order of the config.
@@ -30,20 +26,14 @@ def print_overview(
     for report in map(read_json, metrics):
         on.setdefault(report["base"], []).append(report)
     if not on:
-        return
-    out = stream or sys.stdout
-    for base, reports in on.items():
-        for part in narrow_parts(reports):
-            print(formats.plain_text(overview_layout(part, base)), file=out)
-    if banner:
-        print(banner, file=out)
-    print(
-        f"{MARKS}\n"
+        return ""
+    parts = [overview_layout(part, base) for base, reports in on.items() for part in narrow_parts(reports)]
+    places = (
         f"pages with all of it   {results}/report/index.html\n"
         f"tables                 {results}/tables/*.html, .md, .tex, .tsv with all digits\n"
-        f"figures                {results}/figures/*.svg",
-        file=out,
+        f"figures                {results}/figures/*.svg"
     )
+    return "\n".join((*map(formats.plain_text, parts), *([banner] if banner else []), MARKS, places))
 
 
 def narrow_parts(reports: Sequence[Mapping]) -> Iterable[Sequence[Mapping]]:

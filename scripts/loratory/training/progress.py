@@ -5,7 +5,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-PAUSE = 10.0  # seconds from one line of a training to the next, at the least
+PAUSE = 5.0  # seconds from one line of a training to the next, at the least
 SHARE = 0.01  # of the time that it has taken so far, which keeps the log of a week short
 
 
