@@ -272,7 +272,7 @@ class FixedSteps:
         if self.mixture is not None and isinstance(cache, PairCache):
             bare = self.caches[0] if cache.bare is not None else None
             held = cache.fixed_weights
-            if self.mixture.mixer.reads == "nothing":  # of what is written, which is text whatever the prompt ends with
+            if self.mixture.mixer.reads == "nothing":  # what is written is text, whatever the prompt ends with
                 held = self.mixture.weights_from_states(None, GateInput(domain=self.mixture.domain))[TOKENS]
             self.cache, self.calls = PairCache(bare, self.caches[-1], held), cache.calls
             self.store_held_weights()
