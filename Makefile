@@ -6,7 +6,11 @@ READY := .venv/requirements.lock
 # Processes of `make test`, of 1 to 2 GB each.
 WORKERS ?= 2
 
-.PHONY: demo test lint docs
+# What draws molecules in the report's pages, as its package has it.
+VIEWER := scripts/loratory/reporting/viewer
+VIEWER_VERSION ?= 2.5.5
+
+.PHONY: demo test lint docs viewer
 demo: $(READY)
 	@$(BIN)/snakemake --cores all
 
@@ -23,6 +27,13 @@ lint: $(READY)
 
 docs: $(READY)
 	@$(BIN)/mkdocs build --strict
+
+# Needs npm and a registry of its packages; nothing else does, as the file is kept here.
+viewer:
+	@set -e; folder=$$(mktemp -d); npm pack --silent --pack-destination $$folder 3dmol@$(VIEWER_VERSION); \
+	tar -xzf $$folder/*.tgz -C $$folder package/build/3Dmol-min.js package/LICENSE; \
+	cp $$folder/package/build/3Dmol-min.js $(VIEWER)/; cp $$folder/package/LICENSE $(VIEWER)/3Dmol.LICENSE; \
+	rm -r $$folder; cd $(VIEWER); sha256sum 3Dmol-min.js > 3Dmol-min.js.sha256
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'

@@ -12,6 +12,7 @@ with log_job(snakemake):
         figures=snakemake.input.figures,
         datasets=snakemake.params.datasets,
         bases=snakemake.params.bases,
+        views=snakemake.params.views,
         study=snakemake.params.study,
         targets=snakemake.params.targets,
     )

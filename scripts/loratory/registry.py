@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from loratory.errors import InputError
 
 if TYPE_CHECKING:
-    from loratory.domains.contract import BuildModule, MetricsModule, SimulateModule, SourcesModule, TaskModule
+    from loratory.domains.contract import (
+        BuildModule,
+        MetricsModule,
+        SimulateModule,
+        SourcesModule,
+        TaskModule,
+        ViewsModule,
+    )
 
 PACKAGES = {
     "domain": "loratory.domains",
@@ -119,6 +127,8 @@ def load_module(noun: Literal["domain"], name: str, part: Literal["metrics"]) ->
 @overload
 def load_module(noun: Literal["domain"], name: str, part: Literal["simulate"]) -> SimulateModule: ...
 @overload
+def load_module(noun: Literal["domain"], name: str, part: Literal["views"]) -> ViewsModule: ...
+@overload
 def load_module(noun: str, name: str, part: str = "") -> Any: ...
 def load_module(noun: str, name: str, part: str = "") -> Any:
     """The module of a registered name (of a domain: of its entry's name), or one `part` (submodule) of it.
@@ -165,3 +175,8 @@ def is_spoken(domain: str) -> bool:
 def is_folded(domain: str) -> bool:
     """Whether a domain's samples are proteins to be folded."""
     return load_module("domain", domain, "sources").FOLDED
+
+
+def has_views(domain: str) -> bool:
+    """Whether a domain has something to show of single records."""
+    return importlib.util.find_spec(f"{PACKAGES['domain']}.{registered_domain(domain)}.views") is not None

@@ -9,7 +9,7 @@ import pytest
 from loratory.domains import contract
 from loratory.domains.protein.quantities import SCALES
 from loratory.evaluation.score import load_metrics
-from loratory.registry import load_module, registered_names
+from loratory.registry import has_views, load_module, registered_names
 
 DOMAINS = registered_names("domain")
 MODULES = {
@@ -44,6 +44,8 @@ def protocols(domain: str) -> list[tuple[str, type]]:
         pairs.append(("task", contract.FoldedTaskModule))
     if "folding" in sources.FAMILIES:
         pairs.append(("metrics", contract.FoldingMetricsModule))
+    if has_views(domain):
+        pairs.append(("views", contract.ViewsModule))
     return pairs
 
 

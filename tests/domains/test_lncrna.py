@@ -447,6 +447,13 @@ def test_what_the_policy_allows_is_counted_and_so_are_contradicting_labels():
     }
 
 
+def test_where_no_gene_is_named_nothing_is_said_of_genes():
+    held, others = table({"a": letters(300, 8)}), table({"c": letters(300, 10)}, gene="H")
+    assert "perhaps a gene (none is named)" not in build.count_overlaps(
+        as_records(held), as_records(others), sources.Dataset()
+    )
+
+
 def plain_text(path) -> str:
     return gzip.decompress(Path(path).read_bytes()).decode()
 

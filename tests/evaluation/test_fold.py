@@ -12,9 +12,9 @@ from folding_model import save_folding_model
 
 from loratory.bases.families import folding
 from loratory.errors import InputError
-from loratory.evaluation.fold import SCHEMA, fold_predictions, fold_samples, read_references
+from loratory.evaluation.fold import SCHEMA, fold_predictions, fold_samples
 from loratory.evaluation.rows import write_rows
-from loratory.evaluation.structure import read_trace, tm_score
+from loratory.evaluation.structure import read_references, read_trace, tm_score
 
 SAMPLES = [("sample-0002", "ACDEFGHIKLMNPQRSTVWYACDEF"), ("sample-0001", "MKV" * 9), ("sample-0003", "ACDEF")]
 

@@ -3,49 +3,20 @@
 import re
 
 import pytest
+from answers import HOSTILE, MAKERS
 
-from loratory.data.files import write_json
-from loratory.reporting.site import write_site
-from loratory.reporting.tables import write_domain_table
-
-HOSTILE = "<script>alert(1)</script>"
-
-
-@pytest.fixture
-def site(tmp_path, reports):
-    data = tmp_path / "data" / "speech"
-    card = {"records": {"train": 30, "test": 9}, "groups": {"train": 5, "test": 2}, "n_rejected": {"too_long": 4}}
-    card |= {"n_in": 43, "n_kept": 39, "source": {"kind": "files", "licence": HOSTILE}, "options": {"max_age": 15}}
-    shared = {"other splits": {"sentence": {"records": 3, "sensitivity": 1.0}}, "pretraining": {}}
-    audit = {"counts": {"speakers_in_two_splits": 0}, "test": 9, "shared": shared, "sha256": {"test": "ab" * 32}}
-    write_json(data / "card.json", card)
-    write_json(data / "audit.json", audit)
-    write_json(tmp_path / "base.json", {"origin": "owner/model", "licence": "MIT"})
-    (tmp_path / "mini-lm.curves.svg").write_text("<svg/>")
-    write_domain_table([reports[0]], tmp_path / "speech.mini-lm", banner=HOSTILE)
-    (tmp_path / "mix.summary.html").write_text((tmp_path / "speech.mini-lm.html").read_text())
-    (tmp_path / "mix.summary.tsv").write_text("")
-    write_site(
-        tmp_path / "report",
-        title=f"Study {HOSTILE}",
-        banner=HOSTILE,
-        metrics=reports,
-        tables=[tmp_path / "speech.mini-lm.html", tmp_path / "mix.summary.html"],
-        figures=[tmp_path / "mini-lm.curves.svg"],
-        datasets={"data/speech": data},
-        bases={"mini-lm": tmp_path / "base.json"},
-        study={"seeds": [0, 1], "title": HOSTILE},
-        targets={"lora@speech": "results/adapters/speech/mini-lm/lora/runs.parquet"},
-    )
-    return tmp_path / "report"
+from loratory.data.files import file_sha256
+from loratory.reporting.site import KINDS, SCRIPTS, write_site
 
 
 def test_every_link_and_picture_is_a_file_of_the_folder(site):
     pages = sorted(site.glob("*.html"))
-    assert [page.stem for page in pages] == ["comparisons", "index", "protein", "provenance", "speech"]
+    names = {"index", "methods", "mixtures", "training", "provenance", *MAKERS}
+    assert {page.stem for page in pages} == names
     for page in pages:
-        targets = re.findall(r'(?:href|src)="([^"]*)"', page.read_text())
-        assert targets and all((site / target).is_file() for target in targets), page.name
+        targets = re.findall(r'(?:href|src)="([^"#][^":]*)"', page.read_text())
+        assert len({*targets} & {f"{name}.html" for name in names}) == len(names)
+        assert all((site / target).is_file() for target in targets), page.name
 
 
 def test_what_a_config_or_a_file_says_is_text_and_no_markup(site):
@@ -56,10 +27,27 @@ def test_a_domains_page_has_its_table_and_the_proof_of_its_splits(site):
     text = (site / "speech.html").read_text()
     for says in ("lora@speech", "speakers in two splits", "too_long", "43 records in, 39 kept", "max_age: 15"):
         assert says in text
-    assert (
-        "mix" not in re.findall("<h2>(.*?)</h2>", text)
-        and "<h2>mix.summary</h2>" in (site / "comparisons.html").read_text()
-    )
+    assert not {"mix", "mini-lm.rates"} & {*re.findall("<h2>(.*?)</h2>", text)}
+
+
+def test_methods_and_mixtures_have_a_page_each_and_an_empty_page_is_none(tmp_path, site):
+    found = {page: re.findall("<h2>(.*?)</h2>", (site / f"{page}.html").read_text()) for page in KINDS}
+    assert found == {"methods": ["mini-lm.rates"], "mixtures": ["mix.summary"]}
+    nothing = {"metrics": [], "datasets": {}, "bases": {}, "views": [], "study": {"seeds": []}, "targets": {}}
+    write_site(tmp_path / "empty", title="t", banner="", tables=[], figures=[], **nothing)
+    assert {page.name for page in (tmp_path / "empty").glob("*.html")} == {"index.html", "provenance.html"}
+
+
+def test_a_page_loads_the_viewer_of_molecules_only_where_there_are_some(site):
+    loading = [page.stem for page in site.glob("*.html") if "3Dmol" in page.read_text()]
+    assert loading == ["protein"]
+    assert {"3Dmol-min.js", "3Dmol.LICENSE", "chains.js"} <= {path.name for path in (site / "viewer").iterdir()}
+
+
+def test_the_viewer_is_the_file_of_its_package_with_its_licence():
+    given = (SCRIPTS / "3Dmol-min.js.sha256").read_text().split()
+    assert [file_sha256(SCRIPTS / given[1])] == given[:1] and given[1] == "3Dmol-min.js"
+    assert "BSD-3-Clause" in (SCRIPTS / "3Dmol.LICENSE").read_text()
 
 
 def test_provenance_says_what_makes_each_row_again(site):
@@ -70,7 +58,7 @@ def test_provenance_says_what_makes_each_row_again(site):
 
 def test_a_site_that_cannot_be_written_leaves_the_one_before(tmp_path, site):
     before = (site / "index.html").read_bytes()
-    nothing = {"metrics": [], "datasets": {}, "bases": {}, "study": {}, "targets": {}}
+    nothing = {"metrics": [], "datasets": {}, "bases": {}, "views": [], "study": {}, "targets": {}}
     with pytest.raises(FileNotFoundError):
         write_site(site, title="t", banner="", tables=[], figures=[tmp_path / "absent.svg"], **nothing)
     assert (site / "index.html").read_bytes() == before and [*tmp_path.glob(".report*")] == []

@@ -40,6 +40,7 @@ JOBS = {
     "list_errors": 2,  # transcripts of a causal base and of Whisper
     "tabulate_errors": 2,
     "tabulate_speed": 2,
+    "show_records": 6,
     "write_site": 1,
     "all": 1,
 }
@@ -66,7 +67,8 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"}
     | {"tabulate_errors", "tabulate_speed", "write_site"},
     "write_site": {"build_dataset", "audit_split", "prepare_base", "score", "tabulate_domain", "tabulate_errors"}
-    | {"summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"},
+    | {"summarise_mixture", "draw_routing", "draw_transfer", "draw_curves", "show_records"},
+    "show_records": {"build_dataset", "predict", "predict_baselines", "score"},
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
 EMPTY = '{"domain": "", "base": "", "control": null, "rows": []}'  # what the end of a run can print
@@ -182,7 +184,7 @@ def test_a_mixture_more_adds_its_training_and_what_is_shown_of_it(demo, plan):
 def test_a_domain_less_takes_its_jobs_along(demo, plan):
     less = {"domains.recsys": ABSENT, "mixtures.xlora.experts.recsys": ABSENT}
     gone = {"fetch_source": 1, "build_dataset": 1, "audit_split": 1, "train_sweep": 1, "predict_baselines": 1}
-    gone |= {"predict": 2, "score": 2, "tabulate_domain": 1}
+    gone |= {"predict": 2, "score": 2, "tabulate_domain": 1, "show_records": 1}
     assert demo.counts - plan(less).counts == gone
 
 

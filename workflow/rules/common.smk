@@ -165,7 +165,7 @@ def is_structured(domain, base):
 
 
 def structures_of(wildcards):
-    folded = wildcards.corpus == "data" and is_structured(wildcards.domain, wildcards.base)
+    folded = wildcards.get("corpus", "data") == "data" and is_structured(wildcards.domain, wildcards.base)
     return ["<results>/structures/{domain}/{base}/scores.parquet"] if folded else []
 
 

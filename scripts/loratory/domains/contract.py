@@ -1,4 +1,4 @@
-"""What a domain is made of: options, examples, metrics, and what each of its five modules defines (the Protocols).
+"""What a domain is made of: options, examples, metrics, and what each of its modules defines (the Protocols).
 
 Imported while the config is read: nothing heavy.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from loratory.data.ledger import Ledger
     from loratory.data.records import Records
+    from loratory.domains.views import Answers, View
 
 Context: TypeAlias = tuple[tuple[int, int], ...]  # see `Example.context`
 Columns: TypeAlias = "Mapping[str, np.ndarray]"  # what metrics look at: one array for each name, all of equal length
@@ -522,6 +523,13 @@ class SimulateModule(Protocol):
             population: "general" (what bases are pretrained on) or "domain" (what adapters learn): the two differ in
                 distribution and share no record.
         """
+
+
+class ViewsModule(Protocol):
+    """`views.py`, which a domain may have besides: what its page shows of single records."""
+
+    def show_records(self, answers: "Answers", task: Any) -> "list[View]":
+        """Sections of the page, the same for the same answers; none where there is nothing to look at."""
 
 
 def random_split(domain: str, records: "Records", dataset: DatasetOptions, seed: int, ledger: "Ledger") -> "Records":

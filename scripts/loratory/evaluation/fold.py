@@ -18,11 +18,20 @@ import pyarrow.parquet as pq
 from loratory import registry
 from loratory.bases.families import folding
 from loratory.data.files import atomic_write, file_sha256
-from loratory.data.structures import BACKBONE, unflatten_backbone
+from loratory.data.structures import BACKBONE
 from loratory.domains.contract import FoldedTaskModule
 from loratory.errors import InputError
-from loratory.evaluation.foldseek import KnownChain, is_installed, promising_references
-from loratory.evaluation.structure import MAX_ALIGNED, SHORTEST, first_chain, mean_plddt, nearest_reference
+from loratory.evaluation.foldseek import is_installed, promising_references
+from loratory.evaluation.structure import (
+    MAX_ALIGNED,
+    SHORTEST,
+    KnownChain,
+    first_chain,
+    mean_plddt,
+    nearest_reference,
+    read_references,
+    structure_folder,
+)
 
 if TYPE_CHECKING:
     from transformers import EsmForProteinFolding
@@ -161,7 +170,7 @@ def fold_predictions(
     sources: list[tuple[int | None, Path | str]] = [*predictions.items(), (None, baselines)]
     for seed, path in sources:
         for system, samples in finished_samples(domain, path).items():
-            folder = out / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
+            folder = structure_folder(out, seed, system)
             scores = fold_samples(
                 samples[:limit], chains, model_folder, folder, device, max_length=max_length, known=searched
             )
@@ -180,18 +189,6 @@ def finished_samples(domain: str, path: Path | str) -> dict[str, list[tuple[str,
         if sequence := task.sample_residues(row["text"] or ""):
             systems.setdefault(row["system"], []).append((row["id"], sequence))
     return systems
-
-
-def read_references(path: Path | str) -> dict[str, KnownChain]:
-    """{id: its residues with a Cα atom} of the records that are long enough for a TM-score."""
-    found = {}
-    for record in pq.read_table(path, columns=["id", "sequence", "backbone"]).to_pylist():
-        backbone = unflatten_backbone(record["backbone"])
-        resolved = np.isfinite(backbone[:, BACKBONE.index("CA")]).all(axis=1)
-        if resolved.sum() >= SHORTEST:
-            letters = "".join(np.array([*record["sequence"]])[resolved])
-            found[record["id"]] = KnownChain(letters, backbone[resolved])
-    return found
 
 
 def check_samples(samples: list[tuple[str, str]]) -> None:

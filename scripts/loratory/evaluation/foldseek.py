@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import numpy as np
 
 from loratory.data.structures import BACKBONE
+from loratory.evaluation.structure import KnownChain
 
 # TM-align for every pair that the filter leaves, and no bound on the E-value, which is that of other alignments.
 OPTIONS = ("--alignment-type", "1", "-e", "inf", "--threads", "1", "-v", "1")
@@ -23,13 +23,6 @@ FIELDS = "query,target,qtmscore,ttmscore"
 FILE = r"(\d+)(?:\.pdb)?(?:_\w+)?"  # its number; versions name its chain differently: `7`, `7.pdb`, `7_A`, `7.pdb_A`
 SCORE = r"(\d*\.?\d+(?:[Ee]-?\d+)?)"
 LINE = re.compile("\t".join((FILE, FILE, SCORE, SCORE)))
-
-
-class KnownChain(NamedTuple):
-    """A chain of n residues: letters, and its backbone (n, 4, 3) in Å, NaN where an atom but Cα is missing."""
-
-    sequence: str
-    backbone: np.ndarray
 
 
 def is_installed() -> bool:
@@ -95,18 +88,19 @@ def run_foldseek(*arguments: object) -> None:
         raise RuntimeError(f"foldseek {arguments[0]} ended with code {done.returncode}:\n" + "\n".join(output))
 
 
-def chain_text(chain: KnownChain) -> str:
-    """Its PDB text: N, CA, C and O, residues from 1."""
+def chain_text(chain: KnownChain, b_factors: np.ndarray | None = None) -> str:
+    """Its PDB text: N, CA, C and O, residues from 1; a B-factor for each residue, else 0."""
     from biotite.sequence import ProteinSequence
 
     lines: list[str] = []
-    for number, (letter, atoms) in enumerate(zip(chain.sequence, chain.backbone), start=1):
+    factors = np.zeros(len(chain.sequence)) if b_factors is None else b_factors
+    for number, (letter, atoms, factor) in enumerate(zip(chain.sequence, chain.backbone, factors), start=1):
         residue = ProteinSequence.convert_letter_1to3(letter)
         for name, (x, y, z) in zip(BACKBONE, atoms.tolist()):
             if x != x:  # unresolved
                 continue
             lines.append(
                 f"ATOM  {len(lines) + 1:>5}  {name:<3} {residue} A{number:>4}    {x:8.3f}{y:8.3f}{z:8.3f}"
-                f"  1.00  0.00           {name[0]}"
+                f"  1.00{factor:6.2f}           {name[0]}"
             )
     return "\n".join([*lines, "TER", "END", ""])

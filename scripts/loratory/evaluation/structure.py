@@ -1,13 +1,16 @@
 """Reading Cα traces from PDB and mmCIF files, and what is measured on them: pLDDT, TM-score, RMSD."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from loratory.data.structures import BACKBONE, read_protein
+from loratory.data.structures import BACKBONE, read_protein, unflatten_backbone
 from loratory.errors import InputError
 
 MAX_ALIGNED = 5  # references aligned with a model: aligning all of 40 finds a TM-score that is 0.003 to 0.008 larger
@@ -34,6 +37,13 @@ class Trace:
     origin: str
 
 
+class KnownChain(NamedTuple):
+    """A chain of n residues: letters, and its backbone (n, 4, 3) in Å, NaN where an atom but Cα is missing."""
+
+    sequence: str
+    backbone: np.ndarray
+
+
 @dataclass(frozen=True)
 class TmScore:
     """Similarity of two folds.
@@ -50,6 +60,23 @@ class TmScore:
     norm_longer: float
     rmsd: float
     aligned_length: int
+
+
+def read_references(path: Path | str) -> dict[str, KnownChain]:
+    """{id: its residues with a Cα atom} of the records that are long enough for a TM-score."""
+    found = {}
+    for record in pq.read_table(path, columns=["id", "sequence", "backbone"]).to_pylist():
+        backbone = unflatten_backbone(record["backbone"])
+        resolved = np.isfinite(backbone[:, BACKBONE.index("CA")]).all(axis=1)
+        if resolved.sum() >= SHORTEST:
+            letters = "".join(np.array([*record["sequence"]])[resolved])
+            found[record["id"]] = KnownChain(letters, backbone[resolved])
+    return found
+
+
+def structure_folder(structures: Path, seed: int | None, system: str) -> Path:
+    """Where the files `{id}.pdb` of a system's samples lie; of a control without a seed, None."""
+    return structures / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
 
 
 def read_trace(path: Path | str) -> Trace:

@@ -61,6 +61,12 @@ def tm_of_pairs(a: np.ndarray, b: np.ndarray, length: int) -> float:
     return refine_pairs(a, b, superpose_points(a, b), d0(length), rounds=100)[0] / length
 
 
+def chain_transform(a: np.ndarray, b: np.ndarray) -> Transform:
+    """What lays chain `b` on chain `a` by the pairs of their best alignment, as TM-scores are computed."""
+    i, j = best_pairs(a, b)
+    return refine_pairs(a[i], b[j], superpose_points(a[i], b[j]), d0(max(len(a), len(b))), rounds=100)[1]
+
+
 def rmsd(a: np.ndarray, b: np.ndarray) -> float:
     """Root mean square distance in Å of paired points after the least-squares superposition."""
     return float(np.sqrt(np.mean(np.sum((a - apply_transform(superpose_points(a, b), b)) ** 2, axis=1))))

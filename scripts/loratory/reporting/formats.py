@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ LATEX = str.maketrans(
     | {"…": r"\ldots{}", "Σ": r"$\Sigma$"}
 )
 STYLE, SORT = ((Path(__file__).parent / f"page.{kind}").read_text() for kind in ("css", "js"))
+NO_VALUE = re.compile(r"–|(?:undefined|not run).*|(?:class )?(?:n|groups) < \d.*")  # a cell that says why it has none
 TABLE_MARK = "<!-- table -->"
 
 
@@ -31,7 +33,8 @@ class Layout:
         banner: a warning above the table, or "".
         foot: sentences below it.
         records: the same results as plain values, for the tab-separated file.
-        main: how many columns a page shows at first, the others at a click; 0 for all.
+        main: how many columns a page shows at first, the others at a click; 0 for all. Those without a single value
+            are shown at a click too.
     """
 
     title: str
@@ -113,9 +116,16 @@ def latex_text(layout: Layout) -> str:
     )
 
 
+def later_columns(layout: Layout) -> set[int]:
+    """The columns that a page shows at a click: those beyond `main`, and those without a value in any row."""
+    empty = {at for at, cells in enumerate(zip(*layout.rows)) if at and all(map(NO_VALUE.fullmatch, cells))}
+    return empty | set(range(layout.main or len(layout.header), len(layout.header)))
+
+
 def html_table(layout: Layout) -> str:
-    """Banner, table and foot: a box shows the columns beyond `main`, a click on a heading sorts."""
-    more = [' class="more"' if 0 < layout.main <= column else "" for column in range(len(layout.header))]
+    """Banner, table and foot: a box shows `later_columns`, a click on a heading sorts."""
+    later = later_columns(layout)
+    more = [' class="more"' if column in later else "" for column in range(len(layout.header))]
     head = "".join(
         f'<th scope="col"{kind}><button>{html.escape(cell)}</button></th>' for kind, cell in zip(more, layout.header)
     )

@@ -1,7 +1,8 @@
 """The results as a folder of pages to open from disk or to send: no network, no server, no other file.
 
-`index.html` has the primary metrics of all domains; a page for each domain its tables, its dataset and the proof of
-its splits; `comparisons.html` what compares methods, mixers, splits; `provenance.html` how each thing was made.
+`index.html` has the primary metrics of all domains; a page for each domain its tables, single records, its dataset and
+the proof of its splits; `methods.html` and `mixtures.html` what compares those; `training.html` the other figures and
+tables; `provenance.html` how each thing was made.
 """
 
 import html
@@ -16,8 +17,21 @@ from loratory.data.files import atomic_write, read_json
 from loratory.reporting.formats import Layout, html_table, table_part, whole_page
 from loratory.reporting.overview import MARKS, overview_layout
 
-FIGURES, TABLES = "figures", "tables"
-PAGES = {"index": "Summary", "comparisons": "Comparisons and training", "provenance": "Provenance"}
+FIGURES, TABLES, VIEWER = "figures", "tables", "viewer"
+PAGES = {
+    "index": "Summary",
+    "methods": "Methods",
+    "mixtures": "Mixtures",
+    "training": "Training, splits and folding",
+    "provenance": "Provenance",
+}
+KINDS = {  # page: the last part of the names of its tables and figures; all others are of the page `training`
+    "methods": ("methods", "costs", "pareto", "rates"),
+    "mixtures": ("summary", "mixers", "routing", "transfer", "layers", "tokens"),
+}
+INTERVAL, LONG = "95 % interval", 40  # what feet of tables with intervals say; lines of a table that is long
+KEY = f"Value [{INTERVAL}], or why there is none; {MARKS}."
+SCRIPTS = Path(__file__).parent / VIEWER
 
 
 def write_site(
@@ -30,6 +44,7 @@ def write_site(
     figures: Sequence[Path | str],
     datasets: Mapping[str, Path | str],
     bases: Mapping[str, Path | str],
+    views: Sequence[tuple[tuple[str, str], Path | str]],
     study: Mapping[str, Any],
     targets: Mapping[str, str],
 ) -> None:
@@ -40,30 +55,56 @@ def write_site(
         tables: HTML files that `formats.write_table` wrote; each has a `.tsv` beside it. figures: SVG files.
         datasets: {its name, such as `data/protein`: the folder with `card.json`, `audit.json` and `rejects.tsv`}.
         bases: {name: `base.json`}.
+        views: ((domain, base), JSON file of `reporting.views`) of domains that show single records.
         study: the config. targets: {what was trained: the file by whose name Snakemake makes it again}.
     """
     reports = [read_json(path) for path in metrics]
     domains = list(dict.fromkeys(report["domain"] for report in reports))
-    names = {"index": PAGES["index"], **{domain: domain for domain in domains}}
-    names |= {page: name for page, name in PAGES.items() if page != "index"}
     of = {domain: [path for path in tables if Path(path).name.startswith(f"{domain}.")] for domain in domains}
     others = [path for path in tables if not any(path in own for own in of.values())]
+    shown = {
+        domain: [(base, read_json(path)) for (owner, base), path in views if owner == domain] for domain in domains
+    }
     bodies = {"index": overview_body(reports, banner)}
     for domain in domains:
         own = {name: path for name, path in datasets.items() if name.split("/")[1] == domain}
-        bodies[domain] = "".join(map(table_section, of[domain])) + "".join(map(dataset_section, own, own.values()))
-    bodies["comparisons"] = "".join(map(table_section, others)) + "".join(map(figure_section, figures))
+        parts = [*map(table_section, of[domain]), *(views_section(base, found) for base, found in shown[domain])]
+        bodies[domain] = "".join([*parts, *map(dataset_section, own, own.values())])
+    for page in (*KINDS, "training"):
+        bodies[page] = "".join(
+            section(path)
+            for section, paths in ((table_section, others), (figure_section, figures))
+            for path in paths
+            if page_of(path) == page
+        )
     bodies["provenance"] = provenance_body(study, targets, datasets, bases)
+    names = {page: PAGES.get(page, page) for page, body in bodies.items() if body}
+    scripts = {
+        domain: list(dict.fromkeys(name for _, found in shown[domain] for view in found for name in view["scripts"]))
+        for domain in domains
+    }
+    copied = {
+        FIGURES: figures,
+        TABLES: [Path(path).with_suffix(".tsv") for path in tables],
+        VIEWER: sorted(SCRIPTS.iterdir()) if any(scripts.values()) else [],  # with its licence
+    }
     with atomic_write(out) as aside:
         aside.mkdir()
-        for folder, paths in {FIGURES: figures, TABLES: [Path(path).with_suffix(".tsv") for path in tables]}.items():
+        for folder, paths in copied.items():
             (aside / folder).mkdir()
             for path in paths:
                 shutil.copyfile(path, aside / folder / Path(path).name)
-        for page, body in bodies.items():
-            heading = f"<h1>{html.escape(title)}: {html.escape(names[page])}</h1>\n"
-            text = whole_page(html.escape(f"{title}: {names[page]}"), navigation(names, page) + heading + body)
-            (aside / f"{page}.html").write_text(text)
+        for page, name in names.items():
+            heading = f"<h1>{html.escape(title)}: {html.escape(name)}</h1>\n"
+            loaded = "".join(f'<script src="{VIEWER}/{script}"></script>\n' for script in scripts.get(page, ()))
+            body = navigation(names, page) + heading + bodies[page] + loaded
+            (aside / f"{page}.html").write_text(whole_page(html.escape(f"{title}: {name}"), body))
+
+
+def page_of(path: Path | str) -> str:
+    """The page of a table or figure that is of no domain."""
+    kind = Path(path).stem.rpartition(".")[2]
+    return next((page for page, kinds in KINDS.items() if kind in kinds), "training")
 
 
 def navigation(names: Mapping[str, str], here: str) -> str:
@@ -82,17 +123,28 @@ def overview_body(reports: Sequence[Mapping], banner: str) -> str:
 
 
 def table_section(path: Path | str) -> str:
-    """A written table, its foot behind a click."""
+    """A written table, its foot behind a click; a long table too."""
     name = Path(path).stem
     table, mark, foot = table_part(Path(path).read_text()).partition('<ul class="foot">')
+    key = f"<p>{html.escape(KEY)}</p>\n" if INTERVAL in foot else ""
+    if table.count("<tr>") > LONG:
+        table = f"<details><summary>The table</summary>\n{table}</details>\n"
     notes = f"<details><summary>How to read it</summary>{mark}{foot}</details>\n"
     digits = f'<p><a href="{TABLES}/{name}.tsv">all digits ({name}.tsv)</a></p>\n'
-    return f"<h2>{html.escape(name)}</h2>\n{table}{notes}{digits}"
+    return f"<h2>{html.escape(name)}</h2>\n{key}{table}{notes}{digits}"
 
 
 def figure_section(path: Path | str) -> str:
     name = Path(path).name
     return f'<h2>{html.escape(Path(path).stem)}</h2>\n<img src="{FIGURES}/{name}" alt="{html.escape(name)}">\n'
+
+
+def views_section(base: str, views: Sequence[Mapping]) -> str:
+    """What a domain shows of single records, each part behind a click."""
+    parts = [
+        f"<details open><summary>{html.escape(view['title'])}</summary>\n{view['html']}</details>\n" for view in views
+    ]
+    return f"<h2>Records, on {html.escape(base)}</h2>\n{''.join(parts)}" if parts else ""
 
 
 def dataset_section(name: str, folder: Path | str) -> str:
@@ -115,7 +167,7 @@ def dataset_section(name: str, folder: Path | str) -> str:
             plain_table("Left out", ["reason", "records"], left),
             plain_table("Proof: counted again in the written files", ["count", "value"], proof),
             plain_table(f"What its {audit['test']} test records share", ["with", "what", "records", "found"], shared),
-            f"<h3>Source and options</h3>\n{yaml_block({part: card[part] for part in ('source', 'options')})}",
+            yaml_block("Source and options", {part: card[part] for part in ("source", "options")}),
         ]
     )
 
@@ -142,10 +194,13 @@ def provenance_body(
         [
             plain_table("What makes each row again, with the same --configfile", ["system", "command"], commands),
             plain_table("Datasets", ["file", "sha256"], digests),
-            f"<h2>Bases</h2>\n{yaml_block(about)}<h2>Config</h2>\n{yaml_block(study)}",
+            yaml_block("Bases", about),
+            yaml_block("Config", study),
         ]
     )
 
 
-def yaml_block(values: Mapping[str, Any]) -> str:
-    return f"<pre>{html.escape(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100))}</pre>\n"
+def yaml_block(title: str, values: Mapping[str, Any]) -> str:
+    """Values as in a config, behind a click."""
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    return f"<details><summary>{html.escape(title)}</summary>\n<pre>{html.escape(text)}</pre></details>\n"

@@ -53,7 +53,8 @@ def splits_layout(entries: Mapping[str, Mapping[str, Mapping]], adapter: str, ab
         rows = tested[record["entry"]]
         systems = map(rows.get, (BASE, record["control"], record["adapter"]))
         above = difference_text(record["value"], records[-1]["value"], first["unit"])
-        shares = [share_text(record["shared"].get(name, 0) / record["test"]) for name in criteria]
+        shared = [record["shared"].get(name) for name in criteria]
+        shares = [share_text(None if count is None else count / record["test"]) for count in shared]
         cells = [*shares, *map(value_cell, systems), above]
         lines.append([record["entry"], record["protocol"], str(record["test"]), *cells])
     metric = column_heading(first)

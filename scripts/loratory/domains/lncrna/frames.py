@@ -1,5 +1,7 @@
 """Open reading frames of a transcript's sense strand."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -18,17 +20,24 @@ def frame_with_stop(sequence: str) -> str:
 def longest_frame(sequence: str) -> tuple[int, int]:
     """Where the longest open reading frame of the sense strand starts, and its nucleotides without the stop codon.
 
-    It starts with ATG and runs to a stop codon or, open-ended, to the last whole codon. Transcripts are stranded:
-    frames of the reverse complement would only blur the feature. (0, 0) where no codon starts one.
+    (0, 0) where no codon starts one.
     """
-    marks, longest = codon_marks(sequence), (0, 0)
+    return max(open_frames(sequence), key=lambda found: found[1], default=(0, 0))
+
+
+def open_frames(sequence: str) -> Iterator[tuple[int, int]]:
+    """Where each open reading frame of the sense strand starts, and its nucleotides without the stop codon.
+
+    It starts with ATG and runs to a stop codon or, open-ended, to the last whole codon. Transcripts are stranded:
+    frames of the reverse complement would only blur the feature.
+    """
+    marks = codon_marks(sequence)
     for at in range(3):
         for stretch in marks[at::3].split(b"*"):
             start = stretch.find(b"M")
-            if start >= 0 and 3 * (len(stretch) - start) > longest[1]:
-                longest = at + 3 * start, 3 * (len(stretch) - start)
+            if start >= 0:
+                yield at + 3 * start, 3 * (len(stretch) - start)
             at += 3 * (len(stretch) + 1)
-    return longest
 
 
 def codon_marks(sequence: str) -> bytes:
