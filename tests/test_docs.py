@@ -20,9 +20,10 @@ from loratory import registry
 from loratory.adapters.deltas import LowRank
 from loratory.bases.core import load_base
 from loratory.bases.prepare import prepare_folder
-from loratory.domains.contract import Example
+from loratory.domains.contract import Example, prediction_row
 from loratory.domains.dataset import audit_split, build_dataset, read_split
 from loratory.domains.fetch import fetch_source, open_source
+from loratory.domains.views import Answers
 from loratory.errors import InputError
 from loratory.mixers.contract import GateInput, GateShape
 
@@ -47,7 +48,7 @@ def examples(tmp_path_factory):
 
 
 def test_the_page_has_all_parts_of_a_domain_a_method_a_mixer_and_a_base_family():
-    parts = ("__init__", "sources", "build", "task", "metrics", "simulate")
+    parts = ("__init__", "sources", "build", "task", "metrics", "simulate", "views")
     domain = [*(f"domains/promoter/{part}.py" for part in parts), "tests/test_promoter.py"]
     single = ["adapters/methods/plain_lora.py", "mixers/methods/fixed.py", "bases/families/seq2seq.py"]
     assert list(BLOCKS) == [*domain, *single]
@@ -73,6 +74,15 @@ def test_the_domain_goes_from_simulation_to_a_metric(examples, tmp_path):
     assert metric.value(metrics.columns(knowing, records, sources.Task())) > 0.95
     guessing = [row | {"p": 0.5} for row in knowing]
     assert metric.value(metrics.columns(guessing, records, sources.Task())) == 0.5
+
+
+def test_the_domain_shows_what_its_systems_say_of_records(examples, tmp_path):
+    sources, task, views = (registry.load_module("domain", "promoter", part) for part in ("sources", "task", "views"))
+    records = read_split(dataset(tmp_path), "test")
+    sure = {record["id"]: prediction_row(record, task.CHOICES[record["label"]], p=0.9) for record in records}
+    (view,) = views.show_records(Answers("mini_lm", records, {"base": sure}, "", "base"), sources.Task())
+    assert registry.has_views("promoter")
+    assert view.html.count("✓ right") == view.html.count("✗ wrong") == min(3, len(records) // 2)
 
 
 def test_the_domains_populations_share_no_record(examples, tmp_path):

@@ -361,6 +361,7 @@ def test_systems_and_baselines_of_another_entry_of_the_domain_are_tested_on_one_
         "predict",
         "score",
         "tabulate_domain",
+        "show_records",
     )
     assert planned.counts - demo.counts == dict.fromkeys(rules, 1)
     inputs = {
@@ -398,7 +399,8 @@ def finished(tmp_path_factory):
 
 def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
     due = finished({"adapters.wide.rank": 64})
-    shown = {"tabulate_domain lncrna mini_bert", "draw_curves mini_bert", "write_site", "all"}
+    shown = {"tabulate_domain lncrna mini_bert", "show_records lncrna mini_bert"}
+    shown |= {"draw_curves mini_bert", "write_site", "all"}
     assert {*due} == {
         "train_sweep lncrna mini_bert wide",
         *(f"predict {corpus} lncrna mini_bert" for corpus in ("data", "general")),
@@ -411,7 +413,7 @@ def test_a_changed_rank_retrains_its_adapter_and_what_hangs_on_it(finished):
 def test_other_bootstrap_resamples_and_another_floor_only_score_again(finished, change):
     changes = {f"evaluation.{key}": value for key, value in change.items()}
     rules = {job.partition(" ")[0] for job in finished(changes)}
-    shown = {"tabulate_domain", "summarise_mixture", "draw_transfer", "write_site", "all"}
+    shown = {"tabulate_domain", "show_records", "summarise_mixture", "draw_transfer", "write_site", "all"}
     assert rules == {"score", "measure_recovery"} | shown
 
 

@@ -39,6 +39,8 @@ SAME = (  # what two runs must agree on, byte for byte
     "metrics/**/*.json",
     "contrasts/*",
     "tables/*",
+    "views/*/*",
+    "report/*.html",
 )
 
 
