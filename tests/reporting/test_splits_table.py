@@ -48,3 +48,12 @@ def test_the_plain_table_has_all_digits(entries, tmp_path):
         ("protein-random", "0.9", "80% of both: 20"),
         ("protein", "0.7", "80% of both: 0"),
     ]
+
+
+def test_what_was_not_looked_for_in_an_entry_is_no_share_of_none(entries, tmp_path):
+    audit = json.loads(entries["protein"]["audit"].read_text())
+    audit["shared"]["other splits"] = {"a gene": {"records": 4, "sensitivity": None}}
+    entries["protein"]["audit"].write_text(json.dumps(audit))
+    write_splits_table(entries, "lora", tmp_path / "table")
+    cells = [line.split("|")[4:6] for line in (tmp_path / "table.md").read_text().splitlines() if line[:2] == "| "][2:]
+    assert [[cell.strip() for cell in row] for row in cells] == [["50.0", "–"], ["–", "10.0"]]

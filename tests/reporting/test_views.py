@@ -71,7 +71,7 @@ def test_errors_are_marked_by_letters_and_words_stand_below_those_that_were_said
     assert re.findall(r'<span class="S" title="another word">(\w+)<br>(\w+)<small>S', text)[0] == ("cat", "bat")
     assert re.findall(r'<span class="I" title="not said">–<br>(\w+)<small>I', text)[0] == "on"
     assert re.findall(r'<span class="D" title="not written">(\w+)<br>–<small>D', text)[0] == "dog"
-    assert "base: 2 errors of 4 words" in text and "control:" not in text and ">stop<" not in text
+    assert "base: errors 2, words 4" in text and "control:" not in text and ">stop<" not in text
     links = {*re.findall('href="#(.*?)"', words.html)}
     assert links and links <= {*re.findall('<article class="card" id="(.*?)"', text)}
 

@@ -29,8 +29,8 @@ KINDS = {  # page: the last part of the names of its tables and figures; all oth
     "methods": ("methods", "costs", "pareto", "rates"),
     "mixtures": ("summary", "mixers", "routing", "transfer", "layers", "tokens"),
 }
-INTERVAL, LONG = "95 % interval", 40  # what feet of tables with intervals say; lines of a table that is long
-KEY = f"Value [{INTERVAL}], or why there is none; {MARKS}."
+LONG = 40  # lines of a table
+KEY = f"Value [95 % interval], or why there is none; {MARKS}."
 SCRIPTS = Path(__file__).parent / VIEWER
 
 
@@ -126,7 +126,7 @@ def table_section(path: Path | str) -> str:
     """A written table, its foot behind a click; a long table too."""
     name = Path(path).stem
     table, mark, foot = table_part(Path(path).read_text()).partition('<ul class="foot">')
-    key = f"<p>{html.escape(KEY)}</p>\n" if INTERVAL in foot else ""
+    key = f"<p>{html.escape(KEY)}</p>\n" if MARKS[0] in foot else ""
     if table.count("<tr>") > LONG:
         table = f"<details><summary>The table</summary>\n{table}</details>\n"
     notes = f"<details><summary>How to read it</summary>{mark}{foot}</details>\n"

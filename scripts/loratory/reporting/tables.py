@@ -175,7 +175,7 @@ def summary_layout(
     foot += [*recovery_notes(recovered["rows"]), best_single_note(recovered), MARKS]
     foot += [*control_notes(controls, learnt), *about]
     foot += version_notes({report["domain"]: report.get("metrics_version", 1) for report in reports})
-    return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records)
+    return Layout(f"{mixture} on {reports[0]['base']}", banner, header, rows, foot, records, 1 + len(test))
 
 
 def primary_rows(report: Mapping, split: str) -> dict[str, Mapping]:

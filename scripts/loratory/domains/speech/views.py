@@ -70,7 +70,8 @@ def word_table(words: Sequence[dict], anchors: dict[str, str]) -> str:
         [escape(word), *(str(facts[word][name]) for name in COUNTS), escape(facts[word]["heard_as"]), ", ".join(links)]
         for word, links in examples.items()
     ]
-    return small_table(["word", *COUNTS, "heard as", "utterances"], lines)
+    kinds = [f'<abbr title="{text}">{kind}</abbr>' for kind, text in KINDS.items()]
+    return small_table(["word", "said", *kinds, "heard as", "utterances"], lines)
 
 
 def utterance_card(record: dict, anchor: str, player: str, aligned: dict[str, dict[str, list[Pair]]]) -> str:
@@ -85,7 +86,7 @@ def answer_part(system: str, pairs: Sequence[Pair]) -> str:
     said, wrong = sum(bool(word) for word, _ in pairs), count_errors(pairs)
     words = "\n".join(pair_part(*pair) for pair in pairs[:LONGEST])
     words += f"\n… {len(pairs) - LONGEST} more" if len(pairs) > LONGEST else ""
-    return f'<p>{escape(system)}: {wrong} errors of {said} words</p>\n<div class="aligned">{words}</div>\n'
+    return f'<p>{escape(system)}: errors {wrong}, words {said}</p>\n<div class="aligned">{words}</div>\n'
 
 
 def pair_part(said: str, written: str) -> str:
