@@ -188,6 +188,16 @@ def test_a_domain_less_takes_its_jobs_along(demo, plan):
     assert demo.counts - plan(less).counts == gone
 
 
+def test_records_that_may_not_be_shown_are_read_for_no_page(demo, plan):
+    silent = plan({"domains.speech.show_records": False})
+    assert demo.counts - silent.counts == {"show_records": 2, "list_errors": 2, "tabulate_errors": 2}
+    (site,) = (job for job in silent.jobs if job.rule.name == "write_site")
+    assert (
+        not [path for path in site.input if "views/speech" in path]
+        and "results/views/recsys/mini_lm.json" in site.input
+    )
+
+
 def test_tables_need_no_figure(tmp_path):
     counts = Plan(DEMO, tmp_path, targets=["tables"]).counts
     assert counts["gather_routing"] and not [rule for rule in counts if rule.startswith("draw_")]

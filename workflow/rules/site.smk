@@ -6,7 +6,7 @@ Inputs: tables, figures, metrics, predictions, cards, audits, what is known of b
 
 from loratory.registry import has_views
 
-VIEWED = [(domain, base) for domain, base in TRACKS if has_views(domain)]
+VIEWED = [(domain, base) for domain, base in TRACKS if has_views(domain) and DOMAINS[domain].show_records]
 
 REPORTED = {
     f"{corpus}/{domain}": f"{RESULTS}/{corpus}/{domain}" for corpus, given in CORPORA.items() for domain in given

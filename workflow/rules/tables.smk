@@ -10,7 +10,11 @@ rule tables:
         [f"<results>/tables/{domain}.{base}.html" for domain, base in TRACKS],
         collect("<results>/tables/{mixture}.summary.html", mixture=STUDY.mixtures),
         collect("<results>/tables/{base}.folding.html", base=JUDGED),
-        [f"<results>/tables/{domain}.{base}.errors.html" for domain, base in TRANSCRIBED],
+        [
+            f"<results>/tables/{domain}.{base}.errors.html"
+            for domain, base in TRANSCRIBED
+            if DOMAINS[domain].show_records
+        ],
         [f"<results>/speed/{domain}.{base}.tsv" for domain, base in TRANSCRIBED],
 
 

@@ -56,6 +56,11 @@ class Domain(Corpus):
 
     adapters: dict[Name, Names] = Field({}, description="{base: adapters trained on this domain}")
     transfer: DomainNames = Field((), description="other entries of the domain, whose systems are tested here too")
+    show_records: bool = Field(
+        True,
+        description="the report shows single test records: voices, texts, users' pasts; false where the report goes to"
+        " people who may not have them",
+    )
 
 
 Entry = TypeVar("Entry", bound=Corpus)
