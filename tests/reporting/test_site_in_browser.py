@@ -26,17 +26,25 @@ def browser(request):
     if not node or not npm:
         pytest.skip("node and npm are not installed")
     folder = Path(request.config.cache.mkdir("browser"))
+    (folder / "tmp").mkdir(exist_ok=True)
     lock, installed = (BROWSER / "package-lock.json").read_bytes(), folder / "installed.json"
     if not installed.is_file() or installed.read_bytes() != lock:
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(BROWSER / name, folder / name)
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
+        command = [
+            npm,
+            "ci",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--fetch-retries=0",
+            "--fetch-timeout=20000",
+        ]
         done = run_quietly(command, folder)
         if done.returncode:
             pytest.skip(f"npm cannot install Chromium: {done.stderr.strip()[-300:]}")
         installed.write_bytes(lock)
     shutil.copyfile(BROWSER / "check.mjs", folder / "check.mjs")
-    (folder / "tmp").mkdir(exist_ok=True)
     return node, folder
 
 
