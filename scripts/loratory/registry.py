@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
@@ -136,16 +135,27 @@ def load_module(noun: str, name: str, part: str = "") -> Any:
     Raises:
         InputError: no such name, or the package that registers it cannot be loaded.
     """
+    module = module_name(noun, name)
+    try:
+        return importlib.import_module(f"{module}.{part}" if part else module)
+    except ImportError as error:
+        entry = outside_entries(noun).get(registered_domain(name))
+        if entry is None:
+            raise
+        raise load_error(noun, entry, error) from error
+
+
+def module_name(noun: str, name: str) -> str:
+    """Of the module of a registered name (of a domain: of its entry's name).
+
+    Raises:
+        InputError: no such name.
+    """
     name = registered_domain(name) if noun == "domain" else name
     if name not in registered_names(noun):
         raise unknown_name_error("config", noun, name, registered_names(noun))
     entry = outside_entries(noun).get(name)
-    if entry is None:
-        return importlib.import_module(".".join(filter(None, [PACKAGES[noun], name, part])))
-    try:
-        return importlib.import_module(".".join(filter(None, [entry.module, part])))
-    except ImportError as error:
-        raise load_error(noun, entry, error) from error
+    return entry.module if entry else f"{PACKAGES[noun]}.{name}"
 
 
 def unknown_name_error(where: object, noun: str, name: object, allowed: Iterable[object]) -> InputError:
@@ -179,4 +189,4 @@ def is_folded(domain: str) -> bool:
 
 def has_views(domain: str) -> bool:
     """Whether a domain has something to show of single records."""
-    return importlib.util.find_spec(f"{PACKAGES['domain']}.{registered_domain(domain)}.views") is not None
+    return find_spec(f"{module_name('domain', domain)}.views") is not None

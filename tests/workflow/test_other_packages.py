@@ -97,6 +97,17 @@ def test_packages_of_others_are_named_where_they_are_used_and_nowhere_else(quiet
     assert registry.outside_packages(method="lora", mixer="xlora", family="causal") == {}
 
 
+def test_a_domain_of_another_package_has_views_where_it_has_the_module(place):
+    for name, code in (("plain", {}), ("shown", {"shown/views.py": ""})):
+        install(place, name, {f"{name}/__init__.py": ""} | code, f"[loratory.domains]\n{name} = {name}\n")
+    assert [registry.has_views(domain) for domain in ("plain", "shown-more", "speech", "structure")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
 def test_an_edit_of_another_package_changes_the_digest_of_what_uses_it(quiet):
     def digests():
         forget_caches()
