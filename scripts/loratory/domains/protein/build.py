@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -169,6 +169,9 @@ def accepted_records(proteins: Iterable[RawProtein], dataset: Dataset, ledger: L
 
 def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> list[dict]:
     """The record of a protein, or those of its windows; none if it went to the ledger."""
+    fits = dataset.min_length <= len(raw.sequence) <= dataset.max_length
+    if fits and not dataset.labels and not raw.sequence.translate(None, STANDARD):  # nearly all
+        return [protein_record(raw, raw.id, raw.sequence.decode())]
     sequence = residue_letters(raw.where, raw.id, raw.sequence, ledger)
     if sequence is None:
         return []
@@ -186,19 +189,24 @@ def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> list[d
                 ledger.count_change("cropped" if dataset.too_long == "crop" else "windows")
                 if raw.labels:
                     ledger.count_change("unlabelled_pieces")
-            records.append(
-                {
-                    "id": id,
-                    "sequence": letters,
-                    "length": len(letters),
-                    "tax_id": raw.tax_id,
-                    "name": raw.name,
-                    "unit": raw.unit or (raw.id if len(pieces) > 1 else ""),
-                    "labels": labels,
-                    "where": raw.where,
-                }
-            )
+            records.append(protein_record(raw, id, letters, raw.id if len(pieces) > 1 else "", labels))
     return records
+
+
+def protein_record(raw: RawProtein, id: str, letters: str, unit: str = "", labels: Sequence[str] = ()) -> dict:
+    """Args:
+    letters, labels: those of the protein or of a piece of it, named `id`. unit: of pieces, where the file has none.
+    """
+    return {
+        "id": id,
+        "sequence": letters,
+        "length": len(letters),
+        "tax_id": raw.tax_id,
+        "name": raw.name,
+        "unit": raw.unit or unit,
+        "labels": [*labels],
+        "where": raw.where,
+    }
 
 
 def lacks_label(labels: list[str], dataset: Dataset) -> bool:
@@ -230,9 +238,6 @@ def find_odd(letters: bytes) -> Residues:
 
 def residue_letters(where: str, id: str, raw: bytes, ledger: Ledger) -> Residues | None:
     """The sequence in capitals, without the mark of its end; None if it is malformed."""
-    sequence = find_odd(raw)
-    if not sequence.odd:  # nearly all: what follows is for the others
-        return sequence
     sequence = find_odd(raw.upper().removesuffix(b"*"))
     error = letter_error(where, sequence.letters)
     if error is None:
