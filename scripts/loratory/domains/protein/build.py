@@ -238,6 +238,9 @@ def find_odd(letters: bytes) -> Residues:
 
 def residue_letters(where: str, id: str, raw: bytes, ledger: Ledger) -> Residues | None:
     """The sequence in capitals, without the mark of its end; None if it is malformed."""
+    sequence = find_odd(raw)
+    if not sequence.odd:
+        return sequence
     sequence = find_odd(raw.upper().removesuffix(b"*"))
     error = letter_error(where, sequence.letters)
     if error is None:
