@@ -4,6 +4,7 @@ import sys
 from random import Random
 
 import pytest
+from studies import changed, shipped, written
 
 from loratory import __main__ as command_line
 from loratory.config import PROJECT, load_config
@@ -34,6 +35,12 @@ def test_a_config_for_own_files_is_right_and_names_them(config, capsys):
     assert study.domains.protein.source.fasta == ["my.fasta"]
     assert command_line.main(["check", config]) == 0
     assert "1 domains, 1 bases, 1 adapters to train" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_made_is_told_by_check_too(called, tmp_path, capsys):
+    odd = written(changed(shipped("bases"), {"bases.mini_lm.pretrain.architecture.hiden_size": 8}), tmp_path)
+    assert command_line.main(["check", str(odd)]) == 1
+    assert "bases.mini_lm.pretrain.architecture: unknown key (hiden_size); expected one of" in capsys.readouterr().err
 
 
 def test_a_domain_that_the_demo_has_not_gets_a_config_too(called, tmp_path):

@@ -339,11 +339,145 @@ MISFITS = {  # how the line begins: the change that causes it
     "evaluation: folded 9 is above samples 5": {"evaluation": {"samples": 5, "folded": 9}},
     "folding: not a folding base (causal); expected a base of family folding": {"folding": "mini_lm"},
 }
+FASTA = {"kind": "files", "fasta": "x.fa"}
+ADDRESS = "https://a.org/x.fa"
+RATED = {"kind": "files", "ratings": "x.csv", "items": "y.csv"}
+MISFITS |= {  # what does not go together, or is out of bounds
+    "domains.protein.dataset: min_length 300 > max_length 200": {"domains.protein.dataset.min_length": 300},
+    "domains.protein.source: min_length 500 > max_length 160": {"domains.protein.source.min_length": 500},
+    "domains.protein.task: min_length 300 > max_length 100": {
+        "domains.protein.task": {"min_length": 300, "max_length": 100}
+    },
+    "domains.lncrna.dataset: min_length 900 exceeds max_length 300": {
+        "domains.lncrna.dataset": {"min_length": 900, "max_length": 300}
+    },
+    "domains.lncrna.task: stride 50 exceeds window 10": {"domains.lncrna.task": {"window": 10, "stride": 50}},
+    "domains.speech.dataset: min_age 12 is above max_age 6": {"domains.speech.dataset": {"min_age": 12, "max_age": 6}},
+    "domains.speech.dataset: min_seconds 9.0 is above max_seconds 4.0": {"domains.speech.dataset.min_seconds": 9},
+    "domains.speech.dataset.spoken: `xxx` says of no words that they stay": {"domains.speech.dataset.spoken": ["xxx"]},
+    "domains.recsys: `task.history` 50 is above the 10 ratings that a record carries": {
+        "domains.recsys.task.history": 50
+    },
+    "domains.recsys: `dataset.positive` 9 tells no two ratings apart": {"domains.recsys.dataset.positive": 9},
+    "domains.recsys.dataset: `protocol: leave_last_out` has no fractions": {
+        "domains.recsys.dataset": {"protocol": "leave_last_out", "split": {"train": 0.6, "gate": 0.2}}
+    },
+    "domains.recsys.source: no scale in [0.0, 5.0, 9.0]; expected [lowest, highest, step]": {
+        "domains.recsys.source": RATED | {"scale": [0, 5, 9]}
+    },
+    "domains.recsys.task.event: nothing to fill into `{title.__class__}`": {
+        "domains.recsys.task.event": "{title.__class__}"
+    },
+    "domains.protein.dataset.split.train: wrong value (-0.2); expected greater than 0": {
+        "domains.protein.dataset.split": {"train": -0.2, "gate": 0.6, "valid": 0.3, "test": 0.3}
+    },
+    "domains.protein.dataset.split.gate: wrong value (0); expected greater than 0": {
+        "domains.protein.dataset.split": {"train": 0.8, "gate": 0}
+    },
+    "adapters.lora.training.learning_rates: wrong value ([]); expected at least one entry": {
+        "adapters.lora.training.learning_rates": []
+    },
+    "adapters.lora.training.learning_rates: 0.001 is given twice": {
+        "adapters.lora.training.learning_rates": ["1e-3", 0.001]
+    },
+    **{
+        f"adapters.lora.training.learning_rates.0: wrong value ({rate}); expected greater than 0": {
+            "adapters.lora.training.learning_rates": [rate]
+        }
+        for rate in (0, -1.0)
+    },
+    "adapters.lora.training.warmup: wrong value (2); expected less than or equal to 1": {
+        "adapters.lora.training.warmup": 2
+    },
+    "adapters.lora.target_modules: wrong value ((q+)+x); expected a list": {"adapters.lora.target_modules": "(q+)+x"},
+    "adapters.lora.target_modules: wrong value ([]); expected at least one": {"adapters.lora.target_modules": []},
+    "adapters.lora.target_modules: q is given twice": {"adapters.lora.target_modules": ["q", "q"]},
+    "adapters.cut: export_rank is 9, expected at most rank (4)": {
+        "adapters.cut": {"method": "dylora", "rank": 4, "export_rank": 9}
+    },
+    "adapters.fall: warm + final is 1.2, expected less than 1": {
+        "adapters.fall": {"method": "adalora", "warm": 0.6, "final": 0.6}
+    },
+    "mixtures.ties.shares: every share is 0": {
+        "mixtures.ties": TIES | {"shares": {"protein": 0, "lncrna": 0}},
+    },
+    "mixtures.ties.density: wrong value (0)": {"mixtures.ties": TIES | {"density": 0}},
+    "mixtures.xlora.experts.protein: protein trains lora on mini_lm (lora); expected an adapter of base mini_wh": {
+        "mixtures.xlora.base": "mini_whisper"
+    },
+    "compare_splits.entries: wrong value (['protein']); expected at least 2 entries": {
+        "compare_splits": {"base": "mini_lm", "entries": ["protein"]}
+    },
+    "evaluation.top_p: wrong value (1.1); expected less than or equal to 1": {"evaluation": {"top_p": 1.1}},
+    "resources.device: unknown device (tpu); expected one of cpu, cuda": {"resources": {"device": "tpu"}},
+    "title: wrong value (nothing); expected text": {"title": None},
+    "data_root: wrong value (''); expected at least one letter": {"data_root": ""},
+}
+MISFITS |= {  # names, paths and addresses with something in them
+    **{
+        f"{group}.{told}: wrong value ({told.rpartition('.')[2] or told}); expected small letters, digits and _": {
+            group: {name: DEMO[group][of]}
+        }
+        for group, of in (("adapters", "lora"), ("bases", "mini_lm"), ("mixtures", "xlora"))
+        for name, told in {
+            "a b": "a b",
+            "a\nb": "a b",
+            "a;rm": "a;rm",
+            "$(a)": "$(a)",
+            "{a}": "{a}",
+            "a/b": "a/b",
+            "a'": "a'",
+            "*": "*",
+            "\x1b[2J": "\\x1b[2J",
+            "a" * 65: "a" * 39 + "…",
+        }.items()
+    },
+    **{
+        f"domains: unknown domain ({told}); expected one of lncrna, ": {"domains": {name: DEMO["domains"]["protein"]}}
+        for name, told in {"protein-../x": "protein-../x", "protein-": "protein-", "protein-a\n": "protein-a"}.items()
+    },
+    **{f"shared: `{path}` is no folder to write into": {"shared": path} for path in ("~/x", "a*", "<results>", "{x}")},
+    "shared: `a\\x00b` is no folder to write into": {"shared": "a\x00b"},
+    "domains.protein.source: a control character in a path (a b)": {
+        "domains.protein.source": FASTA | {"fasta": "a\nb"}
+    },
+    "bases.gpt.path: a control character in a path (a\\x00b)": {"bases.gpt": LOCAL | {"path": "a\x00b"}},
+    "bases.gpt.path: wrong value (''); expected at least one letter": {"bases.gpt": LOCAL | {"path": ""}},
+    **{
+        f"bases.big: `hub` is no repository ({hub or repr(hub)}); expected `owner/name`": {
+            "bases.big": HUB | {"hub": hub, "revision": COMMIT}
+        }
+        for hub in ("../x", "a/b/c", "a;b/c", "")
+    },
+    "bases.gpt: `revision` is for a base with `hub`": {"bases.gpt": LOCAL | {"revision": COMMIT}},
+    "domains.protein.source: unsupported address (https://); expected https": {
+        "domains.protein.source": FASTA | {"fasta": "https://"}
+    },
+    "domains.protein.source: no address: Invalid IPv6 URL (https://[x); expected https": {
+        "domains.protein.source": FASTA | {"fasta": "https://[x"}
+    },
+    "domains.protein.source: an address with a name or password in it (a.org); fix: fetch the file by hand": {
+        "domains.protein.source": FASTA | {"fasta": "https://me:secret@a.org/x.fa"}
+    },
+    "domains.protein.source.sha256: a digest of what is not downloaded (x.fa); expected an address": {
+        "domains.protein.source": FASTA | {"sha256": {"x.fa": "a" * 64}}
+    },
+    f"domains.protein.source.sha256: a digest of what is not downloaded ({ADDRESS}s); expected an address": {
+        "domains.protein.source": FASTA | {"fasta": ADDRESS, "sha256": {ADDRESS: "a" * 64, f"{ADDRESS}s": "a" * 64}}
+    },
+    f"2 of the files and folders that it names do not exist: {'a' * 5000}": {
+        "domains.protein.source": FASTA | {"fasta": "a" * 5000},
+        "bases.gpt": LOCAL | {"path": "no/gpt"},
+        "domains.speech.adapters": {"gpt": ["lora"]},
+        "mixtures": {},
+    },
+}
 
 
 @pytest.mark.parametrize("told", MISFITS)
 def test_what_does_not_fit_is_told_with_its_key(told):
-    assert complaint(MISFITS[told]).startswith(f"{FILE}: {told}")
+    line = complaint(MISFITS[told])
+    assert line.startswith(f"{FILE}: {told}") and line.isprintable() and "secret" not in line
 
 
 def test_a_file_that_is_not_yaml_is_told_with_its_line(tmp_path):

@@ -91,7 +91,13 @@ def export_folder(given: Namespace, options: Sequence[str]) -> None:
 
 def check_config(given: Namespace, options: Sequence[str]) -> None:
     study = read_study(given)
-    require_inputs(study, config_files(given)[-1])
+    where = config_files(given)[-1]
+    require_inputs(study, where)
+    for name, base in study.bases.items():
+        if base.pretrain:
+            from loratory.bases.architecture import check_architecture
+
+            check_architecture(f"{where}: bases.{name}.pretrain.architecture", base.family, base.pretrain.architecture)
     domains = entries_by_name(study.domains)
     adapters = [name for domain in domains.values() for names in domain.adapters.values() for name in names]
     parts = (f"{len(domains)} domains", f"{len(study.bases)} bases", f"{len(adapters)} adapters to train")

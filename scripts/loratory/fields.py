@@ -31,25 +31,37 @@ def renamed_keys(**names: str) -> ConfigDict:
     return ConfigDict(json_schema_extra={"renamed": dict(names)})
 
 
+def require_plain_folder(path: str) -> str:
+    """`path`, in which no letter means more to Snakemake or a shell than itself.
+
+    Raises:
+        ValueError: one does.
+    """
+    if not path.strip() or not path.isprintable() or set(path) & set("{}<>*?") or path.startswith("~"):
+        raise ValueError(f"`{short_value(path)}` is no folder to write into, expected none of {{ }} < > * ? ~ in it")
+    return path
+
+
 def require_folder(path: str) -> str:
     """`path`, which rules write below: no wildcard, and relative only to what lies below the working directory.
 
     Raises:
         ValueError: it is something else.
     """
-    inside = path.removeprefix("<results>/")
-    if not inside.strip() or not inside.isprintable() or set(inside) & set("{}<>*?") or inside.startswith("~"):
-        raise ValueError(f"`{short_value(path)}` is no folder to write into, expected none of {{ }} < > * ? ~ in it")
-    plain = posixpath.normpath(inside)
+    plain = posixpath.normpath(require_plain_folder(path.removeprefix("<results>/")))
     if plain in (".", "/", "//") or plain.split("/")[0] == "..":
         what = f"`{short_value(path)}` leads out of the folder where Snakemake runs, or is that folder"
         raise ValueError(f"{what}, expected one below it, or an absolute path if that is meant")
     return path
 
 
-Name = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$")]
-DomainName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*(-[a-z0-9_]+)?$")]
+Name = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]{0,63}$")]  # of folders, so no longer than they may be
+DomainName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]{0,63}(-[a-z0-9_]{1,64})?$")]
+Folder = Annotated[str, AfterValidator(require_plain_folder)]
 Names = Annotated[tuple[Name, ...], AfterValidator(require_distinct)]
 DomainNames = Annotated[tuple[DomainName, ...], AfterValidator(require_distinct)]
+Modules = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), AfterValidator(require_distinct)
+]
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(require_distinct)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(require_distinct)]

@@ -19,8 +19,9 @@ IN_YAML = {  # by pydantic's error types: what is expected, in a YAML author's w
     "dict_type": "keys with values",
     "model_type": "keys with values",
     "model_attributes_type": "keys with values",
-    "too_short": "at least one entry",
-    "string_pattern_mismatch": "small letters, digits and _, a letter first",
+    "string_type": "text",
+    "string_too_short": "at least one letter",
+    "string_pattern_mismatch": "small letters, digits and _, a letter first, 64 at most",
 }
 
 
@@ -53,6 +54,10 @@ def first_problem(error: ValidationError, raw: dict[str, Any], where: str, schem
         tag = [] if kind == "missing" else quoted_names(context["discriminator"])
         return InputError(problem_location(where, [*path, *tag]), "the key is missing", fix="add it")
     message = problem["msg"]
+    if kind == "too_short":
+        fewest = context["min_length"]
+        expected = "at least one entry" if fewest == 1 else f"at least {fewest} entries"
+        return InputError(problem_location(where, path), "wrong value", value, expected)
     if kind not in IN_YAML and not message.startswith("Input should be "):
         return InputError(problem_location(where, path), message.removeprefix("Value error, "))
     expected = IN_YAML.get(kind) or message.removeprefix("Input should be ").partition(",")[0]

@@ -26,7 +26,9 @@ def schema_text() -> str:
     schema = config_model().model_json_schema()
     for group in ("domains", "general"):  # besides a domain's own name, any that has a second part
         entries = schema["$defs"][group]
-        entries["patternProperties"] = {f"^{name}-[a-z0-9_]+$": node for name, node in entries["properties"].items()}
+        entries["patternProperties"] = {
+            f"^{name}-[a-z0-9_]{{1,64}}$": node for name, node in entries["properties"].items()
+        }
     return json.dumps(dialect | schema, indent=2, ensure_ascii=False) + "\n"
 
 

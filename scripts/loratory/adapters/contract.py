@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 from pydantic import Field
 
 from loratory.domains.contract import Options
+from loratory.fields import Modules
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ class Method(Options):
     learns_ranks: ClassVar[bool] = False
     fixed: ClassVar[frozenset[str]] = frozenset()
 
-    target_modules: tuple[str, ...] | None = Field(
+    target_modules: Modules | None = Field(
         None,
         description="layers to adapt, by their names or those of modules around them: `q_proj`, `encoder`, "
         "`decoder.self_attn`, `cross_attention`, `conv`; none means every linear layer but the output head",

@@ -13,6 +13,7 @@ from loratory.fields import DomainName, DomainNames, Name
 from loratory.training.schedule import Training
 
 COMMIT = re.compile("[0-9a-f]{40}")
+REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)  # a few old ones have no owner
 CHECKPOINTS = {"masked": "fair-esm's ESM-2", "whisper": "openai-whisper's"}  # families: whose `.pt` files are read
 if TYPE_CHECKING:
     Family = str
@@ -106,7 +107,9 @@ class BaseEntry(Options):
 
     family: Family = Field(description="how it reads and what it can be asked")
     path: str | None = Field(
-        None, description="folder with safetensors, config and tokenizer; or a `.pt` of openai-whisper or fair-esm"
+        None,
+        min_length=1,
+        description="folder with safetensors, config and tokenizer; or a `.pt` of openai-whisper or fair-esm",
     )
     hub: str | None = Field(None, description="Hugging Face hub id, with `revision`; see also `bases_root`")
     revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
@@ -132,6 +135,10 @@ class BaseEntry(Options):
             raise ValueError("`continued` is for bases of family causal or masked without `audio`")
         if self.pretrain and self.family not in registry.registered_names("pretraining"):
             raise ValueError(f"a base of family {self.family} cannot be pretrained here; give `path` or `hub`")
+        if self.hub is not None and not REPOSITORY.fullmatch(self.hub):
+            raise ValueError(f"`hub` is no repository ({short_value(self.hub)}); expected `owner/name`")
+        if self.revision and not self.hub:
+            raise ValueError("`revision` is for a base with `hub`; leave it out")
         if self.hub and not self.revision:
             raise ValueError("`hub` needs `revision` (a commit): a moving branch cannot be reproduced")
         if self.revision and not COMMIT.fullmatch(self.revision):

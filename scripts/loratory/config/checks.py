@@ -1,8 +1,8 @@
 """Whether everything that a config names exists and fits together."""
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from loratory import registry
 from loratory.adapters.contract import BaseWeightsMethod
@@ -117,27 +117,43 @@ def check_results(where: str, config: Study) -> None:
 
 
 def check_shared(where: str, config: Study) -> None:
-    if config.shared:
-        check_path(f"{where}: shared", config.shared)
-        if Path(config.shared).resolve() == Path(config.pathvars.results).resolve():
-            what = "the studies' shared folder holds this study's results"
-            raise InputError(f"{where}: shared", what, config.shared, "a folder of its own, such as results/shared")
+    if config.shared and Path(config.shared).resolve() == Path(config.pathvars.results).resolve():
+        what = "the studies' shared folder holds this study's results"
+        raise InputError(f"{where}: shared", what, config.shared, "a folder of its own, such as results/shared")
 
 
 def check_source(at: str, source: FilesOptions) -> None:
     """Locations can be found: a path without wildcards, or an https address whose digest is given."""
     for location in source.all_locations():
-        address = re.match(r"(\w+)://", location)
-        if address and address[1] != "https":
-            raise InputError(at, "unsupported address", location, "https, or a local path")
-        if address and location not in source.sha256:
-            raise InputError(at, "a download without a digest", location, "its digest under `sha256` of this source")
-        if not address:
+        if "://" not in location:
             check_path(at, location)
+            continue
+        check_address(at, location)
+        if location not in source.sha256:
+            raise InputError(at, "a download without a digest", location, "its digest under `sha256` of this source")
+    for location in source.sha256:
+        if location not in source.all_locations() or "://" not in location:
+            what, fix = "a digest of what is not downloaded", "leave it out; digests of local files are noted anyway"
+            raise InputError(f"{at}.sha256", what, location, "an address that this source names", fix)
+
+
+def check_address(at: str, address: str) -> None:
+    """It is of https, and may stand in logs and in what is said of the data."""
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise InputError(at, f"no address: {error}", address, "https, or a local path") from None
+    if parts.scheme != "https" or not parts.hostname:
+        raise InputError(at, "unsupported address", address, "https, or a local path")
+    if parts.username or parts.password:
+        what, fix = "an address with a name or password in it", "fetch the file by hand and give its path"
+        raise InputError(at, what, parts.hostname, fix=fix)
 
 
 def check_path(at: str, path: str) -> None:
-    """Whatever stands in braces would be a wildcard of Snakemake's."""
+    """Whatever stands in braces would be a wildcard of Snakemake's, and no file has control characters in its name."""
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in path):
+        raise InputError(at, "a control character in a path", path)
     if {"{", "}"} & {*path}:
         raise InputError(at, "unknown placeholder or a brace in a path", path, "`{data_root}`, `{resources}` or none")
 
@@ -248,6 +264,8 @@ def check_options(at: str, mixture: MixtureEntry) -> None:
             require_known(f"{at}.shares", "domain", domain, mixture.experts)
         if missing := mixture.experts.keys() - shares.keys():
             raise InputError(f"{at}.shares", "an expert without a share", min(missing), "all experts, or none")
+        if not any(shares.values()):
+            raise InputError(f"{at}.shares", "every share is 0, so nothing is mixed", expected="one that is not")
 
 
 def check_features(at: str, mixture: MixtureEntry, family: str) -> None:

@@ -12,7 +12,7 @@ from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, Mixtur
 from loratory.fields import DomainName, Name
 from loratory.training.schedule import AdapterSweep, Sweep
 
-ENTRY_NAME = re.compile("[a-z][a-z0-9_]*-[a-z0-9_]+")
+ENTRY_NAME = re.compile("[a-z][a-z0-9_]{0,63}-[a-z0-9_]{1,64}")
 Fields = dict[str, tuple[Any, Any]]  # {name: (type, default)}, as pydantic takes them
 
 OF_ADAPTERS = Field(AdapterSweep(), description="of every adapter of this entry")

@@ -5,6 +5,7 @@ import re
 import sysconfig
 from copy import deepcopy
 from functools import reduce
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def require_inputs(config: Study, where: str) -> None:
     sources = [given.source for given in corpora if isinstance(given.source, FilesOptions)]
     named = [path for source in sources for path in (*source.expand_patterns().all_locations(), *source.file_paths())]
     named += [path for name, base in config.bases.items() if (path := base.path or published_folder(config, name))]
-    absent = [path for path in dict.fromkeys(named) if "://" not in path and not Path(path).exists()]
+    absent = [path for path in dict.fromkeys(named) if "://" not in path and not exists(path)]
     absent = [path for path in absent if not {*map(str, Path(path).parents)} & {*absent}]  # the folder says it for all
     if absent:
         what = f"{len(absent)} of the files and folders that it names do not exist: {', '.join(absent)}"

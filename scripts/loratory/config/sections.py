@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from loratory.adapters.contract import Method
 from loratory.bases.options import BaseEntry, Decoding
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
-from loratory.fields import DomainNames, Name, Names, Seeds, require_folder
+from loratory.fields import DomainNames, Folder, Name, Names, Seeds, require_folder
 from loratory.mixers.contract import Mixer
 from loratory.training.schedule import AdapterSweep, Sweep
 
@@ -161,9 +161,9 @@ class Study(Options):
 
     title: str = Field("Loratory", description="heading of the report")
     pathvars: PathVariables = Field(PathVariables(), description="Snakemake's path variables")
-    data_root: str = Field("data", description="replaces `{data_root}` in locations")
-    bases_root: str | None = Field(None, description=BASES_ROOT)
-    shared: str | None = Field(None, min_length=1, description=SHARED)
+    data_root: str = Field("data", min_length=1, description="replaces `{data_root}` in locations")
+    bases_root: str | None = Field(None, min_length=1, description=BASES_ROOT)
+    shared: Folder | None = Field(None, description=SHARED)
     seeds: Seeds = Field((0,), min_length=1, description="one training of everything for each")
     split_seed: int = Field(0, ge=0, description="decides which group is in which split")
     domains: Group[Domain] = Field(description="what adapters learn and what is reported")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
@@ -187,7 +188,7 @@ class FilesOptions(Options):
 
 def matching_files(location: str) -> list[str]:
     """The files that a pattern matches, sorted; a path, an address and a pattern without a match as they are."""
-    if "://" in location or not {*"*?["} & {*location} or Path(location).exists():
+    if "://" in location or not {*"*?["} & {*location} or exists(location):
         return [location]
     return sorted(path for path in glob(location, recursive=True) if Path(path).is_file()) or [location]
 

@@ -79,15 +79,15 @@ def open_source(domain: str, folder: Path | str) -> FilesOptions:
 
 def fetch_location(location: str, digests: dict[str, str], aside: Path, out: Path) -> str:
     """A location as a local path: unchanged, or downloaded into `aside` and named as it will be under `out`."""
-    address = urlparse(location)
-    if not address.scheme:
+    if "://" not in location:
         return location
+    address = urlparse(location)
     if address.scheme != "https":
         raise InputError(location, "unsupported address", address.scheme, "https, or a local path")
     if location not in digests:
         raise InputError(location, "a download without a digest", expected="its hex digest under `sha256:`")
     name = PurePosixPath(address.path).name
-    if (aside / name).exists():  # of another address
+    if name == MANIFEST or (aside / name).exists():  # of another address
         name = f"{digests[location][:8]}_{name}"
     digest = hashlib.sha256()
     try:

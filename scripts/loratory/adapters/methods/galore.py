@@ -28,6 +28,7 @@ from pydantic import Field
 from loratory.adapters.adam import BETAS, EPS, adam_direction
 from loratory.adapters.methods import full_ft
 from loratory.errors import InputError
+from loratory.fields import Modules
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 class Method(full_ft.Method):
     """W ← W − η · scale · Adam(G Pᵀ) P with P the leading right singular vectors of G. Defaults: its fine-tuning."""
 
-    target_modules: tuple[str, ...] | None = Field(  # type: ignore[assignment]  # an option again
+    target_modules: Modules | None = Field(  # type: ignore[assignment]  # an option again
         None,
         description="linear layers whose gradient is projected, by name; none: all but the head",
     )

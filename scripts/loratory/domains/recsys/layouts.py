@@ -96,7 +96,7 @@ class Layout(Options):
             lost = [role for role in needed if columns and not columns.get(role)]
             if lost:
                 raise ValueError(f"{table}_table: the column of the {lost[0]} is missing; expected `{lost[0]}: …`")
-        if self.scale and not (self.scale[0] < self.scale[1] and self.scale[2] > 0):
+        if self.scale and not 0 < self.scale[2] <= self.scale[1] - self.scale[0]:
             raise ValueError(f"no scale in {list(self.scale)}; expected [lowest, highest, step]")
 
     @property

@@ -185,10 +185,8 @@ class Dataset(DatasetOptions):
 
     def source_conflict(self, source: Options) -> str | None:
         """Why ratings of such a source cannot become such a dataset; None if they can."""
-        if not isinstance(source, Files):
-            return None
         try:
-            return layout_conflict(self, source.layout)
+            return layout_conflict(self, source.layout if isinstance(source, Files) else LAYOUTS["movielens"])
         except ValueError:
             return None  # an archive, whose members tell
 

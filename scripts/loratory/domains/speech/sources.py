@@ -20,7 +20,7 @@ from loratory.domains.contract import (
     TaskOptions,
     Text,
 )
-from loratory.domains.speech.markup import check_patterns
+from loratory.domains.speech.markup import WILDCARD, check_patterns
 from loratory.errors import InputError
 
 AUDIO, FOLDED = True, False
@@ -174,6 +174,13 @@ class Dataset(DatasetOptions):
     @classmethod
     def check_markers(cls, markers: tuple[str, ...]) -> tuple[str, ...]:
         check_patterns(markers)
+        return markers
+
+    @field_validator("spoken")
+    @classmethod
+    def check_words(cls, markers: tuple[str, ...]) -> tuple[str, ...]:
+        if wordless := next((marker for marker in markers if WILDCARD not in marker), None):
+            raise ValueError(f"`{wordless}` says of no words that they stay; expected `...` in it, or it under `tags`")
         return markers
 
     @model_validator(mode="after")
