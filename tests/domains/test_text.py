@@ -128,7 +128,7 @@ BAD_ROWS = {
         "a key is missing, or has no value; it has prompt; expected `comp",
     ),
     "no_number": (b'{"prompt": "q", "completion": NaN}', "`completion` is no text (nan)"),
-    "surrogate": (b'{"prompt": "\\ud83d", "completion": "c"}', "`prompt` holds half a character"),
+    "surrogate": (b'{"prompt": "\\ud83d", "completion": "c"}', "half of a surrogate pair"),
     "both": (b'{"prompt": "q", "completion": "c", "choices": ["a", "b"], "answer": 0}', "a row of both questions"),
     "question": (
         b'{"prompt": "q", "choices": ["a", "b"], "answer": 0}',

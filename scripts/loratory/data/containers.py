@@ -120,9 +120,9 @@ def au_end(head: bytes) -> int | None:
 def nist_end(file: IO[bytes]) -> int | None:
     """Of a NIST SPHERE file, by its fields."""
     file.seek(8)
-    size = int(file.read(8))
+    size = int(found[1]) if (found := re.fullmatch(rb"\s*(\d+)\s*", file.read(8))) else 0
     fields = dict(
-        re.findall(rb"^(sample_count|channel_count|sample_n_bytes) -\w+ (\d+)", file.read(size), re.MULTILINE)
+        re.findall(rb"^(sample_count|channel_count|sample_n_bytes) -\w+ (\d{1,15})\b", file.read(size), re.MULTILINE)
     )
     return size + prod(map(int, fields.values())) if len(fields) == 3 else None
 

@@ -174,6 +174,11 @@ def read_blocks(path: Path | str, size: int = BLOCK) -> Iterator[bytes]:
             done += len(block)
 
 
+def first_bytes(path: Path | str, n: int) -> bytes:
+    """The first `n` bytes of `read_blocks`, or as many as there are: by them formats are told apart."""
+    return next(read_blocks(path, n), b"")
+
+
 def damaged_error(path: Path | str, done: int, error: Exception) -> InputError:
     what = f"the compressed file ends early or is damaged after {done} bytes of content"
     return InputError(path, what, short_value(error), "a whole file", "fetch it again", "damaged")

@@ -20,14 +20,27 @@ def read_objects(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[in
             yield number, parse_object(f"{path}:{number}", line)
 
 
+def parse_json(where: str, text: str, expected: str = "JSON") -> Any:
+    """Raises:
+    InputError: the text is not JSON, or spells out half of a surrogate pair, which no file can hold.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        what, fix = "half of a surrogate pair, which no text holds", "write both halves, or leave the line out"
+        raise InputError(where, what, expected="Unicode text", fix=fix, reason="encoding") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, "not JSON", error, expected, reason="json") from None
+    return value
+
+
 def parse_object(where: str, line: str) -> dict[str, Any]:
     """Raises:
     InputError: the line is not one JSON object.
     """
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(where, "not JSON", error, "one JSON object on each line", reason="json") from None
+    value = parse_json(where, line, "one JSON object on each line")
     if not isinstance(value, dict):
         raise InputError(where, "not a JSON object", line, "one JSON object on each line", reason="json")
     return value

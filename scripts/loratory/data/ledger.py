@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from loratory.data.files import atomic_write
-from loratory.errors import InputError, short_value
+from loratory.errors import InputError, on_one_line
 
 HEADER = ("file", "record", "id", "reason", "detail")
 ROWS_OF_A_REASON = 10_000  # beyond, records are counted: a row each would fill memory where millions are left out
@@ -70,7 +70,8 @@ class Ledger:
         self.n_rejected[reason] += 1
         if self.n_listed[reason] < ROWS_OF_A_REASON:
             self.n_listed[reason] += 1
-            self.rows.append((file, record, id, reason, detail_text(detail)))
+            where = on_one_line(file), on_one_line(record)
+            self.rows.append((*where, on_one_line(id), reason, detail_text(detail)))
 
     def reason_counts(self) -> dict[str, int]:
         return dict(sorted(self.n_rejected.items()))
@@ -112,4 +113,4 @@ class Ledger:
 
 def detail_text(detail: object) -> str:
     """The detail on one line, cut to 200 characters; "-" if there is none."""
-    return " ".join(str(detail).split())[:200] if detail != "" else short_value("-")
+    return on_one_line(" ".join(str(detail).split()))[:200] if detail != "" else "-"

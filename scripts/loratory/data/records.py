@@ -252,6 +252,8 @@ def spill_records(records: Iterable[dict], schema: pa.Schema) -> Records:
     pa.default_memory_pool().release_unused()
 
     def load(names: Names) -> Iterator[pa.Table]:
+        if not n:
+            return iter([schema.empty_table() if names is None else some_columns(schema.empty_table(), names)])
         # Arrow's own file: its threads, reading a Python file, can abort the interpreter at exit (apache/arrow #50482)
         reader = pq.ParquetFile(pa.OSFile(f"/dev/fd/{file.fileno()}"))
         return (reader.read_row_group(group, names) for group in range(reader.num_row_groups))

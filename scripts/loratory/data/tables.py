@@ -1,6 +1,7 @@
 """Rows of tables: CSV with a header, tabs or semicolons in place of its commas, parquet, or JSON objects on lines."""
 
 import csv
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loratory.data.files import LONGEST, open_bytes, read_lines
+from loratory.data.files import LONGEST, first_bytes, read_lines
 from loratory.data.json_lines import parse_object
 from loratory.data.ledger import Ledger
 from loratory.errors import InputError
@@ -36,8 +37,7 @@ def read_table(
     Raises:
         InputError: as `read_lines`; a column is missing, quotes are broken, or there is no row.
     """
-    with open_bytes(path) as stream:
-        start = stream.read(len(PARQUET))
+    start = first_bytes(path, len(PARQUET))
     read_rows = parquet_rows if start == PARQUET else object_rows if start[:1] == b"{" else text_rows
     before = ledger.n_in
     for number, row in read_rows(path, columns, ledger, encoding, optional):
@@ -119,10 +119,11 @@ def parquet_rows(
     path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str, optional: Collection[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     try:
-        table = pq.ParquetFile(path)
+        table = pq.ParquetFile(path, page_checksum_verification=True)
         columns = present_columns(f"{path}:1", columns, table.schema_arrow.names, optional)
         number = 0
         for batch in table.iter_batches(columns=list(dict.fromkeys(columns.values()))):
+            batch.validate(full=True)  # texts that are no UTF-8
             for row in batch.to_pylist():
                 number += 1
                 ledger.count_record()
@@ -148,6 +149,9 @@ def object_rows(
 
 
 def cell_text(value: object) -> str:
+    """The text of a value of JSON or parquet, "" for none; a list or an object as JSON, as cells of CSV write it."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None else str(value).strip()
 
 

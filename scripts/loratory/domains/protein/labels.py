@@ -11,7 +11,7 @@ from loratory.data.records import Records
 from loratory.data.sampling import file_and_record
 from loratory.data.tables import read_table
 from loratory.domains.protein.sources import Dataset, Files, Label
-from loratory.errors import InputError
+from loratory.errors import InputError, short_value
 
 EC_NUMBER = re.compile(r"[1-9]\d*(\.(n?\d+|-)){0,3}")
 RESERVED = re.compile(r"[<>\r\n]")  # brackets enclose a label in an instruction
@@ -89,7 +89,9 @@ class LabelTables:
         if self.rows and not self.joined:
             what, first = "no id of the label tables is that of a record", next(iter(self.rows))
             fix = "name the column of the records' ids in `label_id`"
-            raise InputError(self.files.labels[0], what, first, f"ids such as {last_id}", fix, "unmatched")
+            raise InputError(
+                self.files.labels[0], what, first, f"ids such as {short_value(last_id)}", fix, "unmatched"
+            )
         kept = 0
         for id, rows in self.rows.items():
             for where, _ in rows:

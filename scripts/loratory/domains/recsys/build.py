@@ -91,7 +91,7 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> "RatingTable":
         dataset=dataset,
         least=dataset.least_liked(layout),
         titles=[names.get(item, item) for item in ratings.items],
-        profiles=[profiles[user] if profiles else "" for user in ratings.users],
+        profiles=[(profiles or {}).get(user, "") for user in ratings.users],
         rows=np.arange(len(ratings), dtype=np.int32),
         items=ratings.item,
         homes=np.zeros(len(ratings), np.int8),

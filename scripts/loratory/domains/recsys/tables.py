@@ -26,7 +26,7 @@ from loratory.data.files import (
     check_encoding_mark,
     check_size,
     damaged_error,
-    open_bytes,
+    first_bytes,
     read_blocks,
 )
 from loratory.data.tables import PARQUET, SEPARATORS, csv_rows
@@ -299,9 +299,10 @@ def parquet_chunks(location: str, roles: Mapping[str, str]) -> Iterator[Chunk]:
         raise InputError(location, "parquet inside an archive", expected="a file", fix="unpack it", reason="format")
     start = 1
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         column_places(location, file.schema_arrow.names, roles)
         for batch in file.iter_batches(BLOCK >> 6, columns=list(dict.fromkeys(roles.values()))):
+            batch.validate(full=True)  # texts that are no UTF-8
             lines = np.arange(start, start + len(batch))
             columns = {role: batch.column(name).cast(pa.string()).fill_null("") for role, name in roles.items()}
             yield Chunk(lines, columns)
@@ -323,8 +324,7 @@ def location_blocks(location: str) -> Iterator[bytes]:
     """
     path, member = split_location(location)
     if not member:
-        with open_bytes(path) as stream:
-            start = stream.read(len(PARQUET))
+        start = first_bytes(path, len(PARQUET))
         yield from [start] if start == PARQUET else read_blocks(path, BLOCK)
         return
     with open_archive(path) as archive:

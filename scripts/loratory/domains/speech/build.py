@@ -42,9 +42,9 @@ Value = TypeVar("Value", int, str)
 GENDERS = {"female": "f", "male": "m"}
 AGES = range(1, 101)  # 0 and 120 are what forms hold where the age is unknown
 AGE = re.compile(
-    r"(?P<years>\d+)(?:\.\d+)?\s*(?:y|yrs?|years?)?\.?"  # 6, 6.5, 6y, 6 years
-    r"|(?P<completed>\d+);(?P<months>\d{1,2})?(?:\.\d{0,2})?"  # 6;3, 6;03.14: years;months.days
-    r"|(?P<y>\d+)\s*y\w*\s*(?P<m>\d{1,2})\s*m\w*",  # 6y3m, 6 years 3 months
+    r"(?P<years>\d{1,3})(?:\.\d+)?\s*(?:y|yrs?|years?)?\.?"  # 6, 6.5, 6y, 6 years
+    r"|(?P<completed>\d{1,3});(?P<months>\d{1,2})?(?:\.\d{0,2})?"  # 6;3, 6;03.14: years;months.days
+    r"|(?P<y>\d{1,3})\s*y\w*\s*(?P<m>\d{1,2})\s*m\w*",  # 6y3m, 6 years 3 months
     re.IGNORECASE,
 )
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that a file system takes

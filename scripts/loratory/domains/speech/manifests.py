@@ -5,6 +5,7 @@ begin with `pipe:`, and opens NIST SPHERE through a shell, so it is given none o
 """
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from loratory.domains.speech.utterances import Utterance, Word, duplicate_error
 from loratory.errors import InputError
 
 RECIPES: dict[str, dict[str, Any]] = {"librispeech": {}, "cslu_kids": {"normalize_text": False}}  # {recipe: options}
+NUMBERS = ("start", "duration", "sampling_rate", "num_samples")  # of recordings, supervisions, cuts and words
 ROUNDING = 0.01  # seconds by which times in manifests may differ from those that they stand for
 LONGEST_ERROR = 120  # letters of what another library says
 Placed = tuple[str, Any]  # where it stands, and an object of lhotse
@@ -84,6 +86,7 @@ def parse_item(where: str, line: str) -> Any:
         InputError: the line is none.
     """
     content = parse_object(where, line)
+    check_numbers(where, content)
     try:
         return import_lhotse(where).serialization.deserialize_item(content)
     except InputError:
@@ -91,6 +94,24 @@ def parse_item(where: str, line: str) -> Any:
     except Exception as error:  # whatever its classes raise for fields that are missing or of another type
         what = f"not an object of a lhotse manifest: {error_text(error)}"
         raise InputError(where, what, expected="what lhotse writes", reason="manifest_kind") from None
+
+
+def check_numbers(where: str, content: Any) -> None:
+    """lhotse takes whatever stands for a time, and stumbles over it later.
+
+    Raises:
+        InputError: it is no finite number.
+    """
+    if isinstance(content, list):
+        for item in content:
+            check_numbers(where, item)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if key in NUMBERS and not is_number:
+                raise InputError(where, f"`{key}` is no number", value, "a finite number", reason="manifest_kind")
+            if key != "custom":
+                check_numbers(where, value)
 
 
 def error_text(error: Exception) -> str:

@@ -5,7 +5,6 @@ sides are farther apart than the residues between them can reach, the chain is c
 the others are rejected as `chain_break`.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from loratory.data.files import read_blocks, read_lines
+from loratory.data.json_lines import parse_json
 from loratory.data.ledger import Ledger
 from loratory.data.origins import ORIGINS
 from loratory.data.records import Records
@@ -159,14 +159,6 @@ def parse_chain(where: str, record: Any, origin: str | None, ledger: Ledger) -> 
         ledger.note_error(error)
 
 
-def parse_json(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        fix = "write it again"
-        raise InputError(where, f"not JSON: {error.msg}", text[error.pos :], "JSON", fix, "json") from None
-
-
 def json_chain(where: str, record: Any, origin: str) -> Chain:
     """A chain from `name`, `seq` and `coords`: {N, CA, C, O: a point a residue}, or four points a residue.
 
@@ -189,7 +181,7 @@ def json_chain(where: str, record: Any, origin: str) -> Chain:
     try:
         points = [coords[atom] for atom in BACKBONE] if isinstance(coords, dict) else coords
         atoms = np.array(points, dtype=float)  # null becomes NaN
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         expected = "N, CA, C and O of every residue, numbers in Å"
         raise InputError(where, "coordinates that cannot be read", error, expected, reason="coordinates") from None
     atoms = atoms.swapaxes(0, 1) if isinstance(coords, dict) else atoms

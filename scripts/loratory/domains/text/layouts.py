@@ -1,6 +1,5 @@
 """Rows of files → prompt and answer, whichever of the usual layouts they have."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from loratory.data.files import TextDecoder, read_blocks, read_byte_lines, read_lines
-from loratory.data.json_lines import parse_object
+from loratory.data.json_lines import parse_json, parse_object
 from loratory.data.ledger import Ledger
 from loratory.data.tables import read_table
 from loratory.domains.text.sources import Columns, Files
@@ -54,13 +53,8 @@ class Row:
         """The text without the white space around it.
 
         Raises:
-            InputError: nothing is left, or a character of it is half of one (JSON can write that, files cannot).
+            InputError: nothing is left.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            what, fix = f"`{name}` holds half a character", "write the pair of surrogates, or leave the row out"
-            raise InputError(self.where, what, text[error.start], "Unicode text", fix, "encoding") from None
         if not text.strip():
             raise InputError(self.where, f"`{name}` is empty", expected="a text", reason="no_text")
         return text.strip()
@@ -70,8 +64,8 @@ class Row:
         value = self.values.get(key)
         if isinstance(value, str):
             try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
+                value = parse_json(self.where, value)
+            except InputError:
                 return []
         return value if isinstance(value, list) else []
 
@@ -123,11 +117,8 @@ def line_objects(path: str, encoding: str, ledger: Ledger) -> Iterator[tuple[str
 
 def array_objects(path: str, encoding: str, ledger: Ledger) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects of one JSON array, numbered from 1."""
-    try:
-        rows = json.loads("\n".join(line for _, line in read_lines(path, encoding)))
-    except (ValueError, RecursionError) as error:
-        expected = "one JSON array, or one object on each line"
-        raise InputError(path, "not JSON", error, expected, reason="json") from None
+    text = "\n".join(line for _, line in read_lines(path, encoding))
+    rows = parse_json(path, text, "one JSON array, or one object on each line")
     for number, row in enumerate(rows, start=1):
         ledger.count_record()
         if isinstance(row, dict):
