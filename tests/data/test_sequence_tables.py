@@ -48,6 +48,29 @@ def test_parquet_is_told_by_its_content_and_numbers_become_text(tmp_path):
     assert rows(tmp_path / "x.data") == [("7", "MKVLLA", "f1"), ("8", "GGG", "")]
 
 
+def test_objects_on_lines_are_told_behind_a_byte_order_mark_and_in_an_archive(tmp_path):
+    content = b'{"seq": "MKV", "entry": "a", "family": ["f", 1]}\n'
+    found = [("a", "MKV", '["f", 1]')]
+    assert rows(written(tmp_path, "x.jsonl", b"\xef\xbb\xbf" + content)) == found
+    assert rows(written(tmp_path, "x.jsonl.gz", gzip.compress(content))) == found
+
+
+def test_a_damaged_archive_and_parquet_are_named(tmp_path):
+    with pytest.raises(InputError, match="the compressed file ends early or is damaged"):
+        rows(written(tmp_path, "x.csv.gz", gzip.compress(TEXT.encode())[:-6]))
+    pq.write_table(pa.table({"seq": ["MKVLLA"] * 9, "entry": [*"abcdefghi"], "family": ["f"] * 9}), tmp_path / "x")
+    damaged = (tmp_path / "x").read_bytes().replace(b"MKVLLA", b"MK\xffLLA")
+    with pytest.raises(InputError, match="x: the file is damaged"):
+        rows(written(tmp_path, "x", damaged))
+
+
+def test_rejected_rows_are_listed_without_control_characters(tmp_path):
+    ledger = Ledger("skip")
+    path = written(tmp_path, "x.csv", b"entry,seq,family\n\x1b[2J,,f\n")
+    assert [*read_sequence_rows(path, COLUMNS, ledger)] == []
+    assert ledger.rows[0][2] == "\\x1b[2J" and ledger.rows[0][4].isprintable()
+
+
 def test_rows_without_ids_are_named_after_file_and_line(tmp_path):
     path = written(tmp_path, "x.csv", TEXT.encode())
     assert [row[0] for row in rows(path, {"sequence": "seq"})] == ["x.csv:2", "x.csv:3"]

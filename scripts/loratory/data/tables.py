@@ -128,7 +128,7 @@ def parquet_rows(
                 number += 1
                 ledger.count_record()
                 yield number, {key: cell_text(row[name]) for key, name in columns.items()}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", "write it again") from None
 
 

@@ -307,7 +307,7 @@ def parquet_chunks(location: str, roles: Mapping[str, str]) -> Iterator[Chunk]:
             columns = {role: batch.column(name).cast(pa.string()).fill_null("") for role, name in roles.items()}
             yield Chunk(lines, columns)
             start += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
             location, "the file is damaged", str(error), "a whole Parquet file", reason="damaged"
         ) from None
