@@ -3,4 +3,4 @@
 The library never imports Snakemake; `scripts/<rule>.py` are the doors between the two.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
