@@ -185,6 +185,11 @@ def test_what_stops_a_run_is_said_without_the_places_that_raised_it_and_harms_no
     assert run.said == [r"error: a.yaml: \x1b]0;x\x07 bad"]
 
 
+def test_a_locked_folder_is_said_in_one_line_with_what_to_do(run):
+    run.tell(LogEvent.ERROR, "LockException:\nError: Directory cannot be locked.", exception="LockException")
+    assert len(run.said) == 2 and "--unlock" in run.said[1]
+
+
 def test_what_has_no_line_of_its_own_is_said_as_snakemake_does(run):
     run.tell(None, "Nothing to be done (all requested files are present and up to date).")
     run.tell(None, "the disk is \x1b[2Jslow", logging.WARNING)

@@ -53,6 +53,10 @@ CHATTER = (  # of Snakemake before and between the jobs, in messages of no event
     "Using shell:",
     "host:",
 )
+LOCKED = (
+    "error: .snakemake/locks: another run makes the same files here; fix: wait for it; if it is gone (machines were "
+    "started anew, or it ran on another), the same command with --unlock, then without"
+)
 OF_A_DRY_RUN = ("Reasons:", "Some jobs were triggered by", "This was a dry-run")  # what a quiet one has no use for
 SILENT = (
     LogEvent.JOB_STARTED,
@@ -185,6 +189,8 @@ class LogHandler(LogHandlerBase):
         if record.exception == "RuleException" and "CalledProcessError" in record.getMessage():
             return  # a script ended; `on_job_error` says why
         lines = record.getMessage().splitlines()
+        if record.exception == "LockException":
+            lines = [LOCKED]
         if record.exception == "WorkflowError" and not self.common_settings.verbose:
             told = [line for line in lines if line.strip() and not line.startswith(("WorkflowError", '  File "'))]
             lines = [f"error: {line}" if number == 0 else line for number, line in enumerate(told)]
