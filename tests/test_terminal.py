@@ -147,6 +147,14 @@ def test_a_job_is_one_line_when_it_ends_with_how_far_the_run_is(run):
     assert run.said[0] == "3 jobs" and run.said[1].startswith("1 of 3  train sweep: protein, lora, 0 s")
 
 
+def test_what_a_job_has_to_say_stands_below_its_line(run, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("note: 9 of 10 records kept; left out: too_short 1\nwritten\n")
+    run.start(1, log=[log, tmp_path / "absent"], domain="protein")
+    run.tell(LogEvent.JOB_FINISHED, job_id=1)
+    assert run.said[2:] == ["  9 of 10 records kept; left out: too_short 1"]
+
+
 def test_what_runs_is_said_with_its_training_and_the_time_left(run, tmp_path):
     log = tmp_path / "log"
     run.start(1, log=[log], domain="protein")

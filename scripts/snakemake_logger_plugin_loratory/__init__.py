@@ -30,6 +30,7 @@ from loratory.terminal import (
     duration,
     error_lines,
     job_seconds_left,
+    note_lines,
     read_training,
     seconds_left,
 )
@@ -172,7 +173,8 @@ class LogHandler(LogHandlerBase):
         self.ended[job.rule] += 1
         done, total = self.ended.total(), max(self.jobs.total(), self.ended.total())
         rest = self.time_left() if done < total else ""
-        self.say(f"{done:{len(str(total))}} of {total}  {job.title}, {duration(job.seconds)}{rest}")
+        line = f"{done:{len(str(total))}} of {total}  {job.title}, {duration(job.seconds)}{rest}"
+        self.say("\n".join((line, *(f"  {note}" for note in note_lines(job.logs)))))
 
     def on_job_error(self, record: Any) -> None:
         job = self.running.pop(record.jobid, None)
