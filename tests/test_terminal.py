@@ -193,6 +193,13 @@ def test_what_stops_a_run_is_said_without_the_places_that_raised_it_and_harms_no
     assert run.said == [r"error: a.yaml: \x1b]0;x\x07 bad"]
 
 
+def test_a_job_that_ctrl_c_ends_has_not_failed(run):
+    run.start(1, domain="protein")
+    run.tell(None, "Terminating processes on user request, this might take some time.")
+    run.tell(LogEvent.JOB_ERROR, jobid=1, rule_name="train_sweep", log=[])
+    assert "the same command goes on" in run.said[1] and run.said[2] == "stopped: train sweep: protein"
+
+
 def test_a_locked_folder_is_said_in_one_line_with_what_to_do(run):
     run.tell(LogEvent.ERROR, "LockException:\nError: Directory cannot be locked.", exception="LockException")
     assert len(run.said) == 2 and "--unlock" in run.said[1]

@@ -54,6 +54,8 @@ CHATTER = (  # of Snakemake before and between the jobs, in messages of no event
     "Using shell:",
     "host:",
 )
+INTERRUPTED = "Terminating processes on user request"
+STOPPING = "stopping: trainings end after the step that they are in; the same command goes on from there"
 LOCKED = (
     "error: .snakemake/locks: another run makes the same files here; fix: wait for it; if it is gone (machines were "
     "started anew, or it ran on another), the same command with --unlock, then without"
@@ -119,6 +121,7 @@ class LogHandler(LogHandlerBase):
         self.running: dict[int, RunningJob] = {}
         self.causes: dict[int, str] = {}
         self.forecast: dict[str, float] = {}
+        self.interrupted = False
         self.started = monotonic()
         self.live = Live("", console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
         self.changing, self.closed = RLock(), Event()
@@ -143,6 +146,8 @@ class LogHandler(LogHandlerBase):
         text = self.others.format(record)
         if not text or text == "None" or text.startswith(self.skipped):
             return
+        if text.startswith(INTERRUPTED):
+            self.interrupted, text = True, STOPPING
         style = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow"}.get(record.levelname, "")
         self.say("\n".join(map(on_one_line, text.splitlines())), style)
 
@@ -178,6 +183,9 @@ class LogHandler(LogHandlerBase):
 
     def on_job_error(self, record: Any) -> None:
         job = self.running.pop(record.jobid, None)
+        if self.interrupted:
+            self.say(f"stopped: {job.title if job else record.rule_name}")
+            return
         cause = "\n".join(f"  {line}" for line in error_lines(record.log))
         if cause and self.causes.get(record.jobid) == cause:  # another attempt met the same
             return
