@@ -192,7 +192,7 @@ class LogHandler(LogHandlerBase):
         self.causes[record.jobid] = cause
         title = f"{job.title}, after {duration(job.seconds)}" if job else record.rule_name
         logs = [f"  log: {log}" for log in record.log]
-        self.say("\n".join((f"failed: {title}", cause, *logs)), "red")
+        self.say("\n".join(filter(None, (f"failed: {title}", cause, *logs))), "red")
 
     def on_error(self, record: Any) -> None:
         """What stopped Snakemake: its message without the places in rules that raised it."""

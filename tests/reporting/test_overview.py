@@ -39,6 +39,11 @@ def test_it_says_what_a_column_rests_on_and_warns_of_few_seeds(tmp_path):
     assert study_overview(two, "out").count("Fewer than 3 seeds") == 1
 
 
+def test_it_says_why_a_number_is_missing(tmp_path):
+    rows = [metric_row("base", None, status="n < 10: too few records")]
+    assert "a: AUC: n < 10: too few records." in study_overview([write_report(tmp_path / "a.json", "a", rows)], "out")
+
+
 def test_it_says_where_everything_is(reports):
     text = study_overview(reports, "out", "simulated")
     assert "simulated" in text and "out/tables" in text and "out/report/index.html" in text

@@ -186,7 +186,8 @@ class TerminationSignal:
     """Notes SIGTERM and Ctrl-C instead of dying from them; true once one came. A second Ctrl-C interrupts at once."""
 
     def __enter__(self) -> Self:
-        self.received, self.before = False, {}
+        self.received = False
+        self.before: dict[int, Any] = {}
         answered = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
         with suppress(ValueError):  # not the main thread
             self.before = {number: signal.signal(number, self.note_signal) for number in answered}
