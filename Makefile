@@ -41,4 +41,6 @@ $(READY): requirements.lock
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@echo ../../../../scripts > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/loratory.pth"
+	@printf '#!/bin/sh\nexec "$$(dirname "$$(readlink -f "$$0")")/python" -m loratory "$$@"\n' > $(BIN)/loratory
+	@chmod +x $(BIN)/loratory
 	@cp $< $@

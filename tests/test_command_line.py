@@ -16,10 +16,7 @@ def called(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     commands = []
 
-    class Done:
-        returncode = 0
-
-    monkeypatch.setattr(command_line.subprocess, "run", lambda command: commands.append(command) or Done)
+    monkeypatch.setattr(command_line.os, "execv", lambda program, command: commands.append(command))
     return commands
 
 

@@ -147,6 +147,14 @@ def test_a_job_is_one_line_when_it_ends_with_how_far_the_run_is(run):
     assert run.said[0] == "3 jobs" and run.said[1].startswith("1 of 3  train sweep: protein, lora, 0 s")
 
 
+def test_what_a_job_has_to_say_stands_below_its_line(run, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("note: 9 of 10 records kept; left out: too_short 1\nwritten\n")
+    run.start(1, log=[log, tmp_path / "absent"], domain="protein")
+    run.tell(LogEvent.JOB_FINISHED, job_id=1)
+    assert run.said[2:] == ["  9 of 10 records kept; left out: too_short 1"]
+
+
 def test_what_runs_is_said_with_its_training_and_the_time_left(run, tmp_path):
     log = tmp_path / "log"
     run.start(1, log=[log], domain="protein")
@@ -183,6 +191,18 @@ def test_what_stops_a_run_is_said_without_the_places_that_raised_it_and_harms_no
     raised = 'WorkflowError in file "/a/common.smk", line 3:\na.yaml: \x1b]0;x\x07 bad\n  File "/a/common.smk", line 3'
     run.tell(LogEvent.ERROR, raised, exception="WorkflowError")
     assert run.said == [r"error: a.yaml: \x1b]0;x\x07 bad"]
+
+
+def test_a_job_that_ctrl_c_ends_has_not_failed(run):
+    run.start(1, domain="protein")
+    run.tell(None, "Terminating processes on user request, this might take some time.")
+    run.tell(LogEvent.JOB_ERROR, jobid=1, rule_name="train_sweep", log=[])
+    assert "the same command goes on" in run.said[1] and run.said[2] == "stopped: train sweep: protein"
+
+
+def test_a_locked_folder_is_said_in_one_line_with_what_to_do(run):
+    run.tell(LogEvent.ERROR, "LockException:\nError: Directory cannot be locked.", exception="LockException")
+    assert len(run.said) == 2 and "--unlock" in run.said[1]
 
 
 def test_what_has_no_line_of_its_own_is_said_as_snakemake_does(run):

@@ -5,7 +5,6 @@ earlier; targets and options that they do not know go to Snakemake.
 """
 
 import os
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ DEMO = PROJECT / "config" / "config.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: Snakemake's, 0, or 1 after an error of one line."""
+    """Runs a command. Returns the exit status, 0, or 1 after an error of one line; does not return from Snakemake."""
     given, options = command_parser().parse_known_args(arguments)
     try:
         return int(given.command(given, options) or 0)
@@ -104,22 +103,22 @@ def check_config(given: Namespace, options: Sequence[str]) -> None:
     print("right, and all is there:", ", ".join((*parts, f"{len(study.mixtures)} mixtures")))
 
 
-def plan_study(given: Namespace, options: Sequence[str]) -> int:
+def plan_study(given: Namespace, options: Sequence[str]) -> None:
     from loratory.forecast import study_forecast
     from loratory.reporting.overview import WIDTH
 
     study = read_study(given)
     require_inputs(study, config_files(given)[-1])
     print(fill(study_forecast(study, len(os.sched_getaffinity(0))), WIDTH), flush=True)
-    return call_snakemake(given, ["--dry-run", "--quiet", "rules", *options])
+    become_snakemake(given, ["--dry-run", "--quiet", "rules", *options])
 
 
-def run_study(given: Namespace, options: Sequence[str]) -> int:
-    return call_snakemake(given, options)
+def run_study(given: Namespace, options: Sequence[str]) -> None:
+    become_snakemake(given, options)
 
 
-def make_report(given: Namespace, options: Sequence[str]) -> int:
-    return call_snakemake(given, options, [f"{read_study(given).pathvars.results}/report"])
+def make_report(given: Namespace, options: Sequence[str]) -> None:
+    become_snakemake(given, options, [f"{read_study(given).pathvars.results}/report"])
 
 
 def audit_split_files(given: Namespace, options: Sequence[str]) -> int:
@@ -136,13 +135,14 @@ def audit_split_files(given: Namespace, options: Sequence[str]) -> int:
     return int(bool(found))
 
 
-def call_snakemake(given: Namespace, options: Sequence[str], targets: Sequence[str] = ()) -> int:
-    """Runs this project's workflow in the current folder. Returns Snakemake's exit status."""
+def become_snakemake(given: Namespace, options: Sequence[str], targets: Sequence[str] = ()) -> None:
+    """Runs this project's workflow in the current folder, in place of this process, so that Ctrl-C and other signals
+    are Snakemake's to answer."""
     targets = targets or [name for name in given.names if name not in config_files(given)]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(PROJECT / "workflow" / "Snakefile")]
     command += ["--workflow-profile", str(PROJECT / "profiles" / "default"), "--configfile", *config_files(given)]
     command += ["--config", *given.config] if given.config else []
-    return subprocess.run([*command, *options]).returncode
+    os.execv(sys.executable, [*command, *options])
 
 
 def config_files(given: Namespace) -> list[str]:

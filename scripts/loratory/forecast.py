@@ -33,10 +33,12 @@ def study_forecast(study: Study, cores: int) -> str:
     absent = [name for name in study.bases if not base_parameter_count(study, name)]
     left_out = f"; not counted, as of unknown size: {', '.join(absent)}" if absent else ""
     total, speed = sum(parts.values()) / 60, multiplication_speed()
-    amount = f"about {total:.0f} minutes" if total >= 1 else "less than a minute"
-    line = f"{amount} on {cores} cores that multiply at {speed / 1e9:.0f} GFLOP/s"
+    place = f"{cores} cores that multiply" if cores > 1 else "one core that multiplies"
+    line = f"on {place} at {speed / 1e9:.0f} GFLOP/s"
+    if total < 1.5:
+        return f"This study takes about a minute {line}{left_out}."
     shares = ", ".join(f"{part} {seconds / 60:.0f}" for part, seconds in parts.items())
-    return f"This study takes {line} ({shares}){left_out}."
+    return f"This study takes about {total:.0f} minutes {line} ({shares}){left_out}."
 
 
 def forecast_by_rule(study: Study, cores: int) -> dict[str, float]:

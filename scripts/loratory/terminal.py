@@ -10,6 +10,7 @@ from loratory.errors import on_one_line
 
 STEP = re.compile(r"(?P<title>.*): step (?P<step>\d+) of (?P<steps>\d+), (?:loss (?P<loss>\S+)|continued)")
 PLAN = re.compile(r"(?P<trainings>\d+) trainings")
+NOTE = "note: "  # begins a line of a log that is shown when its job ends
 LIGHT = 2.0  # seconds of a job that opens no model
 TRUST = 60.0  # seconds after which the measured pace counts as much as the forecast
 
@@ -99,6 +100,12 @@ def error_lines(logs: Iterable[Path | str]) -> list[str]:
     lines = [line for log in logs for line in log_lines(log) if line.strip()]
     errors = dict.fromkeys(line.removeprefix("error: ") for line in lines if line.startswith("error: "))
     return [on_one_line(line) for line in errors or lines[-1:]]
+
+
+def note_lines(logs: Iterable[Path | str]) -> list[str]:
+    """What a job has to say to people even if nothing went wrong."""
+    lines = dict.fromkeys(line for log in logs for line in log_lines(log) if line.startswith(NOTE))
+    return [on_one_line(line.removeprefix(NOTE)) for line in lines]
 
 
 def log_lines(log: Path | str) -> list[str]:

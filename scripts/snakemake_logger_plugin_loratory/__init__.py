@@ -30,6 +30,7 @@ from loratory.terminal import (
     duration,
     error_lines,
     job_seconds_left,
+    note_lines,
     read_training,
     seconds_left,
 )
@@ -52,6 +53,12 @@ CHATTER = (  # of Snakemake before and between the jobs, in messages of no event
     "Trying to restart job",
     "Using shell:",
     "host:",
+)
+INTERRUPTED = "Terminating processes on user request"
+STOPPING = "stopping: trainings end after the step that they are in; the same command goes on from there"
+LOCKED = (
+    "error: .snakemake/locks: another run makes the same files here; fix: wait for it; if it is gone (machines were "
+    "started anew, or it ran on another), the same command with --unlock, then without"
 )
 OF_A_DRY_RUN = ("Reasons:", "Some jobs were triggered by", "This was a dry-run")  # what a quiet one has no use for
 SILENT = (
@@ -114,6 +121,7 @@ class LogHandler(LogHandlerBase):
         self.running: dict[int, RunningJob] = {}
         self.causes: dict[int, str] = {}
         self.forecast: dict[str, float] = {}
+        self.interrupted = False
         self.started = monotonic()
         self.live = Live("", console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
         self.changing, self.closed = RLock(), Event()
@@ -138,6 +146,8 @@ class LogHandler(LogHandlerBase):
         text = self.others.format(record)
         if not text or text == "None" or text.startswith(self.skipped):
             return
+        if text.startswith(INTERRUPTED):
+            self.interrupted, text = True, STOPPING
         style = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow"}.get(record.levelname, "")
         self.say("\n".join(map(on_one_line, text.splitlines())), style)
 
@@ -168,23 +178,29 @@ class LogHandler(LogHandlerBase):
         self.ended[job.rule] += 1
         done, total = self.ended.total(), max(self.jobs.total(), self.ended.total())
         rest = self.time_left() if done < total else ""
-        self.say(f"{done:{len(str(total))}} of {total}  {job.title}, {duration(job.seconds)}{rest}")
+        line = f"{done:{len(str(total))}} of {total}  {job.title}, {duration(job.seconds)}{rest}"
+        self.say("\n".join((line, *(f"  {note}" for note in note_lines(job.logs)))))
 
     def on_job_error(self, record: Any) -> None:
         job = self.running.pop(record.jobid, None)
+        if self.interrupted:
+            self.say(f"stopped: {job.title if job else record.rule_name}")
+            return
         cause = "\n".join(f"  {line}" for line in error_lines(record.log))
         if cause and self.causes.get(record.jobid) == cause:  # another attempt met the same
             return
         self.causes[record.jobid] = cause
         title = f"{job.title}, after {duration(job.seconds)}" if job else record.rule_name
         logs = [f"  log: {log}" for log in record.log]
-        self.say("\n".join((f"failed: {title}", cause, *logs)), "red")
+        self.say("\n".join(filter(None, (f"failed: {title}", cause, *logs))), "red")
 
     def on_error(self, record: Any) -> None:
         """What stopped Snakemake: its message without the places in rules that raised it."""
         if record.exception == "RuleException" and "CalledProcessError" in record.getMessage():
             return  # a script ended; `on_job_error` says why
         lines = record.getMessage().splitlines()
+        if record.exception == "LockException":
+            lines = [LOCKED]
         if record.exception == "WorkflowError" and not self.common_settings.verbose:
             told = [line for line in lines if line.strip() and not line.startswith(("WorkflowError", '  File "'))]
             lines = [f"error: {line}" if number == 0 else line for number, line in enumerate(told)]

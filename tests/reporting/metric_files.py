@@ -68,7 +68,7 @@ def write_report(path, domain, rows, **other):
     made = {"domain": domain, "base": "mini-lm", "control": None, "rows": rows, "seeds": [0, 1, 2]}
     made |= {"resamples": 1000, "seed": 0}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made | {"inputs": {}, "versions": {}} | other))
+    path.write_text(json.dumps(made | {"inputs": {}, "versions": {"numpy": "2.0"}} | other))
     return path
 
 

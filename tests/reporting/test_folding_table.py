@@ -59,8 +59,8 @@ def test_a_part_below_the_floor_says_so_in_its_cells_and_below(metrics, tmp_path
     )
     text = (tmp_path / "t.md").read_text()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    assert cells[2][3:] == ["0.500 [0.400, 0.600]", "0.50 [0.40, 0.60]"] and cells[3][3:] == ["n &lt; 10"] * 2
-    assert text.count("- simulated: n &lt; 10: too few records.") == 1
+    assert cells[2][3:] == ["0.500 [0.400, 0.600]", "0.50 [0.40, 0.60]"] and cells[3][3:] == ["n \\< 10"] * 2
+    assert text.count("- simulated: n \\< 10: too few records.") == 1
 
 
 def test_what_is_not_known_of_the_training_is_said(metrics, tmp_path):

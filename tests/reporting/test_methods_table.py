@@ -307,9 +307,9 @@ def test_below_the_floor_cells_foot_and_figure_say_so_and_hold_no_number(files, 
             report["rows"] = [row | few for row in report["rows"]]
         path.write_text(json.dumps(report))
     write_method_tables(*files, tmp_path / "methods", tmp_path / "costs")
-    assert {(row[1], row[2]) for row in cells(tmp_path / "methods.md")[1:]} == {("n &lt; 10", "–")}
-    assert ("speech" in scarce) == ("n &lt; 10" in {row[3] for row in cells(tmp_path / "methods.md")[1:]})
-    assert "- protein: AUC: n &lt; 10: too few records.\n" in (tmp_path / "methods.md").read_text()
+    assert {(row[1], row[2]) for row in cells(tmp_path / "methods.md")[1:]} == {("n \\< 10", "–")}
+    assert ("speech" in scarce) == ("n \\< 10" in {row[3] for row in cells(tmp_path / "methods.md")[1:]})
+    assert "- protein: AUC: n \\< 10: too few records.\n" in (tmp_path / "methods.md").read_text()
     draw_pareto(tmp_path / "methods.tsv", "lora", tmp_path / "p.svg")
     shown = texts(tmp_path / "p.svg")
     assert {*DOMAINS} <= set(shown) and shown.count("n < 10: too few records") == len(scarce)

@@ -194,10 +194,10 @@ def test_below_the_floor_cells_and_foot_say_so_and_hold_no_number(tmp_path, file
     files[0].write_text(json.dumps(report))
     write_mixer_table(*files, tmp_path / "mixers")
     shown = cells(tmp_path / "mixers.md").values()
-    assert {row["protein: recovery (%)"] for row in shown} == {"n &lt; 10"}
+    assert {row["protein: recovery (%)"] for row in shown} == {"n \\< 10"}
     assert {row["protein: better than uniform by, AUC (0–1) ↑"] for row in shown} == {"–"}
-    assert "- protein: AUC: n &lt; 10: too few records.\n" in (tmp_path / "mixers.md").read_text()
-    assert "n &lt; 10" not in {row["speech: recovery (%)"] for row in shown}
+    assert "- protein: AUC: n \\< 10: too few records.\n" in (tmp_path / "mixers.md").read_text()
+    assert "n \\< 10" not in {row["speech: recovery (%)"] for row in shown}
 
 
 def test_recovery_by_loss_has_columns_of_its_own_where_the_primary_metric_is_another(tmp_path, files):

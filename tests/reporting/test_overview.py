@@ -29,6 +29,21 @@ def test_more_domains_than_fit_are_printed_below_one_another(tmp_path):
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
+def test_it_says_what_a_column_rests_on_and_warns_of_few_seeds(tmp_path):
+    control = {"system": "length_only", "split": "valid"}
+    one = write_report(tmp_path / "a.json", "speech", rows_of("speech"), control=control)
+    text = study_overview([one], "out")
+    assert "speech: AUC (0–1) ↑ on 40 records in 20 groups; best control: length_only" in text.splitlines()
+    assert "Fewer than 3 seeds" not in text
+    two = [write_report(tmp_path / f"{name}.json", name, rows_of("speech"), seeds=[0]) for name in ("a", "b")]
+    assert study_overview(two, "out").count("Fewer than 3 seeds") == 1
+
+
+def test_it_says_why_a_number_is_missing(tmp_path):
+    rows = [metric_row("base", None, status="n < 10: too few records")]
+    assert "a: AUC: n < 10: too few records." in study_overview([write_report(tmp_path / "a.json", "a", rows)], "out")
+
+
 def test_it_says_where_everything_is(reports):
     text = study_overview(reports, "out", "simulated")
     assert "simulated" in text and "out/tables" in text and "out/report/index.html" in text

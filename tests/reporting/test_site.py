@@ -30,6 +30,10 @@ def test_a_domains_page_has_its_table_and_the_proof_of_its_splits(site):
     assert not {"mix", "mini-lm.rates"} & {*re.findall("<h2>(.*?)</h2>", text)}
 
 
+def test_provenance_says_once_what_computed_the_metrics(site):
+    assert (site / "provenance.html").read_text().count(">numpy<") == 1
+
+
 def test_methods_and_mixtures_have_a_page_each_and_an_empty_page_is_none(tmp_path, site):
     found = {page: re.findall("<h2>(.*?)</h2>", (site / f"{page}.html").read_text()) for page in KINDS}
     assert found == {"methods": ["mini-lm.rates"], "mixtures": ["mix.summary"]}

@@ -324,6 +324,14 @@ def test_a_control_that_wins_stands_under_the_base_and_the_foot_says_where_it_wi
         assert line in text
 
 
+def test_a_control_that_wins_over_the_only_adapter_is_said_once(tmp_path):
+    report = against("speech", "length_only", {"lora@speech": -0.1})
+    report["rows"] = [row for row in report["rows"] if row["system"] in ("base", "length_only", "lora@speech")]
+    write_domain_table([write_report(tmp_path / "m.json", "speech", **report)], tmp_path / "t")
+    text = (tmp_path / "t.md").read_text()
+    assert "length_only wins: lora@speech is worse" in text and "wins over" not in text
+
+
 def test_a_control_that_is_neither_beaten_nor_wins_is_said_so_and_a_domain_without_one_is_named(tmp_path):
     equal = against("speech", "length_only", {"lora@speech": 0.01, "mix": -0.01})
     found, text = summed_against(tmp_path, equal, {"rows": rows_of("protein")})
@@ -349,12 +357,12 @@ def test_a_column_on_fewer_records_says_how_many_and_too_few_print_no_number(tmp
     write_domain_table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
     text = (tmp_path / "t.md").read_text()
     cells = lines(text)["base"]
-    assert cells["young (0–1) ↑"].startswith("0.400") and cells["old (0–1) ↑"] == "n &lt; 10"
+    assert cells["young (0–1) ↑"].startswith("0.400") and cells["old (0–1) ↑"] == "n \\< 10"
     for line in (
         "n = 40 (test) in 20 groups.",
         "young: of this age; n = 24 in 5 groups",
         "old: n = 7 in 2 groups",
-        "old: n &lt; 10: too few records.",
+        "old: n \\< 10: too few records.",
     ):
         assert f"- {line}\n" in text
     assert "AUC: ties count half\n" in text
@@ -369,7 +377,7 @@ def test_where_systems_are_not_judged_by_equally_many_records_each_cell_says_by_
     write_domain_table([write_report(tmp_path / "m.json", "speech", rows)], tmp_path / "t")
     found = {system: row["pLDDT (0–1) ↑"] for system, row in lines((tmp_path / "t.md").read_text()).items()}
     assert found["base"] == "0.400 [0.350, 0.450] (n = 8 in 7 groups)"
-    assert found["lora@speech"] == "n &lt; 5 (n = 2 in 2 groups)" and found["mix"].endswith("(n = 40 in 20 groups)")
+    assert found["lora@speech"] == "n \\< 5 (n = 2 in 2 groups)" and found["mix"].endswith("(n = 40 in 20 groups)")
     assert "n =" not in lines((tmp_path / "t.md").read_text())["base"]["AUC (0–1) ↑"]
 
 

@@ -29,7 +29,15 @@ def batch(step, rows=6):
     return {"x": x}
 
 
-def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", batch(step))], stop_at=None, **options):
+def run(
+    folder,
+    net=None,
+    recipe=RECIPE,
+    micro=lambda step: [MicroBatch("t", batch(step))],
+    stop_at=None,
+    stop=signal.SIGTERM,
+    **options,
+):
     net = net or model()
 
     def loss(m):
@@ -38,7 +46,7 @@ def run(folder, net=None, recipe=RECIPE, micro=lambda step: [MicroBatch("t", bat
 
     def micro_batches(step):
         if stop_at is not None and step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), stop)
         return micro(step)
 
     curve = train_model(dict(net.named_parameters()), micro_batches, loss, recipe, 3, folder, "test", **options)
@@ -53,14 +61,25 @@ def losses(curve):
     return [(point["step"], point["loss"], point["targets"]) for point in curve]
 
 
-def test_training_goes_on_bit_for_bit_after_sigterm(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_training_goes_on_bit_for_bit_after_sigterm_or_ctrl_c(tmp_path, stop):
     whole, curve = run(tmp_path / "whole")
     with pytest.raises(TrainingStopped) as stopped:
-        run(tmp_path / "parts", stop_at=7)
+        run(tmp_path / "parts", stop_at=7, stop=stop)
     assert stopped.value.code == 143
     resumed, again = run(tmp_path / "parts")
     assert torch.equal(weights(resumed), weights(whole))
     assert losses(again) == losses(curve)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
+    def micro(step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, micro=micro)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_training_goes_on_bit_for_bit_after_kill(tmp_path):

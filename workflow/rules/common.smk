@@ -10,6 +10,7 @@ from loratory.data.files import check_writable
 from loratory.data.splits import SPLITS
 from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
+from loratory.locks import note_lock_owner, remove_lost_locks
 from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
 from loratory.provenance import features_code, mixture_code
 from loratory.registry import code_path, family_outputs, is_folded, is_spoken, registered_domain
@@ -23,6 +24,8 @@ try:
     STUDY = loratory_config.read_config(config, CONFIG_FILES[-1], workflow.config_settings.config)
     RESULTS = workflow.pathvars.apply("<results>")
     if workflow.is_main_process:
+        if said := remove_lost_locks():
+            logger.info(said)
         loratory_config.require_inputs(STUDY, CONFIG_FILES[-1])
         for name, base in STUDY.bases.items():
             if base.pretrain and not exists(f"{RESULTS}/bases/{name}/base.json"):  # tables are made without torch

@@ -60,7 +60,15 @@ def build_dataset(
         for split, part in parts.items():
             write_records(folder / f"{split}.parquet", build, part)
         ledger.write_rejects(folder / REJECTS)
-        write_json(folder / CARD, dataset_card(domain, build, files, dataset, seed, parts, ledger))
+        card = dataset_card(domain, build, files, dataset, seed, parts, ledger)
+        write_json(folder / CARD, card)
+    print(f"note: {kept_note(card)}", flush=True)
+
+
+def kept_note(card: Mapping) -> str:
+    """How many records were kept, and why the others were not."""
+    left = ", ".join(f"{reason} {count}" for reason, count in card["n_rejected"].items())
+    return f"{card['n_kept']} of {card['n_in']} records kept" + (f"; left out: {left}" if left else "")
 
 
 def gather_records(

@@ -7,7 +7,16 @@ from textwrap import fill
 from loratory.data.files import read_json
 from loratory.reporting import formats
 from loratory.reporting.formats import Layout
-from loratory.reporting.tables import ABSENT, ARROWS, BASE, column_heading, primary_rows, value_cell
+from loratory.reporting.tables import (
+    ABSENT,
+    ARROWS,
+    BASE,
+    column_heading,
+    few_seeds_note,
+    missing_notes,
+    primary_rows,
+    value_cell,
+)
 
 WIDTH = 100  # columns of a terminal
 BEST_CONTROL = "best control"
@@ -71,5 +80,13 @@ def overview_layout(reports: Sequence[Mapping], base: str) -> Layout:
     heads = {domain: next(iter(rows.values())) for domain, rows in test.items() if rows}
     header = ["system", *(f"{domain} {ARROWS[row['direction']]}" for domain, row in heads.items())]
     lines = [[name, *(of.get(domain, ABSENT) for domain in heads)] for name, of in cells.items()]
-    legend = "; ".join(f"{domain}: {column_heading(row)}" for domain, row in heads.items())
-    return Layout(f"on {base}", "", header, lines, [fill(legend, WIDTH)], [])
+    foot = [fill(f"{report['domain']}: {column_note(report, heads[report['domain']])}", WIDTH) for report in reports]
+    missing = [f"{domain}: {line}" for domain, rows in test.items() for line in missing_notes(rows.values())]
+    few = dict.fromkeys(few_seeds_note(report["seeds"]) for report in reports)
+    return Layout(f"on {base}", "", header, lines, [*foot, *missing, *filter(None, few)], [])
+
+
+def column_note(report: Mapping, head: Mapping) -> str:
+    """What a column counts, on how many records, and which control is its best."""
+    control = f"; best control: {report['control']['system']}" if report["control"] else ""
+    return f"{column_heading(head)} on {head['n']} records in {head['n_groups']} groups{control}"

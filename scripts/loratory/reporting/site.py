@@ -77,7 +77,7 @@ def write_site(
             for path in paths
             if page_of(path) == page
         )
-    bodies["provenance"] = provenance_body(study, targets, datasets, bases)
+    bodies["provenance"] = provenance_body(reports, study, targets, datasets, bases)
     names = {page: PAGES.get(page, page) for page, body in bodies.items() if body}
     scripts = {
         domain: list(dict.fromkeys(name for _, found in shown[domain] for view in found for name in view["scripts"]))
@@ -178,6 +178,7 @@ def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def provenance_body(
+    reports: Sequence[Mapping],
     study: Mapping[str, Any],
     targets: Mapping[str, str],
     datasets: Mapping[str, Path | str],
@@ -190,9 +191,11 @@ def provenance_body(
         for split, digest in read_json(Path(folder) / "audit.json")["sha256"].items()
     ]
     about = {name: read_json(path) for name, path in bases.items()}
+    versions = dict.fromkeys(pair for report in reports for pair in report["versions"].items())
     return "".join(
         [
             plain_table("What makes each row again, with the same --configfile", ["system", "command"], commands),
+            plain_table("What computed the metrics", ["package", "version"], [[*pair] for pair in versions]),
             plain_table("Datasets", ["file", "sha256"], digests),
             yaml_block("Bases", about),
             yaml_block("Config", study),

@@ -338,6 +338,8 @@ def losers_note(domain: str, control: str, rows: Iterable[Mapping]) -> str:
     """Which of some rows are worse than the control, by the paired interval; "" if none is."""
     high = {row["system"]: row["vs_control_high"] for row in rows}
     worse = [system for system, bound in high.items() if bound is not None and bound < 0]
+    if len(high) == 1:  # the verdict has said so
+        return ""
     return f"{domain}: {control} wins over {', '.join(worse)}: their intervals are below 0." if worse else ""
 
 
@@ -371,7 +373,12 @@ def seeds_note(report: Mapping) -> str:
     names = ", ".join(map(str, seeds))
     line = f"Means over seeds {names}" if len(seeds) > 1 else f"Seed {names} only"
     line += f"; [95 % interval] from {report['resamples']} bootstrap draws of whole groups."
-    return line + (f" Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds." * (len(seeds) < FEW_SEEDS))
+    return " ".join(filter(None, [line, few_seeds_note(seeds)]))
+
+
+def few_seeds_note(seeds: Sequence[int]) -> str:
+    """A warning, or "" where there are enough."""
+    return "" if len(seeds) >= FEW_SEEDS else f"Fewer than {FEW_SEEDS} seeds: methods cannot be told from seeds."
 
 
 def version_notes(versions: Mapping[str, int]) -> list[str]:

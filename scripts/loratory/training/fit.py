@@ -1,12 +1,14 @@
 """The training loop, one for bases, adapters and gates.
 
 Features: AdamW; warm-up and cosine decay as functions of the step; micro-batches normalised by the real targets of the
-whole step; gradient clipping; bf16 autocast through accelerate; exact resume; SIGTERM finishes the step and saves.
+whole step; gradient clipping; bf16 autocast through accelerate; exact resume; SIGTERM or Ctrl-C finishes the step and
+saves.
 """
 
 import math
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +22,8 @@ from loratory.errors import InputError
 from loratory.training import checkpoint
 from loratory.training.progress import Progress
 from loratory.training.schedule import Training
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class TrainingHooks:
 
 
 class TrainingStopped(SystemExit):
-    """SIGTERM came: the step was finished and saved."""
+    """SIGTERM or Ctrl-C came: the step was finished and saved."""
 
 
 def train_model(
@@ -100,7 +104,7 @@ def train_model(
 
     Raises:
         InputError: the loss is not finite.
-        TrainingStopped: SIGTERM was received; call again to go on.
+        TrainingStopped: SIGTERM or Ctrl-C was received; call again to go on.
     """
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
@@ -179,22 +183,24 @@ def pooled_targets(batches: list[MicroBatch]) -> dict[str, int]:
 
 
 class TerminationSignal:
-    """Notes SIGTERM instead of dying from it; true once it came."""
+    """Notes SIGTERM and Ctrl-C instead of dying from them; true once one came. A second Ctrl-C interrupts at once."""
 
     def __enter__(self) -> Self:
         self.received = False
-        try:
-            self.before = signal.signal(signal.SIGTERM, self.note_signal)
-        except ValueError:  # not the main thread
-            self.before = None
+        self.before: dict[int, Any] = {}
+        answered = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+        with suppress(ValueError):  # not the main thread
+            self.before = {number: signal.signal(number, self.note_signal) for number in answered}
         return self
 
     def note_signal(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
+        if signum == signal.SIGINT:
+            signal.signal(signum, self.before[signum])
 
     def __bool__(self) -> bool:
         return self.received
 
     def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        for number, before in self.before.items():
+            signal.signal(number, before)
