@@ -62,7 +62,12 @@ def test_a_published_base_stands_in_the_config(called, tmp_path):
         (["init", "protein", "fasta=absent.fasta", "--out", "new.yaml"], "do not exist: absent.fasta"),
         (["init", "protein", "fast=my.fasta", "--out", "new.yaml"], "did you mean `fasta`?"),
         (["init", "protein", "my.fasta", "--out", "new.yaml"], "expected KEY=my.fasta with one of columns, "),
+        (["init", "protein", "--out", "new.yaml"], "no file is given (FILE); expected KEY=FILE with one of columns, "),
         (["init", "speech", "tables=.", "--out", "new.yaml"], "a folder stands where a file belongs (.)"),
+        (
+            ["init", "protein", "fasta=my.fasta", "--family", "masked", "--out", "new.yaml"],
+            "unknown family of the shipped",
+        ),
         (["init", "protein", "fasta=my.fasta"], "config.yaml: the file exists"),
         (["check", "protein"], "no config file is named"),
         (["check", "config.yaml", "--config", "data_rot=x"], "did you mean `data_root`?"),

@@ -39,10 +39,10 @@ def command_parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     init = commands.add_parser("init", help="write a config for your files")
     init.add_argument("domain", help="such as protein, lncrna, speech, recsys, text")
-    init.add_argument("files", nargs="+", metavar="KEY=FILE", help="of the domain's source, such as fasta=my.fasta")
+    init.add_argument("files", nargs="*", metavar="KEY=FILE", help="of the domain's source, such as fasta=my.fasta")
     init.add_argument("--hub", metavar="OWNER/NAME", help="a published base instead of a small one that is shipped")
     init.add_argument("--revision", help="the published base's commit")
-    init.add_argument("--family", default="causal", help="the published base's family (default: %(default)s)")
+    init.add_argument("--family", help="the base's family (default: the domain's first)")
     init.add_argument("--out", default="config.yaml", help="the config to write (default: %(default)s)")
     init.set_defaults(command=write_config)
     audit = commands.add_parser("audit", help="what test files share with train files, split by whomever")
@@ -191,10 +191,11 @@ def file_values(domain: str, pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: as `keyed_values`; what keys there are is said where one is left out.
     """
-    bare = next((pair for pair in pairs if "=" not in pair), None)
+    bare = next((pair for pair in pairs or ["FILE"] if "=" not in pair), None)
     if bare is not None and domain in registered_names("domain"):
         keys = load_module("domain", domain, "sources").Files.model_fields.keys() - FilesOptions.model_fields.keys()
-        raise InputError("command line", "no key is given", bare, f"KEY={bare} with one of {', '.join(sorted(keys))}")
+        what = "no key is given" if pairs else "no file is given"
+        raise InputError("command line", what, bare, f"KEY={bare} with one of {', '.join(sorted(keys))}")
     return keyed_values(pairs)
 
 
@@ -221,11 +222,14 @@ def write_config(given: Namespace, options: Sequence[str]) -> None:
     if Path(given.out).exists():
         raise InputError(given.out, "the file exists", fix="name another by --out, or remove it")
     entry = demo["domains"].get(given.domain, {})
-    name, base = next(
-        (name, base) for name, base in demo["bases"].items() if base["family"] in base_families(given.domain)
-    )
+    family = given.family or next(iter(base_families(given.domain)))
+    shipped = {base["family"]: name for name, base in reversed(demo["bases"].items())}
     if given.hub:
-        name, base = "published", {"family": given.family, "hub": given.hub, "revision": given.revision}
+        name, base = "published", {"family": family, "hub": given.hub, "revision": given.revision}
+    elif family in shipped:
+        name, base = shipped[family], demo["bases"][shipped[family]]
+    else:
+        raise unknown_name_error("command line", "family of the shipped bases", family, shipped)
     raw = {
         "title": f"{given.domain} from {', '.join(given.files)}",
         "seeds": [0, 1, 2],

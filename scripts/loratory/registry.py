@@ -168,7 +168,7 @@ def unknown_name_error(where: object, noun: str, name: object, allowed: Iterable
 
 
 def base_families(domain: str) -> Mapping[str, tuple[str, ...]]:
-    """The families of bases that have a task in a domain, and what they predict there."""
+    """The families of bases that have a task in a domain, the usual one first, and what they predict there."""
     return load_module("domain", domain, "sources").FAMILIES
 
 

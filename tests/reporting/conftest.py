@@ -39,7 +39,8 @@ def site(tmp_path, reports):
     (tmp_path / "mini-lm.curves.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
     (tmp_path / "mini-lm.rates.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
     write_domain_table([reports[0]], tmp_path / "speech.mini-lm", banner=HOSTILE)
-    (tmp_path / "mix.summary.html").write_text((tmp_path / "speech.mini-lm.html").read_text())
+    of_mixture = (tmp_path / "speech.mini-lm.html").read_text().replace("<title>speech on", "<title>Mixture mix on")
+    (tmp_path / "mix.summary.html").write_text(of_mixture)
     (tmp_path / "mix.summary.tsv").write_text("")
     others = [
         write_report(tmp_path / domain / "m.json", domain, rows_of("protein"))

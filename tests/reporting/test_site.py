@@ -27,7 +27,7 @@ def test_a_domains_page_has_its_table_and_the_proof_of_its_splits(site):
     text = (site / "speech.html").read_text()
     for says in ("lora@speech", "speakers in two splits", "too_long", "43 records in, 39 kept", "max_age: 15"):
         assert says in text
-    assert not {"mix", "mini-lm.rates"} & {*re.findall("<h2>(.*?)</h2>", text)}
+    assert not {"Mixture mix on mini-lm", "Rates of mini-lm"} & {*re.findall("<h2>(.*?)</h2>", text)}
 
 
 def test_provenance_says_once_what_computed_the_metrics(site):
@@ -36,7 +36,7 @@ def test_provenance_says_once_what_computed_the_metrics(site):
 
 def test_methods_and_mixtures_have_a_page_each_and_an_empty_page_is_none(tmp_path, site):
     found = {page: re.findall("<h2>(.*?)</h2>", (site / f"{page}.html").read_text()) for page in KINDS}
-    assert found == {"methods": ["mini-lm.rates"], "mixtures": ["mix.summary"]}
+    assert found == {"methods": ["Rates of mini-lm"], "mixtures": ["Mixture mix on mini-lm"]}
     nothing = {"metrics": [], "datasets": {}, "bases": {}, "views": [], "study": {"seeds": []}, "targets": {}}
     write_site(tmp_path / "empty", title="t", banner="", tables=[], figures=[], **nothing)
     assert {page.name for page in (tmp_path / "empty").glob("*.html")} == {"index.html", "provenance.html"}

@@ -174,6 +174,11 @@ def whole_page(title: str, body: str) -> str:
 """
 
 
+def title_part(page: str) -> str:
+    """The title of a page that `html_page` wrote, as HTML."""
+    return page.partition("<title>")[2].partition("</title>")[0]
+
+
 def table_part(page: str) -> str:
     """What `html_table` gave of a page that `html_page` wrote."""
     return page.split(TABLE_MARK)[1]

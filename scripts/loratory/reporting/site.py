@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from loratory.data.files import atomic_write, read_json
-from loratory.reporting.formats import Layout, html_table, table_part, whole_page
+from loratory.reporting.formats import Layout, html_table, table_part, title_part, whole_page
 from loratory.reporting.overview import MARKS, overview_layout
 
 FIGURES, TABLES, VIEWER = "figures", "tables", "viewer"
@@ -124,19 +124,20 @@ def overview_body(reports: Sequence[Mapping], banner: str) -> str:
 
 def table_section(path: Path | str) -> str:
     """A written table, its foot behind a click; a long table too."""
-    name = Path(path).stem
-    table, mark, foot = table_part(Path(path).read_text()).partition('<ul class="foot">')
+    name, page = Path(path).stem, Path(path).read_text()
+    table, mark, foot = table_part(page).partition('<ul class="foot">')
     key = f"<p>{html.escape(KEY)}</p>\n" if MARKS[0] in foot else ""
     if table.count("<tr>") > LONG:
         table = f"<details><summary>The table</summary>\n{table}</details>\n"
     notes = f"<details><summary>How to read it</summary>{mark}{foot}</details>\n"
     digits = f'<p><a href="{TABLES}/{name}.tsv">all digits ({name}.tsv)</a></p>\n'
-    return f"<h2>{html.escape(name)}</h2>\n{key}{table}{notes}{digits}"
+    return f"<h2>{title_part(page)}</h2>\n{key}{table}{notes}{digits}"
 
 
 def figure_section(path: Path | str) -> str:
-    name = Path(path).name
-    return f'<h2>{html.escape(Path(path).stem)}</h2>\n<img src="{FIGURES}/{name}" alt="{html.escape(name)}">\n'
+    name, (of, _, kind) = Path(path).name, Path(path).stem.rpartition(".")
+    title = f"{kind.capitalize()} of {of}"
+    return f'<h2>{html.escape(title)}</h2>\n<img src="{FIGURES}/{name}" alt="{html.escape(title)}">\n'
 
 
 def views_section(base: str, views: Sequence[Mapping]) -> str:

@@ -24,7 +24,7 @@ from loratory.domains.speech.markup import WILDCARD, check_patterns
 from loratory.errors import InputError
 
 AUDIO, FOLDED = True, False
-FAMILIES = {"causal": ("text",), "whisper": ("text",)}
+FAMILIES = {"whisper": ("text",), "causal": ("text",)}
 TABLES = ("wav.scp", "text", "utt2spk")
 SPEAKER_TABLES = {"spk2age": "age", "spk2gender": "gender"}
 SEGMENTS, WORD_TIMES = "segments", "ctm"
