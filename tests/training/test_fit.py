@@ -61,7 +61,16 @@ def losses(curve):
     return [(point["step"], point["loss"], point["targets"]) for point in curve]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, as in a terminal; jobs in the background may be started such that it does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("ctrl_c")
 def test_training_goes_on_bit_for_bit_after_sigterm_or_ctrl_c(tmp_path, stop):
     whole, curve = run(tmp_path / "whole")
     with pytest.raises(TrainingStopped) as stopped:
@@ -72,6 +81,7 @@ def test_training_goes_on_bit_for_bit_after_sigterm_or_ctrl_c(tmp_path, stop):
     assert losses(again) == losses(curve)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
     def micro(step):
         os.kill(os.getpid(), signal.SIGINT)

@@ -71,7 +71,7 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "show_records": {"build_dataset", "predict", "predict_baselines", "score"},
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
-EMPTY = '{"domain": "", "base": "", "control": null, "rows": []}'  # what the end of a run can print
+EMPTY = '{"domain": "", "base": "", "control": null, "rows": [], "seeds": []}'  # what the end of a run can print
 SNAKEFILE = ROOT / "workflow" / "Snakefile"
 TRAINING = {"prepare_base", "train_sweep", "train_mixture"}
 

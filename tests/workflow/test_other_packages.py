@@ -63,7 +63,8 @@ def place(monkeypatch, tmp_path):
 def call_python(folder: Path, place: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Python in `folder`, where the packages of `place` are installed beside the library."""
     path = os.pathsep.join([str(place), str(provenance.LIBRARY.parent)])
-    environment = os.environ | {"PYTHONPATH": path}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "SLIPCOVER"))}
+    environment = outside | {"PYTHONPATH": path}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 

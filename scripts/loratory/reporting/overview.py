@@ -80,7 +80,8 @@ def overview_layout(reports: Sequence[Mapping], base: str) -> Layout:
     heads = {domain: next(iter(rows.values())) for domain, rows in test.items() if rows}
     header = ["system", *(f"{domain} {ARROWS[row['direction']]}" for domain, row in heads.items())]
     lines = [[name, *(of.get(domain, ABSENT) for domain in heads)] for name, of in cells.items()]
-    foot = [fill(f"{report['domain']}: {column_note(report, heads[report['domain']])}", WIDTH) for report in reports]
+    scored = [(domain, report) for report in reports if (domain := report["domain"]) in heads]
+    foot = [fill(f"{domain}: {column_note(report, heads[domain])}", WIDTH) for domain, report in scored]
     missing = [f"{domain}: {line}" for domain, rows in test.items() for line in missing_notes(rows.values())]
     few = dict.fromkeys(few_seeds_note(report["seeds"]) for report in reports)
     return Layout(f"on {base}", "", header, lines, [*foot, *missing, *filter(None, few)], [])
