@@ -10,7 +10,9 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from studies import shipped
 
 from loratory.config import read_config
+from loratory.errors import InputError
 from loratory.forecast import RULES, forecast_by_rule
+from loratory.job import log_job
 from loratory.terminal import about, duration, error_lines, job_seconds_left, read_training, seconds_left
 from loratory.training import progress
 from loratory.training.progress import Progress, announce_trainings
@@ -212,3 +214,12 @@ def test_what_has_no_line_of_its_own_is_said_as_snakemake_does(run):
         "Nothing to be done (all requested files are present and up to date).",
         r"the disk is \x1b[2Jslow",
     ]
+
+
+def test_the_cause_of_a_failure_is_known_when_the_next_attempt_has_emptied_the_log(tmp_path):
+    log = tmp_path / "job.log"
+    with pytest.raises(SystemExit), log_job(SimpleNamespace(log=[str(log)], resources={})):
+        raise InputError("a.fasta:2", "no residues", "J")
+    told = error_lines([log])
+    log.write_text("")
+    assert told == error_lines([log]) == ["a.fasta:2: no residues (J)"]

@@ -39,7 +39,7 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ.update(quiet)
     path = Path(snakemake.log[0])
-    refusal = path.with_name(f"{path.name}.refused")
+    refusal = refusal_file(path)
     try:
         with open(path, "w", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
@@ -59,6 +59,11 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
     except OSError as error:  # the log itself cannot be written
         print(f"error: {storage_problem(error) or error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def refusal_file(log: Path | str) -> Path:
+    """Where the line of bad input outlives the log, which Snakemake deletes before the next attempt."""
+    return Path(f"{log}.refused")
 
 
 def refuse_again(refusal: Path, attempt: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratory.errors import on_one_line
+from loratory.job import refusal_file
 
 STEP = re.compile(r"(?P<title>.*): step (?P<step>\d+) of (?P<steps>\d+), (?:loss (?P<loss>\S+)|continued)")
 PLAN = re.compile(r"(?P<trainings>\d+) trainings")
@@ -97,7 +98,9 @@ def seconds_left(
 
 def error_lines(logs: Iterable[Path | str]) -> list[str]:
     """What a job's logs say went wrong: the lines of bad input, or else the end of a traceback."""
+    logs = [*logs]
     lines = [line for log in logs for line in log_lines(log) if line.strip()]
+    lines = lines or [line for log in logs for line in log_lines(refusal_file(log))]  # the next attempt has begun
     errors = dict.fromkeys(line.removeprefix("error: ") for line in lines if line.startswith("error: "))
     return [on_one_line(line) for line in errors or lines[-1:]]
 
