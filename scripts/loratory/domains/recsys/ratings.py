@@ -24,13 +24,8 @@ ID = re.compile(r"[^\s:]+")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 WHOLE = r"^\d{1,15}(\.0+)?$"
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-COLUMNS = {
-    "user": "i",
-    "item": "i",
-    "value": "f",
-    "time": "I",
-    "line": "i",
-}  # four bytes each, types of `array`
+# Four bytes each, as types of `array`.
+COLUMNS = {"user": "i", "item": "i", "value": "f", "time": "I", "line": "i"}
 UNKNOWN = -1
 SORTED = 1 << 20  # rows that are put into order at once
 
