@@ -2,14 +2,13 @@
 
 import bz2
 import gzip
-import io
 import lzma
 import random
 import re
-import zipfile
 
 import pyarrow
 import pytest
+from archives import zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,14 +23,6 @@ SOUND_RECORDS = [("a", "a first", b"MKVLLA"), ("b", "b", b"GGG")]
 
 def records(path, on_error="fail", encoding="utf-8"):
     return [found[1:] for found in read_fasta(path, Ledger(on_error), encoding)]
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
 
 
 COMPRESSORS = {

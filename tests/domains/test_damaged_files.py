@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from archives import zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -161,14 +161,6 @@ def jsonl_of(rows: list[dict[str, Any]]) -> bytes:
 
 def csv_of(rows: list[dict[str, Any]], separator: str = ",") -> bytes:
     return text_of(separator.join(rows[0]), *(separator.join(map(str, row.values())) for row in rows))
-
-
-def zip_of(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
 
 
 def sequence_of(seed: int, letters: str, n: int) -> str:
@@ -421,7 +413,7 @@ READERS: dict[str, Reader] = {
         hundred_k, partial(count_records, "recsys", {"ratings": "u.data", "items": "u.item"}, **LOOSE)
     ),
     "MovieLens as an archive": Reader(
-        lambda: {"ml.zip": zip_of({f"ml/{name}": content for name, content in csv_ratings().items()})},
+        lambda: {"ml.zip": zipped({f"ml/{name}": content for name, content in csv_ratings().items()})},
         partial(count_records, "recsys", {"ratings": "ml.zip"}, **LOOSE),
     ),
     "Amazon": Reader(
