@@ -81,7 +81,7 @@ def measure(arm: str, path: Path) -> tuple[float, float]:
     done = subprocess.run(
         [sys.executable, __file__, "arm", arm, str(path)], capture_output=True, text=True, check=True
     )
-    records, seconds, peak = map(float, done.stdout.split())
+    records, seconds, peak = map(float, done.stdout.splitlines()[-1].split())
     return 1e6 * seconds / records, peak
 
 

@@ -52,6 +52,7 @@ class HashSample:
         self.hashes = array("q")  # of id and distinct value of each of them
         self.held: dict[Any, Held] = {}  # by the value that is distinct
         self.values: dict[str, Any] = {}  # that value by id
+        self.n_left_out = 0  # by the sample, until the ledger is told
         self.bound: Rank | None = None  # of the last record that can still be kept
 
     def add_record(self, record: Mapping) -> None:
@@ -81,8 +82,8 @@ class HashSample:
         known = self.held.get(value)
         if known is not None:
             self.replace_copy(value, known, record, number)
-        elif self.bound is not None and self.rank_record(id) > self.bound:
-            self.ledger.count_dropped("not_sampled")
+        elif self.bound is not None and (hash_position(id, self.seed), id) > self.bound:
+            self.n_left_out += 1
         else:
             self.hold_record(value, record, number)
             if self.limit is not None and len(self.held) > 2 * self.limit:
@@ -128,7 +129,7 @@ class HashSample:
         order = sorted((self.rank_record(record.id), value) for value, record in self.held.items())
         for (_, id), value in order[self.limit :]:
             del self.held[value], self.values[id]
-            self.ledger.count_dropped("not_sampled")
+            self.n_left_out += 1
         if len(order) >= self.limit:
             self.bound = order[self.limit - 1][0]
 
@@ -145,6 +146,7 @@ class HashSample:
         """What was kept, in id order; to be called once."""
         if self.limit is not None:
             self.drop_last()
+        self.ledger.count_dropped("not_sampled", self.n_left_out)
         alone = self.compare_repeated()  # none, where there is a limit
         held = [*self.held.values()]
         numbers = np.r_[alone, np.array([record.number for record in held], np.int64)]

@@ -44,7 +44,7 @@ UNIREF = re.compile(r"\S+(?:\s+(?P<name>.*))?\s+n=\d+\s+Tax=.*?(?:\s+TaxID=(?P<t
 UNIREF_REDUCED = re.compile(r"\S+(?:\s+(?P<name>.*?))?\s+TaxID=(?:(?P<tax_id>\d+)(?:\.0)?|\S*)\s+RepID=\S+")
 UNIPROT = re.compile(r"(?:sp|tr)\|\S+\s+(?P<name>.*?)\s+OS=.*?(?:\s+OX=(?P<tax_id>\d+).*)?")
 BARE = re.compile(r"\S+(?:\s+(?P<name>.*))?(?P<tax_id>)")
-HEADERS = (UNIREF_PLAIN, UNIREF, UNIREF_REDUCED, UNIPROT, BARE)
+HEADERS = (UNIREF, UNIREF_REDUCED, UNIPROT, BARE)
 
 STANDARD, RARE, AMBIGUOUS = RESIDUES.encode(), b"UO", b"BZJX"
 # Selenocysteine and pyrrolysine by their nearest standard residues; whatever stands for several residues as X.
@@ -86,14 +86,11 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
     check_label_files(files, dataset)
     tables = LabelTables(files, dataset) if files.labels else None
     found: Counter[str] = Counter()
-    last_id = ""
     for proteins in raw_proteins(files, dataset, ledger):
         labelled = labelled_proteins(proteins, tables, found) if dataset.labels else proteins
-        for record in accepted_records(labelled, dataset, ledger):
-            last_id = record["id"]
-            yield record
+        yield from accepted_records(labelled, dataset, ledger)
     if tables is not None:
-        ledger.joined[TABLES] = tables.close_account(last_id)
+        ledger.joined[TABLES] = tables.close_account()
     require_labels(found, dataset)
 
 
@@ -156,22 +153,24 @@ def accepted_records(proteins: Iterable[RawProtein], dataset: Dataset, ledger: L
         InputError: many of its records look like nucleotides.
     """
     n, like, first = 0, 0, None
+    shortest, longest, labelled = dataset.min_length, dataset.max_length, bool(dataset.labels)
     for raw in proteins:
         n += 1
-        if looks_like_nucleotides(raw.sequence):
+        sequence = raw.sequence
+        if looks_like_nucleotides(sequence):
             like, first = like + 1, first or raw
-        yield from protein_records(raw, dataset, ledger)
+        if shortest <= len(sequence) <= longest and not labelled and not sequence.translate(None, STANDARD):
+            yield protein_record(raw, raw.id, sequence.decode())  # nearly all
+        else:
+            yield from records_in_policy(raw, dataset, ledger)
     if first and like >= NUCLEOTIDE_RECORDS and like >= NUCLEOTIDE_SHARE * n:
         what = f"{like} of {n} records of the file look like nucleotides, the first of them"
         value, fix = first.sequence[:30].upper().decode(), "translate them"
         raise InputError(first.where, what, value, "residues of proteins", fix, "nucleotides")
 
 
-def protein_records(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> list[dict]:
+def records_in_policy(raw: RawProtein, dataset: Dataset, ledger: Ledger) -> list[dict]:
     """The record of a protein, or those of its windows; none if it went to the ledger."""
-    fits = dataset.min_length <= len(raw.sequence) <= dataset.max_length
-    if fits and not dataset.labels and not raw.sequence.translate(None, STANDARD):  # nearly all
-        return [protein_record(raw, raw.id, raw.sequence.decode())]
     sequence = residue_letters(raw.where, raw.id, raw.sequence, ledger)
     if sequence is None:
         return []
@@ -288,6 +287,9 @@ def letter_count(letters: bytes, sequence: bytes) -> int:
 
 def name_and_taxon(header: str) -> tuple[str, str]:
     """Name and taxon identifier; "" where the header has none."""
+    if found := UNIREF_PLAIN.fullmatch(header):  # both are there
+        name, tax_id = found.groups()
+        return name, tax_id
     for pattern in HEADERS:
         if found := pattern.fullmatch(header):
             return found["name"] or "", found["tax_id"] or ""

@@ -32,6 +32,7 @@ class LabelTables:
         self.ledger = Ledger(dataset.on_error)
         self.rows: dict[str, list[tuple[str, list[str]]]] = {}  # id: (file:row, labels)
         self.joined: set[str] = set()
+        self.last_id = ""  # that was looked for
         for path in files.labels:
             for where, id, labels in self.labelled_rows(path):
                 self.rows.setdefault(id, []).append((where, labels))
@@ -73,15 +74,13 @@ class LabelTables:
 
     def find_labels(self, id: str) -> list[str]:
         """The labels of a record, by its id or by the accession or name in it."""
+        self.last_id = id
         known = [name for name in id_aliases(id) if name in self.rows]
         self.joined.update(known)
         return sorted({label for name in known for _, labels in self.rows[name] for label in labels})
 
-    def close_account(self, last_id: str) -> Ledger:
+    def close_account(self) -> Ledger:
         """The account of all rows, once every record was looked for.
-
-        Args:
-            last_id: of some record.
 
         Raises:
             InputError: no row belongs to a record, or too many rows are malformed.
@@ -90,7 +89,7 @@ class LabelTables:
             what, first = "no id of the label tables is that of a record", next(iter(self.rows))
             fix = "name the column of the records' ids in `label_id`"
             raise InputError(
-                self.files.labels[0], what, first, f"ids such as {short_value(last_id)}", fix, "unmatched"
+                self.files.labels[0], what, first, f"ids such as {short_value(self.last_id)}", fix, "unmatched"
             )
         kept = 0
         for id, rows in self.rows.items():
