@@ -60,11 +60,12 @@ def registered_names(noun: str) -> list[str]:
     return sorted([*own_names(noun), *outside_entries(noun)])
 
 
-def own_names(noun: str) -> list[str]:
-    """The names that this project registers."""
+@cache
+def own_names(noun: str) -> tuple[str, ...]:
+    """The names that this project registers; its folders are looked at once, as this is asked for every example."""
     package = importlib.import_module(PACKAGES[noun])
     modules = pkgutil.iter_modules(package.__path__)
-    return [m.name for m in modules if m.ispkg or noun != "domain"]
+    return tuple(m.name for m in modules if m.ispkg or noun != "domain")
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 from loratory.domains.contract import Example, prediction_row
 from loratory.domains.recsys.context import past_events, record_context
@@ -68,6 +68,7 @@ def average_lines(record: dict, task: Task) -> list[str]:
     return [task.user_average.format(**user), others]
 
 
+@lru_cache(1 << 16)
 def plain_title(title: str, longest: int) -> str:
     """A title that stays one line and cannot close the marks around it."""
     text = " ".join("".join(c if c.isprintable() else " " for c in title).split())
