@@ -60,12 +60,16 @@ def registered_names(noun: str) -> list[str]:
     return sorted([*own_names(noun), *outside_entries(noun)])
 
 
-@cache
-def own_names(noun: str) -> tuple[str, ...]:
-    """The names that this project registers; its folders are looked at once, as this is asked for every example."""
+def own_names(noun: str) -> list[str]:
+    """The names that this project registers."""
     package = importlib.import_module(PACKAGES[noun])
-    modules = pkgutil.iter_modules(package.__path__)
-    return tuple(m.name for m in modules if m.ispkg or noun != "domain")
+    return [m.name for m in modules_in(*package.__path__) if m.ispkg or noun != "domain"]
+
+
+@cache
+def modules_in(*folders: str) -> tuple[pkgutil.ModuleInfo, ...]:
+    """Looked for once: names are asked for with every example."""
+    return tuple(pkgutil.iter_modules(folders))
 
 
 @cache
