@@ -1,5 +1,6 @@
 # `make` sets up and runs the demo; `make test` sets up, tests and says how much of the library the tests run; `make lint`
-# looks for faults of form; `make docs` makes the pages of docs/ a site. Setting up happens once for each requirements.lock.
+# looks for faults of form; `make docs` makes the pages of docs/ a site; `make lock` renews the locks. Setting up happens once
+# for each requirements.lock and torch.lock.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/requirements.lock
@@ -10,7 +11,7 @@ WORKERS ?= 2
 VIEWER := scripts/loratory/reporting/viewer
 VIEWER_VERSION ?= 2.5.5
 
-.PHONY: demo test lint docs viewer
+.PHONY: demo test lint docs viewer lock
 demo: $(READY)
 	@$(BIN)/snakemake --cores all
 
@@ -35,11 +36,26 @@ viewer:
 	cp $$folder/package/build/3Dmol-min.js $(VIEWER)/; cp $$folder/package/LICENSE $(VIEWER)/3Dmol.LICENSE; \
 	rm -r $$folder; cd $(VIEWER); sha256sum 3Dmol-min.js > 3Dmol-min.js.sha256
 
-$(READY): requirements.lock
+# Every version within pyproject.toml's ranges with the digests of all its files, as the package index that pip is set up with
+# gives them; versions that fit stay (PIN='--upgrade-package NAME' lets one go). Then what is known to be wrong with them is
+# looked up, of every one or the target fails. Where the index gives a CUDA build of torch, its CUDA packages would come in.
+PIN ?=
+lock:
+	@set -e; tools=$$(mktemp -d); $(PYTHON) -m venv $$tools; \
+	$$tools/bin/pip install --quiet --disable-pip-version-check pip-tools pip-audit; \
+	sed '/^[^#]/,$$d' requirements.lock > $$tools/head; \
+	$$tools/bin/pip-compile --quiet --all-extras --strip-extras --generate-hashes --unsafe-package torch $(PIN) \
+		--no-header --no-annotate --output-file requirements.lock pyproject.toml; \
+	sed '/^[#-]/d;/^$$/d' requirements.lock | cat $$tools/head - > $$tools/lock; cp $$tools/lock requirements.lock; \
+	$$tools/bin/pip-audit --strict --disable-pip --no-deps -r requirements.lock -r torch.lock; \
+	rm -r $$tools
+
+$(READY): requirements.lock torch.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'
-	@echo "installing requirements.lock into .venv (once)"
+	@echo "installing requirements.lock and torch.lock into .venv (once)"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r torch.lock
 	@echo ../../../../scripts > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/loratory.pth"
 	@printf '#!/bin/sh\nexec "$$(dirname "$$(readlink -f "$$0")")/python" -m loratory "$$@"\n' > $(BIN)/loratory
 	@chmod +x $(BIN)/loratory

@@ -19,16 +19,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+DIGEST = r"--hash=sha256:[0-9a-f]{64}"
 FOREIGN = r"\.\./shared|(?<!\w)/work\b|pypi\.org|pythonhosted|anaconda\.org|index-url|find-links"
 
 
-def locked() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pins = [line.split("==") for line in lines if not line.startswith("#")]
-    return {canonicalize_name(name): version for name, version in pins}
+def locked(file: str) -> list[list[str]]:
+    """The words of each package in a lock: `name==version`, then digests."""
+    text = re.sub(r"#.*", "", (ROOT / file).read_text()).replace("\\\n", " ")
+    return [line.split() for line in text.splitlines() if line.strip()]
 
 
-LOCK = locked()
+DIGESTS = {pin: digests for pin, *digests in locked("requirements.lock")}
+PINS = [*DIGESTS, *(pin for [pin] in locked("torch.lock"))]
+LOCK = {canonicalize_name(name): version for name, version in (pin.split("==") for pin in PINS)}
 
 
 def project_files() -> list[Path]:
@@ -47,22 +50,37 @@ def test_the_lock_holds_every_dependency_within_its_range(text):
 
 
 def test_the_lock_is_exact_sorted_and_free_of_builds_for_one_machine():
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
-    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
-    assert [canonicalize_name(line.partition("==")[0]) for line in lines] == sorted(LOCK)
+    assert [pin for pin in PINS if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []
+    names = [canonicalize_name(pin.partition("==")[0]) for pin in DIGESTS]
+    assert names == sorted(names) and {*LOCK} - {*names} == {"torch"}
     assert [name for name in LOCK if name.startswith(("nvidia", "cuda"))] == []
     assert [version for version in LOCK.values() if Version(version).local] == []
+
+
+def test_the_lock_has_digests_of_all_but_torch():
+    """pip compares nothing at all unless every line has one."""
+    assert [pin for pin, found in DIGESTS.items() if not found] == []
+    assert [digest for found in DIGESTS.values() for digest in found if not re.fullmatch(DIGEST, digest)] == []
+
+
+@pytest.mark.parametrize("file", ["Makefile", "Dockerfile"])
+def test_what_has_digests_is_installed_first_and_alone(file):
+    """Else torch's own packages would be whatever versions its build asks for, unseen by the lock."""
+    calls = re.findall(r"python -m pip install (.*)", (ROOT / file).read_text())
+    assert ["--no-deps" in call for call in calls] == [True, False]
+    assert [re.search(r"-r (?:/opt/loratory/)?(\S+)$", call)[1] for call in calls] == ["requirements.lock", "torch.lock"]
 
 
 def test_the_image_is_the_lock_on_the_python_of_the_lock_and_nothing_else():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     steps = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
-    assert [word for word, _ in steps] == ["FROM", "COPY", "RUN", "ENV"]
-    (_, image), (_, copied), (_, done), (_, variable) = steps
-    [file, folder] = copied.split()
-    assert (image, file, variable) == ("python:3.11-slim", "requirements.lock", "HOME=/tmp")
-    assert done.startswith("python -m pip install ") and done.endswith(f" -r {folder}{file}")
-    assert [word for word in done.split()[4:-2] if word not in ("--no-cache-dir", "--disable-pip-version-check")] == []
+    assert [word for word, _ in steps] == ["FROM", "COPY", "RUN", "RUN", "ENV"]
+    assert [steps[0][1], steps[-1][1]] == ["python:3.11-slim", "HOME=/tmp"]
+    assert steps[1][1] == "requirements.lock torch.lock /opt/loratory/"
+    quiet = {"--no-cache-dir", "--disable-pip-version-check"}
+    calls = [[word for word in step.split() if word not in quiet] for _, step in steps[2:4]]
+    files = [f"/opt/loratory/{file}" for file in ("requirements.lock", "torch.lock")]
+    assert calls == [["python", "-m", "pip", "install", *rest] for rest in (["--no-deps", "-r", files[0]], ["-r", files[1]])]
 
 
 def test_no_file_names_the_place_it_was_written_at():
