@@ -68,7 +68,10 @@ def test_what_has_digests_is_installed_first_and_alone(file):
     """Else torch's own packages would be whatever versions its build asks for, unseen by the lock."""
     calls = re.findall(r"python -m pip install (.*)", (ROOT / file).read_text())
     assert ["--no-deps" in call for call in calls] == [True, False]
-    assert [re.search(r"-r (?:/opt/loratory/)?(\S+)$", call)[1] for call in calls] == ["requirements.lock", "torch.lock"]
+    assert [re.search(r"-r (?:/opt/loratory/)?(\S+)$", call)[1] for call in calls] == [
+        "requirements.lock",
+        "torch.lock",
+    ]
 
 
 def test_the_image_is_the_lock_on_the_python_of_the_lock_and_nothing_else():
@@ -80,7 +83,9 @@ def test_the_image_is_the_lock_on_the_python_of_the_lock_and_nothing_else():
     quiet = {"--no-cache-dir", "--disable-pip-version-check"}
     calls = [[word for word in step.split() if word not in quiet] for _, step in steps[2:4]]
     files = [f"/opt/loratory/{file}" for file in ("requirements.lock", "torch.lock")]
-    assert calls == [["python", "-m", "pip", "install", *rest] for rest in (["--no-deps", "-r", files[0]], ["-r", files[1]])]
+    assert calls == [
+        ["python", "-m", "pip", "install", *rest] for rest in (["--no-deps", "-r", files[0]], ["-r", files[1]])
+    ]
 
 
 def test_no_file_names_the_place_it_was_written_at():

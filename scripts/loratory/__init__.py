@@ -3,4 +3,10 @@
 The library never imports Snakemake; `scripts/<rule>.py` are the doors between the two.
 """
 
+import os
+
+# Models of some types fetch kernels, which are programs, from the hub when they are built, where the package `kernels`
+# is installed. Said here because transformers reads it when it is imported.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
+
 __version__ = "0.3.0"

@@ -1,6 +1,14 @@
 """The one exception for bad input: its message says what is wrong and how to mend it."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 MAX_VALUE_LENGTH = 40  # longest piece of a user's value that an error line repeats
+# What opens somebody's account: `user:password@` or a token in an address, a token of the Hugging Face hub.
+SECRET = re.compile(
+    r"(?<=://)[^\s/?#@]+(?=@)|(?i:(?<=[?&])[\w.-]*(?:token|secret|signature|password|key|sig)=)[^&#\s'\"]+|\bhf_\w{20,}"
+)
 
 
 class InputError(Exception):
@@ -39,12 +47,39 @@ class InputError(Exception):
 
 
 def on_one_line(value: object) -> str:
-    """`value` as text, in which line ends and what would steer a terminal are escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
+    """`value` as text, in which line ends and what would steer a terminal are escaped, and secrets left out."""
+    text = SECRET.sub("…", str(value))
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def short_value(value: object) -> str:
-    """`value` on one line, cut to 40 characters."""
-    text = value if isinstance(value, str) else repr(value)
+    """`value` on one line, cut to 40 characters, without secrets."""
+    text = SECRET.sub("…", value if isinstance(value, str) else repr(value))
     text = " ".join(text.split()) or repr(value)
     return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"
+
+
+@contextmanager
+def one_error(
+    where: object,
+    what: str,
+    expected: str | None = None,
+    fix: str | None = None,
+    reason: str = "malformed",
+    of: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+) -> Iterator[None]:
+    """Makes one `InputError` of what a library raises on content that it does not expect, with the library's words as
+    the value.
+
+    Args:
+        of: what it is known to raise. By default everything: many libraries raise errors of many types, and their
+            Rust parts panic, which is no `Exception`.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except of as error:
+        text = str(error)
+        value = f"{type(error).__name__}: {text}" if of is BaseException else text
+        raise InputError(where, what, value or None, expected, fix, reason) from error

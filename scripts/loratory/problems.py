@@ -1,12 +1,14 @@
 """What pydantic finds wrong with a config file, in one line that its author can act on."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from loratory import registry
 from loratory.errors import InputError, short_value
+
+Model = TypeVar("Model", bound=BaseModel)
 
 KINDS = ("kind", "method", "mixer")  # keys that say which options an entry has
 SCALARS = ("int_type", "float_type", "bool_type")
@@ -23,6 +25,21 @@ IN_YAML = {  # by pydantic's error types: what is expected, in a YAML author's w
     "string_too_short": "at least one letter",
     "string_pattern_mismatch": "small letters, digits and _, a letter first, 64 at most",
 }
+
+
+def read_fields(model: type[Model], given: dict[str, Any], where: object) -> Model:
+    """What a file from elsewhere says, as a model of its fields.
+
+    Args:
+        given: the content of the file `where`.
+
+    Raises:
+        InputError: a field is missing, or its value is none that the model takes.
+    """
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise first_problem(error, given, str(where), {}) from None
 
 
 def first_problem(error: ValidationError, raw: dict[str, Any], where: str, schema: dict[str, Any]) -> InputError:

@@ -13,10 +13,10 @@ from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from loratory.errors import InputError, short_value
-from loratory.problems import first_problem
+from loratory.problems import read_fields
 
 T = TypeVar("T")
 
@@ -170,10 +170,7 @@ def read_lora_config(given: dict[str, Any], where: Path) -> LoraConfig:
         fix = "save it with PEFT's `path_initial_model_for_weight_conversion`"
         raise InputError(where, what, start, "an adapter for the base as published", fix)
     refuse_unknown(given, {*LoraConfig.model_fields, *WITHOUT_EFFECT, "peft_type", "bias", "init_lora_weights"}, where)
-    try:
-        return LoraConfig.model_validate(given)
-    except ValidationError as error:
-        raise first_problem(error, given, str(where), {}) from None
+    return read_fields(LoraConfig, given, where)
 
 
 def refuse_unknown(given: dict[str, Any], known: set[str], where: Path) -> None:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from loratory import registry
 from loratory.bases.audio import AudioPrefix
 from loratory.bases.core import DTYPES, MANIFEST, Base, family_class, load_with_report, open_tokenizer, read_object
-from loratory.errors import InputError
+from loratory.errors import InputError, one_error
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
@@ -30,6 +30,7 @@ KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementatio
 OWN_KERNELS = (None, "eager", "sdpa")
 QUANTISED = ("quantization_config", "compression_config")
 LAYERS = ("layer", "layers", "blocks")  # how keys end that say how often the model repeats a part
+UNREADABLE = (SafetensorError, NotImplementedError)
 MOST_LABELS = 100_000  # each gets a name of its own when a config is opened
 CONVERT = "load it once where you trust it and `save_pretrained(folder, safe_serialization=True)`"
 
@@ -171,17 +172,14 @@ def count_tensors(path: Path) -> int:
     Raises:
         InputError: the file is not safetensors, or shorter than its header says.
     """
-    fix = "fetch it again"
-    try:
+    what, expected, fix = "damaged or cut short", "a whole safetensors file", "fetch it again"
+    with one_error(path, what, expected, fix, "weights", (SafetensorError, OSError, ValueError)):
         with open(path, "rb") as stream:
             if stream.read(24) == b"version https://git-lfs.":
-                raise InputError(
-                    path, "a Git LFS pointer in place of the file", fix="`git lfs pull`", reason="missing"
-                )
+                what, fix = "a Git LFS pointer in place of the file", "`git lfs pull`"
+                raise InputError(path, what, fix=fix, reason="missing")
         with safe_open(path, framework="pt") as file:
             return len(file.keys())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(path, "damaged or cut short", error, "a whole safetensors file", fix, "weights") from None
 
 
 def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
@@ -193,7 +191,7 @@ def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
     # on the device "meta" no numbers are read; other shapes are reported below
     options = {**family.model_options, "device_map": {"": "meta"}, "ignore_mismatched_sizes": True}
     expected = "one that this version of transformers knows"
-    with one_error(folder, "the model does not open", expected, "family"), quiet_logging():
+    with one_error(folder, "the model does not open", expected, reason="family"), quiet_logging():
         model, report = load_with_report(family.model_class, folder, **options)
     wrong = sorted(report["mismatched_keys"])
     if wrong:
@@ -210,20 +208,6 @@ def check_weight_names(folder: Path, family: type[Base]) -> PreTrainedModel:
             what = f"{len(names)} weights are {what}, such as {names[0]}"
             raise InputError(folder, what, type(model).__name__, expected, "give a folder as published", "weights")
     return model
-
-
-@contextmanager
-def one_error(where: Path, what: str, expected: str, reason: str) -> Iterator[None]:
-    """Makes one `InputError` of whatever a library raises on content that it does not expect: errors of many types,
-    and panics of its Rust parts, which are no `Exception`.
-    """
-    try:
-        yield
-    except (InputError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        value = f"{type(error).__name__}: {error}"
-        raise InputError(where, what, value, expected, reason=reason) from error
 
 
 @contextmanager
@@ -252,7 +236,7 @@ def check_tokenizer(folder: Path, needed: str, embeddings: int) -> None:
         expected = "tokenizer.json, vocab.txt, vocab.json with merges.txt, or *.model"
         fix = "save the model's tokenizer into the folder, as its publisher did"
         raise InputError(folder, "no whole tokenizer", None, expected, fix, "tokenizer")
-    with one_error(folder, "the tokenizer does not work", "a tokenizer of transformers", "tokenizer"):
+    with one_error(folder, "the tokenizer does not work", "a tokenizer of transformers", reason="tokenizer"):
         tokenizer = open_tokenizer(folder)
         largest = max(tokenizer.get_vocab().values(), default=-1)
         unknown = min(unknown_share(tokenizer, [text]) for text in TEXTS)
@@ -295,7 +279,8 @@ def check_audio(folder: Path) -> list[Path]:
     for path in paths:
         count_tensors(path)
     check_doors(folder / "config.json", read_object(folder / "config.json"))
-    with one_error(folder, "the audio prefix does not open", "what a base with `audio:` was saved with", "weights"):
+    expected = "what a base with `audio:` was saved with"
+    with one_error(folder, "the audio prefix does not open", expected, reason="weights"):
         AudioPrefix.load(folder)
     return paths
 
@@ -308,7 +293,8 @@ def check_opening(folder: Path, source: Path) -> None:
     """
     manifest = read_object(folder / MANIFEST)
     try:
-        with one_error(folder, "the base does not read an example", "a base that does", "weights"), quiet_logging():
+        what, expected = "the base does not read an example", "a base that does"
+        with one_error(folder, what, expected, reason="weights"), quiet_logging():
             family_class(manifest["family"]).try_folder(folder, manifest, DTYPES[manifest["precision"]])
     except InputError as error:
         raise InputError(error.where.replace(str(folder), str(source)), error.detail, reason=error.reason) from error
@@ -320,11 +306,9 @@ def check_finite(path: Path) -> None:
     """
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (it is no dict)
-            try:
+            what, expected = "numbers of a type that cannot be read", "fp32, fp16 or bf16"
+            with one_error(f"{path}:{name}", what, expected, reason="weights", of=UNREADABLE):
                 finite = is_finite(file.get_tensor(name))
-            except (SafetensorError, NotImplementedError) as error:
-                what, expected = "numbers of a type that cannot be read", "fp32, fp16 or bf16"
-                raise InputError(f"{path}:{name}", what, error, expected, reason="weights") from None
             if not finite:
                 raise InputError(f"{path}:{name}", "a weight is NaN or infinite", None, "numbers", reason="weights")
 

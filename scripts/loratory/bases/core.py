@@ -20,7 +20,7 @@ from loratory.data import files
 from loratory.data.audio import HOP, RATE
 from loratory.data.clips import Clip
 from loratory.domains.contract import Context, Example
-from loratory.errors import InputError
+from loratory.errors import InputError, one_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 InPlace = Callable[[Callable, int, int], Callable]
 IGNORED = -100  # the label that every loss of this field leaves out
+LARGEST_OBJECT = 1 << 26  # bytes: an index of the shards of 100,000 tensors has 10 MB
 MANIFEST, CURVE = "base.json", "curve.json"
 CONTACTS = "contact_head"  # of ESM, which reads attention maps
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the config's `precision`
@@ -211,8 +212,14 @@ class Base(ABC):
         return {name: batch[name] for name in model.wants if name in batch} if isinstance(model, Routed) else {}
 
     def tokens(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The ids of a text, without special tokens.
+
+        Raises:
+            InputError: the tokenizer panics, as on a text on which one of its regular expressions takes too long.
+        """
+        expected, fix = "a tokenizer that reads every text", "take another base"
+        with one_error(self.folder, "the tokenizer does not read a text", expected, fix, "tokenizer"):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def prompt_tokens(self, example: Example) -> list[int]:
         """The ids of an example's prompt, without what stands before every text."""
@@ -399,10 +406,10 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(path, "no such file", expected="a Hugging Face model folder", reason="missing")
-    try:
+    if path.stat().st_size > LARGEST_OBJECT:
+        raise InputError(path, f"more than {LARGEST_OBJECT >> 20} MB of JSON", None, "settings, not data")
+    with one_error(path, "not JSON", "a JSON object", of=(OSError, ValueError, RecursionError)):
         value = files.read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(path, "not JSON", error, "a JSON object") from None
     if not isinstance(value, dict):
         raise InputError(path, "not a JSON object", value, "a JSON object")
     return value

@@ -21,7 +21,7 @@ from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer
 from loratory.bases.core import CONTACTS
 from loratory.bases.pickles import read_pickle
 from loratory.data.files import atomic_write
-from loratory.errors import InputError
+from loratory.errors import InputError, one_error
 
 EXPECTED = "an ESM-2 checkpoint of fair-esm"
 # fair-esm's tokens by their numbers; residues from the most to the least frequent
@@ -49,6 +49,7 @@ BLOCK = {
     "final_layer_norm": "LayerNorm",
 }
 FREQUENCIES = ".self_attn.rot_emb.inv_freq"  # of rotary positions, in each layer the same; as stored, maybe rounded
+UNFIT = "not the options of ESM-2", "sizes that fit together"
 LEFT_OUT = re.compile(rf"lm_head\.weight|layers\.[1-9]\d*{re.escape(FREQUENCIES)}|{CONTACTS}\..*")
 
 
@@ -99,10 +100,8 @@ def checkpoint_config(path: Path | str, options: Mapping[str, Any]) -> EsmConfig
     if not all(isinstance(n, int) and n > 0 for n in sizes.values()) or not isinstance(dropout, bool):
         given = str({**sizes, "token_dropout": dropout})
         raise InputError(path, "not the options of ESM-2", given, "sizes above 0, and whether `token_dropout`")
-    try:
+    with one_error(path, *UNFIT, of=(ValueError, TypeError)):
         return esm_config(**{SIZES[name]: n for name, n in sizes.items()}, token_dropout=dropout)
-    except (ValueError, TypeError) as error:
-        raise InputError(path, "not the options of ESM-2", error, "sizes that fit together") from None
 
 
 def rename_weights(path: Path | str, weights: Mapping[str, Any], config: EsmConfig) -> dict[str, torch.Tensor]:
@@ -118,11 +117,8 @@ def rename_weights(path: Path | str, weights: Mapping[str, Any], config: EsmConf
         if wrong:
             line = f"{len(wrong)} weights are {what}, such as {min(wrong)}"
             raise InputError(path, line, None, "ESM-2's alone", "give the checkpoint of one whole model")
-    try:
-        with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in EsmForMaskedLM(config).state_dict().items()}
-    except ValueError as error:
-        raise InputError(path, "not the options of ESM-2", error, "sizes that fit together") from None
+    with one_error(path, *UNFIT, of=ValueError), torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in EsmForMaskedLM(config).state_dict().items()}
     for theirs, ours in names.items():
         shape = getattr(given[theirs], "shape", None)
         if shape != shapes[ours]:

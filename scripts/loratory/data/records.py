@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from loratory.data.parquet import one_parquet_error
 from loratory.data.splits import hash_position
 from loratory.errors import InputError
 
@@ -284,11 +285,8 @@ def open_records(path: Path, schema: pa.Schema) -> Records:
     """
     if not path.is_file():
         raise InputError(path, "no such file", fix=REBUILD)
-    try:
-        with pq.ParquetFile(path) as file:
-            found, n = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise damaged_file(path, error) from None
+    with one_parquet_error(path, REBUILD), pq.ParquetFile(path) as file:
+        found, n = file.schema_arrow, file.metadata.num_rows
     for column in schema:
         at = found.get_field_index(column.name)
         if at < 0 or found.field(at).type != column.type:
@@ -298,18 +296,11 @@ def open_records(path: Path, schema: pa.Schema) -> Records:
 
 
 def read_groups(path: Path, schema: pa.Schema, names: Names) -> Iterator[pa.Table]:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, names)
-                table.validate(full=True)
-                for name, column in zip(table.column_names, table.columns):
-                    if name in schema.names and column.null_count:
-                        raise InputError(path, f"column `{name}` has records without a value", fix=REBUILD)
-                yield table
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise damaged_file(path, error) from None
-
-
-def damaged_file(path: Path, error: Exception) -> InputError:
-    return InputError(path, "the file is damaged", str(error), "a whole Parquet file", REBUILD)
+    with one_parquet_error(path, REBUILD), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group in range(file.metadata.num_row_groups):
+            table = file.read_row_group(group, names)
+            table.validate(full=True)
+            for name, column in zip(table.column_names, table.columns):
+                if name in schema.names and column.null_count:
+                    raise InputError(path, f"column `{name}` has records without a value", fix=REBUILD)
+            yield table

@@ -6,12 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from loratory.data.files import LONGEST, first_bytes, read_lines
 from loratory.data.json_lines import parse_object
 from loratory.data.ledger import Ledger
+from loratory.data.parquet import cell_values, column_names, read_batches
 from loratory.errors import InputError
 
 PARQUET = b"PAR1"
@@ -118,18 +116,14 @@ def csv_rows(
 def parquet_rows(
     path: Path | str, columns: Mapping[str, str], ledger: Ledger, encoding: str, optional: Collection[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        table = pq.ParquetFile(path, page_checksum_verification=True)
-        columns = present_columns(f"{path}:1", columns, table.schema_arrow.names, optional)
-        number = 0
-        for batch in table.iter_batches(columns=list(dict.fromkeys(columns.values()))):
-            batch.validate(full=True)  # texts that are no UTF-8
-            for row in batch.to_pylist():
-                number += 1
-                ledger.count_record()
-                yield number, {key: cell_text(row[name]) for key, name in columns.items()}
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(path, "the file is damaged", str(error), "a whole Parquet file", "write it again") from None
+    columns = present_columns(f"{path}:1", columns, column_names(path), optional)
+    number = 0
+    for batch in read_batches(path, list(dict.fromkeys(columns.values()))):
+        for cells in zip(*map(cell_values, batch.values())):
+            row = dict(zip(batch, cells))
+            number += 1
+            ledger.count_record()
+            yield number, {key: cell_text(row[name]) for key, name in columns.items()}
 
 
 def object_rows(

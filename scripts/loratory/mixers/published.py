@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 
 from loratory.adapters.deltas import CONFIG, WEIGHTS, Adapter, cpu_tensor
@@ -32,7 +32,7 @@ from loratory.mixers.methods.xlora import Mixer
 from loratory.mixers.routing import keep_largest
 from loratory.mixers.store import open_experts
 from loratory.mixers.streams import TOKENS
-from loratory.problems import first_problem
+from loratory.problems import read_fields
 
 if TYPE_CHECKING:
     from loratory.bases.core import Base
@@ -137,10 +137,7 @@ def read_config(where: Path) -> SavedGate:
     if given.get("peft_type", "XLORA") != "XLORA":
         raise InputError(where, "not an X-LoRA", given["peft_type"], "peft_type XLORA")
     refuse_unknown(given, {*SavedGate.model_fields, *WITHOUT_EFFECT}, where)
-    try:
-        config = SavedGate.model_validate(given)
-    except ValidationError as error:
-        raise first_problem(error, given, str(where), {}) from None
+    config = read_fields(SavedGate, given, where)
     for option, value, supported in (
         ("scaling_pass_value", config.scaling_pass_value, 0.0),
         ("use_trainable_adapters", config.use_trainable_adapters, False),

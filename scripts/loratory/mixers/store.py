@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
@@ -21,7 +21,7 @@ from loratory.data.files import atomic_write, write_json
 from loratory.errors import InputError
 from loratory.mixers import contract
 from loratory.mixers.core import Mixture
-from loratory.problems import first_problem
+from loratory.problems import read_fields
 
 if TYPE_CHECKING:
     from loratory.bases.core import Base
@@ -121,10 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
     InputError: `mixture.json` is missing or not one, or an expert that it names is not in the folder.
     """
     given, where = read_object(folder / MANIFEST), folder / MANIFEST
-    try:
-        manifest = Manifest.model_validate(given)
-    except ValidationError as error:
-        raise first_problem(error, given, str(where), {}) from None
+    manifest = read_fields(Manifest, given, where)
     stored = {path.name for path in (folder / EXPERTS).glob("*")}
     for place, name in enumerate(manifest.experts):
         if name not in stored or name in manifest.experts[:place]:

@@ -12,6 +12,7 @@ from typing import Any
 from loratory.data.files import atomic_write
 
 MARKDOWN = str.maketrans({"\\": r"\\", "|": r"\|", "*": r"\*", "<": r"\<", "\n": " "})
+LINK = "](", r"]\("  # of a page or a picture that a name would fetch from elsewhere
 LATEX = str.maketrans(
     {letter: "\\" + letter for letter in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -71,12 +72,17 @@ def plain_value(value: Any) -> str:
 
 
 def markdown_text(layout: Layout) -> str:
-    header, *rows = pad_cells([[cell.translate(MARKDOWN) for cell in row] for row in (layout.header, *layout.rows)])
+    header, *rows = pad_cells([[markdown_cell(cell) for cell in row] for row in (layout.header, *layout.rows)])
     rule = [":" + "-" * (len(header[0]) - 1), *("-" * (len(cell) - 1) + ":" for cell in header[1:])]
-    lines = [f"# {layout.title.translate(MARKDOWN)}", ""]
-    lines += [f"> **{layout.banner.translate(MARKDOWN)}**", ""] if layout.banner else []
+    lines = [f"# {markdown_cell(layout.title)}", ""]
+    lines += [f"> **{markdown_cell(layout.banner)}**", ""] if layout.banner else []
     lines += [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
-    return "\n".join([*lines, "", *(f"- {line.translate(MARKDOWN)}" for line in layout.foot), ""])
+    return "\n".join([*lines, "", *(f"- {markdown_cell(line)}" for line in layout.foot), ""])
+
+
+def markdown_cell(text: str) -> str:
+    """A text that means itself in Markdown, on one line."""
+    return text.translate(MARKDOWN).replace(*LINK)
 
 
 def plain_text(layout: Layout) -> str:

@@ -35,7 +35,9 @@ from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_samples
 from loratory.data.batching import pad_contexts
 from loratory.data.clips import Clip
 from loratory.domains.contract import Example
-from loratory.errors import InputError
+from loratory.errors import InputError, one_error
+
+LONGEST_FRAME = 100_000  # letters that a chat template may write around a prompt: beyond, it fills memory
 
 
 class Family(Base):
@@ -126,11 +128,13 @@ class Family(Base):
         if example.audio:
             raise InputError(where, "a chat template has no place for audio", example.audio, "text alone", fix)
         turn = [{"role": "user", "content": example.prompt}]
-        try:
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program of the folder's, in a sandbox
-            raise InputError(where, "the chat template does not take one turn", error, fix=fix) from error
-        return self.tokens(cast(str, text))
+        # a template is a program of the folder's, in a sandbox
+        with one_error(where, "the chat template does not take one turn", fix=fix, of=Exception):
+            text = cast(str, self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        if len(text) > len(example.prompt) + LONGEST_FRAME:
+            what, expected = "the chat template writes too much around a prompt", f"at most {LONGEST_FRAME} letters"
+            raise InputError(where, what, len(text), expected, fix)
+        return self.tokens(text)
 
     def audio_tokens(self, example: Example) -> int:
         """Raises:

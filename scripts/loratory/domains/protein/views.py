@@ -109,6 +109,6 @@ def folded_part(folded: Sequence[FoldedSample]) -> str:
 def chain_card(sample: FoldedSample) -> str:
     near = f"; nearest: {sample.near}, TM-score {sample.tm:.2f}" if sample.tm is not None else ""
     facts = f"{len(sample.sequence)} residues, mean pLDDT {sample.plddt:.0f}{near}"
-    data = json.dumps({"model": sample.model, "reference": sample.reference}).replace("</", "<\\/")
+    data = json.dumps({"model": sample.model, "reference": sample.reference}).replace("<", "\\u003c")
     stage = f'<div class="stage"></div><script type="application/json">{data}</script>'
     return card(f"{sample.system}, {sample.id}", f"<p>{escape(facts)}</p>\n", f'<div class="chain">{stage}</div>\n')

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from loratory.data.files import (
     DAMAGED,
@@ -29,6 +28,7 @@ from loratory.data.files import (
     first_bytes,
     read_blocks,
 )
+from loratory.data.parquet import column_names, plain_texts, read_batches
 from loratory.data.tables import PARQUET, SEPARATORS, csv_rows
 from loratory.domains.recsys.layouts import BY_SUFFIX, LAYOUTS, Layout, TableLayout
 from loratory.domains.recsys.sources import Files, split_location
@@ -297,20 +297,13 @@ def parquet_chunks(location: str, roles: Mapping[str, str]) -> Iterator[Chunk]:
     path, member = split_location(location)
     if member:
         raise InputError(location, "parquet inside an archive", expected="a file", fix="unpack it", reason="format")
+    column_places(location, column_names(path), roles)
     start = 1
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        column_places(location, file.schema_arrow.names, roles)
-        for batch in file.iter_batches(BLOCK >> 6, columns=list(dict.fromkeys(roles.values()))):
-            batch.validate(full=True)  # texts that are no UTF-8
-            lines = np.arange(start, start + len(batch))
-            columns = {role: batch.column(name).cast(pa.string()).fill_null("") for role, name in roles.items()}
-            yield Chunk(lines, columns)
-            start += len(batch)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(
-            location, "the file is damaged", str(error), "a whole Parquet file", reason="damaged"
-        ) from None
+    for batch in read_batches(path, list(dict.fromkeys(roles.values()))):
+        columns = {role: plain_texts(batch[name], path) for role, name in roles.items()}
+        lines = np.arange(start, start + len(next(iter(columns.values()))))
+        yield Chunk(lines, columns)
+        start += len(lines)
 
 
 # Bytes and lines.

@@ -25,7 +25,7 @@ from loratory.data.structures import BACKBONE, REACH, read_protein, unflatten_ba
 from loratory.domains.contract import random_split
 from loratory.domains.protein import build as protein
 from loratory.domains.structure.sources import Dataset, Files
-from loratory.errors import InputError
+from loratory.errors import InputError, one_error
 
 DISTINCT = "sequence"
 COLUMNS = {
@@ -178,12 +178,10 @@ def json_chain(where: str, record: Any, origin: str) -> Chain:
     origin, coords = record.get("origin", origin), record["coords"]
     if origin not in ORIGINS:
         raise InputError(where, "unknown origin", origin, " or ".join(ORIGINS), reason="keys")
-    try:
+    what, expected = "coordinates that cannot be read", "N, CA, C and O of every residue, numbers in Å"
+    with one_error(where, what, expected, reason="coordinates", of=(KeyError, OverflowError, TypeError, ValueError)):
         points = [coords[atom] for atom in BACKBONE] if isinstance(coords, dict) else coords
         atoms = np.array(points, dtype=float)  # null becomes NaN
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        expected = "N, CA, C and O of every residue, numbers in Å"
-        raise InputError(where, "coordinates that cannot be read", error, expected, reason="coordinates") from None
     atoms = atoms.swapaxes(0, 1) if isinstance(coords, dict) else atoms
     sequence = record["seq"].removesuffix("*")
     if "*" in sequence:  # a cut before the check of letters would make it an end again
