@@ -237,7 +237,7 @@ def test_a_gap_in_the_coordinates_must_be_bridged_by_the_residues_in_it(tmp_path
         (entry("b") | {"seq": SEQUENCE[:-1]}, "sequence and coordinates do not fit ((70, 4, 3))", "coordinates"),
         (
             entry("b") | {"coords": {"N": [], "CA": []}},
-            "coordinates that cannot be read (KeyError('C'))",
+            "coordinates that cannot be read ('C')",
             "coordinates",
         ),
         (entry("b") | {"coords": [[1, 2], 3]}, "coordinates that cannot be read", "coordinates"),

@@ -295,12 +295,17 @@ def open_records(path: Path, schema: pa.Schema) -> Records:
     return Records(lambda names: read_groups(path, schema, names), n)
 
 
+def has_missing(column: pa.ChunkedArray) -> bool:
+    """Whether a value is missing, or one within a list."""
+    return column.null_count > 0 or (pa.types.is_list(column.type) and has_missing(pc.list_flatten(column)))
+
+
 def read_groups(path: Path, schema: pa.Schema, names: Names) -> Iterator[pa.Table]:
     with one_parquet_error(path, REBUILD), pq.ParquetFile(path, page_checksum_verification=True) as file:
         for group in range(file.metadata.num_row_groups):
             table = file.read_row_group(group, names)
             table.validate(full=True)
             for name, column in zip(table.column_names, table.columns):
-                if name in schema.names and column.null_count:
+                if name in schema.names and has_missing(column):
                     raise InputError(path, f"column `{name}` has records without a value", fix=REBUILD)
             yield table

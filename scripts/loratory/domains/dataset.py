@@ -146,14 +146,14 @@ def pretraining_leaks(
     return found
 
 
-def check_parts(domain: str, parts: Mapping[str, Sized]) -> None:
+def check_parts(where: Path | str, parts: Mapping[str, Sized]) -> None:
     """Raises:
     InputError: a split has no record.
     """
     for split, part in parts.items():
         if not part:
             what = f"split `{split}` is empty; { ({s: len(p) for s, p in parts.items()}) }"
-            raise InputError(domain, what, expected="records in every split", fix="give more data or other fractions")
+            raise InputError(where, what, expected="records in every split", fix="give more data or other fractions")
 
 
 def record_schema(build: BuildModule) -> pa.Schema:
@@ -243,6 +243,7 @@ def audit_split(
     """
     build = registry.load_module("domain", domain, "build")
     parts = {split: open_split(folder, split, record_schema(build)) for split in splits.SPLITS}
+    check_parts(folder, parts)
     counts = build.proof(parts, dataset)
     counts["ids_in_two_splits"] = splits.count_shared(parts, "id")
     if build.find_leaks:

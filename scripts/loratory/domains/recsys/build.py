@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loratory.data.ledger import Ledger
-from loratory.data.records import Names, Records, some_columns
+from loratory.data.records import REBUILD, Names, Records, some_columns
 from loratory.data.splits import SPLITS, assign_splits
 from loratory.domains.recsys.ratings import (
     RatingReader,
@@ -488,8 +488,9 @@ def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
     """Of every protocol: no rating of a history is as late as its record, or of its item. Of `time`: each split lies
     before the next; of `leave_last_out`: so it does for each user; of `user_cold`: no user stands in two."""
     counts: dict[str, int] = {"future_in_history": 0, "history_not_in_order": 0, "item_in_own_history": 0}
-    for part in parts.values():
+    for split, part in parts.items():
         for table in part.batches(["timestamp", "item", "history_times", "history_items"]):
+            check_histories(f"{split}.parquet", table)
             for name, n in history_faults(table).items():
                 counts[name] += n
     columns = code_columns(parts)
@@ -508,6 +509,15 @@ def proof(parts: Mapping[str, Records], dataset: Dataset) -> dict[str, int]:
 
 CODED = {"user": "i4", "item": "i4", "timestamp": "i8", "user_ratings": "i4", "item_ratings": "i4"}
 CODED |= {"split": "i1", "rated": "?"}
+
+
+def check_histories(where: str, table: pa.Table) -> None:
+    """Raises:
+    InputError: a history has other numbers of times and of items.
+    """
+    times, items = (pc.list_value_length(table.column(f"history_{name}")) for name in ("times", "items"))
+    if not times.equals(items):
+        raise InputError(where, "a history whose times and items differ in number", fix=REBUILD)
 
 
 def history_faults(table: pa.Table) -> dict[str, int]:
