@@ -456,7 +456,7 @@ MISFITS |= {  # names, paths and addresses with something in them
     "domains.protein.source: no address: Invalid IPv6 URL (https://[x); expected https": {
         "domains.protein.source": FASTA | {"fasta": "https://[x"}
     },
-    "domains.protein.source: an address with a name or password in it (a.org); fix: fetch the file by hand": {
+    "domains.protein.source: an address with a name, password or token in it (a.org); fix: fetch the file by hand": {
         "domains.protein.source": FASTA | {"fasta": "https://me:secret@a.org/x.fa"}
     },
     "domains.protein.source.sha256: a digest of what is not downloaded (x.fa); expected an address": {

@@ -242,7 +242,7 @@ ADDRESSES = {
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_an_address_with_a_secret_is_refused_and_not_repeated(address):
     source = {"kind": "files", "fasta": [address], "sha256": {address: "0" * 64}}
-    with pytest.raises(InputError, match="an address with a password or token") as caught:
+    with pytest.raises(InputError, match="an address with a name, password or token in it") as caught:
         read_config(changed(shipped("test"), {"domains.protein.source": source}), "study.yaml")
     assert ADDRESSES[address] not in str(caught.value)
 

@@ -1,7 +1,9 @@
 """Whatever ends a job, people read one line; what another attempt would meet again, it does not try."""
 
 import errno
+import logging
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +44,20 @@ def fail(error):
 
 def test_bad_input_is_one_line(tmp_path):
     assert ended(tmp_path, fail(BAD)) == LINE
+
+
+def test_no_log_holds_a_password_or_a_token(tmp_path):
+    address, token = "https://user:hunter2@host.org/x?token=hunter2", "hf_" + "hunter2" * 5
+
+    def body():
+        print(address, token)
+        print(address, file=sys.stderr)
+        logging.getLogger("library").addHandler(logging.StreamHandler())
+        logging.getLogger("library").warning("no answer from %s", address)
+        raise RuntimeError(address)
+
+    log = ended(tmp_path, body)
+    assert "hunter2" not in log and log.count("https://…@host.org/x?…") == 4 and "RuntimeError: https://…@" in log
 
 
 def test_bad_input_is_not_tried_again_and_the_second_attempt_says_the_same(tmp_path):

@@ -46,15 +46,20 @@ class InputError(Exception):
         super().__init__(f"{self.where}: {self.detail}")
 
 
+def hide_secrets(text: str) -> str:
+    """`text` with … in place of passwords and tokens."""
+    return SECRET.sub("…", text)
+
+
 def on_one_line(value: object) -> str:
     """`value` as text, in which line ends and what would steer a terminal are escaped, and secrets left out."""
-    text = SECRET.sub("…", str(value))
+    text = hide_secrets(str(value))
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def short_value(value: object) -> str:
     """`value` on one line, cut to 40 characters, without secrets."""
-    text = SECRET.sub("…", value if isinstance(value, str) else repr(value))
+    text = hide_secrets(value if isinstance(value, str) else repr(value))
     text = " ".join(text.split()) or repr(value)
     return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"
 

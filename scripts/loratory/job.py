@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loratory.errors import InputError
+from loratory.errors import InputError, hide_secrets
 
 TRANSIENT = ("network", "checksum")  # reasons of errors that another attempt may not meet again
 STORAGE = {  # what an operating system says of a disk that does not do as it should: what helps
@@ -41,7 +42,7 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
     path = Path(snakemake.log[0])
     refusal = refusal_file(path)
     try:
-        with open(path, "w", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        with open_log(path) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
                 refuse_again(refusal, snakemake.resources.get("attempt", 1))
                 yield
@@ -59,6 +60,18 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
     except OSError as error:  # the log itself cannot be written
         print(f"error: {storage_problem(error) or error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+class Log(io.TextIOWrapper):
+    """A job's log, which other people read: libraries write addresses into it as they are."""
+
+    def write(self, text: str) -> int:
+        super().write(hide_secrets(text))
+        return len(text)
+
+
+def open_log(path: Path) -> Log:
+    return Log(open(path, "wb"), encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def refusal_file(log: Path | str) -> Path:

@@ -282,6 +282,19 @@ def test_a_gated_repository_says_how_to_be_let_in(token, server, tmp_path, monke
     assert re.match(told, refusal(tmp_path))
 
 
+@pytest.mark.parametrize("endpoint", ["http://user:hunter2@127.0.0.1:1", "http://hunter2@127.0.0.1:1"])
+def test_no_secret_of_ones_own_is_repeated_or_kept(endpoint, server, tmp_path, monkeypatch):
+    token = "hf_" + "hunter2" * 5
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: token)
+    folder = prepare(tmp_path)
+    assert not [path for path in folder.iterdir() if b"hunter2" in path.read_bytes()]
+    shutil.rmtree(tmp_path / "bases")
+    shutil.rmtree(tmp_path / "cache")
+    point_to(endpoint, monkeypatch)
+    assert "could not be fetched from http://…@127.0.0.1:1" in (line := refusal(tmp_path))
+    assert "hunter2" not in line
+
+
 def test_an_unknown_repository_and_an_unknown_commit_are_told(server, tmp_path):
     assert "no such repository at http" in refusal(tmp_path, "someone/else")
     line = refusal(tmp_path, commit="0" * 40)

@@ -14,7 +14,7 @@ from metric_files import DOMAINS, EXPERTS, metric_row, recovered, routed, rows_o
 
 from loratory.errors import InputError
 from loratory.reporting import formats
-from loratory.reporting.formats import Layout
+from loratory.reporting.formats import Layout, markdown_text
 from loratory.reporting.tables import CONTROL, number_text, write_domain_table, write_summary
 
 BANNER = "simulated data: shows the pipeline, not science"
@@ -170,6 +170,12 @@ def test_no_winner_is_emphasised(written, summed):
         assert not re.search(r"\\(textbf|bfseries|emph)", texts["tex"])
         assert not re.search(r"<(b|strong|em)>", texts["html"])
         assert not any("*" in cell for row in split_markdown(texts["md"]) for cell in row)
+
+
+def test_a_name_makes_no_link_and_no_picture_in_markdown():
+    text = "![x](https://example.org/seen.png) and [here](javascript:alert(1)) [0.1, 0.2]"
+    layout = Layout(text, text, ["system", text], [[text, text]], [text], [])
+    assert "](" not in (written := markdown_text(layout)) and written.count("[0.1, 0.2]") == 6
 
 
 def test_special_characters_are_escaped(written):

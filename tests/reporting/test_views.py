@@ -117,7 +117,11 @@ def test_residues_of_finished_samples_stand_beside_those_of_test_records(tmp_pat
     assert headings == ["test records: 3 sequences", "lora@d: 1 sequences"]  # base closed none, one was no protein
     assert "K: 10.0%, test records 9.2%" in residues.html
     (data,) = re.findall('<script type="application/json">(.*?)</script>', folded.html, re.DOTALL)
-    assert json.loads(data)["model"].count(" CA ") == 30 and folded.scripts == ("3Dmol-min.js", "chains.js")
+    assert (
+        "<" not in data
+        and json.loads(data)["model"].count(" CA ") == 30
+        and folded.scripts == ("3Dmol-min.js", "chains.js")
+    )
 
 
 def test_the_base_the_best_adapter_mixture_and_control_are_shown(tmp_path):

@@ -19,7 +19,7 @@ from loratory.config.sections import (
     entries_by_name,
 )
 from loratory.domains.contract import FilesOptions
-from loratory.errors import InputError, short_value
+from loratory.errors import SECRET, InputError, short_value
 
 
 def check_names(config: Study, where: str) -> None:
@@ -145,17 +145,19 @@ def check_address(at: str, address: str) -> None:
         raise InputError(at, f"no address: {error}", address, "https, or a local path") from None
     if parts.scheme != "https" or not parts.hostname:
         raise InputError(at, "unsupported address", address, "https, or a local path")
-    if parts.username or parts.password:
-        what, fix = "an address with a name or password in it", "fetch the file by hand and give its path"
+    if parts.username or parts.password or SECRET.search(address):
+        what, fix = "an address with a name, password or token in it", "fetch the file by hand and give its path"
         raise InputError(at, what, parts.hostname, fix=fix)
 
 
 def check_path(at: str, path: str) -> None:
-    """Whatever stands in braces would be a wildcard of Snakemake's, and no file has control characters in its name."""
+    """To Snakemake, braces hold a wildcard and angle brackets one of `pathvars`; no file's name has control characters."""
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in path):
         raise InputError(at, "a control character in a path", path)
     if {"{", "}"} & {*path}:
         raise InputError(at, "unknown placeholder or a brace in a path", path, "`{data_root}`, `{resources}` or none")
+    if {"<", ">"} & {*path}:
+        raise InputError(at, "an angle bracket in a path", path, fix="rename the file or folder")
 
 
 def check_base(at: str, base: BaseEntry, config: Study) -> None:
