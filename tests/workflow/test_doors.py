@@ -1,5 +1,6 @@
 """Ways into the workflow: as a module of another one, from a git host, and with inputs that are not there."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
 from studies import ROOT, changed, shipped, written
 from test_dag import Plan, told, write_outputs
+
+from loratory.data.files import read_json
 
 OUTER = f"""
 configfile: "study.yaml"
@@ -99,6 +102,26 @@ def test_a_plan_names_all_that_is_missing(tmp_path):
         Plan(changed(shipped("real"), {"data_root": "/nowhere"}), tmp_path)
     assert str(caught.value).count("/nowhere/") == 7
     assert "study.yaml: 7 of the files and folders that it names do not exist: /nowhere/" in str(caught.value)
+
+
+def test_what_files_and_their_names_say_is_never_run(tmp_path):
+    said = "$(touch ran) `touch ran` {x} %s </script><script>alert(1)</script>"
+    folder = tmp_path / "d $(touch ran);'\"&|?[x]* ü %s"
+    folder.mkdir()
+    asked = [f"{n * 7919 % 1000} is what? {said}" for n in range(60)]
+    rows = [{"id": f"{n} {said}", "prompt": prompt, "completion": said} for n, prompt in enumerate(asked)]
+    (folder / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = {"kind": "files", "records": [str(folder / "a.jsonl")], "licence": said}
+    config = {key: TEST[key] for key in ("seeds", "adapters")} | {"title": said}
+    config |= {"bases": {"mini_lm": {"family": "causal", "path": "{resources}/bases/mini_lm"}}}
+    config |= {"domains": {"text": {"source": source, "dataset": {"similarity": 1.0}, "adapters": {"mini_lm": []}}}}
+    written(config, tmp_path)
+    call = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile"), "--cores", "1"]
+    call += ["results/data/text/audit.json", "--configfile", "study.yaml"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "results/data/text/card.json")["n_kept"] == len(rows)
+    assert [path for path in tmp_path.rglob("*") if path.name == "ran"] == []
 
 
 def test_a_plan_refuses_a_base_that_cannot_be_made(tmp_path):

@@ -151,7 +151,7 @@ def check_address(at: str, address: str) -> None:
 
 
 def check_path(at: str, path: str) -> None:
-    """To Snakemake, braces hold a wildcard and angle brackets one of `pathvars`; no file's name has control characters."""
+    """Braces hold wildcards to Snakemake, angle brackets `pathvars`; no file's name has control characters."""
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in path):
         raise InputError(at, "a control character in a path", path)
     if {"{", "}"} & {*path}:
