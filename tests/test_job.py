@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -82,6 +83,12 @@ def test_what_may_pass_is_tried_again(error, tmp_path):
     ended(tmp_path, fail(error))
     with log_job(script(tmp_path, attempt=2)):
         print("it passed")
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.ones(2**60, np.uint8), lambda: torch.empty(2**60, dtype=torch.uint8)])
+def test_memory_that_is_not_there_is_one_line(allocate, tmp_path):
+    log = ended(tmp_path, allocate)
+    assert log.startswith("error: there is not enough memory (") and log.count("\n") == 1
 
 
 def test_a_fault_of_ours_shows_its_traceback(tmp_path):

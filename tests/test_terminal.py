@@ -105,7 +105,8 @@ def test_a_log_tells_its_lines_of_bad_input_or_the_end_of_its_traceback(tmp_path
     (tmp_path / "bad").write_text("reads\nerror: a.csv:3: \x1b[31mbad\nerror: a.csv:3: \x1b[31mbad\nends\n")
     assert error_lines([tmp_path / "bad"]) == [r"a.csv:3: \x1b[31mbad"]
     (tmp_path / "fault").write_text("Traceback:\n  File x\nKeyError: 'a'\n\n")
-    assert error_lines([tmp_path / "fault", tmp_path / "absent"]) == ["KeyError: 'a'"]
+    (tmp_path / "slurm").write_text("srun: error: n1: task 0: Exited with exit code 1\n")
+    assert error_lines([tmp_path / "fault", tmp_path / "absent", tmp_path / "slurm"]) == ["KeyError: 'a'"]
 
 
 class Run:
@@ -123,8 +124,12 @@ class Run:
         record.__dict__.update(facts, event=event)
         self.handler.emit(record)
 
-    def start(self, number, rule="train_sweep", log=(), **wildcards):
-        self.tell(LogEvent.JOB_INFO, jobid=number, rule_name=rule, wildcards=wildcards, log=[*map(str, log)])
+    def start(self, number, rule="train_sweep", log=(), mem_mb=500, **wildcards):
+        facts = {"rule_name": rule, "wildcards": wildcards, "log": [*map(str, log)], "resources": {"mem_mb": mem_mb}}
+        self.tell(LogEvent.JOB_INFO, jobid=number, **facts)
+
+    def fail(self, number, rule="train_sweep", log=(), message=None):
+        self.tell(LogEvent.JOB_ERROR, jobid=number, rule_name=rule, log=[*map(str, log)], rule_msg=message)
 
     @property
     def said(self) -> list[str]:
@@ -182,9 +187,49 @@ def test_a_failed_job_says_its_cause_and_its_log_once_however_often_it_was_tried
     for _ in range(2):
         run.start(1, "build_dataset", [tmp_path / "log"], domain="protein")
         run.tell(LogEvent.ERROR, "RuleException:\nCalledProcessError in file x, line 3", exception="RuleException")
-        run.tell(LogEvent.JOB_ERROR, jobid=1, rule_name="build_dataset", log=[str(tmp_path / "log")])
+        run.fail(1, "build_dataset", [tmp_path / "log"])
         run.tell(None, "Trying to restart job 1.")
     assert run.said[1:] == ["failed: build dataset: protein, after 0 s", "  a.csv:3: bad", f"  log: {tmp_path}/log"]
+
+
+KILLED = (
+    "  it was killed, most likely for want of memory (asked for 500 MB); fix: let it ask for more, in the config's "
+)
+
+
+def test_a_job_that_this_machine_kills_says_so_each_time_with_what_it_had_asked_for(run, tmp_path):
+    (tmp_path / "log").write_text("a: step 5 of 10, loss 1.5\n")
+    for asked in (500, 1000):
+        run.start(1, log=[tmp_path / "log"], mem_mb=asked, domain="protein")
+        ended = "CalledProcessError in file x, line 3:\nCommand 'python a.py' died with <Signals.SIGKILL: 9>."
+        run.tell(LogEvent.ERROR, f"RuleException:\n{ended}", exception="RuleException")
+        run.fail(1, log=[tmp_path / "log"])
+    assert run.said[2].startswith(KILLED)
+    assert run.said[5].startswith(KILLED.replace("500", "1000"))
+
+
+@pytest.mark.parametrize(
+    ("message", "log"),
+    [
+        ("SLURM-job '9' failed, SLURM status is: 'OUT_OF_MEMORY'.", ""),
+        ("SLURM-job '9' failed, SLURM status is: 'FAILED'.", "Command 'x' died with <Signals.SIGKILL: 9>.\nthe end\n"),
+        ("Job failed", "Command 'x' returned non-zero exit status 137.\n"),
+    ],
+)
+def test_so_does_one_that_a_cluster_kills(run, tmp_path, message, log):
+    (tmp_path / "9.log").write_text(log)
+    run.start(1, domain="protein")
+    run.fail(1, log=[tmp_path / "9.log"], message=message)
+    assert run.said[2].startswith(KILLED)
+
+
+def test_a_job_that_fails_beside_one_that_is_killed_says_its_own_cause(run, tmp_path):
+    (tmp_path / "log").write_text("error: a.csv:3: bad\n")
+    run.start(1, domain="protein")
+    run.start(2, log=[tmp_path / "log"], domain="lncrna")
+    run.fail(1, message="SLURM status is: 'OUT_OF_MEMORY'")
+    run.fail(2, log=[tmp_path / "log"], message="SLURM status is: 'FAILED'")
+    assert run.said[2].startswith(KILLED) and run.said[4] == "  a.csv:3: bad"
 
 
 @pytest.mark.parametrize("dryrun", [False, True])
@@ -198,7 +243,7 @@ def test_what_stops_a_run_is_said_without_the_places_that_raised_it_and_harms_no
 def test_a_job_that_ctrl_c_ends_has_not_failed(run):
     run.start(1, domain="protein")
     run.tell(None, "Terminating processes on user request, this might take some time.")
-    run.tell(LogEvent.JOB_ERROR, jobid=1, rule_name="train_sweep", log=[])
+    run.fail(1)
     assert "the same command goes on" in run.said[1] and run.said[2] == "stopped: train sweep: protein"
 
 

@@ -4,13 +4,14 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loratory.errors import InputError, hide_secrets
+from loratory.errors import InputError, hide_secrets, short_value
 
 TRANSIENT = ("network", "checksum")  # reasons of errors that another attempt may not meet again
 STORAGE = {  # what an operating system says of a disk that does not do as it should: what helps
@@ -21,6 +22,7 @@ STORAGE = {  # what an operating system says of a disk that does not do as it sh
     errno.EACCES: "give the rights to it",
     errno.EIO: "check the disk",
 }
+OUT_OF_MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory")  # as torch and the system say it
 
 
 @contextlib.contextmanager
@@ -52,7 +54,7 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
                     refusal.write_text(str(error))
                 raise SystemExit(1) from None
             except Exception as error:
-                if line := storage_problem(error):
+                if line := storage_problem(error) or memory_problem(error):
                     print(f"error: {line}", flush=True)
                 else:
                     traceback.print_exc()  # into the log, which Snakemake shows
@@ -96,3 +98,14 @@ def storage_problem(error: BaseException) -> str:
             place = getattr(error, "filename", None) or "the results"
             return f"{place}: {os.strerror(code)}; fix: {fix}, then the same command again"
     return ""
+
+
+def memory_problem(error: BaseException) -> str:
+    """One line for memory that a machine or a GPU has no more of; "" for any other error."""
+    said = str(error)
+    if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(said):
+        return ""
+    return (
+        f"there is not enough memory ({short_value(said or 'no more could be had')}); fix: let the job ask for more, "
+        "run fewer jobs at once, or make batches smaller (`batch_tokens`)"
+    )

@@ -11,6 +11,7 @@ from loratory.job import refusal_file
 
 STEP = re.compile(r"(?P<title>.*): step (?P<step>\d+) of (?P<steps>\d+), (?:loss (?P<loss>\S+)|continued)")
 PLAN = re.compile(r"(?P<trainings>\d+) trainings")
+KILLED = re.compile(r"SIGKILL|exit status 137|OUT_OF_MEMORY|OOMKilled|oom_kill")
 NOTE = "note: "  # begins a line of a log that is shown when its job ends
 LIGHT = 2.0  # seconds of a job that opens no model
 TRUST = 60.0  # seconds after which the measured pace counts as much as the forecast
@@ -98,11 +99,29 @@ def seconds_left(
 
 def error_lines(logs: Iterable[Path | str]) -> list[str]:
     """What a job's logs say went wrong: the lines of bad input, or else the end of a traceback."""
-    logs = [*logs]
-    lines = [line for log in logs for line in log_lines(log) if line.strip()]
-    lines = lines or [line for log in logs for line in log_lines(refusal_file(log))]  # the next attempt has begun
-    errors = dict.fromkeys(line.removeprefix("error: ") for line in lines if line.startswith("error: "))
-    return [on_one_line(line) for line in errors or lines[-1:]]
+    found = [  # the next attempt may have begun, and emptied the log
+        [line for line in log_lines(log) if line.strip()] or log_lines(refusal_file(log)) for log in logs
+    ]
+    errors = dict.fromkeys(
+        line.removeprefix("error: ") for lines in found for line in lines if line.startswith("error: ")
+    )
+    last = next((lines[-1:] for lines in found if lines), [])  # of the job's own log before that of its cluster
+    return [on_one_line(line) for line in errors or last]
+
+
+def killed_line(said: Iterable[str], mem_mb: object) -> str:
+    """What there is to say of a job that was killed, which could say nothing itself; "" of any other.
+
+    Args:
+        said: what Snakemake and the cluster say of the job.
+        mem_mb: what it asked for, MB.
+    """
+    if not any(map(KILLED.search, said)):
+        return ""
+    return (
+        f"it was killed, most likely for want of memory (asked for {mem_mb} MB); fix: let it ask for more, in the "
+        "config's `resources: mem_mb` or for its rule under `set-resources` of the profile, or run fewer jobs at once"
+    )
 
 
 def note_lines(logs: Iterable[Path | str]) -> list[str]:

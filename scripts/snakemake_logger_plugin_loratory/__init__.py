@@ -11,6 +11,7 @@ import logging
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from threading import Event, RLock, Thread
 from time import monotonic, time
 from typing import Any
@@ -30,6 +31,8 @@ from loratory.terminal import (
     duration,
     error_lines,
     job_seconds_left,
+    killed_line,
+    log_lines,
     note_lines,
     read_training,
     seconds_left,
@@ -40,17 +43,21 @@ SKEW = 0.1  # seconds that a file system's dates lag behind
 CHATTER = (  # of Snakemake before and between the jobs, in messages of no event
     "Assuming unrestricted shared filesystem",
     "Building DAG of jobs",
+    "Cleaning up SLURM log files",
     "Conda environments: ignored",
     "Elapsed time",
     "Execute ",
     "Exiting because a job execution failed",
     "Group jobs: inactive",
+    "No SLURM account given",
+    "No account was given",
     "Provided ",
     "Rules claiming more threads",
     "Select jobs to execute",
     "Shutting down",
     "Singularity containers: ignored",
     "Trying to restart job",
+    "Unable to guess SLURM account",
     "Using shell:",
     "host:",
 )
@@ -78,6 +85,7 @@ class RunningJob:
     rule: str
     title: str
     logs: list[str]
+    mem_mb: object  # what it asks for
     started: float = field(default_factory=monotonic)
     began: float = field(default_factory=time)  # by the clock that dates files
     training: TrainingState | None = None
@@ -120,6 +128,7 @@ class LogHandler(LogHandlerBase):
         self.ended: Counter[str] = Counter()
         self.running: dict[int, RunningJob] = {}
         self.causes: dict[int, str] = {}
+        self.exits: dict[int | None, str] = {}  # by thread: how a job's script ended, which Snakemake tells first
         self.forecast: dict[str, float] = {}
         self.interrupted = False
         self.started = monotonic()
@@ -167,7 +176,9 @@ class LogHandler(LogHandlerBase):
         names = ", ".join(map(on_one_line, record.wildcards.values()))
         what = record.rule_name.replace("_", " ")
         title = f"{what}: {names}" if names else what
-        self.running[record.jobid] = RunningJob(record.rule_name, title, list(record.log))
+        self.running[record.jobid] = RunningJob(
+            record.rule_name, title, list(record.log), record.resources.get("mem_mb")
+        )
         if not self.watcher.is_alive() and not self.closed.is_set():
             self.watcher.start()
 
@@ -183,10 +194,16 @@ class LogHandler(LogHandlerBase):
 
     def on_job_error(self, record: Any) -> None:
         job = self.running.pop(record.jobid, None)
+        said = [
+            self.exits.pop(record.thread, ""),
+            record.rule_msg or "",
+            *chain.from_iterable(map(log_lines, record.log)),
+        ]
         if self.interrupted:
             self.say(f"stopped: {job.title if job else record.rule_name}")
             return
-        cause = "\n".join(f"  {line}" for line in error_lines(record.log))
+        killed = killed_line(said, job.mem_mb if job else "unknown")
+        cause = "\n".join(f"  {line}" for line in ([killed] if killed else error_lines(record.log)))
         if cause and self.causes.get(record.jobid) == cause:  # another attempt met the same
             return
         self.causes[record.jobid] = cause
@@ -197,6 +214,7 @@ class LogHandler(LogHandlerBase):
     def on_error(self, record: Any) -> None:
         """What stopped Snakemake: its message without the places in rules that raised it."""
         if record.exception == "RuleException" and "CalledProcessError" in record.getMessage():
+            self.exits[record.thread] = record.getMessage()
             return  # a script ended; `on_job_error` says why
         lines = record.getMessage().splitlines()
         if record.exception == "LockException":
