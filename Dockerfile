@@ -1,4 +1,4 @@
-# The environment of `make` as an image: the versions of requirements.lock and torch.lock and nothing else. Building and using it: profiles/README.md.
+# The environment of `make` as an image: the versions of requirements.lock and torch.lock and nothing else. Building and using it: docs/cluster.md.
 FROM python:3.11-slim
 COPY requirements.lock torch.lock /opt/loratory/
 RUN python -m pip install --no-cache-dir --disable-pip-version-check --no-deps -r /opt/loratory/requirements.lock

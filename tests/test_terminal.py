@@ -183,9 +183,10 @@ def test_a_job_takes_as_long_as_its_own_pace_says():
 
 
 def test_a_failed_job_says_its_cause_and_its_log_once_however_often_it_was_tried(run, tmp_path):
-    (tmp_path / "log").write_text("error: a.csv:3: bad\n")
     for _ in range(2):
+        (tmp_path / "log").unlink(missing_ok=True)
         run.start(1, "build_dataset", [tmp_path / "log"], domain="protein")
+        (tmp_path / "log").write_text("error: a.csv:3: bad\n")
         run.tell(LogEvent.ERROR, "RuleException:\nCalledProcessError in file x, line 3", exception="RuleException")
         run.fail(1, "build_dataset", [tmp_path / "log"])
         run.tell(None, "Trying to restart job 1.")
@@ -224,12 +225,19 @@ def test_so_does_one_that_a_cluster_kills(run, tmp_path, message, log):
 
 
 def test_a_job_that_fails_beside_one_that_is_killed_says_its_own_cause(run, tmp_path):
-    (tmp_path / "log").write_text("error: a.csv:3: bad\n")
     run.start(1, domain="protein")
     run.start(2, log=[tmp_path / "log"], domain="lncrna")
+    (tmp_path / "log").write_text("error: a.csv:3: bad\n")
     run.fail(1, message="SLURM status is: 'OUT_OF_MEMORY'")
     run.fail(2, log=[tmp_path / "log"], message="SLURM status is: 'FAILED'")
     assert run.said[2].startswith(KILLED) and run.said[4] == "  a.csv:3: bad"
+
+
+def test_what_a_cluster_says_of_a_job_that_it_does_not_take_is_said_and_not_what_an_earlier_run_wrote(run, tmp_path):
+    (tmp_path / "log").write_text("error: mended since\n")
+    run.start(1, log=[tmp_path / "log"], domain="protein")
+    run.fail(1, log=[tmp_path / "log"], message="SLURM sbatch failed: invalid partition 'gpu'.\n    sbatch call: …")
+    assert run.said[2] == "  SLURM sbatch failed: invalid partition 'gpu'."
 
 
 @pytest.mark.parametrize("dryrun", [False, True])

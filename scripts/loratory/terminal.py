@@ -11,7 +11,7 @@ from loratory.job import refusal_file
 
 STEP = re.compile(r"(?P<title>.*): step (?P<step>\d+) of (?P<steps>\d+), (?:loss (?P<loss>\S+)|continued)")
 PLAN = re.compile(r"(?P<trainings>\d+) trainings")
-KILLED = re.compile(r"SIGKILL|exit status 137|OUT_OF_MEMORY|OOMKilled|oom_kill")
+KILLED = re.compile(r"SIGKILL|exit status 137|OUT_OF_MEMORY|OOMKilled|oom_kill|exceeded memory limit")
 NOTE = "note: "  # begins a line of a log that is shown when its job ends
 LIGHT = 2.0  # seconds of a job that opens no model
 TRUST = 60.0  # seconds after which the measured pace counts as much as the forecast
@@ -128,6 +128,14 @@ def note_lines(logs: Iterable[Path | str]) -> list[str]:
     """What a job has to say to people even if nothing went wrong."""
     lines = dict.fromkeys(line for log in logs for line in log_lines(log) if line.startswith(NOTE))
     return [on_one_line(line.removeprefix(NOTE)) for line in lines]
+
+
+def change_time(log: Path | str) -> float:
+    """When a log was last written, seconds of the epoch; 0 of one that is not there."""
+    try:
+        return os.path.getmtime(log)
+    except OSError:
+        return 0.0
 
 
 def log_lines(log: Path | str) -> list[str]:

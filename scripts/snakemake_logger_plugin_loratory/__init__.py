@@ -28,6 +28,7 @@ from loratory.errors import on_one_line
 from loratory.terminal import (
     TrainingState,
     about,
+    change_time,
     duration,
     error_lines,
     job_seconds_left,
@@ -91,6 +92,9 @@ class RunningJob:
     training: TrainingState | None = None
     marks: list[tuple[float, float]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.before = {log: change_time(log) for log in self.logs}
+
     @property
     def seconds(self) -> float:
         return monotonic() - self.started
@@ -105,6 +109,10 @@ class RunningJob:
         self.training = next(filter(None, (read_training(log, self.began - SKEW) for log in self.logs)), None)
         if self.share is not None and (not self.marks or self.share > self.marks[-1][1]):
             self.marks = [*self.marks[:1], (self.seconds, self.share)]
+
+    def wrote(self, log: str) -> bool:
+        """Whether a log is not what an earlier run has left."""
+        return not change_time(log) or change_time(log) != self.before.get(log)
 
     def state_line(self) -> str:
         if self.training is None:
@@ -194,16 +202,15 @@ class LogHandler(LogHandlerBase):
 
     def on_job_error(self, record: Any) -> None:
         job = self.running.pop(record.jobid, None)
-        said = [
-            self.exits.pop(record.thread, ""),
-            record.rule_msg or "",
-            *chain.from_iterable(map(log_lines, record.log)),
-        ]
+        own = [log for log in record.log if job is None or job.wrote(log)]
+        message = record.rule_msg or ""  # of a cluster
+        said = [self.exits.pop(record.thread, ""), message, *chain.from_iterable(map(log_lines, own))]
         if self.interrupted:
             self.say(f"stopped: {job.title if job else record.rule_name}")
             return
         killed = killed_line(said, job.mem_mb if job else "unknown")
-        cause = "\n".join(f"  {line}" for line in ([killed] if killed else error_lines(record.log)))
+        causes = [killed] if killed else error_lines(own) or [on_one_line(line) for line in message.splitlines()[:1]]
+        cause = "\n".join(f"  {line}" for line in causes)
         if cause and self.causes.get(record.jobid) == cause:  # another attempt met the same
             return
         self.causes[record.jobid] = cause

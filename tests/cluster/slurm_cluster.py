@@ -23,7 +23,7 @@ def absent_reason() -> str:
         return f"no {missing[0]} here: apt-get install slurm-wlm munge"
     if os.geteuid():
         return f"only root may write {CONFIG}"
-    if CONFIG.exists():
+    if CONFIG.exists() and not (CONFIG.is_symlink() and "is DOWN" in slurm("scontrol", "ping")):  # of a killed test
         return f"{CONFIG} is there: this machine has a Slurm of its own"
     return ""
 
@@ -41,7 +41,7 @@ class SlurmCluster:
         template = Path(__file__).with_name("slurm.conf").read_text()
         config = self.folder / "slurm.conf"
         config.write_text(template.format(folder=self.folder, **ports))
-        CONFIG.unlink(missing_ok=True)  # of a test that was killed, whose folder is gone
+        CONFIG.unlink(missing_ok=True)
         CONFIG.symlink_to(config)
         key = self.folder / "munge.key"
         key.touch(0o600)
@@ -56,7 +56,11 @@ class SlurmCluster:
     def launch(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "a") as said:
             self.daemons[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
             )
 
     def restore_power(self, node: str) -> None:

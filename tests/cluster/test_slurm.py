@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,20 +19,25 @@ pytestmark = [pytest.mark.whole, pytest.mark.skipif(bool(absent_reason()), reaso
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 (TRIAL,) = [line for line in PAGE.splitlines() if line.startswith("snakemake") and "config/test.yaml" in line]
-LONG = {"steps": 300, "save_every": 1}  # long enough to be met in the middle, and something to go on from
-STUDY = changed(
+STEPS = 100  # long enough to be met in the middle
+STUDY = changed(  # of the test config one domain, on a base that is shipped
     shipped("test"),
-    {f"bases.mini_bert.pretrain.training.{key}": value for key, value in LONG.items()}
-    | {f"adapters.lora.training.{key}": value for key, value in LONG.items()},
+    {
+        "domains": {"lncrna": shipped("test")["domains"]["lncrna"] | {"adapters": {"mini_bert": ["lora"]}}},
+        "general": {},
+        "bases": {"mini_bert": shipped("config")["bases"]["mini_bert"]},
+        "mixtures": {},
+        "folding": None,
+        "adapters.lora.training.steps": STEPS,
+        "adapters.lora.training.save_every": 1,
+    },
 )
 RESULTS = Path("results/test")
-BASE, ADAPTER = (
-    RESULTS / "logs" / log for log in ("prepare_base/mini_bert.log", "train_sweep/lncrna/mini_bert/lora.log")
-)
+LOG = RESULTS / "logs/train_sweep/lncrna/mini_bert/lora.log"
+CONTINUED = re.compile(rf"step [1-9]\d* of {STEPS}, continued")
 SAME = (  # what two runs must agree on, byte for byte
     "data/*/*",
-    "general/*/*",
-    "bases/*/model.safetensors",
+    "bases/*/base.json",
     "adapters/*/*/*/seed*/adapter_model.safetensors",
     "metrics/**/*.json",
     "tables/*",
@@ -44,7 +49,10 @@ PATIENCE = 600.0  # seconds that a run may take to come to its next training, or
 def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
     cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
     try:
-        cluster.start()
+        try:
+            cluster.start()
+        except TimeoutError as error:
+            pytest.skip(f"no Slurm comes up on this machine: {error}")
         yield cluster
     finally:
         cluster.stop()
@@ -78,39 +86,43 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def wait_for_step(folder: Path, log: Path, process: subprocess.Popen) -> None:
-    path, last = folder / log, time.monotonic() + PATIENCE
-    while not (path.exists() and "step" in path.read_text()):
+def wait_until(happened: Callable[[Path], bool], folder: Path, process: subprocess.Popen) -> None:
+    last = time.monotonic() + PATIENCE
+    while not happened(folder):
         assert process.poll() is None and time.monotonic() < last, (folder / "said.txt").read_text()
         time.sleep(0.02)
 
 
-def run_alone(folder: Path) -> None:
-    """The same on this machine, without Slurm."""
-    command = TRIAL.partition(" --workflow-profile")[0]
-    finish(start(folder, f"{command} --configfile config/test.yaml --cores 2"), folder)
+def has_checkpoint(folder: Path) -> bool:
+    return any((folder / RESULTS).glob("checkpoints/**/checkpoint.safetensors"))
+
+
+def has_gone_on(folder: Path) -> bool:
+    return (folder / LOG).exists() and bool(CONTINUED.search((folder / LOG).read_text()))
 
 
 @pytest.fixture(scope="module")
-def finished(cluster, tmp_path_factory) -> tuple[Path, Path, str]:
+def finished(cluster, tmp_path_factory) -> Iterator[tuple[Path, Path, str]]:
     """(folder of a run on Slurm that lost a node and a job, folder of a run without Slurm, what the first said)."""
     folder, alone = (clone(tmp_path_factory.mktemp(name)) for name in ("cluster", "alone"))
-    process = start(folder, TRIAL)
+    target = TRIAL.partition(" --workflow-profile")[0]
+    runs = [start(folder, TRIAL)]
     try:
-        wait_for_step(folder, BASE, process)
-        _, node = job_process(folder, "prepare_base")
+        wait_until(has_checkpoint, folder, runs[0])
+        _, node = job_process(folder, "train_sweep")
         cluster.cut_power(node)
-        run_alone(alone)  # while Slurm finds out
-        cluster.wait_for_states({node: "down*"})
-        cluster.restore_power(node)
-        wait_for_step(folder, ADAPTER, process)
+        runs.append(start(alone, f"{target} --configfile config/test.yaml --cores 1"))  # while Slurm finds out
+        wait_until(has_gone_on, folder, runs[0])
         job, _ = job_process(folder, "train_sweep")
         os.kill(job, signal.SIGKILL)
-        return folder, alone, finish(process, folder)
+        cluster.restore_power(node)
+        finish(runs[1], alone)
+        yield folder, alone, finish(runs[0], folder)
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+        for process in runs:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait()
 
 
 def test_killed_jobs_and_nodes_change_no_byte(finished):
@@ -120,9 +132,8 @@ def test_killed_jobs_and_nodes_change_no_byte(finished):
     assert {path.split("/")[2] for path in found} == {pattern.partition("/")[0] for pattern in SAME}
 
 
-@pytest.mark.parametrize("log", [BASE, ADAPTER], ids=["node", "job"])
-def test_a_training_that_lost_its_node_or_its_process_goes_on_from_its_checkpoint(finished, log):
-    assert re.search(r"step [1-9]\d* of 300, continued", (finished[0] / log).read_text())
+def test_the_training_that_lost_its_node_and_then_its_process_went_on_from_its_checkpoints(finished):
+    assert has_gone_on(finished[0]), (finished[0] / LOG).read_text()
 
 
 def test_a_killed_job_is_told_as_such_and_tried_again(finished):
@@ -130,15 +141,15 @@ def test_a_killed_job_is_told_as_such_and_tried_again(finished):
     (failed,) = (number for number, line in enumerate(said) if line.startswith("failed: "))
     assert said[failed].startswith("failed: train sweep: lncrna, mini_bert, lora, after ")
     assert said[failed + 1].startswith("  it was killed, most likely for want of memory (asked for 1500 MB); fix: ")
-    assert any(line.startswith("14 of 14") for line in said)
+    assert any(line.startswith("9 of 9  tabulate domain: lncrna, mini_bert") for line in said)
 
 
 def test_a_job_that_takes_more_memory_than_it_asked_for_gets_more_at_its_second_attempt(finished):
-    folder, asked = finished[0], "predict:mem_mb=200 if attempt == 1 else 2000"
+    folder, asked = finished[0], "predict:mem_mb=400 if attempt == 1 else 2000"
     target = f"{RESULTS}/predictions/data/lncrna/mini_bert/seed0.parquet"
     before = digests(folder)
     command = TRIAL.replace(TRIAL.split()[1], target)
     said = finish(start(folder, command, "--force", "--set-resources", asked), folder)
-    assert "OUT_OF_MEMORY" in (folder / "said.txt").read_text() or "asked for 200 MB" in said
+    assert "  it was killed, most likely for want of memory (asked for 400 MB); fix: " in said
     assert "1 of 1  predict" in said
     assert digests(folder) == before
