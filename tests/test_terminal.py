@@ -248,10 +248,20 @@ def test_what_stops_a_run_is_said_without_the_places_that_raised_it_and_harms_no
     assert run.said == [r"error: a.yaml: \x1b]0;x\x07 bad"]
 
 
-def test_a_job_that_ctrl_c_ends_has_not_failed(run):
+@pytest.mark.parametrize(
+    "says",
+    [
+        "Terminating processes on user request, this might take some time.",
+        "Will exit after finishing currently running jobs (scheduler).",
+    ],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_job_that_a_signal_ends_has_not_failed(says, run):
     run.start(1, domain="protein")
-    run.tell(None, "Terminating processes on user request, this might take some time.")
+    for _ in range(2):
+        run.tell(None, says)
     run.fail(1)
+    assert len(run.said) == 3
     assert "the same command goes on" in run.said[1] and run.said[2] == "stopped: train sweep: protein"
 
 

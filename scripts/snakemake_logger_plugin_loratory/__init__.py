@@ -62,8 +62,10 @@ CHATTER = (  # of Snakemake before and between the jobs, in messages of no event
     "Using shell:",
     "host:",
 )
-INTERRUPTED = "Terminating processes on user request"
-STOPPING = "stopping: trainings end after the step that they are in; the same command goes on from there"
+STOPPING = {  # what Snakemake says of Ctrl-C and of SIGTERM, which it may say again and again: what it means
+    "Terminating processes on user request": "trainings end after the step that they are in",
+    "Will exit after finishing currently running jobs": "no job is started any more",
+}
 LOCKED = (
     "error: .snakemake/locks: another run makes the same files here; fix: wait for it; if it is gone (machines were "
     "started anew, or it ran on another), the same command with --unlock, then without"
@@ -163,8 +165,10 @@ class LogHandler(LogHandlerBase):
         text = self.others.format(record)
         if not text or text == "None" or text.startswith(self.skipped):
             return
-        if text.startswith(INTERRUPTED):
-            self.interrupted, text = True, STOPPING
+        if meaning := next((what for said, what in STOPPING.items() if text.startswith(said)), ""):
+            if self.interrupted:
+                return
+            self.interrupted, text = True, f"stopping: {meaning}; the same command goes on from there"
         style = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow"}.get(record.levelname, "")
         self.say("\n".join(map(on_one_line, text.splitlines())), style)
 

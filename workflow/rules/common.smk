@@ -2,6 +2,7 @@
 
 from os.path import exists
 from pathlib import Path
+from signal import SIGTERM
 
 from loratory import config as loratory_config
 from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
@@ -14,6 +15,7 @@ from loratory.locks import note_lock_owner, remove_lost_locks
 from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
 from loratory.provenance import features_code, mixture_code
 from loratory.registry import code_path, family_outputs, is_folded, is_spoken, registered_domain
+from loratory.signals import answer_aside
 from loratory.strict_yaml import load_yaml
 
 CONFIG_FILES = [*map(str, workflow.config_settings.configfiles or workflow.configfiles or ["config"])]
