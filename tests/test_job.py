@@ -91,6 +91,14 @@ def test_memory_that_is_not_there_is_one_line(allocate, tmp_path):
     assert log.startswith("error: there is not enough memory (") and log.count("\n") == 1
 
 
+def test_ctrl_c_is_one_line_of_the_log_and_is_tried_again(tmp_path):
+    with pytest.raises(SystemExit) as end, log_job(script(tmp_path)):
+        raise KeyboardInterrupt
+    assert end.value.code == 130 and (tmp_path / "job.log").read_text() == "stopped by Ctrl-C\n"
+    with log_job(script(tmp_path, attempt=2)):
+        print("it goes on")
+
+
 def test_a_fault_of_ours_shows_its_traceback(tmp_path):
     assert "Traceback" in ended(tmp_path, fail(KeyError("x")))
 

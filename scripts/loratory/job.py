@@ -53,6 +53,9 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
                 if error.reason not in TRANSIENT:
                     refusal.write_text(str(error))
                 raise SystemExit(1) from None
+            except KeyboardInterrupt:
+                print("stopped by Ctrl-C", flush=True)
+                raise SystemExit(130) from None
             except Exception as error:
                 if line := storage_problem(error) or memory_problem(error):
                     print(f"error: {line}", flush=True)

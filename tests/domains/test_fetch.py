@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from loratory.data.files import file_sha256, read_json
 from loratory.domains import fetch
-from loratory.domains.protein.sources import Files
+from loratory.domains.protein.sources import Files, Simulation
 
 
 def test_downloads_of_one_name_from_two_addresses_are_both_kept(tmp_path, monkeypatch):
@@ -26,3 +27,16 @@ def test_the_files_of_a_pattern_are_noted_as_they_were_found(tmp_path, pattern):
     fetch.fetch_source("protein", Files(fasta=f"{tmp_path}/{pattern}"), "domain", 0, tmp_path / "raw")
     (tmp_path / "later.fa").touch()
     assert fetch.open_source("protein", tmp_path / "raw").fasta == [f"{tmp_path}/a.fa", f"{tmp_path}/b.fa"]
+
+
+def test_a_manifest_holds_the_digests_of_what_was_made_whatever_lay_there_before(tmp_path):
+    source, manifests = Simulation(n=3, families=3), []
+    for before in (None, b">old\nMKV\n"):
+        if before:
+            for path in (tmp_path / "raw").glob("*.fa*"):
+                path.write_bytes(before)
+        fetch.fetch_source("protein", source, "domain", 0, tmp_path / "raw")
+        manifests.append(read_json(tmp_path / "raw" / fetch.MANIFEST))
+    assert manifests[0] == manifests[1]
+    [path] = fetch.open_source("protein", tmp_path / "raw").fasta
+    assert manifests[0]["sha256"] == {path: file_sha256(path)}

@@ -40,7 +40,8 @@ def fetch_source(
             if added := source.added_simulation:
                 placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
         read = sorted({*placed.file_paths(), *placed.listed_files()})
-        digests = {path: file_sha256(path) for path in read if Path(path).is_file()}
+        there = {path: aside / os.path.relpath(path, out) if Path(path).is_relative_to(out) else path for path in read}
+        digests = {path: file_sha256(place) for path, place in there.items() if Path(place).is_file()}
         simulated = source.kind == "simulate" or source.added_simulation is not None
         manifest = {"files": placed.model_dump(mode="json"), "sha256": digests, "simulated": simulated}
         write_json(aside / MANIFEST, manifest)
