@@ -1,11 +1,12 @@
-"""Kills the jobs of a small study, stops them and fills their disk, at random moments: do they go on to the same bytes?
+"""Kills and stops the jobs of a small study and fills their disk, at random moments: do they go on to the same bytes?
 
-    .venv/bin/python tests/faults.py                      # one fault of a job of every rule, about a minute on one core
+    .venv/bin/python tests/faults.py                      # one fault of a job of every rule, a minute of one core
     .venv/bin/python tests/faults.py --count 20 --seed 1  # twenty of each, drawn otherwise
     .venv/bin/python tests/faults.py train predict        # of the rules whose names hold one of these words
 
 Every job runs undisturbed first. Then a fault meets it, and it runs once more, as Snakemake has it do: without the
-outputs that are there. Exit status 1 if a fault left anything half-written, or another study than that of the first run.
+outputs that are there. Exit status 1 if a fault left anything half-written, or the run behind it another study than
+the first.
 """
 
 import argparse
@@ -34,14 +35,15 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent / "scripts"), str(TESTS), str(TESTS / "workflow")]
 os.environ["OMP_NUM_THREADS"] = "1"  # jobs are forks of this process, which wait for threads that it has and they lack
 
-import pyarrow.parquet as pq
-from studies import ABSENT, ROOT, changed, run_jobs, shipped
-from test_dag import Plan
+import pyarrow.parquet as pq  # noqa: E402
+from studies import ABSENT, ROOT, changed, run_jobs, shipped  # noqa: E402
+from test_dag import Plan  # noqa: E402
 
-import loratory
-from loratory.data.files import remove_path
+import loratory  # noqa: E402
+from loratory.data.files import remove_path  # noqa: E402
 
 OFTEN = {"steps": 4, "learning_rates": [0.003, 0.01], "batch_tokens": 512, "save_every": 1}
+LEARNT_ON = {"base": "mini_lm", "corpus": "protein", "adapter": "lora"}
 STUDY = changed(
     shipped("test"),
     {
@@ -50,7 +52,7 @@ STUDY = changed(
         "domains.protein.adapters": {"mini_lm": ["lora"], "learned": ["lora"]},
         "bases.mini_lm.audio": ABSENT,
         "bases.mini_lm.pretrain.domains": ["protein", "lncrna", "recsys"],
-        "bases.learned": {"family": "causal", "continued": {"base": "mini_lm", "corpus": "protein", "adapter": "lora"}},
+        "bases.learned": {"family": "causal", "continued": LEARNT_ON},
         "adapters.lora.training": OFTEN,
         "mixtures.xlora.experts.speech": ABSENT,
         "mixtures.xlora.features": True,
@@ -141,9 +143,7 @@ def meet_faults(
     return met, wrong
 
 
-def meet_fault(
-    job, folder: Path, fault: str, whole: Trial, expected: dict[str, bytes], draw: Random
-) -> Iterator[str]:
+def meet_fault(job, folder: Path, fault: str, whole: Trial, expected: dict[str, bytes], draw: Random) -> Iterator[str]:
     """Yields what is wrong: with what a fault left, and with the run behind it."""
     met = trial_with_fault(job, folder, fault, whole, draw)
     left = contents(folder)
