@@ -165,6 +165,11 @@ def test_a_folder_for_a_log_that_is_gone_is_one_line(tmp_path, capsys):
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     check_writable(tmp_path / "not" / "there" / "yet")
     (tmp_path / "file").write_text("")
+    if Path("/proc/self").exists():  # says that root may write there
+        with pytest.raises(
+            InputError, match="/proc: nothing can be written here; expected a writable folder for /proc/x"
+        ):
+            check_writable("/proc/x/y")
     with pytest.raises(InputError, match="file: nothing can be written here; expected a writable"):
         check_writable(tmp_path / "file" / "results")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a disk that is mounted to be read

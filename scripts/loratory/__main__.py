@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from loratory.config import PROJECT, Study, entries_by_name, read_config, require_inputs
+from loratory.config import PROJECT, Study, check_library_options, entries_by_name, read_config, require_inputs
 from loratory.data.files import atomic_write
 from loratory.domains.contract import FilesOptions
 from loratory.errors import InputError
@@ -92,11 +92,7 @@ def check_config(given: Namespace, options: Sequence[str]) -> None:
     study = read_study(given)
     where = config_files(given)[-1]
     require_inputs(study, where)
-    for name, base in study.bases.items():
-        if base.pretrain:
-            from loratory.bases.architecture import check_architecture
-
-            check_architecture(f"{where}: bases.{name}.pretrain.architecture", base.family, base.pretrain.architecture)
+    check_library_options(study, where, study.pathvars.results)
     domains = entries_by_name(study.domains)
     adapters = [name for domain in domains.values() for names in domain.adapters.values() for name in names]
     parts = (f"{len(domains)} domains", f"{len(study.bases)} bases", f"{len(adapters)} adapters to train")

@@ -60,6 +60,11 @@ def registered_names(noun: str) -> list[str]:
     return sorted([*own_names(noun), *outside_entries(noun)])
 
 
+def claimed_names(noun: str) -> list[str]:
+    """As `registered_names`, without a look at whether two packages claim one name: for what is imported at once."""
+    return sorted({*own_names(noun), *(entry.name for entry in entry_points(group=GROUPS[noun]))})
+
+
 def own_names(noun: str) -> list[str]:
     """The names that this project registers."""
     package = importlib.import_module(PACKAGES[noun])

@@ -1,6 +1,7 @@
 """Clusters and hits of MMseqs2 do not depend on order, names or company; failures say why."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -171,6 +172,15 @@ def test_nothing_in_gives_nothing_out():
 def test_a_failure_repeats_what_mmseqs_said():
     with pytest.raises(RuntimeError, match=r"easy-search ended with code 1:\n(.*\n)*.*min-seq-id"):
         mmseqs.search_sequences({"a": "MKV"}, {"b": "MKV"}, Relation(7, 0.8))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_where_no_more_can_be_written_that_is_the_failure(monkeypatch, tmp_path):
+    monkeypatch.setattr(mmseqs.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))
+    monkeypatch.setattr(mmseqs.tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        mmseqs.run_mmseqs("no-such-module")
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_a_missing_program_is_named(monkeypatch):

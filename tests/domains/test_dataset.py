@@ -6,10 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from studies import as_records
 
 from loratory import registry
 from loratory.data.splits import SPLITS
-from loratory.domains.dataset import audit_split, build_dataset, read_split
+from loratory.domains.dataset import audit_split, build_dataset, read_split, shortage_note
 from loratory.domains.fetch import fetch_source, open_source
 from loratory.errors import InputError
 
@@ -120,3 +121,23 @@ def test_who_does_not_know_the_domain_still_wants_ids_and_groups(folder):
     pq.write_table(pq.read_table(path).drop_columns("id"), path)
     with pytest.raises(InputError, match=r"valid\.parquet: column `id` is not as built"):
         read_split(folder, "valid")
+
+
+@pytest.mark.parametrize(
+    ("floor", "said"),
+    [
+        ((999, 1), "records, and numbers are printed from 999 on (evaluation.min_records)"),
+        ((1, 99), "groups of records, and numbers are printed from 99 on (evaluation.min_groups)"),
+        ((1, 1), ""),
+    ],
+)
+def test_a_test_split_that_is_too_small_for_numbers_is_noted_before_anything_is_trained(folder, capsys, floor, said):
+    audit_split("protein", folder, SOURCES.Dataset(), folder / "audit.json", floor=floor)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == bool(said) and said in "".join(notes)
+
+
+def test_so_is_one_whose_rarest_class_is_too_small():
+    test = as_records([{"group": f"g{i}", "label": int(i > 2)} for i in range(20)])
+    assert shortage_note(test, True, 10, 3).startswith("the test split has 3 records of its rarest class")
+    assert shortage_note(test, False, 10, 3) == shortage_note(test, True, 3, 3) == ""

@@ -129,6 +129,20 @@ def test_a_plan_refuses_a_base_that_cannot_be_made(tmp_path):
         Plan(changed(shipped("bases"), {"bases.mini_lm.pretrain.architecture.hiden_size": 8}), tmp_path)
 
 
+def test_a_plan_refuses_options_that_peft_does_not_know_until_the_adapter_is_made(tmp_path):
+    odd = {"method": "peft", "type": "loha", "options": {"rr": 2}, "training": TEST["adapters"]["lora"]["training"]}
+    study = changed(TEST, {"adapters.odd": odd, "domains.recsys.adapters.mini_lm": ["odd"]})
+    study = changed(study, {"mixtures": {}})
+    with pytest.raises(
+        WorkflowError, match=r"study\.yaml: adapters\.odd\.options: PEFT's loha: unknown option \(rr\)"
+    ):
+        Plan(study, tmp_path)
+    made = tmp_path / "results/test/adapters/recsys/mini_lm/odd/runs.parquet"
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert Plan(study, tmp_path).counts["train_sweep"]
+
+
 def test_a_recording_that_was_replaced_in_place_is_fetched_and_learnt_again(tmp_path):
     (tmp_path / "corpus").mkdir()
     for name, value in (("wav.scp", "a.wav"), ("text", "hello"), ("utt2spk", "s")):

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from studies import run_jobs, shipped
+from studies import run_jobs, shipped, written
 from test_dag import Plan
 
 from loratory import provenance, registry
@@ -181,3 +181,15 @@ def test_a_domain_of_no_name_or_a_taken_one_is_not_written(name, tmp_path, monke
     with pytest.raises(InputError, match=r"no name for a domain|the domain exists"):
         write_domain(name)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_two_families_of_one_name_are_one_line_of_the_command_and_of_a_plan(place, tmp_path):
+    """Families are listed while the config's models are imported."""
+    install(place, "twice", {"twice.py": ""}, "[loratory.families]\ncausal = twice\n")
+    settings = written(TEST, tmp_path)
+    line = "error: loratory.families of twice 1.2: loratory has a family of the same name (causal)"
+    done = call_python(tmp_path, place, "-m", "loratory", "check", str(settings))
+    assert done.returncode == 1 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+    plan = call_python(tmp_path, place, "-m", "loratory", "run", str(settings), "-n")
+    assert plan.returncode == 1 and line in plan.stdout + plan.stderr
+    assert "Traceback" not in plan.stdout + plan.stderr

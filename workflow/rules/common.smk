@@ -29,12 +29,7 @@ try:
         if said := remove_lost_locks():
             logger.info(said)
         loratory_config.require_inputs(STUDY, CONFIG_FILES[-1])
-        for name, base in STUDY.bases.items():
-            if base.pretrain and not exists(f"{RESULTS}/bases/{name}/base.json"):  # tables are made without torch
-                from loratory.bases.architecture import check_architecture
-
-                at = f"{CONFIG_FILES[-1]}: bases.{name}.pretrain.architecture"
-                check_architecture(at, base.family, base.pretrain.architecture)
+        loratory_config.check_library_options(STUDY, CONFIG_FILES[-1], RESULTS)
 except InputError as error:
     raise WorkflowError(str(error))
 

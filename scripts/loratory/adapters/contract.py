@@ -73,6 +73,17 @@ class Method(Options):
         added = self.forward(x.to(layer.dtype), layer.tensors, layer.training)
         return layer.base(x) + added.to(x.dtype)
 
+    def check_library_options(self, at: str) -> None:
+        """Asks the library, if any, that options are handed on to. It may be imported here, as nowhere else before a
+        job.
+
+        Args:
+            at: the place in the config, for the error.
+
+        Raises:
+            InputError: it does not know one of them.
+        """
+
     @abstractmethod
     def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank | Dense | InputDependent:
         """The trained change of the ORIGINAL weight `[out, in]`, for storage and merging."""

@@ -18,7 +18,7 @@ CHECKPOINTS = {"masked": "fair-esm's ESM-2", "whisper": "openai-whisper's"}  # f
 if TYPE_CHECKING:
     Family = str
 else:
-    Family = Literal[*registry.registered_names("family")]
+    Family = Literal[*registry.claimed_names("family")]
 
 
 class WhisperOptions(Options):

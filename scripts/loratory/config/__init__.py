@@ -18,6 +18,7 @@ from loratory.config.models import (
 from loratory.config.reading import (
     PROJECT,
     RESOURCES,
+    check_library_options,
     is_simulated,
     load_config,
     published_folder,
@@ -62,6 +63,7 @@ __all__ = [
     "Training",
     "WhisperOptions",
     "adapter_entry",
+    "check_library_options",
     "config_model",
     "domain_options",
     "domain_source",

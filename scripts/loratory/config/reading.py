@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from loratory import registry
 from loratory.config.checks import check_names
 from loratory.config.models import config_model, config_schema, entry_names
 from loratory.config.sections import Group, Study, entries_by_name
@@ -42,8 +43,11 @@ def read_config(raw: dict[str, Any], where: str, overrides: Any = None) -> Study
         overrides: what the command line gave of `raw`, inside of which Snakemake leaves numbers as text.
 
     Raises:
-        InputError: the first thing that is wrong, with file, key, value, what is allowed and the nearest name.
+        InputError: the first thing that is wrong, with file, key, value, what is allowed and the nearest name; or two
+            packages have one name.
     """
+    for noun in registry.PACKAGES:
+        registry.registered_names(noun)
     raw = restore_types(raw, overrides)
     check_values(raw, where)
     config = fill_locations(validate_types(raw, where), where)
@@ -169,6 +173,26 @@ def require_inputs(config: Study, where: str) -> None:
         raise InputError(where, what, fix=fix)
     for path in (path for source in sources for path in source.file_paths() if Path(path).is_dir()):
         raise InputError(where, "a folder stands where a file belongs", path, "a file")
+
+
+def check_library_options(config: Study, where: str, results: str) -> None:
+    """Architectures of bases and options of adapters that are handed on to libraries are known there.
+
+    Libraries are imported for that, so nothing is asked of what `results` holds already: tables are made without them.
+
+    Raises:
+        InputError: the first that is not.
+    """
+    for name, base in config.bases.items():
+        if base.pretrain and not exists(f"{results}/bases/{name}/base.json"):
+            from loratory.bases.architecture import check_architecture
+
+            check_architecture(f"{where}: bases.{name}.pretrain.architecture", base.family, base.pretrain.architecture)
+    for domain, given in entries_by_name(config.domains).items():
+        for base_name, adapters in given.adapters.items():
+            for name in adapters:
+                if not exists(f"{results}/adapters/{domain}/{base_name}/{name}/runs.parquet"):
+                    config.adapters[name].check_library_options(f"{where}: adapters.{name}")
 
 
 def published_folder(config: Study, name: str) -> str | None:

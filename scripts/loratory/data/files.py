@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
 from isal import igzip, igzip_lib
@@ -62,9 +63,13 @@ def check_writable(folder: Path | str) -> None:
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        fix = "make it writable, or work elsewhere"
-        raise InputError(place, "nothing can be written here", expected=f"a writable folder for {folder}", fix=fix)
+    try:
+        if not os.access(place, os.W_OK):
+            raise PermissionError
+        TemporaryFile(dir=place).close()  # a file system that nobody can write into may say that one may
+    except OSError:
+        what, fix = "nothing can be written here", "make it writable, or work elsewhere"
+        raise InputError(place, what, expected=f"a writable folder for {folder}", fix=fix) from None
 
 
 def remove_path(path: Path) -> None:

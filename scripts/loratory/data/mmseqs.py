@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from loratory.data.files import BLOCK
 from loratory.data.splits import hash_position
 
 # For up to 10 million residues: one step over words of similar residues, where the default cascade fills an index of
@@ -208,8 +209,18 @@ def run_mmseqs(*arguments: Path | str) -> None:
     command = [mmseqs_path(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode:
+        check_space(tempfile.gettempdir())
         output = (done.stderr.strip() or done.stdout.strip()).splitlines()[-10:]
         raise RuntimeError(f"MMseqs2 {arguments[0]} ended with code {done.returncode}:\n" + "\n".join(output))
+
+
+def check_space(folder: str) -> None:
+    """Raises: OSError where no more can be written, of which MMseqs2 does not always speak."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(BLOCK))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, folder) from None
 
 
 def write_numbered(path: Path, sequences: Iterable[str]) -> None:

@@ -229,6 +229,7 @@ def audit_split(
     out: Path | str,
     pretraining: Sequence[Path | str] = (),
     transfer: Mapping[str, Path | str] | None = None,
+    floor: tuple[int, int] = (0, 0),
 ) -> None:
     """Proves from the written files alone that nothing of the held-out splits is in a less protected one, and counts
     what the dataset's policy allows test to share with the other splits and with what systems have learnt from.
@@ -237,6 +238,7 @@ def audit_split(
         pretraining: as for `build_dataset`.
         transfer: {name: dataset folder} of other entries whose systems are tested on this one. They are told apart by
             their source, not by a split, so what test shares with them is counted and nothing is dropped.
+        floor: fewest records, and groups of them, that a number is computed on; the log notes a test split with less.
 
     Raises:
         InputError: as `read_split`, or a count that must be 0 is not.
@@ -262,10 +264,25 @@ def audit_split(
     for name, places in learnt_from.items():
         records = join_records([open_split(place, "train") for place in places])
         shared[name] = build.count_overlaps(parts["test"], records, dataset)
+    if note := shortage_note(parts["test"], "label" in record_schema(build).names, *floor):
+        print(f"note: {note}", flush=True)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(
         out, {"domain": domain, "counts": counts, "test": len(parts["test"]), "shared": shared, "sha256": files}
     )
+
+
+def shortage_note(test: Records, labelled: bool, min_records: int, min_groups: int) -> str:
+    """What a test split has too few of for numbers; "" if of nothing."""
+    classes = test.column("label").value_counts().field("counts").to_pylist() if labelled else []
+    sizes = [("records", len(test), "min_records", min_records)]
+    sizes += [("groups of records", len(splits.distinct_hashes(test, "group")), "min_groups", min_groups)]
+    sizes += [("records of its rarest class", min(classes), "min_records", min_records)] if len(classes) > 1 else []
+    for noun, size, name, fewest in sizes:
+        if size < fewest:
+            most = f"numbers are printed from {fewest} on (evaluation.{name})"
+            return f"the test split has {size} {noun}, and {most}: tables will stay empty of what needs them"
+    return ""
 
 
 def audit_files(

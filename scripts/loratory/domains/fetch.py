@@ -32,16 +32,20 @@ def fetch_source(
     with atomic_write(out) as aside:
         aside.mkdir(parents=True)
         if source.kind == "simulate":
-            placed = simulate_files(domain, source, population, seed, aside, Path(out))
+            found = simulate_files(domain, source, population, seed, aside)
         else:
-            placed = source.expand_patterns().map_locations(
-                lambda location: fetch_location(location, source.sha256, aside, Path(out))
+            found = source.expand_patterns().map_locations(
+                lambda location: fetch_location(location, source.sha256, aside)
             )
             if added := source.added_simulation:
-                placed = join_locations(placed, simulate_files(domain, added, population, seed, aside, Path(out)))
-        read = sorted({*placed.file_paths(), *placed.listed_files()})
-        there = {path: aside / os.path.relpath(path, out) if Path(path).is_relative_to(out) else path for path in read}
-        digests = {path: file_sha256(place) for path, place in there.items() if Path(place).is_file()}
+                found = join_locations(found, simulate_files(domain, added, population, seed, aside))
+
+        def final_path(path: str) -> str:
+            return str(Path(out, Path(path).relative_to(aside))) if Path(path).is_relative_to(aside) else path
+
+        read = sorted({*found.file_paths(), *found.listed_files()})
+        digests = {final_path(path): file_sha256(path) for path in read if Path(path).is_file()}
+        placed = found.map_locations(final_path)
         simulated = source.kind == "simulate" or source.added_simulation is not None
         manifest = {"files": placed.model_dump(mode="json"), "sha256": digests, "simulated": simulated}
         write_json(aside / MANIFEST, manifest)
@@ -60,12 +64,12 @@ def listed_state(source: FilesOptions | SimulationOptions) -> str:
 
 
 def simulate_files(
-    domain: str, simulation: SimulationOptions, population: str, seed: int, aside: Path, out: Path
+    domain: str, simulation: SimulationOptions, population: str, seed: int, aside: Path
 ) -> FilesOptions:
-    """The `Files` that the simulator writes into `aside`, located as they will be under `out`."""
+    """The `Files` that the simulator writes into `aside`."""
     sources = registry.load_module("domain", domain, "sources")
     files = registry.load_module("domain", domain, "simulate").simulate(simulation, population, seed, aside)
-    return sources.Files(**files).map_locations(lambda path: str(out / path))
+    return sources.Files(**files).map_locations(lambda path: str(aside / path))
 
 
 def join_locations(files: FilesOptions, more: FilesOptions) -> FilesOptions:
@@ -78,8 +82,8 @@ def open_source(domain: str, folder: Path | str) -> FilesOptions:
     return registry.load_module("domain", domain, "sources").Files(**read_json(Path(folder) / MANIFEST)["files"])
 
 
-def fetch_location(location: str, digests: dict[str, str], aside: Path, out: Path) -> str:
-    """A location as a local path: unchanged, or downloaded into `aside` and named as it will be under `out`."""
+def fetch_location(location: str, digests: dict[str, str], aside: Path) -> str:
+    """A location as a local path: unchanged, or downloaded into `aside`."""
     if "://" not in location:
         return location
     address = urlparse(location)
@@ -103,4 +107,4 @@ def fetch_location(location: str, digests: dict[str, str], aside: Path, out: Pat
         what = "the download differs from its digest"
         fix = "check the release, then the digest"
         raise InputError(location, what, digest.hexdigest(), digests[location], fix, "checksum")
-    return str(out / name)
+    return str(aside / name)

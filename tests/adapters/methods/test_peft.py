@@ -208,6 +208,18 @@ def test_an_unknown_option_is_refused_with_the_nearest():
         begin(FAMILIES["llama"](), Method(type="loha", options={"alhpa": 3}))
 
 
+def test_an_unknown_option_is_known_before_anything_runs():
+    with pytest.raises(
+        InputError, match=r"adapters\.x\.options: PEFT's loha: unknown option .* did you mean `alpha`\?"
+    ):
+        Method(type="loha", options={"alhpa": 3}).check_library_options("a.yaml: adapters.x")
+
+
+def test_every_type_takes_the_options_that_the_tests_train_with():
+    for kind, options in OPTIONS.items():
+        Method(type=kind, options=options).check_library_options("a.yaml: adapters.x")
+
+
 def test_what_peft_refuses_names_the_layer():
     with pytest.raises(InputError, match=r"q_proj: .*divisible by group_size"):
         begin(FAMILIES["llama"](), Method(type="road"))

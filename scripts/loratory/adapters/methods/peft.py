@@ -21,7 +21,6 @@ from loratory.registry import unknown_name_error
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftConfig, PeftType
 
     from loratory.adapters.contract import Parameters, Tensors
     from loratory.adapters.core import AdaptedLinear
@@ -131,6 +130,9 @@ class Method(contract.DenseMethod):
         }
         return {name: self.model_copy(update={"options": own}) for name, own in options.items()}
 
+    def check_library_options(self, at: str) -> None:
+        self.config_class(f"{at}.options: PEFT's {self.type}")
+
     def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch
 
@@ -151,28 +153,31 @@ class Method(contract.DenseMethod):
         linear = torch.nn.Linear(inner, out, bias=False, device="meta")
         linear.weight = torch.nn.Parameter(weight.detach().float().cpu().clone(), requires_grad=False)
         holder = torch.nn.ModuleDict({"it": linear})
-        kind = peft.PeftType(self.type.upper())
+        kind, made = peft.PeftType(self.type.upper()), self.config_class(f"PEFT's {self.type}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             try:
-                peft.PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, self.tuner_config(kind), "default")
+                peft.PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, made(target_modules=["it"], **self.options), "default")
             except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
                 raise InputError(f"PEFT's {self.type}", str(error)) from error
         return holder["it"]
 
-    def tuner_config(self, kind: PeftType) -> PeftConfig:
+    def config_class(self, where: str) -> Any:
+        """PEFT's config of this type, which has all the options.
+
+        Raises:
+            InputError: at `where`, it does not.
+        """
         from dataclasses import fields
 
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-        made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.type.upper())]
         names = {field.name for field in fields(made)}
         for name in self.options:
             if name not in names:
-                raise unknown_name_error(
-                    f"PEFT's {self.type}", "option", name, {n for n in names if not is_model_option(n)}
-                )
-        return made(target_modules=["it"], **self.options)
+                raise unknown_name_error(where, "option", name, {n for n in names if not is_model_option(n)})
+        return made
 
     def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         from torch.func import functional_call
