@@ -1,6 +1,7 @@
 """Clusters and hits of MMseqs2 do not depend on order, names or company; failures say why."""
 
 import random
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,7 @@ def test_a_failure_repeats_what_mmseqs_said():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_where_no_more_can_be_written_that_is_the_failure(monkeypatch, tmp_path):
-    monkeypatch.setattr(mmseqs.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))
+    monkeypatch.setattr(mmseqs.tempfile, "TemporaryFile", lambda dir: FileIO("/dev/full", "w"))
     monkeypatch.setattr(mmseqs.tempfile, "gettempdir", lambda: str(tmp_path))
     with pytest.raises(OSError, match="No space left on device") as caught:
         mmseqs.run_mmseqs("no-such-module")
