@@ -92,6 +92,18 @@ def test_a_flipped_bit_anywhere_is_noticed_and_costs_the_steps_between_two_saves
         assert resumed(tmp_path / f"{number}", undisturbed) == 4, position
 
 
+def test_of_a_thousand_damaged_checkpoints_none_is_said_to_be_sound(killed, tmp_path):
+    content, path, draw = (killed / NAME).read_bytes(), tmp_path / NAME, random.Random(1)
+    path.write_bytes(content)
+    assert checkpoint.refusal_reason(path, MADE_WITH) == ""
+    for position in draw.sample(range(len(content)), 500):
+        changed = bytearray(content)
+        changed[position] ^= 1 << draw.randrange(8)
+        for damaged in (changed, content[:position]):
+            path.write_bytes(damaged)
+            assert checkpoint.refusal_reason(path, MADE_WITH).startswith("is damaged"), position
+
+
 def test_a_truncated_checkpoint_is_refused_by_name_at_whatever_length(killed, tmp_path, undisturbed, capsys):
     size = (killed / NAME).stat().st_size
     for length in (0, 1, 7, 8, 9, 100, 1000, size // 2, size - 64, size - 1):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,16 @@ def test_a_recording_that_was_replaced_in_place_is_fetched_and_learnt_again(tmp_
     due = Plan(config, tmp_path).due
     assert {"fetch_source data speech", "build_dataset data speech", "train_sweep speech w lora"} <= {*due}
     assert "prepare_base w" not in due
+
+
+def test_a_file_from_the_future_ends_a_plan_as_it_would_hide_every_change(tmp_path):
+    manifest = tmp_path / "results/test/raw/data/protein/files.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert Plan(TEST, tmp_path).jobs
+    os.utime(manifest, (time.time() + 86400,) * 2)
+    with pytest.raises(WorkflowError, match=r"protein/files\.json: dated in the future, .*; fix: set the clock"):
+        Plan(TEST, tmp_path)
 
 
 def test_equal_keys_of_a_file_end_a_plan(tmp_path):

@@ -1,5 +1,6 @@
 """Names and slices of the config that rules are made of; nothing here knows a domain, a method or a mixer."""
 
+import sys
 from os.path import exists
 from pathlib import Path
 from signal import SIGTERM
@@ -9,6 +10,7 @@ from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
 from loratory.config import entries_by_name, published_folder
 from loratory.data.files import check_writable
 from loratory.data.splits import SPLITS
+from loratory.dates import require_past_dates
 from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.locks import note_lock_owner, remove_lost_locks
@@ -28,6 +30,8 @@ try:
     if workflow.is_main_process:
         if said := remove_lost_locks():
             logger.info(said)
+        if not {"--touch", "-t"} & {*sys.argv}:
+            require_past_dates(RESULTS)
         loratory_config.require_inputs(STUDY, CONFIG_FILES[-1])
         loratory_config.check_library_options(STUDY, CONFIG_FILES[-1], RESULTS)
 except InputError as error:

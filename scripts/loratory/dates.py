@@ -1,0 +1,28 @@
+"""Dates of files, by which Snakemake decides what is up to date."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from time import time
+
+from loratory.errors import InputError
+
+AHEAD = 3600.0  # seconds by which the clocks of machines that share a folder may differ
+
+
+def require_past_dates(folder: Path | str) -> None:
+    """No file of results is dated in the future: whatever it was made of would look older, however it changed.
+
+    Raises:
+        InputError: some are; the clock was wrong when they were made, or is now.
+    """
+    latest, found = time() + AHEAD, []
+    for place, _, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in names):
+            with suppress(FileNotFoundError):  # another run's, which is gone by now
+                if os.lstat(path).st_mtime > latest:
+                    found.append(path)
+    if found:
+        what = f"dated in the future, as {len(found) - 1} other files: no change of what they were made of is seen"
+        fix = "set the clock; or, if nothing has changed since, the same command with --touch, then without"
+        raise InputError(min(found), what, fix=fix)

@@ -1,0 +1,24 @@
+"""Files from the future are noticed; clocks of several machines may differ a little."""
+
+import os
+import time
+
+import pytest
+
+from loratory.dates import require_past_dates
+from loratory.errors import InputError
+
+
+def test_files_from_the_future_are_counted_and_the_first_is_named(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "gone").symlink_to("nowhere")
+    for name, date in {"now": time.time(), "raw/skewed": time.time() + 60}.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (date, date))
+    require_past_dates(tmp_path)
+    require_past_dates(tmp_path / "absent")
+    for name in ("raw/b", "raw/a"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (2**33, 2**33))
+    with pytest.raises(InputError, match=r"raw/a: dated in the future, as 1 other files: .*; fix: .* with --touch"):
+        require_past_dates(tmp_path)
