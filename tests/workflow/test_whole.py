@@ -60,8 +60,9 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def killed_while_adapters_learn(folder: Path, *targets: str) -> None:
-    """Starts a run and kills it, with all its jobs, when an adapter has learnt some steps and checkpoints them."""
+def end_while_adapters_learn(folder: Path, number: signal.Signals, *targets: str) -> str:
+    """Starts a run and sends a signal to it and all its jobs when an adapter has learnt some steps and checkpoints
+    them. Returns what it said."""
     asked = command(folder, STUDY, "--cores", "2", *targets)
     with open(folder / "killed.txt", "w") as said:
         process = subprocess.Popen(asked, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
@@ -70,8 +71,9 @@ def killed_while_adapters_learn(folder: Path, *targets: str) -> None:
                 assert process.poll() is None, (folder / "killed.txt").read_text()
                 time.sleep(0.05)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            os.killpg(process.pid, number)
+            assert process.wait(120)
+    return (folder / "killed.txt").read_text()
 
 
 def test_every_table_and_figure_is_there(finished):
@@ -123,11 +125,14 @@ def test_a_run_whose_jobs_share_one_process_makes_the_same_bytes(finished, tmp_p
     assert digests(tmp_path) == digests(finished)
 
 
-def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path, number):
     targets = [f"results/tables/lncrna.mini_bert.{suffix}" for suffix in ("md", "tsv")]
-    killed_while_adapters_learn(tmp_path, *targets)
+    said = end_while_adapters_learn(tmp_path, number, *targets)
+    assert ("stopped: train sweep: lncrna, mini_bert" in said) == (number == signal.SIGTERM)
+    assert "Traceback" not in said and "failed: " not in said
     unfinished = digests(tmp_path)
-    assert "its lock is removed" in run(tmp_path, *targets)
+    assert ("its lock is removed" in run(tmp_path, *targets)) == (number == signal.SIGKILL)
     found, expected = digests(tmp_path), digests(finished)
     assert unfinished.keys() < found.keys() and {*targets} <= found.keys()
     assert found == {path: expected[path] for path in found}
