@@ -124,20 +124,23 @@ def test_who_does_not_know_the_domain_still_wants_ids_and_groups(folder):
 
 
 @pytest.mark.parametrize(
-    ("floor", "said"),
+    ("records", "groups", "rarest", "said"),
     [
-        ((999, 1), "records, and numbers are printed from 999 on (evaluation.min_records)"),
-        ((1, 99), "groups of records, and numbers are printed from 99 on (evaluation.min_groups)"),
-        ((1, 1), ""),
+        (9, 9, 0, "the test split has 9 records: tables print numbers from 10 on, unless `evaluation.min_records`"),
+        (20, 2, 0, "the test split has 2 groups of records: tables print numbers from 3 on"),
+        (20, 20, 4, "the test split has 4 records of its rarest class: "),
+        (20, 3, 10, ""),
     ],
 )
-def test_a_test_split_that_is_too_small_for_numbers_is_noted_before_anything_is_trained(folder, capsys, floor, said):
-    audit_split("protein", folder, SOURCES.Dataset(), folder / "audit.json", floor=floor)
-    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert len(notes) == bool(said) and said in "".join(notes)
+def test_a_test_split_that_is_too_small_for_numbers_is_noted(records, groups, rarest, said):
+    test = as_records([{"group": f"g{i % groups}", "label": int(i < rarest)} for i in range(records)])
+    note = shortage_note(test, labelled=rarest > 0)
+    assert note.startswith(said) and bool(note) == bool(said)
 
 
-def test_so_is_one_whose_rarest_class_is_too_small():
-    test = as_records([{"group": f"g{i}", "label": int(i > 2)} for i in range(20)])
-    assert shortage_note(test, True, 10, 3).startswith("the test split has 3 records of its rarest class")
-    assert shortage_note(test, False, 10, 3) == shortage_note(test, True, 3, 3) == ""
+def test_that_stands_in_the_log_of_the_audit_before_anything_is_trained(tmp_path, capsys):
+    fetch_source("protein", SOURCES.Simulation(n=12, families=12), "domain", 0, tmp_path / "raw")
+    build_dataset("protein", open_source("protein", tmp_path / "raw"), SOURCES.Dataset(), 0, tmp_path)
+    capsys.readouterr()
+    audit(tmp_path)
+    assert capsys.readouterr().out.startswith("note: the test split has ")

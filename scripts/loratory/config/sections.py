@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from loratory.adapters.contract import Method
 from loratory.bases.options import BaseEntry, Decoding
+from loratory.data.splits import FEWEST_GROUPS, FEWEST_RECORDS
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
 from loratory.fields import DomainNames, Folder, Name, Names, Seeds, require_folder
 from loratory.mixers.contract import Mixer
@@ -88,8 +89,8 @@ class Evaluation(Options):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampled sequences; a small one cuts the rare end")
     decoding: Decoding = Field(Decoding(), description="how bases of family whisper write transcripts")
     batch_tokens: int = Field(8192, ge=1, description="most positions of an evaluation batch")
-    min_records: int = Field(10, ge=1, description="fewest records behind a printed number")
-    min_groups: int = Field(3, ge=1, description="fewest groups of records behind a printed number")
+    min_records: int = Field(FEWEST_RECORDS, ge=1, description="fewest records behind a printed number")
+    min_groups: int = Field(FEWEST_GROUPS, ge=1, description="fewest groups of records behind a printed number")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples behind each 95 % interval")
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ Record = TypeVar("Record", bound=Mapping)
 BLOCK = 1 << 20  # hashes that are sorted at once
 
 SPLITS = ("train", "gate", "valid", "test")
+FEWEST_RECORDS, FEWEST_GROUPS = 10, 3  # of a test split behind a printed number, if the config says nothing else
 PROTECTED = ("test", "valid", "gate", "train")  # a record that leaks is dropped from the later of two splits
 
 

@@ -229,7 +229,6 @@ def audit_split(
     out: Path | str,
     pretraining: Sequence[Path | str] = (),
     transfer: Mapping[str, Path | str] | None = None,
-    floor: tuple[int, int] = (0, 0),
 ) -> None:
     """Proves from the written files alone that nothing of the held-out splits is in a less protected one, and counts
     what the dataset's policy allows test to share with the other splits and with what systems have learnt from.
@@ -238,7 +237,6 @@ def audit_split(
         pretraining: as for `build_dataset`.
         transfer: {name: dataset folder} of other entries whose systems are tested on this one. They are told apart by
             their source, not by a split, so what test shares with them is counted and nothing is dropped.
-        floor: fewest records, and groups of them, that a number is computed on; the log notes a test split with less.
 
     Raises:
         InputError: as `read_split`, or a count that must be 0 is not.
@@ -264,7 +262,7 @@ def audit_split(
     for name, places in learnt_from.items():
         records = join_records([open_split(place, "train") for place in places])
         shared[name] = build.count_overlaps(parts["test"], records, dataset)
-    if note := shortage_note(parts["test"], "label" in record_schema(build).names, *floor):
+    if note := shortage_note(parts["test"], "label" in record_schema(build).names):
         print(f"note: {note}", flush=True)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(
@@ -272,16 +270,17 @@ def audit_split(
     )
 
 
-def shortage_note(test: Records, labelled: bool, min_records: int, min_groups: int) -> str:
+def shortage_note(test: Records, labelled: bool) -> str:
     """What a test split has too few of for numbers; "" if of nothing."""
     classes = test.column("label").value_counts().field("counts").to_pylist() if labelled else []
-    sizes = [("records", len(test), "min_records", min_records)]
-    sizes += [("groups of records", len(splits.distinct_hashes(test, "group")), "min_groups", min_groups)]
-    sizes += [("records of its rarest class", min(classes), "min_records", min_records)] if len(classes) > 1 else []
+    records, groups = splits.FEWEST_RECORDS, splits.FEWEST_GROUPS
+    sizes = [("records", len(test), "min_records", records)]
+    sizes += [("groups of records", len(splits.distinct_hashes(test, "group")), "min_groups", groups)]
+    sizes += [("records of its rarest class", min(classes), "min_records", records)] if len(classes) > 1 else []
     for noun, size, name, fewest in sizes:
         if size < fewest:
-            most = f"numbers are printed from {fewest} on (evaluation.{name})"
-            return f"the test split has {size} {noun}, and {most}: tables will stay empty of what needs them"
+            what = f"the test split has {size} {noun}"
+            return f"{what}: tables print numbers from {fewest} on, unless `evaluation.{name}` is lower"
     return ""
 
 
