@@ -1,6 +1,7 @@
 from loratory.job import log_job
 
 with log_job(snakemake, snakemake.params.threads):
+    from os.path import isfile
     from pathlib import Path
 
     from loratory.config import BaseEntry, domain_options
@@ -9,7 +10,8 @@ with log_job(snakemake, snakemake.params.threads):
     from loratory.training.prepare import prepare_base
 
     params, name, entry = snakemake.params, snakemake.wildcards.base, BaseEntry(**snakemake.params.entry)
-    facts = {"base": name, "files": sorted(map(file_sha256, snakemake.input))}
+    made_of = filter(isfile, snakemake.input)  # digests of folders stand in them
+    facts = {"base": name, "files": sorted(map(file_sha256, made_of))}
     share_folder(
         store=params.shared if entry.training else None,  # what is not trained here is copied anyway
         facts=facts | {key: params[key] for key in ("entry", "tasks", "threads", "device", "code")},

@@ -1,6 +1,8 @@
 from loratory.job import log_job
 
 with log_job(snakemake):
+    from pathlib import Path
+
     from loratory.reporting.site import write_site
 
     write_site(
@@ -10,7 +12,7 @@ with log_job(snakemake):
         metrics=snakemake.input.metrics,
         tables=snakemake.input.tables,
         figures=snakemake.input.figures,
-        datasets=snakemake.params.datasets,
+        datasets={name: Path(card).parent for name, card in snakemake.params.datasets.items()},
         bases=snakemake.params.bases,
         views=snakemake.params.views,
         study=snakemake.params.study,

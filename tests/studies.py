@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -82,17 +83,42 @@ def snakemake(folder: Path, config: dict, *arguments: str, **options) -> subproc
 def run_jobs(jobs: Iterable, folder: Path) -> None:
     """Runs the scripts of planned jobs in this process, where torch is imported once.
 
-    Where a job fails, the test does, with the job's log. A script is given what Snakemake gives it, its parameters
-    pickled on the way as there.
+    Each works in a folder that holds what its rule declares as input and nothing else, as on a machine that shares no
+    disk with the others; of what it leaves, all but its log must be declared as output. Where a job fails, the test
+    does, with the job's log. A script is given what Snakemake gives it, its parameters pickled on the way as there.
     """
-    with contextlib.chdir(folder), mock.patch.dict(os.environ):
-        for job in (job for job in jobs if job.rule.script):
-            for path in (*job.log, *job.output):
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            given = {name: getattr(job, name) for name in ("input", "output", "wildcards", "log")}
-            given |= {"params": pickle.loads(pickle.dumps(job.params)), "resources": {"attempt": 1}}
+    for number, job in enumerate(job for job in jobs if job.rule.script):
+        own = folder / f"job{number}"
+        for path in job.input:
+            copy_path(folder / path, own / path)
+        for path in (*job.log, *job.output):
+            (own / path).parent.mkdir(parents=True, exist_ok=True)
+        given = {name: getattr(job, name) for name in ("input", "output", "wildcards", "log")}
+        given |= {"params": pickle.loads(pickle.dumps(job.params)), "resources": {"attempt": 1}}
+        before = found_files(own)
+        with contextlib.chdir(own), mock.patch.dict(os.environ):
             try:
-                script = ROOT / "scripts" / f"{job.rule.name}.py"
-                runpy.run_path(str(script), {"snakemake": SimpleNamespace(**given)})
+                runpy.run_path(str(ROOT / "scripts" / f"{job.rule.name}.py"), {"snakemake": SimpleNamespace(**given)})
             except SystemExit:
                 pytest.fail(Path(job.log[0]).read_text())
+        left = [path for path in found_files(own) - before if not path.is_relative_to(job.log[0])]
+        undeclared = [path for path in left if not any(path.is_relative_to(declared) for declared in job.output)]
+        assert not undeclared, (job.rule.name, undeclared)
+        for path in (*job.log, *job.output):
+            copy_path(own / path, folder / path)
+        shutil.rmtree(own)
+
+
+def copy_path(source: Path, target: Path) -> None:
+    """A file, or all files of a folder, as links."""
+    for path in [source, *source.rglob("*")]:
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+        elif not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, place)
+
+
+def found_files(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}

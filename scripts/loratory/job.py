@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loratory.data.files import lost_files, note_files
 from loratory.errors import InputError, hide_secrets, short_value
 
 TRANSIENT = ("network", "checksum")  # reasons of errors that another attempt may not meet again
@@ -47,7 +48,11 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
         with open_log(path) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
                 refuse_again(refusal, snakemake.resources.get("attempt", 1))
+                for folder in filter(os.path.isdir, snakemake.input):
+                    require_files(folder)
                 yield
+                for folder in filter(os.path.isdir, snakemake.output):
+                    note_files(folder)
             except InputError as error:
                 print(f"error: {error}", flush=True)
                 if error.reason not in TRANSIENT:
@@ -77,6 +82,13 @@ class Log(io.TextIOWrapper):
 
 def open_log(path: Path) -> Log:
     return Log(open(path, "wb"), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def require_files(folder: Path | str) -> None:
+    """Raises: InputError where a file that a job put into the folder is gone."""
+    if lost := lost_files(folder):
+        fix = "remove the folder, then the same command makes it again"
+        raise InputError(folder, "a file of this folder is gone", lost[0], "all that was put there", fix, "lost")
 
 
 def refusal_file(log: Path | str) -> Path:

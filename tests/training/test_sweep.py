@@ -35,7 +35,7 @@ def swept(monkeypatch, tmp_path):
     base = SimpleNamespace(fingerprint="", family="causal", manifest={"name": "mini"})
     monkeypatch.setattr(sweep, "load_base", lambda *_: base)
     monkeypatch.setattr(sweep, "encode_split", lambda base, domain, data, task, split, limit=None: [(split, limit)])
-    monkeypatch.setattr(sweep, "data_digest", lambda _: [])
+    monkeypatch.setattr(sweep, "data_digests", lambda *_: [])
     monkeypatch.setattr(sweep, "adapter_code", lambda *_: "as it is")
     monkeypatch.setattr(sweep, "describe_run", lambda base, domain, method, seed, trial, data: {"rate": trial["rate"]})
     monkeypatch.setattr(sweep, "train_one", train_one)
@@ -132,7 +132,7 @@ def test_the_checkpoints_of_a_base_that_is_held_or_asked_otherwise_are_others(sw
     ("place", "name", "given"),
     [
         (sweep, "adapter_code", lambda *_: "edited"),
-        (sweep, "data_digest", lambda _: ["other"]),
+        (sweep, "data_digests", lambda *_: ["other"]),
         (job, "package_versions", lambda: {"torch": "0.0"}),
     ],
     ids=["code", "data", "versions"],

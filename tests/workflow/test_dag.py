@@ -284,7 +284,7 @@ def test_learned_ranks_are_drawn_where_a_method_learns_them(demo, plan):
     planned = plan({"adapters.shared": {"method": "s2_lora"}, "domains.speech.adapters": adapters})
     assert planned.counts["draw_ranks"] == 1 and "draw_ranks" not in demo.counts
     drawn = next(job for job in planned.jobs if job.rule.name == "draw_ranks")
-    assert drawn.params.adapters == {"shared@speech": ["results/adapters/speech/mini_whisper/shared/seed0"]}
+    assert drawn.params.runs == {"shared@speech": {0: "results/adapters/speech/mini_whisper/shared/seed0/run.json"}}
 
 
 def test_without_general_data_nothing_is_asked_of_them(plan):

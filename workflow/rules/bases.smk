@@ -15,6 +15,7 @@ rule prepare_base:
         unpack(base_sources),
     output:
         "<results>/bases/{base}/base.json",
+        directory("<results>/bases/{base}"),
     log:
         "<logs>/prepare_base/{base}.log",
     benchmark:
@@ -46,12 +47,15 @@ rule prepare_base:
 rule continue_base:
     input:
         start=lambda wc: f"<results>/bases/{CONTINUED[wc.base].base}/base.json",
+        folder=lambda wc: ancient(f"<results>/bases/{CONTINUED[wc.base].base}"),
         data=lambda wc: collect(
             "<results>/general/{domain}/{split}.parquet", domain=CONTINUED[wc.base].corpus, split=("train", "valid")
         ),
+        audio=lambda wc: audio_of("general", [CONTINUED[wc.base].corpus]),
         audit=lambda wc: ancient(f"<results>/general/{CONTINUED[wc.base].corpus}/audit.json"),
     output:
         "<results>/bases/{base}/base.json",
+        directory("<results>/bases/{base}"),
     log:
         "<logs>/continue_base/{base}.log",
     benchmark:

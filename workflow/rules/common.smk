@@ -8,7 +8,7 @@ from signal import SIGTERM
 from loratory import config as loratory_config
 from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
 from loratory.config import entries_by_name, published_folder
-from loratory.data.files import check_writable
+from loratory.data.files import check_writable, lost_files
 from loratory.data.splits import SPLITS
 from loratory.dates import require_past_dates
 from loratory.domains.fetch import listed_state
@@ -71,6 +71,17 @@ def plain(model, without=()):
 def local_files(source):
     """A source's own files. What is fetched from an address is none, and a job finds what a running study has lost."""
     return [] if source.kind == "simulate" else [path for path in source.file_paths() if exists(path)]
+
+
+def folders_of(files):
+    """The folders in which manifests stand, with all that is there. They are carried to a job; the manifests, which hold
+    digests, say whether it is due."""
+    return ancient([str(Path(file).parent) for file in files])
+
+
+def audio_of(corpus, domains):
+    """Folders with the recordings that the records of datasets name."""
+    return ancient([f"<results>/raw/{corpus}/{domain}" for domain in domains if is_spoken(domain)])
 
 
 def per_attempt(amount):
@@ -150,10 +161,10 @@ def curves_on(base):
 
 
 def ranked_on(base):
-    """{`adapter@domain`: its folders} of adapters on a base whose layers end with ranks of their own."""
+    """{`adapter@domain`: `run.json` of each seed} of adapters on a base whose layers end with ranks of their own."""
     pairs = [(domain, adapter) for domain, given in DOMAINS.items() for adapter in given.adapters.get(base, ())]
     return {
-        f"{adapter}@{domain}": [f"{RESULTS}/adapters/{domain}/{base}/{adapter}/seed{seed}" for seed in SEEDS]
+        f"{adapter}@{domain}": [f"<results>/adapters/{domain}/{base}/{adapter}/seed{seed}/run.json" for seed in SEEDS]
         for domain, adapter in pairs
         if STUDY.adapters[adapter].learns_ranks
     }
@@ -178,11 +189,13 @@ def base_sources(wildcards):
     base = STUDY.bases[wildcards.base]
     folder = base.path or published_folder(STUDY, wildcards.base)
     found = [Path(folder), *Path(folder).rglob("*")] if folder else []
+    encoder = [f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else []
     return {
         "files": sorted(str(path) for path in found if path.is_file()),
         "general": collect("<results>/general/{domain}/train.parquet", domain=base.corpora),
         "audits": collect("<results>/general/{domain}/audit.json", domain=base.corpora),
-        "encoder": [f"<results>/bases/{base.audio.encoder}/base.json"] if base.audio else [],
+        "encoder": encoder,
+        "folders": folders_of(encoder) + audio_of("general", base.corpora),
     }
 
 
@@ -198,6 +211,40 @@ def experts_of(wildcards):
         for domain, adapter in mixture.experts.items()
         for seed in SEEDS
     ]
+
+
+def mixtures_for(wildcards):
+    return collect(
+        "<results>/mixtures/{mixture}/seed{seed}/mixture.json",
+        seed=SEEDS,
+        mixture=mixtures_on(wildcards.corpus, wildcards.base),
+    )
+
+
+def kept_results(wildcards):
+    """What is kept of a study beside what people read. Where its folder has lost a file, it is made again."""
+    adapters = [
+        f"{RESULTS}/adapters/{domain}/{base}/{adapter}/seed{seed}/run.json"
+        for domain, given in DOMAINS.items()
+        for base, names in given.adapters.items()
+        for adapter in names
+        for seed in SEEDS
+    ]
+    mixtures = [f"{RESULTS}/mixtures/{name}/seed{seed}/mixture.json" for name in STUDY.mixtures for seed in SEEDS]
+    structures = [f"{RESULTS}/structures/{d}/{b}/scores.parquet" for d, b in TRACKS if is_structured(d, b)]
+    kept = [*(f"{RESULTS}/bases/{name}/base.json" for name in STUDY.bases), *adapters, *mixtures, *structures]
+    workflow.dag.forcefiles.update(path for path in kept if lost_files(Path(path).parent))
+    return kept
+
+
+def features_of(wildcards):
+    mixture = STUDY.mixtures[wildcards.mixture]
+    return collect(
+        "<results>/features/{domain}/{base}/{split}/index.json",
+        domain=mixture.experts,
+        base=mixture.base,
+        split=mixture.splits if mixture.features else (),
+    )
 
 
 def adapters_for(wildcards):

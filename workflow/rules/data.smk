@@ -10,6 +10,7 @@ rule fetch_source:
         lambda wc: local_files(CORPORA[wc.corpus][wc.domain].source),
     output:
         "<results>/raw/{corpus}/{domain}/files.json",
+        directory("<results>/raw/{corpus}/{domain}"),
     log:
         "<logs>/fetch_source/{corpus}/{domain}.log",
     benchmark:
@@ -35,6 +36,7 @@ rule fetch_source:
 rule build_dataset:
     input:
         files="<results>/raw/{corpus}/{domain}/files.json",
+        raw=ancient("<results>/raw/{corpus}/{domain}"),
         pretraining=pretraining_of,
     output:
         expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),

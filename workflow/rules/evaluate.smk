@@ -9,16 +9,16 @@ routed and what it recovers of the oracle's gain.
 rule predict:
     input:
         base="<results>/bases/{base}/base.json",
+        folder=ancient("<results>/bases/{base}"),
         data=expand(
             "<results>/{{corpus}}/{{domain}}/{split}.parquet",
             split=SPLITS if STUDY.evaluation.models_rank else ("valid", "test"),
         ),
+        audio=lambda wc: audio_of(wc.corpus, [wc.domain]),
         adapters=adapters_for,
-        mixtures=lambda wc: collect(
-            "<results>/mixtures/{mixture}/seed{seed}/mixture.json",
-            seed=SEEDS,
-            mixture=mixtures_on(wc.corpus, wc.base),
-        ),
+        adapter_folders=lambda wc: folders_of(adapters_for(wc)),
+        mixtures=mixtures_for,
+        mixture_folders=lambda wc: folders_of(mixtures_for(wc)),
     output:
         expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
         expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.routing.json", seed=SEEDS),

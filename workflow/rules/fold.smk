@@ -16,9 +16,11 @@ rule fold:
         predictions=expand("<results>/predictions/data/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
         baselines="<results>/predictions/data/{domain}/baselines.parquet",
         folding=f"<results>/bases/{STUDY.folding}/base.json",
+        folder=ancient(f"<results>/bases/{STUDY.folding}"),
         references=[f"<results>/data/{TRUTH}/test.parquet"] if TRUTH else [],
     output:
         "<results>/structures/{domain}/{base}/scores.parquet",
+        directory("<results>/structures/{domain}/{base}"),
     log:
         "<logs>/fold/{domain}/{base}.log",
     benchmark:
@@ -45,6 +47,7 @@ rule fold:
 rule assess_folding:
     input:
         base="<results>/bases/{base}/base.json",
+        folder=ancient("<results>/bases/{base}"),
         data=f"<results>/data/{TRUTH}/test.parquet",
         audit=f"<results>/data/{TRUTH}/audit.json",
         # of a given base it is not known what it learnt from

@@ -10,9 +10,12 @@ folder for each seed: gate, order of the experts, and the experts themselves; fo
 rule compute_gate_features:
     input:
         base="<results>/bases/{base}/base.json",
+        folder=ancient("<results>/bases/{base}"),
         data="<results>/data/{domain}/{split}.parquet",
+        audio=lambda wc: audio_of("data", [wc.domain]),
     output:
         "<results>/features/{domain}/{base}/{split}/index.json",
+        directory("<results>/features/{domain}/{base}/{split}"),
     log:
         "<logs>/compute_gate_features/{domain}/{base}/{split}.log",
     benchmark:
@@ -41,21 +44,21 @@ rule compute_gate_features:
 rule train_mixture:
     input:
         base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
+        folder=lambda wc: ancient(f"<results>/bases/{STUDY.mixtures[wc.mixture].base}"),
         experts=experts_of,
+        expert_folders=lambda wc: folders_of(experts_of(wc)),
         data=lambda wc: collect(
             "<results>/data/{domain}/{split}.parquet",
             domain=STUDY.mixtures[wc.mixture].experts,
             split=(*STUDY.mixtures[wc.mixture].splits, "valid"),
         ),
-        features=lambda wc: collect(
-            "<results>/features/{domain}/{base}/{split}/index.json",
-            domain=STUDY.mixtures[wc.mixture].experts,
-            base=STUDY.mixtures[wc.mixture].base,
-            split=STUDY.mixtures[wc.mixture].splits if STUDY.mixtures[wc.mixture].features else (),
-        ),
+        audio=lambda wc: audio_of("data", STUDY.mixtures[wc.mixture].experts),
+        features=features_of,
+        feature_folders=lambda wc: folders_of(features_of(wc)),
     output:
         runs="<results>/mixtures/{mixture}/runs.parquet",
         mixtures=expand("<results>/mixtures/{{mixture}}/seed{seed}/mixture.json", seed=SEEDS),
+        folders=directory(expand("<results>/mixtures/{{mixture}}/seed{seed}", seed=SEEDS)),
     log:
         "<logs>/train_mixture/{mixture}.log",
     benchmark:

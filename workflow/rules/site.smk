@@ -8,9 +8,13 @@ from loratory.registry import has_views
 
 VIEWED = [(domain, base) for domain, base in TRACKS if has_views(domain) and DOMAINS[domain].show_records]
 
-REPORTED = {
-    f"{corpus}/{domain}": f"{RESULTS}/{corpus}/{domain}" for corpus, given in CORPORA.items() for domain in given
-}
+REPORTED = [f"{corpus}/{domain}" for corpus, given in CORPORA.items() for domain in given]
+SHOWN = [
+    path.removesuffix(".html")
+    for part in (rules.tables, rules.compare_methods, rules.compare_mixers, rules.compare_splits)
+    for path in map(str, part.input)
+    if path.endswith(".html")
+]
 
 
 rule show_records:
@@ -19,7 +23,9 @@ rule show_records:
         baselines=lambda wc: baselines_of(wc.domain, wc.base),
         data="<results>/data/{domain}/test.parquet",
         metrics="<results>/metrics/data/{domain}/{base}.json",
+        audio=lambda wc: audio_of("data", [wc.domain]),
         structures=structures_of,
+        structure_folders=lambda wc: folders_of(structures_of(wc)),
         references=lambda wc: [f"<results>/data/{TRUTH}/test.parquet"] if TRUTH and structures_of(wc) else [],
     output:
         "<results>/views/{domain}/{base}.json",
@@ -44,19 +50,15 @@ rule show_records:
 rule write_site:
     input:
         metrics=[f"<results>/metrics/data/{domain}/{base}.json" for domain, base in TRACKS],
-        tables=[
-            path
-            for part in (rules.tables, rules.compare_methods, rules.compare_mixers, rules.compare_splits)
-            for path in part.input
-            if str(path).endswith(".html")
-        ],
+        tables=[f"{table}.html" for table in SHOWN],
+        values=[f"{table}.tsv" for table in SHOWN],
         figures=[
             path
             for part in (rules.figures, rules.compare_methods, rules.compare_mixers)
             for path in part.input
             if str(path).endswith(".svg")
         ],
-        facts=[f"{folder}/{name}" for folder in REPORTED.values() for name in ("card.json", "audit.json")],
+        facts=[f"<results>/{dataset}/{name}" for dataset in REPORTED for name in ("card.json", "audit.json")],
         bases=collect("<results>/bases/{base}/base.json", base=STUDY.bases),
         views=[f"<results>/views/{domain}/{base}.json" for domain, base in VIEWED],
     output:
@@ -74,7 +76,7 @@ rule write_site:
     params:
         title=STUDY.title,
         banner=BANNER,
-        datasets=REPORTED,
+        datasets=lambda wc, input: first_by_name(REPORTED, input.facts),
         bases=lambda wc, input: by_name(STUDY.bases, input.bases),
         views=lambda wc, input: list(zip(VIEWED, map(str, input.views))),
         study=plain(STUDY, without=["resources"]),

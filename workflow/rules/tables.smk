@@ -230,7 +230,8 @@ rule draw_curves:
 
 rule draw_ranks:
     input:
-        lambda wc: [f"{folder}/run.json" for folders in ranked_on(wc.base).values() for folder in folders],
+        runs=lambda wc: [path for runs in ranked_on(wc.base).values() for path in runs],
+        folders=lambda wc: folders_of([path for runs in ranked_on(wc.base).values() for path in runs]),
     output:
         report(
             "<results>/figures/{base}.ranks.svg",
@@ -249,7 +250,7 @@ rule draw_ranks:
         runtime=per_attempt(10),
         attempt=per_attempt(1),
     params:
-        adapters=lambda wc: ranked_on(wc.base),
+        runs=lambda wc, input: by_names(ranked_on(wc.base), SEEDS, input.runs),
         banner=BANNER,
         code=code_digest("reporting/method_figures.py"),
     script:

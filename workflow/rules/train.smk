@@ -8,11 +8,14 @@ every learning curve and one PEFT folder for each seed.
 rule train_sweep:
     input:
         base="<results>/bases/{base}/base.json",
+        folder=ancient("<results>/bases/{base}"),
         data=expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid")),
+        audio=lambda wc: audio_of("data", [wc.domain]),
         audit=ancient("<results>/data/{domain}/audit.json"),
     output:
         runs="<results>/adapters/{domain}/{base}/{adapter}/runs.parquet",
         adapters=expand("<results>/adapters/{{domain}}/{{base}}/{{adapter}}/seed{seed}/run.json", seed=SEEDS),
+        folders=directory(expand("<results>/adapters/{{domain}}/{{base}}/{{adapter}}/seed{seed}", seed=SEEDS)),
     log:
         "<logs>/train_sweep/{domain}/{base}/{adapter}.log",
     benchmark:

@@ -430,12 +430,11 @@ def weights_digest(folder: Path | str) -> str:
 def settings_digest(folder: Path | str) -> str:
     """One sha256 over a prepared folder's other files (config, tokenizer, …), which say how its weights are used.
 
-    Learning curves do not: they hold seconds, which are never the same twice.
+    Learning curves do not: they hold seconds, which are never the same twice. Hidden files are the workflow's.
     """
     found = (path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".safetensors")
-    return digest_of_files(
-        folder, sorted(path for path in found if path != Path(folder, MANIFEST) and path.name != CURVE)
-    )
+    own = (path for path in found if path != Path(folder, MANIFEST) and path.name != CURVE)
+    return digest_of_files(folder, sorted(path for path in own if not path.name.startswith(".")))
 
 
 def digest_of_files(folder: Path | str, paths: Sequence[Path]) -> str:

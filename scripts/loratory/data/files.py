@@ -20,6 +20,7 @@ from isal import igzip, igzip_lib
 from loratory.errors import InputError, short_value
 
 BLOCK = 1 << 20
+LISTING = ".files.json"  # in a folder that a job made: the names of all files in it
 LONGEST = 1 << 28  # bytes of a line or record: beyond, it is a bomb or no text, and memory would be filled with it
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -87,6 +88,18 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def read_json(path: Path | str) -> Any:
     return json.loads(Path(path).read_text())
+
+
+def note_files(folder: Path | str) -> None:
+    """Writes down which files a folder holds, for `lost_files`."""
+    found = (path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith("."))
+    write_json(Path(folder, LISTING), sorted(str(path.relative_to(folder)) for path in found))
+
+
+def lost_files(folder: Path | str) -> list[str]:
+    """Names of noted files that are no longer in a folder; Snakemake looks at a folder as a whole, and sees none of it."""
+    listing = Path(folder, LISTING)
+    return [name for name in read_json(listing) if not Path(folder, name).exists()] if listing.is_file() else []
 
 
 def file_sha256(path: Path | str) -> str:

@@ -53,7 +53,7 @@ def write_site(
     Args:
         metrics: JSON files of `evaluation.score`, in the order of the config.
         tables: HTML files that `formats.write_table` wrote; each has a `.tsv` beside it. figures: SVG files.
-        datasets: {its name, such as `data/protein`: the folder with `card.json`, `audit.json` and `rejects.tsv`}.
+        datasets: {its name, such as `data/protein`: the folder with `card.json` and `audit.json`}.
         bases: {name: `base.json`}.
         views: ((domain, base), JSON file of `reporting.views`) of domains that show single records.
         study: the config. targets: {what was trained: the file by whose name Snakemake makes it again}.

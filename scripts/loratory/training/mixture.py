@@ -33,7 +33,7 @@ from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
 from loratory.training.schedule import Training
-from loratory.training.sweep import base_facts, data_digest, encode_split, mean_loss
+from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss
 
 
 def train_mixture(
@@ -71,7 +71,7 @@ def train_mixture(
     }
     valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
     facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base), "code": mixture_code(experts)}
-    facts |= {"data": {d: data_digest(data[d]) for d in sets}}
+    facts |= {"data": {d: data_digests(data[d], (*entry.splits, "valid")) for d in sets}}
     facts |= {"tasks": {d: tasks[d].model_dump(mode="json") for d in sets}}
     runs: list[dict] = []
 

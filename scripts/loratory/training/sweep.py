@@ -16,7 +16,6 @@ from loratory.adapters.contract import DenseMethod, Method
 from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
-from loratory.data.splits import SPLITS
 from loratory.domains.contract import TaskOptions
 from loratory.domains.dataset import open_split
 from loratory.provenance import adapter_code, package_versions
@@ -56,7 +55,7 @@ def train_sweep(
     facts: dict[str, Any] = {
         "domain": domain,
         "base": base_facts(base),
-        "data": data_digest(data),
+        "data": data_digests(data, ("train", "valid")),
         "task": task.model_dump(mode="json"),
         "code": adapter_code(domain, adapter.method),
     }
@@ -244,6 +243,6 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
     }
 
 
-def data_digest(data: Path | str) -> list[str]:
-    """Digests of the splits that training may look at."""
-    return [file_sha256(Path(data) / f"{split}.parquet") for split in SPLITS if split != "test"]
+def data_digests(data: Path | str, splits: Sequence[str]) -> list[str]:
+    """Digests of the splits that a training looks at."""
+    return [file_sha256(Path(data) / f"{split}.parquet") for split in splits]
