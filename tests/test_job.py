@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loratory.data.files import atomic_write, check_writable, write_json
+from loratory.data.files import atomic_write, check_writable, lost_files, write_json
 from loratory.errors import InputError
 from loratory.job import log_job, storage_problem
 
@@ -175,3 +175,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a disk that is mounted to be read
     with pytest.raises(InputError, match="nothing can be written here"):
         check_writable(tmp_path / "results")
+
+
+def test_a_folder_that_lost_a_file_ends_the_job_that_reads_it(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("1")
+    made = script(tmp_path)
+    made.output = [str(model)]
+    with log_job(made):
+        pass
+    assert not lost_files(model)
+    (model / "weights").unlink()
+    reader = script(tmp_path)
+    reader.input = [str(model)]
+    with pytest.raises(SystemExit), log_job(reader):
+        pytest.fail("it began")
+    assert "a file of this folder is gone (weights)" in (tmp_path / "job.log").read_text()

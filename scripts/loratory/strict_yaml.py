@@ -26,10 +26,10 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root, raw = yaml.compose(text, Loader=yaml.SafeLoader), None
         if root is not None:
             count_nodes(root, path, {})
-        raw = yaml.safe_load(text)
+            raw = yaml.SafeLoader("").construct_document(root)
     except OSError as error:
         raise InputError(path, "the file cannot be read", error.strerror, "a config file") from None
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from studies import ABSENT, ROOT, changed, command, run_jobs, shipped, succeeded
+from studies import ABSENT, ROOT, changed, command, copy_path, run_jobs, shipped, succeeded
 from test_dag import Plan
 from threadpoolctl import threadpool_limits
 
@@ -118,11 +118,49 @@ def test_tables_are_rebuilt_from_metrics_without_torch(finished, tmp_path):
     assert digests(finished) == before
 
 
-def test_a_run_whose_jobs_share_one_process_makes_the_same_bytes(finished, tmp_path):
-    """So no job leans on what a fresh process happens to hold, such as a generator's first state."""
+def test_jobs_of_one_process_that_find_declared_files_alone_make_the_same_bytes(finished, tmp_path):
+    """So no job leans on what a fresh process happens to hold, such as a generator's first state, nor reads or leaves
+    a file that its rule does not name."""
     with threadpool_limits(1):
         run_jobs(Plan(STUDY, tmp_path).jobs, tmp_path)
     assert digests(tmp_path) == digests(finished)
+
+
+LOST = {  # file: the jobs that make models again when it is gone
+    "bases/mini_bert/model.safetensors": {"prepare_base mini_bert", "train_sweep lncrna mini_bert lora"},
+    "adapters/protein/mini_lm/lora/seed0/adapter_model.safetensors": {
+        "train_sweep protein mini_lm lora",
+        "train_mixture xlora",
+    },
+    "mixtures/xlora/seed0/experts/speech/adapter_model.safetensors": {"train_mixture xlora"},
+    "structures/protein/mini_lm/baselines/natural/scores.parquet": {"fold protein mini_lm"},
+    "report/index.html": {"write_site"},
+    "tables/xlora.summary.tex": {"summarise_mixture xlora"},
+}
+MAKERS = {"fetch_source", "build_dataset", "prepare_base", "train_sweep", "train_mixture"}
+
+
+@pytest.mark.parametrize("path", LOST)
+def test_a_lost_file_is_made_again_with_what_hangs_on_it_and_nothing_else(finished, tmp_path, path):
+    copy_path(finished, tmp_path)
+    (tmp_path / "results" / path).unlink()
+    due = {*Plan(STUDY, tmp_path).due}
+    assert LOST[path] <= due
+    assert {job for job in due if job.split()[0] in MAKERS} == {j for j in LOST[path] if j.split()[0] in MAKERS}
+
+
+def test_a_lost_adapter_is_of_no_concern_to_tables(finished, tmp_path):
+    copy_path(finished, tmp_path)
+    (tmp_path / "results/adapters/protein/mini_lm/lora/seed0/adapter_model.safetensors").unlink()
+    assert not Plan(STUDY, tmp_path, targets=["tables"]).due
+
+
+def test_deleting_all_output_leaves_what_was_said_and_measured_of_jobs_alone(finished, tmp_path):
+    copy_path(finished, tmp_path)
+    run(tmp_path, "--delete-all-output")
+    results = tmp_path / "results"
+    left = {path.relative_to(results).parts[0] for path in results.rglob("*") if path.is_file()}
+    assert left == {"logs", "benchmarks"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)

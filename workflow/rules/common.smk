@@ -47,11 +47,12 @@ FLOOR = [STUDY.evaluation.min_records, STUDY.evaluation.min_groups]  # below it 
 CHECKPOINTS = f"{RESULTS}/checkpoints"  # of jobs that go on where they were stopped; no rule's output
 BANNER = "simulated data: shows the pipeline, not science" if loratory_config.is_simulated(STUDY) else ""
 CONTINUED = {name: base.continued for name, base in STUDY.bases.items() if base.continued}
+SPOKEN = {*filter(is_spoken, {*DOMAINS, *GENERAL})}
 TRACKS = [(domain, base) for domain, given in DOMAINS.items() for base in given.adapters]
 TRANSCRIBED = [
     (domain, base)
     for domain, base in TRACKS
-    if is_spoken(domain) and "text" in family_outputs(domain, STUDY.bases[base].family)
+    if domain in SPOKEN and "text" in family_outputs(domain, STUDY.bases[base].family)
 ]
 
 
@@ -73,6 +74,11 @@ def local_files(source):
     return [] if source.kind == "simulate" else [path for path in source.file_paths() if exists(path)]
 
 
+def table_files(tables):
+    """All files of tables, whose paths are given without suffix."""
+    return [f"{table}{suffix}" for table in tables for suffix in (".html", ".tsv", ".md", ".tex")]
+
+
 def folders_of(files):
     """The folders in which manifests stand, with all that is there. They are carried to a job; the manifests, which hold
     digests, say whether it is due."""
@@ -80,8 +86,9 @@ def folders_of(files):
 
 
 def audio_of(corpus, domains):
-    """Folders with the recordings that the records of datasets name."""
-    return ancient([f"<results>/raw/{corpus}/{domain}" for domain in domains if is_spoken(domain)])
+    """The recordings that the records of datasets name."""
+    spoken = [f"<results>/raw/{corpus}/{domain}" for domain in domains if domain in SPOKEN]
+    return ancient([*spoken, *(f"{folder}/files.json" for folder in spoken)])
 
 
 def per_attempt(amount):
@@ -222,18 +229,16 @@ def mixtures_for(wildcards):
 
 
 def kept_results(wildcards):
-    """What is kept of a study beside what people read. Where its folder has lost a file, it is made again."""
-    adapters = [
-        f"{RESULTS}/adapters/{domain}/{base}/{adapter}/seed{seed}/run.json"
-        for domain, given in DOMAINS.items()
-        for base, names in given.adapters.items()
-        for adapter in names
-        for seed in SEEDS
+    """Folders of a study to keep. One that has lost a file is made again: Snakemake looks at folders as a whole."""
+    adapters = [f"{d}/{base}/{name}" for d, base in TRACKS for name in DOMAINS[d].adapters[base]]
+    kept = [
+        *(f"{RESULTS}/bases/{name}" for name in STUDY.bases),
+        *(f"{RESULTS}/adapters/{adapter}/seed{seed}" for adapter in adapters for seed in SEEDS),
+        *(f"{RESULTS}/mixtures/{name}/seed{seed}" for name in STUDY.mixtures for seed in SEEDS),
+        *(f"{RESULTS}/structures/{domain}/{base}" for domain, base in TRACKS if is_structured(domain, base)),
+        f"{RESULTS}/report",
     ]
-    mixtures = [f"{RESULTS}/mixtures/{name}/seed{seed}/mixture.json" for name in STUDY.mixtures for seed in SEEDS]
-    structures = [f"{RESULTS}/structures/{d}/{b}/scores.parquet" for d, b in TRACKS if is_structured(d, b)]
-    kept = [*(f"{RESULTS}/bases/{name}/base.json" for name in STUDY.bases), *adapters, *mixtures, *structures]
-    workflow.dag.forcefiles.update(path for path in kept if lost_files(Path(path).parent))
+    workflow.dag.forcefiles.update(filter(lost_files, kept))
     return kept
 
 

@@ -9,11 +9,14 @@ AGAINST = STUDY.compare.against if STUDY.compare else None
 COMPARED = [domain for domain, base in TRACKS if base in BASES and DOMAINS[domain].adapters[base]]
 METHODS = [(d, name) for name in STUDY.adapters for d in COMPARED if name in DOMAINS[d].adapters[STUDY.compare.base]]
 
+METHOD_TABLES = collect("<results>/tables/{base}.{table}", base=BASES, table=("methods", "costs"))
+METHOD_FIGURES = collect("<results>/figures/{base}.{figure}.svg", base=BASES, figure=("rates", "pareto"))
+
 
 rule compare_methods:
     input:
-        collect("<results>/tables/{base}.{table}.html", base=BASES, table=("methods", "costs")),
-        collect("<results>/figures/{base}.{figure}.svg", base=BASES, figure=("rates", "pareto")),
+        table_files(METHOD_TABLES),
+        METHOD_FIGURES,
 
 
 rule contrast_methods:

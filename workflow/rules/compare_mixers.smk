@@ -12,12 +12,17 @@ MIXED = MIXERS[MIXING.against].experts if MIXING else {}
 PROMPTS = MIXING.prompts if MIXING else {}
 PROMPTED = [domain for domain in MIXED if any(domain in domains for domains in PROMPTS.values())]
 
+MIXER_TABLES = [f"<results>/tables/{MIXING.base}.mixers"] if MIXING else []
+MIXER_FIGURES = [
+    *collect("<results>/figures/{mixture}.layers.svg", mixture=ROUTERS),
+    *collect("<results>/figures/{mixture}.tokens.svg", mixture=ROUTERS if PROMPTS else []),
+]
+
 
 rule compare_mixers:
     input:
-        [f"<results>/tables/{MIXING.base}.mixers.html"] if MIXING else [],
-        collect("<results>/figures/{mixture}.layers.svg", mixture=ROUTERS),
-        collect("<results>/figures/{mixture}.tokens.svg", mixture=ROUTERS if PROMPTS else []),
+        table_files(MIXER_TABLES),
+        MIXER_FIGURES,
 
 
 rule contrast_mixers:

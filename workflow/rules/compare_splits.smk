@@ -4,11 +4,12 @@ Inputs: metrics, audits and cards of the entries of `compare_splits`. Output: on
 """
 
 LADDER = STUDY.compare_splits
+SPLIT_TABLES = [f"<results>/tables/{LADDER.base}.splits"] if LADDER else []
 
 
 rule compare_splits:
     input:
-        [f"<results>/tables/{LADDER.base}.splits.html"] if LADDER else [],
+        table_files(SPLIT_TABLES),
 
 
 rule tabulate_splits:

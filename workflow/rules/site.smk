@@ -9,12 +9,7 @@ from loratory.registry import has_views
 VIEWED = [(domain, base) for domain, base in TRACKS if has_views(domain) and DOMAINS[domain].show_records]
 
 REPORTED = [f"{corpus}/{domain}" for corpus, given in CORPORA.items() for domain in given]
-SHOWN = [
-    path.removesuffix(".html")
-    for part in (rules.tables, rules.compare_methods, rules.compare_mixers, rules.compare_splits)
-    for path in map(str, part.input)
-    if path.endswith(".html")
-]
+SHOWN = [*TABLES, *METHOD_TABLES, *MIXER_TABLES, *SPLIT_TABLES]
 
 
 rule show_records:
@@ -52,12 +47,7 @@ rule write_site:
         metrics=[f"<results>/metrics/data/{domain}/{base}.json" for domain, base in TRACKS],
         tables=[f"{table}.html" for table in SHOWN],
         values=[f"{table}.tsv" for table in SHOWN],
-        figures=[
-            path
-            for part in (rules.figures, rules.compare_methods, rules.compare_mixers)
-            for path in part.input
-            if str(path).endswith(".svg")
-        ],
+        figures=[*FIGURES, *METHOD_FIGURES, *MIXER_FIGURES],
         facts=[f"<results>/{dataset}/{name}" for dataset in REPORTED for name in ("card.json", "audit.json")],
         bases=collect("<results>/bases/{base}/base.json", base=STUDY.bases),
         views=[f"<results>/views/{domain}/{base}.json" for domain, base in VIEWED],

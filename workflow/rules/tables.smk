@@ -4,26 +4,29 @@ Inputs: metrics, routing, learning curves; no model. Outputs: `<results>/tables/
 `<results>/figures/`.
 """
 
+TABLES = [
+    *(f"<results>/tables/{domain}.{base}" for domain, base in TRACKS),
+    *(f"<results>/tables/{mixture}.summary" for mixture in STUDY.mixtures),
+    *(f"<results>/tables/{base}.folding" for base in JUDGED),
+    *(f"<results>/tables/{domain}.{base}.errors" for domain, base in TRANSCRIBED if DOMAINS[domain].show_records),
+]
+FIGURES = [
+    *collect("<results>/figures/{mixture}.{figure}.svg", mixture=STUDY.mixtures, figure=("routing", "transfer")),
+    *(f"<results>/figures/{base}.curves.svg" for base in STUDY.bases if curves_on(base)),
+    *(f"<results>/figures/{base}.calibration.svg" for base in JUDGED),
+    *(f"<results>/figures/{base}.ranks.svg" for base in STUDY.bases if ranked_on(base)),
+]
+
 
 rule tables:
     input:
-        [f"<results>/tables/{domain}.{base}.html" for domain, base in TRACKS],
-        collect("<results>/tables/{mixture}.summary.html", mixture=STUDY.mixtures),
-        collect("<results>/tables/{base}.folding.html", base=JUDGED),
-        [
-            f"<results>/tables/{domain}.{base}.errors.html"
-            for domain, base in TRANSCRIBED
-            if DOMAINS[domain].show_records
-        ],
+        table_files(TABLES),
         [f"<results>/speed/{domain}.{base}.tsv" for domain, base in TRANSCRIBED],
 
 
 rule figures:
     input:
-        collect("<results>/figures/{mixture}.{figure}.svg", mixture=STUDY.mixtures, figure=("routing", "transfer")),
-        collect("<results>/figures/{base}.curves.svg", base=[base for base in STUDY.bases if curves_on(base)]),
-        collect("<results>/figures/{base}.calibration.svg", base=JUDGED),
-        collect("<results>/figures/{base}.ranks.svg", base=[base for base in STUDY.bases if ranked_on(base)]),
+        FIGURES,
 
 
 rule tabulate_domain:
