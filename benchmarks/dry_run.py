@@ -2,10 +2,10 @@
 
     python benchmarks/dry_run.py
 
-The study: the demo's config with many adapters, each trained on every track of it, and many seeds. The bare workflow: for
-each rule of the study one that has as many jobs, with as many inputs, outputs and edges, and with the log, benchmark,
-environment and resources that every rule should have; but no config, no library, no parameters. Nothing is run. Both are
-asked in turn, three times each.
+The study: the demo's config with many adapters, each trained on every track of it, and many seeds. The bare workflow:
+for each rule of the study one that has as many jobs, with as many inputs, outputs and edges, and with the log,
+benchmark, environment and resources that every rule should have; but no config, no library, no parameters. Nothing is
+run. Both are asked in turn, three times each.
 """
 
 import json

@@ -48,14 +48,14 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "fetch_source": set(),
     "build_dataset": {"fetch_source", "build_dataset"},  # of what bases have learnt from
     "audit_split": {"build_dataset"},
-    "prepare_base": {"build_dataset", "audit_split", "prepare_base"},
-    "train_sweep": {"build_dataset", "audit_split", "prepare_base"},
-    "train_mixture": {"build_dataset", "prepare_base", "train_sweep"},
+    "prepare_base": {"fetch_source", "build_dataset", "audit_split", "prepare_base"},  # recordings stay as fetched
+    "train_sweep": {"fetch_source", "build_dataset", "audit_split", "prepare_base"},
+    "train_mixture": {"fetch_source", "build_dataset", "prepare_base", "train_sweep"},
     "list_errors": {"build_dataset", "predict"},
     "tabulate_errors": {"list_errors"},
     "tabulate_speed": {"predict"},
     "predict_baselines": {"build_dataset"},
-    "predict": {"build_dataset", "prepare_base", "train_sweep", "train_mixture"},
+    "predict": {"fetch_source", "build_dataset", "prepare_base", "train_sweep", "train_mixture"},
     "score": {"build_dataset", "predict", "predict_baselines"},
     "tabulate_domain": {"audit_split", "prepare_base", "score"},
     "summarise_mixture": {"prepare_base", "train_mixture", "score", "gather_routing", "measure_recovery"},
@@ -65,10 +65,10 @@ NEEDS = {  # rule: the rules whose outputs it reads
     "draw_transfer": {"summarise_mixture"},
     "draw_curves": {"train_sweep", "train_mixture"},
     "all": {"tabulate_domain", "summarise_mixture", "draw_routing", "draw_transfer", "draw_curves"}
-    | {"tabulate_errors", "tabulate_speed", "write_site"},
+    | {"tabulate_errors", "tabulate_speed", "write_site", "prepare_base", "train_sweep", "train_mixture"},
     "write_site": {"build_dataset", "audit_split", "prepare_base", "score", "tabulate_domain", "tabulate_errors"}
     | {"summarise_mixture", "draw_routing", "draw_transfer", "draw_curves", "show_records"},
-    "show_records": {"build_dataset", "predict", "predict_baselines", "score"},
+    "show_records": {"fetch_source", "build_dataset", "predict", "predict_baselines", "score"},
 }
 COMPARISON = {"compare": {"base": "mini_lm"}}
 EMPTY = '{"domain": "", "base": "", "control": null, "rows": [], "seeds": []}'  # what the end of a run can print
@@ -214,6 +214,7 @@ def test_a_given_base_that_hears_learns_it_from_general_speech(plan):
     gpt = {"bases.gpt": {"family": "causal", "path": "gpt", "audio": audio}, "domains.speech.adapters.gpt": ["lora"]}
     job = next(job for job in plan(gpt).jobs if told(job) == "prepare_base gpt")
     learnt = {"general/speech/train.parquet", "general/speech/audit.json", "bases/mini_whisper/base.json"}
+    learnt |= {"bases/mini_whisper", "raw/general/speech", "raw/general/speech/files.json"}
     assert set(job.input) == {f"results/{path}" for path in learnt}
 
 
@@ -226,7 +227,8 @@ def test_a_base_that_learns_on_reads_general_data_and_the_base_that_it_begins_as
     [job] = [job for job in found.jobs if job.rule.name == "continue_base"]
     read = {str(Path(path).relative_to("results")) for path in job.input}
     data = {f"general/protein/{file}" for file in ("train.parquet", "valid.parquet", "audit.json")}
-    assert read == data | {"bases/mini_lm/base.json"} and job.output == ["results/bases/on/base.json"]
+    assert read == data | {"bases/mini_lm/base.json", "bases/mini_lm"}
+    assert job.output == ["results/bases/on/base.json", "results/bases/on"]
     assert {("continue_base", "prepare_base"), ("train_sweep", "continue_base")} <= found.edges
 
 
@@ -256,16 +258,16 @@ def test_general_data_are_asked_of_the_base_and_the_domains_own_adapters_on_test
     assert [path.split("/")[2] for path in table.input.metrics] == ["data", "general"]
 
 
-def test_a_sweep_declares_one_file_a_seed_as_folders_are_moved_in_whole(plan):
+def test_a_sweep_declares_a_folder_and_one_file_in_it_for_each_seed(plan):
     job = next(job for job in plan({"seeds": [0, 1]}).jobs if told(job) == "train_sweep recsys mini_lm lora")
     made = {str(Path(path).relative_to("results/adapters/recsys/mini_lm/lora")) for path in job.output}
-    assert made == {"runs.parquet", *(f"seed{seed}/run.json" for seed in (0, 1))}
+    assert made == {"runs.parquet", "seed0", "seed0/run.json", "seed1", "seed1/run.json"}
 
 
-def test_a_mixture_declares_one_file_a_seed_and_reads_the_experts_of_all_seeds(plan):
+def test_a_mixture_declares_a_folder_and_one_file_in_it_for_each_seed_and_reads_the_experts_of_all_seeds(plan):
     job = next(job for job in plan({"seeds": [0, 1]}).jobs if told(job) == "train_mixture xlora")
     made = {str(Path(path).relative_to("results/mixtures/xlora")) for path in job.output}
-    assert made == {"runs.parquet", *(f"seed{seed}/mixture.json" for seed in (0, 1))}
+    assert made == {"runs.parquet", "seed0", "seed0/mixture.json", "seed1", "seed1/mixture.json"}
     experts = [tuple(Path(path).parts[2:6]) for path in job.input.experts]
     pairs = [(domain, f"seed{seed}") for domain in DEMO["mixtures"]["xlora"]["experts"] for seed in (0, 1)]
     assert experts == [(domain, "mini_lm", "lora", seed) for domain, seed in pairs]

@@ -23,7 +23,7 @@ def test_features_are_a_job_for_each_domain_between_its_data_and_the_gate(plan):
     found = plan({"mixtures.xlora.features": True})
     assert found.counts["compute_gate_features"] == len(EXPERTS)
     edges = {edge for edge in found.edges if "compute_gate_features" in edge}
-    reads = {("compute_gate_features", rule) for rule in ("build_dataset", "prepare_base")}
+    reads = {("compute_gate_features", rule) for rule in ("fetch_source", "build_dataset", "prepare_base")}
     assert edges == reads | {("train_mixture", "compute_gate_features")}
     files = [f"results/features/{domain}/mini_lm/gate/index.json" for domain in EXPERTS]
     assert [*training(found, "xlora").input.features] == files

@@ -97,7 +97,7 @@ def note_files(folder: Path | str) -> None:
 
 
 def lost_files(folder: Path | str) -> list[str]:
-    """Names of noted files that are no longer in a folder; Snakemake looks at a folder as a whole, and sees none of it."""
+    """Names of noted files that are no longer in a folder; Snakemake sees folders as a whole, and none of it."""
     listing = Path(folder, LISTING)
     return [name for name in read_json(listing) if not Path(folder, name).exists()] if listing.is_file() else []
 
