@@ -46,8 +46,8 @@ rule prepare_base:
 
 rule continue_base:
     input:
-        start=lambda wc: f"<results>/bases/{CONTINUED[wc.base].base}/base.json",
         folder=lambda wc: ancient(f"<results>/bases/{CONTINUED[wc.base].base}"),
+        start=lambda wc: f"<results>/bases/{CONTINUED[wc.base].base}/base.json",
         data=lambda wc: collect(
             "<results>/general/{domain}/{split}.parquet", domain=CONTINUED[wc.base].corpus, split=("train", "valid")
         ),

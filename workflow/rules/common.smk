@@ -81,7 +81,7 @@ def table_files(tables):
 
 def folders_of(files):
     """The folders in which manifests stand, with all that is there. They are carried to a job; the manifests, which hold
-    digests, say whether it is due."""
+    digests, say whether it is due. A rule names folders first: from a storage, one that is begun is not fetched."""
     return ancient([str(Path(file).parent) for file in files])
 
 
@@ -201,8 +201,8 @@ def base_sources(wildcards):
         "files": sorted(str(path) for path in found if path.is_file()),
         "general": collect("<results>/general/{domain}/train.parquet", domain=base.corpora),
         "audits": collect("<results>/general/{domain}/audit.json", domain=base.corpora),
-        "encoder": encoder,
         "folders": folders_of(encoder) + audio_of("general", base.corpora),
+        "encoder": encoder,
     }
 
 

@@ -120,8 +120,8 @@ rule draw_layers:
 
 rule route_tokens:
     input:
-        base="<results>/bases/{base}/base.json",
         folder=ancient("<results>/bases/{base}"),
+        base="<results>/bases/{base}/base.json",
         mixtures=collect(f"<results>/mixtures/{{mixture}}/seed{SEEDS[0]}/mixture.json", mixture=ROUTERS),
         mixture_folders=ancient(collect(f"<results>/mixtures/{{mixture}}/seed{SEEDS[0]}", mixture=ROUTERS)),
         data=collect("<results>/data/{domain}/test.parquet", domain=PROMPTED),

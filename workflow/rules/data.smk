@@ -35,8 +35,8 @@ rule fetch_source:
 
 rule build_dataset:
     input:
-        files="<results>/raw/{corpus}/{domain}/files.json",
         raw=ancient("<results>/raw/{corpus}/{domain}"),
+        files="<results>/raw/{corpus}/{domain}/files.json",
         pretraining=pretraining_of,
     output:
         expand("<results>/{{corpus}}/{{domain}}/{split}.parquet", split=SPLITS),

@@ -8,17 +8,17 @@ routed and what it recovers of the oracle's gain.
 
 rule predict:
     input:
-        base="<results>/bases/{base}/base.json",
         folder=ancient("<results>/bases/{base}"),
+        base="<results>/bases/{base}/base.json",
         data=expand(
             "<results>/{{corpus}}/{{domain}}/{split}.parquet",
             split=SPLITS if STUDY.evaluation.models_rank else ("valid", "test"),
         ),
         audio=lambda wc: audio_of(wc.corpus, [wc.domain]),
-        adapters=adapters_for,
         adapter_folders=lambda wc: folders_of(adapters_for(wc)),
-        mixtures=mixtures_for,
+        adapters=adapters_for,
         mixture_folders=lambda wc: folders_of(mixtures_for(wc)),
+        mixtures=mixtures_for,
     output:
         expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
         expand("<results>/predictions/{{corpus}}/{{domain}}/{{base}}/seed{seed}.routing.json", seed=SEEDS),

@@ -15,8 +15,8 @@ rule fold:
     input:
         predictions=expand("<results>/predictions/data/{{domain}}/{{base}}/seed{seed}.parquet", seed=SEEDS),
         baselines="<results>/predictions/data/{domain}/baselines.parquet",
-        folding=f"<results>/bases/{STUDY.folding}/base.json",
         folder=ancient(f"<results>/bases/{STUDY.folding}"),
+        folding=f"<results>/bases/{STUDY.folding}/base.json",
         references=[f"<results>/data/{TRUTH}/test.parquet"] if TRUTH else [],
     output:
         "<results>/structures/{domain}/{base}/scores.parquet",
@@ -46,8 +46,8 @@ rule fold:
 
 rule assess_folding:
     input:
-        base="<results>/bases/{base}/base.json",
         folder=ancient("<results>/bases/{base}"),
+        base="<results>/bases/{base}/base.json",
         data=f"<results>/data/{TRUTH}/test.parquet",
         audit=f"<results>/data/{TRUTH}/audit.json",
         # of a given base it is not known what it learnt from

@@ -9,8 +9,8 @@ folder for each seed: gate, order of the experts, and the experts themselves; fo
 
 rule compute_gate_features:
     input:
-        base="<results>/bases/{base}/base.json",
         folder=ancient("<results>/bases/{base}"),
+        base="<results>/bases/{base}/base.json",
         data="<results>/data/{domain}/{split}.parquet",
         audio=lambda wc: audio_of("data", [wc.domain]),
     output:
@@ -43,18 +43,18 @@ rule compute_gate_features:
 
 rule train_mixture:
     input:
-        base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
         folder=lambda wc: ancient(f"<results>/bases/{STUDY.mixtures[wc.mixture].base}"),
-        experts=experts_of,
+        base=lambda wc: f"<results>/bases/{STUDY.mixtures[wc.mixture].base}/base.json",
         expert_folders=lambda wc: folders_of(experts_of(wc)),
+        experts=experts_of,
         data=lambda wc: collect(
             "<results>/data/{domain}/{split}.parquet",
             domain=STUDY.mixtures[wc.mixture].experts,
             split=(*STUDY.mixtures[wc.mixture].splits, "valid"),
         ),
         audio=lambda wc: audio_of("data", STUDY.mixtures[wc.mixture].experts),
-        features=features_of,
         feature_folders=lambda wc: folders_of(features_of(wc)),
+        features=features_of,
     output:
         runs="<results>/mixtures/{mixture}/runs.parquet",
         mixtures=expand("<results>/mixtures/{{mixture}}/seed{seed}/mixture.json", seed=SEEDS),

@@ -19,8 +19,8 @@ rule show_records:
         data="<results>/data/{domain}/test.parquet",
         metrics="<results>/metrics/data/{domain}/{base}.json",
         audio=lambda wc: audio_of("data", [wc.domain]),
-        structures=structures_of,
         structure_folders=lambda wc: folders_of(structures_of(wc)),
+        structures=structures_of,
         references=lambda wc: [f"<results>/data/{TRUTH}/test.parquet"] if TRUTH and structures_of(wc) else [],
     output:
         "<results>/views/{domain}/{base}.json",

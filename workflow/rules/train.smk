@@ -7,8 +7,8 @@ every learning curve and one PEFT folder for each seed.
 
 rule train_sweep:
     input:
-        base="<results>/bases/{base}/base.json",
         folder=ancient("<results>/bases/{base}"),
+        base="<results>/bases/{base}/base.json",
         data=expand("<results>/data/{{domain}}/{split}.parquet", split=("train", "valid")),
         audio=lambda wc: audio_of("data", [wc.domain]),
         audit=ancient("<results>/data/{domain}/audit.json"),
