@@ -16,7 +16,7 @@ LESS = {"domains": {"protein": shipped("test")["domains"]["protein"]}, "mixtures
 def run_study(tmp_path):
     """Runs the jobs that make the dataset of a study; its results folder and changes are given."""
     base = {"family": "causal", "path": str(ROOT / "resources" / "bases" / "mini_lm")}
-    study = changed(shipped("test"), LESS | {"bases": {"mini_lm": base}, "shared": "results/shared"})
+    study = changed(shipped("test"), LESS | {"bases": {"mini_lm": base}, "shared": str(tmp_path / "shared")})
 
     def run(name: str, changes: dict | None = None) -> dict[str, bytes]:
         config = changed(study, {"pathvars": {"results": f"results/{name}"}} | (changes or {}))
