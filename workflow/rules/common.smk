@@ -81,7 +81,7 @@ def table_files(tables):
 
 def folders_of(files):
     """The folders in which manifests stand, with all that is there. They are carried to a job; the manifests, which hold
-    digests, say whether it is due. A rule names folders first: from a storage, one that is begun is not fetched."""
+    digests, say whether it is due. Rules name folders first, as a storage does not fetch one that is begun."""
     return ancient([str(Path(file).parent) for file in files])
 
 
