@@ -14,6 +14,7 @@ with log_job(snakemake, snakemake.params.threads):
         limit=params.folded,
         model_folder=Path(files.folding).parent,
         out=Path(snakemake.output[0]).parent,
+        begun=Path(params.checkpoints, "structures", snakemake.wildcards.domain, snakemake.wildcards.base),
         device=params.device,
         max_length=params.max_length,
     )

@@ -36,7 +36,7 @@ sys.path[:0] = [str(TESTS.parent / "scripts"), str(TESTS), str(TESTS / "workflow
 os.environ["OMP_NUM_THREADS"] = "1"  # jobs are forks of this process, which wait for threads that it has and they lack
 
 import pyarrow.parquet as pq  # noqa: E402
-from studies import ABSENT, ROOT, changed, run_jobs, shipped  # noqa: E402
+from studies import ABSENT, ROOT, changed, run_script, shipped  # noqa: E402
 from test_dag import Plan  # noqa: E402
 
 import loratory  # noqa: E402
@@ -222,7 +222,7 @@ def end_child(job, folder: Path, at_write: dict, largest: int | None, writing: i
         if largest is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
         count_writes = watch_writes(folder, at_write)
-        run_jobs([job], folder)
+        run_script(job, folder)
         os.write(writing, str(count_writes()).encode())
         status = 0
     except SystemExit as end:

@@ -85,28 +85,33 @@ def run_jobs(jobs: Iterable, folder: Path) -> None:
 
     Each works in a folder that holds what its rule declares as input and nothing else, as on a machine that shares no
     disk with the others; of what it leaves, all but its log must be declared as output. Where a job fails, the test
-    does, with the job's log. A script is given what Snakemake gives it, its parameters pickled on the way as there.
+    does, with the job's log.
     """
     for number, job in enumerate(job for job in jobs if job.rule.script):
         own = folder / f"job{number}"
         for path in job.input:
             copy_path(folder / path, own / path)
-        for path in (*job.log, *job.output):
-            (own / path).parent.mkdir(parents=True, exist_ok=True)
-        given = {name: getattr(job, name) for name in ("input", "output", "wildcards", "log")}
-        given |= {"params": pickle.loads(pickle.dumps(job.params)), "resources": {"attempt": 1}}
         before = found_files(own)
-        with contextlib.chdir(own), mock.patch.dict(os.environ):
-            try:
-                runpy.run_path(str(ROOT / "scripts" / f"{job.rule.name}.py"), {"snakemake": SimpleNamespace(**given)})
-            except SystemExit:
-                pytest.fail(Path(job.log[0]).read_text())
+        try:
+            run_script(job, own)
+        except SystemExit:
+            pytest.fail((own / job.log[0]).read_text())
         left = [path for path in found_files(own) - before if not path.is_relative_to(job.log[0])]
         undeclared = [path for path in left if not any(path.is_relative_to(declared) for declared in job.output)]
         assert not undeclared, (job.rule.name, undeclared)
         for path in (*job.log, *job.output):
             copy_path(own / path, folder / path)
         shutil.rmtree(own)
+
+
+def run_script(job, folder: Path) -> None:
+    """Runs the script of a planned job in a folder, with what Snakemake gives it: parameters are pickled on the way."""
+    for path in (*job.log, *job.output):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    given = {name: getattr(job, name) for name in ("input", "output", "wildcards", "log")}
+    given |= {"params": pickle.loads(pickle.dumps(job.params)), "resources": {"attempt": 1}}
+    with contextlib.chdir(folder), mock.patch.dict(os.environ):
+        runpy.run_path(str(ROOT / "scripts" / f"{job.rule.name}.py"), {"snakemake": SimpleNamespace(**given)})
 
 
 def copy_path(source: Path, target: Path) -> None:

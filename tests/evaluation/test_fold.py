@@ -12,6 +12,7 @@ from folding_model import save_folding_model
 
 from loratory.bases.families import folding
 from loratory.errors import InputError
+from loratory.evaluation import fold as fold_module
 from loratory.evaluation.fold import SCHEMA, fold_predictions, fold_samples
 from loratory.evaluation.rows import write_rows
 from loratory.evaluation.structure import read_references, read_trace, tm_score
@@ -234,13 +235,36 @@ def test_every_system_is_folded_as_far_as_the_limit_goes(folder, tmp_path):
     wrote = {"base": ["ACDEF", "MKV", "ACD>", "MKVW>", "GGAA>"], "lora@protein": ["AC>"]}
     seeds = {seed: predictions(tmp_path / f"{seed}.parquet", **wrote) for seed in (0, 1)}
     natural = predictions(tmp_path / "baselines.parquet", natural=["MKTAYIAKQR>"])
-    fold_predictions("protein", seeds, natural, None, 2, folder, tmp_path / "out")
+    fold_predictions("protein", seeds, natural, None, 2, folder, tmp_path / "out", tmp_path / "begun")
     rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert [(row["seed"], row["system"], row["id"][-1], row["length"]) for row in rows] == [
         *[(seed, *rest) for seed in (0, 1) for rest in (("base", "3", 3), ("base", "4", 4), ("lora@protein", "1", 2))],
         (None, "natural", "1", 10),
     ]
     assert all(0 < row["plddt"] <= 100 and row["tm_longer"] is None for row in rows)
+
+
+def test_a_job_that_was_stopped_goes_on_from_what_it_had_folded_and_leaves_nothing_half_done(
+    folder, tmp_path, monkeypatch
+):
+    written = predictions(tmp_path / "0.parquet", base=["ACD>", "MKVW>", "GGAAG>"])
+    natural, out, begun = predictions(tmp_path / "none.parquet"), tmp_path / "out", tmp_path / "begun"
+    arguments = ("protein", {0: written}, natural, None, None, folder, out, begun)
+    fold, folded = fold_module.folding.fold_sequence, []
+
+    def fold_two(model, sequence, chunk_size):
+        if len(folded) == 2:
+            raise KeyboardInterrupt
+        folded.append(sequence)
+        return fold(model, sequence, chunk_size)
+
+    monkeypatch.setattr(fold_module.folding, "fold_sequence", fold_two)
+    with pytest.raises(KeyboardInterrupt):
+        fold_predictions(*arguments)
+    assert not out.exists() and len([*begun.rglob("*.pdb")]) == 2
+    folded.clear()
+    fold_predictions(*arguments)
+    assert folded == ["GGAAG"] and len([*out.rglob("*.pdb")]) == 3 and not begun.exists()
 
 
 @pytest.fixture
@@ -270,7 +294,9 @@ def test_where_foldseek_is_installed_it_says_which_reference_is_the_nearest(fold
     written = predictions(tmp_path / "0.parquet", base=[f"{sequence}>", f"{sequence[1:]}>"])
     none = predictions(tmp_path / "baselines.parquet")
     calls = foldseek("0.pdb_A\t1.pdb\t0.5\t0.4\n")  # of the first sample alone, and not the nearest
-    fold_predictions("protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
+    fold_predictions(
+        "protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out", tmp_path / "begun"
+    )
     rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert [(row["reference"], row["search"]) for row in rows] == [("turned", "foldseek"), ("same", "coarse")]
     points = {"turned": backbone[::-1, 1], "same": backbone[:, 1]}
@@ -307,7 +333,9 @@ def test_samples_are_compared_with_the_given_chains(folder, tmp_path):
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "test.parquet")
     written = predictions(tmp_path / "0.parquet", base=[f"{sequence}>"])
     none = predictions(tmp_path / "baselines.parquet")
-    fold_predictions("protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out")
+    fold_predictions(
+        "protein", {0: written}, none, tmp_path / "test.parquet", None, folder, tmp_path / "out", tmp_path / "begun"
+    )
     [row] = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert (row["reference"], row["length"]) == ("same", len(sequence)) and row["tm_longer"] > 0.999
     assert row["search"] == "coarse"

@@ -39,6 +39,7 @@ rule fold:
         max_length=STUDY.evaluation.max_folded_length,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
+        checkpoints=CHECKPOINTS,
         code=lambda wc: code_digest("evaluation/fold.py", *domain_modules("task", [wc.domain])),
     script:
         "../../scripts/fold.py"

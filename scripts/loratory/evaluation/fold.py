@@ -9,6 +9,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -151,33 +152,38 @@ def fold_predictions(
     limit: int | None,
     model_folder: Path | str,
     out: Path | str,
+    begun: Path | str,
     device: str = "cpu",
     max_length: int | None = None,
 ) -> None:
     """Folds what every system wrote; all rows in `{out}/scores.parquet`, with `seed` and `system`.
 
     Args:
+        begun: folder of the structures until all are there, from which a job that was stopped goes on; it may be lost.
         predictions: {training seed: parquet file of `evaluation.predict`}.
         baselines: parquet file of `evaluation.baselines`; its systems have no seed.
         references: parquet file of records with a backbone, or None: no TM-score.
         limit: how many finished samples of each system are folded, the first by id; None: all.
         max_length: see `fold_samples`.
     """
-    out, rows = Path(out), []
+    begun, rows = Path(begun), []
     known = read_references(references) if references else {}
     chains = {id: chain.backbone[:, BACKBONE.index("CA")].astype(float) for id, chain in known.items()}
     searched = known if is_installed() else None
     sources: list[tuple[int | None, Path | str]] = [*predictions.items(), (None, baselines)]
     for seed, path in sources:
         for system, samples in finished_samples(domain, path).items():
-            folder = structure_folder(out, seed, system)
+            folder = structure_folder(begun, seed, system)
             scores = fold_samples(
                 samples[:limit], chains, model_folder, folder, device, max_length=max_length, known=searched
             )
             rows += [{"seed": seed, "system": system} | row for row in pq.read_table(scores).to_pylist()]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
-    with atomic_write(out / SCORES) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
+    begun.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), begun / SCORES, compression="zstd")
+    with atomic_write(out) as aside:
+        copytree(begun, aside)
+    rmtree(begun)
 
 
 def finished_samples(domain: str, path: Path | str) -> dict[str, list[tuple[str, str]]]:
