@@ -105,7 +105,7 @@ def run_jobs(jobs: Iterable, folder: Path) -> None:
 
 
 def run_script(job, folder: Path) -> None:
-    """Runs the script of a planned job in a folder, with what Snakemake gives it; parameters are pickled on the way."""
+    """Runs the script of a planned job in a folder, with what Snakemake gives it, pickled parameters too."""
     for path in (*job.log, *job.output):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
     given = {name: getattr(job, name) for name in ("input", "output", "wildcards", "log")}
