@@ -99,3 +99,8 @@ def features_code(domain: str) -> str:
 
 def mixture_code(domains: Iterable[str]) -> str:
     return code_digest("training/mixture.py", "bases", "mixers/methods", *domain_modules("task", domains))
+
+
+def stage_code(procedure: str, method: str, domains: Iterable[str]) -> str:
+    parts = ("lifecycle/run.py", "bases", code_path("procedure", procedure), code_path("method", method))
+    return code_digest(*parts, *domain_modules("task", domains))

@@ -35,6 +35,7 @@ PACKAGES = {
     "method": "loratory.adapters.methods",
     "mixer": "loratory.mixers.methods",
     "pretraining": "loratory.training.pretraining",
+    "procedure": "loratory.lifecycle.procedures",
 }
 GROUPS = {  # of entry points, `name = module`: of a domain the package that holds its modules
     "domain": "loratory.domains",
@@ -42,6 +43,7 @@ GROUPS = {  # of entry points, `name = module`: of a domain the package that hol
     "method": "loratory.methods",
     "mixer": "loratory.mixers",
     "pretraining": "loratory.pretraining",
+    "procedure": "loratory.procedures",
 }
 NAME = re.compile("[a-z][a-z0-9_]*")
 
@@ -52,7 +54,7 @@ def registered_domain(name: str) -> str:
 
 
 def registered_names(noun: str) -> list[str]:
-    """The registered names of `noun` (`domain`, `family`, `method`, `mixer` or `pretraining`), sorted.
+    """The registered names of `noun` (`domain`, `family`, `method`, `mixer`, `pretraining` or `procedure`), sorted.
 
     Raises:
         InputError: as `outside_entries`.

@@ -15,7 +15,7 @@ from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.locks import note_lock_owner, remove_lost_locks
 from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
-from loratory.provenance import features_code, mixture_code
+from loratory.provenance import features_code, mixture_code, stage_code
 from loratory.registry import code_path, family_outputs, is_folded, is_spoken, registered_domain
 from loratory.signals import answer_aside
 from loratory.strict_yaml import load_yaml
@@ -62,11 +62,20 @@ wildcard_constraints:
     base="|".join(STUDY.bases),
     adapter="|".join(STUDY.adapters) or "none",
     mixture="|".join(STUDY.mixtures) or "none",
+    stage="|".join(STUDY.lifecycle) or "none",
 
 
 def plain(model, without=()):
     """A slice of the config as plain values: comparable between runs, so that only its users run again."""
     return model.model_dump(mode="json", exclude={*without})
+
+
+# What a prediction depends on.
+EVALUATION = plain(STUDY.evaluation, without=["resamples", "folded", "max_folded_length", "min_records", "min_groups"])
+
+
+def adapter_of(stage):
+    return STUDY.adapters[STUDY.lifecycle[stage].adapter]
 
 
 def local_files(source):

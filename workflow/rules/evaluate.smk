@@ -41,9 +41,7 @@ rule predict:
         cuts=lambda wc: cut_systems(wc.corpus, wc.domain, wc.base),
         asked=lambda wc: ASKED[wc.corpus],
         task=lambda wc: plain(CORPORA[wc.corpus][wc.domain].task),
-        evaluation=plain(
-            STUDY.evaluation, without=["resamples", "folded", "max_folded_length", "min_records", "min_groups"]
-        ),
+        evaluation=EVALUATION,
         threads=STUDY.resources.threads,
         device=STUDY.resources.device,
         code=lambda wc: code_digest(

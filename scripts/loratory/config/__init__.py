@@ -8,12 +8,14 @@ domain, family, method or mixer adds its keys without an edit; `checks` holds wh
 from loratory.bases.options import Audio, BaseEntry, Pretrain, WhisperOptions
 from loratory.config.models import (
     MIXTURE_FIELDS,
+    STAGE_FIELDS,
     SWEEP_FIELDS,
     adapter_entry,
     config_model,
     domain_options,
     domain_source,
     mixture_entry,
+    stage_entry,
 )
 from loratory.config.reading import (
     PROJECT,
@@ -35,6 +37,7 @@ from loratory.config.sections import (
     Evaluation,
     MixtureEntry,
     Resources,
+    StageEntry,
     Study,
     entries_by_name,
 )
@@ -44,6 +47,7 @@ __all__ = [
     "MIXTURE_FIELDS",
     "PROJECT",
     "RESOURCES",
+    "STAGE_FIELDS",
     "SWEEP_FIELDS",
     "AdapterEntry",
     "Audio",
@@ -58,6 +62,7 @@ __all__ = [
     "Pretrain",
     "Resources",
     "Schedule",
+    "StageEntry",
     "Study",
     "Sweep",
     "Training",
@@ -74,4 +79,5 @@ __all__ = [
     "published_folder",
     "read_config",
     "require_inputs",
+    "stage_entry",
 ]

@@ -15,6 +15,7 @@ from loratory.config.sections import (
     Corpus,
     Evaluation,
     MixtureEntry,
+    StageEntry,
     Study,
     entries_by_name,
 )
@@ -63,6 +64,8 @@ def check_names(config: Study, where: str) -> None:
                 check_augmentation(f"{at}.{base}", config.adapters[adapter], adapter, domain)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
+    for name, stage in config.lifecycle.items():
+        check_stage(f"{where}: lifecycle.{name}", stage, config)
     if config.compare is not None:
         check_comparison(f"{where}: compare", config.compare, config)
     if config.compare_mixers is not None:
@@ -268,6 +271,30 @@ def check_options(at: str, mixture: MixtureEntry) -> None:
             raise InputError(f"{at}.shares", "an expert without a share", min(missing), "all experts, or none")
         if not any(shares.values()):
             raise InputError(f"{at}.shares", "every share is 0, so nothing is mixed", expected="one that is not")
+
+
+def check_stage(at: str, stage: StageEntry, config: Study) -> None:
+    require_known(f"{at}.base", "base", stage.base, config.bases)
+    base, domains = config.bases[stage.base], entries_by_name(config.domains)
+    if base.family not in stage.families:
+        what, expected = f"{stage.procedure} does not work on {stage.base}", " or ".join(stage.families)
+        raise InputError(f"{at}.base", what, base.family, f"a base of family {expected}")
+    if len(stage.domains) < stage.fewest_domains:
+        raise InputError(f"{at}.domains", "too few domains", len(stage.domains), f"at least {stage.fewest_domains}")
+    for domain in stage.domains:
+        require_known(f"{at}.domains", "domain", domain, domains)
+        check_fit(f"{at}.domains", domain, base)
+        if stage.one_domain and registry.registered_domain(domain) != registry.registered_domain(stage.domains[0]):
+            what, expected = f"{domain} and {stage.domains[0]} are measured by other numbers", "entries of one domain"
+            raise InputError(f"{at}.domains", what, ", ".join(stage.domains), expected)
+    require_known(f"{at}.adapter", "adapter", stage.adapter, config.adapters)
+    adapter = config.adapters[stage.adapter]
+    if adapter.method != "lora":
+        raise InputError(f"{at}.adapter", f"{stage.adapter} is no LoRA", adapter.method, "an adapter of method lora")
+    check_precision(f"{at}.adapter", adapter, stage.base, base)
+    if len(adapter.training.learning_rates) > 1:
+        what, rates = "a stage has no grid of learning rates", [*adapter.training.learning_rates]
+        raise InputError(f"{at}.adapter", what, rates, "an adapter with one rate", "take the one that was best")
 
 
 def check_features(at: str, mixture: MixtureEntry, family: str) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, Field, TypeAdapter, create_model
 
 from loratory import registry
-from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, MixtureEntry, Study
-from loratory.fields import DomainName, Name
+from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, MixtureEntry, StageEntry, Study
+from loratory.fields import DomainName, DomainNames, Name
 from loratory.training.schedule import AdapterSweep, Sweep
 
 ENTRY_NAME = re.compile("[a-z][a-z0-9_]{0,63}-[a-z0-9_]{1,64}")
@@ -26,6 +26,11 @@ MIXTURE_FIELDS: Fields = {
     "training": (Sweep, Field(Sweep(), description="of what the mixer trains")),
     "features": (bool, FEATURES),
     "gradient_checkpointing": (bool, CHECKPOINTING),
+}
+STAGE_FIELDS: Fields = {
+    "base": (Name, Field(description="the base that it begins with")),
+    "domains": (DomainNames, Field(min_length=1, description="what is learnt and tested, in this order")),
+    "adapter": (Name, Field(description="the adapter, an entry of `adapters` with one learning rate")),
 }
 
 
@@ -83,6 +88,7 @@ def config_model(names: tuple[str, ...] = ()) -> type[Study]:
         "general": (corpora, corpora()),
         "adapters": (dict[Name, entry_type("method", SWEEP_FIELDS)], {}),  # type: ignore[misc]
         "mixtures": (dict[Name, entry_type("mixer", MIXTURE_FIELDS)], {}),  # type: ignore[misc]
+        "lifecycle": (dict[Name, entry_type("procedure", STAGE_FIELDS)], {}),  # type: ignore[misc]
     }
     described = Study.model_fields
     fields: dict[str, Any] = {
@@ -123,3 +129,8 @@ def adapter_entry(values: dict[str, Any]) -> AdapterEntry:
 def mixture_entry(values: dict[str, Any]) -> MixtureEntry:
     """An entry of `mixtures` from plain values."""
     return TypeAdapter(entry_type("mixer", MIXTURE_FIELDS)).validate_python(values)
+
+
+def stage_entry(values: dict[str, Any]) -> StageEntry:
+    """An entry of `lifecycle` from plain values."""
+    return TypeAdapter(entry_type("procedure", STAGE_FIELDS)).validate_python(values)

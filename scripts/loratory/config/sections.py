@@ -12,6 +12,7 @@ from loratory.bases.options import BaseEntry, Decoding
 from loratory.data.splits import FEWEST_GROUPS, FEWEST_RECORDS
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
 from loratory.fields import DomainNames, Folder, Name, Names, Seeds, require_folder
+from loratory.lifecycle.contract import Procedure
 from loratory.mixers.contract import Mixer
 from loratory.training.schedule import AdapterSweep, Sweep
 
@@ -153,8 +154,16 @@ if TYPE_CHECKING:  # the real entries are made by `models.entry_model`, a class 
         features: bool
         gradient_checkpointing: bool
 
+    class StageEntry(Procedure):
+        """An entry of `lifecycle`: a procedure with its options, and what it is done with."""
+
+        procedure: str
+        base: str
+        domains: tuple[str, ...]
+        adapter: str
+
 else:
-    AdapterEntry, MixtureEntry = Method, Mixer
+    AdapterEntry, MixtureEntry, StageEntry = Method, Mixer, Procedure
 
 
 class Study(Options):
@@ -172,6 +181,9 @@ class Study(Options):
     bases: dict[Name, BaseEntry] = Field(min_length=1, description="frozen pretrained models by name")
     adapters: dict[Name, AdapterEntry] = Field({}, description="methods with their settings by name")
     mixtures: dict[Name, MixtureEntry] = Field({}, description="mixers over adapters by name")
+    lifecycle: dict[Name, StageEntry] = Field(
+        {}, description="what is done to adapters around their training, by name"
+    )
     folding: Name | None = Field(None, description="a base of family folding, judged on `domains.structure`")
     compare: Compare | None = Field(None, description="what `compare_methods` tells of")
     compare_mixers: CompareMixers | None = Field(None, description="what `compare_mixers` tells of")

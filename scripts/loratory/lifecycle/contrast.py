@@ -1,0 +1,105 @@
+"""Predictions of a stage's arms → how they differ, on each domain and over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loratory.data.files import read_json, write_json
+from loratory.evaluation.bootstrap import percentile_interval
+from loratory.evaluation.contrast import PairedComparison, compare_systems, file_digests
+from loratory.evaluation.score import Floor, finite_or_none
+from loratory.lifecycle.contract import Number, Procedure
+
+SPLIT = "test"
+
+
+def contrast_stage(
+    name: str,
+    entry: Any,
+    folder: Path | str,
+    data: Mapping[str, Path],
+    tasks: Mapping[str, Any],
+    seeds: Sequence[int],
+    resamples: int,
+    seed: int,
+    floor: Floor,
+    out: Path | str,
+) -> None:
+    """Writes the arms of a stage to the JSON file `out`.
+
+    `rows` are those of `evaluation.score` for each domain and arm, by the primary metric; `summary` has, of what the
+    procedure sums up over the domains, {what: {arm: [value, low, high]}}, larger numbers being better; `measures`
+    {what: {arm: mean over seeds}}. Draws take whole groups of test records and training seeds, the same for all
+    arms; domains are drawn apart.
+
+    Args:
+        entry: the config's entry. folder: what `lifecycle.run` wrote.
+        data: {domain: dataset folder}. tasks: {domain: its `Task` options}.
+        resamples, seed: how many bootstrap draws, and their seed. floor: as of `score.score_domain`.
+
+    Raises:
+        InputError: as `evaluation.score`.
+    """
+    folder = Path(folder)
+    measured = read_json(folder / "measures.json")
+    arms = list(dict.fromkeys(each["arm"] for each in measured))
+    files = {d: {run: folder / "predictions" / d / f"seed{run}.parquet" for run in seeds} for d in data}
+    compared = {
+        domain: compare_systems(
+            domain, files[domain], data[domain], tasks[domain], SPLIT, lambda arm: True, resamples, [seed, at], floor
+        )[0]
+        for at, domain in enumerate(data)
+    }
+    report = {
+        "stage": name,
+        "entry": entry.model_dump(mode="json"),
+        "arms": arms,
+        "metrics_versions": {domain: of.version for domain, of in compared.items()},
+        "rows": [{"domain": domain} | of.score_row(arm) for domain, of in compared.items() for arm in arms],
+        "summary": summary_rows(entry, arms, compared),
+        "measures": mean_measures(measured),
+        "seeds": list(seeds),
+        "resamples": resamples,
+        "seed": seed,
+        "inputs": {domain: file_digests(own) for domain, own in files.items()},
+    }
+    write_json(out, report)
+
+
+def summary_rows(
+    entry: Procedure, arms: Sequence[str], compared: Mapping[str, PairedComparison]
+) -> dict[str, dict[str, list[float | None]]]:
+    """{what: {arm: [value, low, high]}}; nothing of what is missing on a domain."""
+    if any(of.missing for of in compared.values()):
+        return {}
+
+    def mean_score(arm: str, domain: str) -> Number:
+        of = compared[domain]
+        return of.metric.sign * float(np.mean([*of.values[arm].values()]))
+
+    def drawn_scores(arm: str, domain: str) -> Number:
+        of = compared[domain]
+        return of.metric.sign * of.spreads[arm]
+
+    values = entry.summarise_arms(arms, list(compared), mean_score)
+    draws = entry.summarise_arms(arms, list(compared), drawn_scores)
+    return {
+        what: {
+            arm: [*map(finite_or_none, (float(value), *percentile_interval(np.asarray(draws[what][arm]))))]
+            for arm, value in of.items()
+        }
+        for what, of in values.items()
+    }
+
+
+def mean_measures(measured: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """{what: {arm: mean over seeds}}."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for each in measured:
+        for what, number in each["measures"].items():
+            found.setdefault(what, {}).setdefault(each["arm"], []).append(number)
+    return {what: {arm: float(np.mean(numbers)) for arm, numbers in of.items()} for what, of in found.items()}
