@@ -36,8 +36,8 @@ def run_stage(
     Args:
         entry: the config's entry under `lifecycle`. adapter: that of the adapter which it names.
         data: {domain: dataset folder}, in the entry's order. tasks: {domain: task options}.
-        out: folder. `predictions/{domain}/seed{n}.parquet` has rows as `predict` writes them; `adapters/seed{n}/{arm}/`
-            are PEFT folders; `measures.json` lists {arm, seed, measures} in the order in which arms came.
+        out: folder. `predictions/{domain}/seed{n}.parquet` has rows as `predict` writes them; `measures.json` lists
+            {arm, seed, measures} in the order in which arms came; `adapters/seed{n}/{arm}/` are PEFT folders.
     """
     base, out = load_base(base_folder, device), Path(out)
     questions = {
