@@ -10,7 +10,7 @@ from loratory.errors import InputError, short_value
 
 Model = TypeVar("Model", bound=BaseModel)
 
-KINDS = ("kind", "method", "mixer")  # keys that say which options an entry has
+KINDS = ("kind", "method", "mixer", "procedure")  # keys that say which options an entry has
 SCALARS = ("int_type", "float_type", "bool_type")
 IN_YAML = {  # by pydantic's error types: what is expected, in a YAML author's words in place of Python's
     "int_type": "an integer",
