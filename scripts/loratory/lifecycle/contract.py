@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-import numpy as np
-
 from loratory.domains.contract import Options
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from loratory.bases.core import Base
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from loratory.lifecycle.room import Room
 
 Number: TypeAlias = "float | np.ndarray"  # a value, or its (resamples,) draws
-Scores: TypeAlias = Callable[[str, str], Number]  # (arm, domain) -> by the primary metric, the larger the better
+Scores: TypeAlias = "Callable[[str, str], Number]"  # (arm, domain) -> by the primary metric, the larger the better
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ After every step θ_slow ← λ θ_slow + (1 − λ) θ_fast, A and B each for i
 one learns from the new records and, beside them, from some of those of earlier domains, where its hidden states are
 held near the slow one's: loss = mean of both cross entropies + γ · MSE(h_fast, h_slow). Both released codes fail to
 move the slow adapter; this is the paper's formula. Project interpretation: a domain's records enter the memory when it
-ends, so that the first domain is learnt as by a plain LoRA; and γ's states are those of all layers, where no padding is.
+ends, so that the first domain is learnt as by a plain LoRA; γ's states are those of all layers, where no padding is.
 
 Averages of factors are not the factors of an average, avg(B) avg(A) ≠ avg(B A); along one training they are close.
 """
