@@ -27,6 +27,7 @@ STUDY = changed(  # of the test config one domain, on a base that is shipped
         "general": {},
         "bases": {"mini_bert": shipped("config")["bases"]["mini_bert"]},
         "mixtures": {},
+        "lifecycle": {},
         "folding": None,
         "adapters.lora.training.steps": STEPS,
         "adapters.lora.training.save_every": 1,

@@ -35,7 +35,7 @@ STUDY = {
             "evaluation.max_records": 40,
         },
     ).items()
-    if key not in ("pathvars", "general", "mixtures", "folding")
+    if key not in ("pathvars", "general", "mixtures", "lifecycle", "folding")
 }
 
 

@@ -38,7 +38,7 @@ STUDY = {
             "evaluation.max_records": 40,
         },
     ).items()
-    if key not in ("pathvars", "general", "folding")
+    if key not in ("pathvars", "general", "lifecycle", "folding")
 }
 
 

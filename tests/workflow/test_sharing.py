@@ -9,7 +9,13 @@ from test_dag import Plan
 from loratory import registry
 from loratory.data.sharing import share_folder
 
-LESS = {"domains": {"protein": shipped("test")["domains"]["protein"]}, "mixtures": {}, "general": {}, "folding": None}
+LESS = {
+    "domains": {"protein": shipped("test")["domains"]["protein"]},
+    "mixtures": {},
+    "lifecycle": {},
+    "general": {},
+    "folding": None,
+}
 
 
 @pytest.fixture

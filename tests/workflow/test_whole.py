@@ -28,7 +28,13 @@ STUDY = changed(
 )
 TRACKS = [f"{domain}.{base}" for domain, given in STUDY["domains"].items() for base in given.get("adapters", ())]
 ERRORS = [f"{track}.errors" for track in TRACKS if track.startswith("speech.")]
-TABLES = [*TRACKS, *ERRORS, *(f"{mixture}.summary" for mixture in STUDY["mixtures"]), f"{STUDY['folding']}.folding"]
+TABLES = [
+    *TRACKS,
+    *ERRORS,
+    *(f"{mixture}.summary" for mixture in STUDY["mixtures"]),
+    f"{STUDY['folding']}.folding",
+    "in_turn.stage",
+]
 SAME = (  # what two runs must agree on, byte for byte
     "data/*/*",
     "general/*/*",

@@ -7,17 +7,19 @@ and measures, and the adapters), and one table for each entry.
 
 rule run_stages:
     input:
-        collect("<results>/tables/{stage}.stage.html", stage=STUDY.lifecycle),
+        table_files(collect("<results>/tables/{stage}.stage", stage=STUDY.lifecycle)),
 
 
 rule run_stage:
     input:
+        folder=lambda wc: ancient(f"<results>/bases/{STUDY.lifecycle[wc.stage].base}"),
         base=lambda wc: f"<results>/bases/{STUDY.lifecycle[wc.stage].base}/base.json",
         data=lambda wc: collect(
             "<results>/data/{domain}/{split}.parquet",
             domain=STUDY.lifecycle[wc.stage].domains,
             split=("train", "valid", "test"),
         ),
+        audio=lambda wc: audio_of("data", STUDY.lifecycle[wc.stage].domains),
         audits=lambda wc: ancient(
             collect("<results>/data/{domain}/audit.json", domain=STUDY.lifecycle[wc.stage].domains)
         ),

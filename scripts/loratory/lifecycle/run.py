@@ -58,6 +58,7 @@ def run_stage(
             path = out / "predictions" / domain / f"seed{seed}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_rows(path, found)
+    (out / "adapters").mkdir(parents=True, exist_ok=True)  # of stages that keep none too
     write_json(out / "measures.json", measures)
     room.job("").remove_checkpoints()
 
