@@ -8,7 +8,7 @@ from typing import Any
 
 from loratory.adapters import core, deltas
 from loratory.bases.core import Base, load_base
-from loratory.data.files import write_json
+from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example, TaskOptions
 from loratory.evaluation.predict import System, examples_by_split, run_system
 from loratory.evaluation.rows import write_rows
@@ -45,20 +45,19 @@ def run_stage(
         for domain, folder in data.items()
     }
     measures: list[dict[str, Any]] = []
-    for seed in seeds:
-        room = open_room(name, entry, base, adapter, seed, data, tasks, device, checkpoints, out)
-        rows: dict[str, list[dict]] = {domain: [] for domain in data}
-        for arm in entry.iterate_arms(entry, room):
-            for domain, asked in questions.items():
-                rows[domain] += answer_questions(arm, domain, asked, tasks[domain], evaluation, seed)
-            measures.append({"arm": arm.name, "seed": seed, "measures": dict(arm.measures)})
-            if arm.stored:
-                store_adapter(arm, out / "adapters" / f"seed{seed}" / arm.name, {"stage": name, "seed": seed})
-        for domain, found in rows.items():
-            path = out / "predictions" / domain / f"seed{seed}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_rows(path, found)
-    (out / "adapters").mkdir(parents=True, exist_ok=True)  # of stages that keep none too
+    with atomic_write(out / "predictions") as predictions, atomic_write(out / "adapters") as adapters:
+        adapters.mkdir(parents=True)  # of stages that keep none too
+        for seed in seeds:
+            room = open_room(name, entry, base, adapter, seed, data, tasks, device, checkpoints, out)
+            rows: dict[str, list[dict]] = {domain: [] for domain in data}
+            for arm in entry.iterate_arms(entry, room):
+                for domain, asked in questions.items():
+                    rows[domain] += answer_questions(arm, domain, asked, tasks[domain], evaluation, seed)
+                measures.append({"arm": arm.name, "seed": seed, "measures": dict(arm.measures)})
+                if arm.stored:
+                    store_adapter(arm, adapters / f"seed{seed}" / arm.name, {"stage": name, "seed": seed})
+            for domain, found in rows.items():
+                write_rows(predictions / domain / f"seed{seed}.parquet", found)
     write_json(out / "measures.json", measures)
     room.job("").remove_checkpoints()
 
