@@ -150,7 +150,7 @@ def test_a_recording_that_was_replaced_in_place_is_fetched_and_learnt_again(tmp_
         (tmp_path / "corpus" / name).write_text(f"a {value}\n")
     (tmp_path / "corpus" / "a.wav").write_bytes(bytes(100))
     source = {"kind": "files", "folders": [str(tmp_path / "corpus")], "audio_root": str(tmp_path / "corpus")}
-    config = {key: value for key, value in TEST.items() if key not in ("mixtures", "folding", "general")}
+    config = {key: value for key, value in TEST.items() if key not in ("mixtures", "lifecycle", "folding", "general")}
     base = {"family": "whisper", "path": str(tmp_path / "base")}
     config |= {"domains": {"speech": {"source": source, "adapters": {"w": ["lora"]}}}, "bases": {"w": base}}
     write_outputs(Plan(config, tmp_path), tmp_path)
