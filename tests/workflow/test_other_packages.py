@@ -81,7 +81,11 @@ def quiet(place):
 def test_a_method_of_another_package_trains_and_what_it_made_names_the_package(quiet, tmp_path):
     small = {"steps": 2, "learning_rates": [0.003], "batch_tokens": 512}
     entry = {"method": "quiet", "rank": 4, "alpha": 8, "training": small}
-    config = {key: value for key, value in TEST.items() if key not in ("mixtures", "folding", "general", "pathvars")}
+    config = {
+        key: value
+        for key, value in TEST.items()
+        if key not in ("mixtures", "lifecycle", "folding", "general", "pathvars")
+    }
     config |= {"adapters": {"halved": entry}, "seeds": [0]}
     config["domains"] = {"lncrna": TEST["domains"]["lncrna"] | {"adapters": {"mini_lm": ["halved"]}}}
     config["bases"] = {"mini_lm": shipped("config")["bases"]["mini_lm"]}
