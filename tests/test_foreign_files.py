@@ -255,7 +255,7 @@ def test_an_error_line_repeats_no_secret_wherever_it_stands(address):
 
 
 def test_what_is_no_secret_is_told_as_it_is():
-    text = "https://zenodo.org/a.csv?download=1 at user@host.org, hf_hub 5, key=3: monkey=1"
+    text = "https://zenodo.org/a.csv?download=1 at user@host.org, data/hf_hub_of_small_models/a 5, key=3: monkey=1"
     assert on_one_line(text) == text
 
 

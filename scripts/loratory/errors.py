@@ -7,7 +7,8 @@ from contextlib import contextmanager
 MAX_VALUE_LENGTH = 40  # longest piece of a user's value that an error line repeats
 # What opens somebody's account: `user:password@` or a token in an address, a token of the Hugging Face hub.
 SECRET = re.compile(
-    r"(?<=://)[^\s/?#@]+(?=@)|(?i:(?<=[?&])[\w.-]*(?:token|secret|signature|password|key|sig)=)[^&#\s'\"]+|\bhf_\w{20,}"
+    r"(?<=://)[^\s/?#@]+(?=@)|(?i:(?<=[?&])[\w.-]*(?:token|secret|signature|password|key|sig)=)[^&#\s'\"]+"
+    r"|\bhf_[A-Za-z0-9]{20,}"  # names of files have words after that, with _ between them
 )
 
 
