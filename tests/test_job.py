@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loratory.data.files import atomic_write, check_writable, lost_files, write_json
+from loratory.data.files import LISTING, atomic_write, check_writable, lost_files, note_files, write_json
 from loratory.errors import InputError
 from loratory.job import log_job, storage_problem
 
@@ -192,3 +192,13 @@ def test_a_folder_that_lost_a_file_ends_the_job_that_reads_it(tmp_path):
     with pytest.raises(SystemExit), log_job(reader):
         pytest.fail("it began")
     assert "a file of this folder is gone (weights)" in (tmp_path / "job.log").read_text()
+
+
+def test_a_folder_whose_note_a_crash_has_cut_is_taken_as_lost(tmp_path):
+    (tmp_path / "weights").write_text("1")
+    note_files(tmp_path)
+    note = tmp_path / LISTING
+    whole = note.read_bytes()
+    for left in (b"", whole[:-3], b"\xff"):
+        note.write_bytes(left)
+        assert lost_files(tmp_path) == [LISTING]

@@ -7,6 +7,7 @@ from studies import ROOT, changed, run_jobs, shipped
 from test_dag import Plan
 
 from loratory import registry
+from loratory.data.files import atomic_write
 from loratory.data.sharing import share_folder
 
 LESS = {
@@ -57,6 +58,21 @@ def test_a_study_with_another_config_shares_what_is_still_equal_alone(run_study,
     assert shorter["raw/data/protein/files.json"] == first["raw/data/protein/files.json"]
     assert shorter["data/protein/train.parquet"] != first["data/protein/train.parquet"]
     monkeypatch.undo()
+
+
+def test_a_shared_folder_that_lost_a_file_is_made_again_and_not_copied(tmp_path):
+    def make(folder):
+        with atomic_write(folder) as aside:
+            aside.mkdir()
+            for name in ("weights", "words"):
+                (aside / name).write_text(name)
+
+    share_folder(tmp_path / "shared", {}, tmp_path / "one", make)
+    [lost] = (tmp_path / "shared").glob("*/words")
+    lost.unlink()
+    share_folder(tmp_path / "shared", {}, tmp_path / "two", make)
+    assert lost.is_file()
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["weights", "words"]
 
 
 def test_a_folder_is_made_once_for_the_same_facts_and_anew_for_others(tmp_path):

@@ -97,9 +97,13 @@ def note_files(folder: Path | str) -> None:
 
 
 def lost_files(folder: Path | str) -> list[str]:
-    """Names of noted files that are no longer in a folder; Snakemake sees folders as a whole, and none of it."""
+    """Names of noted files that are no longer in a folder; Snakemake sees folders as a whole, and none of it. A note
+    that a crashed machine has left empty or cut is lost itself."""
     listing = Path(folder, LISTING)
-    return [name for name in read_json(listing) if not Path(folder, name).exists()] if listing.is_file() else []
+    try:
+        return [name for name in read_json(listing) if not Path(folder, name).exists()] if listing.is_file() else []
+    except ValueError:
+        return [LISTING]
 
 
 def file_sha256(path: Path | str) -> str:

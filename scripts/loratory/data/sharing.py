@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loratory.data.files import atomic_write
+from loratory.data.files import LISTING, atomic_write, lost_files, note_files
 
 KEY_LENGTH = 20  # hexadecimal digits of a shared folder's name
 
@@ -36,11 +36,12 @@ def share_folder(
     kept.parent.mkdir(parents=True, exist_ok=True)
     with open(kept.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.is_dir():
+        if not kept.is_dir() or lost_files(kept):
             make(kept)
+            note_files(kept)
     with atomic_write(out) as aside:
         if not names:
-            shutil.copytree(kept, aside)
+            shutil.copytree(kept, aside, ignore=shutil.ignore_patterns(LISTING))
         for name in names:
             aside.mkdir(parents=True, exist_ok=True)
             shutil.copy2(kept / name, aside / name)
