@@ -263,6 +263,9 @@ def test_a_job_that_was_stopped_goes_on_from_what_it_had_folded_and_leaves_nothi
         fold_predictions(*arguments)
     assert not out.exists() and len([*begun.rglob("*.pdb")]) == 2
     folded.clear()
+    stale = begun / "seed7" / "removed" / "s.pdb"  # of a seed that the study has no longer
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     fold_predictions(*arguments)
     assert folded == ["GGAAG"] and len([*out.rglob("*.pdb")]) == 3 and not begun.exists()
 

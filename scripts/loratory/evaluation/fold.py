@@ -9,7 +9,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copy2, rmtree
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -166,7 +166,7 @@ def fold_predictions(
         limit: how many finished samples of each system are folded, the first by id; None: all.
         max_length: see `fold_samples`.
     """
-    begun, rows = Path(begun), []
+    begun, rows, made = Path(begun), [], list[Path]()
     known = read_references(references) if references else {}
     chains = {id: chain.backbone[:, BACKBONE.index("CA")].astype(float) for id, chain in known.items()}
     searched = known if is_installed() else None
@@ -177,13 +177,18 @@ def fold_predictions(
             scores = fold_samples(
                 samples[:limit], chains, model_folder, folder, device, max_length=max_length, known=searched
             )
-            rows += [{"seed": seed, "system": system} | row for row in pq.read_table(scores).to_pylist()]
+            found = pq.read_table(scores).to_pylist()
+            rows += [{"seed": seed, "system": system} | row for row in found]
+            made += [scores, *(folder / f"{row['id']}.pdb" for row in found if row["unfolded"] is None)]
     schema = pa.schema([("seed", pa.int64()), ("system", pa.string()), *SCHEMA])
-    begun.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), begun / SCORES, compression="zstd")
     with atomic_write(out) as aside:
-        copytree(begun, aside)
-    rmtree(begun)
+        for path in made:  # a job that was stopped may have begun what is asked for no longer
+            place = aside / path.relative_to(begun)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copy2(path, place)
+        aside.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside / SCORES, compression="zstd")
+    rmtree(begun, ignore_errors=True)  # there is none without a sample
 
 
 def finished_samples(domain: str, path: Path | str) -> dict[str, list[tuple[str, str]]]:
