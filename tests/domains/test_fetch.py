@@ -9,6 +9,7 @@ import pytest
 from loratory.data.files import file_sha256, read_json
 from loratory.domains import fetch
 from loratory.domains.protein.sources import Files, Simulation
+from loratory.errors import InputError
 
 
 def test_downloads_of_one_name_from_two_addresses_are_both_kept(tmp_path, monkeypatch):
@@ -40,3 +41,11 @@ def test_a_manifest_holds_the_digests_of_what_was_made_whatever_lay_there_before
     assert manifests[0] == manifests[1]
     [path] = fetch.open_source("protein", tmp_path / "raw").fasta
     assert manifests[0]["sha256"] == {path: file_sha256(path)}
+
+
+def test_a_fetched_file_that_is_gone_names_the_folder_to_remove(tmp_path):
+    fetch.fetch_source("protein", Simulation(n=3, families=3), "domain", 0, tmp_path / "raw")
+    [path] = fetch.open_source("protein", tmp_path / "raw").fasta
+    Path(path).unlink()
+    with pytest.raises(InputError, match=f"{path}: it is gone .* remove {tmp_path}/raw, then the same command"):
+        fetch.open_source("protein", tmp_path / "raw")

@@ -78,8 +78,17 @@ def join_locations(files: FilesOptions, more: FilesOptions) -> FilesOptions:
 
 
 def open_source(domain: str, folder: Path | str) -> FilesOptions:
-    """The `Files` options that `fetch_source` noted."""
-    return registry.load_module("domain", domain, "sources").Files(**read_json(Path(folder) / MANIFEST)["files"])
+    """The `Files` options that `fetch_source` noted.
+
+    Raises:
+        InputError: a file that was there then is gone, such as one of many in a shared folder.
+    """
+    manifest = read_json(Path(folder) / MANIFEST)
+    for path in manifest["sha256"]:
+        if not Path(path).exists():
+            what, fix = "it is gone since it was fetched", f"remove {folder}, then the same command makes it again"
+            raise InputError(path, what, expected="all that was there", fix=fix, reason="lost")
+    return registry.load_module("domain", domain, "sources").Files(**manifest["files"])
 
 
 def fetch_location(location: str, digests: dict[str, str], aside: Path) -> str:
