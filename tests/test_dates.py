@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from loratory.dates import require_past_dates
+from loratory.dates import mend_dates, require_past_dates
 from loratory.errors import InputError
 
 
@@ -22,3 +22,7 @@ def test_files_from_the_future_are_counted_and_the_first_is_named(tmp_path):
         os.utime(tmp_path / name, (2**33, 2**33))
     with pytest.raises(InputError, match=r"raw/a: dated in the future, as 1 other files: .*; fix: .* with --touch"):
         require_past_dates(tmp_path)
+    mend_dates(tmp_path)
+    require_past_dates(tmp_path)
+    assert abs((tmp_path / "raw" / "a").stat().st_mtime - time.time()) < 60
+    assert (tmp_path / "raw" / "skewed").stat().st_mtime > time.time()  # as it was

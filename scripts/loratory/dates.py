@@ -16,13 +16,25 @@ def require_past_dates(folder: Path | str) -> None:
     Raises:
         InputError: some are; the clock was wrong when they were made, or is now.
     """
+    if found := future_files(folder):
+        what = f"dated in the future, as {len(found) - 1} other files: no change of what they were made of is seen"
+        fix = "set the clock; or, if nothing has changed since, the same command with --touch, then without"
+        raise InputError(min(found), what, fix=fix)
+
+
+def mend_dates(folder: Path | str) -> None:
+    """Dates of the future become now; Snakemake itself would leave logs, and what stands in folders, as they are."""
+    now = time()
+    for path in future_files(folder):
+        os.utime(path, (now, now), follow_symlinks=False)
+
+
+def future_files(folder: Path | str) -> list[str]:
+    """Files in a folder that are dated in the future."""
     latest, found = time() + AHEAD, []
     for place, _, names in os.walk(folder):
         for path in (os.path.join(place, name) for name in names):
             with suppress(FileNotFoundError):  # another run's, which is gone by now
                 if os.lstat(path).st_mtime > latest:
                     found.append(path)
-    if found:
-        what = f"dated in the future, as {len(found) - 1} other files: no change of what they were made of is seen"
-        fix = "set the clock; or, if nothing has changed since, the same command with --touch, then without"
-        raise InputError(min(found), what, fix=fix)
+    return found

@@ -10,7 +10,7 @@ from loratory.adapters.ranks import cut_controls, cut_sources, rank_cuts
 from loratory.config import entries_by_name, published_folder
 from loratory.data.files import check_writable, lost_files
 from loratory.data.splits import SPLITS
-from loratory.dates import require_past_dates
+from loratory.dates import mend_dates, require_past_dates
 from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.locks import note_lock_owner, remove_lost_locks
@@ -30,8 +30,9 @@ try:
     if workflow.is_main_process:
         if said := remove_lost_locks():
             logger.info(said)
-        if not {"--touch", "-t"} & {*sys.argv}:
-            require_past_dates(RESULTS)
+        if {"--touch", "-t"} & {*sys.argv}:
+            mend_dates(RESULTS)
+        require_past_dates(RESULTS)
         loratory_config.require_inputs(STUDY, CONFIG_FILES[-1])
         loratory_config.check_library_options(STUDY, CONFIG_FILES[-1], RESULTS)
 except InputError as error:
