@@ -33,7 +33,7 @@ TABLES = [
     *ERRORS,
     *(f"{mixture}.summary" for mixture in STUDY["mixtures"]),
     f"{STUDY['folding']}.folding",
-    "in_turn.stage",
+    *(f"{stage}.stage" for stage in STUDY["lifecycle"]),
 ]
 SAME = (  # what two runs must agree on, byte for byte
     "data/*/*",

@@ -1,7 +1,7 @@
 """What is done to adapters around their training, against everything that it must beat.
 
-Inputs: datasets and bases of the entries of `lifecycle`. Outputs: `<results>/lifecycle/{stage}/` (what every arm predicts
-and measures, and the adapters), and one table for each entry.
+Inputs: datasets and bases of the entries of `lifecycle`. Outputs: `<results>/lifecycle/{stage}/` (predictions and measures
+of every arm, adapters and models that are kept), and one table for each entry.
 """
 
 
@@ -26,7 +26,7 @@ rule run_stage:
     output:
         measures="<results>/lifecycle/{stage}/measures.json",
         predictions=directory("<results>/lifecycle/{stage}/predictions"),
-        adapters=directory("<results>/lifecycle/{stage}/adapters"),
+        kept=directory("<results>/lifecycle/{stage}/kept"),
     log:
         "<logs>/run_stage/{stage}.log",
     benchmark:

@@ -35,6 +35,8 @@ class Arm:
         kind: "base" of a base as it is, else "adapter".
         measures: {what, with its unit: number} besides the metrics, such as "trained numbers".
         stored: the adapter that is on the model is kept.
+        whole: the base itself is kept, as the folder of a base; no adapter is on it.
+        timed: what a batch of the questions takes is measured, with the adapter merged.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Arm:
     kind: str = "adapter"
     measures: Mapping[str, float] = field(default_factory=dict)
     stored: bool = False
+    whole: bool = False
+    timed: bool = False
 
 
 class Procedure(Options):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from statistics import fmean, median
+from time import perf_counter
 from typing import Any
 
+import torch
+
 from loratory.adapters import core, deltas
-from loratory.bases.core import Base, load_base
+from loratory.bases.core import Base, Batch, load_base
+from loratory.data.batching import batches_by_length
 from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example, TaskOptions
-from loratory.evaluation.predict import System, examples_by_split, run_system
+from loratory.evaluation.predict import System, encode_questions, examples_by_split, run_system
 from loratory.evaluation.rows import write_rows
 from loratory.lifecycle.contract import Arm
+from loratory.lifecycle.cutting import merge_base, save_base
 from loratory.lifecycle.room import open_room
 
 SPLIT = "test"
+TIMED_BATCHES, PASSES = 4, 7  # of each domain, and how often each is put through a model
 
 
 def run_stage(
@@ -37,7 +45,8 @@ def run_stage(
         entry: the config's entry under `lifecycle`. adapter: that of the adapter which it names.
         data: {domain: dataset folder}, in the entry's order. tasks: {domain: task options}.
         out: folder. `predictions/{domain}/seed{n}.parquet` has rows as `predict` writes them; `measures.json` lists
-            {arm, seed, measures} in the order in which arms came; `adapters/seed{n}/{arm}/` are PEFT folders.
+            {arm, seed, measures} in the order in which arms came; `kept/seed{n}/{arm}/` are PEFT folders of adapters,
+            or folders of whole bases.
     """
     base, out = load_base(base_folder, device), Path(out)
     questions = {
@@ -45,17 +54,23 @@ def run_stage(
         for domain, folder in data.items()
     }
     measures: list[dict[str, Any]] = []
-    with atomic_write(out / "predictions") as predictions, atomic_write(out / "adapters") as adapters:
-        adapters.mkdir(parents=True)  # of stages that keep none too
+    with atomic_write(out / "predictions") as predictions, atomic_write(out / "kept") as kept:
+        kept.mkdir(parents=True)  # of stages that keep nothing too
         for seed in seeds:
             room = open_room(name, entry, base, adapter, seed, data, tasks, device, checkpoints, out)
             rows: dict[str, list[dict]] = {domain: [] for domain in data}
             for arm in entry.iterate_arms(entry, room):
                 for domain, asked in questions.items():
                     rows[domain] += answer_questions(arm, domain, asked, tasks[domain], evaluation, seed)
-                measures.append({"arm": arm.name, "seed": seed, "measures": dict(arm.measures)})
+                measured = dict(arm.measures)
+                if arm.timed:
+                    measured["milliseconds a batch"] = batch_milliseconds(merge_base(arm.base), questions, evaluation)
+                measures.append({"arm": arm.name, "seed": seed, "measures": measured})
+                place = kept / f"seed{seed}" / arm.name
                 if arm.stored:
-                    store_adapter(arm, adapters / f"seed{seed}" / arm.name, {"stage": name, "seed": seed})
+                    store_adapter(arm, place, {"stage": name, "seed": seed})
+                if arm.whole:
+                    save_base(arm.base, place, name=arm.name, origin=f"stage {name}")
             for domain, found in rows.items():
                 write_rows(predictions / domain / f"seed{seed}.parquet", found)
     write_json(out / "measures.json", measures)
@@ -68,6 +83,26 @@ def answer_questions(
     system = System((arm.name,), arm.kind, arm.model)
     rows, _ = run_system(arm.base, domain, system, SPLIT, questions, task, evaluation, seed)
     return [row | {"system": arm.name, "too_long": False} for row in rows]
+
+
+@torch.no_grad()
+def batch_milliseconds(base: Base, questions: Mapping[str, Sequence[Example]], evaluation: Any) -> float:
+    """What the model takes to read a batch of questions with their answers: of each batch the median over several
+    passes, after one that is not counted, and the mean of these over the first batches of each domain."""
+    batches = []
+    for asked in questions.values():
+        items = [part for item in encode_questions(base, asked, evaluation.decoding) for part in base.windows(item)]
+        plan = batches_by_length([item.length for item in items], evaluation.batch_tokens)
+        batches += [base.collate([items[i] for i in batch]) for batch in islice(plan, TIMED_BATCHES)]
+    passes = [[read_milliseconds(base, batch) for batch in batches] for _ in range(PASSES + 1)]
+    return fmean(map(median, zip(*passes[1:])))
+
+
+def read_milliseconds(base: Base, batch: Batch) -> float:
+    started = perf_counter()
+    total, _ = base.loss(base.model, batch)
+    total.item()  # waits for a GPU
+    return 1000 * (perf_counter() - started)
 
 
 def store_adapter(arm: Arm, folder: Path, run: dict) -> None:

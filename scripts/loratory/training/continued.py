@@ -89,10 +89,10 @@ def merge_adapter(model: torch.nn.Module, adapter: Adapter, where: str) -> None:
         )
         raise InputError(where, what, next(iter(adapter.own)), fix=fix)
     core.check_fit(model, adapter, where)
-    layers, parameters = core.linear_layers(model), dict(model.named_parameters())
+    layers, parameters = core.adaptable_layers(model), dict(model.named_parameters())
     for name, delta in adapter.deltas.items():
-        change = delta.to_dense()
-        add_change(layers[name].weight, change.T if isinstance(layers[name], Conv1D) else change)
+        change, weight = delta.to_dense(), layers[name].weight
+        add_change(weight, (change.T if isinstance(layers[name], Conv1D) else change).reshape(weight.shape))
     for name, change in adapter.dense.items():
         add_change(parameters[name], change)
     for name, trained in adapter.heads.items():
