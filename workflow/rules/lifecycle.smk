@@ -7,7 +7,7 @@ of every arm, adapters and models that are kept), and one table for each entry.
 
 rule run_stages:
     input:
-        table_files(collect("<results>/tables/{stage}.stage", stage=STUDY.lifecycle)),
+        table_files(STAGES),
 
 
 rule run_stage:

@@ -4,10 +4,12 @@ Inputs: metrics, routing, learning curves; no model. Outputs: `<results>/tables/
 `<results>/figures/`.
 """
 
+STAGES = [f"<results>/tables/{stage}.stage" for stage in STUDY.lifecycle]
 TABLES = [
     *(f"<results>/tables/{domain}.{base}" for domain, base in TRACKS),
     *(f"<results>/tables/{mixture}.summary" for mixture in STUDY.mixtures),
     *(f"<results>/tables/{base}.folding" for base in JUDGED),
+    *STAGES,
     *(f"<results>/tables/{domain}.{base}.errors" for domain, base in TRANSCRIBED if DOMAINS[domain].show_records),
 ]
 FIGURES = [
