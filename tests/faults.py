@@ -40,7 +40,7 @@ from studies import ABSENT, ROOT, changed, run_script, shipped  # noqa: E402
 from test_dag import Plan  # noqa: E402
 
 import loratory  # noqa: E402
-from loratory.data.files import remove_path  # noqa: E402
+from loratory.data.files import LISTING, remove_path  # noqa: E402
 
 OFTEN = {"steps": 4, "learning_rates": [0.003, 0.01], "batch_tokens": 512, "save_every": 1}
 LEARNT_ON = {"base": "mini_lm", "corpus": "protein", "adapter": "lora"}
@@ -143,12 +143,17 @@ def meet_faults(
     return met, wrong
 
 
+def is_of(path: str, output: str) -> bool:
+    """Whether a file is an output, or in one; the note of a folder's files comes when it is whole."""
+    return f"{path}/".startswith(f"{output}/") and not path.endswith(f"/{LISTING}")
+
+
 def meet_fault(job, folder: Path, fault: str, whole: Trial, expected: dict[str, bytes], draw: Random) -> Iterator[str]:
     """Yields what is wrong: with what a fault left, and with the run behind it."""
     met = trial_with_fault(job, folder, fault, whole, draw)
     left = contents(folder)
     for output in map(str, job.output):  # a file, or a folder
-        here, there = ({path for path in of if f"{path}/".startswith(f"{output}/")} for of in (left, expected))
+        here, there = ({path for path in of if is_of(path, output)} for of in (left, expected))
         if here and (here != there or any(left[path] != expected[path] for path in here)):
             yield f"{output} is half-written"
     if fault in (FULL, SMALL) and met.status:

@@ -23,6 +23,7 @@ WILDCARDS = {
     "pareto": {"base": "mini-lm"},
     "mixers": {"base": "mini-lm"},
     "splits": {"base": "mini-lm"},
+    "stage": {"stage": "in_turn"},
     "layers": {"mixture": "xlora_all"},
     "tokens": {"mixture": "xlora_all"},
 }
