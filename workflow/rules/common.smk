@@ -1,7 +1,9 @@
 """Names and slices of the config that rules are made of; nothing here knows a domain, a method or a mixer."""
 
 import sys
-from os.path import exists
+from functools import cache
+from inspect import signature
+from os.path import dirname, exists
 from pathlib import Path
 from signal import SIGTERM
 
@@ -92,7 +94,7 @@ def table_files(tables):
 def folders_of(files):
     """The folders in which manifests stand, with all that is there. They are carried to a job; the manifests, which hold
     digests, say whether it is due. Rules name folders first, as a storage does not fetch one that is begun."""
-    return ancient([str(Path(file).parent) for file in files])
+    return ancient([dirname(file) for file in files])
 
 
 def audio_of(corpus, domains):
@@ -101,9 +103,18 @@ def audio_of(corpus, domains):
     return ancient([*spoken, *(f"{folder}/files.json" for folder in spoken)])
 
 
+SCALED = signature(lambda wildcards, attempt: None)
+code_of_adapter = cache(adapter_code)  # of thousands of jobs few differ
+
+
 def per_attempt(amount):
     """A resource of which the second attempt asks for twice as much."""
-    return lambda wildcards, attempt: amount * attempt
+
+    def scaled(wildcards, attempt):
+        return amount * attempt
+
+    scaled.__signature__ = SCALED  # Snakemake asks several times a job, which is slow to find out
+    return scaled
 
 
 def corpora_of(domain):

@@ -36,6 +36,6 @@ rule train_sweep:
         max_valid=STUDY.evaluation.max_valid,
         device=STUDY.resources.device,
         checkpoints=CHECKPOINTS,
-        code=lambda wc: adapter_code(wc.domain, STUDY.adapters[wc.adapter].method),
+        code=lambda wc: code_of_adapter(wc.domain, STUDY.adapters[wc.adapter].method),
     script:
         "../../scripts/train_sweep.py"

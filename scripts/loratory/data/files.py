@@ -99,9 +99,11 @@ def note_files(folder: Path | str) -> None:
 def lost_files(folder: Path | str) -> list[str]:
     """Names of noted files that are no longer in a folder; Snakemake sees folders as a whole, and none of it. A note
     that a crashed machine has left empty or cut is lost itself."""
-    listing = Path(folder, LISTING)
+    listing = f"{folder}/{LISTING}"  # no Path: a plan asks for thousands
     try:
-        return [name for name in read_json(listing) if not Path(folder, name).exists()] if listing.is_file() else []
+        return (
+            [name for name in read_json(listing) if not Path(folder, name).exists()] if os.path.isfile(listing) else []
+        )
     except ValueError:
         return [LISTING]
 
