@@ -9,4 +9,4 @@ import os
 # is installed. Said here because transformers reads it when it is imported.
 os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
