@@ -145,7 +145,7 @@ def meet_faults(
 
 def is_of(path: str, output: str) -> bool:
     """Whether a file is an output, or in one; the note of a folder's files comes when it is whole."""
-    return f"{path}/".startswith(f"{output}/") and not path.endswith(f"/{LISTING}")
+    return f"{path}/".startswith(f"{output}/") and LISTING not in Path(path).name
 
 
 def meet_fault(job, folder: Path, fault: str, whole: Trial, expected: dict[str, bytes], draw: Random) -> Iterator[str]:
