@@ -104,8 +104,7 @@ class PruningTraining(JointTraining):
 
     def make_hooks(self, domain: str, layers: dict[str, core.AdaptedLinear]) -> AdapterSession:
         super().make_hooks(domain, layers)
-        items = self.room.examples(domain, "train")
-        session = PruningSession(self.base, self.room.method, layers, items, self.room.recipe, self.room.seed)
+        session = self.open_session(PruningSession, layers, self.room.examples(domain, "train"))
         session.parts, session.share, session.interval = self.parts, self.share, self.interval
         session.masks, session.scores = self.masks, self.scores
         return session

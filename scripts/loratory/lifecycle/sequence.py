@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from loratory.training.session import AdapterSession
 
 MEMORY = "memory"
 Parameters = dict[str, nn.Parameter]
+Session = TypeVar("Session", bound=AdapterSession)
 
 
 class SequentialTraining:
@@ -76,10 +77,12 @@ class SequentialTraining:
         self.end_domain(domain, hooks)
 
     def make_hooks(self, domain: str, layers: dict[str, core.AdaptedLinear]) -> AdapterSession:
-        return self.open_session(layers, self.room.examples(domain, "train"))
+        return self.open_session(AdapterSession, layers, self.room.examples(domain, "train"))
 
-    def open_session(self, layers: dict[str, core.AdaptedLinear], items: Sequence[Encoded]) -> AdapterSession:
-        return AdapterSession(self.base, self.room.method, layers, items, self.room.recipe, self.room.seed)
+    def open_session(
+        self, kind: type[Session], layers: dict[str, core.AdaptedLinear], items: Sequence[Encoded]
+    ) -> Session:
+        return kind(self.base, self.room.method, layers, items, self.room.recipe, self.room.seed)
 
     def micro_batches(self, session: AdapterSession, domain: str, step: int) -> list[MicroBatch]:
         batches = map(session.batch, self.room.recipe.batch_numbers(step))
@@ -100,7 +103,9 @@ class JointTraining(SequentialTraining):
         self.every = domains
 
     def make_hooks(self, domain: str, layers: dict[str, core.AdaptedLinear]) -> AdapterSession:
-        self.sessions = {each: self.open_session(layers, self.room.examples(each, "train")) for each in self.every}
+        self.sessions = {
+            each: self.open_session(AdapterSession, layers, self.room.examples(each, "train")) for each in self.every
+        }
         return self.sessions[domain]
 
     def micro_batches(self, session: AdapterSession, domain: str, step: int) -> list[MicroBatch]:
@@ -133,7 +138,9 @@ class ReplayTraining(SequentialTraining):
         self.reservoir = Reservoir(memory, room.seed)
 
     def make_hooks(self, domain: str, layers: dict[str, core.AdaptedLinear]) -> AdapterSession:
-        self.replay = self.open_session(layers, [*self.reservoir.kept]).batch if self.reservoir.kept else None
+        self.replay = (
+            self.open_session(AdapterSession, layers, [*self.reservoir.kept]).batch if self.reservoir.kept else None
+        )
         return super().make_hooks(domain, layers)
 
     def micro_batches(self, session: AdapterSession, domain: str, step: int) -> list[MicroBatch]:
@@ -179,8 +186,7 @@ class EwcTraining(SequentialTraining):
         self.anchors: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
 
     def make_hooks(self, domain: str, layers: dict[str, core.AdaptedLinear]) -> AdapterSession:
-        items = self.room.examples(domain, "train")
-        session = EwcSession(self.base, self.room.method, layers, items, self.room.recipe, self.room.seed)
+        session = self.open_session(EwcSession, layers, self.room.examples(domain, "train"))
         session.weight, session.anchors, session.held = self.weight, [*self.anchors], self.parameters
         return session
 
@@ -232,8 +238,7 @@ class SlowTraining(ReplayTraining):
         super().make_hooks(domain, layers)
         if not self.slow:
             self.slow = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        items = self.room.examples(domain, "train")
-        session = SlowSession(self.base, self.room.method, layers, items, self.room.recipe, self.room.seed)
+        session = self.open_session(SlowSession, layers, self.room.examples(domain, "train"))
         session.share, session.fast, session.slow = self.share, self.parameters, self.slow
         return session
 
