@@ -16,6 +16,7 @@ from loratory.dates import mend_dates, require_past_dates
 from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.locks import note_lock_owner, remove_lost_locks
+from loratory.patterns import names_pattern
 from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
 from loratory.provenance import features_code, mixture_code, stage_code
 from loratory.registry import code_path, family_outputs, is_folded, is_spoken, registered_domain
@@ -60,12 +61,12 @@ TRANSCRIBED = [
 
 
 wildcard_constraints:
-    corpus="|".join(CORPORA),
-    domain="|".join(sorted({*DOMAINS, *GENERAL})),
-    base="|".join(STUDY.bases),
-    adapter="|".join(STUDY.adapters) or "none",
-    mixture="|".join(STUDY.mixtures) or "none",
-    stage="|".join(STUDY.lifecycle) or "none",
+    corpus=names_pattern(CORPORA),
+    domain=names_pattern([*DOMAINS, *GENERAL]),
+    base=names_pattern(STUDY.bases),
+    adapter=names_pattern(STUDY.adapters),
+    mixture=names_pattern(STUDY.mixtures),
+    stage=names_pattern(STUDY.lifecycle),
 
 
 def plain(model, without=()):
