@@ -2,7 +2,7 @@
 
 import sys
 from functools import cache
-from inspect import signature
+from inspect import isfunction, signature
 from os.path import dirname, exists
 from pathlib import Path
 from signal import SIGTERM
@@ -104,7 +104,6 @@ def audio_of(corpus, domains):
     return ancient([*spoken, *(f"{folder}/files.json" for folder in spoken)])
 
 
-SCALED = signature(lambda wildcards, attempt: None)
 code_of_adapter = cache(adapter_code)  # of thousands of jobs few differ
 
 
@@ -114,8 +113,16 @@ def per_attempt(amount):
     def scaled(wildcards, attempt):
         return amount * attempt
 
-    scaled.__signature__ = SCALED  # Snakemake asks several times a job, which is slow to find out
     return scaled
+
+
+def note_signatures(rules):
+    """Of the functions that rules are made of: Snakemake asks for each several times a job and is slow to find it out."""
+    for info in (rule.ruleinfo for rule in rules):
+        parts = filter(None, (info.input, info.params, info.resources))
+        given = [info.threads, *(value for part in parts for value in (*part[0], *part[1].values()))]
+        for function in filter(isfunction, given):
+            function.__signature__ = signature(function)
 
 
 def corpora_of(domain):
