@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MAX_VALUE_LENGTH = 40  # longest piece of a user's value that an error line repeats
-# What opens somebody's account: `user:password@` or a token in an address, the value of an environment variable, a token
+# What opens somebody's account: `user:password@` or a token in an address, an environment variable of a token, a token
 # of the Hugging Face hub or of GitHub.
 SECRET = re.compile(
     r"(?<=://)[^\s/?#@]+(?=@)|(?i:(?<=[?&])[\w.-]*(?:token|secret|signature|password|key|sig)=)[^&#\s'\"]+"

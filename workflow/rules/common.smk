@@ -3,6 +3,7 @@
 import sys
 from functools import cache
 from inspect import isfunction, signature
+from operator import attrgetter
 from os.path import dirname, exists
 from pathlib import Path
 from signal import SIGTERM
@@ -118,7 +119,7 @@ def per_attempt(amount):
 
 def note_signatures(rules):
     """Of the functions that rules are made of: Snakemake asks for each several times a job and is slow to find it out."""
-    for info in (rule.ruleinfo for rule in rules):
+    for info in map(attrgetter("ruleinfo"), rules):
         parts = filter(None, (info.input, info.params, info.resources))
         given = [info.threads, *(value for part in parts for value in (*part[0], *part[1].values()))]
         for function in filter(isfunction, given):
@@ -229,7 +230,7 @@ def base_sources(wildcards):
     return {
         "files": sorted(str(path) for path in found if path.is_file()),
         "general": collect("<results>/general/{domain}/train.parquet", domain=base.corpora),
-        "audits": collect("<results>/general/{domain}/audit.json", domain=base.corpora),
+        "audits": ancient(collect("<results>/general/{domain}/audit.json", domain=base.corpora)),
         "folders": folders_of(encoder) + audio_of("general", base.corpora),
         "encoder": encoder,
     }
