@@ -26,3 +26,15 @@ def test_files_from_the_future_are_counted_and_the_first_is_named(tmp_path):
     require_past_dates(tmp_path)
     assert abs((tmp_path / "raw" / "a").stat().st_mtime - time.time()) < 60
     assert (tmp_path / "raw" / "skewed").stat().st_mtime > time.time()  # as it was
+
+
+def test_what_lies_in_the_folders_of_an_output_is_not_walked_through(tmp_path):
+    folder = tmp_path / "structures"
+    (folder / "seed0").mkdir(parents=True)
+    for path in (folder / ".snakemake_timestamp", folder / "seed0" / "a.pdb"):
+        path.touch()
+    os.utime(folder / "seed0" / "a.pdb", (2**33, 2**33))
+    require_past_dates(tmp_path)
+    os.utime(folder / ".snakemake_timestamp", (2**33, 2**33))  # by which Snakemake dates the folder
+    with pytest.raises(InputError, match=r"structures/\.snakemake_timestamp: dated in the future"):
+        require_past_dates(tmp_path)

@@ -28,6 +28,7 @@ from loratory.data.ledger import Ledger
 from loratory.domains.contract import Example
 from loratory.domains.dataset import gather_records
 from loratory.errors import InputError, on_one_line
+from loratory.job import open_log
 from loratory.mixers.core import Mixture
 from loratory.mixers.methods.xlora import Mixer
 from loratory.mixers.published import open_published
@@ -254,8 +255,28 @@ def test_an_error_line_repeats_no_secret_wherever_it_stands(address):
     assert "host.org/" in str(error)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "HF_TOKEN=hunter2",
+        "export AWS_SECRET_ACCESS_KEY='hunter2 hunter2'",
+        'GITHUB_TOKEN="hunter2"',
+        "hf_" + "hunter2" * 5,
+        "ghp_" + "hunter2" * 5,
+        "github_pat_11AA_" + "hunter2" * 5,
+    ],
+)
+def test_a_token_that_was_pasted_somewhere_is_in_no_error_line_and_no_log(line, tmp_path):
+    assert "hunter2" not in str(InputError(line, "wrong", f"see {line}", line))
+    with open_log(tmp_path / "log") as log:
+        print(f"see {line} here", file=log)
+    said = (tmp_path / "log").read_text()
+    assert "hunter2" not in said and said.startswith("see ") and said.endswith(" here\n")
+
+
 def test_what_is_no_secret_is_told_as_it_is():
-    text = "https://zenodo.org/a.csv?download=1 at user@host.org, data/hf_hub_of_small_models/a 5, key=3: monkey=1"
+    text = "batch_tokens=512 pad_token=<pad> TOKENS=5 ghp_of; "
+    text += "https://zenodo.org/a.csv?download=1 at user@host.org, data/hf_hub_of_small_models/a 5, key=3: monkey=1"
     assert on_one_line(text) == text
 
 

@@ -7,6 +7,7 @@ from time import time
 
 from loratory.errors import InputError
 
+WHOLE = ".snakemake_timestamp"  # Snakemake's mark of a folder that is an output
 AHEAD = 3600.0  # seconds by which the clocks of machines that share a folder may differ
 
 
@@ -30,9 +31,15 @@ def mend_dates(folder: Path | str) -> None:
 
 
 def future_files(folder: Path | str) -> list[str]:
-    """Files in a folder that are dated in the future."""
+    """Files of results that are dated in the future.
+
+    Where a folder is an output as a whole, Snakemake looks at its own date and not at what lies in its folders, which
+    may be tens of thousands of recordings or structures.
+    """
     latest, found = time() + AHEAD, []
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        if WHOLE in names:
+            folders.clear()
         for path in (os.path.join(place, name) for name in names):
             with suppress(FileNotFoundError):  # another run's, which is gone by now
                 if os.lstat(path).st_mtime > latest:

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MAX_VALUE_LENGTH = 40  # longest piece of a user's value that an error line repeats
-# What opens somebody's account: `user:password@` or a token in an address, a token of the Hugging Face hub.
+# What opens somebody's account: `user:password@` or a token in an address, an environment variable of a token, a token
+# of the Hugging Face hub or of GitHub.
 SECRET = re.compile(
     r"(?<=://)[^\s/?#@]+(?=@)|(?i:(?<=[?&])[\w.-]*(?:token|secret|signature|password|key|sig)=)[^&#\s'\"]+"
-    r"|\bhf_[A-Za-z0-9]{20,}"  # names of files have words after that, with _ between them
+    r"|\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|KEY)=(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s'\"]+)"
+    r"|\b(?:hf|gh[opsur])_[A-Za-z0-9]{20,}"  # names of files have words after that, with _ between them
+    r"|\bgithub_pat_\w{20,}"
 )
 
 

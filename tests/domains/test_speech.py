@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from studies import as_records
 
-from loratory.data.audio import RATE, read_audio, read_clip
+from loratory.data.audio import RATE, inspect_audio, read_audio, read_clip
 from loratory.data.clips import Clip
 from loratory.data.files import file_sha256
 from loratory.data.ledger import Ledger
@@ -522,6 +522,15 @@ def test_policies_drop_with_a_reason(corpus):
     assert ledger.reason_counts() == dict(zip(reasons, [4, 1, 4, 1, 1, 1]))
     assert ledger.n_malformed == 0
     assert next(record for record in found if record["id"] == "s01-2")["text"] == "a dog"
+
+
+def test_a_recording_far_too_long_is_dropped_by_its_header(corpus, monkeypatch):
+    soundfile.write(corpus / "s01-3.flac", noise(7, 3), RATE)
+    read = []
+    monkeypatch.setattr(build, "inspect_audio", lambda path, *times: read.append(path) or inspect_audio(path, *times))
+    found, ledger = records(corpus, max_seconds=2)
+    assert ledger.reason_counts() == {"too_long": 1} and ledger.rows[0][2:] == ("s01-3", "too_long", "3.00 s")
+    assert len(read) == len(found)
 
 
 def test_planted_copy_of_a_clip_is_dropped(corpus):

@@ -5,6 +5,7 @@ import gzip
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ from scipy.spatial.transform import Rotation
 
 from loratory.errors import InputError
 from loratory.evaluation import superposition
-from loratory.evaluation.structure import MAX_ALIGNED, TmScore, mean_plddt, nearest_reference, read_trace, tm_score
+from loratory.evaluation.structure import (
+    MAX_ALIGNED,
+    TmScore,
+    mean_plddt,
+    nearest_reference,
+    read_trace,
+    structure_folder,
+    tm_score,
+)
 
 TOOLS = ("search", "tmtools")
 
@@ -58,6 +67,13 @@ def alanines(path, coordinates, b=None):
 
 
 # --- reading ---
+
+
+def test_systems_of_like_names_have_folders_of_their_own():
+    systems = ["xlora:uniform", "xlora_uniform", "lora@protein", "lora_protein", "lora@protein-cow"]
+    folders = {structure_folder(Path("structures"), seed, name) for name in systems for seed in (0, None)}
+    assert len({str(folder).casefold() for folder in folders}) == 2 * len(systems)
+    assert all(len(folder.parts) == 3 for folder in folders)
 
 
 def test_modified_residues_and_any_location_count_and_ions_do_not(tmp_path):

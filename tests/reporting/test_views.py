@@ -168,7 +168,7 @@ def test_the_nearest_chain_is_laid_on_the_sample(tmp_path):
     record = {"id": "near", "sequence": letters, "backbone": moved.ravel().astype(np.float32)}
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "test.parquet")
     for name in ("sample-1", "sample-2"):
-        path = tmp_path / "seed3" / "lora_d" / f"{name}.pdb"
+        path = tmp_path / "seed3" / "lora@d" / f"{name}.pdb"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(chain_text(KnownChain(letters, atoms), np.linspace(40, 90, 30)))
     common = {"plddt": 65.0, "unfolded": None, "tm_longer": 1.0}

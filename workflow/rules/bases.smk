@@ -21,7 +21,7 @@ rule prepare_base:
     benchmark:
         "<benchmarks>/prepare_base/{base}.tsv"
     wildcard_constraints:
-        base="|".join(name for name in STUDY.bases if name not in CONTINUED) or "none",
+        base=names_pattern({*STUDY.bases} - {*CONTINUED}),
     conda:
         "../../envs/train.yaml"
     threads: lambda wc: base_threads(wc.base)
@@ -61,7 +61,7 @@ rule continue_base:
     benchmark:
         "<benchmarks>/continue_base/{base}.tsv"
     wildcard_constraints:
-        base="|".join(CONTINUED) or "none",
+        base=names_pattern(CONTINUED),
     conda:
         "../../envs/train.yaml"
     threads: lambda wc: STUDY.adapters[CONTINUED[wc.base].adapter].training.threads

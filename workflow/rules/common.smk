@@ -2,7 +2,8 @@
 
 import sys
 from functools import cache
-from inspect import signature
+from inspect import isfunction, signature
+from operator import attrgetter
 from os.path import dirname, exists
 from pathlib import Path
 from signal import SIGTERM
@@ -16,6 +17,7 @@ from loratory.dates import mend_dates, require_past_dates
 from loratory.domains.fetch import listed_state
 from loratory.errors import InputError
 from loratory.locks import note_lock_owner, remove_lost_locks
+from loratory.patterns import names_pattern
 from loratory.provenance import adapter_code, base_code, code_digest, continued_code, domain_modules
 from loratory.provenance import features_code, mixture_code, stage_code
 from loratory.registry import code_path, family_outputs, is_folded, is_spoken, registered_domain
@@ -60,12 +62,12 @@ TRANSCRIBED = [
 
 
 wildcard_constraints:
-    corpus="|".join(CORPORA),
-    domain="|".join(sorted({*DOMAINS, *GENERAL})),
-    base="|".join(STUDY.bases),
-    adapter="|".join(STUDY.adapters) or "none",
-    mixture="|".join(STUDY.mixtures) or "none",
-    stage="|".join(STUDY.lifecycle) or "none",
+    corpus=names_pattern(CORPORA),
+    domain=names_pattern([*DOMAINS, *GENERAL]),
+    base=names_pattern(STUDY.bases),
+    adapter=names_pattern(STUDY.adapters),
+    mixture=names_pattern(STUDY.mixtures),
+    stage=names_pattern(STUDY.lifecycle),
 
 
 def plain(model, without=()):
@@ -103,7 +105,6 @@ def audio_of(corpus, domains):
     return ancient([*spoken, *(f"{folder}/files.json" for folder in spoken)])
 
 
-SCALED = signature(lambda wildcards, attempt: None)
 code_of_adapter = cache(adapter_code)  # of thousands of jobs few differ
 
 
@@ -113,8 +114,16 @@ def per_attempt(amount):
     def scaled(wildcards, attempt):
         return amount * attempt
 
-    scaled.__signature__ = SCALED  # Snakemake asks several times a job, which is slow to find out
     return scaled
+
+
+def note_signatures(rules):
+    """Of the functions that rules are made of: Snakemake asks for each several times a job and is slow to find it out."""
+    for info in map(attrgetter("ruleinfo"), rules):
+        parts = filter(None, (info.input, info.params, info.resources))
+        given = [info.threads, *(value for part in parts for value in (*part[0], *part[1].values()))]
+        for function in filter(isfunction, given):
+            function.__signature__ = signature(function)
 
 
 def corpora_of(domain):
@@ -221,7 +230,7 @@ def base_sources(wildcards):
     return {
         "files": sorted(str(path) for path in found if path.is_file()),
         "general": collect("<results>/general/{domain}/train.parquet", domain=base.corpora),
-        "audits": collect("<results>/general/{domain}/audit.json", domain=base.corpora),
+        "audits": ancient(collect("<results>/general/{domain}/audit.json", domain=base.corpora)),
         "folders": folders_of(encoder) + audio_of("general", base.corpora),
         "encoder": encoder,
     }

@@ -1,11 +1,11 @@
 """Reading Cα traces from PDB and mmCIF files, and what is measured on them: pLDDT, TM-score, RMSD."""
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -75,8 +75,8 @@ def read_references(path: Path | str) -> dict[str, KnownChain]:
 
 
 def structure_folder(structures: Path, seed: int | None, system: str) -> Path:
-    """Where the files `{id}.pdb` of a system's samples lie; of a control without a seed, None."""
-    return structures / ("baselines" if seed is None else f"seed{seed}") / re.sub(r"\W+", "_", system)
+    """Where the files `{id}.pdb` of a system's samples lie, a folder of its own; `seed` is None of a control."""
+    return structures / ("baselines" if seed is None else f"seed{seed}") / quote(system, safe="@")
 
 
 def read_trace(path: Path | str) -> Trace:

@@ -8,7 +8,15 @@ from hashlib import sha256
 from os.path import join
 from typing import TypeVar
 
-from loratory.data.audio import FLAWS, RATE, check_stated_length, inspect_audio, recording_digest, recording_seconds
+from loratory.data.audio import (
+    FLAWS,
+    OVERHANG,
+    RATE,
+    check_stated_length,
+    inspect_audio,
+    recording_digest,
+    recording_seconds,
+)
 from loratory.data.ledger import Ledger
 from loratory.data.records import Records
 from loratory.data.splits import SPLITS, connected_components, count_shared, links_by_key
@@ -72,7 +80,7 @@ def read(files: Files, dataset: Dataset, ledger: Ledger) -> Iterator[dict]:
             if number:  # the utterance itself is counted
                 ledger.count_record()
             try:
-                unwanted = table_drop_reason(record, dataset)
+                unwanted = table_drop_reason(record, dataset) or stated_drop_reason(record, dataset)
                 if not unwanted:
                     record |= clip_facts(record, utterance.seconds)
                     unwanted = length_drop_reason(record["seconds"], dataset)
@@ -271,6 +279,18 @@ def table_drop_reason(record: dict, dataset: Dataset) -> tuple[str, str] | None:
         return "age_unknown", record["speaker"]
     wanted = (youngest is None or youngest <= age) and (oldest is None or age <= oldest)
     return None if wanted else ("other_age", f"{age} years")
+
+
+def stated_drop_reason(record: dict, dataset: Dataset) -> tuple[str, str] | None:
+    """As `length_drop_reason` by the header alone: an hour is not read to learn that it is too long.
+
+    Segments about as long as they may be, or beyond the end of their recording, are left to whoever reads them.
+    """
+    whole = recording_seconds(record["audio"])
+    last = record["end"] if record["end"] >= 0 else whole
+    seconds = last - record["start"]
+    far = dataset.max_seconds + OVERHANG < seconds and last <= whole
+    return ("too_long", f"{seconds:.2f} s") if far else None
 
 
 def length_drop_reason(seconds: float, dataset: Dataset) -> tuple[str, str] | None:
