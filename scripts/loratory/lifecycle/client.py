@@ -25,6 +25,7 @@ from flwr.common import (
     GetPropertiesIns,
     GetPropertiesRes,
     Parameters,
+    Scalar,
     Status,
     ndarrays_to_parameters,
     parameters_to_ndarrays,
@@ -128,7 +129,7 @@ class AdapterClient(Client):
         self.accelerator = Accelerator(mixed_precision=autocast, cpu=on_cpu)
 
     def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
-        own = {"client": self.number, "examples": len(self.items), "fixed": self.fixed, "key": self.key}
+        own: dict[str, Scalar] = {"client": self.number, "examples": len(self.items), "fixed": self.fixed, "key": self.key}
         return GetPropertiesRes(FINE, own)
 
     def fit(self, ins: FitIns) -> FitRes:
@@ -138,7 +139,7 @@ class AdapterClient(Client):
         """
         fill_parameters(self.trained, unpack_tensors(ins.parameters, self.trained))
         losses = self.take_steps(range(int(ins.config["first"]), int(ins.config["stop"])))
-        said = {} if self.privacy is not None else {"loss": float(np.mean(losses))}
+        said: dict[str, Scalar] = {} if self.privacy is not None else {"loss": float(np.mean(losses))}
         return FitRes(FINE, pack_tensors(self.trained), len(self.items), said)
 
     def take_steps(self, steps: range) -> list[float]:
