@@ -79,7 +79,7 @@ def note_answers(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("family", ["llama", "whisper"])
-def test_a_is_the_same_to_the_bit_on_all_clients_in_all_rounds_and_afterwards(federate, open_room, monkeypatch, family):
+def test_a_is_the_same_to_the_bit_on_all_clients_in_all_rounds_and_after(federate, open_room, monkeypatch, family):
     seen = note_answers(monkeypatch)
     training = federate(room=open_room(family, training=constant(4)))
     with training.attached_adapter():
