@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import models
@@ -54,15 +55,30 @@ def train(made, tmp_path):
     return learn
 
 
+def listening_addresses(port: int) -> set[str]:
+    """The last eight hexadecimal digits of the addresses at which something listens on a port of this machine."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    ends = [(*line[1].split(":"), line[3]) for line in lines if ":" in line[1]]
+    return {host[-8:] for host, at, state in ends if int(at, 16) == port and state == "0A"}
+
+
 def test_processes_learn_what_a_simulation_does_and_one_that_is_killed_is_left_out(train, monkeypatch, capsys):
     """Three clients; the last is killed behind the first of three rounds, and in the simulation fails there."""
     started, start, aggregate = [], federation.start_client_process, federation.CheckedFedAvg.aggregate_fit
-    monkeypatch.setattr(federation, "start_client_process", lambda *args: started.append(start(*args)) or started[-1])
+    address = []
+
+    def note(training, number, at, key):
+        address.append(at)
+        started.append(start(training, number, at, key))
+        return started[-1]
+
+    monkeypatch.setattr(federation, "start_client_process", note)
 
     def kill_last(self, server_round, results, failures):
         found = aggregate(self, server_round, results, failures)
         if server_round == 1:
             assert len(results) == 3, "all have answered before"
+            assert listening_addresses(int(address[0].rpartition(":")[2])) == {"0100007F"}, "127.0.0.1 alone"
             os.kill(started[2].pid, signal.SIGKILL)
             started[2].wait()
         return found
