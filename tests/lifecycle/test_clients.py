@@ -25,6 +25,9 @@ class Examples:
         places = [(at, window) for at in range(len(ids)) for window in range(1 if at == 0 else 2)]
         self.places, self.items = np.array(places), [f"{ids[at]}.{window}" for at, window in places]
 
+    def __len__(self):
+        return len(self.items)
+
     def __getitem__(self, at):
         return self.items[at]
 
@@ -32,7 +35,7 @@ class Examples:
 def deal(by="speaker", clients=2, dirichlet=None, domains=("speech",), seed=0) -> list[list[str]]:
     parts = {domain: Examples(100 * number) for number, domain in enumerate(domains)}
     room = SimpleNamespace(name="many", seed=seed, examples=lambda domain, split: parts[domain])
-    return client_examples(room, domains, by, clients, dirichlet)
+    return [[*own] for own in client_examples(room, domains, by, clients, dirichlet)]
 
 
 @pytest.mark.parametrize("dirichlet", [None, 0.5, 100.0])

@@ -62,7 +62,7 @@ def listening_addresses(port: int) -> set[str]:
     return {host[-8:] for host, at, state in ends if int(at, 16) == port and state == "0A"}
 
 
-def test_processes_learn_what_a_simulation_does_and_one_that_is_killed_is_left_out(train, monkeypatch, capsys):
+def test_processes_learn_what_a_simulation_does_and_one_that_is_killed_is_left_out(train, monkeypatch, capfd):
     """Three clients; the last is killed behind the first of three rounds, and in the simulation fails there."""
     started, start, aggregate = [], federation.start_client_process, federation.CheckedFedAvg.aggregate_fit
     address = []
@@ -85,7 +85,7 @@ def test_processes_learn_what_a_simulation_does_and_one_that_is_killed_is_left_o
 
     monkeypatch.setattr(federation.CheckedFedAvg, "aggregate_fit", kill_last)
     found, measures = train(processes=True)
-    assert "round 2 goes on without client 2" in capsys.readouterr().out
+    assert "round 2 goes on without client 2" in capfd.readouterr().out
     assert all(process.poll() is not None for process in started), "none is left behind"
     monkeypatch.undo()
 

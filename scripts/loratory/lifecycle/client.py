@@ -129,7 +129,12 @@ class AdapterClient(Client):
         self.accelerator = Accelerator(mixed_precision=autocast, cpu=on_cpu)
 
     def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
-        own: dict[str, Scalar] = {"client": self.number, "examples": len(self.items), "fixed": self.fixed, "key": self.key}
+        own: dict[str, Scalar] = {
+            "client": self.number,
+            "examples": len(self.items),
+            "fixed": self.fixed,
+            "key": self.key,
+        }
         return GetPropertiesRes(FINE, own)
 
     def fit(self, ins: FitIns) -> FitRes:
@@ -145,13 +150,13 @@ class AdapterClient(Client):
     def take_steps(self, steps: range) -> list[float]:
         """The loss of each step."""
         optimizer = self.session.create_optimizer(self.trained, self.recipe)
+        optimizer.zero_grad()  # of a client of the same process that has failed in a step
         take = self.take_plain_step if self.privacy is None else self.take_private_step
         self.base.model.train()
         losses = []
         for step in steps:
             torch.manual_seed(fit.step_seed(self.seed, step))
             losses.append(take(optimizer, step))
-        self.base.model.eval()
         return losses
 
     def take_plain_step(self, optimizer: torch.optim.Optimizer, step: int) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, cast
 
 import numpy as np
+from torch.utils.data import ConcatDataset, Subset
 
 from loratory.bases.core import Encoded
 from loratory.errors import InputError
@@ -18,7 +21,7 @@ DRAWS = 1000  # of shares, until every client has a record
 
 def client_examples(
     room: Room, domains: Sequence[str], column: str, clients: int | None, dirichlet: float | None
-) -> list[list[Encoded]]:
+) -> list[Sequence[Encoded]]:
     """The training examples of each client, in the order of the datasets; all examples of a record stay together.
 
     Args:
@@ -29,23 +32,32 @@ def client_examples(
     Raises:
         InputError: no such column, or too few values or records for so many clients.
     """
-    where = f"lifecycle.{room.name}"
-    values: list[str] = []
-    records: list[list[Encoded]] = []
-    for domain in domains:
-        examples = room.examples(domain, "train")
+    where, splits = f"lifecycle.{room.name}", [room.examples(domain, "train") for domain in domains]
+    values: list[str] = []  # of each record that has examples
+    places: list[list[int]] = []  # of those
+    for examples, start in zip(splits, accumulate(map(len, splits), initial=0)):
         known = record_values(examples, column, where)
-        held: dict[int, list[Encoded]] = {}
-        for place, record in enumerate(examples.places[:, 0].tolist()):
-            held.setdefault(record, []).append(examples[place])
+        held: dict[int, list[int]] = {}
+        for place, record in enumerate(examples.places[:, 0].tolist(), start):
+            held.setdefault(record, []).append(place)
         values += [known[record] for record in held]
-        records += held.values()
+        places += held.values()
     clients = len({*values}) if clients is None else clients
     if dirichlet is None:
         dealt = deal_values(values, clients, where)
     else:
         dealt = deal_shares(values, clients, dirichlet, room.seed, where)
-    return [[item for place in places for item in records[place]] for places in dealt]
+    everything = join_examples(splits)
+    return [some_examples(everything, [place for record in own for place in places[record]]) for own in dealt]
+
+
+def join_examples(parts: Sequence[Sequence[Encoded]]) -> Sequence[Encoded]:
+    """All of them, one part after the other; none is encoded for it."""
+    return cast(Sequence[Encoded], ConcatDataset(cast(Any, parts)))
+
+
+def some_examples(examples: Sequence[Encoded], places: Sequence[int]) -> Sequence[Encoded]:
+    return cast(Sequence[Encoded], Subset(cast(Any, examples), places))
 
 
 def record_values(examples: EncodedExamples, column: str, where: str) -> list[str]:

@@ -33,8 +33,8 @@ def contrast_stage(
 
     `rows` are those of `evaluation.score` for each domain and arm, by the primary metric; `summary` has, of what the
     procedure sums up over the domains, {what: {arm: [value, low, high]}}, larger numbers being better; `measures`
-    {what: {arm: mean over seeds}}. A row that is a mean of arms is an arm here. Draws take whole groups of test records
-    and training seeds, the same for all arms; domains are drawn apart.
+    {what: {arm: mean over seeds}}. A mean of arms is an arm here. Draws take whole groups of test records and training
+    seeds, the same for all arms; domains are drawn apart.
 
     Args:
         entry: the config's entry. folder: what `lifecycle.run` wrote.

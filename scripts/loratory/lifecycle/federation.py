@@ -75,14 +75,12 @@ class Plan:
     """Attributes:
     local_steps: of a client in a round. optimizer: of clients, anew in every round.
     participation: share of the clients that a round asks. processes: whether each client is one.
-    patience: seconds that a round waits for an answer from a process; None: as long as it lives.
     """
 
     local_steps: int
     optimizer: str
     participation: float = 1.0
     processes: bool = False
-    patience: float | None = None
 
 
 class LocalProxy(ClientProxy):
@@ -155,7 +153,8 @@ class CheckedFedAvg(FedAvg):
         Raises:
             InputError: none does.
         """
-        passed, reasons = {}, dict.fromkeys(self.round["asked"], "no answer")
+        failed = [f"{type(error).__name__}: {error}".strip(": ") for error in failures]
+        passed, reasons = {}, dict.fromkeys(self.round["asked"], "; ".join(["no answer", *dict.fromkeys(failed)]))
         lengths = [ClientMessage(fit_res=fit_res_to_proto(answer)).ByteSize() for _, answer in results]
         for proxy, answer in results:
             number = self.numbers[proxy.cid]
@@ -168,11 +167,10 @@ class CheckedFedAvg(FedAvg):
             else:
                 passed[number] = (proxy, answer)
                 del reasons[number]
-        failed = [f"{type(error).__name__}: {error}".strip(": ") for error in failures]
         for number, reason in reasons.items():
             print(f"{self.training.name}: round {server_round} goes on without client {number} ({reason})", flush=True)
         if not passed:
-            raise self.empty_error(server_round, "; ".join({*reasons.values(), *failed}))
+            raise self.empty_error(server_round, "; ".join(dict.fromkeys(reasons.values())))
         ordered = [passed[number] for number in sorted(passed)]
         self.round |= {"lost": sorted(reasons), "said_bytes": float(np.mean(lengths))}
         if self.training.privacy is None:
@@ -183,7 +181,7 @@ class CheckedFedAvg(FedAvg):
 
     def empty_error(self, number: int, why: str) -> InputError:
         where = f"lifecycle.{self.training.room.name}: {self.training.name}"
-        return InputError(where, f"no client is left in round {number}", why, "at least one whose answer is whole")
+        return InputError(where, f"no client is left in round {number} ({why})", expected="one whose answer is whole")
 
 
 class FederatedTraining:
@@ -226,6 +224,7 @@ class FederatedTraining:
     def iterate_arms(self) -> Iterator[Arm]:
         with self.attached_adapter() as layers:
             curve = self.learn_rounds(layers)
+            self.model.eval()
             yield Arm(self.name, self.room.base, self.model, measures=self.measures(curve), stored=True)
 
     @contextmanager
@@ -260,15 +259,17 @@ class FederatedTraining:
             strategy = CheckedFedAvg(self, key)
             strategy.meet_clients(manager, fixed_digest(layers))
             server = Server(client_manager=manager, strategy=strategy)
-            server.set_max_workers(None if self.plan.processes else 1)
+            server.set_max_workers(len(self.items) if self.plan.processes else 1)
             for number in range(done + 1, self.rounds + 1):
                 server.parameters = pack_tensors(self.trained)
-                found = server.fit_round(number, self.plan.patience)
+                found = server.fit_round(number, None)  # waits as long as a client lives
                 assert found is not None and found[0] is not None  # a round without answers has ended the run
                 fill_parameters(self.trained, unpack_tensors(found[0], self.trained))
                 curve.append({"round": number} | strategy.round)
                 if self.privacy is None:
                     progress(number - 1, strategy.round["loss"])
+                else:
+                    print(f"{self.name}: round {number} of {self.rounds}", flush=True)
                 if self.room.recipe.save_every or terminated:
                     checkpoint.save_checkpoint(job.folder, number, curve, self.trained, stateless, {}, job.made_with)
                 if terminated:
@@ -322,10 +323,10 @@ def client_processes(training: FederatedTraining, manager: SimpleClientManager, 
             time.sleep(0.1)
         yield
     finally:
-        server.stop(None)
         for process in processes:
             process.kill()
             process.wait()
+        server.stop(None)
 
 
 def start_client_process(training: FederatedTraining, number: int, address: str, key: str) -> subprocess.Popen:
@@ -347,10 +348,10 @@ def start_client_process(training: FederatedTraining, number: int, address: str,
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "loratory.lifecycle.client"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "no_grpc_proxy": LOOPBACK},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=sys.stderr,  # the log of the job
         start_new_session=True,
         text=True,
     )

@@ -68,18 +68,18 @@ class Procedure(contract.Procedure):
 
     def iterate_arms(self, entry: StageEntry, room: Room) -> Iterator[Arm]:
         require_engine(f"lifecycle.{room.name}")
+        from loratory.lifecycle.clients import join_examples
         from loratory.lifecycle.federation import PlainTraining
 
         items = self.client_items(entry, room)
         yield Arm("base", room.base, room.base.model, kind="base")
-        everything = [item for own in items for item in own]
-        yield from PlainTraining("central", room, everything, self.optimizer).iterate_arms()
+        yield from PlainTraining("central", room, join_examples(items), self.optimizer).iterate_arms()
         for number, own in enumerate(items):
             yield from PlainTraining(f"{LOCAL}:client_{number}", room, own, self.optimizer).iterate_arms()
         for training in self.federations(entry, room, items).values():
             yield from training.iterate_arms()
 
-    def client_items(self, entry: StageEntry, room: Room) -> list[list[Encoded]]:
+    def client_items(self, entry: StageEntry, room: Room) -> list[Sequence[Encoded]]:
         from loratory.lifecycle.clients import client_examples
 
         return client_examples(room, entry.domains, self.by, self.clients, self.dirichlet)
