@@ -393,3 +393,33 @@ def test_a_client_begins_where_the_server_says(federate):
         started = client.pack_tensors(training.trained)
         answers = [one.fit(FitIns(started, {"first": 0, "stop": 2})).parameters.tensors for _ in range(2)]
         assert answers[0] == answers[1] != started.tensors
+
+
+class OnGpu:
+    """A toy base whose batches lie where its model does."""
+
+    def __init__(self, toy):
+        self.toy = toy
+        toy.model.to("cuda")
+
+    def __getattr__(self, name):
+        return getattr(self.toy, name)
+
+    def collate(self, items):
+        return {key: tensor.to("cuda") for key, tensor in self.toy.collate(items).items()}
+
+    def training_batch(self, items, draw):
+        return self.collate(items)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("arm", [FFA, PLAIN, "ffa_lora_dp", "fedavg_lora_dp"])
+def test_a_gpu_learns_the_same_every_time_and_plain_arms_as_a_cpu_does(federate, open_room, arm):
+    on_cpu, _ = learn(federate(arm, room=open_room("llama", training=constant(4))))
+    found = []
+    for folder in ("first", "second"):
+        room = open_room("llama", folder=folder, training=constant(4))
+        found.append(learn(federate(arm, room=replace(room, base=OnGpu(room.base))))[0])
+    assert same(*found) and next(iter(found[0].values())).device.type == "cuda"
+    if not arm.endswith("_dp"):  # whose noise is drawn there
+        assert largest_difference({name: t.cpu() for name, t in found[0].items()}, on_cpu) < 1e-4
