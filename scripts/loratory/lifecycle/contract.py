@@ -75,3 +75,7 @@ class Procedure(Options):
     ) -> dict[str, dict[str, Number]]:
         """{what: {arm: number}} of all domains together; it is computed for values and for their draws alike."""
         return {}
+
+    def mean_arms(self, arms: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """{row of the table: the arms that it is the mean of}; such a row stands where the first of them did."""
+        return {}

@@ -33,8 +33,8 @@ def contrast_stage(
 
     `rows` are those of `evaluation.score` for each domain and arm, by the primary metric; `summary` has, of what the
     procedure sums up over the domains, {what: {arm: [value, low, high]}}, larger numbers being better; `measures`
-    {what: {arm: mean over seeds}}. Draws take whole groups of test records and training seeds, the same for all
-    arms; domains are drawn apart.
+    {what: {arm: mean over seeds}}. A mean of arms is an arm here. Draws take whole groups of test records and training
+    seeds, the same for all arms; domains are drawn apart.
 
     Args:
         entry: the config's entry. folder: what `lifecycle.run` wrote.
@@ -54,6 +54,11 @@ def contrast_stage(
         )[0]
         for at, domain in enumerate(data)
     }
+    means = entry.mean_arms(arms)
+    for row, of in means.items():
+        arms.insert(arms.index(of[0]), row)
+        for comparison in compared.values():
+            add_mean(comparison, row, of)
     report = {
         "stage": name,
         "entry": entry.model_dump(mode="json"),
@@ -61,7 +66,7 @@ def contrast_stage(
         "metrics_versions": {domain: of.version for domain, of in compared.items()},
         "rows": [{"domain": domain} | of.score_row(arm) for domain, of in compared.items() for arm in arms],
         "summary": summary_rows(entry, arms, compared),
-        "measures": mean_measures(measured),
+        "measures": mean_measures(measured, means),
         "seeds": list(seeds),
         "resamples": resamples,
         "seed": seed,
@@ -96,10 +101,26 @@ def summary_rows(
     }
 
 
-def mean_measures(measured: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """{what: {arm: mean over seeds}}."""
+def add_mean(comparison: PairedComparison, row: str, arms: Sequence[str]) -> None:
+    """Adds a system whose value, and every draw of it, is the mean of those of some arms."""
+    first = arms[0]
+    comparison.sizes[row] = comparison.sizes[first]
+    if first in comparison.missing:
+        comparison.missing[row] = comparison.missing[first]
+        return
+    values = [comparison.values[arm] for arm in arms]
+    comparison.values[row] = {run: float(np.mean([of[run] for of in values])) for run in values[0]}
+    comparison.spreads[row] = np.mean([comparison.spreads[arm] for arm in arms], axis=0)
+
+
+def mean_measures(
+    measured: Sequence[Mapping[str, Any]], means: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """{what: {arm: mean over seeds}}, and over the arms of a mean."""
     found: dict[str, dict[str, list[float]]] = {}
+    rows = {arm: row for row, of in means.items() for arm in of}
     for each in measured:
         for what, number in each["measures"].items():
-            found.setdefault(what, {}).setdefault(each["arm"], []).append(number)
+            for arm in {each["arm"], rows.get(each["arm"], each["arm"])}:
+                found.setdefault(what, {}).setdefault(arm, []).append(number)
     return {what: {arm: float(np.mean(numbers)) for arm, numbers in of.items()} for what, of in found.items()}
