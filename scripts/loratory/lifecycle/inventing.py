@@ -226,17 +226,16 @@ def target_text(base: Base, item: Encoded, ids: Sequence[int]) -> str:
 
 
 def continue_prompt(base: Base, seeds: Sequence[Example], seed: int, options: Any) -> Writer:
-    """Candidates by a causal base that continues the one prompt."""
+    """Candidates by a causal base that continues the one prompt, and ends as all seeds end."""
     item = base.encode(replace(seeds[0], target=""))
     longest = max(len(base.target_tokens(each)) for each in seeds)
     limit = min(16 + round(LENGTHS[1] * longest), base.context - len(item.ids))
-    alphabet = seeds[0].alphabet
+    by_letters, closing = bool(seeds[0].alphabet), common_frame([each.target for each in seeds])[1]
 
     def write(batch: int) -> list[str | None]:
         written = base.text(base.model, [item] * BATCH, limit, sampling_of(seed, batch, options))
-        if alphabet:
-            return [text if text.endswith(alphabet[-1]) else None for text in written]
-        return [text if len(base.tokens(text)) < limit else None for text in written]
+        ended = [by_letters or len(base.tokens(text)) < limit for text in written]
+        return [text if whole and text.endswith(closing) else None for text, whole in zip(written, ended)]
 
     return write
 
