@@ -8,7 +8,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from studies import ROOT
+from studies import ROOT, changed, shipped
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -20,7 +20,7 @@ from transformers import (
 from loratory.adapters import core
 from loratory.bases.core import load_base
 from loratory.bases.fair_esm import esm_config, esm_tokenizer
-from loratory.config import Evaluation, adapter_entry, load_config, stage_entry
+from loratory.config import Evaluation, adapter_entry, load_config, read_config, stage_entry
 from loratory.data.files import read_json
 from loratory.domains.contract import Example
 from loratory.domains.dataset import build_dataset
@@ -93,8 +93,8 @@ def entry_of(domain: str, **options):
     return stage_entry(named | DRAWN | options)
 
 
-def adapter_of(steps: int = 3, save_every: int = 0):
-    schedule = {"steps": steps, "batch_tokens": 256, "learning_rates": [0.01], "save_every": save_every}
+def adapter_of(steps: int = 3, save_every: int = 0, rate: float = 0.01):
+    schedule = {"steps": steps, "batch_tokens": 256, "learning_rates": [rate], "save_every": save_every}
     return adapter_entry({"method": "lora", "rank": 2, "training": schedule})
 
 
@@ -108,7 +108,7 @@ def open_on(built, folders, tmp_path):
         others |= {name: load_base(folders[name]) for name in entry.further_bases if name != "other"}
         adapter, data, tasks = adapter_of(steps, save_every), {domain: own.data}, {domain: own.task}
         where = ("cpu", tmp_path / "checkpoints", tmp_path / "out")
-        return open_room("moved", entry, load_base(folders[base]), others, adapter, seed, data, tasks, *where), entry
+        return open_room("moved", entry, load_base(folders[base]), adapter, seed, data, tasks, *where, others), entry
 
     return make
 
@@ -128,7 +128,7 @@ def moved(built, folders, tmp_path_factory):
                 entry=entry_of(domain, **options),
                 base_folder=folders[family],
                 further=further | ({"writer": folders["writer"]} if options else {}),
-                adapter=adapter_of(),
+                adapter=adapter_of(rate=1e-4 if family == "whisper" else 0.01),  # else it learns to end at once
                 data={domain: own.data},
                 tasks={domain: own.task},
                 seeds=(0,),
@@ -380,6 +380,34 @@ def test_a_generator_of_whole_records_is_refused(open_on):
     room, entry = open_on("protein", "causal", "causal", generator="writer")
     with pytest.raises(InputError, match=r"moved\.generator: protein: the source itself writes whole records"):
         next(entry.iterate_arms(entry, room))
+
+
+MOVED = {
+    "procedure": "trans_lora",
+    "base": "mini_lm",
+    "target": "mini_lm",
+    "domains": ["protein"],
+    "adapter": "one_rate",
+}
+WRONG = [
+    ({"target": "mini_ml"}, "target: unknown base .mini_ml.; expected one of .*did you mean `mini_lm`"),
+    ({"target": "mini_whisper"}, "target: trans_lora cannot take mini_whisper for it .whisper.; expected .* causal"),
+    (
+        {"generator": "mini_bert"},
+        "generator: trans_lora cannot take mini_bert for it .encoder.; expected .* causal or mask",
+    ),
+    (
+        {"base": "mini_bert", "target": "mini_bert", "domains": ["lncrna"]},
+        "base: a base of family encoder writes no inputs: name .* under `generator` .mini_bert.",
+    ),
+    ({"seed_examples": 1}, "seed_examples: wrong value .1.; expected greater than or equal to 2"),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), WRONG, ids=[line.split(":")[0] for _, line in WRONG])
+def test_a_wrong_entry_is_told_in_one_line(changes, line):
+    with pytest.raises(InputError, match=rf"study\.yaml: lifecycle\.moved\.{line}"):
+        read_config(changed(shipped("test"), {"lifecycle": {"moved": MOVED | changes}}), "study.yaml")
 
 
 class Stopped(Exception):

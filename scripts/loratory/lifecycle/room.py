@@ -56,7 +56,6 @@ def open_room(
     name: str,
     entry: Any,
     base: Base,
-    others: Mapping[str, Base],
     adapter: Any,
     seed: int,
     data: Mapping[str, Path],
@@ -64,6 +63,7 @@ def open_room(
     device: str,
     checkpoints: Path | str,
     out: Path | str,
+    others: Mapping[str, Base] = {},
 ) -> Room:
     facts = {
         "entry": entry.model_dump(mode="json"),

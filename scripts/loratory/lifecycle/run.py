@@ -30,7 +30,6 @@ def run_stage(
     name: str,
     entry: Any,
     base_folder: Path | str,
-    further: Mapping[str, Path],
     adapter: Any,
     data: Mapping[str, Path],
     tasks: Mapping[str, TaskOptions],
@@ -39,17 +38,18 @@ def run_stage(
     device: str,
     checkpoints: Path | str,
     out: Path | str,
+    further: Mapping[str, Path] = {},
 ) -> None:
     """Writes what every arm predicts, measures and leaves behind.
 
     Args:
         entry: the config's entry under `lifecycle`. adapter: that of the adapter which it names.
-        further: {base that the procedure needs besides: its folder}.
         data: {domain: dataset folder}, in the entry's order. tasks: {domain: task options}.
         out: folder. `predictions/{domain}/seed{n}.parquet` has rows as `predict` writes them; `measures.json` lists
             {arm, seed, measures} in the order in which arms came, and `invented.json` {arm, seed, family, domain,
             texts} of what arms learnt from; `kept/seed{n}/{arm}/` are PEFT folders of adapters, or folders of whole
             bases.
+        further: {base that the procedure needs besides: its folder}.
     """
     base, out = load_base(base_folder, device), Path(out)
     others = {other: load_base(folder, device) for other, folder in further.items()}
@@ -62,7 +62,7 @@ def run_stage(
     with atomic_write(out / "predictions") as predictions, atomic_write(out / "kept") as kept:
         kept.mkdir(parents=True)  # of stages that keep nothing too
         for seed in seeds:
-            room = open_room(name, entry, base, others, adapter, seed, data, tasks, device, checkpoints, out)
+            room = open_room(name, entry, base, adapter, seed, data, tasks, device, checkpoints, out, others)
             rows: dict[str, list[dict]] = {domain: [] for domain in data}
             for arm in entry.iterate_arms(entry, room):
                 for domain, asked in questions.items():

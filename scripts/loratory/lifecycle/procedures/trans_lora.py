@@ -57,7 +57,7 @@ class Procedure(contract.Procedure):
         return {self.target: ()} | ({self.generator: WRITERS} if self.generator not in (None, self.target) else {})
 
     def base_conflict(self, family: str) -> str | None:
-        if family == "encoder" and self.generator is None:
+        if family == "encoder" and self.generator in (None, self.target):
             return "a base of family encoder writes no inputs: name a masked or causal one under `generator`"
         return None
 
