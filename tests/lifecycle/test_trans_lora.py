@@ -19,6 +19,7 @@ from transformers import (
 
 from loratory.adapters import core
 from loratory.bases.core import load_base
+from loratory.bases.decoding import Sampling
 from loratory.bases.fair_esm import esm_config, esm_tokenizer
 from loratory.config import Evaluation, adapter_entry, load_config, read_config, stage_entry
 from loratory.data.files import read_json
@@ -336,19 +337,31 @@ def test_a_causal_generator_is_shown_seeds_alone_and_as_many_as_fit(open_on, mon
     seeds = [Example(word, "", f"will the user like {word} or not", "") for word in ("it", "text", "no")]
     shown = []
 
-    def note(model, items, limit, *rest):
-        shown.extend(room.base.tokenizer.decode(item.ids) for item in items)
-        return [f" {number} or not" for number in range(len(items))]
+    def note(base, item, limit, sampling):
+        shown.append(base.tokenizer.decode(item.ids))
+        return [f" {number} or not" for number in range(inventing.BATCH)]
 
-    monkeypatch.setattr(room.base, "text", note)
-    found = inventing.write_prompts(room.base, seeds, 0, entry)(0)
-    assert found[3] == "will the user like 3 or not"
-    assert all(text.endswith("will the user like") and "### Input" in text for text in shown)
-    assert len({*shown}) > 1, "in several orders"
-    monkeypatch.setattr(type(room.base), "context", property(lambda base: 90))
-    shown.clear()
-    inventing.write_prompts(room.base, seeds, 0, entry)(0)
-    assert max(text.count("### Input") for text in shown) < 4
+    monkeypatch.setattr(inventing, "continue_together", note)
+    write = inventing.write_prompts(room.base, seeds, 0, entry)
+    assert write(0)[3] == write(1)[3] == "will the user like 3 or not"
+    assert all(text.endswith("will the user like") and text.count("### Input") == 4 for text in shown)
+    assert shown[0] != shown[1], "in several orders"
+    tokens = len(room.base.tokens(shown[0]))
+    monkeypatch.setattr(type(room.base), "context", property(lambda base: tokens))
+    write(0)
+    assert 2 <= shown[-1].count("### Input") < 4
+    monkeypatch.setattr(type(room.base), "context", property(lambda base: 20))
+    with pytest.raises(InputError, match=r"one seed leaves no room for another input .20 tokens."):
+        write(0)
+
+
+def test_a_prompt_that_is_read_once_is_continued_as_if_each_row_had_read_it(folders):
+    base = load_base(folders["causal"])
+    item = base.encode(Example("", "", "will the user like it", ""))
+    greedy = base.text(base.model, [item], 12)
+    drawn = inventing.continue_together(base, item, 12, Sampling(0, 1.0, top_k=1))
+    assert drawn == greedy * inventing.BATCH
+    assert len({*inventing.continue_together(base, item, 12, Sampling(0, 1.0))}) > 1
 
 
 def test_holes_alone_are_filled_and_letters_stay_letters(open_on):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from loratory.adapters import core
 from loratory.bases.core import IGNORED, Base, Encoded
-from loratory.bases.decoding import Sampling, draw_tokens
+from loratory.bases.decoding import Sampling, branch_cache, decode_batch, draw_tokens, new_cache
 from loratory.bases.families.masked import target_places
 from loratory.data.batching import batches_by_length
 from loratory.data.clips import as_clip
@@ -36,6 +36,7 @@ from loratory.training.session import AdapterSession
 
 if TYPE_CHECKING:
     from loratory.adapters.deltas import Adapter
+    from loratory.bases.families.causal import Family as Causal
     from loratory.bases.families.masked import Family as Masked
 
 BATCH = 32  # candidates of one pass
@@ -118,38 +119,58 @@ def write_prompts(base: Base, seeds: Sequence[Example], seed: int, options: Any)
     """Candidates by a causal base that is shown the seeds' prompts, in another order each time, as many as fit.
 
     What all seeds begin with is given, and a candidate ends with what all of them end with.
+
+    Raises:
+        InputError: not even one seed fits.
     """
     texts = [each.prompt for each in seeds]
     opening, closing = common_frame(texts)
     limit = 16 + round(LENGTHS[1] * max(len(base.tokens(text[len(opening) :])) for text in texts))
 
-    def encode_shots(place: int) -> Encoded:
-        shown = random.Random(f"{seed} {place}").sample(texts, len(texts))
-        while True:
-            shots = [f"{MARK} {number}:\n{text.rstrip()}\n\n" for number, text in enumerate(shown, 1)]
-            prompt = "".join(shots) + f"{MARK} {len(shown) + 1}:\n{opening}"
-            try:
+    def encode_shots(batch: int) -> Encoded:
+        shown = random.Random(f"{seed} {batch}").sample(texts, len(texts))
+        for first in range(len(shown)):
+            shots = [f"{MARK} {number}:\n{text.rstrip()}\n\n" for number, text in enumerate(shown[first:], 1)]
+            prompt = "".join(shots) + f"{MARK} {len(shots) + 1}:\n{opening}"
+            with suppress_too_long():
                 item = base.encode(Example("candidate", "", prompt, ""))
-            except InputError as error:
-                if error.reason != "too_long" or len(shown) < 2:
-                    raise
-                shown = shown[1:]
-                continue
-            if len(item.ids) + limit <= base.context or len(shown) < 2:
-                return item
-            shown = shown[1:]
+                if len(item.ids) + limit <= base.context:
+                    return item
+        what, fix = "one seed leaves no room for another input", "shorten the records, or take another generator"
+        raise InputError(base.folder, what, f"{base.context} tokens", fix=fix, reason="too_long")
 
     def write(batch: int) -> list[str | None]:
-        items = [encode_shots(batch * BATCH + row) for row in range(BATCH)]
-        room = min(limit, base.context - max(len(item.ids) for item in items))
-        if room < 1:
-            what, fix = "one seed leaves no room for another input", "shorten the records, or take another generator"
-            raise InputError(base.folder, what, f"{base.context} tokens", fix=fix, reason="too_long")
-        written = base.text(base.model, items, room, sampling_of(seed, batch, options))
-        ended = [len(base.tokens(text)) < room for text in written]
+        written = continue_together(base, encode_shots(batch), limit, sampling_of(seed, batch, options))
+        ended = [len(base.tokens(text)) < limit for text in written]
         return [read_input(text, opening, closing, whole) for text, whole in zip(written, ended)]
 
     return write
+
+
+@contextmanager
+def suppress_too_long() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        if error.reason != "too_long":
+            raise
+
+
+@torch.no_grad()
+def continue_together(base: Base, item: Encoded, limit: int, sampling: Sampling) -> list[str]:
+    """BATCH texts that follow one prompt, which is read once for all of them."""
+    causal = cast("Causal", base)
+
+    def forward(inputs: dict[str, Any], cache: Any) -> Any:
+        return base.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    ids, cache = torch.tensor([item.ids], device=base.device), new_cache(base.model)
+    places = torch.arange(ids.shape[1], device=base.device)[None]
+    forward({"input_ids": ids[:, :-1], "position_ids": places[:, :-1]}, cache)
+    last = {"input_ids": ids[:, -1:], "position_ids": places[:, -1:], "attention_mask": torch.ones_like(ids)}
+    rows = {name: tensor.expand(BATCH, -1) for name, tensor in last.items()}
+    written = decode_batch(forward, rows, branch_cache(cache, BATCH), causal.end_id, limit, sampling)
+    return [cast(str, base.tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in written]
 
 
 def common_frame(texts: Sequence[str]) -> tuple[str, str]:
