@@ -1,6 +1,7 @@
 """Trans-LoRA: what is invented, kept, labelled and learnt, on tiny bases and simulated records."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import chain, product
 from types import SimpleNamespace
 
@@ -114,37 +115,38 @@ def open_on(built, folders, tmp_path):
     return make
 
 
+def run_moved(family: str, built, folders, folder, device: str = "cpu", **options) -> SimpleNamespace:
+    """What a whole stage that moves an adapter from a base to the same one has left."""
+    domain = DOMAIN[family]
+    own, entry = built(domain), entry_of(domain, **options)
+    run.run_stage(
+        name="moved",
+        entry=entry,
+        base_folder=folders[family],
+        adapter=adapter_of(rate=1e-4 if family == "whisper" else 0.01),  # else it learns to end at once
+        data={domain: own.data},
+        tasks={domain: own.task},
+        seeds=(0,),
+        evaluation=Evaluation(max_records=4),
+        device=device,
+        checkpoints=folder / "checkpoints",
+        out=folder / "out",
+        further={name: folders[family if name == "other" else name] for name in entry.further_bases},
+    )
+    measured = {each["arm"]: each["measures"] for each in read_json(folder / "out" / "measures.json")}
+    invented = read_json(folder / "out" / "invented.json")
+    return SimpleNamespace(out=folder / "out", measured=measured, invented=invented)
+
+
 @pytest.fixture(scope="module")
 def moved(built, folders, tmp_path_factory):
-    """family -> what a whole stage on it has left."""
-    made = {}
-
-    def run_moved(family: str):
-        if family not in made:
-            domain, folder = DOMAIN[family], tmp_path_factory.mktemp(f"moved_{family}")
-            own, further = built(domain), {"other": folders[family]}
-            options = {"generator": "writer", "labels": "soft"} if family == "encoder" else {}
-            run.run_stage(
-                name="moved",
-                entry=entry_of(domain, **options),
-                base_folder=folders[family],
-                further=further | ({"writer": folders["writer"]} if options else {}),
-                adapter=adapter_of(rate=1e-4 if family == "whisper" else 0.01),  # else it learns to end at once
-                data={domain: own.data},
-                tasks={domain: own.task},
-                seeds=(0,),
-                evaluation=Evaluation(max_records=4),
-                device="cpu",
-                checkpoints=folder / "checkpoints",
-                out=folder / "out",
-            )
-            measured = {each["arm"]: each["measures"] for each in read_json(folder / "out" / "measures.json")}
-            made[family] = SimpleNamespace(
-                out=folder / "out", measured=measured, invented=read_json(folder / "out" / "invented.json")
-            )
-        return made[family]
-
-    return run_moved
+    """family -> what `run_moved` gives."""
+    options = {"encoder": {"generator": "writer", "labels": "soft"}}
+    return cache(
+        lambda family: run_moved(
+            family, built, folders, tmp_path_factory.mktemp(f"moved_{family}"), **options.get(family, {})
+        )
+    )
 
 
 # Whole stages.
@@ -168,6 +170,15 @@ def test_whisper_learns_from_clips_that_no_adapter_has_heard_and_the_arm_says_so
     stage = moved("whisper")
     assert [*stage.measured][-2:] == ["seeds_only", "pseudo_labelling"]
     assert not {*NEW} & {*stage.measured} and stage.invented == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("family", ["causal", "masked", "encoder", "whisper"])
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_a_stage_runs_on_a_gpu(built, folders, tmp_path, family, labels):
+    options = {"generator": "writer"} if family == "encoder" else {}
+    stage = run_moved(family, built, folders, tmp_path, "cuda", labels=labels, **options)
+    assert [*stage.measured][-1] == ("pseudo_labelling" if family == "whisper" else "trans_lora")
 
 
 # Invariants of the method.
