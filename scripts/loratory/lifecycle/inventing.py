@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from loratory.bases.families.causal import Family as Causal
     from loratory.bases.families.masked import Family as Masked
 
-BATCH = 32  # candidates of one pass
+BATCH = 64  # candidates of one pass
 MARK, BLANKS = "### Input", " \n\t"
 LENGTHS = (0.5, 1.5)  # of the shortest and the longest seed, in letters: what is shorter or longer is malformed
 HELD_OUT = 5  # one of so many tells how good the discriminator is
