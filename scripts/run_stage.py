@@ -10,7 +10,7 @@ with log_job(snakemake, snakemake.params.adapter["training"]["threads"]):
     run_stage(
         name=snakemake.wildcards.stage,
         entry=stage_entry(params.entry),
-        base_folder=Path(snakemake.input.base).parent,
+        base_folder=Path(snakemake.input.base[0]).parent,
         adapter=adapter_entry(params.adapter),
         data={domain: Path(file).parent for domain, file in params.data.items()},
         tasks={domain: domain_options(domain, "Task", task) for domain, task in params.tasks.items()},
@@ -19,4 +19,5 @@ with log_job(snakemake, snakemake.params.adapter["training"]["threads"]):
         device=params.device,
         checkpoints=Path(params.checkpoints),
         out=Path(snakemake.output.measures).parent,
+        further={base: Path(file).parent for base, file in params.further.items()},
     )

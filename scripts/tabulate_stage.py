@@ -5,6 +5,5 @@ with log_job(snakemake):
     from loratory.reporting.stages import write_stage_table
 
     params, out = snakemake.params, snakemake.output[0].removesuffix(".html")
-    write_stage_table(
-        snakemake.input.contrast, out, about=read_json(snakemake.input.base)["note"], banner=params.banner
-    )
+    notes = dict.fromkeys(read_json(base)["note"] for base in snakemake.input.bases)
+    write_stage_table(snakemake.input.contrast, out, about="; ".join(filter(None, notes)), banner=params.banner)

@@ -83,6 +83,12 @@ def adapter_of(stage):
     return STUDY.adapters[STUDY.lifecycle[stage].adapter]
 
 
+def bases_of(stage):
+    """The manifests of a stage's bases, the entry's own first."""
+    entry = STUDY.lifecycle[stage]
+    return [f"<results>/bases/{base}/base.json" for base in (entry.base, *entry.further_bases)]
+
+
 def local_files(source):
     """A source's own files. What is fetched from an address is none, and a job finds what a running study has lost."""
     return [] if source.kind == "simulate" else [path for path in source.file_paths() if exists(path)]

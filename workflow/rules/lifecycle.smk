@@ -12,12 +12,12 @@ rule run_stages:
 
 rule run_stage:
     input:
-        folder=lambda wc: ancient(f"<results>/bases/{STUDY.lifecycle[wc.stage].base}"),
-        base=lambda wc: f"<results>/bases/{STUDY.lifecycle[wc.stage].base}/base.json",
+        folders=lambda wc: folders_of(bases_of(wc.stage)),
+        base=lambda wc: bases_of(wc.stage),
         data=lambda wc: collect(
             "<results>/data/{domain}/{split}.parquet",
             domain=STUDY.lifecycle[wc.stage].domains,
-            split=("train", "valid", "test"),
+            split=SPLITS,
         ),
         audio=lambda wc: audio_of("data", STUDY.lifecycle[wc.stage].domains),
         audits=lambda wc: ancient(
@@ -25,6 +25,7 @@ rule run_stage:
         ),
     output:
         measures="<results>/lifecycle/{stage}/measures.json",
+        invented="<results>/lifecycle/{stage}/invented.json",
         predictions=directory("<results>/lifecycle/{stage}/predictions"),
         kept=directory("<results>/lifecycle/{stage}/kept"),
     log:
@@ -43,6 +44,7 @@ rule run_stage:
     params:
         entry=lambda wc: plain(STUDY.lifecycle[wc.stage]),
         adapter=lambda wc: plain(adapter_of(wc.stage)),
+        further=lambda wc, input: by_name(STUDY.lifecycle[wc.stage].further_bases, input.base[1:]),
         data=lambda wc, input: first_by_name(STUDY.lifecycle[wc.stage].domains, input.data),
         tasks=lambda wc: {domain: plain(DOMAINS[domain].task) for domain in STUDY.lifecycle[wc.stage].domains},
         seeds=SEEDS,
@@ -59,6 +61,7 @@ rule run_stage:
 rule contrast_stage:
     input:
         measures="<results>/lifecycle/{stage}/measures.json",
+        invented="<results>/lifecycle/{stage}/invented.json",
         predictions="<results>/lifecycle/{stage}/predictions",
         data=lambda wc: collect(
             "<results>/data/{domain}/{split}.parquet", domain=STUDY.lifecycle[wc.stage].domains, split=SPLITS
@@ -86,6 +89,7 @@ rule contrast_stage:
             "lifecycle/contrast.py",
             code_path("procedure", STUDY.lifecycle[wc.stage].procedure),
             *domain_modules("metrics", STUDY.lifecycle[wc.stage].domains),
+            *domain_modules("task", STUDY.lifecycle[wc.stage].domains),
         ),
     script:
         "../../scripts/contrast_stage.py"
@@ -94,7 +98,7 @@ rule contrast_stage:
 rule tabulate_stage:
     input:
         contrast="<results>/contrasts/{stage}.stage.json",
-        base=lambda wc: f"<results>/bases/{STUDY.lifecycle[wc.stage].base}/base.json",
+        bases=lambda wc: bases_of(wc.stage),
     output:
         report(
             "<results>/tables/{stage}.stage.html",

@@ -268,6 +268,10 @@ class Base(ABC):
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         """Summed negative log-likelihood in nats `[]`, and over how many targets."""
 
+    def target_logits(self, model: Module, batch: Batch) -> torch.Tensor:
+        """Logits at each target of `loss`, in its order: `[targets, tokens]`, or those of an alphabet's letters."""
+        raise self.unsupported_error("target_logits")
+
     def count_targets(self, batch: Batch) -> int:
         """Over how many targets `loss` sums: labels of a classifier, or of positions behind the first, which nothing
         foretells."""

@@ -279,6 +279,8 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
     if base.family not in stage.families:
         what, expected = f"{stage.procedure} does not work on {stage.base}", " or ".join(stage.families)
         raise InputError(f"{at}.base", what, base.family, f"a base of family {expected}")
+    if conflict := stage.base_conflict(base.family):
+        raise InputError(f"{at}.base", conflict, stage.base)
     if len(stage.domains) < stage.fewest_domains:
         raise InputError(f"{at}.domains", "too few domains", len(stage.domains), f"at least {stage.fewest_domains}")
     for domain in stage.domains:
@@ -292,9 +294,23 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
     if adapter.method != "lora":
         raise InputError(f"{at}.adapter", f"{stage.adapter} is no LoRA", adapter.method, "an adapter of method lora")
     check_precision(f"{at}.adapter", adapter, stage.base, base)
+    for name, families in stage.further_bases.items():
+        check_further_base(at, name, families or (base.family,), stage, config)
     if len(adapter.training.learning_rates) > 1:
         what, rates = "a stage has no grid of learning rates", [*adapter.training.learning_rates]
         raise InputError(f"{at}.adapter", what, rates, "an adapter with one rate", "take the one that was best")
+
+
+def check_further_base(at: str, name: str, families: Collection[str], stage: StageEntry, config: Study) -> None:
+    at = f"{at}.{next(key for key, value in stage if value == name and key != 'base')}"
+    require_known(at, "base", name, config.bases)
+    base = config.bases[name]
+    if base.family not in families:
+        what, expected = f"{stage.procedure} cannot take {name} for it", f"a base of family {' or '.join(families)}"
+        raise InputError(at, what, base.family, expected)
+    if base.family == config.bases[stage.base].family:
+        for domain in stage.domains:
+            check_fit(at, domain, base)
 
 
 def check_features(at: str, mixture: MixtureEntry, family: str) -> None:

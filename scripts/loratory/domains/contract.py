@@ -503,6 +503,13 @@ class MetricsModule(Protocol):
         """
 
 
+class IdentityMetricsModule(MetricsModule, Protocol):
+    """`metrics.py` of a domain that knows how alike two of its records are."""
+
+    def nearest_identities(self, texts: Sequence[str], records: Sequence[Mapping]) -> list[float]:
+        """Of each text the largest identity (0–1) of what it holds to one of the records."""
+
+
 class FoldingMetricsModule(MetricsModule, Protocol):
     """`metrics.py` of a domain with bases of family "folding": rows are what `evaluation.assess` computes."""
 

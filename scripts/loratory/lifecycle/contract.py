@@ -37,6 +37,7 @@ class Arm:
         stored: the adapter that is on the model is kept.
         whole: the base itself is kept, as the folder of a base; no adapter is on it.
         timed: what a batch of the questions takes is measured, with the adapter merged.
+        invented: {domain: inputs that no person made, which it learnt from}; they are held against the test records.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Arm:
     stored: bool = False
     whole: bool = False
     timed: bool = False
+    invented: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Procedure(Options):
@@ -62,12 +64,22 @@ class Procedure(Options):
     one_domain: ClassVar[bool] = False
     fewest_domains: ClassVar[int] = 1
 
+    @property
+    def further_bases(self) -> dict[str, tuple[str, ...]]:
+        """{base that it needs besides the entry's: families that it may be of; the entry's base's own if empty}."""
+        return {}
+
+    def base_conflict(self, family: str) -> str | None:
+        """Why it cannot begin with a base of a family, with these options; None if it can."""
+        return None
+
     @abstractmethod
     def iterate_arms(self, entry: StageEntry, room: Room) -> Iterator[Arm]:
-        """Everything that the procedure is compared with, and itself, for one seed; the base first.
+        """Everything that the procedure is compared with, and itself, for one seed; first `base`: gains are over it.
 
         Args:
             entry: the config entry, which has `base`, `domains` and `adapter` besides the options.
+            room: on the entry's base; `room.others` on the further ones.
         """
 
     def summarise_arms(

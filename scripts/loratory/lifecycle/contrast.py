@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from loratory import registry
 from loratory.data.files import read_json, write_json
+from loratory.domains.dataset import read_split
+from loratory.domains.examples import domain_examples
 from loratory.evaluation.bootstrap import percentile_interval
 from loratory.evaluation.contrast import PairedComparison, compare_systems, file_digests
 from loratory.evaluation.score import Floor, finite_or_none
 from loratory.lifecycle.contract import Number, Procedure
+from loratory.lifecycle.likeness import nearest_likeness
 
 SPLIT = "test"
 
@@ -46,6 +50,7 @@ def contrast_stage(
     """
     folder = Path(folder)
     measured = read_json(folder / "measures.json")
+    measured += identity_measures(read_json(folder / "invented.json"), data, tasks)
     arms = list(dict.fromkeys(each["arm"] for each in measured))
     files = {d: {run: folder / "predictions" / d / f"seed{run}.parquet" for run in seeds} for d in data}
     compared = {
@@ -111,6 +116,25 @@ def add_mean(comparison: PairedComparison, row: str, arms: Sequence[str]) -> Non
     values = [comparison.values[arm] for arm in arms]
     comparison.values[row] = {run: float(np.mean([of[run] for of in values])) for run in values[0]}
     comparison.spreads[row] = np.mean([comparison.spreads[arm] for arm in arms], axis=0)
+
+
+def identity_measures(
+    invented: Sequence[Mapping[str, Any]], data: Mapping[str, Path], tasks: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """How near what arms learnt from comes to the test records, as `measures.json` has it: of the inputs of each arm
+    the highest and the mean identity to any record, by the domain's own measure or else by shared runs of words."""
+    found = []
+    for each in invented:
+        domain = each["domain"]
+        module, records = registry.load_module("domain", domain, "metrics"), read_split(data[domain], SPLIT)
+        if hasattr(module, "nearest_identities"):
+            nearest = module.nearest_identities(each["texts"], records)
+        else:
+            asked = domain_examples(domain, records, tasks[domain], each["family"])
+            nearest = nearest_likeness(each["texts"], [example.prompt or example.target for example in asked])
+        several = {"highest identity to test": max(nearest), "mean identity to test": float(np.mean(nearest))}
+        found.append({"arm": each["arm"], "seed": each["seed"], "measures": several})
+    return found
 
 
 def mean_measures(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from loratory.training.sweep import base_facts, data_digests, encode_split
 
 if TYPE_CHECKING:
     from loratory.adapters.contract import Method
-    from loratory.bases.core import Base
+    from loratory.bases.core import Base, Encoded
     from loratory.domains.contract import TaskOptions
     from loratory.training.schedule import Training
 
-LEARNT = ("train", "valid")  # splits that a procedure may look at
+LEARNT = ("train", "gate", "valid")  # splits that a procedure may look at
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Room:
     data: {domain: dataset folder}. tasks: {domain: task options}.
     job: title -> where a training of this name runs and keeps its checkpoints.
     examples: (domain, split) -> its examples as the base reads them, in the order of the dataset.
+    others: {name: the room on a further base}; all other things are the same.
     """
 
     name: str
@@ -38,7 +39,8 @@ class Room:
     data: Mapping[str, Path]
     tasks: Mapping[str, TaskOptions]
     job: Callable[[str], Job]
-    examples: Callable[[str, str], EncodedExamples]
+    examples: Callable[[str, str], Sequence[Encoded]]
+    others: Mapping[str, Room] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -61,12 +63,14 @@ def open_room(
     device: str,
     checkpoints: Path | str,
     out: Path | str,
+    others: Mapping[str, Base] = {},
 ) -> Room:
     facts = {
         "entry": entry.model_dump(mode="json"),
         "adapter": adapter.model_dump(mode="json"),
         "seed": seed,
         "base": base_facts(base),
+        "others": {other: base_facts(own) for other, own in others.items()},
         "data": {domain: data_digests(folder, LEARNT) for domain, folder in data.items()},
         "tasks": {domain: task.model_dump(mode="json") for domain, task in tasks.items()},
         "code": stage_code(entry.procedure, adapter.method, data),
@@ -75,8 +79,13 @@ def open_room(
     def job(title: str) -> Job:
         return Job(device, checkpoints, f"{name} {title} seed {seed}", out, **facts)
 
-    @cache
-    def examples(domain: str, split: str) -> EncodedExamples:
-        return encode_split(base, domain, data[domain], tasks[domain], split, adapter.training.max_examples)
+    def examples_on(base: Base) -> Callable[[str, str], EncodedExamples]:
+        @cache
+        def examples(domain: str, split: str) -> EncodedExamples:
+            return encode_split(base, domain, data[domain], tasks[domain], split, adapter.training.max_examples)
 
-    return Room(name, base, adapter, seed, data, tasks, job, examples)
+        return examples
+
+    room = Room(name, base, adapter, seed, data, tasks, job, examples_on(base))
+    rooms = {other: replace(room, base=own, examples=examples_on(own)) for other, own in others.items()}
+    return replace(room, others=rooms)

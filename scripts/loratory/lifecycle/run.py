@@ -38,6 +38,7 @@ def run_stage(
     device: str,
     checkpoints: Path | str,
     out: Path | str,
+    further: Mapping[str, Path] = {},
 ) -> None:
     """Writes what every arm predicts, measures and leaves behind.
 
@@ -45,19 +46,23 @@ def run_stage(
         entry: the config's entry under `lifecycle`. adapter: that of the adapter which it names.
         data: {domain: dataset folder}, in the entry's order. tasks: {domain: task options}.
         out: folder. `predictions/{domain}/seed{n}.parquet` has rows as `predict` writes them; `measures.json` lists
-            {arm, seed, measures} in the order in which arms came; `kept/seed{n}/{arm}/` are PEFT folders of adapters,
-            or folders of whole bases.
+            {arm, seed, measures} in the order in which arms came, and `invented.json` {arm, seed, family, domain,
+            texts} of what arms learnt from; `kept/seed{n}/{arm}/` are PEFT folders of adapters, or folders of whole
+            bases.
+        further: {base that the procedure needs besides: its folder}.
     """
     base, out = load_base(base_folder, device), Path(out)
+    others = {other: load_base(folder, device) for other, folder in further.items()}
     questions = {
         domain: examples_by_split(domain, folder, tasks[domain], base, (SPLIT,), evaluation)[SPLIT]
         for domain, folder in data.items()
     }
     measures: list[dict[str, Any]] = []
+    invented: list[dict[str, Any]] = []
     with atomic_write(out / "predictions") as predictions, atomic_write(out / "kept") as kept:
         kept.mkdir(parents=True)  # of stages that keep nothing too
         for seed in seeds:
-            room = open_room(name, entry, base, adapter, seed, data, tasks, device, checkpoints, out)
+            room = open_room(name, entry, base, adapter, seed, data, tasks, device, checkpoints, out, others)
             rows: dict[str, list[dict]] = {domain: [] for domain in data}
             for arm in entry.iterate_arms(entry, room):
                 for domain, asked in questions.items():
@@ -66,6 +71,8 @@ def run_stage(
                 if arm.timed:
                     measured["milliseconds a batch"] = batch_milliseconds(merge_base(arm.base), questions, evaluation)
                 measures.append({"arm": arm.name, "seed": seed, "measures": measured})
+                own = {"arm": arm.name, "seed": seed, "family": arm.base.family}
+                invented += [own | {"domain": domain, "texts": [*texts]} for domain, texts in arm.invented.items()]
                 place = kept / f"seed{seed}" / arm.name
                 if arm.stored:
                     store_adapter(arm, place, {"stage": name, "seed": seed})
@@ -73,6 +80,7 @@ def run_stage(
                     save_base(arm.base, place, name=arm.name, origin=f"stage {name}")
             for domain, found in rows.items():
                 write_rows(predictions / domain / f"seed{seed}.parquet", found)
+    write_json(out / "invented.json", invented)
     write_json(out / "measures.json", measures)
     room.job("").remove_checkpoints()
 

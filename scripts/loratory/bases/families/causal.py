@@ -220,15 +220,23 @@ class Family(Base):
 
     def token_nll(self, model: Module, batch: Batch) -> torch.Tensor:
         """`[batch, positions]` nats, 0 where nothing is scored; positions that no row is scored at are left out."""
+        logits, labels = self.scored_logits(model, batch)
+        nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return nll.view(labels.shape)
+
+    def target_logits(self, model: Module, batch: Batch) -> torch.Tensor:
+        logits, labels = self.scored_logits(model, batch)
+        return logits[labels != IGNORED]
+
+    def scored_logits(self, model: Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[batch, positions, tokens]` and labels `[batch, positions]` of positions that a row is scored at."""
         labels = batch["labels"][:, 1:]
         scored = (labels != IGNORED).any(0).nonzero()[:, 0]
         labels = labels[:, scored]
         if "alphabet" in batch:
             labels = letter_indices(labels, batch["alphabet"])
         with narrow_head(self.model, batch["alphabet"]) if "alphabet" in batch else nullcontext():
-            logits = self.position_logits(model, batch, scored)
-        nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return nll.view(labels.shape)
+            return self.position_logits(model, batch, scored), labels
 
     def position_logits(self, model: Module, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         """`[batch, positions, vocabulary]` at these positions alone: the head costs as much as layers do."""

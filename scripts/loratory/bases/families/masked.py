@@ -159,12 +159,15 @@ class Family(Base):
 
     def target_nll(self, model: Module, batch: Batch) -> torch.Tensor:
         """`[targets]` nats of all that is asked in a batch, in its order."""
+        targets = batch["labels"][batch["labels"] != IGNORED]
+        if "letters" in batch:
+            targets = (targets[:, None] == batch["letters"]).int().argmax(1)
+        return F.cross_entropy(self.target_logits(model, batch), targets, reduction="none")
+
+    def target_logits(self, model: Module, batch: Batch) -> torch.Tensor:
         asked = batch["labels"] != IGNORED
         logits = model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits[asked].float()
-        targets = batch["labels"][asked]
-        if "letters" in batch:
-            logits, targets = logits[:, batch["letters"]], (targets[:, None] == batch["letters"]).int().argmax(1)
-        return F.cross_entropy(logits, targets, reduction="none")
+        return logits[:, batch["letters"]] if "letters" in batch else logits
 
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         nats = self.target_nll(model, batch)

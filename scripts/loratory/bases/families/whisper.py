@@ -168,6 +168,10 @@ class Family(Base):
         """Model inputs without the last token, which nothing follows; padding on the right needs no mask."""
         return {"input_features": batch["features"], "decoder_input_ids": batch["ids"][:, :-1], "use_cache": False}
 
+    def target_logits(self, model: Module, batch: Batch) -> torch.Tensor:
+        logits = model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits
+        return logits[batch["labels"][:, 1:] != IGNORED].float()
+
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         logits = model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits
         labels = batch["labels"][:, 1:]

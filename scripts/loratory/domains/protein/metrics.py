@@ -3,8 +3,9 @@
 VERSION is raised when a metric changes its meaning: every file of metrics carries it, and tables print it above 1.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from loratory.domains.contract import Columns, Metric
 from loratory.domains.protein.judging import answer_columns, control_columns, design_columns, is_answer
 from loratory.domains.protein.quantities import SCALES
 from loratory.domains.protein.questions import CLOSE
-from loratory.domains.protein.samples import compare_samples, length_distance
+from loratory.domains.protein.samples import compare_samples, compare_with_train, length_distance
 from loratory.domains.protein.sources import ANSWERED, QUANTITIES, Quantity, Task
 
 SAMPLE_COLUMNS = ("valid", "truncated", "distinct", "cluster", "novelty", "shorter", "no_longer")
@@ -57,6 +58,14 @@ def scored_columns(row: dict, task: Task) -> dict:
         return {}
     residues = len(row["reference"].removesuffix(CLOSE))
     return {"residues": residues, "length": residues}
+
+
+def nearest_identities(texts: Sequence[str], records: Sequence[Mapping]) -> list[float]:
+    """Of each text's sequence (its longest run of residues) the identity to the nearest record, as novelty has it."""
+    runs = {str(i): max(re.findall(f"[{RESIDUES}]+", text), key=len, default="") for i, text in enumerate(texts)}
+    known = {name: sequence for name, sequence in runs.items() if sequence}
+    beside = compare_with_train(known, [record["sequence"] for record in records])
+    return [1 - beside[name]["novelty"] if name in known else 0.0 for name in runs]
 
 
 def compared_samples(rows: Mapping[int, dict], train: list[dict], task: Task) -> dict[int, dict]:
