@@ -120,23 +120,6 @@ def test_the_graph_of_rules_is_this_one(demo):
     assert demo.edges == {(rule, needed) for rule, all_needed in NEEDS.items() for needed in all_needed}
 
 
-def test_a_stage_waits_for_all_bases_that_it_needs(tmp_path):
-    given = {key: shipped("test")[key] for key in ("adapters", "evaluation", "resources")}
-    stage = {
-        "procedure": "trans_lora",
-        "base": "mini_lm",
-        "target": "twin",
-        "domains": ["protein"],
-        "adapter": "one_rate",
-    }
-    twin = {"bases.twin": DEMO["bases"]["mini_lm"], "lifecycle": {"moved": stage}}
-    found = Plan(changed(DEMO, given | twin | {"mixtures": ABSENT}), tmp_path, targets=["run_stages"])
-    [job] = [job for job in found.jobs if job.rule.name == "run_stage"]
-    for name in ("mini_lm", "twin"):
-        assert {f"results/bases/{name}", f"results/bases/{name}/base.json"} <= {*map(str, job.input)}
-    assert {*job.params.further} == {"twin"}
-
-
 def test_nothing_learns_from_test_records(demo):
     learners = [job for job in demo.jobs if job.rule.name in TRAINING]
     assert len(learners) == 10
@@ -169,6 +152,23 @@ def test_a_second_attempt_asks_every_machine_for_twice_as_much_and_knows_that_it
 def test_every_profile_tries_again():
     for path in ROOT.glob("profiles/*/config.yaml"):
         assert yaml.safe_load(path.read_text())["retries"] == 1, path
+
+
+def test_a_stage_waits_for_all_bases_that_it_needs(tmp_path):
+    given = {key: shipped("test")[key] for key in ("adapters", "evaluation", "resources")}
+    stage = {
+        "procedure": "trans_lora",
+        "base": "mini_lm",
+        "target": "twin",
+        "domains": ["protein"],
+        "adapter": "one_rate",
+    }
+    twin = {"bases.twin": DEMO["bases"]["mini_lm"], "lifecycle": {"moved": stage}}
+    found = Plan(changed(DEMO, given | twin | {"mixtures": ABSENT}), tmp_path, targets=["run_stages"])
+    [job] = [job for job in found.jobs if job.rule.name == "run_stage"]
+    for name in ("mini_lm", "twin"):
+        assert {f"results/bases/{name}", f"results/bases/{name}/base.json"} <= {*map(str, job.input)}
+    assert {*job.params.further} == {"twin"}
 
 
 def test_an_adapter_more_is_a_training_more(demo, plan):
