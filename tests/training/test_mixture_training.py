@@ -136,15 +136,15 @@ def test_what_starts_experts_of_its_own_learns_from_both_splits_and_knows_the_st
     given = (study.base, "protein", study.data["protein"], TASKS["protein"])
     both = read_training_set(*given, ("train", "gate"), study.features["protein"])
     parts = [read_training_set(*given, (split,), study.features["protein"]) for split in ("train", "gate")]
-    assert [item.ids for item in both.items] == [item.ids for part in parts for item in part.items]
-    assert [len(row.read_states()) for row in both.states] == [item.length for item in both.items]
+    assert [item.ids for item in both.examples] == [item.ids for part in parts for item in part.examples]
+    assert [len(row.read_states()) for row in both.states] == [item.length for item in both.examples]
     for row, expected in zip(both.states, [row for part in parts for row in part.states]):
         assert torch.equal(row.read_states(), expected.read_states())
 
 
 def test_a_batch_without_features_has_no_states(study):
     found = read_training_set(study.base, "protein", study.data["protein"], TASKS["protein"], ("gate",))
-    assert "hidden" not in found.collate_batch(study.base, [0, 1])
+    assert "hidden" not in found.collate_batch(study.base, [0, 1], found.examples[:2])
 
 
 @pytest.mark.parametrize("options", [{"mixer": "uniform"}, {"mixer": "slide_lora", "gating": "task_id"}])
@@ -179,14 +179,17 @@ def weights(study, out: str, seed: int) -> dict[str, bytes]:
 @pytest.fixture
 def asked(monkeypatch):
     """Every (domain, split, limit) that a training reads."""
-    found, encoded = [], training.encode_split
+    found = []
 
-    def noted(base, domain, data, task, split, limit=None):
-        items = encoded(base, domain, data, task, split, limit)
-        found.append((domain, split, limit))
-        return items
+    def note(read):
+        def noted(base, domain, data, task, split, limit=None):
+            found.append((domain, split, limit))
+            return read(base, domain, data, task, split, limit)
 
-    monkeypatch.setattr(training, "encode_split", noted)
+        return noted
+
+    for name in ("encode_split", "training_split"):
+        monkeypatch.setattr(training, name, note(getattr(training, name)))
     return found
 
 
@@ -327,7 +330,7 @@ def test_the_checkpoints_of_another_task_or_of_other_code_or_packages_are_others
     monkeypatch.setattr(
         training,
         "train_model",
-        lambda *given, made_with: (known.append(made_with), fit(*given, made_with=made_with))[1],
+        lambda *given, made_with, **options: (known.append(made_with), fit(*given, made_with=made_with, **options))[1],
     )
     study.train("codons")
     study.train("again")
@@ -380,7 +383,7 @@ def step(tmp_path, monkeypatch):
     """(mixer, {domain: text}, batches of each in a step) → mixture in training, its first step's batches and loss."""
     base, handed = causal_base(tmp_path / "base", ears=False), []
     experts = {name: trained_adapter(base.model, Method(rank=2), seed) for seed, name in enumerate(FOUR)}
-    monkeypatch.setattr(training, "train_model", lambda *given, **_: handed.append(given) or [])
+    monkeypatch.setattr(training, "train_model", lambda *given, **named: handed.append((given, named["hooks"])) or [])
 
     def begin(mixer, texts=FOUR, accumulated=1):
         mixture = Mixture(base.model, mixer.prepare_experts(experts, 0), mixer, domains=list(texts))
@@ -396,7 +399,13 @@ def step(tmp_path, monkeypatch):
             batch_tokens=64 if accumulated == 1 else 16, gradient_accumulation_steps=accumulated, **shared
         )
         training.optimise_mixture(base, opinionated(mixture), sets, {}, recipe, 0, job.Job("cpu", tmp_path, "toy"))
-        _, batches, loss, *_ = handed[-1]
+        (_, feed, loss, *_), hooks = handed[-1]
+
+        def batches(step):
+            made = feed(step)
+            hooks.see_batches(made)
+            return made
+
         return SimpleNamespace(base=base, mixture=mixture.train(), batches=batches, loss=loss, recipe=recipe)
 
     return begin

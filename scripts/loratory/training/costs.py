@@ -10,37 +10,24 @@ last step left: so it can change no result, and it counts only the weights that 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from loratory.training.encoding import example_lengths
+from loratory.training.encoding import padded_positions
 from loratory.training.session import AdapterSession
 
 
-def batch_positions(session: AdapterSession) -> list[int]:
-    """Positions, padding included, that each batch of the training puts through the model."""
-    plan, lengths, found = session.batch_plan(session.items), example_lengths(session.items), []
-    for number in range(session.recipe.batch_numbers(session.recipe.steps).start):
-        batch = plan(number)
-        longest = int(lengths[batch].max())
-        if session.augmentation is not None:
-            changed = session.augment_items([session.items[i] for i in batch], number)
-            longest = max(item.length for item in changed)
-        found.append(len(batch) * longest)
-    return found
-
-
-def total_flops(session: AdapterSession, positions: list[int]) -> float | None:
+def total_flops(session: AdapterSession, positions: int) -> float | None:
     """Floating-point operations of the whole run: of its steps, and of the passes besides them.
 
     None where PyTorch's counter does not know an operation: no such figure is worth a training that is over.
 
     Args:
-        positions: of each batch, see `batch_positions`.
+        positions: that its steps put through the model.
     """
     try:
-        first = first_batch_flops(session)
+        first = first_batch_flops(session) / padded_positions(session.batch_examples(0))
     except AssertionError as error:  # how the counter refuses shapes; before 2.13 those of grouped-query attention
         print(f"operations are not counted: {error}", flush=True)
         return None
-    return first / positions[0] * (sum(positions) + session.positions)
+    return first * (positions + session.positions)
 
 
 def first_batch_flops(session: AdapterSession) -> int:

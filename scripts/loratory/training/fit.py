@@ -7,7 +7,7 @@ saves.
 
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,13 @@ class MicroBatch:
     Attributes:
         targets: how many its loss sums over; needed where a task has several in a step, as all of them must be known
             before the first backward pass.
+        positions: that it puts through the model, padding included.
     """
 
     task: str
     batch: dict
     targets: int = 0
+    positions: int = 0
 
 
 class Loss(NamedTuple):
@@ -61,6 +63,9 @@ class TrainingHooks:
 
     def before_step(self, step: int) -> None:
         """Before the forward pass."""
+
+    def see_batches(self, batches: Sequence[MicroBatch]) -> None:
+        """Before the forward pass, with all that the step learns from."""
 
     def step_penalty(self) -> torch.Tensor | None:
         """Added once to a step's loss; the curve shows the loss without it."""
@@ -100,7 +105,8 @@ def train_model(
             from no checkpoint that was made with anything else.
 
     Returns:
-        The learning curve: one dict a step with step, loss, scheduled_rate, targets, seconds; the last has valid_loss.
+        The learning curve: one dict a step with step, loss, scheduled_rate, targets, positions, seconds and, of these,
+        those that it waited for its batches; the last has valid_loss.
 
     Raises:
         InputError: the loss is not finite.
@@ -116,14 +122,19 @@ def train_model(
             started = perf_counter()
             torch.manual_seed(step_seed(seed, step))  # of dropout, so that resume is exact
             hooks.before_step(step)
-            value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, hooks)
+            waiting = perf_counter()
+            batches = micro_batches(step)
+            waited = perf_counter() - waiting
+            hooks.see_batches(batches)
+            value, targets = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks)
             if not math.isfinite(value):
                 raise InputError(
                     title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
                 )
             seconds = perf_counter() - started
             point = {"step": step, "loss": value, "scheduled_rate": recipe.learning_rate_at(step)}
-            curve.append(point | {"targets": targets, "seconds": seconds})
+            point |= {"targets": targets, "positions": sum(micro.positions for micro in batches)}
+            curve.append(point | {"seconds": seconds, "waited": waited})
             progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
             if due or terminated:
@@ -131,6 +142,9 @@ def train_model(
                 checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with)
             if terminated:
                 raise TrainingStopped(143)
+    if done < recipe.steps:
+        seconds, waited = (sum(point[key] for point in curve) for key in ("seconds", "waited"))
+        print(f"{title}: {seconds:.1f} s, {waited / seconds:.1%} of it waiting for batches", flush=True)
     if validate and curve:
         curve[-1]["valid_loss"] = validate()
     return curve

@@ -1,6 +1,8 @@
 """Training a mixture: its gate on the `gate` split while base and experts stay as they are, bit for bit; or what its
 mixer declares instead."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,14 +28,22 @@ from loratory.mixers.store import open_experts, save_mixture
 from loratory.provenance import mixture_code
 from loratory.registry import outside_packages
 from loratory.training.costs import PeakMemory
-from loratory.training.encoding import EncodedExamples, example_lengths
+from loratory.training.encoding import (
+    Examples,
+    example_lengths,
+    join_examples,
+    padded_positions,
+    round_examples,
+    round_lengths,
+)
 from loratory.training.features import StoredStates, open_features, pad_states
-from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.feeding import Feed, known_sizes, steps_ahead
+from loratory.training.fit import Loss, MicroBatch, TrainingHooks, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
 from loratory.training.schedule import Training
-from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss
+from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss, training_split
 
 
 def train_mixture(
@@ -135,17 +145,21 @@ def train_mixture(
 
 
 StreamWeights = dict[str, torch.Tensor]  # {stream or layer: `[tokens, modules | 1, experts]`}
+Part = tuple[str, list[int], list[Encoded]]  # of a step: domain, places and examples of a batch
 
 
 @dataclass
 class TrainingSet:
     """What is learnt from one domain; `states` are those of the base, or none where they are not stored."""
 
-    items: Sequence[Encoded] = ()
+    examples: Examples = ()
     states: list[StoredStates] = field(default_factory=list)
 
-    def collate_batch(self, base: Base, chosen: list[int]) -> dict:
-        batch = base.collate([self.items[i] for i in chosen])
+    def collate_batch(self, base: Base, chosen: list[int], items: Sequence[Encoded]) -> dict:
+        """Args:
+        chosen: which of the examples `items` are.
+        """
+        batch = base.collate(items)
         if self.states:
             batch["hidden"] = pad_states([self.states[i] for i in chosen], base.device)
         return batch
@@ -163,13 +177,11 @@ def read_training_set(
     """Args:
     limit: most records of each split, by id hash; none takes all.
     """
-    found = TrainingSet()
-    for split in splits:
-        items = encode_split(base, domain, data, task, split, limit)
-        found.items = found.items.join(items) if isinstance(found.items, EncodedExamples) else items
-        if features is not None:
-            found.states += open_features(Path(features) / split, base, data, split, items)
-    return found
+    if features is None:
+        return TrainingSet(join_examples([training_split(base, domain, data, task, split, limit) for split in splits]))
+    found = {split: encode_split(base, domain, data, task, split, limit) for split in splits}
+    states = [open_features(Path(features) / split, base, data, split, items) for split, items in found.items()]
+    return TrainingSet(join_examples([*found.values()]), [state for each in states for state in each])
 
 
 def optimise_mixture(
@@ -188,45 +200,81 @@ def optimise_mixture(
         training: how; its batches are those of validation too.
     """
     budget = training.batch_tokens
-    lengths = {domain: example_lengths(examples.items) for domain, examples in sets.items()}
-    plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
-    places = {domain: place for place, domain in enumerate(sets)}
-    batches: list[MicroBatch] = []  # of the step that is being made,
-    routed: list[StreamWeights] = []  # and how each of them is routed, where the mixer must know
+    plans = {
+        domain: batching.Batches(
+            round_lengths(given.examples, seed, example_lengths),
+            budget,
+            seed,
+            known_sizes(given.examples, job, domain),
+        )
+        for domain, given in sets.items()
+    }
+    ahead = steps_ahead([given.examples for given in sets.values()], training)
+    hooks = MixtureHooks(base, mixture, {domain: place for place, domain in enumerate(sets)}, training.precision)
 
-    def micro_batches(step: int) -> list[MicroBatch]:
-        batches[:] = [
-            MicroBatch(domain, batch, base.count_targets(batch))
+    def read_step(step: int) -> list[Part]:
+        return [
+            read_batch(domain, plan, number)
             for domain, plan in plans.items()
-            for batch in (sets[domain].collate_batch(base, plan(number)) for number in training.batch_numbers(step))
+            for number in training.batch_numbers(step)
         ]
-        if mixture.mixer.balances:
-            routed[:] = route_batches(base, mixture, [(places[m.task], m.batch) for m in batches], training.precision)
-        return [*batches]
+
+    def read_batch(domain: str, plan: batching.Batches, number: int) -> Part:
+        items, chosen = round_examples(sets[domain].examples, seed, plan.epoch_and_place(number)[0]), plan(number)
+        return domain, chosen, [items[i] for i in chosen]
+
+    def collate_step(parts: list[Part]) -> list[MicroBatch]:
+        batches = [sets[domain].collate_batch(base, chosen, items) for domain, chosen, items in parts]
+        return [
+            MicroBatch(domain, batch, base.count_targets(batch), padded_positions(items))
+            for (domain, _, items), batch in zip(parts, batches)
+        ]
 
     def loss(micro: MicroBatch) -> Loss:
-        mixture.domain = places[micro.task]
+        mixture.domain = hooks.places[micro.task]
         total, targets = base.loss(mixture, micro.batch)
-        whole = step_routing(batches, routed, micro) if routed else None
-        penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, whole)
+        penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, hooks.step_routing(micro))
         return Loss(total, targets, targets * penalty)
 
     def validate_mixture() -> float:
         return validation_loss(base, mixture.eval(), valid, budget)
 
     mixture.train()
-    curve = train_model(
-        mixture.trainable_parameters(),
-        micro_batches,
-        loss,
-        training,
-        seed,
-        *job.folder_and_title,
-        validate_mixture if valid else None,
-        made_with=job.made_with,
-    )
+    with Feed(read_step, collate_step, training.steps, ahead) as feed:
+        curve = train_model(
+            mixture.trainable_parameters(),
+            feed,
+            loss,
+            training,
+            seed,
+            *job.folder_and_title,
+            validate_mixture if valid else None,
+            hooks=hooks,
+            made_with=job.made_with,
+        )
     mixture.eval()
     return curve
+
+
+class MixtureHooks(TrainingHooks):
+    """Knows the step that is being made, where the mixer must: how each of its micro-batches is routed.
+
+    Args:
+        places: {domain: its place among the experts' domains}. precision: of the passes that learn.
+    """
+
+    def __init__(self, base: Base, mixture: Mixture, places: dict[str, int], precision: str) -> None:
+        self.base, self.mixture, self.places, self.precision = base, mixture, places, precision
+        self.batches: Sequence[MicroBatch] = ()
+        self.routed: list[StreamWeights] = []
+
+    def see_batches(self, batches: Sequence[MicroBatch]) -> None:
+        if self.mixture.mixer.balances:
+            placed = [(self.places[micro.task], micro.batch) for micro in batches]
+            self.batches, self.routed = batches, route_batches(self.base, self.mixture, placed, self.precision)
+
+    def step_routing(self, micro: MicroBatch) -> StepRouting | None:
+        return step_routing(self.batches, self.routed, micro) if self.routed else None
 
 
 def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, Sequence[Encoded]], budget: int) -> float:
