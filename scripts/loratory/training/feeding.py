@@ -23,6 +23,7 @@ from loratory.training.job import Job
 from loratory.training.schedule import Schedule
 
 Read = TypeVar("Read")
+GRACE = 30  # seconds
 
 
 class Feed(Generic[Read]):
@@ -58,7 +59,7 @@ class Feed(Generic[Read]):
         options: dict[str, Any] = {}
         if self.ahead:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else they warn of the fork
-            options = {"num_workers": 1, "prefetch_factor": self.ahead, "worker_init_fn": ignore_stops}
+            options = {"num_workers": 1, "prefetch_factor": self.ahead, "worker_init_fn": outlive_stops}
             options["multiprocessing_context"] = "fork"  # a loaded base is not copied
         own = torch.Generator()  # a loader draws a number, which must not be one of the training's
         reader = StepReader(self.read)
@@ -107,10 +108,10 @@ def same(found: Any) -> Any:
     return found
 
 
-def ignore_stops(worker: int) -> None:
+def outlive_stops(worker: int) -> None:
     """A signal to all processes of a job asks its training to finish a step, for which this one is still needed."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # which ends it, unless it was ended before
 
 
 def steps_ahead(sets: Sequence[Examples], recipe: Schedule) -> int:
