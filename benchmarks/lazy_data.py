@@ -3,7 +3,7 @@
     python benchmarks/lazy_data.py [records] [records that are encoded all] [steps]
 
 Ratings with five earlier ones each, in a Parquet file as datasets are written; LoRA on a Llama of two layers with
-random weights and a byte-pair tokenizer, 2,048 positions a step. Each arm is a process of its own: seconds from opening
+random weights and a byte-pair tokenizer, 2,048 positions a step. Each arm is a process: seconds from opening
 the split to the first step's update, peak of resident memory of the process and of the one that encodes for it
 together (what they share is counted twice), and the share of the training in which it waited for its batches.
 """

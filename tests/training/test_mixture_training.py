@@ -26,6 +26,7 @@ from loratory.errors import InputError
 from loratory.mixers.core import Mixture
 from loratory.mixers.methods.llava_mole import Mixer as LlavaMole
 from loratory.mixers.methods.llava_mole import mlp_block
+from loratory.mixers.methods.xlora import Mixer as XLora
 from loratory.mixers.store import GATE, open_mixture
 from loratory.training import fit, job
 from loratory.training import mixture as training
@@ -385,7 +386,7 @@ def step(tmp_path, monkeypatch):
     experts = {name: trained_adapter(base.model, Method(rank=2), seed) for seed, name in enumerate(FOUR)}
     monkeypatch.setattr(training, "train_model", lambda *given, **named: handed.append((given, named["hooks"])) or [])
 
-    def begin(mixer, texts=FOUR, accumulated=1):
+    def begin(mixer, texts=FOUR, accumulated=1, **training_options):
         mixture = Mixture(base.model, mixer.prepare_experts(experts, 0), mixer, domains=list(texts))
         for layer in mixture.layers.values():
             layer.B.data.copy_(torch.randn(layer.B.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
@@ -395,9 +396,8 @@ def step(tmp_path, monkeypatch):
         }
         sets = {name: training.TrainingSet([*map(base.encode, each)]) for name, each in examples.items()}
         shared = {"learning_rate": 1.0, "warmup": 0.0, "decay": "constant", "clip": 1e9}
-        recipe = Training(
-            batch_tokens=64 if accumulated == 1 else 16, gradient_accumulation_steps=accumulated, **shared
-        )
+        budget = {"batch_tokens": 64 if accumulated == 1 else 16, "gradient_accumulation_steps": accumulated}
+        recipe = Training(**budget | shared | training_options)
         training.optimise_mixture(base, opinionated(mixture), sets, {}, recipe, 0, job.Job("cpu", tmp_path, "toy"))
         (_, feed, loss, *_), hooks = handed[-1]
 
@@ -453,6 +453,32 @@ def test_a_step_follows_the_balance_of_one_batch_of_all_domains(step, checkpoint
     assert len(routers) == 2 and all(expected[name].any() for name in routers)
     for name, parameter in parameters.items():
         torch.testing.assert_close(before[name] - parameter, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", [XLora(domain_loss=0.5, dropout=0), LlavaMole(mlp_experts=4, balance=3.0)])
+def test_parts_of_a_batch_give_the_gate_the_gradient_of_the_whole(step, mixer):
+    found = []
+    for micro_batch_tokens in (None, 40):
+        given = step(mixer, accumulated=3, batch_tokens=4096, micro_batch_tokens=micro_batch_tokens)
+        batches = given.batches(0)
+        parameters = given.mixture.trainable_parameters()
+        loss = fit.update(
+            *(parameters, batches, given.loss, torch.optim.SGD(parameters.values(), lr=0.0), given.recipe, 0),
+            *(Accelerator(cpu=True), hooks := GradientNote(parameters)),
+        )
+        found.append((len(batches), loss, hooks.gradient))
+        given.mixture.remove_experts()
+    (whole, one, gradient), (parts, other, again) = found
+    assert whole < parts and one[1] == other[1] and other[0] == pytest.approx(one[0], rel=1e-6)
+    assert gradient.norm() > 0 and (again - gradient).norm() < 1e-6 * gradient.norm()
+
+
+class GradientNote(fit.TrainingHooks):
+    def __init__(self, parameters):
+        self.parameters = parameters
+
+    def after_step(self, step):
+        self.gradient = torch.cat([p.grad.flatten() for p in self.parameters.values() if p.grad is not None])
 
 
 def test_without_a_balance_no_step_begins_with_a_pass_to_count(step, calls):

@@ -84,6 +84,11 @@ def cut_batches(indices: Iterable[int], lengths: Lengths, budget: int) -> list[l
     return [*batches, batch] if batch else batches
 
 
+def split_batch(lengths: Lengths, budget: int | None) -> list[list[int]]:
+    """The places of a batch's examples, in parts under a budget; None: in one part."""
+    return [[*range(len(lengths))]] if budget is None else cut_batches(range(len(lengths)), lengths, budget)
+
+
 def pad_contexts(contexts: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
     """`[len(contexts), longest, 2]` of `domains.contract.Context`, zeros behind each one's end, at least one row."""
     longest = max(1, max(map(len, contexts), default=1))

@@ -1,8 +1,8 @@
 """What a training costs besides its steps' seconds: positions, floating-point operations, peak memory.
 
-Operations are counted once, by PyTorch's own counter, over the forward and backward pass of the first batch, and taken
-as proportional to positions (padding included) for all other batches and for every pass that a method makes besides
-its steps. That leaves out: that attention grows faster than length, what the optimizer computes, and decompositions of
+Operations are counted once, by PyTorch's own counter, over the forward and backward pass of the first micro-batch, and
+taken as proportional to positions (padding included) for all others and for every pass that a method makes besides its
+steps. That leaves out: that attention grows faster than length, what the optimizer computes, and decompositions of
 weights before the first step. The count is taken when the run is over and its outcome is kept, in the state that the
 last step left: so it can change no result, and it counts only the weights that the method has switched on by then.
 """
@@ -23,7 +23,7 @@ def total_flops(session: AdapterSession, positions: int) -> float | None:
         positions: that its steps put through the model.
     """
     try:
-        first = first_batch_flops(session) / padded_positions(session.batch_examples(0))
+        first = first_batch_flops(session) / padded_positions(session.read_step(0)[0][1])
     except AssertionError as error:  # how the counter refuses shapes; before 2.13 those of grouped-query attention
         print(f"operations are not counted: {error}", flush=True)
         return None
@@ -31,8 +31,9 @@ def total_flops(session: AdapterSession, positions: int) -> float | None:
 
 
 def first_batch_flops(session: AdapterSession) -> int:
-    """Of one forward and backward pass over the first batch, as the training runs it."""
-    base, batch = session.base, session.batch(0)
+    """Of one forward and backward pass over the first micro-batch, as the training runs it."""
+    (number, items), *_ = session.read_step(0)
+    base, batch = session.base, session.make_batch(items, number)
     half = session.recipe.precision == "bf16"
     base.model.train()
     try:

@@ -13,10 +13,12 @@ import numpy as np
 
 from loratory.bases.checks import check_readable
 from loratory.bases.core import Base, Encoded
+from loratory.data.batching import split_batch
 from loratory.data.records import Records, join_records, table_records
 from loratory.domains.contract import Example, TaskOptions
 from loratory.domains.examples import domain_examples
 from loratory.errors import InputError
+from loratory.training.schedule import Schedule
 
 LEFT_OUT = 0.1  # share of a split that may be too long for a base; beyond, the data are not made for it
 KEPT = 1 << 21  # positions of encoded examples that are kept, about 100 MB; what is beyond is encoded each time
@@ -181,3 +183,9 @@ def example_lengths(items: Sequence[Encoded]) -> np.ndarray:
 def padded_positions(items: Sequence[Encoded]) -> int:
     """What the examples cost as one batch, padding included."""
     return len(items) * max(item.length for item in items)
+
+
+def split_items(items: Sequence[Encoded], recipe: Schedule) -> list[list[Encoded]]:
+    """A batch in the parts that are put through a model one after another."""
+    parts = split_batch(example_lengths(items), recipe.micro_batch_tokens)
+    return [[items[i] for i in part] for part in parts]

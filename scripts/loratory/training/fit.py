@@ -34,12 +34,14 @@ class MicroBatch:
         targets: how many its loss sums over; needed where a task has several in a step, as all of them must be known
             before the first backward pass.
         positions: that it puts through the model, padding included.
+        number: of the batch that it is, or is a part of.
     """
 
     task: str
     batch: dict
     targets: int = 0
     positions: int = 0
+    number: int = 0
 
 
 class Loss(NamedTuple):
@@ -175,7 +177,7 @@ def update(
             total, n, extra = loss(micro)
         if micro.task in counts and n != micro.targets:
             raise ValueError(f"a micro-batch of {micro.task} has {n} targets, and {micro.targets} were announced")
-        parts = counts.get(micro.task, n) * len({micro.task for micro in batches})
+        parts = max(1, counts.get(micro.task, n)) * len({micro.task for micro in batches})
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
     penalty = hooks.step_penalty()

@@ -145,7 +145,7 @@ def train_mixture(
 
 
 StreamWeights = dict[str, torch.Tensor]  # {stream or layer: `[tokens, modules | 1, experts]`}
-Part = tuple[str, list[int], list[Encoded]]  # of a step: domain, places and examples of a batch
+Part = tuple[str, int, list[int], list[Encoded]]  # domain, number of a batch, and of a micro-batch places and examples
 
 
 @dataclass
@@ -199,11 +199,10 @@ def optimise_mixture(
         sets: {domain: what is learnt from it}. valid: {domain: encoded examples} that a rate is chosen on, if any.
         training: how; its batches are those of validation too.
     """
-    budget = training.batch_tokens
     plans = {
         domain: batching.Batches(
             round_lengths(given.examples, seed, example_lengths),
-            budget,
+            training.batch_tokens,
             seed,
             known_sizes(given.examples, job, domain),
         )
@@ -213,21 +212,21 @@ def optimise_mixture(
     hooks = MixtureHooks(base, mixture, {domain: place for place, domain in enumerate(sets)}, training.precision)
 
     def read_step(step: int) -> list[Part]:
-        return [
-            read_batch(domain, plan, number)
-            for domain, plan in plans.items()
-            for number in training.batch_numbers(step)
-        ]
+        batches = product(plans, training.batch_numbers(step))
+        return [part for domain, number in batches for part in read_batch(domain, number)]
 
-    def read_batch(domain: str, plan: batching.Batches, number: int) -> Part:
-        items, chosen = round_examples(sets[domain].examples, seed, plan.epoch_and_place(number)[0]), plan(number)
-        return domain, chosen, [items[i] for i in chosen]
+    def read_batch(domain: str, number: int) -> list[Part]:
+        plan, examples = plans[domain], sets[domain].examples
+        items, chosen = round_examples(examples, seed, plan.epoch_and_place(number)[0]), plan(number)
+        read = [items[i] for i in chosen]
+        parts = batching.split_batch(example_lengths(read), training.micro_batch_tokens)
+        return [(domain, number, [chosen[i] for i in part], [read[i] for i in part]) for part in parts]
 
     def collate_step(parts: list[Part]) -> list[MicroBatch]:
-        batches = [sets[domain].collate_batch(base, chosen, items) for domain, chosen, items in parts]
+        batches = [sets[domain].collate_batch(base, chosen, items) for domain, _, chosen, items in parts]
         return [
-            MicroBatch(domain, batch, base.count_targets(batch), padded_positions(items))
-            for (domain, _, items), batch in zip(parts, batches)
+            MicroBatch(domain, batch, base.count_targets(batch), padded_positions(items), number)
+            for (domain, number, _, items), batch in zip(parts, batches)
         ]
 
     def loss(micro: MicroBatch) -> Loss:
@@ -237,7 +236,7 @@ def optimise_mixture(
         return Loss(total, targets, targets * penalty)
 
     def validate_mixture() -> float:
-        return validation_loss(base, mixture.eval(), valid, budget)
+        return validation_loss(base, mixture.eval(), valid, training.pass_tokens)
 
     mixture.train()
     with Feed(read_step, collate_step, training.steps, ahead) as feed:
@@ -257,7 +256,7 @@ def optimise_mixture(
 
 
 class MixtureHooks(TrainingHooks):
-    """Knows the step that is being made, where the mixer must: how each of its micro-batches is routed.
+    """Knows the step that is being made, where a penalty is of more than one micro-batch: how each of them is routed.
 
     Args:
         places: {domain: its place among the experts' domains}. precision: of the passes that learn.
@@ -269,12 +268,20 @@ class MixtureHooks(TrainingHooks):
         self.routed: list[StreamWeights] = []
 
     def see_batches(self, batches: Sequence[MicroBatch]) -> None:
-        if self.mixture.mixer.balances:
+        mixer, split = self.mixture.mixer, len({(m.task, m.number) for m in batches}) < len(batches)
+        if mixer.balances or (mixer.learns_labels and split):
             placed = [(self.places[micro.task], micro.batch) for micro in batches]
             self.batches, self.routed = batches, route_batches(self.base, self.mixture, placed, self.precision)
 
     def step_routing(self, micro: MicroBatch) -> StepRouting | None:
-        return step_routing(self.batches, self.routed, micro) if self.routed else None
+        if not self.routed:
+            return None
+        among = [
+            place
+            for place, other in enumerate(self.batches)
+            if self.mixture.mixer.balances or (other.task, other.number) == (micro.task, micro.number)
+        ]  # a penalty that does not balance is of one batch
+        return step_routing([self.batches[i] for i in among], [self.routed[i] for i in among], micro)
 
 
 def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, Sequence[Encoded]], budget: int) -> float:

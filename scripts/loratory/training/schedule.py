@@ -21,6 +21,12 @@ class Schedule(Options):
     steps: int = Field(200, ge=1, description="optimizer steps")
     batch_tokens: int = Field(4096, ge=1, description="most positions of a batch, padding included")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches that make one optimizer step")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most positions of one pass: a batch is learnt from in parts, which costs less memory and changes "
+        "no result; none: in one",
+    )
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
@@ -28,6 +34,11 @@ class Schedule(Options):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; bf16 is autocast")
     save_every: int = Field(200, ge=0, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads; sums depend on it in the last digits, so it is set here")
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most positions of one pass."""
+        return self.micro_batch_tokens or self.batch_tokens
 
     def batch_numbers(self, step: int) -> range:
         """Which batches, counted from the first of the training, make a step."""

@@ -14,7 +14,14 @@ from loratory.bases.core import Base, Encoded
 from loratory.data import batching
 from loratory.data.clips import as_clip
 from loratory.training.augmentation import Augmentation
-from loratory.training.encoding import Examples, example_lengths, padded_positions, round_examples, round_lengths
+from loratory.training.encoding import (
+    Examples,
+    example_lengths,
+    padded_positions,
+    round_examples,
+    round_lengths,
+    split_items,
+)
 from loratory.training.fit import MicroBatch, TrainingHooks, step_seed
 from loratory.training.schedule import Training
 
@@ -86,8 +93,9 @@ class AdapterSession(TrainingHooks):
         return self.base.training_batch(items, step_seed(self.seed, number))
 
     def read_step(self, step: int) -> list[tuple[int, list[Encoded]]]:
-        """(number, examples) of each batch of a step."""
-        return [(number, self.batch_examples(number)) for number in self.recipe.batch_numbers(step)]
+        """(number of a batch, examples) of each micro-batch of a step."""
+        batches = [(number, self.batch_examples(number)) for number in self.recipe.batch_numbers(step)]
+        return [(number, part) for number, items in batches for part in split_items(items, self.recipe)]
 
     def collate_step(self, parts: Sequence[tuple[int, list[Encoded]]]) -> list[MicroBatch]:
         """The micro-batches of what `read_step` gave."""

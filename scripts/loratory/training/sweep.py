@@ -131,7 +131,7 @@ def train_one(
         return Loss(*base.loss(base.model, micro.batch))
 
     def validate_adapter() -> float:
-        return mean_loss(base, base.model.eval(), valid, adapter.training.batch_tokens)
+        return mean_loss(base, base.model.eval(), valid, recipe.pass_tokens)
 
     base.model.train()
     try:
