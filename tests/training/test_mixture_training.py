@@ -300,6 +300,18 @@ def test_a_gate_starts_as_pytorchs_linear_layers_do_whatever_was_drawn_before(st
     assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
+def test_a_mixture_is_that_of_the_step_whose_loss_on_valid_was_lowest(study):
+    study.train("looks", training={"steps": STEPS, "learning_rates": [3.0], "validate_every": 1, "decay": "constant"})
+    losses = [loss for *_, loss in curves(study, "looks")]
+    run, valid = told(study, "looks"), {}
+    for domain in DOMAINS:
+        valid[domain] = training.encode_split(study.base, domain, study.data[domain], TASKS[domain], "valid", 4)
+    assert len(losses) == run["steps"] == STEPS and run["best_step"] == losses.index(min(losses))
+    opened = open_mixture(study.folder / "looks/seed0", study.base)
+    assert validation_loss(study.base, opened, valid, 512) == pytest.approx(min(losses), abs=1e-4)
+    opened.remove_experts()
+
+
 @pytest.mark.parametrize("updates", [STEPS + 2, 2 * STEPS + 2], ids=["second rate", "second seed"])
 def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monkeypatch):
     given = {"seeds": (0, 1), "rates": (1e-9, 0.3), "save_every": 1}

@@ -22,6 +22,7 @@ from loratory.errors import InputError
 from loratory.training import checkpoint
 from loratory.training.progress import Progress
 from loratory.training.schedule import Training
+from loratory.training.validation import Validations
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -100,7 +101,8 @@ def train_model(
 
     Args:
         micro_batches: step -> the step's micro-batches; a pure function.
-        validate: called after the last step; its value ends the curve.
+        validate: the loss on `valid` of what is trained, which it leaves as it was; called after the last step, and
+            before as `training.validation` says. Where it is called before, the best step is what remains.
         hooks: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
         made_with: what the run depends on besides the arguments (code, data, versions), in values of JSON. It goes on
@@ -108,7 +110,7 @@ def train_model(
 
     Returns:
         The learning curve: one dict a step with step, loss, scheduled_rate, targets, positions, seconds and, of these,
-        those that it waited for its batches; the last has valid_loss.
+        those that it waited for its batches; validated ones have valid_loss and validation_seconds.
 
     Raises:
         InputError: the loss is not finite.
@@ -117,10 +119,23 @@ def train_model(
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
     optimizer = hooks.create_optimizer(parameters, recipe)
-    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors(), made_with)
+
+    def changing_tensors() -> dict[str, torch.Tensor]:
+        memory = {f"memory/{name}": tensor for name, tensor in hooks.state_tensors().items()}
+        return memory | {f"parameter/{name}": parameter for name, parameter in parameters.items()}
+
+    validations = Validations(validate, recipe, changing_tensors, title)
+    done, curve = checkpoint.load_checkpoint(
+        folder, parameters, optimizer, hooks.state_tensors(), made_with, validations.best
+    )
     progress = Progress(title, done, recipe.steps)
     with TerminationSignal() as terminated:
-        for step in range(done, recipe.steps):
+        while True:
+            if validations.is_due(curve):
+                validations.validate(curve)
+            step = len(curve)
+            if step == recipe.steps or validations.is_over(curve):
+                break
             started = perf_counter()
             torch.manual_seed(step_seed(seed, step))  # of dropout, so that resume is exact
             hooks.before_step(step)
@@ -139,16 +154,15 @@ def train_model(
             curve.append(point | {"seconds": seconds, "waited": waited})
             progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
-            if due or terminated:
-                memory = hooks.state_tensors()
-                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with)
+            if due or terminated:  # before this step is validated: a training that goes on validates it anew
+                memory, best = hooks.state_tensors(), validations.best
+                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with, best)
             if terminated:
                 raise TrainingStopped(143)
     if done < recipe.steps:
         seconds, waited = (sum(point[key] for point in curve) for key in ("seconds", "waited"))
         print(f"{title}: {seconds:.1f} s, {waited / seconds:.1%} of it waiting for batches", flush=True)
-    if validate and curve:
-        curve[-1]["valid_loss"] = validate()
+    validations.restore_best()
     return curve
 
 

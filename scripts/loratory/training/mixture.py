@@ -44,6 +44,7 @@ from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
 from loratory.training.schedule import Training
 from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss, training_split
+from loratory.training.validation import kept_point
 
 
 def train_mixture(
@@ -68,18 +69,20 @@ def train_mixture(
         entry: config entry: the mixer with its options, `experts`, `training`.
         experts: {domain: folder of an adapter, with `seed{n}/`}, in the order of the gate's outputs.
         data: {domain: dataset folder}. tasks: {domain: task options}.
-        max_valid: valid records of a domain that choose between learning rates; a single rate is not validated.
+        max_valid: valid records of a domain that choose between learning rates and steps; a single rate is not
+            validated without `validate_every`.
         features: {domain: folder}, each with a folder of what the base makes of every split that is learnt from (see
             `training.features`); without them each step begins with a pass of the base.
     """
     base, out, features = load_base(base_folder, device), Path(out), features or {}
     rates: Sequence[float | None] = entry.training.learning_rates if entry.trained else (None,)
+    is_validated = len(rates) > 1 or bool(entry.trained and entry.training.validate_every)
     sets = {
         d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d), entry.training.max_examples)
         for d in experts
         if entry.trained
     }
-    valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
+    valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if is_validated}
     facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base), "code": mixture_code(experts)}
     facts |= {"data": {d: data_digests(data[d], (*entry.splits, "valid")) for d in sets}}
     facts |= {"tasks": {d: tasks[d].model_dump(mode="json") for d in sets}}
@@ -106,7 +109,7 @@ def train_mixture(
                 "job": job,
                 "mixture": mixture,
                 "curve": curve,
-                "valid_loss": curve[-1].get("valid_loss", nan) if curve else nan,
+                "valid_loss": kept_point(curve).get("valid_loss", nan) if curve else nan,
                 "trainable_parameters": sum(p.numel() for p in mixture.trainable_parameters().values()),
                 "accelerator_memory_max": memory.peak_bytes(),
             }
@@ -133,6 +136,9 @@ def train_mixture(
             "learning_rate": best["rate"],
             "learning_rates": entry.training.learning_rates if entry.trained else [],
             "grid": [{key: t[key] for key in ("rate", "valid_loss")} for t in trials if isfinite(t["valid_loss"])],
+            "steps": len(best["curve"]),
+            "best_step": kept_point(best["curve"])["step"] if best["curve"] else None,
+            "validation_time": round(sum(point.get("validation_seconds", 0.0) for point in best["curve"]), 3),
             "trainable_parameters": best["trainable_parameters"],
             "accelerator_memory_max": best["accelerator_memory_max"],
             "seconds": round(perf_counter() - started, 3),
@@ -236,7 +242,7 @@ def optimise_mixture(
         return Loss(total, targets, targets * penalty)
 
     def validate_mixture() -> float:
-        return validation_loss(base, mixture.eval(), valid, training.pass_tokens)
+        return validation_loss(base, mixture, valid, training.pass_tokens)
 
     mixture.train()
     with Feed(read_step, collate_step, training.steps, ahead) as feed:

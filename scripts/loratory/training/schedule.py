@@ -4,9 +4,9 @@ the config is read: nothing heavy."""
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loratory.domains.contract import Options
 from loratory.fields import Rates, renamed_keys
@@ -45,10 +45,6 @@ class Schedule(Options):
         first = step * self.gradient_accumulation_steps
         return range(first, first + self.gradient_accumulation_steps)
 
-    def at_rate(self, learning_rate: float) -> Training:
-        """One training of this schedule."""
-        return Training(learning_rate=learning_rate, **self.model_dump(include=set(Schedule.model_fields)))
-
 
 class Training(Schedule):
     """One training of something."""
@@ -64,7 +60,28 @@ class Training(Schedule):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
 
-class Sweep(Schedule):
+class Validated(Options):
+    """When `valid` is looked at; its records are learnt from by none."""
+
+    validate_every: int = Field(
+        0, ge=0, description="steps between looks at `valid`, of which the best is kept; 0 looks after the last alone"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="looks at `valid` without a lower loss after which a training ends; none: never"
+    )
+
+    @model_validator(mode="after")
+    def check_patience(self) -> Self:
+        if self.patience is not None and not self.validate_every:
+            raise ValueError("patience counts looks at `valid`, expected `validate_every` above 0")
+        return self
+
+
+class Trial(Validated, Training):
+    """One training of a sweep."""
+
+
+class Sweep(Validated, Schedule):
     """A training for each learning rate."""
 
     model_config = renamed_keys(learning_rate="`learning_rates`, a list")
@@ -73,6 +90,11 @@ class Sweep(Schedule):
     max_examples: int | None = Field(
         None, ge=1, description="learn from so many records of a split, by id hash (few-shot); none takes all"
     )
+
+    def at_rate(self, learning_rate: float) -> Trial:
+        """One training of this sweep."""
+        shared = {*Schedule.model_fields, *Validated.model_fields}
+        return Trial(learning_rate=learning_rate, **self.model_dump(include=shared))
 
 
 class AdapterSweep(Sweep):

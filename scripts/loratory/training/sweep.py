@@ -28,6 +28,7 @@ from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
 from loratory.training.session import AdapterSession
+from loratory.training.validation import kept_point
 
 
 def train_sweep(
@@ -131,7 +132,7 @@ def train_one(
         return Loss(*base.loss(base.model, micro.batch))
 
     def validate_adapter() -> float:
-        return mean_loss(base, base.model.eval(), valid, recipe.pass_tokens)
+        return mean_loss(base, base.model, valid, recipe.pass_tokens)
 
     base.model.train()
     try:
@@ -151,6 +152,7 @@ def train_one(
                 session,
                 job.made_with,
             )
+        base.model.eval()
         peak, positions = memory.peak_bytes(), sum(point["positions"] for point in curve)
         found, lost = export_adapter(base, adapter, linear)
         operations = costs.total_flops(session, positions)
@@ -161,7 +163,10 @@ def train_one(
     return {
         "adapter": found,
         "curve": curve,
-        "valid_loss": curve[-1]["valid_loss"],
+        "valid_loss": kept_point(curve)["valid_loss"],
+        "best_step": kept_point(curve)["step"],
+        "steps": len(curve),
+        "validation_time": sum(point.get("validation_seconds", 0.0) for point in curve),
         "transposed": any(linear.values()),
         "lost": lost,
         "prepare_time": prepared,
@@ -196,11 +201,13 @@ def optimizer_moments(state: dict) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def mean_loss(base: Base, model: torch.nn.Module, items: Sequence[Encoded], budget: int) -> float:
-    """Loss per target over all items."""
-    total, count = 0.0, 0
+    """Loss per target over all items, in eval mode."""
+    training, (total, count) = model.training, (0.0, 0)
+    model.eval()
     for batch in batching.batches_by_length(example_lengths(items), budget):
         loss, n = base.loss(model, base.collate([items[i] for i in batch]))
         total, count = total + float(loss), count + n
+    model.train(training)
     return total / count
 
 
@@ -215,6 +222,8 @@ COSTS = (
     "other_positions",
     "flops",
     "valid_loss",
+    "best_step",
+    "steps",
     "lost",
 )
 
@@ -224,8 +233,8 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
 
     Times leave validation and storage out, and are whole for a run that was resumed too.
     """
-    name, points = base.manifest["name"], trial["curve"]
-    shown = [{"step": points[-1]["step"], "train loss": points[-1]["loss"], "valid loss": trial["valid_loss"]}]
+    name, points, kept = base.manifest["name"], trial["curve"], kept_point(trial["curve"])
+    shown = [{"step": kept["step"], "train loss": kept["loss"], "valid loss": trial["valid_loss"]}]
     return {
         "domain": domain,
         "base": name,
@@ -245,6 +254,7 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
             "status": "success",
             "train_time": round(trial["train_time"], 3),
             "data_wait_time": round(trial["data_wait_time"], 3),
+            "validation_time": round(trial["validation_time"], 3),
             "num_total_params": sum(p.numel() for p in base.model.parameters()),
             "targets": sum(point["targets"] for point in points),
             "metrics": shown,
