@@ -12,6 +12,7 @@ from loratory.domains.contract import Options
 from loratory.fields import Rates, renamed_keys
 from loratory.training.augmentation import Augmentation
 
+RECOMPUTING = "compute activations anew in the backward pass: less memory, more time"
 RATES = "grid; the one of the lowest loss on `valid` is kept, of a mixture the mean over its domains"
 
 
@@ -101,3 +102,4 @@ class AdapterSweep(Sweep):
     """A training of an adapter for each learning rate."""
 
     augmentation: Augmentation | None = Field(None, description="how sound is changed before it is learnt from")
+    gradient_checkpointing: bool = Field(False, description=RECOMPUTING)

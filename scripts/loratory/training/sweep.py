@@ -27,6 +27,7 @@ from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
+from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
 from loratory.training.validation import kept_point
 
@@ -136,30 +137,33 @@ def train_one(
 
     base.model.train()
     try:
-        torch.manual_seed(seed)
-        adapter.prepare_training(session)
-        parameters = core.trainable_parameters(base.model)
-        prepared = perf_counter() - started
-        with Feed(session.read_step, session.collate_step, recipe.steps, steps_ahead([train], recipe)) as feed:
-            curve = train_model(
-                parameters,
-                feed,
-                loss,
-                recipe,
-                seed,
-                *job.folder_and_title,
-                validate_adapter,
-                session,
-                job.made_with,
-            )
-        base.model.eval()
-        peak, positions = memory.peak_bytes(), sum(point["positions"] for point in curve)
-        found, lost = export_adapter(base, adapter, linear)
-        operations = costs.total_flops(session, positions)
+        with recompute_activations(base.model, adapter.training.gradient_checkpointing):
+            torch.manual_seed(seed)
+            adapter.prepare_training(session)
+            parameters = core.trainable_parameters(base.model)
+            prepared = perf_counter() - started
+            with Feed(session.read_step, session.collate_step, recipe.steps, steps_ahead([train], recipe)) as feed:
+                curve = train_model(
+                    parameters,
+                    feed,
+                    loss,
+                    recipe,
+                    seed,
+                    *job.folder_and_title,
+                    validate_adapter,
+                    session,
+                    job.made_with,
+                )
+            base.model.eval()
+            peak, positions = memory.peak_bytes(), sum(point["positions"] for point in curve)
+            found, lost = export_adapter(base, adapter, linear)
+            operations = costs.total_flops(session, positions)
     finally:
         base.model.eval()
         core.detach(base.model)
         base.model.requires_grad_(False)
+    if peak is not None:
+        print(f"{job.title}: at most {peak / 1e6:,.0f} MB on the GPU", flush=True)
     return {
         "adapter": found,
         "curve": curve,
