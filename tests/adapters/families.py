@@ -60,7 +60,7 @@ class Toy:
         logits, labels = self.logits(model, batch), batch["labels"]
         if labels.dim() == 2:
             logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        return F.cross_entropy(logits, labels, reduction="sum"), len(labels)
+        return F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
 
     count_targets = Base.count_targets
 

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.contract import Method, Tensors
 from loratory.adapters.deltas import Adapter, Dense, InputDependent, LowRank
+from loratory.adapters.masters import drop_masters, keep_masters, master_copies
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
 
@@ -213,7 +214,7 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
     """Wraps the target layers in place; returns {module name: wrapper}. `detach` undoes it.
 
     Adapter tensors are float32 whatever the base's precision. Heads are drawn anew and made trainable, as are those of
-    the base's own weights that the method trains.
+    the base's own weights that the method trains, which have masters where they are in half precision.
     """
     layers, wrappers = target_layers(model, method.target_modules, heads), {}
     plan = method.layer_methods({name: weight_of(layer).detach().float().cpu() for name, layer in layers.items()})
@@ -233,22 +234,10 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
         parameter.data.copy_(fresh.normal_(0, spread, generator=generator) if spread else fresh.zero_())
         parameter.requires_grad_(True)
     own_weights = [name for name in method.trained_weights(model) if not is_inside(name, heads)]
-    check_precision(model, own_weights)
     for parameter in keep_originals(model, own_weights).values():
         parameter.requires_grad_(True)
+    keep_masters(model, own_weights)
     return wrappers
-
-
-def check_precision(model: nn.Module, names: list[str]) -> None:
-    """Raises:
-    InputError: weights that are to be trained are in half precision, where small steps are rounded away.
-    """
-    parameters = dict(model.named_parameters())
-    for name in names:
-        if parameters[name].dtype != torch.float32:
-            dtype = str(parameters[name].dtype).removeprefix("torch.")
-            where = f"{type(model).__name__}: {name}"
-            raise InputError(where, "a weight to be trained is in half precision", dtype, "float32")
 
 
 ORIGINALS: WeakKeyDictionary[nn.Module, dict[str, torch.Tensor]] = WeakKeyDictionary()  # originals of changed weights
@@ -274,8 +263,9 @@ def is_inside(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of what an optimizer may move, in a fixed order."""
-    return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
+    """{name: parameter, or its master} of what an optimizer may move, in a fixed order."""
+    masters = master_copies(model)
+    return {name: masters.get(name, p) for name, p in sorted(model.named_parameters()) if p.requires_grad}
 
 
 def detach(model: nn.Module) -> None:
@@ -286,6 +276,7 @@ def detach(model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     for name, original in ORIGINALS.pop(model, {}).items():
         parameters[name].data.copy_(original)
+    drop_masters(model)
 
 
 def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
@@ -302,7 +293,7 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
                 adapter.own[name] = delta
             elif delta.rank:  # a layer that lost all its rank is as it was
                 adapter.deltas[name] = delta
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters()) | master_copies(model)
     for name, original in ORIGINALS.get(model, {}).items():
         adapter.dense[name] = parameters[name].detach().float() - original.float()
     return adapter
@@ -323,7 +314,7 @@ def apply(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
     linear, layers = linear_layers(model), adaptable_layers(model)
     half = {f"{name}.weight": name for name, layer in linear.items() if layer.weight.dtype != torch.float32}
     for name, parameter in keep_originals(model, adapter.dense.keys() - half.keys()).items():
-        parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
+        parameter.data.copy_(parameter.float() + adapter.dense[name].to(parameter.device))  # rounded once
     for name in adapter.dense.keys() & half.keys():
         layer, change = linear[half[name]], adapter.dense[name]
         dense = Dense(change.T if isinstance(layer, Conv1D) else change)

@@ -5,7 +5,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from loratory import registry
-from loratory.adapters.contract import BaseWeightsMethod
 from loratory.bases.options import BaseEntry
 from loratory.config.sections import (
     AdapterEntry,
@@ -60,7 +59,6 @@ def check_names(config: Study, where: str) -> None:
                 raise InputError(f"{at}.{base}", conflict)
             for adapter in adapters:
                 require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
-                check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])
                 check_augmentation(f"{at}.{base}", config.adapters[adapter], adapter, domain)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
@@ -220,13 +218,6 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
         raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
 
 
-def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) -> None:
-    """Small steps of weights that are themselves trained would be rounded away."""
-    if base.precision != "fp32" and isinstance(adapter, BaseWeightsMethod):
-        what = f"{adapter.method} trains the base's own weights, and {name} holds them in half precision"
-        raise InputError(at, what, base.precision, "a base with `precision: fp32`")
-
-
 def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
     """Only sound is changed for training."""
     if adapter.training.augmentation is not None and not registry.is_spoken(domain):
@@ -291,7 +282,6 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
     adapter = config.adapters[stage.adapter]
     if adapter.method != "lora":
         raise InputError(f"{at}.adapter", f"{stage.adapter} is no LoRA", adapter.method, "an adapter of method lora")
-    check_precision(f"{at}.adapter", adapter, stage.base, base)
     if len(adapter.training.learning_rates) > 1:
         what, rates = "a stage has no grid of learning rates", [*adapter.training.learning_rates]
         raise InputError(f"{at}.adapter", what, rates, "an adapter with one rate", "take the one that was best")

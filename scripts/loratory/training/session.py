@@ -10,6 +10,7 @@ import torch
 
 from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
+from loratory.adapters.masters import round_masters
 from loratory.bases.core import Base, Encoded
 from loratory.data import batching
 from loratory.data.clips import as_clip
@@ -199,12 +200,14 @@ class AdapterSession(TrainingHooks):
 
     def before_step(self, step: int) -> None:
         self.method.before_step(self, step)
+        round_masters(self.model)  # a resumed training has read them from its checkpoint
 
     def step_penalty(self) -> torch.Tensor | None:
         return self.method.step_penalty(self)
 
     def after_step(self, step: int) -> None:
         self.method.after_step(self, step)
+        round_masters(self.model)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         found = self.method.state_tensors(self)

@@ -233,7 +233,11 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
             "metrics": shown,
         },
         "meta_info": {
-            "model_info": {"name": name, "sha256": base.fingerprint},
+            "model_info": {
+                "name": name,
+                "sha256": base.fingerprint,
+                "precision": base.manifest.get("precision", "fp32"),
+            },
             "dataset_info": {"domain": domain, "sha256": data},
             "package_info": package_versions()
             | outside_packages(domain=domain, method=adapter.method, family=base.family),
