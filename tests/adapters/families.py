@@ -53,7 +53,7 @@ class Toy:
     def logits(self, model, batch) -> torch.Tensor:
         if self.kind == "whisper":
             sound = torch.linspace(-1, 1, 200).expand(len(batch["ids"]), 80, 200)
-            return model(input_features=sound, decoder_input_ids=batch["ids"]).logits
+            return model(input_features=sound.to(self.model.dtype), decoder_input_ids=batch["ids"]).logits
         return model(input_ids=batch["ids"]).logits
 
     def loss(self, model, batch):

@@ -23,22 +23,6 @@ def family_of(name: str) -> str:
     return "llama" if "llama" in row(name).families else "gpt2"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_on_a_bf16_base_in_float32_and_leaves_it_as_it_was(name, tmp_path):
-    toy = half(family_of(name))
-    bare = state(toy.model)
-    train(toy, made(name), tmp_path, steps=2)
-    parameters = core.trainable_parameters(toy.model)
-    assert parameters and {p.dtype for p in parameters.values()} == {torch.float32}
-    assert all(p.isfinite().all() for p in parameters.values()) and toy.output().isfinite().all()
-    adapter = core.export(toy.model, toy.heads, {})
-    stored = [t for delta in adapter.deltas.values() for t in (delta.A, delta.B)] + [*adapter.dense.values()]
-    stored += [t for own in adapter.own.values() for t in own.tensors.values() if t.is_floating_point()]
-    assert stored and {t.dtype for t in stored} == {torch.float32}
-    core.detach(toy.model)
-    assert equal(state(toy.model), bare) and not master_copies(toy.model)
-
-
 @pytest.mark.parametrize("name", ["lora", "pissa", "dora", *OWN])
 def test_the_gradients_on_a_bf16_base_are_those_of_its_weights_in_float32(name):
     """The same rounded weights, once computed with in bf16 and once in float32."""
