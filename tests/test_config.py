@@ -204,6 +204,9 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.big: a folding base has its own precision": {
         "bases.big": {"family": "folding", "path": "esm", "precision": "bf16"}
     },
+    "bases.mini_bert: only a base of family causal is held in nf4; expected fp32 or bf16": {
+        "bases.mini_bert.precision": "nf4"
+    },
     "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
     "bases.mini_bert: only a base of family whisper takes `whisper`": {"bases.mini_bert.whisper": {}},
     "bases.gpt: no `.pt` file is read as a base of family causal": {"bases.gpt": LOCAL | {"path": "tiny.pt"}},
@@ -641,6 +644,12 @@ def test_a_base_in_half_precision_takes_every_method(name):
     changes = {"bases.mini_lm.precision": "bf16", "adapters.own": {"method": name, **needed}}
     changes |= {"domains.protein.adapters.mini_lm": ["lora", "own"]}
     loratory_config.read_config(changed(DEMO, changes), FILE)
+    if not registry.load_module("method", name).Method.needs_plain_weights:
+        loratory_config.read_config(changed(DEMO, changes | {"bases.mini_lm.precision": "nf4"}), FILE)
+        return
+    told = f"{name} needs the base's weights as they are, and mini_lm holds them packed (nf4); expected a base with"
+    found = complaint(changes | {"bases.mini_lm.precision": "nf4"})
+    assert found.startswith(f"{FILE}: domains.protein.adapters.mini_lm: {told}")
 
 
 def test_a_folding_base_is_pretrained_on_structures_and_needs_none_to_judge_it():

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from loratory import registry
-from loratory.bases.options import BaseEntry
+from loratory.bases.options import PACKED, BaseEntry
 from loratory.config.sections import (
     AdapterEntry,
     Compare,
@@ -59,6 +59,7 @@ def check_names(config: Study, where: str) -> None:
                 raise InputError(f"{at}.{base}", conflict)
             for adapter in adapters:
                 require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
+                check_plain_weights(f"{at}.{base}", config.adapters[adapter], base, bases[base])
                 check_augmentation(f"{at}.{base}", config.adapters[adapter], adapter, domain)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
@@ -218,6 +219,13 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
         raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
 
 
+def check_plain_weights(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) -> None:
+    """Weights that are packed can be read, and neither moved nor differentiated."""
+    if base.precision in PACKED and adapter.needs_plain_weights:
+        what = f"{adapter.method} needs the base's weights as they are, and {name} holds them packed"
+        raise InputError(at, what, base.precision, "a base with `precision: bf16` or `fp32`")
+
+
 def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
     """Only sound is changed for training."""
     if adapter.training.augmentation is not None and not registry.is_spoken(domain):
@@ -267,6 +275,9 @@ def check_options(at: str, mixture: MixtureEntry) -> None:
 def check_stage(at: str, stage: StageEntry, config: Study) -> None:
     require_known(f"{at}.base", "base", stage.base, config.bases)
     base, domains = config.bases[stage.base], entries_by_name(config.domains)
+    if base.precision in PACKED:
+        what = f"a stage changes weights or measures them, and {stage.base} holds them packed"
+        raise InputError(f"{at}.base", what, base.precision, "a base with `precision: bf16` or `fp32`")
     if base.family not in stage.families:
         what, expected = f"{stage.procedure} does not work on {stage.base}", " or ".join(stage.families)
         raise InputError(f"{at}.base", what, base.family, f"a base of family {expected}")

@@ -17,6 +17,8 @@ from pydantic import Field
 from loratory.adapters.methods import lamda
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from loratory.adapters import contract
@@ -29,7 +31,7 @@ class Method(lamda.Method):
 
     rank: int = Field(64, ge=1, description="mean rank of the layers; one layer has half of it to twice as much")
 
-    def layer_methods(self, weights: contract.Tensors) -> dict[str, contract.Method]:
+    def layer_methods(self, weights: Mapping[str, torch.Tensor]) -> dict[str, contract.Method]:
         energies = [spectral_energy(weight) for weight in weights.values()]
         ranks = allocate_ranks(energies, self.rank)
         return {name: self.model_copy(update={"rank": rank}) for name, rank in zip(weights, ranks)}

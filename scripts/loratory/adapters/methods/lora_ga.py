@@ -15,7 +15,7 @@ own size; `norm_clip`, which is for a W that is really changed, has no counterpa
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 class Method(offset.OffsetMethod):
     """y = W x + s (B A − B₀ A₀) x from A = A₀, B = B₀; s = alpha / √rank, or alpha / rank if not `stabilised`."""
+
+    needs_plain_weights: ClassVar[bool] = True
 
     alpha: float = Field(16.0, gt=0, description="scale numerator")
     stabilised: bool = Field(True, description="divide alpha by the root of the rank (rsLoRA), else by the rank")

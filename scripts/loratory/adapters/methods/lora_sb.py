@@ -42,6 +42,7 @@ class Method(contract.Method):
     """y = W x + B R A x; B, A have orthonormal columns and rows and are frozen, B R A starts as the first step."""
 
     fixed: ClassVar[frozenset[str]] = frozenset({"A", "B"})
+    needs_plain_weights: ClassVar[bool] = True
 
     rank: int = Field(96, ge=1, description="rank of the update; its square is what each layer trains")
     batches: int = Field(8, ge=1, description="training batches that the gradient is summed over")
