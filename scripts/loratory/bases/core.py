@@ -16,6 +16,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from loratory import registry
 from loratory.bases.decoding import Routed, Sampling
+from loratory.bases.memory import require_room
 from loratory.bases.precision import opening_options
 from loratory.data import files
 from loratory.data.audio import HOP, RATE
@@ -450,7 +451,8 @@ def load_base(folder: Path | str, device: torch.device | str = "cpu", precision:
             the heads of an encoder are float32 anyway.
 
     Raises:
-        InputError: the folder was not prepared, its files are not those it was prepared with, or `opening_options`.
+        InputError: the folder was not prepared, its files are not those it was prepared with, or as `opening_options`
+            and `require_room`.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -460,7 +462,9 @@ def load_base(folder: Path | str, device: torch.device | str = "cpu", precision:
         if digest(folder) != manifest.get(f"{what}_sha256"):
             line = f"{what} differ from those the base was prepared with"
             raise InputError(folder, line, fix="prepare the base again")
-    held = opening_options(Path(folder), precision or manifest.get("precision", "fp32"), device)
+    precision = precision or manifest.get("precision", "fp32")
+    held = opening_options(Path(folder), precision, device)
+    require_room(folder, precision, device)
     base = family_class(manifest["family"]).open(Path(folder), manifest, **held)
     for part in filter(None, (base.model, base.audio)):
         part.requires_grad_(False).eval().to(device)

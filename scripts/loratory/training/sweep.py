@@ -25,6 +25,7 @@ from loratory.training.encoding import EncodedExamples, example_lengths
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
+from loratory.training.memory import require_training_room
 from loratory.training.progress import announce_trainings
 from loratory.training.session import AdapterSession
 
@@ -46,7 +47,11 @@ def train_sweep(
     Args:
         adapter: config entry: the method with its hyper-parameters, and `training`.
         max_valid: valid records that choose between learning rates. A rate at which training diverges is not chosen.
+
+    Raises:
+        InputError: as `require_training_room`, `load_base` and `encode_split`.
     """
+    require_training_room(base_folder, adapter, adapter.training.at_rate(adapter.training.learning_rates[0]), device)
     base, out = load_base(base_folder, device), Path(out)
     sets = {
         "train": encode_split(base, domain, data, task, "train", adapter.training.max_examples),
