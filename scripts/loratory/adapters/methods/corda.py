@@ -60,7 +60,9 @@ class Method(offset.OffsetMethod):
         from loratory.adapters.spectrum import leading_singular_vectors
 
         damped, inverse = damped_inverse(covariance)
-        left, values, right = leading_singular_vectors(weight.float() @ damped, min(weight.shape))
+        left, values, right = leading_singular_vectors(
+            weight.float() @ damped, self.rank if self.mode == "ipm" else min(weight.shape)
+        )
         part = slice(self.rank) if self.mode == "ipm" else slice(-self.rank, None)
         root = (values[part] / self.scale).sqrt()
         return root[:, None] * (right[part] @ inverse), left[:, part] * root

@@ -8,7 +8,7 @@ gradient G = U Σ Vᵀ of W; Σ itself never enters.
 The theorem is about gradient descent; what trains is AdamW, as in the paper. `benchmarks/first_step.py` measures the
 cosine between the first step and −G: 0.92 by gradient descent but 0.34 by AdamW, of plain LoRA 0.24 and 0.11.
 
-Project interpretation: exact SVD instead of a randomised one, so that runs repeat; G over batches of the training's
+Project interpretation: an SVD that is the same in every run (`adapters.spectrum`); G over batches of the training's
 own size; `norm_clip`, which is for a W that is really changed, has no counterpart.
 """
 
@@ -95,11 +95,11 @@ class Method(offset.OffsetMethod):
 
     def row_length(self, weight: torch.Tensor) -> float:
         """Of each row of A₀ and each column of B₀."""
-        import torch
+        from loratory.adapters.spectrum import leading_singular_vectors
 
         if self.init_scale == "stable":
             return weight.shape[0] ** 0.25 / sqrt(self.gamma)
         if self.init_scale == "weightS":
-            leading = torch.linalg.svdvals(weight.float())[: self.rank]
+            _, leading, _ = leading_singular_vectors(weight, self.rank)
             return float((leading / self.scale).sqrt().mean())
         return 1 / self.scale if self.init_scale == "gd" else 1.0

@@ -18,7 +18,7 @@ A step of gradient descent on R follows the gradient within the frozen factors, 
 and AdamW trains. `benchmarks/first_step.py` measures the cosine between the first step and −G: 0.66 by gradient
 descent, 0.23 by AdamW (of plain LoRA 0.24 and 0.11).
 
-Project interpretation: exact SVD; Ĝ over batches of the training's own size, of which the sign alone counts.
+Project interpretation: Ĝ over batches of the training's own size, of which the sign alone counts.
 """
 
 from __future__ import annotations
