@@ -158,7 +158,10 @@ def weight_of(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Tensor:
 
 def weight_shape(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Size:
     """`[out, in]` of `weight_of`, which unpacks nothing."""
-    return torch.Size((layer.out_features, layer.in_features)) if is_packed(layer) else weight_of(layer).shape
+    if is_packed(layer):
+        linear = cast(nn.Linear, layer)
+        return torch.Size((linear.out_features, linear.in_features))
+    return weight_of(layer).shape
 
 
 class PlainWeights(Mapping[str, torch.Tensor]):

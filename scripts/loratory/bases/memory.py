@@ -34,8 +34,9 @@ def count_file_parameters(path: Path) -> int:
             return 0
 
 
-def packed_bytes(out: int, inner: int, precision: str) -> int:
-    """Of a linear layer's weight in int8 or nf4, with its scales."""
+def packed_bytes(shape: tuple[int, ...], precision: str) -> int:
+    """Of a linear layer's weight `[out, in]` in int8 or nf4, with its scales."""
+    out, inner = shape
     if precision == "int8":
         return out * inner + 4 * out
     blocks = -(-out * inner // BLOCK)

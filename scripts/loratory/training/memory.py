@@ -100,7 +100,7 @@ def rehearse(base: Any, method: Method, recipe: Training, live: LiveBytes, held:
     model, weights, saved = base.model, live.now, 0
     if held in PACKED:  # rehearsed in bf16; the largest layer is unpacked in passing
         layers = core.linear_layers(model).values()
-        saved = sum(layer.weight.numel() * 2 - packed_bytes(*core.weight_shape(layer), held) for layer in layers)
+        saved = sum(layer.weight.numel() * 2 - packed_bytes(core.weight_shape(layer), held) for layer in layers)
         saved -= max(layer.weight.numel() * 2 for layer in layers)
     attach_somehow(model, method, base.heads)
     parameters = list(core.trainable_parameters(model).values())
