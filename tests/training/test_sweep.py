@@ -34,6 +34,7 @@ def swept(monkeypatch, tmp_path):
     losses = {}
     base = SimpleNamespace(fingerprint="", family="causal", manifest={"name": "mini"})
     monkeypatch.setattr(sweep, "load_base", lambda *_: base)
+    monkeypatch.setattr(sweep, "require_training_room", lambda *_: None)
     monkeypatch.setattr(sweep, "encode_split", lambda base, domain, data, task, split, limit=None: [(split, limit)])
     monkeypatch.setattr(sweep, "data_digests", lambda *_: [])
     monkeypatch.setattr(sweep, "adapter_code", lambda *_: "as it is")

@@ -8,6 +8,7 @@ packed whenever the base is opened.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def opening_options(folder: Path, precision: str, device: torch.device | str) ->
         raise InputError(folder, what, str(device), "cuda", fix)
     if find_spec("bitsandbytes") is None:
         raise InputError(folder, f"a base in {precision} needs bitsandbytes", fix="`pip install 'loratory[cuda]'`")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at each pass it says that int8 rounds bf16 to fp16
     return options | {"quantization_config": packing(precision)}
 
 

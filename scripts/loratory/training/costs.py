@@ -30,11 +30,14 @@ def batch_positions(session: AdapterSession) -> list[int]:
 def total_flops(session: AdapterSession, positions: list[int]) -> float | None:
     """Floating-point operations of the whole run: of its steps, and of the passes besides them.
 
-    None where PyTorch's counter does not know an operation: no such figure is worth a training that is over.
+    None where PyTorch's counter does not know an operation, as all of a base in int8: no such figure is worth a
+    training that is over.
 
     Args:
         positions: of each batch, see `batch_positions`.
     """
+    if any(layer.base.weight.dtype == torch.int8 for layer in session.layers.values()):
+        return None
     try:
         first = first_batch_flops(session)
     except AssertionError as error:  # how the counter refuses shapes; before 2.13 those of grouped-query attention

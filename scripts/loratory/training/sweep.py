@@ -233,7 +233,7 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
         | {
             "status": "success",
             "train_time": round(trial["train_time"], 3),
-            "num_total_params": sum(p.numel() for p in base.model.parameters()),
+            "num_total_params": base.model.num_parameters(),  # of packed layers too
             "targets": sum(point["targets"] for point in points),
             "metrics": shown,
         },
