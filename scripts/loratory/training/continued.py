@@ -54,7 +54,7 @@ def continue_base(
     """
     assert entry.continued is not None
     corpus, seed = entry.continued.corpus, entry.continued.seed
-    base = load_base(start, device, torch.float32)  # a sum in half precision would round a small change away
+    base = load_base(start, device, "fp32")  # a sum in half precision would round a small change away
     digests = {split: file_sha256(f"{data}/{split}.parquet") for split in ("train", "valid")}
     facts = {"start_sha256": base.fingerprint, "data_sha256": {corpus: digests}, "torch": version("torch")}
     parts = {"entry": entry, "adapter": adapter, "task": task}

@@ -17,11 +17,14 @@ from loratory.training.session import AdapterSession
 def total_flops(session: AdapterSession, positions: int) -> float | None:
     """Floating-point operations of the whole run: of its steps, and of the passes besides them.
 
-    None where PyTorch's counter does not know an operation: no such figure is worth a training that is over.
+    None where PyTorch's counter does not know an operation, as all of a base in int8: no such figure is worth a
+    training that is over.
 
     Args:
         positions: that its steps put through the model.
     """
+    if any(layer.base.weight.dtype == torch.int8 for layer in session.layers.values()):
+        return None
     try:
         first = first_batch_flops(session) / padded_positions(session.read_step(0)[0][1])
     except AssertionError as error:  # how the counter refuses shapes; before 2.13 those of grouped-query attention

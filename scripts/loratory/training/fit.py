@@ -64,6 +64,9 @@ class TrainingHooks:
     def create_optimizer(self, parameters: dict[str, torch.nn.Parameter], recipe: Training) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
+    def after_restore(self) -> None:
+        """After the parameters were filled from a checkpoint, or with those of the best step."""
+
     def before_step(self, step: int) -> None:
         """Before the forward pass."""
 
@@ -128,6 +131,7 @@ def train_model(
     done, curve = checkpoint.load_checkpoint(
         folder, parameters, optimizer, hooks.state_tensors(), made_with, validations.best
     )
+    hooks.after_restore()
     progress = Progress(title, done, recipe.steps)
     with TerminationSignal() as terminated:
         while True:
@@ -163,6 +167,7 @@ def train_model(
         seconds, waited = (sum(point[key] for point in curve) for key in ("seconds", "waited"))
         print(f"{title}: {seconds:.1f} s, {waited / seconds:.1%} of it waiting for batches", flush=True)
     validations.restore_best()
+    hooks.after_restore()
     return curve
 
 

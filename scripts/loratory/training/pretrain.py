@@ -50,7 +50,7 @@ def byte_pair_tokenizer(texts: Iterable[str], vocabulary: int, special: list[str
 
 def new_audio_prefix(whisper_folder: Path | str, options: Any, width: int, device: str) -> AudioPrefix:
     """A Whisper base's encoder, frozen, with an untrained projector to embeddings of `width`."""
-    whisper = load_base(whisper_folder, dtype=torch.float32).model  # as the prefix holds it, whatever the base's
+    whisper = load_base(whisper_folder, precision="fp32").model  # as the prefix holds it, whatever the base's
     audio = AudioPrefix(cast(WhisperConfig, whisper.config), options.stack, width, options.hidden)
     audio.encoder.load_state_dict(whisper.model.encoder.state_dict())
     audio.encoder.requires_grad_(False).eval()

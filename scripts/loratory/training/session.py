@@ -10,6 +10,7 @@ import torch
 
 from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
+from loratory.adapters.masters import round_masters
 from loratory.bases.core import Base, Encoded
 from loratory.data import batching
 from loratory.data.clips import as_clip
@@ -234,6 +235,9 @@ class AdapterSession(TrainingHooks):
         self.optimizing = self.method.create_optimizer(self, parameters)
         return self.optimizing
 
+    def after_restore(self) -> None:
+        round_masters(self.model)
+
     def before_step(self, step: int) -> None:
         self.method.before_step(self, step)
 
@@ -242,6 +246,7 @@ class AdapterSession(TrainingHooks):
 
     def after_step(self, step: int) -> None:
         self.method.after_step(self, step)
+        round_masters(self.model)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         found = self.method.state_tensors(self)

@@ -26,6 +26,7 @@ from loratory.training.feeding import Feed, known_sizes, steps_ahead
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
+from loratory.training.memory import require_training_room
 from loratory.training.progress import announce_trainings
 from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
@@ -49,7 +50,12 @@ def train_sweep(
     Args:
         adapter: config entry: the method with its hyper-parameters, and `training`.
         max_valid: valid records that choose between learning rates. A rate at which training diverges is not chosen.
+
+    Raises:
+        InputError: as `require_training_room`, `load_base` and `encode_split`.
     """
+    recipe = adapter.training.at_rate(adapter.training.learning_rates[0])
+    require_training_room(base_folder, adapter, recipe, device, adapter.training.gradient_checkpointing)
     base, out = load_base(base_folder, device), Path(out)
     sets = {
         "train": training_split(base, domain, data, task, "train", adapter.training.max_examples),
@@ -259,12 +265,16 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
             "train_time": round(trial["train_time"], 3),
             "data_wait_time": round(trial["data_wait_time"], 3),
             "validation_time": round(trial["validation_time"], 3),
-            "num_total_params": sum(p.numel() for p in base.model.parameters()),
+            "num_total_params": base.model.num_parameters(),  # of packed layers too
             "targets": sum(point["targets"] for point in points),
             "metrics": shown,
         },
         "meta_info": {
-            "model_info": {"name": name, "sha256": base.fingerprint},
+            "model_info": {
+                "name": name,
+                "sha256": base.fingerprint,
+                "precision": base.manifest.get("precision", "fp32"),
+            },
             "dataset_info": {"domain": domain, "sha256": data},
             "package_info": package_versions()
             | outside_packages(domain=domain, method=adapter.method, family=base.family),
