@@ -1,6 +1,7 @@
 """What a step of generation costs in `predict`: eager steps against steps that a GPU replays as graphs.
 
-    python benchmarks/predict_generation.py BASE [--rows 8] [--tokens 120] [--prompt 16] [--dtype float32] [--rounds 3]
+    python benchmarks/predict_generation.py BASE [--rows 8] [--tokens 120] [--prompt 16] [--precision fp32]
+        [--rounds 3]
 
 BASE is a Hugging Face folder of a causal model, or a base that the workflow prepared. It writes plain, with a LoRA,
 and under an X-LoRA mixture of three; no row ends before the others. Printed: ms a step (in which all rows write a
@@ -43,11 +44,11 @@ class Endless(Causal):
     end, filler = -1, 0
 
 
-def open_base(folder: Path, device: str, dtype: torch.dtype, scratch: Path) -> Endless:
+def open_base(folder: Path, device: str, precision: str, scratch: Path) -> Endless:
     if not (folder / MANIFEST).is_file():
         prepare_folder(folder, folder.name, BaseEntry(family="causal", path=str(folder)), scratch / "base")
         folder = scratch / "base"
-    base = load_base(folder, device, dtype)
+    base = load_base(folder, device, precision)
     base.__class__ = Endless
     return base
 
@@ -93,14 +94,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--prompt", type=int, default=16, help="words")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else options.device
-    print(f"{options.base.name} {options.dtype} on {name}, torch {torch.__version__}: {options.rows} rows", flush=True)
+    print(
+        f"{options.base.name} {options.precision} on {name}, torch {torch.__version__}: {options.rows} rows",
+        flush=True,
+    )
     with TemporaryDirectory() as scratch:
-        base = open_base(options.base, options.device, getattr(torch, options.dtype), Path(scratch))
+        base = open_base(options.base, options.device, options.precision, Path(scratch))
         report("plain", base, lambda: base.model, lambda model: None, options)
         experts = {str(seed): random_expert(base.model, seed) for seed in range(EXPERTS)}
         report("LoRA", base, lambda: with_lora(base, experts["0"]), lambda model: core.detach(base.model), options)

@@ -1,7 +1,7 @@
 from loratory.job import log_job
 
 with log_job(snakemake):
-    from loratory.data.files import read_json
+    from loratory.reporting.formats import base_sentence
     from loratory.reporting.tables import write_summary
 
     files, params, out = snakemake.input, snakemake.params, snakemake.output[0].removesuffix(".html")
@@ -13,6 +13,6 @@ with log_job(snakemake):
         recovery=files.recovery,
         routing=files.routing,
         run=files.run,
-        about=read_json(files.base)["note"],
+        about=base_sentence(files.base),
         banner=params.banner,
     )

@@ -1,7 +1,7 @@
 from loratory.job import log_job
 
 with log_job(snakemake):
-    from loratory.data.files import read_json
+    from loratory.reporting.formats import base_sentence
     from loratory.reporting.tables import write_domain_table
 
     files = snakemake.input
@@ -9,6 +9,6 @@ with log_job(snakemake):
         files.metrics,
         snakemake.output[0].removesuffix(".html"),
         audits=files.audits,
-        about=read_json(files.base)["note"],
+        about=base_sentence(files.base),
         banner=snakemake.params.banner,
     )

@@ -1,7 +1,7 @@
 from loratory.job import log_job
 
 with log_job(snakemake):
-    from loratory.data.files import read_json
+    from loratory.reporting.formats import base_sentence
     from loratory.reporting.methods import write_method_tables
 
     files, params, output = snakemake.input, snakemake.params, snakemake.output
@@ -10,6 +10,6 @@ with log_job(snakemake):
         runs=params.runs,
         out=output.methods.removesuffix(".html"),
         costs_out=output.costs.removesuffix(".html"),
-        about=read_json(files.base)["note"],
+        about=base_sentence(files.base),
         banner=params.banner,
     )

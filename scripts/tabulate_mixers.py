@@ -1,7 +1,7 @@
 from loratory.job import log_job
 
 with log_job(snakemake):
-    from loratory.data.files import read_json
+    from loratory.reporting.formats import base_sentence
     from loratory.reporting.mixers import write_mixer_table
 
     files, params = snakemake.input, snakemake.params
@@ -11,6 +11,6 @@ with log_job(snakemake):
         costs=files.costs,
         runs=params.runs,
         out=snakemake.output[0].removesuffix(".html"),
-        about=read_json(files.base)["note"],
+        about=base_sentence(files.base),
         banner=params.banner,
     )

@@ -15,7 +15,6 @@ from studies import ABSENT, ROOT, changed, pretrained, shipped
 
 from loratory import config as loratory_config
 from loratory import registry
-from loratory.adapters.contract import BaseWeightsMethod
 from loratory.bases.options import BaseEntry
 from loratory.errors import InputError
 
@@ -204,6 +203,9 @@ MISFITS = {  # how the line begins: the change that causes it
     },
     "bases.big: a folding base has its own precision": {
         "bases.big": {"family": "folding", "path": "esm", "precision": "bf16"}
+    },
+    "bases.mini_bert: only a base of family causal is held in nf4; expected fp32 or bf16": {
+        "bases.mini_bert.precision": "nf4"
     },
     "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
     "bases.mini_bert: only a base of family whisper takes `whisper`": {"bases.mini_bert.whisper": {}},
@@ -637,16 +639,17 @@ def test_published_bases_are_taken_from_the_one_folder_that_is_given():
 
 
 @pytest.mark.parametrize("name", registry.registered_names("method"))
-def test_a_base_in_half_precision_takes_every_method_but_those_that_train_its_weights(name):
-    method = registry.load_module("method", name).Method
+def test_a_base_in_half_precision_takes_every_method(name):
     needed = {"type": "vera"} if name == "peft" else {}
     changes = {"bases.mini_lm.precision": "bf16", "adapters.own": {"method": name, **needed}}
     changes |= {"domains.protein.adapters.mini_lm": ["lora", "own"]}
-    if not issubclass(method, BaseWeightsMethod):
-        loratory_config.read_config(changed(DEMO, changes), FILE)
+    loratory_config.read_config(changed(DEMO, changes), FILE)
+    if not registry.load_module("method", name).Method.needs_plain_weights:
+        loratory_config.read_config(changed(DEMO, changes | {"bases.mini_lm.precision": "nf4"}), FILE)
         return
-    told = f"{name} trains the base's own weights, and mini_lm holds them in half precision (bf16); expected a base"
-    assert complaint(changes).startswith(f"{FILE}: domains.protein.adapters.mini_lm: {told}")
+    told = f"{name} needs the base's weights as they are, and mini_lm holds them packed (nf4); expected a base with"
+    found = complaint(changes | {"bases.mini_lm.precision": "nf4"})
+    assert found.startswith(f"{FILE}: domains.protein.adapters.mini_lm: {told}")
 
 
 def test_a_folding_base_is_pretrained_on_structures_and_needs_none_to_judge_it():

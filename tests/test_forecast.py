@@ -8,6 +8,7 @@ import pytest
 from studies import changed, shipped
 
 from loratory import forecast
+from loratory.bases.memory import count_file_parameters
 from loratory.config import read_config
 
 
@@ -52,7 +53,7 @@ def test_numbers_are_counted_from_headers_alone(tmp_path):
     header = {"__metadata__": {"format": "pt"}, "a": {"shape": [3, 4]}, "b": {"shape": [5]}, "c": {"shape": []}}
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    assert forecast.count_file_parameters(tmp_path / "model.safetensors") == 12 + 5 + 1
+    assert count_file_parameters(tmp_path / "model.safetensors") == 12 + 5 + 1
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_numbers_are_counted_from_headers_alone(tmp_path):
 )
 def test_what_is_no_weights_file_stops_nothing_before_it_is_opened(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
-    assert forecast.count_file_parameters(tmp_path / "model.safetensors") == 0
+    assert count_file_parameters(tmp_path / "model.safetensors") == 0
 
 
 def test_a_base_that_is_not_here_yet_counts_with_the_size_that_the_config_gives():

@@ -16,7 +16,8 @@ from snakemake.utils import update_config
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEPENDENCIES = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
+EXTRAS = {name: needed for name, needed in PROJECT["optional-dependencies"].items() if name != "cuda"}  # no CPU's
+DEPENDENCIES = list(chain(PROJECT["dependencies"], *EXTRAS.values()))
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 DIGEST = r"--hash=sha256:[0-9a-f]{64}"

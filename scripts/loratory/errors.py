@@ -49,6 +49,10 @@ class InputError(Exception):
         self.detail = on_one_line(line)
         super().__init__(f"{self.where}: {self.detail}")
 
+    def __reduce__(self) -> tuple:
+        """As it comes from another process."""
+        return type(self), (self.where, self.detail, None, None, None, self.reason)
+
 
 def hide_secrets(text: str) -> str:
     """`text` with … in place of passwords and tokens."""

@@ -17,6 +17,7 @@ from loratory.adapters.deltas import CONFIG, RUN, Adapter, LowRank, copy_adapter
 from loratory.bases.checks import read_object
 from loratory.bases.core import MANIFEST as BASE
 from loratory.bases.core import load_base
+from loratory.bases.options import PACKED
 from loratory.data.files import atomic_write, write_json
 from loratory.errors import InputError
 from loratory.mixers.published import save_published
@@ -173,7 +174,8 @@ def export_mixture(trained: Trained, folder: Path, form: str) -> None:
         raise InputError(
             trained.folder, f"{form} loads single adapters and no mixture", trained.facts["mixer"], fix=fix
         )
-    base = load_base(trained.base_folder)
+    held = trained.base.get("precision", "fp32")
+    base = load_base(trained.base_folder, precision="bf16" if held in PACKED else held)
     mixture = open_mixture(trained.folder, base)
     save_published(folder, mixture, {name: f"{EXPERTS}/{name}" for name in mixture.names}, trained.folder)
     for name in mixture.names:

@@ -4,16 +4,15 @@ A forecast and not a promise: it knows the config and the sizes of bases, and no
 already is counted too, and downloads are not.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
-from math import prod
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from loratory.bases.memory import stored_parameters
 from loratory.config import Study, Sweep, entries_by_name, published_folder
 
 RECORD = 300  # positions of a test record that is read; domains differ from 150 to 600
@@ -98,22 +97,11 @@ def count_mixtures(study: Study, domain: str, base: str) -> int:
 def base_parameter_count(study: Study, base: str) -> int:
     """How many numbers the safetensors files of a base hold, by their headers or, before it is here, by the config."""
     folder = study.bases[base].path or published_folder(study, base)
-    found = sum(map(count_file_parameters, Path(folder).rglob("*.safetensors"))) if folder else 0
+    found = stored_parameters(folder) if folder else 0
     entry = study.bases[base]
     if entry.continued and not found and not entry.parameters:
         return base_parameter_count(study, entry.continued.base)
     return found or entry.parameters or 0
-
-
-def count_file_parameters(path: Path) -> int:
-    """By the file's header; 0 where it has none, which is an error once the base is opened."""
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(min(length, path.stat().st_size)))
-            return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, AttributeError, LookupError, TypeError):
-            return 0
 
 
 def has_half_precision() -> bool:

@@ -164,7 +164,8 @@ def data_row(trained: Trained, domain: str) -> tuple[Any, ...]:
 def base_rows(base: dict) -> list[tuple[str, Any]]:
     shown = {"name": base["name"], "family": base["family"], "licence": base["licence"] or "not stated"}
     shown |= {"from": f"{base['origin']} at {base['revision']}"} if base["revision"] else {}
-    return [*shown.items(), ("weights, sha256", base["weights_sha256"])]
+    shown |= {"weights held in": base.get("precision", "fp32"), "weights, sha256": base["weights_sha256"]}
+    return [*shown.items()]
 
 
 def making(trained: Trained) -> dict[str, Any]:

@@ -53,13 +53,14 @@ class Toy:
     def logits(self, model, batch) -> torch.Tensor:
         if self.kind == "whisper":
             sound = torch.linspace(-1, 1, 200).expand(len(batch["ids"]), 80, 200)
-            return model(input_features=sound, decoder_input_ids=batch["ids"]).logits
+            return model(input_features=sound.to(self.model.dtype), decoder_input_ids=batch["ids"]).logits
         return model(input_ids=batch["ids"]).logits
 
     def loss(self, model, batch):
         logits, labels = self.logits(model, batch), batch["labels"]
         if labels.dim() == 2:
             logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels, reduction="sum"), len(labels)
 
     count_targets = Base.count_targets

@@ -325,7 +325,7 @@ def test_a_base_in_half_precision_takes_half_the_memory_and_says_nearly_the_same
     item = whole.encode(question(choices=(" no", " yes"), audio=clips[0] if family == "whisper" else ""))
     losses = [float(base.loss(base.model, base.collate([item]))[0]) for base in (whole, half)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert load_base(tmp_path / "bf16", dtype=torch.float32).model.dtype == torch.float32
+    assert load_base(tmp_path / "bf16", precision="fp32").model.dtype == torch.float32
 
 
 def test_the_heads_of_an_encoder_learn_in_single_precision_whatever_the_bases(tmp_path):

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from metric_files import DOMAINS, EXPERTS, metric_row, recovered, routed, rows_of, write_report
 
+from loratory.data.files import write_json
 from loratory.errors import InputError
 from loratory.reporting import formats
-from loratory.reporting.formats import Layout, markdown_text
+from loratory.reporting.formats import Layout, base_sentence, markdown_text
 from loratory.reporting.tables import CONTROL, number_text, write_domain_table, write_summary
 
 BANNER = "simulated data: shows the pipeline, not science"
@@ -523,3 +524,9 @@ def test_a_thousand_records_need_no_package_that_starts_slowly(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SCRIPTS)})
     assert len(list((tmp_path / "out").iterdir())) == 20
+
+
+def test_a_table_says_in_which_precision_a_base_is_held(tmp_path):
+    for precision, said in {"fp32": "tiny", "bf16": "tiny; its weights are held in bf16"}.items():
+        write_json(tmp_path / "base.json", {"note": "tiny", "precision": precision})
+        assert base_sentence(tmp_path / "base.json") == said

@@ -1,4 +1,5 @@
-"""`gradient_accumulation_steps`: several batches a step are one large batch, in every training that has the option."""
+"""Several batches a step (`gradient_accumulation_steps`) are one large batch, and so are the parts of a batch
+(`micro_batch_tokens`), in every training that has the options."""
 
 import copy
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ from families import FAMILIES
 from models import causal_base, encoder_base, whisper_base
 from torch import nn
 
+from loratory.adapters import core
 from loratory.bases.core import Base
 from loratory.config import adapter_entry
-from loratory.data.batching import Batches
+from loratory.data.batching import Batches, split_batch
 from loratory.domains.contract import Example
-from loratory.training import costs, folding, sweep
+from loratory.training import folding, sweep
 from loratory.training.job import Job
 from loratory.training.pretrain import train_on_corpora
 from loratory.training.schedule import Training
@@ -77,6 +79,40 @@ def test_a_step_of_several_batches_is_the_step_of_all_their_examples_at_once(fam
     assert all(one == pytest.approx(other, rel=1e-4) for one, other in pairs)
 
 
+@pytest.fixture
+def gradients(monkeypatch):
+    """What `fit.update` hands to the optimizer: [{parameter: gradient}] of all steps."""
+    found = []
+
+    def note(self, step):
+        found.append({name: p.grad.clone() for name, p in core.trainable_parameters(self.model).items()})
+
+    monkeypatch.setattr(AdapterSession, "after_step", note)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "whisper"])
+@pytest.mark.parametrize("method", ["lora", "adalora"])  # without and with a term of its own beside the loss
+def test_a_batch_that_is_learnt_from_in_parts_is_the_whole_batch(family, method, tmp_path, gradients):
+    options = {"parts": 2, "steps": 1, "batch_tokens": 24}
+    whole = trained(tmp_path / "whole", family, method=method, **options)
+    apart = trained(tmp_path / "apart", family, method=method, micro_batch_tokens=6, **options)
+    assert apart["curve"][0]["loss"] == pytest.approx(whole["curve"][0]["loss"], rel=1e-6)
+    assert apart["curve"][0]["targets"] == whole["curve"][0]["targets"]
+    assert apart["positions"] < whole["positions"], "shorter parts are padded less"
+    assert apart["valid_loss"] == pytest.approx(whole["valid_loss"], rel=1e-5)
+    one, other = (torch.cat([gradient.flatten() for gradient in step.values()]) for step in gradients)
+    assert one.norm() > 0 and (one - other).norm() < 1e-6 * one.norm()
+
+
+def test_parts_hold_every_row_of_a_batch_once():
+    assert split_batch([4, 2, 3, 9], 6) == [[1, 2], [0], [3]] and split_batch([4, 2], None) == [[0, 1]]
+    batch = {"mask": torch.arange(5)[:, None], "passes": 2}
+    parts = folding.split_chains(batch, 64, 128)
+    assert [part["mask"].flatten().tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    assert all(part["passes"] == 2 for part in parts)
+
+
 def test_a_single_batch_a_step_is_what_it_was(tmp_path):
     assert Training().gradient_accumulation_steps == 1
     assert [*Training().batch_numbers(7)] == [7]
@@ -94,10 +130,10 @@ def test_a_training_that_is_killed_in_its_middle_goes_on_bit_for_bit(tmp_path, k
 def test_costs_are_those_of_all_batches(tmp_path):
     once, thrice = trained(tmp_path / "once", parts=1, steps=3 * STEPS), trained(tmp_path / "thrice")
     assert once["positions"] == thrice["positions"] and once["flops"] == thrice["flops"]
-    recipe = Training(steps=4, batch_tokens=12, gradient_accumulation_steps=3)
+    recipe = Training(steps=STEPS, batch_tokens=12, gradient_accumulation_steps=3)
     toy = ragged("llama")
     session = AdapterSession(toy, None, {}, toy.items, recipe, 0)
-    assert costs.batch_positions(session) == [session.batch(number)["ids"].numel() for number in range(12)]
+    assert thrice["positions"] == sum(session.batch(number)["ids"].numel() for number in range(3 * STEPS))
 
 
 BASES = {"causal": causal_base, "encoder": encoder_base, "whisper": whisper_base}
@@ -114,17 +150,20 @@ def test_a_base_that_is_pretrained_on_several_batches_a_step_has_learnt_from_all
     }
     given = dict([*examples.items()][:corpora])
 
-    def losses(parts, steps):
+    def losses(parts, steps, micro=None):
         own = copy.deepcopy(base.model)
-        recipe = Training(steps=steps, batch_tokens=24, gradient_accumulation_steps=parts, learning_rate=1e-9)
+        options = {"gradient_accumulation_steps": parts, "micro_batch_tokens": micro}
+        recipe = Training(steps=steps, batch_tokens=24, learning_rate=1e-9, **options)
         parameters = dict(base.model.named_parameters())
-        job = Job("cpu", tmp_path / f"{corpora}{parts}", "toy")
+        job = Job("cpu", tmp_path / f"{corpora}{parts}{micro}", "toy")
         curve = train_on_corpora(base, parameters, given, recipe, 0, job)
         base.model.load_state_dict(own.state_dict())
         return curve
 
     apart, single = losses(2, 2), losses(1, 4)
     assert apart[0]["targets"] == single[0]["targets"] + single[1]["targets"]
+    for one, other in zip(losses(2, 2, micro=8), apart):
+        assert one["targets"] == other["targets"] and one["loss"] == pytest.approx(other["loss"], rel=1e-6)
     if corpora == 1:
         both = sum(point["loss"] * point["targets"] for point in single[:2])
         assert apart[0]["loss"] * apart[0]["targets"] == pytest.approx(both, rel=1e-4)

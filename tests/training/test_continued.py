@@ -5,7 +5,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from models import causal_base, trained_adapter
 
 from loratory.adapters import core
@@ -43,7 +42,7 @@ def nll(base) -> float:
 
 
 def test_a_base_that_learnt_on_knows_more_and_says_what_it_began_as(places):
-    start, on = load_base(places / "start", dtype=torch.float32), load_base(places / "on")
+    start, on = load_base(places / "start", precision="fp32"), load_base(places / "on")
     assert nll(on) < nll(start) - 1
     manifest = json.loads((places / "on/base.json").read_text())
     assert (manifest["origin"], manifest["start_sha256"]) == ("continued", start.fingerprint)
@@ -53,7 +52,7 @@ def test_a_base_that_learnt_on_knows_more_and_says_what_it_began_as(places):
 
 
 def test_an_adapter_in_the_weights_is_the_adapter_beside_them(places):
-    base = load_base(places / "start", dtype=torch.float32)
+    base = load_base(places / "start", precision="fp32")
     adapter = trained_adapter(base.model, lora.Method(rank=3), 1)
     before = nll(base)
     core.apply(base.model, adapter, "here")

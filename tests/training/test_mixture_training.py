@@ -26,6 +26,7 @@ from loratory.errors import InputError
 from loratory.mixers.core import Mixture
 from loratory.mixers.methods.llava_mole import Mixer as LlavaMole
 from loratory.mixers.methods.llava_mole import mlp_block
+from loratory.mixers.methods.xlora import Mixer as XLora
 from loratory.mixers.store import GATE, open_mixture
 from loratory.training import fit, job
 from loratory.training import mixture as training
@@ -136,15 +137,15 @@ def test_what_starts_experts_of_its_own_learns_from_both_splits_and_knows_the_st
     given = (study.base, "protein", study.data["protein"], TASKS["protein"])
     both = read_training_set(*given, ("train", "gate"), study.features["protein"])
     parts = [read_training_set(*given, (split,), study.features["protein"]) for split in ("train", "gate")]
-    assert [item.ids for item in both.items] == [item.ids for part in parts for item in part.items]
-    assert [len(row.read_states()) for row in both.states] == [item.length for item in both.items]
+    assert [item.ids for item in both.examples] == [item.ids for part in parts for item in part.examples]
+    assert [len(row.read_states()) for row in both.states] == [item.length for item in both.examples]
     for row, expected in zip(both.states, [row for part in parts for row in part.states]):
         assert torch.equal(row.read_states(), expected.read_states())
 
 
 def test_a_batch_without_features_has_no_states(study):
     found = read_training_set(study.base, "protein", study.data["protein"], TASKS["protein"], ("gate",))
-    assert "hidden" not in found.collate_batch(study.base, [0, 1])
+    assert "hidden" not in found.collate_batch(study.base, [0, 1], found.examples[:2])
 
 
 @pytest.mark.parametrize("options", [{"mixer": "uniform"}, {"mixer": "slide_lora", "gating": "task_id"}])
@@ -179,14 +180,17 @@ def weights(study, out: str, seed: int) -> dict[str, bytes]:
 @pytest.fixture
 def asked(monkeypatch):
     """Every (domain, split, limit) that a training reads."""
-    found, encoded = [], training.encode_split
+    found = []
 
-    def noted(base, domain, data, task, split, limit=None):
-        items = encoded(base, domain, data, task, split, limit)
-        found.append((domain, split, limit))
-        return items
+    def note(read):
+        def noted(base, domain, data, task, split, limit=None):
+            found.append((domain, split, limit))
+            return read(base, domain, data, task, split, limit)
 
-    monkeypatch.setattr(training, "encode_split", noted)
+        return noted
+
+    for name in ("encode_split", "training_split"):
+        monkeypatch.setattr(training, name, note(getattr(training, name)))
     return found
 
 
@@ -296,6 +300,18 @@ def test_a_gate_starts_as_pytorchs_linear_layers_do_whatever_was_drawn_before(st
     assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
+def test_a_mixture_is_that_of_the_step_whose_loss_on_valid_was_lowest(study):
+    study.train("looks", training={"steps": STEPS, "learning_rates": [3.0], "validate_every": 1, "decay": "constant"})
+    losses = [loss for *_, loss in curves(study, "looks")]
+    run, valid = told(study, "looks"), {}
+    for domain in DOMAINS:
+        valid[domain] = training.encode_split(study.base, domain, study.data[domain], TASKS[domain], "valid", 4)
+    assert len(losses) == run["steps"] == STEPS and run["best_step"] == losses.index(min(losses))
+    opened = open_mixture(study.folder / "looks/seed0", study.base)
+    assert validation_loss(study.base, opened, valid, 512) == pytest.approx(min(losses), abs=1e-4)
+    opened.remove_experts()
+
+
 @pytest.mark.parametrize("updates", [STEPS + 2, 2 * STEPS + 2], ids=["second rate", "second seed"])
 def test_a_job_killed_on_its_way_goes_on_to_the_same_bytes(study, updates, monkeypatch):
     given = {"seeds": (0, 1), "rates": (1e-9, 0.3), "save_every": 1}
@@ -327,7 +343,7 @@ def test_the_checkpoints_of_another_task_or_of_other_code_or_packages_are_others
     monkeypatch.setattr(
         training,
         "train_model",
-        lambda *given, made_with: (known.append(made_with), fit(*given, made_with=made_with))[1],
+        lambda *given, made_with, **options: (known.append(made_with), fit(*given, made_with=made_with, **options))[1],
     )
     study.train("codons")
     study.train("again")
@@ -380,9 +396,9 @@ def step(tmp_path, monkeypatch):
     """(mixer, {domain: text}, batches of each in a step) → mixture in training, its first step's batches and loss."""
     base, handed = causal_base(tmp_path / "base", ears=False), []
     experts = {name: trained_adapter(base.model, Method(rank=2), seed) for seed, name in enumerate(FOUR)}
-    monkeypatch.setattr(training, "train_model", lambda *given, **_: handed.append(given) or [])
+    monkeypatch.setattr(training, "train_model", lambda *given, **named: handed.append((given, named["hooks"])) or [])
 
-    def begin(mixer, texts=FOUR, accumulated=1):
+    def begin(mixer, texts=FOUR, accumulated=1, **training_options):
         mixture = Mixture(base.model, mixer.prepare_experts(experts, 0), mixer, domains=list(texts))
         for layer in mixture.layers.values():
             layer.B.data.copy_(torch.randn(layer.B.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
@@ -392,11 +408,16 @@ def step(tmp_path, monkeypatch):
         }
         sets = {name: training.TrainingSet([*map(base.encode, each)]) for name, each in examples.items()}
         shared = {"learning_rate": 1.0, "warmup": 0.0, "decay": "constant", "clip": 1e9}
-        recipe = Training(
-            batch_tokens=64 if accumulated == 1 else 16, gradient_accumulation_steps=accumulated, **shared
-        )
+        budget = {"batch_tokens": 64 if accumulated == 1 else 16, "gradient_accumulation_steps": accumulated}
+        recipe = Training(**budget | shared | training_options)
         training.optimise_mixture(base, opinionated(mixture), sets, {}, recipe, 0, job.Job("cpu", tmp_path, "toy"))
-        _, batches, loss, *_ = handed[-1]
+        (_, feed, loss, *_), hooks = handed[-1]
+
+        def batches(step):
+            made = feed(step)
+            hooks.see_batches(made)
+            return made
+
         return SimpleNamespace(base=base, mixture=mixture.train(), batches=batches, loss=loss, recipe=recipe)
 
     return begin
@@ -444,6 +465,32 @@ def test_a_step_follows_the_balance_of_one_batch_of_all_domains(step, checkpoint
     assert len(routers) == 2 and all(expected[name].any() for name in routers)
     for name, parameter in parameters.items():
         torch.testing.assert_close(before[name] - parameter, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", [XLora(domain_loss=0.5, dropout=0), LlavaMole(mlp_experts=4, balance=3.0)])
+def test_parts_of_a_batch_give_the_gate_the_gradient_of_the_whole(step, mixer):
+    found = []
+    for micro_batch_tokens in (None, 40):
+        given = step(mixer, accumulated=3, batch_tokens=4096, micro_batch_tokens=micro_batch_tokens)
+        batches = given.batches(0)
+        parameters = given.mixture.trainable_parameters()
+        loss = fit.update(
+            *(parameters, batches, given.loss, torch.optim.SGD(parameters.values(), lr=0.0), given.recipe, 0),
+            *(Accelerator(cpu=True), hooks := GradientNote(parameters)),
+        )
+        found.append((len(batches), loss, hooks.gradient))
+        given.mixture.remove_experts()
+    (whole, one, gradient), (parts, other, again) = found
+    assert whole < parts and one[1] == other[1] and other[0] == pytest.approx(one[0], rel=1e-6)
+    assert gradient.norm() > 0 and (again - gradient).norm() < 1e-6 * gradient.norm()
+
+
+class GradientNote(fit.TrainingHooks):
+    def __init__(self, parameters):
+        self.parameters = parameters
+
+    def after_step(self, step):
+        self.gradient = torch.cat([p.grad.flatten() for p in self.parameters.values() if p.grad is not None])
 
 
 def test_without_a_balance_no_step_begins_with_a_pass_to_count(step, calls):

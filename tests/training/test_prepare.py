@@ -78,7 +78,7 @@ def test_a_base_in_half_precision_learns_to_hear_as_any_other(tmp_path):
     base = load_base(tmp_path / "heard")
     assert base.model.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in base.audio.parameters()} == {torch.float32}
-    encoder = load_base(tmp_path / "ears", dtype=torch.float32).model.model.encoder.state_dict()
+    encoder = load_base(tmp_path / "ears", precision="fp32").model.model.encoder.state_dict()
     assert all(torch.equal(base.audio.encoder.state_dict()[name], tensor) for name, tensor in encoder.items())
 
 

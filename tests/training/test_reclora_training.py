@@ -58,8 +58,8 @@ def all_contexts(study) -> tuple[list, list]:
 
 def test_the_recommender_learns_from_all_records_and_the_model_from_few(study, monkeypatch):
     asked = []
-    encode = training.encode_split
-    monkeypatch.setattr(training, "encode_split", lambda *given: asked.append(given[4:]) or encode(*given))
+    encode = training.training_split
+    monkeypatch.setattr(training, "training_split", lambda *given: asked.append(given[4:]) or encode(*given))
     gate, manifest = train(study, "few", {"max_examples": 6})
     assert asked == [("train", 6), ("gate", 6)]
     expected = fit_recommender(*all_contexts(study), seed=0).state_dict()

@@ -34,7 +34,9 @@ def swept(monkeypatch, tmp_path):
     losses = {}
     base = SimpleNamespace(fingerprint="", family="causal", manifest={"name": "mini"})
     monkeypatch.setattr(sweep, "load_base", lambda *_: base)
-    monkeypatch.setattr(sweep, "encode_split", lambda base, domain, data, task, split, limit=None: [(split, limit)])
+    for read in ("encode_split", "training_split"):
+        monkeypatch.setattr(sweep, read, lambda base, domain, data, task, split, limit=None: [(split, limit)])
+    monkeypatch.setattr(sweep, "require_training_room", lambda *_: None)
     monkeypatch.setattr(sweep, "data_digests", lambda *_: [])
     monkeypatch.setattr(sweep, "adapter_code", lambda *_: "as it is")
     monkeypatch.setattr(sweep, "describe_run", lambda base, domain, method, seed, trial, data: {"rate": trial["rate"]})

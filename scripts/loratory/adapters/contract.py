@@ -19,6 +19,8 @@ from loratory.domains.contract import Options
 from loratory.fields import Modules
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from loratory.adapters.core import AdaptedLinear
@@ -36,9 +38,11 @@ class Method(Options):
     Attributes:
         learns_ranks: layers end with ranks of their own, which a figure shows.
         fixed: names of tensors that no optimizer moves (projections, masks, scores). A checkpoint has them too.
+        needs_plain_weights: it moves, differentiates or quantises the base's weights: none packed in int8 or nf4.
     """
 
     learns_ranks: ClassVar[bool] = False
+    needs_plain_weights: ClassVar[bool] = False
     fixed: ClassVar[frozenset[str]] = frozenset()
 
     target_modules: Modules | None = Field(
@@ -49,8 +53,9 @@ class Method(Options):
 
     # One linear layer.
 
-    def layer_methods(self, weights: Tensors) -> dict[str, Method]:
-        """{layer: method in force there}, from the frozen weights `[out, in]` of all target layers.
+    def layer_methods(self, weights: Mapping[str, torch.Tensor]) -> dict[str, Method]:
+        """{layer: method in force there}, from the frozen weights `[out, in]` of all target layers, which are made one
+        by one as they are asked for.
 
         A layer that is left out stays bare; another rank for each layer is a copy of the method for each.
         """
@@ -140,9 +145,11 @@ class DenseMethod(Method):
 class BaseWeightsMethod(DenseMethod):
     """A method that trains the base's own weights; no tensor stands beside a layer."""
 
+    needs_plain_weights: ClassVar[bool] = True
+
     target_modules: None = Field(None, description="has no meaning here: no linear layer is adapted")
 
-    def layer_methods(self, weights: Tensors) -> dict[str, Method]:
+    def layer_methods(self, weights: Mapping[str, torch.Tensor]) -> dict[str, Method]:
         return {}
 
     def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:

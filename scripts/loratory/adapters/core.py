@@ -1,6 +1,6 @@
 """Putting adapters on the linear layers of any base, and taking them off again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.contract import Method, Tensors
 from loratory.adapters.deltas import Adapter, Dense, InputDependent, LowRank
+from loratory.adapters.masters import drop_masters, keep_masters, master_copies
+from loratory.bases.precision import computing_dtype, is_packed, unpacked_weight
 from loratory.errors import InputError
 from loratory.registry import unknown_name_error
 
@@ -74,8 +76,13 @@ class AdaptedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The frozen weight `[out, in]`."""
+        """The frozen weight `[out, in]`; a packed one is unpacked at every call."""
         return weight_of(self.base)
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[out, in]` of the frozen weight."""
+        return weight_shape(self.base)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,7 +119,7 @@ class ChangedLinear(nn.Module):
 
     def __init__(self, base: Linear | WindowedConv, delta: LowRank | Dense):
         super().__init__()
-        self.base, self.delta = base, delta.to(base.weight.device, base.weight.dtype)
+        self.base, self.delta = base, delta.to(base.weight.device, computing_dtype(base))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base(x) + self.delta.added_output(x)
@@ -144,7 +151,39 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 def weight_of(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Tensor:
     """The weight as `[out, in]`, whichever way the layer stores it; a convolution's as `[out, in · kernel]`."""
+    if is_packed(layer):
+        return unpacked_weight(cast(nn.Linear, layer))
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight.flatten(1)
+
+
+def weight_shape(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Size:
+    """`[out, in]` of `weight_of`, which unpacks nothing."""
+    if is_packed(layer):
+        linear = cast(nn.Linear, layer)
+        return torch.Size((linear.out_features, linear.in_features))
+    return weight_of(layer).shape
+
+
+class PlainWeights(Mapping[str, torch.Tensor]):
+    """{layer: its weight `[out, in]`} in float32 on the CPU, each made when it is asked for: together they may be
+    larger than the memory."""
+
+    def __init__(self, layers: Mapping[str, Linear | nn.Conv1d]):
+        self.layers = layers
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return weight_of(self.layers[name]).detach().cpu().float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def stored_shape(layer: nn.Module) -> torch.Size:
+    """Of the weight as the layer stores it, or would if it were not packed."""
+    return weight_shape(cast(Linear, layer)) if is_packed(layer) else cast(torch.Tensor, layer.weight).shape
 
 
 def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, Linear]:
@@ -213,13 +252,13 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
     """Wraps the target layers in place; returns {module name: wrapper}. `detach` undoes it.
 
     Adapter tensors are float32 whatever the base's precision. Heads are drawn anew and made trainable, as are those of
-    the base's own weights that the method trains.
+    the base's own weights that the method trains, which have masters where they are in half precision.
     """
     layers, wrappers = target_layers(model, method.target_modules, heads), {}
-    plan = method.layer_methods({name: weight_of(layer).detach().float().cpu() for name, layer in layers.items()})
-    for name, own in plan.items():
+    weights = PlainWeights(layers)
+    for name, own in method.layer_methods(weights).items():
         try:
-            tensors = own.initial_tensors(weight_of(layers[name]).detach().float().cpu(), generator_for(seed, name))
+            tensors = own.initial_tensors(weights[name], generator_for(seed, name))
         except InputError as error:
             raise InputError(f"{type(model).__name__}: {name}", error.detail, reason=error.reason) from None
         layer = layers[name]
@@ -233,22 +272,10 @@ def attach(model: nn.Module, method: Method, seed: int, heads: tuple[str, ...] =
         parameter.data.copy_(fresh.normal_(0, spread, generator=generator) if spread else fresh.zero_())
         parameter.requires_grad_(True)
     own_weights = [name for name in method.trained_weights(model) if not is_inside(name, heads)]
-    check_precision(model, own_weights)
     for parameter in keep_originals(model, own_weights).values():
         parameter.requires_grad_(True)
+    keep_masters(model, own_weights)
     return wrappers
-
-
-def check_precision(model: nn.Module, names: list[str]) -> None:
-    """Raises:
-    InputError: weights that are to be trained are in half precision, where small steps are rounded away.
-    """
-    parameters = dict(model.named_parameters())
-    for name in names:
-        if parameters[name].dtype != torch.float32:
-            dtype = str(parameters[name].dtype).removeprefix("torch.")
-            where = f"{type(model).__name__}: {name}"
-            raise InputError(where, "a weight to be trained is in half precision", dtype, "float32")
 
 
 ORIGINALS: WeakKeyDictionary[nn.Module, dict[str, torch.Tensor]] = WeakKeyDictionary()  # originals of changed weights
@@ -274,8 +301,9 @@ def is_inside(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of what an optimizer may move, in a fixed order."""
-    return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
+    """{name: parameter, or its master} of what an optimizer may move, in a fixed order."""
+    masters = master_copies(model)
+    return {name: masters.get(name, p) for name, p in sorted(model.named_parameters()) if p.requires_grad}
 
 
 def detach(model: nn.Module) -> None:
@@ -286,6 +314,7 @@ def detach(model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     for name, original in ORIGINALS.pop(model, {}).items():
         parameters[name].data.copy_(original)
+    drop_masters(model)
 
 
 def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
@@ -297,12 +326,12 @@ def export(model: nn.Module, heads: tuple[str, ...], run: dict) -> Adapter:
             if isinstance(delta, Dense):
                 layer = bare_layer(module)
                 matrix = delta.matrix.T if isinstance(layer, Conv1D) else delta.matrix
-                adapter.dense[f"{name}.weight"] = matrix.reshape(cast(torch.Tensor, layer.weight).shape)
+                adapter.dense[f"{name}.weight"] = matrix.reshape(stored_shape(layer))
             elif isinstance(delta, InputDependent):
                 adapter.own[name] = delta
             elif delta.rank:  # a layer that lost all its rank is as it was
                 adapter.deltas[name] = delta
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters()) | master_copies(model)
     for name, original in ORIGINALS.get(model, {}).items():
         adapter.dense[name] = parameters[name].detach().float() - original.float()
     return adapter
@@ -323,7 +352,7 @@ def apply(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
     linear, layers = linear_layers(model), adaptable_layers(model)
     half = {f"{name}.weight": name for name, layer in linear.items() if layer.weight.dtype != torch.float32}
     for name, parameter in keep_originals(model, adapter.dense.keys() - half.keys()).items():
-        parameter.data.add_(adapter.dense[name].to(parameter.device, parameter.dtype))
+        parameter.data.copy_(parameter.float() + adapter.dense[name].to(parameter.device))  # rounded once
     for name in adapter.dense.keys() & half.keys():
         layer, change = linear[half[name]], adapter.dense[name]
         dense = Dense(change.T if isinstance(layer, Conv1D) else change)
@@ -348,8 +377,10 @@ def check_fit(model: nn.Module, adapter: Adapter, where: Path | str) -> None:
     for name, tensor in (adapter.heads | adapter.dense).items():
         if name not in parameters:
             raise unknown_name_error(where, "weight of this base", name, parameters)
-        if tensor.shape != parameters[name].shape:
-            expected = f"{tuple(parameters[name].shape)} as in this base"
+        layer = layers.get(name.removesuffix(".weight"))
+        shape = stored_shape(layer) if layer and is_packed(layer) else parameters[name].shape
+        if tensor.shape != shape:
+            expected = f"{tuple(shape)} as in this base"
             raise InputError(f"{where}:{name}", "wrong size", str(tuple(tensor.shape)), expected)
     for name, delta in adapter.deltas.items():
         check_shape(where, name, require_layer(layers, name, where), delta)
@@ -391,7 +422,7 @@ def check_input_dependent(where: str, layer: Linear | nn.Conv1d, own: InputDepen
     """Raises:
     InputError: the tensors are not those that the method has on a layer of this size.
     """
-    weight = weight_of(layer).detach().float().cpu()
+    weight = weight_of(layer).detach().cpu().float()
     made = own.method.weight_delta(own.method.initial_tensors(weight, generator_for(0, where)), weight)
     expected = made.tensors if isinstance(made, InputDependent) else {}
     check_tensors(where, "the method's tensors do not fit", own.tensors, expected)
@@ -428,7 +459,7 @@ def check_shape(where: Path | str, name: str, layer: Linear | nn.Conv1d, delta: 
     """Raises:
     InputError: the change does not fit the layer.
     """
-    out, inner = weight_of(layer).shape
+    out, inner = weight_shape(layer)
     shape = (delta.B.shape[0], delta.A.shape[1])
     kernel = layer.kernel_size[0] if isinstance(layer, nn.Conv1d) else 1
     if delta.kernel != kernel:

@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from loratory import registry
 from loratory.bases.audio import AudioPrefix
-from loratory.bases.core import DTYPES, MANIFEST, Base, family_class, load_with_report, open_tokenizer, read_object
+from loratory.bases.core import MANIFEST, Base, family_class, load_with_report, open_tokenizer, read_object
+from loratory.bases.precision import DTYPES
 from loratory.errors import InputError, one_error
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"

@@ -16,6 +16,8 @@ from transformers.models.auto import modeling_auto as auto
 
 from loratory import registry
 from loratory.bases.decoding import Routed, Sampling
+from loratory.bases.memory import require_room
+from loratory.bases.precision import opening_options
 from loratory.data import files
 from loratory.data.audio import HOP, RATE
 from loratory.data.clips import Clip
@@ -34,7 +36,6 @@ IGNORED = -100  # the label that every loss of this field leaves out
 LARGEST_OBJECT = 1 << 26  # bytes: an index of the shards of 100,000 tensors has 10 MB
 MANIFEST, CURVE = "base.json", "curve.json"
 CONTACTS = "contact_head"  # of ESM, which reads attention maps
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the config's `precision`
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ class Base(ABC):
         return {}
 
     @classmethod
-    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
-        """The base of a prepared folder, in the CPU's memory."""
-        model = open_model(cls.model_class, folder, dtype=dtype, **cls.model_options)
+    def open(cls, folder: Path, manifest: dict[str, Any], **options: Any) -> Self:
+        """The base of a prepared folder, opened with these `options` of the library (see `opening_options`)."""
+        model = open_model(cls.model_class, folder, **options, **cls.model_options)
         return cls(folder, manifest, model, open_tokenizer(folder))
 
     @classmethod
@@ -136,7 +137,7 @@ class Base(ABC):
         Raises:
             InputError: its loss is not a number.
         """
-        base = cls.open(folder, manifest, dtype)
+        base = cls.open(folder, manifest, dtype=dtype)
         with torch.no_grad():
             loss = base.loss(base.model.eval(), base.trial_batch())[0]
         if not loss.isfinite():
@@ -446,15 +447,16 @@ def digest_of_files(folder: Path | str, paths: Sequence[Path]) -> str:
     return sha256("\n".join(lines).encode()).hexdigest()
 
 
-def load_base(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Base:
+def load_base(folder: Path | str, device: torch.device | str = "cpu", precision: str | None = None) -> Base:
     """Opens a folder made by `prepare_base`. Parameters are frozen and the model is in eval mode.
 
     Args:
-        dtype: of the model's weights; None means the `precision` that the base was prepared with. An audio prefix and
+        precision: of the model's weights; None means the one that the base was prepared with. An audio prefix and
             the heads of an encoder are float32 anyway.
 
     Raises:
-        InputError: the folder was not prepared, or its files are not those it was prepared with.
+        InputError: the folder was not prepared, its files are not those it was prepared with, or as `opening_options`
+            and `require_room`.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -464,8 +466,10 @@ def load_base(folder: Path | str, device: torch.device | str = "cpu", dtype: tor
         if digest(folder) != manifest.get(f"{what}_sha256"):
             line = f"{what} differ from those the base was prepared with"
             raise InputError(folder, line, fix="prepare the base again")
-    precision = dtype or DTYPES[manifest.get("precision", "fp32")]
-    base = family_class(manifest["family"]).open(Path(folder), manifest, precision)
+    precision = precision or manifest.get("precision", "fp32")
+    held = opening_options(Path(folder), precision, device)
+    require_room(folder, precision, device)
+    base = family_class(manifest["family"]).open(Path(folder), manifest, **held)
     for part in filter(None, (base.model, base.audio)):
         part.requires_grad_(False).eval().to(device)
     return base

@@ -15,6 +15,7 @@ from loratory.training.schedule import Training
 COMMIT = re.compile("[0-9a-f]{40}")
 REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)  # a few old ones have no owner
 CHECKPOINTS = {"masked": "fair-esm's ESM-2", "whisper": "openai-whisper's"}  # families: whose `.pt` files are read
+PACKED = ("int8", "nf4")  # precisions in which linear layers hold no numbers of torch's
 if TYPE_CHECKING:
     Family = str
 else:
@@ -115,7 +116,9 @@ class BaseEntry(Options):
     revision: str | None = Field(None, description="commit of the hub repository, 40 hexadecimal digits")
     pretrain: Pretrain | None = Field(None, description="train it in the workflow")
     continued: Continued | None = Field(None, description="train another base on, in the workflow")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="in which its frozen weights are held in memory")
+    precision: Literal["fp32", "bf16", "int8", "nf4"] = Field(
+        "fp32", description="in which its frozen weights are held in memory; int8 and nf4: on a GPU with CUDA alone"
+    )
     audio: Audio | None = Field(None, description="audio prefix of a causal base")
     whisper: WhisperOptions | None = Field(None, description="how a base of family whisper is asked")
     parameters: int | None = Field(
@@ -147,6 +150,8 @@ class BaseEntry(Options):
             )
         if self.precision != "fp32" and self.family == "folding":
             raise ValueError("a folding base has its own precision; leave `precision` out")
+        if self.precision in PACKED and self.family != "causal":
+            raise ValueError(f"only a base of family causal is held in {self.precision}; expected fp32 or bf16")
         if self.audio and self.family != "causal":
             raise ValueError("only a causal base takes `audio`")
         if self.whisper and self.family != "whisper":

@@ -5,8 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from loratory import registry
-from loratory.adapters.contract import BaseWeightsMethod
-from loratory.bases.options import BaseEntry
+from loratory.bases.options import PACKED, BaseEntry
 from loratory.config.sections import (
     AdapterEntry,
     Compare,
@@ -60,7 +59,7 @@ def check_names(config: Study, where: str) -> None:
                 raise InputError(f"{at}.{base}", conflict)
             for adapter in adapters:
                 require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
-                check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])
+                check_plain_weights(f"{at}.{base}", config.adapters[adapter], base, bases[base])
                 check_augmentation(f"{at}.{base}", config.adapters[adapter], adapter, domain)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
@@ -220,11 +219,11 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
         raise InputError(at, f"this base has no audio encoder for {domain}", expected="a causal base with `audio:`")
 
 
-def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) -> None:
-    """Small steps of weights that are themselves trained would be rounded away."""
-    if base.precision != "fp32" and isinstance(adapter, BaseWeightsMethod):
-        what = f"{adapter.method} trains the base's own weights, and {name} holds them in half precision"
-        raise InputError(at, what, base.precision, "a base with `precision: fp32`")
+def check_plain_weights(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) -> None:
+    """Weights that are packed can be read, and neither moved nor differentiated."""
+    if base.precision in PACKED and adapter.needs_plain_weights:
+        what = f"{adapter.method} needs the base's weights as they are, and {name} holds them packed"
+        raise InputError(at, what, base.precision, "a base with `precision: bf16` or `fp32`")
 
 
 def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
@@ -276,6 +275,7 @@ def check_options(at: str, mixture: MixtureEntry) -> None:
 def check_stage(at: str, stage: StageEntry, config: Study) -> None:
     require_known(f"{at}.base", "base", stage.base, config.bases)
     base, domains = config.bases[stage.base], entries_by_name(config.domains)
+    check_unpacked(f"{at}.base", stage.base, base)
     if base.family not in stage.families:
         what, expected = f"{stage.procedure} does not work on {stage.base}", " or ".join(stage.families)
         raise InputError(f"{at}.base", what, base.family, f"a base of family {expected}")
@@ -293,7 +293,6 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
     adapter = config.adapters[stage.adapter]
     if adapter.method != "lora":
         raise InputError(f"{at}.adapter", f"{stage.adapter} is no LoRA", adapter.method, "an adapter of method lora")
-    check_precision(f"{at}.adapter", adapter, stage.base, base)
     for name, families in stage.further_bases.items():
         check_further_base(at, name, families or (base.family,), stage, config)
     if len(adapter.training.learning_rates) > 1:
@@ -301,10 +300,17 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
         raise InputError(f"{at}.adapter", what, rates, "an adapter with one rate", "take the one that was best")
 
 
+def check_unpacked(at: str, name: str, base: BaseEntry) -> None:
+    if base.precision in PACKED:
+        what = f"a stage changes weights or measures them, and {name} holds them packed"
+        raise InputError(at, what, base.precision, "a base with `precision: bf16` or `fp32`")
+
+
 def check_further_base(at: str, name: str, families: Collection[str], stage: StageEntry, config: Study) -> None:
     at = f"{at}.{next(key for key, value in stage if value == name and key != 'base')}"
     require_known(at, "base", name, config.bases)
     base = config.bases[name]
+    check_unpacked(at, name, base)
     if base.family not in families:
         what, expected = f"{stage.procedure} cannot take {name} for it", f"a base of family {' or '.join(families)}"
         raise InputError(at, what, base.family, expected)

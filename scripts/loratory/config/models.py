@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, create_model
 from loratory import registry
 from loratory.config.sections import AdapterEntry, Corpus, Domain, Group, MixtureEntry, StageEntry, Study
 from loratory.fields import DomainName, DomainNames, Name
-from loratory.training.schedule import AdapterSweep, Sweep
+from loratory.training.schedule import RECOMPUTING, AdapterSweep, Sweep
 
 ENTRY_NAME = re.compile("[a-z][a-z0-9_]{0,63}-[a-z0-9_]{1,64}")
 Fields = dict[str, tuple[Any, Any]]  # {name: (type, default)}, as pydantic takes them
@@ -19,7 +19,7 @@ OF_ADAPTERS = Field(AdapterSweep(), description="of every adapter of this entry"
 SWEEP_FIELDS: Fields = {"training": (AdapterSweep, OF_ADAPTERS)}
 EXPERTS = Field(description="{domain: its adapter}, in the order of the gate's outputs")
 FEATURES = Field(False, description="compute what the gate reads of the base once, and keep it on disk")
-CHECKPOINTING = Field(False, description="compute activations anew in the backward pass: less memory, more time")
+CHECKPOINTING = Field(False, description=RECOMPUTING)
 MIXTURE_FIELDS: Fields = {
     "base": (Name, Field(description="the base that all experts were trained on")),
     "experts": (dict[DomainName, Name], EXPERTS),

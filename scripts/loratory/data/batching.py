@@ -1,9 +1,11 @@
 """Which examples a training step takes: a pure function of (seed, step)."""
 
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from functools import lru_cache
 
 import numpy as np
+
+Lengths = Sequence[int] | np.ndarray
 
 
 class Batches:
@@ -12,62 +14,79 @@ class Batches:
     An epoch shuffles the examples, sorts slices of `POOL` batches' worth by length, cuts them where the padded size
     would pass the budget, and shuffles the batches. Examples of one length keep the order of the shuffle, not that of
     the file: files list one class after the other, one speaker after the other, and a batch must not be of one alone.
-    Nothing is remembered between calls, so training can go on at any step.
+    Nothing but the sizes of epochs is remembered between calls, so training can go on at any step.
 
     Args:
-        lengths: positions that each example costs.
+        lengths: positions that each example costs; or epoch → these, where each epoch has examples of its own.
         budget: most positions of a batch, padding included; a longer single example is a batch of its own.
+        sizes: {epoch: its number of batches} as far as they are known; those that are found are added.
     """
 
     POOL = 32
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray, budget: int, seed: int) -> None:
-        self.lengths, self.budget, self.seed = np.asarray(lengths), budget, seed
-        if not len(self.lengths):
+    def __init__(
+        self,
+        lengths: Lengths | Callable[[int], Lengths],
+        budget: int,
+        seed: int,
+        sizes: MutableMapping[int, int] | None = None,
+    ) -> None:
+        self.lengths = lengths if callable(lengths) else np.asarray(lengths)
+        self.budget, self.seed, self.sizes = budget, seed, {} if sizes is None else sizes
+        if not callable(lengths) and not len(lengths):
             raise ValueError("no examples to make batches of")
         self._epoch = lru_cache(maxsize=2)(self.epoch_batches)
 
     def epoch_batches(self, number: int) -> list[list[int]]:
         """The batches (lists of example indices) of one epoch."""
+        lengths = np.asarray(self.lengths(number) if callable(self.lengths) else self.lengths)
         random = np.random.default_rng([self.seed, number])
-        order = random.permutation(len(self.lengths))
+        order = random.permutation(len(lengths))
         batches: list[list[int]] = []
         pool: list[int] = []
         cost = 0
         for index in order:
             pool.append(int(index))
-            cost += int(self.lengths[index])
+            cost += int(lengths[index])
             if cost >= self.POOL * self.budget:
-                batches += self.cut_pool(pool)
+                batches += cut_batches(pool, lengths, self.budget)
                 pool, cost = [], 0
-        batches += self.cut_pool(pool)
+        batches += cut_batches(pool, lengths, self.budget)
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def cut_pool(self, pool: list[int]) -> list[list[int]]:
-        """The pool's examples in batches, in order of length; those of one length in the order of the pool."""
-        batches: list[list[int]] = []
-        batch: list[int] = []
-        for index in sorted(pool, key=lambda i: self.lengths[i]):
-            if batch and self.lengths[index] * (len(batch) + 1) > self.budget:
-                batches.append(batch)
-                batch = []
-            batch.append(index)
-        return [*batches, batch] if batch else batches
-
     def __call__(self, step: int) -> list[int]:
-        """The example indices of a step, counted from 0 through all epochs.
+        """The example indices of a step, counted from 0 through all epochs."""
+        epoch, place = self.epoch_and_place(step)
+        return self._epoch(epoch)[place]
 
-        Epochs may hold unequal numbers of batches, so each position is drawn as (epoch, place) by walking whole
-        epochs; the walk is short because an epoch is cached.
-        """
+    def epoch_and_place(self, step: int) -> tuple[int, int]:
+        """Epochs may hold unequal numbers of batches, so whole ones are walked."""
         epoch = 0
         while step >= (size := self.epoch_size(epoch)):
             step, epoch = step - size, epoch + 1
-        return self._epoch(epoch)[step]
+        return epoch, step
 
-    @cache  # noqa: B019 one object a run
     def epoch_size(self, epoch: int) -> int:
-        return len(self._epoch(epoch))
+        if epoch not in self.sizes:
+            self.sizes[epoch] = len(self._epoch(epoch))
+        return self.sizes[epoch]
+
+
+def cut_batches(indices: Iterable[int], lengths: Lengths, budget: int) -> list[list[int]]:
+    """The examples in batches under a budget, in order of length; those of one length in the order given."""
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    for index in sorted(indices, key=lambda i: lengths[i]):
+        if batch and lengths[index] * (len(batch) + 1) > budget:
+            batches.append(batch)
+            batch = []
+        batch.append(index)
+    return [*batches, batch] if batch else batches
+
+
+def split_batch(lengths: Lengths, budget: int | None) -> list[list[int]]:
+    """The places of a batch's examples, in parts under a budget; None: in one part."""
+    return [[*range(len(lengths))]] if budget is None else cut_batches(range(len(lengths)), lengths, budget)
 
 
 def pad_contexts(contexts: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
@@ -80,6 +99,6 @@ def pad_contexts(contexts: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
     return padded
 
 
-def batches_by_length(lengths: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
+def batches_by_length(lengths: Lengths, budget: int) -> list[list[int]]:
     """All examples once, longest together, under the budget: for evaluation."""
-    return Batches(lengths, budget, 0).cut_pool(list(range(len(lengths)))) if len(lengths) else []
+    return cut_batches(range(len(lengths)), lengths, budget)

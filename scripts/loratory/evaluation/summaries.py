@@ -18,6 +18,7 @@ MEAN_FIELDS = (  # of `train_info`
     "flops",
     "train_time",
 )
+VALIDATION_FIELDS = ("best_step", "steps", "validation_time")  # of `train_info`, too
 
 
 def runs_by_method(runs: Sequence[Run]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -41,7 +42,13 @@ def mean_costs(domain: str, name: str, runs: Sequence[Mapping[str, Any]]) -> dic
         "edge": is_edge(rate, rates),
         "total_time": mean_or_none(run["run_info"]["total_time"] for run in runs),
         **{key: mean_or_none(run["train_info"][key] for run in runs) for key in MEAN_FIELDS},
+        **{key: mean_or_none(validation_fact(run, key) for run in runs) for key in VALIDATION_FIELDS},
     }
+
+
+def validation_fact(run: Mapping[str, Any], key: str) -> float | None:
+    """None of a run that was validated at its end alone."""
+    return run["train_info"][key] if run["run_info"]["train_config"].get("validate_every") else None
 
 
 def is_edge(rate: float | None, rates: Sequence[float]) -> bool:

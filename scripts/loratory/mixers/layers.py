@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.deltas import LowRank
+from loratory.bases.precision import computing_dtype
 from loratory.mixers.contract import Mixer
 
 Linear = nn.Linear | Conv1D
@@ -70,7 +71,7 @@ class MixedLinear(nn.Module):
         present = [(i, delta) for i, delta in enumerate(deltas) if delta is not None]
         ranks = {delta.rank for _, delta in present}
         self.rank = ranks.pop() if len(present) == len(deltas) and len(ranks) == 1 else None  # that all experts have
-        like = base.weight
+        like, dtype = base.weight, computing_dtype(base)
         a = torch.cat([delta.A for _, delta in present]).to(like.device)
         b = torch.cat([delta.B.float() for _, delta in present], 1).to(like.device)
         scale = torch.cat([torch.full((delta.rank,), float(delta.scale)) for _, delta in present]).to(like.device)
@@ -80,8 +81,8 @@ class MixedLinear(nn.Module):
         if self.moves:  # scales stay apart: folded in, they would change what an optimizer's step does
             self.A, self.B = nn.Parameter(a.float()), nn.Parameter(b)  # [Σ rank, in], [out, Σ rank]
         else:
-            self.register_buffer("A", a.to(like.dtype))
-            self.register_buffer("B", (b * scale).to(like.dtype))
+            self.register_buffer("A", a.to(dtype))
+            self.register_buffer("B", (b * scale).to(dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.context.is_open:

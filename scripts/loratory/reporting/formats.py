@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.data.files import atomic_write
+from loratory.data.files import atomic_write, read_json
 
 MARKDOWN = str.maketrans({"\\": r"\\", "|": r"\|", "*": r"\*", "<": r"\<", "\n": " "})
 LINK = "](", r"]\("  # of a page or a picture that a name would fetch from elsewhere
@@ -45,6 +45,14 @@ class Layout:
     foot: Sequence[str]
     records: Sequence[Mapping]
     main: int = 0
+
+
+def base_sentence(manifest: Path | str) -> str:
+    """What a base is, by its `base.json`: its note, and the precision that its weights are held in, if not fp32."""
+    base = read_json(manifest)
+    precision = base.get("precision", "fp32")
+    held = f"its weights are held in {precision}" if precision != "fp32" else ""
+    return "; ".join(filter(None, [base["note"], held]))
 
 
 def write_table(layout: Layout, out: Path | str) -> None:

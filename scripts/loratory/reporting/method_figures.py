@@ -48,11 +48,15 @@ def draw_rates(runs: Mapping[str, Path | str], against: str, out: Path | str, ba
 
 
 def final_losses(path: Path | str) -> list[tuple[float, float]]:
-    """(learning rate, validation loss) of the first seed's runs; a loss that is not finite is left out."""
+    """(learning rate, lowest validation loss) of the first seed's runs; one that is not finite is left out."""
     rows = [row for row in pq.read_table(path).to_pylist() if row["valid_loss"] is not None]
     first = min(row["seed"] for row in rows)
-    found = {(row["learning_rate"], row["valid_loss"]) for row in rows if row["seed"] == first}
-    return sorted(point for point in found if isfinite(point[1]))
+    found: dict[float, float] = {}
+    for row in rows:
+        if row["seed"] == first and isfinite(row["valid_loss"]):
+            rate, loss = row["learning_rate"], row["valid_loss"]
+            found[rate] = min(loss, found.get(rate, loss))
+    return sorted(found.items())
 
 
 def line_style(place: int, count: int, is_reference: bool) -> dict:

@@ -5,6 +5,7 @@ Rows keep the config's order: no rank is printed, as intervals and the marks ▲
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from loratory.data.files import read_json
 from loratory.errors import InputError
@@ -31,6 +32,7 @@ COSTS = {  # of `train_info`: as printed
     "num_stored_params": "stored",
     "optimizer_state": "optimizer state",
 }
+BUDGET = ("steps", "batch_tokens", "gradient_accumulation_steps", "validate_every", "patience")
 CUTS = (
     "(rank b): the same trained adapter at a lower rank, as its method cuts it. (SVD to rank b): the trained change "
     "of a plain LoRA of full rank, cut by SVD; a training for lower ranks is worth something where it is better."
@@ -44,6 +46,12 @@ COST_NOTES = (
     "compute: counted on the first batch, forward and backward, and taken as proportional to positions, "
     "where PyTorch can count all operations; of it before or besides the steps: gradient passes and selection stages.",
     "learning rate: chosen on `valid` with the first seed; at the edge of its grid, a better one may lie beyond.",
+)
+
+
+BEST_NOTE = (
+    "best step: after which the loss on `valid` was lowest, of the steps that were made, and the seconds that all "
+    "looks at `valid` took besides the time."
 )
 
 
@@ -83,16 +91,26 @@ def check_budget(paths: Sequence[Path | str], runs: Sequence[Mapping]) -> None:
     first: dict[tuple, tuple] = {}
     for path, run in zip(paths, runs):
         facts = {
-            "number of target tokens": run["train_info"]["targets"],
+            **budget_facts(run),
             "training data": run["meta_info"]["dataset_info"]["sha256"],
             "base": run["base_sha256"],
         }
         for what, fact in facts.items():
             other, wanted = first.setdefault((run["domain"], run["seed"], what), (path, fact))
             if fact != wanted:
-                names = "`steps`, `batch_tokens` and `gradient_accumulation_steps`"
+                names = ", ".join(f"`{name}`" for name in BUDGET)
                 fix = f"give compared adapters the same {names}, and train again"
                 raise InputError(path, f"the {what} is not that of {other}", fact, wanted, fix, "budget")
+
+
+def budget_facts(run: Mapping) -> dict[str, Any]:
+    """What all methods of a domain must have in common: how much they read, or, where trainings end when `valid` says
+    so, the rule by which they do."""
+    rule = {name: run["run_info"]["train_config"].get(name) for name in BUDGET}
+    looks = {name: rule[name] for name in ("validate_every", "patience")}
+    if rule["patience"]:
+        return {"rule of early stopping": str(rule)}
+    return {"number of target tokens": run["train_info"]["targets"], "rule of validation": str(looks)}
 
 
 def quality_layout(reports: Sequence[Mapping], runs: Sequence[Run], about: Sequence[str], banner: str) -> Layout:
@@ -154,6 +172,8 @@ def cost_layout(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layou
     records = [mean_costs(domain, name, of) for (domain, name), of in runs_by_method(runs).items()]
     header = ["method @ domain", "learning rate", *COSTS.values(), "peak memory (MB)", "time (s)", "compute (TFLOP)"]
     header.append("of it besides steps (%)")
+    validated = [record for record in records if record["best_step"] is not None]
+    header += ["best step"] if validated else []
     lines = [
         [
             f"{record['adapter']}@{record['domain']}",
@@ -163,11 +183,13 @@ def cost_layout(runs: Sequence[Run], about: Sequence[str], banner: str) -> Layou
             f"{record['total_time']:.1f}",
             scaled_cell(record["flops"], 1e12, ".3g"),
             f"{100 * record['other_positions'] / (record['positions'] + record['other_positions']):.0f}",
+            *([best_step_cell(record)] if validated else []),
         ]
         for record in records
     ]
     title = f"Costs of methods on {runs[0][1]['base']}"
-    return Layout(title, banner, header, lines, [*COST_NOTES, *budget_notes(runs), *about], records)
+    notes = [*COST_NOTES, *([BEST_NOTE] if validated else []), *budget_notes(runs), *about]
+    return Layout(title, banner, header, lines, notes, records)
 
 
 def without_mark(row: Mapping) -> dict:
@@ -211,6 +233,13 @@ def rate_cell(record: Mapping) -> str:
     return f"{record['learning_rate']:g}" + (" (edge)" if record["edge"] else "")
 
 
+def best_step_cell(record: Mapping) -> str:
+    """After how many steps of how many the kept one stood."""
+    if record["best_step"] is None:
+        return ABSENT
+    return f"{record['best_step'] + 1:.0f} of {record['steps']:.0f} ({record['validation_time']:.1f} s)"
+
+
 def scaled_cell(value: float | None, unit: float, form: str = ".1f") -> str:
     return ABSENT if value is None else f"{value / unit:{form}}"
 
@@ -235,5 +264,7 @@ def budget_notes(runs: Sequence[Run]) -> list[str]:
     """What every method of a domain was given."""
     targets = {(run["domain"], run["seed"]): run["train_info"]["targets"] for _, run in runs}
     domains = dict.fromkeys(domain for domain, _ in targets)
+    if patience := runs[0][1]["run_info"]["train_config"].get("patience"):
+        return [f"All methods ended by the same rule: {patience} looks at `valid` without a lower loss, or all steps."]
     each = [f"{d} {', '.join(str(n) for (of, _), n in targets.items() if of == d)}" for d in domains]
     return [f"Target tokens of each run, the same for all methods (a number for each seed): {'; '.join(each)}."]

@@ -20,6 +20,7 @@ from loratory.errors import short_value
 
 NAME, BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 # The one entry of a sealed file's metadata (of several the order is random): 64 digits of its checksum, a blank, JSON.
+BEST = "best/"  # before the names of the best step's tensors
 SEAL, BLANK = "sealed", "0" * 64
 LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 SHOWN = 3  # most differences that a line names
@@ -104,14 +105,17 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     memory: dict[str, torch.Tensor],
     made_with: Mapping[str, Any] | None = None,
+    best: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """`step` steps are done. Stores parameters, the optimizer's moments, other memory and the curve so far.
 
     Args:
+        best: tensors of the best step so far.
         made_with: what the run depends on, in values of JSON: only a run with the same goes on from here.
     """
     tensors = {f"memory/{name}": tensor for name, tensor in memory.items()}
     tensors |= {f"parameter/{name}": p for name, p in parameters.items()}
+    tensors |= {f"{BEST}{name}": tensor for name, tensor in (best or {}).items()}
     for name, p in parameters.items():
         for key, value in optimizer.state.get(p, {}).items():
             tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().cpu().clone()
@@ -128,8 +132,12 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     memory: dict[str, torch.Tensor],
     made_with: Mapping[str, Any] | None = None,
+    best: dict[str, torch.Tensor] | None = None,
 ) -> tuple[int, list[dict]]:
     """Puts a saved run back in place; returns (steps done, curve). (0, []) where no usable one was saved.
+
+    Args:
+        best: is filled with what was saved as such.
 
     A checkpoint that is damaged or was made with something else is put aside, and the log says so in one line.
     """
@@ -141,7 +149,7 @@ def load_checkpoint(
             path.replace(path.with_name(f"{path.name}.refused"))
             refused.append(f"{path} {reason}")
             continue
-        facts = restore_run(path, parameters, optimizer, memory)
+        facts = restore_run(path, parameters, optimizer, memory, {} if best is None else best)
         if refused:
             begin = f"goes on from {path.name}, after step {facts['step']}"
             print(f"{refused[0]}; put aside: training {begin}", flush=True)
@@ -156,10 +164,12 @@ def restore_run(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     memory: dict[str, torch.Tensor],
+    best: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
     """Fills everything from a checkpoint; returns the facts that it holds."""
     with safe_open(path, framework="pt") as file:
         keys = set(file.keys())
+        best |= {key.removeprefix(BEST): file.get_tensor(key) for key in keys if key.startswith(BEST)}
         for name, tensor in memory.items():
             tensor.data.copy_(file.get_tensor(f"memory/{name}"))
         for name, p in parameters.items():

@@ -20,7 +20,7 @@ from loratory.errors import InputError
 from loratory.training.grid import best_trial
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
-from loratory.training.sweep import encode_split, train_one
+from loratory.training.sweep import encode_split, train_one, training_split
 
 if TYPE_CHECKING:
     from loratory.adapters.deltas import Adapter
@@ -50,18 +50,20 @@ def continue_base(
         data, task: general data, and how it is put to the base.
 
     Raises:
-        InputError: as `encode_split`, or the adapter's change is no change of weights.
+        InputError: as `training_split`, or the adapter's change is no change of weights.
     """
     assert entry.continued is not None
     corpus, seed = entry.continued.corpus, entry.continued.seed
-    base = load_base(start, device, torch.float32)  # a sum in half precision would round a small change away
+    base = load_base(start, device, "fp32")  # a sum in half precision would round a small change away
     digests = {split: file_sha256(f"{data}/{split}.parquet") for split in ("train", "valid")}
     facts = {"start_sha256": base.fingerprint, "data_sha256": {corpus: digests}, "torch": version("torch")}
     parts = {"entry": entry, "adapter": adapter, "task": task}
     asked = {part: options.model_dump(mode="json") for part, options in parts.items()}
     job = Job(device, checkpoints, f"base {name}", out, code=code, **asked, **facts)
-    limits = {"train": None, "valid": max_valid}
-    sets = {split: encode_split(base, corpus, data, task, split, limit) for split, limit in limits.items()}
+    sets = {
+        "train": training_split(base, corpus, data, task, "train"),
+        "valid": encode_split(base, corpus, data, task, "valid", max_valid),
+    }
     rates = adapter.training.learning_rates
     announce_trainings(len(rates))
     best, _ = best_trial(rates, lambda rate: train_one(base, sets, adapter, seed, rate, job.at_rate(rate)))

@@ -1,8 +1,8 @@
 """What a training costs besides its steps' seconds: positions, floating-point operations, peak memory.
 
-Operations are counted once, by PyTorch's own counter, over the forward and backward pass of the first batch, and taken
-as proportional to positions (padding included) for all other batches and for every pass that a method makes besides
-its steps. That leaves out: that attention grows faster than length, what the optimizer computes, and decompositions of
+Operations are counted once, by PyTorch's own counter, over the forward and backward pass of the first micro-batch, and
+taken as proportional to positions (padding included) for all others and for every pass that a method makes besides its
+steps. That leaves out: that attention grows faster than length, what the optimizer computes, and decompositions of
 weights before the first step. The count is taken when the run is over and its outcome is kept, in the state that the
 last step left: so it can change no result, and it counts only the weights that the method has switched on by then.
 """
@@ -10,42 +10,33 @@ last step left: so it can change no result, and it counts only the weights that 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from loratory.training.encoding import example_lengths
+from loratory.training.encoding import padded_positions
 from loratory.training.session import AdapterSession
 
 
-def batch_positions(session: AdapterSession) -> list[int]:
-    """Positions, padding included, that each batch of the training puts through the model."""
-    plan, lengths, found = session.batch_plan(session.items), example_lengths(session.items), []
-    for number in range(session.recipe.batch_numbers(session.recipe.steps).start):
-        batch = plan(number)
-        longest = int(lengths[batch].max())
-        if session.augmentation is not None:
-            changed = session.augment_items([session.items[i] for i in batch], number)
-            longest = max(item.length for item in changed)
-        found.append(len(batch) * longest)
-    return found
-
-
-def total_flops(session: AdapterSession, positions: list[int]) -> float | None:
+def total_flops(session: AdapterSession, positions: int) -> float | None:
     """Floating-point operations of the whole run: of its steps, and of the passes besides them.
 
-    None where PyTorch's counter does not know an operation: no such figure is worth a training that is over.
+    None where PyTorch's counter does not know an operation, as all of a base in int8: no such figure is worth a
+    training that is over.
 
     Args:
-        positions: of each batch, see `batch_positions`.
+        positions: that its steps put through the model.
     """
+    if any(layer.base.weight.dtype == torch.int8 for layer in session.layers.values()):
+        return None
     try:
-        first = first_batch_flops(session)
+        first = first_batch_flops(session) / padded_positions(session.read_step(0)[0][1])
     except AssertionError as error:  # how the counter refuses shapes; before 2.13 those of grouped-query attention
         print(f"operations are not counted: {error}", flush=True)
         return None
-    return first / positions[0] * (sum(positions) + session.positions)
+    return first * (positions + session.positions)
 
 
 def first_batch_flops(session: AdapterSession) -> int:
-    """Of one forward and backward pass over the first batch, as the training runs it."""
-    base, batch = session.base, session.batch(0)
+    """Of one forward and backward pass over the first micro-batch, as the training runs it."""
+    (number, items), *_ = session.read_step(0)
+    base, batch = session.base, session.make_batch(items, number)
     half = session.recipe.precision == "bf16"
     base.model.train()
     try:

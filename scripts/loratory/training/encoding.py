@@ -1,20 +1,28 @@
-"""A split as a base reads it, encoded when a batch wants it: what a large split costs in memory is its columns."""
+"""A split as a base reads it, encoded when a batch wants it: what a large split costs in memory is its columns.
+
+Of one that is larger still, not even these: it is read and encoded in rounds, each of some records that are drawn.
+"""
 
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Any, Self, overload
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, reduce
+from math import ceil
+from typing import Any, Self, TypeAlias, overload
 
 import numpy as np
 
 from loratory.bases.checks import check_readable
 from loratory.bases.core import Base, Encoded
-from loratory.data.records import Records
+from loratory.data.batching import split_batch
+from loratory.data.records import Records, join_records, table_records
 from loratory.domains.contract import Example, TaskOptions
 from loratory.domains.examples import domain_examples
 from loratory.errors import InputError
+from loratory.training.schedule import Schedule
 
 LEFT_OUT = 0.1  # share of a split that may be too long for a base; beyond, the data are not made for it
 KEPT = 1 << 21  # positions of encoded examples that are kept, about 100 MB; what is beyond is encoded each time
+ROUND = 1 << 15  # records that are encoded at once to learn from; a split of no more is encoded whole
 FIRST = 100  # records that say whether the base can read the domain at all
 
 
@@ -101,6 +109,62 @@ class EncodedExamples(Sequence[Encoded]):
         return found
 
 
+class DrawnExamples:
+    """The examples of more than ROUND records, in rounds of that many that are drawn, so that none is encoded before
+    it is wanted. Every record comes once before any comes again.
+
+    A round costs a pass over the file: records of one class or of one person may lie side by side there.
+    """
+
+    def __init__(self, base: Base, domain: str, records: Records, task: TaskOptions) -> None:
+        self.base, self.domain, self.records, self.task = base, domain, records, task
+        self.parts = ceil(len(records) / ROUND)  # rounds in which every record comes once
+        self.round = lru_cache(maxsize=2)(self.encode_round)
+
+    def __len__(self) -> int:
+        """Records; how many examples they make is known when they are read."""
+        return len(self.records)
+
+    def encode_round(self, seed: int, number: int) -> EncodedExamples:
+        """Raises:
+        InputError: as `EncodedExamples`.
+        """
+        epoch, part = divmod(number, self.parts)
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.records))
+        chosen = np.sort(np.array_split(order, self.parts)[part])
+        held = table_records(self.records.select(chosen).table)
+        found = EncodedExamples(self.base, self.domain, held, self.task)
+        if found.left_out:
+            print(f"{self.domain}, left out: {len(found.left_out)} examples, such as {found.left_out[0]}", flush=True)
+        return found
+
+
+Examples: TypeAlias = Sequence[Encoded] | DrawnExamples  # what a training learns from
+
+
+def round_examples(examples: Examples, seed: int, number: int) -> Sequence[Encoded]:
+    """What one round of a training goes through: all examples, or those that are drawn for it."""
+    return examples.round(seed, number) if isinstance(examples, DrawnExamples) else examples
+
+
+def join_examples(parts: Sequence[EncodedExamples | DrawnExamples]) -> EncodedExamples | DrawnExamples:
+    """Those of several splits, one after another."""
+    encoded = [part for part in parts if isinstance(part, EncodedExamples)]
+    if len(encoded) == len(parts):
+        return reduce(EncodedExamples.join, encoded)
+    first = parts[0]
+    return DrawnExamples(first.base, first.domain, join_records(part.records for part in parts), first.task)
+
+
+def round_lengths(
+    examples: Examples, seed: int, measure: Callable[[Sequence[Encoded]], np.ndarray]
+) -> np.ndarray | Callable[[int], np.ndarray]:
+    """The lengths that `data.batching.Batches` takes: of all examples, or a function of the round."""
+    if isinstance(examples, DrawnExamples):
+        return lambda number: measure(examples.round(seed, number))
+    return measure(examples)
+
+
 def check_examples(base: Base, domain: str, examples: Sequence[Example]) -> None:
     """Raises:
     InputError: the base cannot read them, or cannot tell their choices apart: nothing is trained for predictions that
@@ -114,3 +178,14 @@ def check_examples(base: Base, domain: str, examples: Sequence[Example]) -> None
 def example_lengths(items: Sequence[Encoded]) -> np.ndarray:
     """(n,) positions of each example; none is encoded for it."""
     return items.lengths if isinstance(items, EncodedExamples) else np.array([item.length for item in items], np.int64)
+
+
+def padded_positions(items: Sequence[Encoded]) -> int:
+    """What the examples cost as one batch, padding included."""
+    return len(items) * max(item.length for item in items)
+
+
+def split_items(items: Sequence[Encoded], recipe: Schedule) -> list[list[Encoded]]:
+    """A batch in the parts that are put through a model one after another."""
+    parts = split_batch(example_lengths(items), recipe.micro_batch_tokens)
+    return [[items[i] for i in part] for part in parts]

@@ -7,7 +7,7 @@ saves.
 
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from loratory.errors import InputError
 from loratory.training import checkpoint
 from loratory.training.progress import Progress
 from loratory.training.schedule import Training
+from loratory.training.validation import Validations
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,11 +34,15 @@ class MicroBatch:
     Attributes:
         targets: how many its loss sums over; needed where a task has several in a step, as all of them must be known
             before the first backward pass.
+        positions: that it puts through the model, padding included.
+        number: of the batch that it is, or is a part of.
     """
 
     task: str
     batch: dict
     targets: int = 0
+    positions: int = 0
+    number: int = 0
 
 
 class Loss(NamedTuple):
@@ -59,8 +64,14 @@ class TrainingHooks:
     def create_optimizer(self, parameters: dict[str, torch.nn.Parameter], recipe: Training) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
+    def after_restore(self) -> None:
+        """After the parameters were filled from a checkpoint, or with those of the best step."""
+
     def before_step(self, step: int) -> None:
         """Before the forward pass."""
+
+    def see_batches(self, batches: Sequence[MicroBatch]) -> None:
+        """Before the forward pass, with all that the step learns from."""
 
     def step_penalty(self) -> torch.Tensor | None:
         """Added once to a step's loss; the curve shows the loss without it."""
@@ -93,14 +104,16 @@ def train_model(
 
     Args:
         micro_batches: step -> the step's micro-batches; a pure function.
-        validate: called after the last step; its value ends the curve.
+        validate: the loss on `valid` of what is trained, which it leaves as it was; called after the last step, and
+            before as `training.validation` says. Where it is called before, the best step is what remains.
         hooks: what the training does besides; the default does nothing.
         folder: of the checkpoints; the caller removes it once the outcome is stored.
         made_with: what the run depends on besides the arguments (code, data, versions), in values of JSON. It goes on
             from no checkpoint that was made with anything else.
 
     Returns:
-        The learning curve: one dict a step with step, loss, scheduled_rate, targets, seconds; the last has valid_loss.
+        The learning curve: one dict a step with step, loss, scheduled_rate, targets, positions, seconds and, of these,
+        those that it waited for its batches; validated ones have valid_loss and validation_seconds.
 
     Raises:
         InputError: the loss is not finite.
@@ -109,30 +122,52 @@ def train_model(
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
     optimizer = hooks.create_optimizer(parameters, recipe)
-    done, curve = checkpoint.load_checkpoint(folder, parameters, optimizer, hooks.state_tensors(), made_with)
+
+    def changing_tensors() -> dict[str, torch.Tensor]:
+        memory = {f"memory/{name}": tensor for name, tensor in hooks.state_tensors().items()}
+        return memory | {f"parameter/{name}": parameter for name, parameter in parameters.items()}
+
+    validations = Validations(validate, recipe, changing_tensors, title)
+    done, curve = checkpoint.load_checkpoint(
+        folder, parameters, optimizer, hooks.state_tensors(), made_with, validations.best
+    )
+    hooks.after_restore()
     progress = Progress(title, done, recipe.steps)
     with TerminationSignal() as terminated:
-        for step in range(done, recipe.steps):
+        while True:
+            if validations.is_due(curve):
+                validations.validate(curve)
+            step = len(curve)
+            if step == recipe.steps or validations.is_over(curve):
+                break
             started = perf_counter()
             torch.manual_seed(step_seed(seed, step))  # of dropout, so that resume is exact
             hooks.before_step(step)
-            value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, hooks)
+            waiting = perf_counter()
+            batches = micro_batches(step)
+            waited = perf_counter() - waiting
+            hooks.see_batches(batches)
+            value, targets = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks)
             if not math.isfinite(value):
                 raise InputError(
                     title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
                 )
             seconds = perf_counter() - started
             point = {"step": step, "loss": value, "scheduled_rate": recipe.learning_rate_at(step)}
-            curve.append(point | {"targets": targets, "seconds": seconds})
+            point |= {"targets": targets, "positions": sum(micro.positions for micro in batches)}
+            curve.append(point | {"seconds": seconds, "waited": waited})
             progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
-            if due or terminated:
-                memory = hooks.state_tensors()
-                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with)
+            if due or terminated:  # before this step is validated: a training that goes on validates it anew
+                memory, best = hooks.state_tensors(), validations.best
+                checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with, best)
             if terminated:
                 raise TrainingStopped(143)
-    if validate and curve:
-        curve[-1]["valid_loss"] = validate()
+    if done < recipe.steps:
+        seconds, waited = (sum(point[key] for point in curve) for key in ("seconds", "waited"))
+        print(f"{title}: {seconds:.1f} s, {waited / seconds:.1%} of it waiting for batches", flush=True)
+    validations.restore_best()
+    hooks.after_restore()
     return curve
 
 
@@ -161,7 +196,7 @@ def update(
             total, n, extra = loss(micro)
         if micro.task in counts and n != micro.targets:
             raise ValueError(f"a micro-batch of {micro.task} has {n} targets, and {micro.targets} were announced")
-        parts = counts.get(micro.task, n) * len({micro.task for micro in batches})
+        parts = max(1, counts.get(micro.task, n)) * len({micro.task for micro in batches})
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
     penalty = hooks.step_penalty()

@@ -25,6 +25,7 @@ from transformers.models.esm.modeling_esmfold import EsmFoldingTrunk
 from transformers.models.esm.openfold_utils import residue_constants
 
 from loratory.data import splits
+from loratory.data.batching import split_batch
 from loratory.data.structures import unflatten_backbone
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.job import Job
@@ -99,9 +100,13 @@ def train_folding(
         learnt["passes"] = int(random.integers(1, passes + 1))
         learnt["clamped"] = torch.from_numpy(random.random(len(learnt["mask"])) < CLAMPED).to(job.device)
         watched = collate_chains(draw_chains(judged, max(1, each // 4), LONGEST, random), job.device)
+        micro = training.micro_batch_tokens
         return [
-            MicroBatch("fold", learnt, len(learnt["mask"])),
-            MicroBatch("confidence", watched | {"passes": passes}, count_scored(watched)),
+            *(MicroBatch("fold", part, len(part["mask"])) for part in split_chains(learnt, CROP, micro)),
+            *(
+                MicroBatch("confidence", part | {"passes": passes}, count_scored(part))
+                for part in split_chains(watched, LONGEST, micro)
+            ),
         ]
 
     def loss(micro: MicroBatch) -> Loss:
@@ -148,6 +153,18 @@ def draw_chains(
             part = slice(start, start + longest)
             drawn.append((chain.residues[part], chain.backbone[part]))
     return drawn
+
+
+def split_chains(batch: dict[str, Any], longest: int, budget: int | None) -> list[dict[str, Any]]:
+    """A batch in parts of at most so many residues; None: in one part.
+
+    Args:
+        longest: residues of a chain.
+    """
+    parts = split_batch([longest] * len(batch["mask"]), budget)
+    return [
+        {name: value[part] if torch.is_tensor(value) else value for name, value in batch.items()} for part in parts
+    ]
 
 
 def collate_chains(chains: list[tuple[torch.Tensor, torch.Tensor]], device: str) -> dict[str, Any]:
@@ -390,13 +407,13 @@ def confidence_loss(model: EsmForProteinFolding, batch: dict[str, Any]) -> Loss:
     scored = score.isfinite()
     logits = confidence_logits(model, found["states"][-1])[scored]
     bins = (score[scored] * logits.shape[-1]).long().clamp(max=logits.shape[-1] - 1)
-    return Loss(F.cross_entropy(logits, bins, reduction="sum"), max(1, len(bins)))
+    return Loss(F.cross_entropy(logits, bins, reduction="sum"), len(bins))
 
 
 def count_scored(batch: dict[str, Any]) -> int:
     """Residues that have another one near in truth, which alone decides over which ones `confidence_loss` sums."""
     alphas = batch["backbone"][:, :, CA]
-    return max(1, int(lddt_scores(alphas, alphas, batch["known"]).isfinite().sum()))
+    return int(lddt_scores(alphas, alphas, batch["known"]).isfinite().sum())
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Training a mixture: its gate on the `gate` split while base and experts stay as they are, bit for bit; or what its
 mixer declares instead."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,14 +28,23 @@ from loratory.mixers.store import open_experts, save_mixture
 from loratory.provenance import mixture_code
 from loratory.registry import outside_packages
 from loratory.training.costs import PeakMemory
-from loratory.training.encoding import EncodedExamples, example_lengths
+from loratory.training.encoding import (
+    Examples,
+    example_lengths,
+    join_examples,
+    padded_positions,
+    round_examples,
+    round_lengths,
+)
 from loratory.training.features import StoredStates, open_features, pad_states
-from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.feeding import Feed, known_sizes, steps_ahead
+from loratory.training.fit import Loss, MicroBatch, TrainingHooks, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
 from loratory.training.schedule import Training
-from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss
+from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss, training_split
+from loratory.training.validation import kept_point
 
 
 def train_mixture(
@@ -58,18 +69,20 @@ def train_mixture(
         entry: config entry: the mixer with its options, `experts`, `training`.
         experts: {domain: folder of an adapter, with `seed{n}/`}, in the order of the gate's outputs.
         data: {domain: dataset folder}. tasks: {domain: task options}.
-        max_valid: valid records of a domain that choose between learning rates; a single rate is not validated.
+        max_valid: valid records of a domain that choose between learning rates and steps; a single rate is not
+            validated without `validate_every`.
         features: {domain: folder}, each with a folder of what the base makes of every split that is learnt from (see
             `training.features`); without them each step begins with a pass of the base.
     """
     base, out, features = load_base(base_folder, device), Path(out), features or {}
     rates: Sequence[float | None] = entry.training.learning_rates if entry.trained else (None,)
+    is_validated = len(rates) > 1 or bool(entry.trained and entry.training.validate_every)
     sets = {
         d: read_training_set(base, d, data[d], tasks[d], entry.splits, features.get(d), entry.training.max_examples)
         for d in experts
         if entry.trained
     }
-    valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if len(rates) > 1}
+    valid = {d: encode_split(base, d, data[d], tasks[d], "valid", max_valid) for d in experts if is_validated}
     facts = {"entry": entry.model_dump(mode="json"), "base": base_facts(base), "code": mixture_code(experts)}
     facts |= {"data": {d: data_digests(data[d], (*entry.splits, "valid")) for d in sets}}
     facts |= {"tasks": {d: tasks[d].model_dump(mode="json") for d in sets}}
@@ -96,7 +109,7 @@ def train_mixture(
                 "job": job,
                 "mixture": mixture,
                 "curve": curve,
-                "valid_loss": curve[-1].get("valid_loss", nan) if curve else nan,
+                "valid_loss": kept_point(curve).get("valid_loss", nan) if curve else nan,
                 "trainable_parameters": sum(p.numel() for p in mixture.trainable_parameters().values()),
                 "accelerator_memory_max": memory.peak_bytes(),
             }
@@ -123,6 +136,9 @@ def train_mixture(
             "learning_rate": best["rate"],
             "learning_rates": entry.training.learning_rates if entry.trained else [],
             "grid": [{key: t[key] for key in ("rate", "valid_loss")} for t in trials if isfinite(t["valid_loss"])],
+            "steps": len(best["curve"]),
+            "best_step": kept_point(best["curve"])["step"] if best["curve"] else None,
+            "validation_time": round(sum(point.get("validation_seconds", 0.0) for point in best["curve"]), 3),
             "trainable_parameters": best["trainable_parameters"],
             "accelerator_memory_max": best["accelerator_memory_max"],
             "seconds": round(perf_counter() - started, 3),
@@ -135,17 +151,21 @@ def train_mixture(
 
 
 StreamWeights = dict[str, torch.Tensor]  # {stream or layer: `[tokens, modules | 1, experts]`}
+Part = tuple[str, int, list[int], list[Encoded]]  # domain, number of a batch, and of a micro-batch places and examples
 
 
 @dataclass
 class TrainingSet:
     """What is learnt from one domain; `states` are those of the base, or none where they are not stored."""
 
-    items: Sequence[Encoded] = ()
+    examples: Examples = ()
     states: list[StoredStates] = field(default_factory=list)
 
-    def collate_batch(self, base: Base, chosen: list[int]) -> dict:
-        batch = base.collate([self.items[i] for i in chosen])
+    def collate_batch(self, base: Base, chosen: list[int], items: Sequence[Encoded]) -> dict:
+        """Args:
+        chosen: which of the examples `items` are.
+        """
+        batch = base.collate(items)
         if self.states:
             batch["hidden"] = pad_states([self.states[i] for i in chosen], base.device)
         return batch
@@ -163,13 +183,11 @@ def read_training_set(
     """Args:
     limit: most records of each split, by id hash; none takes all.
     """
-    found = TrainingSet()
-    for split in splits:
-        items = encode_split(base, domain, data, task, split, limit)
-        found.items = found.items.join(items) if isinstance(found.items, EncodedExamples) else items
-        if features is not None:
-            found.states += open_features(Path(features) / split, base, data, split, items)
-    return found
+    if features is None:
+        return TrainingSet(join_examples([training_split(base, domain, data, task, split, limit) for split in splits]))
+    found = {split: encode_split(base, domain, data, task, split, limit) for split in splits}
+    states = [open_features(Path(features) / split, base, data, split, items) for split, items in found.items()]
+    return TrainingSet(join_examples([*found.values()]), [state for each in states for state in each])
 
 
 def optimise_mixture(
@@ -187,46 +205,89 @@ def optimise_mixture(
         sets: {domain: what is learnt from it}. valid: {domain: encoded examples} that a rate is chosen on, if any.
         training: how; its batches are those of validation too.
     """
-    budget = training.batch_tokens
-    lengths = {domain: example_lengths(examples.items) for domain, examples in sets.items()}
-    plans = {domain: batching.Batches(lengths[domain], budget, seed) for domain in sets}
-    places = {domain: place for place, domain in enumerate(sets)}
-    batches: list[MicroBatch] = []  # of the step that is being made,
-    routed: list[StreamWeights] = []  # and how each of them is routed, where the mixer must know
+    plans = {
+        domain: batching.Batches(
+            round_lengths(given.examples, seed, example_lengths),
+            training.batch_tokens,
+            seed,
+            known_sizes(given.examples, job, domain),
+        )
+        for domain, given in sets.items()
+    }
+    ahead = steps_ahead([given.examples for given in sets.values()], training)
+    hooks = MixtureHooks(base, mixture, {domain: place for place, domain in enumerate(sets)}, training.precision)
 
-    def micro_batches(step: int) -> list[MicroBatch]:
-        batches[:] = [
-            MicroBatch(domain, batch, base.count_targets(batch))
-            for domain, plan in plans.items()
-            for batch in (sets[domain].collate_batch(base, plan(number)) for number in training.batch_numbers(step))
+    def read_step(step: int) -> list[Part]:
+        batches = product(plans, training.batch_numbers(step))
+        return [part for domain, number in batches for part in read_batch(domain, number)]
+
+    def read_batch(domain: str, number: int) -> list[Part]:
+        plan, examples = plans[domain], sets[domain].examples
+        items, chosen = round_examples(examples, seed, plan.epoch_and_place(number)[0]), plan(number)
+        read = [items[i] for i in chosen]
+        parts = batching.split_batch(example_lengths(read), training.micro_batch_tokens)
+        return [(domain, number, [chosen[i] for i in part], [read[i] for i in part]) for part in parts]
+
+    def collate_step(parts: list[Part]) -> list[MicroBatch]:
+        batches = [sets[domain].collate_batch(base, chosen, items) for domain, _, chosen, items in parts]
+        return [
+            MicroBatch(domain, batch, base.count_targets(batch), padded_positions(items), number)
+            for (domain, number, _, items), batch in zip(parts, batches)
         ]
-        if mixture.mixer.balances:
-            routed[:] = route_batches(base, mixture, [(places[m.task], m.batch) for m in batches], training.precision)
-        return [*batches]
 
     def loss(micro: MicroBatch) -> Loss:
-        mixture.domain = places[micro.task]
+        mixture.domain = hooks.places[micro.task]
         total, targets = base.loss(mixture, micro.batch)
-        whole = step_routing(batches, routed, micro) if routed else None
-        penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, whole)
+        penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, hooks.step_routing(micro))
         return Loss(total, targets, targets * penalty)
 
     def validate_mixture() -> float:
-        return validation_loss(base, mixture.eval(), valid, budget)
+        return validation_loss(base, mixture, valid, training.pass_tokens)
 
     mixture.train()
-    curve = train_model(
-        mixture.trainable_parameters(),
-        micro_batches,
-        loss,
-        training,
-        seed,
-        *job.folder_and_title,
-        validate_mixture if valid else None,
-        made_with=job.made_with,
-    )
+    with Feed(read_step, collate_step, training.steps, ahead) as feed:
+        curve = train_model(
+            mixture.trainable_parameters(),
+            feed,
+            loss,
+            training,
+            seed,
+            *job.folder_and_title,
+            validate_mixture if valid else None,
+            hooks=hooks,
+            made_with=job.made_with,
+        )
     mixture.eval()
     return curve
+
+
+class MixtureHooks(TrainingHooks):
+    """Knows the step that is being made, where a penalty is of more than one micro-batch: how each of them is routed.
+
+    Args:
+        places: {domain: its place among the experts' domains}. precision: of the passes that learn.
+    """
+
+    def __init__(self, base: Base, mixture: Mixture, places: dict[str, int], precision: str) -> None:
+        self.base, self.mixture, self.places, self.precision = base, mixture, places, precision
+        self.batches: Sequence[MicroBatch] = ()
+        self.routed: list[StreamWeights] = []
+
+    def see_batches(self, batches: Sequence[MicroBatch]) -> None:
+        mixer, split = self.mixture.mixer, len({(m.task, m.number) for m in batches}) < len(batches)
+        if mixer.balances or (mixer.learns_labels and split):
+            placed = [(self.places[micro.task], micro.batch) for micro in batches]
+            self.batches, self.routed = batches, route_batches(self.base, self.mixture, placed, self.precision)
+
+    def step_routing(self, micro: MicroBatch) -> StepRouting | None:
+        if not self.routed:
+            return None
+        among = [
+            place
+            for place, other in enumerate(self.batches)
+            if self.mixture.mixer.balances or (other.task, other.number) == (micro.task, micro.number)
+        ]  # a penalty that does not balance is of one batch
+        return step_routing([self.batches[i] for i in among], [self.routed[i] for i in among], micro)
 
 
 def validation_loss(base: Base, mixture: Mixture, valid: Mapping[str, Sequence[Encoded]], budget: int) -> float:

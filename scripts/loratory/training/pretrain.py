@@ -6,6 +6,7 @@ Such a base shows that the pipeline works; it makes no scientific claim.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from loratory.bases.prepare import write_manifest
 from loratory.data.batching import Batches
 from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example
+from loratory.training.encoding import split_items
 from loratory.training.fit import Loss, MicroBatch, step_seed, train_model
 from loratory.training.job import Job
 from loratory.training.schedule import Training
@@ -48,7 +50,7 @@ def byte_pair_tokenizer(texts: Iterable[str], vocabulary: int, special: list[str
 
 def new_audio_prefix(whisper_folder: Path | str, options: Any, width: int, device: str) -> AudioPrefix:
     """A Whisper base's encoder, frozen, with an untrained projector to embeddings of `width`."""
-    whisper = load_base(whisper_folder, dtype=torch.float32).model  # as the prefix holds it, whatever the base's
+    whisper = load_base(whisper_folder, precision="fp32").model  # as the prefix holds it, whatever the base's
     audio = AudioPrefix(cast(WhisperConfig, whisper.config), options.stack, width, options.hidden)
     audio.encoder.load_state_dict(whisper.model.encoder.state_dict())
     audio.encoder.requires_grad_(False).eval()
@@ -104,9 +106,9 @@ def train_on_corpora(
 
     def micro_batches(step: int) -> list[MicroBatch]:
         found = []
-        for name, items in encoded.items():
-            for number in training.batch_numbers(step):
-                batch = base.training_batch([items[i] for i in plans[name](number)], step_seed(seed, number))
+        for (name, items), number in product(encoded.items(), training.batch_numbers(step)):
+            for part in split_items([items[i] for i in plans[name](number)], training):
+                batch = base.training_batch(part, step_seed(seed, number))
                 found.append(MicroBatch(name, batch, base.count_targets(batch)))
         return found
 

@@ -4,14 +4,15 @@ the config is read: nothing heavy."""
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loratory.domains.contract import Options
 from loratory.fields import Rates, renamed_keys
 from loratory.training.augmentation import Augmentation
 
+RECOMPUTING = "compute activations anew in the backward pass: less memory, more time"
 RATES = "grid; the one of the lowest loss on `valid` is kept, of a mixture the mean over its domains"
 
 
@@ -21,6 +22,12 @@ class Schedule(Options):
     steps: int = Field(200, ge=1, description="optimizer steps")
     batch_tokens: int = Field(4096, ge=1, description="most positions of a batch, padding included")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches that make one optimizer step")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most positions of one pass: a batch is learnt from in parts, which costs less memory and changes "
+        "no result; none: in one",
+    )
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with a rising learning rate")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
@@ -29,14 +36,15 @@ class Schedule(Options):
     save_every: int = Field(200, ge=0, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads; sums depend on it in the last digits, so it is set here")
 
+    @property
+    def pass_tokens(self) -> int:
+        """Most positions of one pass."""
+        return self.micro_batch_tokens or self.batch_tokens
+
     def batch_numbers(self, step: int) -> range:
         """Which batches, counted from the first of the training, make a step."""
         first = step * self.gradient_accumulation_steps
         return range(first, first + self.gradient_accumulation_steps)
-
-    def at_rate(self, learning_rate: float) -> Training:
-        """One training of this schedule."""
-        return Training(learning_rate=learning_rate, **self.model_dump(include=set(Schedule.model_fields)))
 
 
 class Training(Schedule):
@@ -53,7 +61,28 @@ class Training(Schedule):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
 
-class Sweep(Schedule):
+class Validated(Options):
+    """When `valid` is looked at; its records are learnt from by none."""
+
+    validate_every: int = Field(
+        0, ge=0, description="steps between looks at `valid`, of which the best is kept; 0 looks after the last alone"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="looks at `valid` without a lower loss after which a training ends; none: never"
+    )
+
+    @model_validator(mode="after")
+    def check_patience(self) -> Self:
+        if self.patience is not None and not self.validate_every:
+            raise ValueError("patience counts looks at `valid`, expected `validate_every` above 0")
+        return self
+
+
+class Trial(Validated, Training):
+    """One training of a sweep."""
+
+
+class Sweep(Validated, Schedule):
     """A training for each learning rate."""
 
     model_config = renamed_keys(learning_rate="`learning_rates`, a list")
@@ -63,8 +92,14 @@ class Sweep(Schedule):
         None, ge=1, description="learn from so many records of a split, by id hash (few-shot); none takes all"
     )
 
+    def at_rate(self, learning_rate: float) -> Trial:
+        """One training of this sweep."""
+        shared = {*Schedule.model_fields, *Validated.model_fields}
+        return Trial(learning_rate=learning_rate, **self.model_dump(include=shared))
+
 
 class AdapterSweep(Sweep):
     """A training of an adapter for each learning rate."""
 
     augmentation: Augmentation | None = Field(None, description="how sound is changed before it is learnt from")
+    gradient_checkpointing: bool = Field(False, description=RECOMPUTING)

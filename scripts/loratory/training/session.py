@@ -1,6 +1,6 @@
 """One training of one adapter, as its method sees it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -10,12 +10,20 @@ import torch
 
 from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
+from loratory.adapters.masters import round_masters
 from loratory.bases.core import Base, Encoded
 from loratory.data import batching
 from loratory.data.clips import as_clip
 from loratory.training.augmentation import Augmentation
-from loratory.training.encoding import example_lengths
-from loratory.training.fit import TrainingHooks, step_seed
+from loratory.training.encoding import (
+    Examples,
+    example_lengths,
+    padded_positions,
+    round_examples,
+    round_lengths,
+    split_items,
+)
+from loratory.training.fit import MicroBatch, TrainingHooks, step_seed
 from loratory.training.schedule import Training
 
 
@@ -25,7 +33,8 @@ class AdapterSession(TrainingHooks):
     Attributes:
         model: the base with its adapted layers.
         layers: {name: adapted layer}; the method's `prepare_training` may take some away.
-        items: the encoded training examples. recipe: steps, rates and weight decay of the training.
+        items: the encoded training examples; of a split that is read in rounds, those of the first.
+        recipe: steps, rates and weight decay of the training.
         batch: number -> that batch of the training, counted from 0 (a pure function); `recipe.batch_numbers` says
             which of them make a step.
         augmentation: how the clips of a batch are changed; None: not at all.
@@ -40,33 +49,62 @@ class AdapterSession(TrainingHooks):
         base: Base,
         method: Method,
         layers: dict[str, AdaptedLinear],
-        items: Sequence[Encoded],
+        examples: Examples,
         recipe: Training,
         seed: int,
         augmentation: Augmentation | None = None,
+        sizes: MutableMapping[int, int] | None = None,
     ):
-        self.base, self.method, self.layers, self.items = base, method, layers, items
+        self.base, self.method, self.layers = base, method, layers
         self.recipe, self.seed, self.augmentation = recipe, seed, augmentation
-        self.batch = self.batch_function(items)
+        self.items = round_examples(examples, seed, 0)
+        self.batch_examples = self.draw_function(examples, sizes)
         self.positions = 0
 
     @property
     def model(self) -> torch.nn.Module:
         return self.base.model
 
-    def batch_plan(self, items: Sequence[Encoded]) -> batching.Batches:
+    def batch_plan(self, examples: Examples, sizes: MutableMapping[int, int] | None = None) -> batching.Batches:
         """number -> indices of that batch's examples, as the training itself draws them."""
-        return batching.Batches(self.longest_lengths(items), self.recipe.batch_tokens, self.seed)
+        lengths = round_lengths(examples, self.seed, self.longest_lengths)
+        return batching.Batches(lengths, self.recipe.batch_tokens, self.seed, sizes)
 
-    def batch_function(self, items: Sequence[Encoded]) -> Callable[[int], dict]:
+    def draw_function(
+        self, examples: Examples, sizes: MutableMapping[int, int] | None = None
+    ) -> Callable[[int], list[Encoded]]:
+        """number -> the examples of that batch, as they are learnt from."""
+        plan = self.batch_plan(examples, sizes)
+
+        def batch_examples(number: int) -> list[Encoded]:
+            items = round_examples(examples, self.seed, plan.epoch_and_place(number)[0])
+            return self.augment_items([items[i] for i in plan(number)], number)
+
+        return batch_examples
+
+    def batch_function(self, examples: Examples) -> Callable[[int], dict]:
         """number -> batch, over some of the examples."""
-        plan = self.batch_plan(items)
+        draw = self.draw_function(examples)
+        return lambda number: self.make_batch(draw(number), number)
 
-        def make_batch(number: int) -> dict:
-            chosen = self.augment_items([items[i] for i in plan(number)], number)
-            return self.base.training_batch(chosen, step_seed(self.seed, number))
+    def batch(self, number: int) -> dict:
+        return self.make_batch(self.batch_examples(number), number)
 
-        return make_batch
+    def make_batch(self, items: list[Encoded], number: int) -> dict:
+        return self.base.training_batch(items, step_seed(self.seed, number))
+
+    def read_step(self, step: int) -> list[tuple[int, list[Encoded]]]:
+        """(number of a batch, examples) of each micro-batch of a step."""
+        batches = [(number, self.batch_examples(number)) for number in self.recipe.batch_numbers(step)]
+        return [(number, part) for number, items in batches for part in split_items(items, self.recipe)]
+
+    def collate_step(self, parts: Sequence[tuple[int, list[Encoded]]]) -> list[MicroBatch]:
+        """The micro-batches of what `read_step` gave."""
+        batches = [(items, self.make_batch(items, number)) for number, items in parts]
+        return [
+            MicroBatch("train", batch, self.base.count_targets(batch), padded_positions(items))
+            for items, batch in batches
+        ]
 
     def augment_items(self, items: list[Encoded], number: int) -> list[Encoded]:
         """The examples of a batch as they are learnt from."""
@@ -118,8 +156,8 @@ class AdapterSession(TrainingHooks):
 
     def count_examples(self) -> int:
         """How many examples all steps of the training read together, each as often as it is read."""
-        batches = range(self.recipe.batch_numbers(self.recipe.steps).start)
-        return sum(map(len, map(self.batch_plan(self.items), batches)))
+        plan, batches = self.batch_plan(self.items), self.recipe.batch_numbers(self.recipe.steps).start
+        return sum(map(len, map(plan, range(batches))))
 
     def loss(self, batch: dict) -> torch.Tensor:
         """Mean over the batch's targets, for passes besides the training's steps; they are counted."""
@@ -197,6 +235,9 @@ class AdapterSession(TrainingHooks):
         self.optimizing = self.method.create_optimizer(self, parameters)
         return self.optimizing
 
+    def after_restore(self) -> None:
+        round_masters(self.model)
+
     def before_step(self, step: int) -> None:
         self.method.before_step(self, step)
 
@@ -205,6 +246,7 @@ class AdapterSession(TrainingHooks):
 
     def after_step(self, step: int) -> None:
         self.method.after_step(self, step)
+        round_masters(self.model)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         found = self.method.state_tensors(self)

@@ -20,13 +20,17 @@ from loratory.domains.contract import TaskOptions
 from loratory.domains.dataset import open_split
 from loratory.provenance import adapter_code, package_versions
 from loratory.registry import outside_packages
-from loratory.training import costs
-from loratory.training.encoding import EncodedExamples, example_lengths
+from loratory.training import costs, encoding
+from loratory.training.encoding import DrawnExamples, EncodedExamples, Examples, example_lengths, round_examples
+from loratory.training.feeding import Feed, known_sizes, steps_ahead
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
+from loratory.training.memory import require_training_room
 from loratory.training.progress import announce_trainings
+from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
+from loratory.training.validation import kept_point
 
 
 def train_sweep(
@@ -46,10 +50,15 @@ def train_sweep(
     Args:
         adapter: config entry: the method with its hyper-parameters, and `training`.
         max_valid: valid records that choose between learning rates. A rate at which training diverges is not chosen.
+
+    Raises:
+        InputError: as `require_training_room`, `load_base` and `encode_split`.
     """
+    recipe = adapter.training.at_rate(adapter.training.learning_rates[0])
+    require_training_room(base_folder, adapter, recipe, device, adapter.training.gradient_checkpointing)
     base, out = load_base(base_folder, device), Path(out)
     sets = {
-        "train": encode_split(base, domain, data, task, "train", adapter.training.max_examples),
+        "train": training_split(base, domain, data, task, "train", adapter.training.max_examples),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
     }
     facts: dict[str, Any] = {
@@ -99,58 +108,80 @@ def encode_split(
     return items
 
 
+def training_split(
+    base: Base, domain: str, data: Path | str, task: TaskOptions, split: str, limit: int | None = None
+) -> EncodedExamples | DrawnExamples:
+    """As `encode_split`, to learn from: one that is large is encoded round by round."""
+    records = open_split(data, split).sample(limit, seed=0)
+    if len(records) > encoding.ROUND:
+        return DrawnExamples(base, domain, records, task)
+    return encode_split(base, domain, data, task, split, limit)
+
+
 def train_one(
-    base: Base, sets: Mapping[str, Sequence[Encoded]], adapter: Any, seed: int, rate: float, job: Job
+    base: Base, sets: Mapping[str, Examples], adapter: Any, seed: int, rate: float, job: Job
 ) -> dict[str, Any]:
-    """One run: attaches, trains, exports, counts and detaches."""
+    """One run: attaches, trains, exports, counts and detaches.
+
+    Args:
+        sets: {split: what it learns from, or chooses by}.
+    """
     started, memory = perf_counter(), costs.PeakMemory(base.model)
     linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
     recipe = adapter.training.at_rate(rate)
-    session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed, adapter.training.augmentation)
-
-    def micro_batches(step: int) -> list[MicroBatch]:
-        batches = map(session.batch, recipe.batch_numbers(step))
-        return [MicroBatch("train", batch, base.count_targets(batch)) for batch in batches]
+    train, valid = sets["train"], round_examples(sets["valid"], seed, 0)
+    session = AdapterSession(
+        base, adapter, layers, train, recipe, seed, adapter.training.augmentation, known_sizes(train, job)
+    )
 
     def loss(micro: MicroBatch) -> Loss:
         return Loss(*base.loss(base.model, micro.batch))
 
     def validate_adapter() -> float:
-        return mean_loss(base, base.model.eval(), sets["valid"], adapter.training.batch_tokens)
+        return mean_loss(base, base.model, valid, recipe.pass_tokens)
 
     base.model.train()
     try:
-        torch.manual_seed(seed)
-        adapter.prepare_training(session)
-        parameters = core.trainable_parameters(base.model)
-        prepared = perf_counter() - started
-        curve = train_model(
-            parameters,
-            micro_batches,
-            loss,
-            recipe,
-            seed,
-            *job.folder_and_title,
-            validate_adapter,
-            session,
-            job.made_with,
-        )
-        peak, positions = memory.peak_bytes(), costs.batch_positions(session)
-        found, lost = export_adapter(base, adapter, linear)
-        operations = costs.total_flops(session, positions)
+        with recompute_activations(base.model, adapter.training.gradient_checkpointing):
+            torch.manual_seed(seed)
+            adapter.prepare_training(session)
+            parameters = core.trainable_parameters(base.model)
+            prepared = perf_counter() - started
+            with Feed(session.read_step, session.collate_step, recipe.steps, steps_ahead([train], recipe)) as feed:
+                curve = train_model(
+                    parameters,
+                    feed,
+                    loss,
+                    recipe,
+                    seed,
+                    *job.folder_and_title,
+                    validate_adapter,
+                    session,
+                    job.made_with,
+                )
+            base.model.eval()
+            peak, positions = memory.peak_bytes(), sum(point["positions"] for point in curve)
+            found, lost = export_adapter(base, adapter, linear)
+            operations = costs.total_flops(session, positions)
     finally:
         base.model.eval()
         core.detach(base.model)
         base.model.requires_grad_(False)
+    if peak is not None:
+        print(f"{job.title}: at most {peak / 1e6:,.0f} MB on the GPU", flush=True)
     return {
         "adapter": found,
         "curve": curve,
-        "valid_loss": curve[-1]["valid_loss"],
+        "valid_loss": kept_point(curve)["valid_loss"],
+        "best_step": kept_point(curve)["step"],
+        "steps": len(curve),
+        "validation_time": sum(point.get("validation_seconds", 0.0) for point in curve),
         "transposed": any(linear.values()),
         "lost": lost,
         "prepare_time": prepared,
         "train_time": sum(point["seconds"] for point in curve),
+        "data_wait_time": sum(point["waited"] for point in curve),
         "accelerator_memory_max": peak,
         "num_trainable_params": sum(p.numel() for p in parameters.values()),
         "num_stored_params": found.parameters,
@@ -159,7 +190,7 @@ def train_one(
         ),
         "examples": len(sets["train"]),
         "adapted_modules": len(session.layers),
-        "positions": sum(positions),
+        "positions": positions,
         "other_positions": session.positions,
         "flops": operations,
     }
@@ -180,11 +211,13 @@ def optimizer_moments(state: dict) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def mean_loss(base: Base, model: torch.nn.Module, items: Sequence[Encoded], budget: int) -> float:
-    """Loss per target over all items."""
-    total, count = 0.0, 0
+    """Loss per target over all items, in eval mode."""
+    training, (total, count) = model.training, (0.0, 0)
+    model.eval()
     for batch in batching.batches_by_length(example_lengths(items), budget):
         loss, n = base.loss(model, base.collate([items[i] for i in batch]))
         total, count = total + float(loss), count + n
+    model.train(training)
     return total / count
 
 
@@ -199,6 +232,8 @@ COSTS = (
     "other_positions",
     "flops",
     "valid_loss",
+    "best_step",
+    "steps",
     "lost",
 )
 
@@ -208,8 +243,8 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
 
     Times leave validation and storage out, and are whole for a run that was resumed too.
     """
-    name, points = base.manifest["name"], trial["curve"]
-    shown = [{"step": points[-1]["step"], "train loss": points[-1]["loss"], "valid loss": trial["valid_loss"]}]
+    name, points, kept = base.manifest["name"], trial["curve"], kept_point(trial["curve"])
+    shown = [{"step": kept["step"], "train loss": kept["loss"], "valid loss": trial["valid_loss"]}]
     return {
         "domain": domain,
         "base": name,
@@ -228,12 +263,18 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
         | {
             "status": "success",
             "train_time": round(trial["train_time"], 3),
-            "num_total_params": sum(p.numel() for p in base.model.parameters()),
+            "data_wait_time": round(trial["data_wait_time"], 3),
+            "validation_time": round(trial["validation_time"], 3),
+            "num_total_params": base.model.num_parameters(),  # of packed layers too
             "targets": sum(point["targets"] for point in points),
             "metrics": shown,
         },
         "meta_info": {
-            "model_info": {"name": name, "sha256": base.fingerprint},
+            "model_info": {
+                "name": name,
+                "sha256": base.fingerprint,
+                "precision": base.manifest.get("precision", "fp32"),
+            },
             "dataset_info": {"domain": domain, "sha256": data},
             "package_info": package_versions()
             | outside_packages(domain=domain, method=adapter.method, family=base.family),

@@ -50,7 +50,7 @@ class Method(offset.OffsetMethod):
         covariances = input_covariances(session, self.examples)
         with torch.no_grad():
             for name, layer in session.layers.items():
-                covariance = covariances.pop(name).to(layer.weight.device)
+                covariance = covariances.pop(name).to(layer.base.weight.device)
                 check_covariance(f"{type(session.model).__name__}: {name}", covariance)
                 for key, tensor in self.pair_tensors(*self.initial_factors(layer.weight, covariance)).items():
                     layer.tensors[key].copy_(tensor)
@@ -60,7 +60,9 @@ class Method(offset.OffsetMethod):
         from loratory.adapters.spectrum import leading_singular_vectors
 
         damped, inverse = damped_inverse(covariance)
-        left, values, right = leading_singular_vectors(weight.float() @ damped, min(weight.shape))
+        left, values, right = leading_singular_vectors(
+            weight.float() @ damped, self.rank if self.mode == "ipm" else min(weight.shape)
+        )
         part = slice(self.rank) if self.mode == "ipm" else slice(-self.rank, None)
         root = (values[part] / self.scale).sqrt()
         return root[:, None] * (right[part] @ inverse), left[:, part] * root
@@ -70,7 +72,7 @@ def input_covariances(session: AdapterSession, examples: int) -> Tensors:
     """{layer: C `[in, in]`}, on the CPU in float32; 0 of a layer that the examples do not reach."""
     import torch
 
-    sizes = {name: layer.weight.shape[1] for name, layer in session.layers.items()}
+    sizes = {name: layer.shape[1] for name, layer in session.layers.items()}
     sums = {name: torch.zeros(size, size) for name, size in sizes.items()}
     passes: Counter[str] = Counter()
 

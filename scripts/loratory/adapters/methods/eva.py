@@ -60,7 +60,7 @@ class Method(lora.Method):
         Raises:
             InputError: the examples have fewer positions than a layer may get ranks.
         """
-        most = {name: self.most_ranks(layer.weight) for name, layer in session.layers.items()}
+        most = {name: self.most_ranks(layer.shape) for name, layer in session.layers.items()}
         found = {name: InputComponents(count) for name, count in most.items()}
         session.visit_inputs(self.examples, lambda name, x: found[name].add_inputs(x))
         for name, part in found.items():
@@ -70,8 +70,8 @@ class Method(lora.Method):
                 raise InputError(where, what, part.positions, f"at least {most[name]}", fix)
         return found
 
-    def most_ranks(self, weight: torch.Tensor) -> int:
-        return min(round(self.rank * self.rho), weight.shape[1])
+    def most_ranks(self, shape: torch.Size) -> int:
+        return min(round(self.rank * self.rho), shape[1])
 
     def start_layer(self, session: AdapterSession, name: str, directions: torch.Tensor) -> None:
         """Gives a layer its components `[in, rank]` as A, and the scale that all layers have."""
@@ -80,7 +80,7 @@ class Method(lora.Method):
         layer, rank = session.layers[name], directions.shape[1]
         layer.method = self.model_copy(update={"rank": rank, "alpha": self.scale * rank})
         layer.adapter["A"] = torch.nn.Parameter(directions.T.contiguous())
-        layer.adapter["B"] = torch.nn.Parameter(directions.new_zeros(len(layer.weight), rank))
+        layer.adapter["B"] = torch.nn.Parameter(directions.new_zeros(layer.shape[0], rank))
 
 
 class InputComponents:

@@ -58,9 +58,9 @@ class Method(full_ft.Method):
             where = f"{type(session.model).__name__}: target_modules"
             raise InputError(where, "the gradient of a convolution is not projected", min(convs), "linear layers")
         groups: dict[bool, list[torch.Tensor]] = {turned: [] for turned in (False, True)}
-        for layer in (linear[name] for name in layers):
-            groups[needs_transpose(layer)].append(layer.weight)
-        projected = {layer.weight for layer in layers.values()}
+        for name in layers:
+            groups[needs_transpose(linear[name])].append(parameters[f"{name}.weight"])
+        projected = {weight for group in groups.values() for weight in group}
         plain = session.adamw_optimizer([p for p in parameters.values() if p not in projected], betas=BETAS, eps=EPS)
         return projected_adamw_class()(self, groups, plain)
 

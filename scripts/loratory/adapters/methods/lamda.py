@@ -55,14 +55,14 @@ class Method(contract.Method):
         return made | {"moving": torch.ones(self.rank)}
 
     def spectral_tensors(self, weight: torch.Tensor) -> Tensors:
-        import torch
+        from loratory.adapters.spectrum import leading_singular_vectors
 
         if self.rank > min(weight.shape):
             shape = f"at most {min(weight.shape)}, the rank of a weight {tuple(weight.shape)}"
             raise InputError("rank", "more singular vectors than there are", self.rank, shape)
-        u, sigma, v = torch.linalg.svd(weight, full_matrices=False)
-        b, s = u[:, : self.rank].contiguous(), sigma[: self.rank].diag()
-        return {"A": v[: self.rank].contiguous(), "S": s, "B": b, "start": b @ s}
+        left, values, right = leading_singular_vectors(weight, self.rank)
+        b, s = left.contiguous(), values.diag()
+        return {"A": right.contiguous(), "S": s, "B": b, "start": b @ s}
 
     def random_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:
         import torch

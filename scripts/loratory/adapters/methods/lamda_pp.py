@@ -17,6 +17,8 @@ from pydantic import Field
 from loratory.adapters.methods import lamda
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from loratory.adapters import contract
@@ -29,18 +31,18 @@ class Method(lamda.Method):
 
     rank: int = Field(64, ge=1, description="mean rank of the layers; one layer has half of it to twice as much")
 
-    def layer_methods(self, weights: contract.Tensors) -> dict[str, contract.Method]:
-        energies = [spectral_energy(weight) for weight in weights.values()]
+    def layer_methods(self, weights: Mapping[str, torch.Tensor]) -> dict[str, contract.Method]:
+        energies = [spectral_energy(weight, 2 * self.rank) for weight in weights.values()]
         ranks = allocate_ranks(energies, self.rank)
         return {name: self.model_copy(update={"rank": rank}) for name, rank in zip(weights, ranks)}
 
 
-def spectral_energy(weight: torch.Tensor) -> torch.Tensor:
-    """E(k), k = 1, …: the share of the squared norm in the k largest singular values."""
-    import torch
+def spectral_energy(weight: torch.Tensor, most: int) -> torch.Tensor:
+    """E(k), k = 1, … `most`: the share of the squared norm in the k largest singular values."""
+    from loratory.adapters.spectrum import leading_singular_vectors
 
-    squares = torch.linalg.svdvals(weight).double().square()
-    return squares.cumsum(0) / squares.sum()
+    _, values, _ = leading_singular_vectors(weight, min(most, *weight.shape))
+    return values.double().square().cumsum(0) / weight.double().square().sum()
 
 
 def allocate_ranks(energies: list[torch.Tensor], mean: int) -> list[int]:

@@ -37,6 +37,7 @@ class Method(contract.DenseMethod):
     """y = Q x + s · B A x with Q + s B A ≈ W at the start; A and B are trained."""
 
     fixed: ClassVar[frozenset[str]] = frozenset({"codes", "scales"})
+    needs_plain_weights: ClassVar[bool] = True
 
     rank: int = Field(8, ge=1, description="rank of the trained pair")
     alpha: float = Field(8.0, gt=0, description="scale numerator; the pair is multiplied by alpha / rank")
@@ -71,7 +72,7 @@ class Method(contract.DenseMethod):
     def layer_output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         from torch.nn.functional import linear
 
-        quantised = self.quantised_weight(layer.tensors, layer.weight.shape).to(x.dtype)
+        quantised = self.quantised_weight(layer.tensors, layer.shape).to(x.dtype)
         added = self.forward(x.to(layer.dtype), layer.tensors, layer.training)
         return linear(x, quantised, layer.base.bias) + added.to(x.dtype)
 

@@ -8,14 +8,14 @@ gradient G = U Σ Vᵀ of W; Σ itself never enters.
 The theorem is about gradient descent; what trains is AdamW, as in the paper. `benchmarks/first_step.py` measures the
 cosine between the first step and −G: 0.92 by gradient descent but 0.34 by AdamW, of plain LoRA 0.24 and 0.11.
 
-Project interpretation: exact SVD instead of a randomised one, so that runs repeat; G over batches of the training's
+Project interpretation: an SVD that is the same in every run (`adapters.spectrum`); G over batches of the training's
 own size; `norm_clip`, which is for a W that is really changed, has no counterpart.
 """
 
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 class Method(offset.OffsetMethod):
     """y = W x + s (B A − B₀ A₀) x from A = A₀, B = B₀; s = alpha / √rank, or alpha / rank if not `stabilised`."""
+
+    needs_plain_weights: ClassVar[bool] = True
 
     alpha: float = Field(16.0, gt=0, description="scale numerator")
     stabilised: bool = Field(True, description="divide alpha by the root of the rank (rsLoRA), else by the rank")
@@ -93,11 +95,11 @@ class Method(offset.OffsetMethod):
 
     def row_length(self, weight: torch.Tensor) -> float:
         """Of each row of A₀ and each column of B₀."""
-        import torch
+        from loratory.adapters.spectrum import leading_singular_vectors
 
         if self.init_scale == "stable":
             return weight.shape[0] ** 0.25 / sqrt(self.gamma)
         if self.init_scale == "weightS":
-            leading = torch.linalg.svdvals(weight.float())[: self.rank]
+            _, leading, _ = leading_singular_vectors(weight, self.rank)
             return float((leading / self.scale).sqrt().mean())
         return 1 / self.scale if self.init_scale == "gd" else 1.0

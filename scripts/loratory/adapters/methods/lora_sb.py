@@ -18,7 +18,7 @@ A step of gradient descent on R follows the gradient within the frozen factors, 
 and AdamW trains. `benchmarks/first_step.py` measures the cosine between the first step and −G: 0.66 by gradient
 descent, 0.23 by AdamW (of plain LoRA 0.24 and 0.11).
 
-Project interpretation: exact SVD; Ĝ over batches of the training's own size, of which the sign alone counts.
+Project interpretation: Ĝ over batches of the training's own size, of which the sign alone counts.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Method(contract.Method):
     """y = W x + B R A x; B, A have orthonormal columns and rows and are frozen, B R A starts as the first step."""
 
     fixed: ClassVar[frozenset[str]] = frozenset({"A", "B"})
+    needs_plain_weights: ClassVar[bool] = True
 
     rank: int = Field(96, ge=1, description="rank of the update; its square is what each layer trains")
     batches: int = Field(8, ge=1, description="training batches that the gradient is summed over")

@@ -3,8 +3,7 @@
 y = W x + s · B R A x with W ≈ U_r Σ_r V_rᵀ, B = U_r, A = Σ_r V_rᵀ, R ~ N(0, 1e-5²). R is the N of the class that
 this one derives from.
 
-Project interpretation: A carries the singular values, as in the released code (in the paper's text it may be B); the
-SVD is exact, where the code approximates it.
+Project interpretation: A carries the singular values, as in the released code (in the paper's text it may be B).
 """
 
 from __future__ import annotations

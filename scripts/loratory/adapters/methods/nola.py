@@ -72,7 +72,7 @@ class Method(contract.Method):
         from torch.nn.functional import linear
 
         draw = partial(cached_bases, layer) if self.keep_bases else draw_bases
-        a, b = self.mixed_factors(layer.tensors, layer.weight.shape, draw)
+        a, b = self.mixed_factors(layer.tensors, layer.shape, draw)
         return layer.base(x) + linear(linear(x.to(a.dtype), a) * self.scale, b).to(x.dtype)
 
     def weight_delta(self, tensors: Tensors, weight: torch.Tensor) -> LowRank:

@@ -26,5 +26,5 @@ class Method(offset.OffsetMethod):
         from loratory.adapters.spectrum import check_rank
 
         check_rank(self.rank, weight)
-        q, r = torch.linalg.qr(weight)
-        return self.pair_tensors(r[: self.rank].clone(), q[:, : self.rank].contiguous())
+        q = torch.linalg.qr(weight[:, : self.rank]).Q  # the first columns of Q depend on those of W alone
+        return self.pair_tensors(q.T @ weight, q.contiguous())

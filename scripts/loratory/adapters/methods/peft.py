@@ -20,6 +20,8 @@ from loratory.errors import InputError
 from loratory.registry import unknown_name_error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from loratory.adapters.contract import Parameters, Tensors
@@ -117,7 +119,7 @@ class Method(contract.DenseMethod):
         {}, description="options of PEFT's config of this type, such as {r: 8}; ia3 needs `feedforward_modules`"
     )
 
-    def layer_methods(self, weights: Tensors) -> dict[str, contract.Method]:
+    def layer_methods(self, weights: Mapping[str, torch.Tensor]) -> dict[str, contract.Method]:
         inputs = self.options.get("feedforward_modules")  # of ia3: last names of the layers whose inputs are scaled
         if inputs is None:
             return super().layer_methods(weights)

@@ -2,8 +2,9 @@
 arXiv:2404.02948).
 
 W = U Σ Vᵀ. With r = rank and s = alpha / rank, B₀ = U_r √(Σ_r / s) and A₀ = √(Σ_r / s) V_rᵀ, so that s B₀ A₀ is the
-part of W that is trained and W − s B₀ A₀ the part that stays. A fresh adapter changes nothing. With `iterations` the
-SVD is the paper's fast one, from a random subspace of r directions; what it misses stays in the frozen part.
+part of W that is trained and W − s B₀ A₀ the part that stays. A fresh adapter changes nothing. The SVD is exact
+or, of a large weight, nearly so (`adapters.spectrum`); with `iterations` it is the paper's fast one, from a random
+subspace of r directions. What it misses stays in the frozen part.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Method(offset.OffsetMethod):
     """y = W x + s (B A − B₀ A₀) x with s B₀ A₀ the best approximation of W of that rank."""
 
     iterations: int | None = Field(
-        None, ge=0, description="power iterations of a fast, approximate SVD (the paper takes 1 to 16); none: exact"
+        None,
+        ge=0,
+        description="power iterations of a fast, approximate SVD (the paper: 1 to 16); none: exact, or nearly",
     )
 
     def initial_tensors(self, weight: torch.Tensor, generator: torch.Generator) -> Tensors:

@@ -61,7 +61,7 @@ class Method(contract.Method):
         """All matrices of a shape take the pair of the first."""
         first: dict[torch.Size, torch.nn.ParameterDict] = {}
         for layer in session.layers.values():
-            pair = first.setdefault(layer.weight.shape, layer.adapter)
+            pair = first.setdefault(layer.shape, layer.adapter)
             for key in ("A", "B"):
                 layer.adapter[key] = pair[key]
 

@@ -69,8 +69,8 @@ class Family(Base):
         return class_names(model_type, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
     @classmethod
-    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
-        base = super().open(folder, manifest, dtype)
+    def open(cls, folder: Path, manifest: dict[str, Any], **options: Any) -> Self:
+        base = super().open(folder, manifest, **options)
         if (folder / "audio").is_dir():
             base.audio = AudioPrefix.load(folder / "audio")
         return base

@@ -48,7 +48,7 @@ class Family(Base):
         """It reads no examples, and `fold_sequence` refuses what is not a number."""
 
     @classmethod
-    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
+    def open(cls, folder: Path, manifest: dict[str, Any], **options: Any) -> Self:
         what = "a folding base reads no examples"
         raise InputError(folder, what, expected="a base of another family", fix="open it by `load_folding_model`")
 

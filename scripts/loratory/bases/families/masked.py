@@ -76,9 +76,9 @@ class Family(Base):
         return cls.requires_weight(name)
 
     @classmethod
-    def open(cls, folder: Path, manifest: dict[str, Any], dtype: torch.dtype) -> Self:
+    def open(cls, folder: Path, manifest: dict[str, Any], **options: Any) -> Self:
         with quiet_logging():  # that nothing predicts contacts
-            model = open_model(cls.model_class, folder, new=(CONTACTS,), dtype=dtype)
+            model = open_model(cls.model_class, folder, new=(CONTACTS,), **options)
         return cls(folder, manifest, model, open_tokenizer(folder))
 
     @property

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from loratory.bases.core import IGNORED, pad_rows
 from loratory.bases.families.masked import HIDDEN, MASKED, REPLACED
-from loratory.data.batching import Batches
+from loratory.data.batching import Batches, split_batch
 from loratory.domains.contract import Example
 from loratory.domains.examples import domain_examples
 from loratory.training.fit import Loss, MicroBatch, train_model
@@ -50,7 +50,9 @@ def pretrain(
         for number in training.batch_numbers(step):
             rows = [ids[i] for i in plan(number)]
             batch = masked_batch(rows, tokenizer, len(special), seed, number, job.device)
-            found.append(MicroBatch("masked", batch, count_masked(batch)))
+            for part in split_batch([*map(len, rows)], training.micro_batch_tokens):
+                own = {name: tensor[part] for name, tensor in batch.items()}
+                found.append(MicroBatch("masked", own, count_masked(own)))
         return found
 
     def loss(micro: MicroBatch) -> Loss:
@@ -73,7 +75,7 @@ def pretrain(
 
 
 def count_masked(batch: dict[str, torch.Tensor]) -> int:
-    return max(1, int((batch["labels"] != IGNORED).sum()))
+    return int((batch["labels"] != IGNORED).sum())
 
 
 def masked_batch(
