@@ -59,7 +59,12 @@ def command_parser() -> ArgumentParser:
     )
     export.add_argument("source", help="…/seed0 of an adapter or a mixture among the results")
     export.add_argument("target", help="the folder to write")
-    export.add_argument("--for", dest="form", default="peft", choices=("peft", "vllm", "lorax"), help="who loads it")
+    form = export.add_mutually_exclusive_group()
+    engines = ("peft", "vllm", "lorax", "tgi")
+    form.add_argument("--for", dest="form", default="peft", choices=engines, help="who loads it")
+    form.add_argument(
+        "--merged", dest="form", action="store_const", const="merged", help="the whole model, with the change in it"
+    )
     export.set_defaults(command=export_folder)
     for name, command, text in (
         ("check", check_config, "is the config right, and is everything there that it names"),

@@ -1,0 +1,134 @@
+"""What engines that serve many LoRAs on one base load, as the sources of vLLM 0.32, LoRAX 0.12 and TGI 3.3 say.
+
+All three read PEFT's folder, and take neither biases nor modules trained whole. LoRAX, TGI and older vLLMs scale every
+layer by `lora_alpha / r` of the whole adapter, whatever PEFT's patterns say. What differs from layer to layer is
+therefore brought to one rank and one scale, by rows and columns of zeros and by a factor of B. A layer that it cannot
+adapt is refused by vLLM; LoRAX and TGI pass over it and answer as if it were not there, so it is refused here. Both
+stack a type of layer over the whole model and drop it where one layer lacks it, so what is missing becomes zeros.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.nn.functional import pad
+from transformers import AutoConfig, PretrainedConfig
+
+from loratory.adapters.deltas import Adapter, LowRank
+from loratory.errors import InputError
+from loratory.registry import is_spoken
+
+if TYPE_CHECKING:
+    from loratory.export import Trained
+
+LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")  # of a module's name, with its first number
+LLAMA = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+PHI3 = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
+GPT2 = r"transformer\.h\.\d+\.(attn\.c_(attn|proj)|mlp\.c_(fc|proj))"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine's limits.
+
+    Attributes:
+        ranks: that its kernels come in; an adapter between two of them runs at the next.
+        layers: pattern of the names of all layers that it adapts; None of an engine that refuses others itself.
+        without_lora: types of models that it serves, but no LoRA of.
+    """
+
+    ranks: tuple[int, ...]
+    layers: str | None = None
+    without_lora: frozenset[str] = frozenset()
+
+    @property
+    def stacks_layers(self) -> bool:
+        """Whether a type of layer must be in every layer of the model."""
+        return self.layers is not None
+
+    def rank_of(self, rank: int) -> int:
+        """The lowest of its ranks that holds an adapter of this one."""
+        return min(each for each in self.ranks if each >= rank)
+
+
+WITHOUT_LORA = frozenset(
+    {"bloom", "dbrx", "falcon", "falcon_mamba", "gpt2", "gptj", "mamba", "mamba2", "stablelm"}
+)  # in vLLM
+ENGINES: Mapping[str, Engine] = {
+    "vllm": Engine((1, 8, 16, 32, 64, 128, 256, 320, 512), without_lora=WITHOUT_LORA),
+    "lorax": Engine((8, 16, 32, 64, 128), layers=f"{LLAMA}|{PHI3}|{GPT2}"),
+    "tgi": Engine((8, 16, 32, 64, 128), layers=LLAMA),
+}
+
+
+def fit_to_engine(trained: Trained, adapter: Adapter, form: str) -> Adapter:
+    """The same low-rank changes as an engine loads them.
+
+    Raises:
+        InputError: the engine would not load the adapter, or not as it was trained.
+    """
+    engine = ENGINES[form]
+    check_servable(trained, adapter, form)
+    deltas = fill_layers(adapter.deltas, trained.base_folder) if engine.stacks_layers else adapter.deltas
+    return replace(adapter, deltas=share_rank(deltas))
+
+
+def check_servable(trained: Trained, adapter: Adapter, form: str) -> None:
+    """Raises:
+    InputError: an engine would not load the adapter, or not as it was trained.
+    """
+    engine = ENGINES[form]
+    rank, kind = max(delta.rank for delta in adapter.deltas.values()), open_config(trained.base_folder).model_type
+    spoken = next(filter(is_spoken, trained.adapters), None)
+    convolution = next((name for name, delta in adapter.deltas.items() if delta.kernel > 1), None)
+    unserved = next((name for name in adapter.deltas if not is_served(engine, name)), None)
+    family = trained.base["family"]
+    peft, merged = "export it `--for peft`", "export it `--for peft`, or the whole model `--merged`"
+    lower = f"{merged}, or train it at a lower rank"
+    for what, value, expected, fix in (
+        ("its base is no causal language model", family if family != "causal" else None, "causal", merged),
+        ("what it reads is audio", spoken, "text", peft),
+        (f"{form} serves no LoRA of models of this type", kind if kind in engine.without_lora else None, None, merged),
+        ("modules were trained whole", next(iter(adapter.heads), None), "low-rank changes alone", merged),
+        ("convolutions were adapted", convolution, "linear layers alone", merged),
+        (f"{form} does not adapt a layer of this name, and would pass over it", unserved, None, merged),
+        (f"the rank is above {form}'s highest", rank if rank > max(engine.ranks) else None, None, lower),
+    ):
+        if value is not None:
+            expected = expected or (f"at most {max(engine.ranks)}" if value == rank else None)
+            raise InputError(trained.folder, what, value, expected, fix)
+
+
+def is_served(engine: Engine, layer: str) -> bool:
+    return engine.layers is None or re.fullmatch(engine.layers, layer) is not None
+
+
+def open_config(base_folder: Path) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(base_folder, trust_remote_code=False, local_files_only=True)
+
+
+def share_rank(deltas: dict[str, LowRank]) -> dict[str, LowRank]:
+    """The same changes at the highest of their ranks and at the scale that most of them have."""
+    scales = [delta.scale for delta in deltas.values()]
+    rank, scale = max(delta.rank for delta in deltas.values()), max(set(scales), key=scales.count)
+
+    def padded(delta: LowRank) -> LowRank:
+        more = rank - delta.rank
+        return LowRank(pad(delta.A, (0, 0, 0, more)), pad(delta.B * (delta.scale / scale), (0, more)), scale)
+
+    return {name: padded(delta) for name, delta in deltas.items()}
+
+
+def fill_layers(deltas: dict[str, LowRank], base_folder: Path) -> dict[str, LowRank]:
+    """The changes, and changes by zero of the layers that have none where others of their type have one."""
+    layers, filled = range(open_config(base_folder).num_hidden_layers), dict(deltas)
+    for name, delta in deltas.items():
+        if parts := LAYER.match(name):
+            empty = replace(delta, A=delta.A * 0, B=delta.B * 0)
+            for place in layers:
+                filled.setdefault(f"{parts[1]}{place}{parts[3]}", empty)
+    return filled
