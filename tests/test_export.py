@@ -282,24 +282,14 @@ def test_an_engine_of_texts_gets_no_adapter_that_learnt_from_audio(results, tmp_
     ("kind", "options", "form", "says"),
     [
         ("arrow", {}, "peft", "PEFT's X-LoRA cannot express this mixture (arrow)"),
-        (
-            "oracle",
-            {},
-            "tgi",
-            "not a mixture that weighs its experts token by token (oracle)",
-        ),
+        ("arrow", {}, "tgi", "tgi serves single adapters and not a mixture that weighs its experts by its input"),
         ("xlora", {"per": "sequence"}, "peft", "PEFT's X-LoRA cannot express this mixture (xlora)"),
-        (
-            "xlora",
-            {},
-            "lorax",
-            "fix: PEFT runs X-LoRA (`--for peft`), of the engines mistral.rs does; or export",
-        ),
+        ("xlora", {}, "lorax", "fix: PEFT runs X-LoRA (`--for peft`), of the engines mistral.rs does; or export"),
         (
             "xlora",
             {},
             "merged",
-            "no model of plain weights holds a mixture that weighs its experts",
+            "no model of plain weights holds a mixture that weighs its experts by its input (xlora)",
         ),
     ],
 )
