@@ -203,7 +203,7 @@ def test_a_card_of_what_was_not_measured_says_so(results, adapter, tmp_path):
 def make_dense(folder: Path) -> None:
     stored = deltas.load_adapter(folder)
     stored.run["run_info"]["peft_config"]["method"] = "full_ft"
-    dense = {f"{name}.weight": delta.to_dense() for name, delta in stored.deltas.items()}
+    dense = {f"{name}.weight": torch.randn_like(delta.to_dense()) for name, delta in stored.deltas.items()}
     deltas.save_adapter(folder, replace(stored, deltas={}, dense=dense), causal=True)
 
 

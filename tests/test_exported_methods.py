@@ -1,6 +1,7 @@
 """Every method, trained, in every form of export: what is written says what the study says, the rest is refused."""
 
 import importlib
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import peft
 import pytest
 import torch
 from families import Toy, train
+from methods.test_peft import OPTIONS, RATES, TYPES
 from models import causal_base, save, text_tokenizer
 from safetensors.torch import load_file
 from studies import ROOT
@@ -37,16 +39,22 @@ def gpt2_base(folder: Path):
 
 
 @cache
-def study(name: str, family: str | None = None) -> Path:
-    """The folder of an adapter that a few steps trained, among the results of a study."""
+def study(name: str, family: str | None = None, kind: str | None = None) -> Path:
+    """The folder of an adapter that a few steps trained, among the results of a study.
+
+    Args:
+        kind: type of the method `peft`.
+    """
     row = importlib.import_module(f"methods.test_{name}").ROW
     family = family or ("llama" if "llama" in row.families else "gpt2")
+    options = row.options if kind is None else {"type": kind, "options": OPTIONS[kind] if kind != "loha" else {"r": 3}}
+    rate = RATES.get(kind, row.rate)
     results = Path(mkdtemp()) / "results"
     base = {"llama": lambda path: causal_base(path, ears=False), "gpt2": gpt2_base}[family](results / "bases" / "toy")
     folder = results / "adapters" / "protein" / "toy" / name / "seed0"
-    method = registry.load_module("method", name).Method(**row.options)
-    train(Toy(lambda: base.model, 0), method, results / "checkpoints", rate=row.rate)
-    run = {"base": "toy", "base_sha256": base.fingerprint, "seed": 0, "learning_rate": row.rate}
+    method = registry.load_module("method", name).Method(**options)
+    train(Toy(lambda: base.model, 0), method, results / "checkpoints", rate=rate)
+    run = {"base": "toy", "base_sha256": base.fingerprint, "seed": 0, "learning_rate": rate}
     run |= {"run_info": {"peft_config": {"method": name}, "train_config": {}}}
     deltas.save_adapter(folder, core.export(base.model, (), run), causal=True, transposed=family == "gpt2")
     return folder
@@ -76,11 +84,19 @@ def merged_logits(exported: Path) -> torch.Tensor:
     return AutoModelForCausalLM.from_pretrained(exported, use_safetensors=True).eval()(input_ids=IDS).logits
 
 
-def methods_by_export() -> dict[str, list[str]]:
-    """{what docs/serve.md says of an export: names of methods}."""
+def page_rows() -> dict[str, str]:
+    """{what docs/serve.md says that is exported: of which methods}."""
     page = (ROOT / "docs" / "serve.md").read_text()
-    rows = re.findall(r"^\| (adapter|whole model|nothing) \| (.*?) \|", page, re.MULTILINE)
-    return {kind: re.findall(r"`(\w+)`", methods) for kind, methods in rows}
+    return dict(re.findall(r"^\| (adapter|whole model|nothing) \| (.*?) \|", page, re.MULTILINE))
+
+
+def methods_by_export() -> dict[str, list[str]]:
+    return {kind: re.findall(r"`(\w+)`", methods) for kind, methods in page_rows().items()}
+
+
+def low_rank_types() -> list[str]:
+    """Types of the method `peft` that are exported as adapters."""
+    return page_rows()["adapter"].partition("`peft` of the types ")[2].split()
 
 
 def test_the_page_names_every_method_once():
@@ -101,6 +117,19 @@ def test_every_method_is_exported_as_the_page_says_and_means_the_same(name, tmp_
         with pytest.raises(InputError, match=rf"`{name}` .*; fix: {'run it here' if kind == 'nothing' else 'export'}"):
             export_trained(folder, tmp_path / form, form)
         assert not list(tmp_path.glob(f"*{form}*"))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_types_of_peft_that_multiply_out_to_a_low_rank_are_exported_as_adapters(kind, tmp_path):
+    folder = study("peft", kind=kind)
+    if kind not in low_rank_types():
+        with pytest.raises(InputError, match=r"`peft` changes whole weights.*--merged.*`export_rank`"):
+            export_trained(folder, tmp_path / "out", "vllm")
+        return
+    export_trained(folder, tmp_path / "out", "vllm")
+    torch.testing.assert_close(peft_logits(folder, tmp_path / "out"), study_logits(folder), **CLOSE)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == {"loha": 9, "gralora": 8, "vera": 8}.get(kind, 4)
 
 
 @pytest.mark.parametrize("form", ["peft", "lorax", MERGED])

@@ -10,7 +10,7 @@ stack a type of layer over the whole model and drop it where one layer lacks it,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,34 +77,41 @@ def fit_to_engine(trained: Trained, adapter: Adapter, form: str) -> Adapter:
     return replace(adapter, deltas=share_rank(deltas))
 
 
+def check_base(trained: Trained, form: str) -> None:
+    """Raises:
+    InputError: the engine serves no LoRA of models like the base.
+    """
+    family, kind = trained.base["family"], open_config(trained.base_folder).model_type
+    peft, merged = "export it `--for peft`", "export it `--for peft`, or the whole model `--merged`"
+    if family != "causal":
+        raise InputError(trained.folder, "its base is no causal language model", family, "causal", merged)
+    if spoken := next(filter(is_spoken, trained.adapters), None):
+        raise InputError(trained.folder, "what it reads is audio", spoken, "text", peft)
+    if kind in ENGINES[form].without_lora:
+        raise InputError(trained.folder, f"{form} serves no LoRA of models of this type", kind, fix=merged)
+
+
 def check_servable(trained: Trained, adapter: Adapter, form: str) -> None:
     """Raises:
-    InputError: an engine would not load the adapter, or not as it was trained.
+    InputError: an engine would not load the low-rank changes, or not as they were trained.
     """
-    engine = ENGINES[form]
-    rank, kind = max(delta.rank for delta in adapter.deltas.values()), open_config(trained.base_folder).model_type
-    spoken = next(filter(is_spoken, trained.adapters), None)
-    convolution = next((name for name, delta in adapter.deltas.items() if delta.kernel > 1), None)
-    unserved = next((name for name in adapter.deltas if not is_served(engine, name)), None)
-    family = trained.base["family"]
-    peft, merged = "export it `--for peft`", "export it `--for peft`, or the whole model `--merged`"
-    lower = f"{merged}, or train it at a lower rank"
-    for what, value, expected, fix in (
-        ("its base is no causal language model", family if family != "causal" else None, "causal", merged),
-        ("what it reads is audio", spoken, "text", peft),
-        (f"{form} serves no LoRA of models of this type", kind if kind in engine.without_lora else None, None, merged),
-        ("modules were trained whole", next(iter(adapter.heads), None), "low-rank changes alone", merged),
-        ("convolutions were adapted", convolution, "linear layers alone", merged),
-        (f"{form} does not adapt a layer of this name, and would pass over it", unserved, None, merged),
-        (f"the rank is above {form}'s highest", rank if rank > max(engine.ranks) else None, None, lower),
+    engine, deltas = ENGINES[form], adapter.deltas
+    rank, highest = max(delta.rank for delta in deltas.values()), max(engine.ranks)
+    fix = "export it `--for peft`, or the whole model `--merged`"
+    for what, layers, expected in (
+        ("modules were trained whole", adapter.heads, "low-rank changes alone"),
+        ("convolutions were adapted", [name for name in deltas if deltas[name].kernel > 1], "linear layers alone"),
+        (f"{form} does not adapt a layer of this name, and would pass over it", unserved_layers(engine, deltas), None),
     ):
-        if value is not None:
-            expected = expected or (f"at most {max(engine.ranks)}" if value == rank else None)
-            raise InputError(trained.folder, what, value, expected, fix)
+        if layers:
+            raise InputError(trained.folder, what, next(iter(layers)), expected, fix)
+    if rank > highest:
+        what, fix = f"the rank is above {form}'s highest", f"{fix}, or train it at a lower rank"
+        raise InputError(trained.folder, what, rank, f"at most {highest}", fix)
 
 
-def is_served(engine: Engine, layer: str) -> bool:
-    return engine.layers is None or re.fullmatch(engine.layers, layer) is not None
+def unserved_layers(engine: Engine, layers: Iterable[str]) -> list[str]:
+    return [name for name in layers if engine.layers and not re.fullmatch(engine.layers, name)]
 
 
 def open_config(base_folder: Path) -> PretrainedConfig:

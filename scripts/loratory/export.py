@@ -15,13 +15,15 @@ from shutil import copyfile
 import torch
 
 from loratory import registry
+from loratory.adapters.core import Conv1D, linear_layers
 from loratory.adapters.deltas import CONFIG, RUN, Adapter, copy_adapter, load_adapter, save_adapter
+from loratory.adapters.factors import factor_adapter
 from loratory.bases.checks import INDEX, read_object
 from loratory.bases.core import CURVE, load_base
 from loratory.bases.core import MANIFEST as BASE
 from loratory.bases.prepare import COPIED_FILES
 from loratory.data.files import atomic_write, check_writable, write_json
-from loratory.engines import ENGINES, fit_to_engine
+from loratory.engines import ENGINES, check_base, fit_to_engine
 from loratory.errors import InputError
 from loratory.mixers.merging import MERGED_NAME, Merger
 from loratory.mixers.methods.weighted_merge import Mixer as WeightedMerge
@@ -133,6 +135,8 @@ def export_adapter(trained: Trained, folder: Path, form: str) -> None:
     """Raises:
     InputError: the method's change has no low rank, or the engine cannot load it.
     """
+    if form in ENGINES:
+        check_base(trained, form)
     adapter = constant_adapter(trained) if trained.is_mixture else load_adapter(trained.folder)
     if adapter.own:
         what = f"`{method_name(trained)}` decides by its input what it changes, so no weights hold the change"
@@ -140,15 +144,15 @@ def export_adapter(trained: Trained, folder: Path, form: str) -> None:
     if form == MERGED:
         write_merged(trained, adapter, folder)
         return
-    check_low_rank_change(trained, adapter)
-    if form == "peft" and not trained.is_mixture:
+    if form == "peft" and not trained.is_mixture and not adapter.dense and adapter.deltas:
         folder.rmdir()
         copy_adapter(trained.folder, folder)
         return
+    model = load_base(trained.base_folder).model
+    adapter = factor_changes(trained, adapter, model)
     adapter = fit_to_engine(trained, adapter, form) if form in ENGINES else adapter
-    assert adapter.config  # as it has changes of low rank
-    causal = trained.base["family"] == "causal"
-    save_adapter(folder, adapter, causal=causal, transposed=adapter.config.fan_in_fan_out)
+    transposed = any(isinstance(layer, Conv1D) for layer in linear_layers(model).values())
+    save_adapter(folder, adapter, causal=trained.base["family"] == "causal", transposed=transposed)
 
 
 def constant_adapter(trained: Trained) -> Adapter:
@@ -163,7 +167,7 @@ def constant_adapter(trained: Trained) -> Adapter:
     experts = open_experts(folders, trained.facts["base_sha256"])
     run = {key: trained.facts[key] for key in ("base", "base_sha256", "seed", "mixer", "adapters")}
     mean = WeightedMerge().prepare_experts(experts, 0)[MERGED_NAME]
-    return replace(mean, run=run, config=next(iter(experts.values())).config)
+    return replace(mean, run=run)
 
 
 def write_merged(trained: Trained, adapter: Adapter, folder: Path) -> None:
@@ -185,17 +189,20 @@ def write_merged(trained: Trained, adapter: Adapter, folder: Path) -> None:
             copyfile(path, folder / path.name)
 
 
-def check_low_rank_change(trained: Trained, adapter: Adapter) -> None:
-    """Raises:
-    InputError: the change is not a product of low rank in every layer; the error names the method and what to do.
+def factor_changes(trained: Trained, adapter: Adapter, model: torch.nn.Module) -> Adapter:
+    """The adapter with changes B A alone.
+
+    Raises:
+        InputError: one of them is no such product; the error names the method and what to do.
     """
-    if adapter.deltas and not adapter.dense:
-        return
-    changed = next(iter([*adapter.dense, *adapter.heads]), None)
+    changed = next(iter([*adapter.deltas, *adapter.dense, *adapter.heads]), None)
     if changed is None:
         raise InputError(
-            trained.folder, "the adapter changes nothing: every layer has lost its rank", fix="train it anew"
+            trained.folder, "the adapter changes nothing: its layers have lost all rank", fix="train it anew"
         )
+    factored = factor_adapter(adapter, model)
+    if factored is not None and factored.deltas:
+        return factored
     method, fix = method_name(trained), "export the whole model `--merged`"
     if "export_rank" in method_options(method):
         fix += ", or train it with `export_rank`"
