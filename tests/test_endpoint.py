@@ -151,6 +151,12 @@ def test_pages_that_point_a_name_of_theirs_at_this_machine_are_refused(client):
     assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
 
 
+def test_a_web_page_cannot_make_the_machine_work(client):
+    headers = {"origin": "https://evil.example", "content-type": "text/plain"}
+    answer = client.post("/v1/completions", content=b'{"model": "toy", "prompt": "a"}', headers=headers)
+    assert answer.status_code == 403 and "a web page asks" in answer.json()["error"]["message"]
+
+
 def test_a_damaged_adapter_is_no_fault_of_who_asks_and_harms_no_other(base_folder, tmp_path):
     broken = tmp_path / "seed0"
     broken.mkdir()

@@ -207,6 +207,8 @@ def create_app(server: ModelServer, hosts: tuple[str, ...] = LOOPBACK) -> Starle
 
     async def create_completion(request: Request) -> JSONResponse:
         nonlocal waiting
+        if origin := request.headers.get("origin"):  # browsers send it; a page could make the machine work unseen
+            return error_response(403, InputError(REQUEST, "a web page asks", origin, "a program"))
         try:
             asked = read_request(await read_body(request))
         except InputError as error:
