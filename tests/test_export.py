@@ -118,12 +118,13 @@ def test_engines_get_one_rank_and_one_scale_and_some_every_layer_of_a_type(resul
     deltas.save_adapter(adapter, stored, causal=True)
     export_trained(adapter, tmp_path / "out", form)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert (config["r"], config["rank_pattern"], config["alpha_pattern"], config["bias"]) == (6, {}, {}, "none")
+    rank = 6 if form == "vllm" else 8  # the next that the others have a kernel for
+    assert (config["r"], config["rank_pattern"], config["alpha_pattern"], config["bias"]) == (rank, {}, {}, "none")
     assert config["modules_to_save"] is None
     shapes = {
         t.shape[0] for n, t in load_file(tmp_path / "out" / "adapter_model.safetensors").items() if "lora_A" in n
     }
-    assert shapes == {6}
+    assert shapes == {rank}
     assert len(config["target_modules"]) == len(stored.deltas) + (form != "vllm")
 
 
@@ -373,6 +374,16 @@ def test_the_card_for_vllm_names_a_rank_that_it_knows(adapter, rank, flag, tmp_p
     deltas.save_adapter(adapter, replace(stored, deltas=changes), causal=True)
     export_trained(adapter, tmp_path / "out", "vllm")
     assert f"--max-lora-rank {flag} " in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("rank", "kernel"), [(3, 8), (16, 16), (40, 64), (128, 128)])
+def test_lorax_and_tgi_get_ranks_that_they_have_kernels_for(adapter, rank, kernel, tmp_path):
+    stored = deltas.load_adapter(adapter)
+    changes = {n: LowRank(d.A[:1].repeat(rank, 1), d.B[:, :1].repeat(1, rank), 0.1) for n, d in stored.deltas.items()}
+    deltas.save_adapter(adapter, replace(stored, deltas=changes), causal=True)
+    for form in ("lorax", "tgi"):
+        export_trained(adapter, tmp_path / form, form)
+        assert json.loads((tmp_path / form / "adapter_config.json").read_text())["r"] == kernel
 
 
 def test_the_command_writes_a_folder_once_and_says_in_one_line_what_is_wrong(adapter, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What engines that serve many LoRAs on one base load, as the sources of vLLM 0.32, LoRAX 0.12 and TGI 3.3 say.
+"""What engines that serve many LoRAs on one base load, as the sources of vLLM 0.32, LoRAX and TGI say.
 
 All three read PEFT's folder, and take neither biases nor modules trained whole. LoRAX, TGI and older vLLMs scale every
 layer by `lora_alpha / r` of the whole adapter, whatever PEFT's patterns say. What differs from layer to layer is
@@ -36,7 +36,8 @@ class Engine:
     """One engine's limits.
 
     Attributes:
-        ranks: that its kernels come in; an adapter between two of them runs at the next.
+        ranks: that its kernels come in. vLLM pads an adapter between two of them; LoRAX and TGI pad to a multiple of
+            16, and have no kernel for 48, so theirs are padded here.
         layers: pattern of the names of all layers that it adapts; None of an engine that refuses others itself.
         without_lora: types of models that it serves, but no LoRA of.
     """
@@ -73,8 +74,11 @@ def fit_to_engine(trained: Trained, adapter: Adapter, form: str) -> Adapter:
     """
     engine = ENGINES[form]
     check_servable(trained, adapter, form)
-    deltas = fill_layers(adapter.deltas, trained.base_folder) if engine.stacks_layers else adapter.deltas
-    return replace(adapter, deltas=share_rank(deltas))
+    rank = max(delta.rank for delta in adapter.deltas.values())
+    if not engine.stacks_layers:
+        return replace(adapter, deltas=share_rank(adapter.deltas, rank))
+    filled = fill_layers(adapter.deltas, trained.base_folder)
+    return replace(adapter, deltas=share_rank(filled, engine.rank_of(rank)))
 
 
 def check_base(trained: Trained, form: str) -> None:
@@ -118,10 +122,10 @@ def open_config(base_folder: Path) -> PretrainedConfig:
     return AutoConfig.from_pretrained(base_folder, trust_remote_code=False, local_files_only=True)
 
 
-def share_rank(deltas: dict[str, LowRank]) -> dict[str, LowRank]:
-    """The same changes at the highest of their ranks and at the scale that most of them have."""
+def share_rank(deltas: dict[str, LowRank], rank: int) -> dict[str, LowRank]:
+    """The same changes at this rank, which none of them exceeds, and at the scale that most of them have."""
     scales = [delta.scale for delta in deltas.values()]
-    rank, scale = max(delta.rank for delta in deltas.values()), max(set(scales), key=scales.count)
+    scale = max(set(scales), key=scales.count)
 
     def padded(delta: LowRank) -> LowRank:
         more = rank - delta.rank
