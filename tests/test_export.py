@@ -8,12 +8,13 @@ import peft
 import pytest
 import torch
 import yaml
-from models import causal_base, draw_gate, trained_adapter
-from safetensors.torch import load_file
+from models import causal_base, draw_gate, encoder_base, trained_adapter, whisper_base
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from loratory import __main__ as command_line
-from loratory import registry
-from loratory.adapters import deltas
+from loratory import export, registry
+from loratory.adapters import core, deltas
 from loratory.adapters.deltas import LowRank
 from loratory.adapters.methods.lora import Method
 from loratory.bases.core import load_base
@@ -81,7 +82,8 @@ def save_mixed(results: Path, kind: str, **options) -> tuple[Path, torch.Tensor]
     base = load_base(results / "bases" / "toy")
     folders = {domain: folder_of(results, domain) for domain in ("protein", "lncrna")}
     experts = {domain: deltas.load_adapter(folder) for domain, folder in folders.items()}
-    mixture = Mixture(base.model, experts, registry.load_module("mixer", kind).Mixer(**options)).eval()
+    mixer = registry.load_module("mixer", kind).Mixer(**options)
+    mixture = Mixture(base.model, mixer.prepare_experts(experts, 0), mixer, domains=list(experts)).eval()
     if mixture.gate is not None:
         draw_gate(mixture.gate, 0, 0.3)
     run = {"base": "toy", "base_sha256": base.fingerprint, "seed": 0, "adapters": dict.fromkeys(folders, "lora")}
@@ -95,7 +97,7 @@ def bare_model(results: Path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["peft", "vllm", "lorax"])
+@pytest.mark.parametrize("form", ["peft", "vllm", "lorax", "tgi"])
 def test_an_exported_adapter_gives_in_peft_the_logits_of_the_study(results, adapter, form, tmp_path):
     bare = bare_model(results)(input_ids=IDS).logits
     wanted = peft.PeftModel.from_pretrained(bare_model(results), adapter).eval()(input_ids=IDS).logits
@@ -105,8 +107,8 @@ def test_an_exported_adapter_gives_in_peft_the_logits_of_the_study(results, adap
     assert (wanted - bare).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("form", ["vllm", "lorax"])
-def test_engines_get_one_rank_and_one_scale_and_lorax_every_layer_of_a_type(results, adapter, form, tmp_path):
+@pytest.mark.parametrize("form", ["vllm", "lorax", "tgi"])
+def test_engines_get_one_rank_and_one_scale_and_some_every_layer_of_a_type(results, adapter, form, tmp_path):
     stored = deltas.load_adapter(adapter)
     [name, *_] = stored.deltas
     del stored.deltas[name]
@@ -116,13 +118,14 @@ def test_engines_get_one_rank_and_one_scale_and_lorax_every_layer_of_a_type(resu
     deltas.save_adapter(adapter, stored, causal=True)
     export_trained(adapter, tmp_path / "out", form)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert (config["r"], config["rank_pattern"], config["alpha_pattern"], config["bias"]) == (6, {}, {}, "none")
+    rank = 6 if form == "vllm" else 8  # the next that the others have a kernel for
+    assert (config["r"], config["rank_pattern"], config["alpha_pattern"], config["bias"]) == (rank, {}, {}, "none")
     assert config["modules_to_save"] is None
     shapes = {
         t.shape[0] for n, t in load_file(tmp_path / "out" / "adapter_model.safetensors").items() if "lora_A" in n
     }
-    assert shapes == {6}
-    assert len(config["target_modules"]) == len(stored.deltas) + (form == "lorax")
+    assert shapes == {rank}
+    assert len(config["target_modules"]) == len(stored.deltas) + (form != "vllm")
 
 
 @torch.no_grad()
@@ -201,8 +204,24 @@ def test_a_card_of_what_was_not_measured_says_so(results, adapter, tmp_path):
 def make_dense(folder: Path) -> None:
     stored = deltas.load_adapter(folder)
     stored.run["run_info"]["peft_config"]["method"] = "full_ft"
-    dense = {f"{name}.weight": delta.to_dense() for name, delta in stored.deltas.items()}
+    dense = {f"{name}.weight": torch.randn_like(delta.to_dense()) for name, delta in stored.deltas.items()}
     deltas.save_adapter(folder, replace(stored, deltas={}, dense=dense), causal=True)
+
+
+def make_empty(folder: Path) -> None:
+    stored = deltas.load_adapter(folder)
+    for name in (deltas.CONFIG, deltas.WEIGHTS):
+        folder.joinpath(name).unlink()
+    tensor = {"model.norm.weight": torch.zeros(32)}
+    deltas.save_adapter(folder, replace(stored, deltas={}, dense=tensor), causal=True)
+    folder.joinpath(deltas.DENSE).unlink()
+    save_file({}, folder / deltas.DENSE)
+
+
+def make_fused(folder: Path) -> None:
+    stored = deltas.load_adapter(folder)
+    changes = {"model.layers.0.self_attn.qkv_proj": next(iter(stored.deltas.values()))}
+    deltas.save_adapter(folder, replace(stored, deltas=changes), causal=True)
 
 
 def make_heavy(folder: Path) -> None:
@@ -231,9 +250,17 @@ def make_masked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "form", "says"),
     [
-        (make_dense, "peft", "a change without a low rank is no LoRA, and `full_ft` makes such (model.layers."),
+        (make_dense, "peft", "`full_ft` changes whole weights, which is no LoRA (model.layers."),
+        (make_dense, "tgi", "fix: export the whole model `--merged`, or train it with `export_rank`"),
+        (make_empty, "peft", "the adapter changes nothing"),
         (make_headed, "vllm", "modules were trained whole (lm_head.weight)"),
+        (
+            make_fused,
+            "tgi",
+            "tgi does not adapt a layer of this name, and would pass over it (model.layers.0.self_attn.qkv",
+        ),
         (make_heavy, "lorax", "the rank is above lorax's highest (200); expected at most 128"),
+        (make_heavy, "tgi", "fix: export it `--for peft`, or the whole model `--merged`, or train it at a lower rank"),
         (make_masked, "vllm", "its base is no causal language model (masked)"),
         (make_foreign, "peft", "what is exported was trained on another base"),
     ],
@@ -255,9 +282,16 @@ def test_an_engine_of_texts_gets_no_adapter_that_learnt_from_audio(results, tmp_
 @pytest.mark.parametrize(
     ("kind", "options", "form", "says"),
     [
-        ("uniform", {}, "peft", "PEFT's X-LoRA cannot express this mixture (uniform)"),
+        ("arrow", {}, "peft", "PEFT's X-LoRA cannot express this mixture (arrow)"),
+        ("arrow", {}, "tgi", "tgi serves single adapters and not a mixture that weighs its experts by its input"),
         ("xlora", {"per": "sequence"}, "peft", "PEFT's X-LoRA cannot express this mixture (xlora)"),
-        ("xlora", {}, "lorax", "lorax loads single adapters and no mixture (xlora)"),
+        ("xlora", {}, "lorax", "fix: PEFT runs X-LoRA (`--for peft`), of the engines mistral.rs does; or export"),
+        (
+            "xlora",
+            {},
+            "merged",
+            "no model of plain weights holds a mixture that weighs its experts by its input (xlora)",
+        ),
     ],
 )
 def test_a_mixture_that_a_form_cannot_say_is_refused_by_name(results, kind, options, form, says, tmp_path):
@@ -265,6 +299,91 @@ def test_a_mixture_that_a_form_cannot_say_is_refused_by_name(results, kind, opti
     with pytest.raises(InputError) as caught:
         export_trained(folder, tmp_path / "out", form)
     assert says in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["peft", "vllm", "lorax", "tgi", "merged"])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("uniform", {}), ("weighted_merge", {}), ("ties", {"density": 0.5}), ("pooled", {})], ids=str
+)
+def test_a_mixture_that_weighs_every_token_alike_is_exported_as_one_adapter(results, kind, options, form, tmp_path):
+    folder, wanted = save_mixed(results, kind, **options)
+    export_trained(folder, tmp_path / "out", form)
+    if form == "merged":
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(input_ids=IDS).logits
+    else:
+        found = peft.PeftModel.from_pretrained(bare_model(results), tmp_path / "out").eval()(input_ids=IDS).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "merger of adapters" in card.lower() and "xlora" not in yaml.safe_load(card.split("---\n")[1])["tags"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "make"), [("whisper", whisper_base), ("encoder", encoder_base)])
+def test_adapters_of_other_families_leave_as_whole_models_and_engines_refuse_them(kind, make, tmp_path):
+    base = make(tmp_path / "results" / "bases" / "toy")
+    folder = folder_of(tmp_path / "results", "speech" if kind == "whisper" else "protein")
+    adapter = trained_adapter(base.model, Method(rank=2), 0, base.heads)
+    run = {"base": "toy", "base_sha256": base.fingerprint, "seed": 0, "learning_rate": 0.01}
+    deltas.save_adapter(folder, replace(adapter, run=run), causal=False)
+    ids = IDS % 20 + 3
+    inputs = {"input_ids": ids}
+    if kind == "whisper":
+        inputs = {"input_features": torch.linspace(-1, 1, 200).expand(2, 80, 200), "decoder_input_ids": ids}
+    core.apply(base.model, adapter, folder)
+    wanted = base.model(**inputs).logits
+    export_trained(folder, tmp_path / "whole", "merged")
+    found = type(base).model_class.from_pretrained(tmp_path / "whole").eval()(**inputs).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match=rf"no causal language model \({kind}\); expected causal; fix: .*--merged"):
+        export_trained(folder, tmp_path / "out", "vllm")
+
+
+@pytest.mark.parametrize("place", ["results/adapters/protein/out", "file/out"])
+def test_no_folder_is_written_among_the_results_or_below_a_file(adapter, place, tmp_path):
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"would lie among the results|nothing can be written here"):
+        export_trained(adapter, tmp_path / place, "peft")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_that_leads_nowhere_is_something_that_exists(adapter, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="the folder exists"):
+        export_trained(adapter, tmp_path / "out", "merged")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(adapter, tmp_path, monkeypatch):
+    def fail(*given, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "write_card", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export_trained(adapter, tmp_path / "out", "vllm")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize(("rank", "flag"), [(1, 1), (9, 16), (130, 256)])
+def test_the_card_for_vllm_names_a_rank_that_it_knows(adapter, rank, flag, tmp_path):
+    stored = deltas.load_adapter(adapter)
+    changes = {
+        name: LowRank(d.A[:1].repeat(rank, 1), d.B[:, :1].repeat(1, rank), 0.1) for name, d in stored.deltas.items()
+    }
+    deltas.save_adapter(adapter, replace(stored, deltas=changes), causal=True)
+    export_trained(adapter, tmp_path / "out", "vllm")
+    assert f"--max-lora-rank {flag} " in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("rank", "kernel"), [(3, 8), (16, 16), (40, 64), (128, 128)])
+def test_lorax_and_tgi_get_ranks_that_they_have_kernels_for(adapter, rank, kernel, tmp_path):
+    stored = deltas.load_adapter(adapter)
+    changes = {n: LowRank(d.A[:1].repeat(rank, 1), d.B[:, :1].repeat(1, rank), 0.1) for n, d in stored.deltas.items()}
+    deltas.save_adapter(adapter, replace(stored, deltas=changes), causal=True)
+    for form in ("lorax", "tgi"):
+        export_trained(adapter, tmp_path / form, form)
+        assert json.loads((tmp_path / form / "adapter_config.json").read_text())["r"] == kernel
 
 
 def test_the_command_writes_a_folder_once_and_says_in_one_line_what_is_wrong(adapter, tmp_path, capsys):

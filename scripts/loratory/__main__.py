@@ -1,4 +1,4 @@
-"""The command line: `loratory init`, `check`, `plan`, `run`, `report`, `audit`, `add-domain`, `export`.
+"""The command line: `loratory init`, `check`, `plan`, `run`, `report`, `audit`, `add-domain`, `export`, `serve`.
 
 What is made, Snakemake makes. `check`, `plan`, `run` and `report` take config files, the later ones on top of the
 earlier; targets and options that they do not know go to Snakemake.
@@ -59,8 +59,19 @@ def command_parser() -> ArgumentParser:
     )
     export.add_argument("source", help="…/seed0 of an adapter or a mixture among the results")
     export.add_argument("target", help="the folder to write")
-    export.add_argument("--for", dest="form", default="peft", choices=("peft", "vllm", "lorax"), help="who loads it")
+    form = export.add_mutually_exclusive_group()
+    engines = ("peft", "vllm", "lorax", "tgi")
+    form.add_argument("--for", dest="form", default="peft", choices=engines, help="who loads it")
+    form.add_argument(
+        "--merged", dest="form", action="store_const", const="merged", help="the whole model, with the change in it"
+    )
     export.set_defaults(command=export_folder)
+    serve = commands.add_parser("serve", help="answer as a base and its adapters, one request at a time")
+    serve.add_argument("base", help="…/bases/BASE among the results")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
+    serve.add_argument("--port", default=8000, type=int, help="(default: %(default)s)")
+    serve.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    serve.set_defaults(command=serve_models)
     for name, command, text in (
         ("check", check_config, "is the config right, and is everything there that it names"),
         ("plan", plan_study, "what would be done, and how long it takes"),
@@ -86,6 +97,14 @@ def export_folder(given: Namespace, options: Sequence[str]) -> None:
 
     export_trained(given.source, given.target, given.form)
     print(f"{given.target} is written; read its README.md, and say its licence there, before you hand it on")
+
+
+def serve_models(given: Namespace, options: Sequence[str]) -> None:
+    try:
+        from loratory.endpoint import serve_base
+    except ModuleNotFoundError as error:
+        raise InputError("serve", "a package is missing", error.name, fix="pip install 'loratory[serve]'") from None
+    serve_base(given.base, given.host, given.port, given.device)
 
 
 def check_config(given: Namespace, options: Sequence[str]) -> None:

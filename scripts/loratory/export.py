@@ -1,33 +1,43 @@
-"""What a study trained as a folder for others, with a model card: as PEFT and hubs have it, or as vLLM and LoRAX do.
+"""What a study trained as a folder for others, with a model card.
 
-vLLM and LoRAX scale every layer by `lora_alpha / r` of the whole adapter, whatever PEFT's patterns say, and take
-neither biases nor modules trained whole; LoRAX stacks a layer type over all layers of the model. What differs from
-layer to layer is therefore brought to one rank and one scale, by rows and columns of zeros and by a factor of B.
+An adapter whose change is a product B A in every layer is written as PEFT and hubs have it, or as an engine loads it
+(`engines.py`); a change of any other kind that no input decides, as the whole model. A mixture whose weights are the
+same for every token is such an adapter too. X-LoRA is written as PEFT has it.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
+from os.path import lexists
 from pathlib import Path
+from shutil import copyfile
 
-from torch.nn.functional import pad
+import torch
 
-from loratory.adapters.deltas import CONFIG, RUN, Adapter, LowRank, copy_adapter, load_adapter, save_adapter
-from loratory.bases.checks import read_object
+from loratory import registry
+from loratory.adapters.core import Conv1D, linear_layers
+from loratory.adapters.deltas import CONFIG, RUN, Adapter, copy_adapter, load_adapter, save_adapter
+from loratory.adapters.factors import factor_adapter
+from loratory.bases.checks import INDEX, read_object
+from loratory.bases.core import CURVE, Base, load_base
 from loratory.bases.core import MANIFEST as BASE
-from loratory.bases.core import load_base
 from loratory.bases.options import PACKED
-from loratory.data.files import atomic_write, write_json
+from loratory.bases.prepare import COPIED_FILES
+from loratory.data.files import atomic_write, check_writable, write_json
+from loratory.engines import ENGINES, check_base, fit_to_engine
 from loratory.errors import InputError
+from loratory.mixers.merging import MERGED_NAME, Merger
+from loratory.mixers.methods.weighted_merge import Mixer as WeightedMerge
 from loratory.mixers.published import save_published
-from loratory.mixers.store import EXPERTS, MANIFEST, open_mixture
+from loratory.mixers.store import EXPERTS, MANIFEST, Manifest, open_experts, open_mixture, read_manifest
 from loratory.model_card import write_card
 from loratory.registry import is_spoken
+from loratory.training.continued import merge_adapter
 
-HIGHEST_RANK = {"vllm": 512, "lorax": 128}  # of vLLM's `--max-lora-rank`, and of LoRAX's kernels
-FORMS = ("peft", *HIGHEST_RANK)
-LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")  # of a module's name, with its first number
+MERGED = "merged"  # the form of a whole model
+FORMS = ("peft", *ENGINES, MERGED)
+NOT_COPIED = {BASE, CURVE, INDEX, "README.md"}  # of the base: what is of its making, or of how its weights are stored
+CONSTANT = ("uniform", "pooled")  # mixers that weigh every token alike, besides those that merge
 
 
 @dataclass(frozen=True)
@@ -63,19 +73,31 @@ def export_trained(source: Path | str, target: Path | str, form: str) -> None:
         form: one of FORMS.
 
     Raises:
-        InputError: nothing of the kind is there, `target` exists, or this form cannot express what was trained.
+        InputError: nothing of the kind is there, `target` exists or lies among the results, or this form cannot
+            express what was trained.
     """
     trained, target = find_trained(Path(source)), Path(target)
-    if target.exists():
-        raise InputError(target, "the folder exists", fix="name another, or remove it")
+    check_target(target, trained.results)
     with atomic_write(target) as aside:
         aside.mkdir(parents=True)
-        if trained.is_mixture:
-            export_mixture(trained, aside, form)
-        else:
-            export_adapter(trained, aside, form)
-        name_base(aside, trained.base)
-        write_card(aside, trained, form)
+        gated = trained.is_mixture and not has_constant_weights(trained.facts)
+        write = export_mixture if gated else export_adapter
+        write(trained, aside, form)
+        if form != MERGED:
+            name_base(aside, trained.base)
+        write_card(aside, trained, "xlora" if gated else form)
+
+
+def check_target(target: Path, results: Path) -> None:
+    """Raises:
+    InputError: something is there, nothing can be written there, or it is a place of the workflow's own.
+    """
+    if lexists(target):
+        raise InputError(target, "the folder exists", fix="name another, or remove it")
+    if target.resolve().is_relative_to(results):
+        what = "the folder would lie among the results of the study, which are the workflow's"
+        raise InputError(target, what, fix="name one elsewhere")
+    check_writable(target.parent)
 
 
 def find_trained(folder: Path) -> Trained:
@@ -102,67 +124,106 @@ def find_trained(folder: Path) -> Trained:
     return Trained(folder, results, system, adapters, facts, base)
 
 
+def has_constant_weights(facts: dict) -> bool:
+    """Whether a mixture, by its `mixture.json`, gives its experts the same weight at every token."""
+    kind = facts.get("mixer")
+    if kind not in registry.registered_names("mixer"):
+        return False
+    return kind in CONSTANT or issubclass(registry.load_module("mixer", kind).Mixer, Merger)
+
+
 def export_adapter(trained: Trained, folder: Path, form: str) -> None:
     """Raises:
     InputError: the method's change has no low rank, or the engine cannot load it.
     """
-    adapter = load_adapter(trained.folder)
-    if not adapter.deltas or adapter.dense or adapter.own:
-        what, other = "a change without a low rank is no LoRA", next(iter([*adapter.dense, *adapter.own]), None)
-        method = trained.facts["run_info"]["peft_config"]["method"]
-        fix = "train it with `export_rank`, if it has that option"
-        raise InputError(trained.folder, f"{what}, and `{method}` makes such", other, "LoRA-like changes", fix)
-    if form == "peft":
+    if form in ENGINES:
+        check_base(trained, form)
+    adapter = constant_adapter(trained) if trained.is_mixture else load_adapter(trained.folder)
+    if adapter.own:
+        what = f"`{method_name(trained)}` decides by its input what it changes, so no weights hold the change"
+        raise InputError(trained.folder, what, next(iter(adapter.own)), fix="run it here: no engine does")
+    if form == MERGED:
+        write_merged(trained, adapter, folder)
+        return
+    if form == "peft" and not trained.is_mixture and not adapter.dense and adapter.deltas:
         folder.rmdir()
         copy_adapter(trained.folder, folder)
         return
-    check_servable(trained, adapter, form)
-    assert adapter.config  # as it has changes of low rank
-    deltas = one_rank(fill_layers(adapter.deltas, trained.base_folder) if form == "lorax" else adapter.deltas)
-    served = replace(adapter, deltas=deltas)
-    save_adapter(folder, served, causal=True, transposed=adapter.config.fan_in_fan_out)
+    model = open_plain_base(trained).model
+    adapter = factor_changes(trained, adapter, model)
+    adapter = fit_to_engine(trained, adapter, form) if form in ENGINES else adapter
+    transposed = any(isinstance(layer, Conv1D) for layer in linear_layers(model).values())
+    save_adapter(folder, adapter, causal=trained.base["family"] == "causal", transposed=transposed)
 
 
-def check_servable(trained: Trained, adapter: Adapter, form: str) -> None:
-    """Raises:
-    InputError: vLLM or LoRAX would not load the adapter, or not as it was trained.
+def open_plain_base(trained: Trained) -> Base:
+    """The base in numbers that can be read: what was packed for training is in bf16."""
+    packed = trained.base.get("precision") in PACKED
+    return load_base(trained.base_folder, precision="bf16" if packed else None)
+
+
+def constant_adapter(trained: Trained) -> Adapter:
+    """A mixture of constant weights as one adapter: the stored experts' mean, of which there is one if they were
+    merged.
+
+    Raises:
+        InputError: an expert is not of low rank, or of another base.
     """
-    highest, rank = HIGHEST_RANK[form], max(delta.rank for delta in adapter.deltas.values())
-    convolutions = [name for name, delta in adapter.deltas.items() if delta.kernel > 1]
-    fix, spoken = "export it `--for peft`", next(filter(is_spoken, trained.adapters), None)
-    for what, value, expected in (
-        ("its base is no causal language model", trained.base["family"], "causal"),
-        ("what it reads is audio", spoken, "text"),
-        ("modules were trained whole", next(iter(adapter.heads), None), "low-rank changes alone"),
-        ("convolutions were adapted", next(iter(convolutions), None), "linear layers alone"),
-        (f"the rank is above {form}'s highest", rank if rank > highest else None, f"at most {highest}"),
-    ):
-        if value is not None and value != expected:
-            raise InputError(trained.folder, what, value, expected, fix)
+    manifest: Manifest = read_manifest(trained.folder)
+    folders = {name: trained.folder / EXPERTS / name for name in manifest.experts}
+    experts = open_experts(folders, trained.facts["base_sha256"])
+    run = {key: trained.facts[key] for key in ("base", "base_sha256", "seed", "mixer", "adapters")}
+    mean = WeightedMerge().prepare_experts(experts, 0)[MERGED_NAME]
+    return replace(mean, run=run)
 
 
-def one_rank(deltas: dict[str, LowRank]) -> dict[str, LowRank]:
-    """The same changes at the highest of their ranks and at the scale that most of them have."""
-    scales = [delta.scale for delta in deltas.values()]
-    rank, scale = max(delta.rank for delta in deltas.values()), max(set(scales), key=scales.count)
+def write_merged(trained: Trained, adapter: Adapter, folder: Path) -> None:
+    """Writes the base with the change in its weights, in float32, where the sum rounds nothing away, and the base's
+    tokenizer.
 
-    def padded(delta: LowRank) -> LowRank:
-        more = rank - delta.rank
-        return LowRank(pad(delta.A, (0, 0, 0, more)), pad(delta.B * (delta.scale / scale), (0, more)), scale)
+    Raises:
+        InputError: the adapter does not fit the base, or learnt from audio that the base's own class does not read.
+    """
+    spoken = next(filter(is_spoken, trained.adapters), None)
+    if spoken and trained.base["family"] == "causal":
+        what, fix = "what it reads is audio, for which a model's folder has no place", "export it `--for peft`"
+        raise InputError(trained.folder, what, spoken, "text", fix)
+    base = load_base(trained.base_folder, precision="fp32")
+    merge_adapter(base.model, adapter, str(trained.folder))
+    base.model.save_pretrained(folder)
+    for path in sorted({path for pattern in COPIED_FILES for path in trained.base_folder.glob(pattern)}):
+        if path.name not in NOT_COPIED and not (folder / path.name).exists():
+            copyfile(path, folder / path.name)
 
-    return {name: padded(delta) for name, delta in deltas.items()}
+
+def factor_changes(trained: Trained, adapter: Adapter, model: torch.nn.Module) -> Adapter:
+    """The adapter with changes B A alone.
+
+    Raises:
+        InputError: one of them is no such product; the error names the method and what to do.
+    """
+    changed = next(iter([*adapter.deltas, *adapter.dense, *adapter.heads]), None)
+    if changed is None:
+        raise InputError(
+            trained.folder, "the adapter changes nothing: its layers have lost all rank", fix="train it anew"
+        )
+    factored = factor_adapter(adapter, model)
+    if factored is not None and factored.deltas:
+        return factored
+    method, fix = method_name(trained), "export the whole model `--merged`"
+    if "export_rank" in method_options(method):
+        fix += ", or train it with `export_rank`"
+    what = f"`{method}` changes whole weights, which is no LoRA"
+    raise InputError(trained.folder, what, changed, "B A of low rank in every layer", fix)
 
 
-def fill_layers(deltas: dict[str, LowRank], base_folder: Path) -> dict[str, LowRank]:
-    """The changes, and changes by zero of the layers between that have none, as LoRAX wants a type in every layer."""
-    layers = range(read_object(base_folder / "config.json")["num_hidden_layers"])
-    filled = dict(deltas)
-    for name, delta in deltas.items():
-        if parts := LAYER.match(name):
-            empty = replace(delta, A=delta.A * 0, B=delta.B * 0)
-            for place in layers:
-                filled.setdefault(f"{parts[1]}{place}{parts[3]}", empty)
-    return filled
+def method_name(trained: Trained) -> str:
+    return str(trained.facts.get("run_info", {}).get("peft_config", {}).get("method", "the method"))
+
+
+def method_options(method: str) -> set[str]:
+    known = method in registry.registered_names("method")
+    return set(registry.load_module("method", method).Method.model_fields) if known else set()
 
 
 def export_mixture(trained: Trained, folder: Path, form: str) -> None:
@@ -170,12 +231,13 @@ def export_mixture(trained: Trained, folder: Path, form: str) -> None:
     InputError: the mixture is no X-LoRA that PEFT can express, or is to be served by an engine without X-LoRA.
     """
     if form != "peft":
-        fix = "export it `--for peft`, or its experts one by one"
-        raise InputError(
-            trained.folder, f"{form} loads single adapters and no mixture", trained.facts["mixer"], fix=fix
-        )
-    held = trained.base.get("precision", "fp32")
-    base = load_base(trained.base_folder, precision="bf16" if held in PACKED else held)
+        kind = trained.facts["mixer"]
+        who = "no model of plain weights holds" if form == MERGED else f"{form} serves single adapters and not"
+        fix = "export its experts one by one, or a mixture that merges them"
+        if kind == "xlora":
+            fix = f"PEFT runs X-LoRA (`--for peft`), of the engines mistral.rs does; or {fix}"
+        raise InputError(trained.folder, f"{who} a mixture that weighs its experts by its input", kind, fix=fix)
+    base = open_plain_base(trained)
     mixture = open_mixture(trained.folder, base)
     save_published(folder, mixture, {name: f"{EXPERTS}/{name}" for name in mixture.names}, trained.folder)
     for name in mixture.names:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from loratory import __version__
+from loratory.adapters.deltas import CONFIG
 from loratory.data.files import read_json
+from loratory.engines import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,11 +24,12 @@ MARKDOWN = re.compile(r"([\\`*_\[\]#|~!])")
 TASKS = {"causal": "text-generation", "whisper": "automatic-speech-recognition", "encoder": "text-classification"}
 LOADING = {
     "peft": "`PeftModel.from_pretrained(model, FOLDER)` of PEFT puts it on the base.",
-    "vllm": "`vllm serve BASE --enable-lora --max-lora-rank RANK --lora-modules NAME=FOLDER`, RANK at least `r` of "
-    "`adapter_config.json`. PEFT loads it too.",
+    "vllm": "`vllm serve BASE --enable-lora --max-lora-rank RANK --lora-modules NAME=FOLDER`, then `NAME` as the "
+    "`model` of a request. PEFT loads it too.",
     "lorax": 'LoRAX: `"adapter_source": "local", "adapter_id": "FOLDER"` of a request. PEFT loads it too.',
-}
-OF_MIXTURE = """PEFT puts it on the base, whose cache must be off, and is told where the experts lie. (PEFT 0.20 to
+    "tgi": "`LORA_ADAPTERS=NAME=FOLDER text-generation-launcher --model-id BASE`, then NAME as the `adapter_id` of a "
+    "request. PEFT loads it too.",
+    "xlora": """PEFT puts it on the base, whose cache must be off, and is told where the experts lie. (PEFT 0.20 to
 0.21.2 read a mixture whole, and save a part of it.)
 
 ```python
@@ -34,18 +37,20 @@ model.config.use_cache = False
 config = PeftConfig.from_pretrained(FOLDER)
 config.adapters = {place: f"{FOLDER}/{expert}" for place, expert in config.adapters.items()}
 mixture = PeftModel.from_pretrained(model, FOLDER, config=config)
-```"""
+```""",
+    "merged": "It is a whole model, base and change in one, in float32: what loads the base loads FOLDER.",
+}
 MOST_FILES = 4  # of a dataset that are named with their digests
 
 
 def write_card(folder: Path, trained: Trained, form: str) -> None:
-    """Writes `README.md` into an exported folder."""
+    """Writes `README.md` into an exported folder; `form` is a key of LOADING."""
     rows = [row for domain in trained.adapters for row in measured_rows(trained, domain)]
     parts = [
         f"# {plain_text(trained.system)} on {plain_text(trained.base['name'])}",
-        introduction(trained),
+        introduction(trained, form),
         "## Load it",
-        OF_MIXTURE if trained.is_mixture else LOADING[form],
+        loading_text(folder, form),
         "## What was measured",
         *(metrics_text(rows) if rows else ["Nothing yet: no metrics of it lie among the results of its study."]),
         "## Trained on",
@@ -59,11 +64,19 @@ def write_card(folder: Path, trained: Trained, form: str) -> None:
         "study's config, RESULTS its folder of results. What is known of its making:",
         "```json\n" + json.dumps(making(trained), indent=1, sort_keys=True).replace("`", "\\u0060") + "\n```",
     ]
-    text = f"---\n{card_fields(trained, rows)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    text = f"---\n{card_fields(trained, rows, form)}\n---\n\n" + "\n\n".join(parts) + "\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def card_fields(trained: Trained, rows: Sequence[dict]) -> str:
+def loading_text(folder: Path, form: str) -> str:
+    """How an exported folder is loaded."""
+    if form != "vllm":
+        return LOADING[form]
+    rank = ENGINES[form].rank_of(read_json(folder / CONFIG)["r"])
+    return LOADING[form].replace("RANK", str(rank))
+
+
+def card_fields(trained: Trained, rows: Sequence[dict], form: str) -> str:
     """The YAML that stands above the text."""
     base, task = trained.base, TASKS.get(trained.base["family"])
     results = [
@@ -80,23 +93,24 @@ def card_fields(trained: Trained, rows: Sequence[dict]) -> str:
     ]
     data = ModelCardData(
         base_model=base["origin"] if base["revision"] else None,
-        library_name="peft",
+        library_name="transformers" if form == "merged" else "peft",
         license="other",
         license_name="see-the-card",
         model_name=trained.system if results else None,
         pipeline_tag=task,
-        tags=["loratory", "xlora" if trained.is_mixture else "lora", *trained.adapters],
+        tags=["loratory", form if form in ("xlora", "merged") else "lora", *trained.adapters],
         eval_results=results or None,
     )
     return data.to_yaml()
 
 
-def introduction(trained: Trained) -> str:
-    kind = "An X-LoRA mixture of adapters for" if trained.is_mixture else "An adapter for"
+def introduction(trained: Trained, form: str) -> str:
+    what = "A merger of adapters" if trained.is_mixture else "An adapter"
+    kind = {"xlora": "An X-LoRA mixture of adapters", "merged": f"{what}, in its base's weights,"}.get(form, what)
     domains = ", ".join(map(plain_text, trained.adapters))
     return (
-        f"{kind} {domains}, trained and measured by Loratory. Its licence follows from those of the base and of the "
-        "data below: whoever hands it on says which it is."
+        f"{kind} for {domains}, trained and measured by Loratory. Its licence follows from those of the base and of "
+        "the data below: whoever hands it on says which it is."
     )
 
 
