@@ -40,11 +40,13 @@ viewer:
 # gives them; versions that fit stay (PIN='--upgrade-package NAME' lets one go). Then what is known to be wrong with them is
 # looked up, of every one or the target fails. Where the index gives a CUDA build of torch, its CUDA packages would come in.
 PIN ?=
+# All of pyproject.toml but `cuda`, which machines without a GPU have no use for.
+EXTRAS := cluster structure esm speech federated docs test
 lock:
 	@set -e; tools=$$(mktemp -d); $(PYTHON) -m venv $$tools; \
 	$$tools/bin/pip install --quiet --disable-pip-version-check pip-tools pip-audit; \
 	sed '/^[^#]/,$$d' requirements.lock > $$tools/head; \
-	$$tools/bin/pip-compile --quiet --all-extras --strip-extras --generate-hashes --unsafe-package torch $(PIN) \
+	$$tools/bin/pip-compile --quiet $(EXTRAS:%=--extra %) --strip-extras --generate-hashes --unsafe-package torch $(PIN) \
 		--no-header --no-annotate --output-file requirements.lock pyproject.toml; \
 	sed '/^[#-]/d;/^$$/d' requirements.lock | cat $$tools/head - > $$tools/lock; cp $$tools/lock requirements.lock; \
 	$$tools/bin/pip-audit --strict --disable-pip --no-deps -r requirements.lock -r torch.lock; \

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from loratory.adapters import core
+from loratory.bases import precision
 from loratory.config import stage_entry
 from loratory.errors import InputError
 from loratory.lifecycle import cutting, pruning
@@ -53,6 +54,24 @@ def test_a_small_copy_holds_nothing_of_what_is_cut_and_a_masked_one_everything(o
     assert held["lora"] == held["recovered_semi"] == held["recovered_unstructured"] == whole
     assert held["pruned_lora"] == held["recovered_structured"] == held["recovered_random"] == small < whole
     assert measured["recovered_random"]["trained numbers"] < measured["lora"]["trained numbers"]
+
+
+@pytest.mark.parametrize("family", ["grouped", "whisper"])
+def test_a_copy_in_four_bits_learns_nearly_what_the_copy_does(open_room, family):
+    pytest.importorskip("bitsandbytes")
+    found = run(open_room(family), nf4=True)
+    plain, packed = found["recovered_structured"], found["recovered_structured_nf4"]
+    assert packed[3] and packed[2]["parameters while training"] == plain[2]["parameters while training"]
+    assert packed[2]["MB while training"] < plain[2]["MB while training"]
+    one, other = (torch.cat([d.to_dense().flatten() for d in arm[0].deltas.values()]) for arm in (plain, packed))
+    cosine = float(torch.cosine_similarity(one, other, dim=0))
+    assert 0.3 < cosine < 1 - 1e-6 and torch.equal(one != 0, other != 0)
+
+
+def test_four_bits_without_their_library_are_refused_before_anything_is_learnt(open_room, monkeypatch):
+    monkeypatch.setattr(precision, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"nf4: a copy in 4 bits needs bitsandbytes; fix: `pip install"):
+        run(open_room(), nf4=True)
 
 
 def test_keeping_everything_is_the_plain_lora_to_the_bit(open_room):

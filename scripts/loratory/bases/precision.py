@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from loratory.bases.options import PACKED
 from loratory.errors import InputError
@@ -34,10 +35,17 @@ def opening_options(folder: Path, precision: str, device: torch.device | str) ->
     if torch.device(device).type != "cuda":
         what, fix = f"a base in {precision} needs a GPU with CUDA", "`precision: bf16`, or `device: cuda`"
         raise InputError(folder, what, str(device), "cuda", fix)
-    if find_spec("bitsandbytes") is None:
-        raise InputError(folder, f"a base in {precision} needs bitsandbytes", fix="`pip install 'loratory[cuda]'`")
+    require_packing(folder, f"a base in {precision}")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at each pass it says that int8 rounds bf16 to fp16
     return options | {"quantization_config": packing(precision)}
+
+
+def require_packing(where: Path | str, what: str) -> None:
+    """Raises:
+    InputError: there is no bitsandbytes.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise InputError(where, f"{what} needs bitsandbytes", fix="`pip install 'loratory[cuda]'`")
 
 
 def packing(precision: str) -> Any:
@@ -47,6 +55,20 @@ def packing(precision: str) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
     return BitsAndBytesConfig(load_in_4bit=True, **nf4)
+
+
+def pack_layers(model: PreTrainedModel) -> None:
+    """Holds the linear layers inside a model in nf4 from here on, as if it had been opened so; on any device."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    form = {"quant_type": "nf4", "compress_statistics": True}
+    head = model.get_output_embeddings()
+    layers = {name: m for name, m in model.named_modules() if type(m) is nn.Linear and m is not head}
+    for name, layer in layers.items():
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        packed = Linear4bit(*sizes, compute_dtype=torch.bfloat16, device="meta", **form)
+        packed.weight, packed.bias = Params4bit(layer.weight.data, requires_grad=False, **form), layer.bias
+        model.set_submodule(name, packed.to(layer.weight.device))
 
 
 def is_packed(layer: nn.Module) -> bool:

@@ -33,7 +33,7 @@ def client_examples(
         InputError: no such column, or too few values or records for so many clients.
     """
     where = f"lifecycle.{room.name}"
-    splits = [cast(EncodedExamples, room.examples(domain, "train")) for domain in domains]  # of a dataset's records
+    splits = [cast(EncodedExamples, room.examples(domain, "train")) for domain in domains]
     values: list[str] = []  # of each record that has examples
     places: list[list[int]] = []  # of those
     for examples, start in zip(splits, accumulate(map(len, splits), initial=0)):

@@ -315,10 +315,11 @@ def scatter_rows(values: torch.Tensor, places: torch.Tensor | None, size: int) -
 
 
 def model_size(model: nn.Module) -> dict[str, float]:
-    """Parameters, those of an adapter on it included, and megabytes of them."""
+    """Parameters, those of an adapter on it included, and megabytes of what they are held in."""
     parameters = [*model.parameters()]
     size = sum(p.numel() * p.element_size() for p in parameters)
-    return {"parameters": sum(p.numel() for p in parameters), "MB": size / 1e6}
+    states = [(p, getattr(p, "quant_state", None)) for p in parameters]  # of packed ones, which hold two in a byte
+    return {"parameters": sum((s.shape if s else p.shape).numel() for p, s in states), "MB": size / 1e6}
 
 
 def save_base(base: Base, folder: Path, **facts: Any) -> None:

@@ -130,7 +130,7 @@ class MeasuredTraining(JointTraining):
 
     def measures(self) -> dict[str, float]:
         found = super().measures()
-        found["parameters while training"] = cutting.model_size(self.base.model)["parameters"]
+        found |= {f"{what} while training": size for what, size in cutting.model_size(self.base.model).items()}
         peak = self.memory.peak_bytes()
         return found if peak is None else found | {"peak training MB": peak / 1e6}
 

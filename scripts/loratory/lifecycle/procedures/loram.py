@@ -6,8 +6,8 @@ and B learnt on rows and columns that stayed is scattered back to them, and the 
 y = (W + s B A) x with the whole W. Nothing fills the dropped columns of A.
 
 Project interpretation: of a copy with zeros the whole B A is kept, as nothing of it was cut; `pruned_lora` is the
-structured copy with its LoRA, and shows what the whole base adds. The published alignment of cut bases is left out,
-and so is QLoRAM: its 4-bit weights need kernels that a CPU lacks.
+structured copy with its LoRA, and shows what the whole base adds. The published alignment of cut bases is left out.
+QLoRAM (`nf4`) packs the structured copy in 4 bits; what it learnt works on the whole base as it is.
 
 Memory is the peak of a training on a GPU, and none on a CPU: that of the copy and what learning needs beside it. The
 whole base waits beside the copy here, for its other arms, and is not counted.
@@ -30,33 +30,40 @@ if TYPE_CHECKING:
 
 
 class Procedure(contract.Procedure):
-    """A LoRA of a cut copy on the whole base: four ways of cutting, beside a LoRA of the whole and the copy's own."""
+    """A LoRA of a cut copy on the whole base: ways of cutting, beside a LoRA of the whole and the copy's own."""
 
     share: float = Field(
         0.5, ge=0, lt=1, description="of the heads and channels, or of the weights (unstructured), that are cut"
     )
+    nf4: bool = Field(False, description="QLoRAM too: the structured copy in 4 bits, which needs bitsandbytes")
 
     def iterate_arms(self, entry: StageEntry, room: Room) -> Iterator[Arm]:
         from loratory.adapters import core
+        from loratory.bases.precision import pack_layers, require_packing
         from loratory.lifecycle import cutting, pruning
 
+        if self.nf4:
+            require_packing(f"lifecycle.{room.name}.nf4", "a copy in 4 bits")
         base, domains = room.base, entry.domains
         parts = cutting.find_parts(base.model, base.folder)
         names = core.target_layers(base.model, room.method.target_modules, base.heads)
         cutting.check_fours(base.model, names, base.folder)
         everything = cutting.all_units(parts)
+        largest = cutting.largest_units(base.model, parts, self.share)
         copies = {
-            "structured": (cutting.largest_units(base.model, parts, self.share), None),
+            "structured": (largest, None),
             "random": (cutting.random_units(parts, self.share, room.seed), None),
             "semi": (everything, cutting.two_of_four),
             "unstructured": (everything, lambda weight: cutting.largest_share(weight, 1 - self.share)),
-        }
+        } | ({"structured_nf4": (largest, None)} if self.nf4 else {})
         yield Arm("base", base, base.model, kind="base")
         yield from pruning.MeasuredTraining("lora", room, domains).iterate_arms()
         for kind, (kept, choose) in copies.items():
             small = cutting.slice_base(base, parts, kept)
             if choose is not None:
                 cutting.zero_weights(small.model, names, choose)
+            if kind == "structured_nf4":
+                pack_layers(small.model)
             training = pruning.MeasuredTraining(f"pruned_{kind}", replace(room, base=small), domains)
             for arm in training.iterate_arms():
                 if kind == "structured":
