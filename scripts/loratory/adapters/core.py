@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.contract import Method, Tensors
@@ -143,8 +144,12 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 def weight_of(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Tensor:
-    """The weight as `[out, in]`, whichever way the layer stores it; a convolution's as `[out, in · kernel]`."""
-    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight.flatten(1)
+    """The weight as `[out, in]`, whichever way the layer stores it; a convolution's as `[out, in · kernel]`.
+
+    One that processes hold in parts is gathered, outside of passes, where they all have to ask for it.
+    """
+    weight = layer.weight.full_tensor() if isinstance(layer.weight, DTensor) else layer.weight
+    return weight.T if isinstance(layer, Conv1D) else weight.flatten(1)
 
 
 def linear_layers(model: nn.Module, heads: tuple[str, ...] = ()) -> dict[str, Linear]:

@@ -4,9 +4,9 @@ the config is read: nothing heavy."""
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from loratory.domains.contract import Options
 from loratory.fields import Rates, renamed_keys
@@ -68,3 +68,18 @@ class AdapterSweep(Sweep):
     """A training of an adapter for each learning rate."""
 
     augmentation: Augmentation | None = Field(None, description="how sound is changed before it is learnt from")
+    processes: int = Field(
+        1, ge=1, description="processes of one host that share each step's batches, on a GPU a GPU each (data parallel)"
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="what each process holds of the base: all (`none`), or of every layer a part (`fsdp`)"
+    )
+
+    @model_validator(mode="after")
+    def check_processes(self) -> Self:
+        if self.gradient_accumulation_steps % self.processes:
+            what = f"{self.gradient_accumulation_steps} batches a step cannot be shared by {self.processes} processes"
+            raise ValueError(f"{what}, expected `gradient_accumulation_steps` to be a multiple of `processes`")
+        if self.sharding == "fsdp" and self.processes == 1:
+            raise ValueError("one process has nobody to share a base with, expected `processes` with `sharding: fsdp`")
+        return self

@@ -16,6 +16,7 @@ from loratory.data.clips import as_clip
 from loratory.training.augmentation import Augmentation
 from loratory.training.encoding import Examples, example_lengths, padded_positions, round_examples, round_lengths
 from loratory.training.fit import MicroBatch, TrainingHooks, step_seed
+from loratory.training.processes import own_share
 from loratory.training.schedule import Training
 
 
@@ -86,15 +87,15 @@ class AdapterSession(TrainingHooks):
         return self.base.training_batch(items, step_seed(self.seed, number))
 
     def read_step(self, step: int) -> list[tuple[int, list[Encoded]]]:
-        """(number, examples) of each batch of a step."""
-        return [(number, self.batch_examples(number)) for number in self.recipe.batch_numbers(step)]
+        """(number, examples) of each batch of a step that this process passes."""
+        return [(number, self.batch_examples(number)) for number in own_share(self.recipe.batch_numbers(step))]
 
     def collate_step(self, parts: Sequence[tuple[int, list[Encoded]]]) -> list[MicroBatch]:
         """The micro-batches of what `read_step` gave."""
-        batches = [(items, self.make_batch(items, number)) for number, items in parts]
+        batches = [(number, items, self.make_batch(items, number)) for number, items in parts]
         return [
-            MicroBatch("train", batch, self.base.count_targets(batch), padded_positions(items))
-            for items, batch in batches
+            MicroBatch("train", batch, self.base.count_targets(batch), padded_positions(items), number)
+            for number, items, batch in batches
         ]
 
     def augment_items(self, items: list[Encoded], number: int) -> list[Encoded]:
@@ -231,6 +232,9 @@ class AdapterSession(TrainingHooks):
 
     def step_penalty(self) -> torch.Tensor | None:
         return self.method.step_penalty(self)
+
+    def summed_tensors(self) -> list[torch.Tensor]:
+        return [layer.tensors[key] for layer in self.layers.values() for key in sorted(layer.method.summed)]
 
     def after_step(self, step: int) -> None:
         self.method.after_step(self, step)

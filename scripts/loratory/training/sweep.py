@@ -26,8 +26,10 @@ from loratory.training.feeding import Feed, known_sizes, steps_ahead
 from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
+from loratory.training.processes import is_main_process
 from loratory.training.progress import announce_trainings
 from loratory.training.session import AdapterSession
+from loratory.training.sharding import load_shared_base
 
 
 def train_sweep(
@@ -48,7 +50,8 @@ def train_sweep(
         adapter: config entry: the method with its hyper-parameters, and `training`.
         max_valid: valid records that choose between learning rates. A rate at which training diverges is not chosen.
     """
-    base, out = load_base(base_folder, device), Path(out)
+    load = load_shared_base if adapter.training.sharding == "fsdp" else load_base
+    base, out = load(base_folder, device), Path(out)
     sets = {
         "train": training_split(base, domain, data, task, "train", adapter.training.max_examples),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
@@ -73,12 +76,15 @@ def train_sweep(
     for seed in seeds:
         best, trials = best_trial(rates, partial(train_trial, seed))
         rates = (best["rate"],)
+        runs += curve_rows(seed, trials)
+        if not is_main_process():
+            continue
         run = describe_run(base, domain, adapter, seed, best, facts["data"])
         stored = replace(best["adapter"], run=run)
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
-        runs += curve_rows(seed, trials)
-    write_curves(out / "runs.parquet", runs)
-    best["job"].remove_checkpoints()
+    if is_main_process():
+        write_curves(out / "runs.parquet", runs)
+        best["job"].remove_checkpoints()
 
 
 def base_facts(base: Base) -> list:
