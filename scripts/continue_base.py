@@ -8,7 +8,8 @@ with log_job(snakemake, snakemake.params.threads):
     from loratory.training.continued import continue_base
     from loratory.training.launch import run_processes
 
-    params, entry, adapter = snakemake.params, BaseEntry(**snakemake.params.entry), adapter_entry(snakemake.params.adapter)
+    params, entry = snakemake.params, BaseEntry(**snakemake.params.entry)
+    adapter = adapter_entry(params.adapter)
     train = partial(
         continue_base,
         snakemake.wildcards.base,

@@ -62,6 +62,8 @@ def check_names(config: Study, where: str) -> None:
                 require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
                 check_precision(f"{at}.{base}", config.adapters[adapter], base, bases[base])
                 check_augmentation(f"{at}.{base}", config.adapters[adapter], adapter, domain)
+    for name, adapter_entry in config.adapters.items():
+        check_sharding(f"{where}: adapters.{name}.training.sharding", adapter_entry)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
     for name, stage in config.lifecycle.items():
@@ -194,6 +196,9 @@ def check_continued(at: str, name: str, config: Study) -> None:
     require_known(f"{at}.corpus", "corpus of `general`", continued.corpus, entries_by_name(config.general))
     require_known(f"{at}.adapter", "adapter", continued.adapter, config.adapters)
     check_fit(f"{at}.corpus", continued.corpus, base)
+    if (sharding := config.adapters[continued.adapter].training.sharding) != "none":
+        what = "the adapter is added to a base that is whole"
+        raise InputError(f"{at}.adapter", what, f"sharding: {sharding}", "an adapter with `sharding: none`")
     start, passed = config.bases[continued.base], {name}
     if start.family != base.family:
         raise InputError(f"{at}.base", "a base of another family", start.family, f"one of family {base.family}")
@@ -225,6 +230,13 @@ def check_precision(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) 
     if base.precision != "fp32" and isinstance(adapter, BaseWeightsMethod):
         what = f"{adapter.method} trains the base's own weights, and {name} holds them in half precision"
         raise InputError(at, what, base.precision, "a base with `precision: fp32`")
+
+
+def check_sharding(at: str, adapter: AdapterEntry) -> None:
+    """A base that processes hold in parts is frozen."""
+    if adapter.training.sharding != "none" and isinstance(adapter, BaseWeightsMethod):
+        what, fix = f"{adapter.method} trains the base's own weights, of which no process holds all", "leave it out"
+        raise InputError(at, what, adapter.training.sharding, "none", fix)
 
 
 def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
@@ -292,6 +304,9 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
     if adapter.method != "lora":
         raise InputError(f"{at}.adapter", f"{stage.adapter} is no LoRA", adapter.method, "an adapter of method lora")
     check_precision(f"{at}.adapter", adapter, stage.base, base)
+    if adapter.training.processes > 1:
+        what, expected = "the trainings of a stage run in one process", "an adapter with `processes: 1`"
+        raise InputError(f"{at}.adapter", what, f"processes: {adapter.training.processes}", expected)
     if len(adapter.training.learning_rates) > 1:
         what, rates = "a stage has no grid of learning rates", [*adapter.training.learning_rates]
         raise InputError(f"{at}.adapter", what, rates, "an adapter with one rate", "take the one that was best")

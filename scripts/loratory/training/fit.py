@@ -136,8 +136,8 @@ def train_model(
             batches = micro_batches(step)
             waited = perf_counter() - waiting
             hooks.see_batches(batches)
-            value, targets = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks, seed)
-            own = value, targets, sum(micro.positions for micro in batches), terminated.received
+            done_here = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks, seed)
+            own = *done_here, sum(micro.positions for micro in batches), terminated.received
             value, targets, positions, stopping = processes.sum_numbers(own)
             if not math.isfinite(value):
                 raise InputError(

@@ -1,9 +1,9 @@
 """Several processes that share a training: data parallel, the same code for any number.
 
 Each holds the adapter and its optimizer and passes its part of a step's batches. Gradients are summed once a step,
-behind all micro-batches, so that every process makes the step that one alone would make with all batches. That one sum
-of an adapter's gradients is small, and unlike a wrapper around the model it asks nothing of a method: weights may come,
-go and stay without a gradient. `launch.run_processes` starts them; where it did not, there is one.
+behind all micro-batches, so that every process makes the step that one alone would make with all batches. That sum of
+an adapter's gradients is small, and unlike a wrapper around the model it asks nothing of a method: weights may come
+and go, or stay without a gradient. `launch.run_processes` starts them; where it did not, there is one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -69,7 +69,9 @@ class AdapterSweep(Sweep):
 
     augmentation: Augmentation | None = Field(None, description="how sound is changed before it is learnt from")
     processes: int = Field(
-        1, ge=1, description="processes of one host that share each step's batches, on a GPU a GPU each (data parallel)"
+        1,
+        ge=1,
+        description="processes of one host that share a step's batches, with a GPU each (data parallel)",
     )
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="what each process holds of the base: all (`none`), or of every layer a part (`fsdp`)"

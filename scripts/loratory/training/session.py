@@ -7,12 +7,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
 from loratory.bases.core import Base, Encoded
 from loratory.data import batching
 from loratory.data.clips import as_clip
+from loratory.errors import InputError
 from loratory.training.augmentation import Augmentation
 from loratory.training.encoding import Examples, example_lengths, padded_positions, round_examples, round_lengths
 from loratory.training.fit import MicroBatch, TrainingHooks, step_seed
@@ -170,7 +172,13 @@ class AdapterSession(TrainingHooks):
         """{layer: mean ∂loss/∂W `[out, in]`} over the first batches of the training, on the CPU in float32.
 
         Only one layer's gradient is held on the device at a time; nothing is moved.
+
+        Raises:
+            InputError: processes hold the weights in parts.
         """
+        if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
+            what, fix = "the method starts from gradients of whole weights", "leave `training.sharding` out"
+            raise InputError(type(self.model).__name__, what, "fsdp", "sharding: none", fix)
         sums = {name: torch.zeros(layer.weight.shape) for name, layer in self.layers.items()}
         with self.collect_gradients(sums):
             for number in range(batches):
