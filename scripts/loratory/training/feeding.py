@@ -20,6 +20,7 @@ from loratory.training.checkpoint import facts_digest
 from loratory.training.encoding import KEPT, DrawnExamples, EncodedExamples, Examples
 from loratory.training.fit import MicroBatch
 from loratory.training.job import Job
+from loratory.training.processes import is_main_process
 from loratory.training.schedule import Schedule
 
 Read = TypeVar("Read")
@@ -152,4 +153,5 @@ class RoundSizes(dict[int, int]):
 
     def __setitem__(self, number: int, size: int) -> None:
         super().__setitem__(number, size)
-        write_json(self.path, self)
+        if is_main_process():
+            write_json(self.path, self)

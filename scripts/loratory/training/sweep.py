@@ -27,9 +27,11 @@ from loratory.training.fit import Loss, MicroBatch, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.memory import require_training_room
+from loratory.training.processes import is_main_process
 from loratory.training.progress import announce_trainings
 from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
+from loratory.training.sharding import load_shared_base
 from loratory.training.validation import kept_point
 
 
@@ -52,11 +54,9 @@ def train_sweep(
         max_valid: valid records that choose between learning rates. A rate at which training diverges is not chosen.
 
     Raises:
-        InputError: as `require_training_room`, `load_base` and `encode_split`.
+        InputError: as `open_base` and `encode_split`.
     """
-    recipe = adapter.training.at_rate(adapter.training.learning_rates[0])
-    require_training_room(base_folder, adapter, recipe, device, adapter.training.gradient_checkpointing)
-    base, out = load_base(base_folder, device), Path(out)
+    base, out = open_base(base_folder, adapter, device), Path(out)
     sets = {
         "train": training_split(base, domain, data, task, "train", adapter.training.max_examples),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
@@ -81,12 +81,29 @@ def train_sweep(
     for seed in seeds:
         best, trials = best_trial(rates, partial(train_trial, seed))
         rates = (best["rate"],)
+        runs += curve_rows(seed, trials)
+        if not is_main_process():
+            continue
         run = describe_run(base, domain, adapter, seed, best, facts["data"])
         stored = replace(best["adapter"], run=run)
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
-        runs += curve_rows(seed, trials)
-    write_curves(out / "runs.parquet", runs)
-    best["job"].remove_checkpoints()
+    if is_main_process():
+        write_curves(out / "runs.parquet", runs)
+        best["job"].remove_checkpoints()
+
+
+def open_base(folder: Path | str, adapter: Any, device: str) -> Base:
+    """The base of a training, or this process's part of it.
+
+    Raises:
+        InputError: as `load_base` and, of a base that a process holds alone, `require_training_room`.
+    """
+    training = adapter.training
+    if training.sharding == "fsdp":
+        return load_shared_base(folder, device)
+    recipe = training.at_rate(training.learning_rates[0])
+    require_training_room(folder, adapter, recipe, device, training.gradient_checkpointing)
+    return load_base(folder, device)
 
 
 def base_facts(base: Base) -> list:

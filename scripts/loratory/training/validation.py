@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from loratory.training import processes
 from loratory.training.schedule import Training, Trial
 
 Tensors = dict[str, torch.Tensor]
@@ -41,7 +42,7 @@ class Validations:
     def validate(self, curve: Sequence[dict]) -> None:
         assert self.loss is not None
         started, before = perf_counter(), lowest_loss(curve)
-        loss = self.loss()
+        loss = processes.number_of_main(self.loss())
         if loss < before and self.every:
             self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors().items()}
         curve[-1].update(valid_loss=loss, validation_seconds=perf_counter() - started)
