@@ -268,6 +268,10 @@ class Base(ABC):
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         """Summed negative log-likelihood in nats `[]`, and over how many targets."""
 
+    def row_losses(self, model: Module, batch: Batch) -> torch.Tensor:
+        """What `loss` sums, of each row by itself `[rows]`."""
+        raise self.unsupported_error("row_losses")
+
     def count_targets(self, batch: Batch) -> int:
         """Over how many targets `loss` sums: labels of a classifier, or of positions behind the first, which nothing
         foretells."""

@@ -118,9 +118,7 @@ def train_model(
             hooks.before_step(step)
             value, targets = update(parameters, micro_batches(step), loss, optimizer, recipe, step, accelerator, hooks)
             if not math.isfinite(value):
-                raise InputError(
-                    title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
-                )
+                raise divergence_error(title, f"the loss is {value} at step {step}")
             seconds = perf_counter() - started
             point = {"step": step, "loss": value, "scheduled_rate": recipe.learning_rate_at(step)}
             curve.append(point | {"targets": targets, "seconds": seconds})
@@ -134,6 +132,10 @@ def train_model(
     if validate and curve:
         curve[-1]["valid_loss"] = validate()
     return curve
+
+
+def divergence_error(title: str, what: str) -> InputError:
+    return InputError(title, what, fix="lower the learning rate", reason="diverged")
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -68,3 +68,8 @@ class AdapterSweep(Sweep):
     """A training of an adapter for each learning rate."""
 
     augmentation: Augmentation | None = Field(None, description="how sound is changed before it is learnt from")
+    together: int = Field(
+        1,
+        ge=1,
+        description="trainings of a low-rank method that a GPU runs in one pass (rates of the grid, then seeds)",
+    )

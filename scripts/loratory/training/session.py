@@ -47,6 +47,7 @@ class AdapterSession(TrainingHooks):
     ):
         self.base, self.method, self.layers, self.items = base, method, layers, items
         self.recipe, self.seed, self.augmentation = recipe, seed, augmentation
+        self.plan = self.batch_plan(items)
         self.batch = self.batch_function(items)
         self.positions = 0
 
@@ -67,6 +68,10 @@ class AdapterSession(TrainingHooks):
             return self.base.training_batch(chosen, step_seed(self.seed, number))
 
         return make_batch
+
+    def batch_items(self, number: int) -> list[Encoded]:
+        """The examples of that batch of the training, as they are learnt from."""
+        return self.augment_items([self.items[i] for i in self.plan(number)], number)
 
     def augment_items(self, items: list[Encoded], number: int) -> list[Encoded]:
         """The examples of a batch as they are learnt from."""

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,20 +13,23 @@ import torch
 
 from loratory.adapters import core, deltas
 from loratory.adapters.contract import DenseMethod, Method
+from loratory.adapters.stack import are_alike, place_layers, stack_refusal
 from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
 from loratory.domains.contract import TaskOptions
 from loratory.domains.dataset import open_split
+from loratory.errors import InputError
 from loratory.provenance import adapter_code, package_versions
 from loratory.registry import outside_packages
 from loratory.training import costs
 from loratory.training.encoding import EncodedExamples, example_lengths
-from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.fit import Loss, MicroBatch, divergence_error, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
 from loratory.training.session import AdapterSession
+from loratory.training.together import Run, train_together
 
 
 def train_sweep(
@@ -62,22 +65,49 @@ def train_sweep(
     runs: list[dict] = []
     rates = adapter.training.learning_rates
 
-    def train_trial(seed: int, rate: float) -> dict:
+    def job_of(seed: int, rate: float) -> Job:
         title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate}"
         entry = adapter.model_dump(mode="json")
-        job = Job(device, checkpoints, title, out, adapter=entry, rate=rate, seed=seed, **facts)
-        return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
+        return Job(device, checkpoints, title, out, adapter=entry, rate=rate, seed=seed, **facts)
+
+    ready: dict[tuple[int, float], dict[str, Any] | InputError] = {}
+
+    def train_trial(seed: int, rate: float) -> dict:
+        found = ready.get((seed, rate)) or train_one(base, sets, adapter, seed, rate, job_of(seed, rate))
+        if isinstance(found, InputError):
+            raise found
+        return found | {"job": job_of(seed, rate)}
+
+    def train_ahead(pairs: Sequence[tuple[int, float]]) -> None:
+        for start in range(0, len(pairs), together):
+            jobs = {pair: job_of(*pair) for pair in pairs[start : start + together]}
+            ready.update(train_alongside(base, sets, adapter, jobs) if len(jobs) > 1 else {})
 
     announce_trainings(len(rates) + len(seeds) - 1)
+    together = runs_together(base, adapter)
+    train_ahead([(seeds[0], rate) for rate in rates])
     for seed in seeds:
         best, trials = best_trial(rates, partial(train_trial, seed))
-        rates = (best["rate"],)
+        if seed == seeds[0]:
+            rates = (best["rate"],)
+            train_ahead([(each, best["rate"]) for each in seeds[1:]])
         run = describe_run(base, domain, adapter, seed, best, facts["data"])
         stored = replace(best["adapter"], run=run)
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
         runs += curve_rows(seed, trials)
     write_curves(out / "runs.parquet", runs)
     best["job"].remove_checkpoints()
+
+
+def runs_together(base: Base, adapter: Any) -> int:
+    """How many trainings of an adapter share their passes: as the config says, or 1 where that cannot be."""
+    wanted = adapter.training.together
+    if wanted == 1:
+        return 1
+    reason = "a CPU gains nothing by it" if base.device.type == "cpu" else stack_refusal(base, adapter)
+    if reason:
+        print(f"note: trained one after the other: {reason}", flush=True)
+    return 1 if reason else wanted
 
 
 def base_facts(base: Base) -> list:
@@ -103,56 +133,118 @@ def train_one(
     base: Base, sets: Mapping[str, Sequence[Encoded]], adapter: Any, seed: int, rate: float, job: Job
 ) -> dict[str, Any]:
     """One run: attaches, trains, exports, counts and detaches."""
-    started, memory = perf_counter(), costs.PeakMemory(base.model)
-    linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
-    layers = core.attach(base.model, adapter, seed, base.heads)
-    recipe = adapter.training.at_rate(rate)
-    session = AdapterSession(base, adapter, layers, sets["train"], recipe, seed, adapter.training.augmentation)
-
-    def micro_batches(step: int) -> list[MicroBatch]:
-        batches = map(session.batch, recipe.batch_numbers(step))
-        return [MicroBatch("train", batch, base.count_targets(batch)) for batch in batches]
-
-    def loss(micro: MicroBatch) -> Loss:
-        return Loss(*base.loss(base.model, micro.batch))
-
-    def validate_adapter() -> float:
-        return mean_loss(base, base.model.eval(), sets["valid"], adapter.training.batch_tokens)
-
-    base.model.train()
+    memory, opened = costs.PeakMemory(base.model), None
     try:
-        torch.manual_seed(seed)
-        adapter.prepare_training(session)
-        parameters = core.trainable_parameters(base.model)
-        prepared = perf_counter() - started
+        opened = open_training(base, sets["train"], adapter, seed, rate)
+
+        def micro_batches(step: int) -> list[MicroBatch]:
+            batches = map(opened.session.batch, opened.session.recipe.batch_numbers(step))
+            return [MicroBatch("train", batch, base.count_targets(batch)) for batch in batches]
+
+        def loss(micro: MicroBatch) -> Loss:
+            return Loss(*base.loss(base.model, micro.batch))
+
         curve = train_model(
-            parameters,
+            opened.parameters,
             micro_batches,
             loss,
-            recipe,
+            opened.session.recipe,
             seed,
             *job.folder_and_title,
-            validate_adapter,
-            session,
-            job.made_with,
+            hooks=opened.session,
+            made_with=job.made_with,
         )
-        peak, positions = memory.peak_bytes(), costs.batch_positions(session)
-        found, lost = export_adapter(base, adapter, linear)
-        operations = costs.total_flops(session, positions)
+        return describe_outcome(base, sets, adapter, opened, curve, memory.peak_bytes())
     finally:
-        base.model.eval()
-        core.detach(base.model)
-        base.model.requires_grad_(False)
+        close_training(base)
+
+
+def train_alongside(
+    base: Base, sets: Mapping[str, Sequence[Encoded]], adapter: Any, jobs: Mapping[tuple[int, float], Job]
+) -> dict[tuple[int, float], dict[str, Any] | InputError]:
+    """As `train_one` for each (seed, rate), in one pass for all; what has diverged is its error.
+
+    Peak memory is that of all runs together. Nothing is returned where their adapters have not the same shapes.
+    """
+    memory, opened = costs.PeakMemory(base.model), {}
+    try:
+        for pair in jobs:
+            opened[pair] = open_training(base, sets["train"], adapter, *pair)
+            core.detach(base.model)
+        if not are_alike([own.session.layers for own in opened.values()]):
+            print("note: trained one after the other: adapters of unequal shapes", flush=True)
+            return {}
+        base.model.train()
+        runs = {
+            pair: Run(own.session, own.session.layers, own.parameters, jobs[pair].folder, jobs[pair].made_with)
+            for pair, own in opened.items()
+        }
+        train_together(base, [*runs.values()], f"{len(runs)} trainings of {next(iter(jobs.values())).title}")
+        peak, found = memory.peak_bytes(), dict[tuple[int, float], dict[str, Any] | InputError]()
+        for pair, run in runs.items():
+            with place_layers(base.model, run.layers):
+                found[pair] = (
+                    divergence_error(jobs[pair].title, run.failure)
+                    if run.failure
+                    else describe_outcome(base, sets, adapter, opened[pair], run.curve, peak)
+                )
+        return found
+    finally:
+        close_training(base)
+
+
+@dataclass(frozen=True)
+class OpenTraining:
+    """An adapter that is about to be trained; `seconds` is what its preparation took."""
+
+    session: AdapterSession
+    parameters: dict[str, torch.nn.Parameter]
+    transposed: Mapping[str, bool]  # of each linear layer of the base, whether it stores its weight so
+    seconds: float
+
+
+def open_training(base: Base, items: Sequence[Encoded], adapter: Any, seed: int, rate: float) -> OpenTraining:
+    """Puts a new adapter on the base and prepares it."""
+    started = perf_counter()
+    transposed = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
+    layers = core.attach(base.model, adapter, seed, base.heads)
+    recipe = adapter.training.at_rate(rate)
+    session = AdapterSession(base, adapter, layers, items, recipe, seed, adapter.training.augmentation)
+    base.model.train()
+    torch.manual_seed(seed)
+    adapter.prepare_training(session)
+    return OpenTraining(session, core.trainable_parameters(base.model), transposed, perf_counter() - started)
+
+
+def close_training(base: Base) -> None:
+    base.model.eval()
+    core.detach(base.model)
+    base.model.requires_grad_(False)
+
+
+def describe_outcome(
+    base: Base,
+    sets: Mapping[str, Sequence[Encoded]],
+    adapter: Any,
+    opened: OpenTraining,
+    curve: list[dict],
+    peak: int | None,
+) -> dict[str, Any]:
+    """What has come of the training whose adapter is on the model, with what it cost."""
+    session = opened.session
+    curve[-1]["valid_loss"] = mean_loss(base, base.model.eval(), sets["valid"], adapter.training.batch_tokens)
+    positions = costs.batch_positions(session)
+    found, lost = export_adapter(base, adapter, dict(opened.transposed))
     return {
         "adapter": found,
         "curve": curve,
         "valid_loss": curve[-1]["valid_loss"],
-        "transposed": any(linear.values()),
+        "transposed": any(opened.transposed.values()),
         "lost": lost,
-        "prepare_time": prepared,
+        "prepare_time": opened.seconds,
         "train_time": sum(point["seconds"] for point in curve),
         "accelerator_memory_max": peak,
-        "num_trainable_params": sum(p.numel() for p in parameters.values()),
+        "num_trainable_params": sum(p.numel() for p in opened.parameters.values()),
         "num_stored_params": found.parameters,
         "optimizer_state": sum(
             t.numel() for state in session.optimizing.state.values() for t in optimizer_moments(state)
@@ -161,7 +253,7 @@ def train_one(
         "adapted_modules": len(session.layers),
         "positions": sum(positions),
         "other_positions": session.positions,
-        "flops": operations,
+        "flops": costs.total_flops(session, positions),
     }
 
 
