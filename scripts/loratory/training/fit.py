@@ -22,7 +22,7 @@ from loratory.errors import InputError
 from loratory.training import checkpoint, processes
 from loratory.training.progress import Progress
 from loratory.training.schedule import Training
-from loratory.training.validation import Validations
+from loratory.training.validation import Validations, changing_tensors
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -128,12 +128,7 @@ def train_model(
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
     optimizer = hooks.create_optimizer(parameters, recipe)
-
-    def changing_tensors() -> dict[str, torch.Tensor]:
-        memory = {f"memory/{name}": tensor for name, tensor in hooks.state_tensors().items()}
-        return memory | {f"parameter/{name}": parameter for name, parameter in parameters.items()}
-
-    validations = Validations(validate, recipe, changing_tensors, title)
+    validations = Validations(validate, recipe, lambda: changing_tensors(parameters, hooks.state_tensors()), title)
     processes.copy_from_main([*parameters.values(), *hooks.state_tensors().values()])
     with processes.main_process_first():  # which puts aside what nothing may go on from
         done, curve = checkpoint.load_checkpoint(
@@ -159,9 +154,7 @@ def train_model(
             own = *done_here, sum(micro.positions for micro in batches), terminated.received
             value, targets, positions, stopping = processes.sum_numbers(own)
             if not math.isfinite(value):
-                raise InputError(
-                    title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
-                )
+                raise divergence_error(title, f"the loss is {value} at step {step}")
             seconds = perf_counter() - started
             point = {"step": step, "loss": value, "scheduled_rate": recipe.learning_rate_at(step)}
             point |= {"targets": int(targets), "positions": int(positions)}
@@ -182,6 +175,10 @@ def train_model(
     validations.restore_best()
     hooks.after_restore()
     return curve
+
+
+def divergence_error(title: str, what: str) -> InputError:
+    return InputError(title, what, fix="lower the learning rate", reason="diverged")
 
 
 def step_seed(seed: int, step: int) -> int:

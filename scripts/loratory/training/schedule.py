@@ -111,6 +111,11 @@ class AdapterSweep(Sweep):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="what each process holds of the base: all (`none`), or of every layer a part (`fsdp`)"
     )
+    together: int = Field(
+        1,
+        ge=1,
+        description="trainings of a low-rank method that a GPU runs in one pass (rates of the grid, then seeds)",
+    )
 
     @model_validator(mode="after")
     def check_processes(self) -> Self:

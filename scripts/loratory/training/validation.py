@@ -1,6 +1,6 @@
 """Looking at `valid` while something is trained: the best step is kept, and a training that gains no more may end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, isfinite, nan
 from time import perf_counter
 from typing import Any
@@ -11,6 +11,12 @@ from loratory.training import processes
 from loratory.training.schedule import Training, Trial
 
 Tensors = dict[str, torch.Tensor]
+
+
+def changing_tensors(parameters: Mapping[str, torch.Tensor], memory: Tensors) -> Tensors:
+    """All that a training changes, by names of one kind."""
+    found = {f"memory/{name}": tensor for name, tensor in memory.items()}
+    return found | {f"parameter/{name}": parameter for name, parameter in parameters.items()}
 
 
 class Validations:
