@@ -1,17 +1,21 @@
 from loratory.job import log_job
 
 with log_job(snakemake, snakemake.params.threads):
+    from functools import partial
     from pathlib import Path
 
     from loratory.config import BaseEntry, adapter_entry, domain_options
     from loratory.training.continued import continue_base
+    from loratory.training.launch import run_processes
 
     params, entry = snakemake.params, BaseEntry(**snakemake.params.entry)
-    continue_base(
+    adapter = adapter_entry(params.adapter)
+    train = partial(
+        continue_base,
         snakemake.wildcards.base,
         entry,
         Path(snakemake.input.start).parent,
-        adapter_entry(params.adapter),
+        adapter,
         Path(snakemake.input.data[0]).parent,
         domain_options(entry.continued.corpus, "Task", params.task),
         max_valid=params.max_valid,
@@ -20,3 +24,4 @@ with log_job(snakemake, snakemake.params.threads):
         code=params.code,
         out=Path(snakemake.output[0]).parent,
     )
+    run_processes(adapter.training.processes, params.device, train)

@@ -25,7 +25,9 @@ FULL = "No space left on device"
 
 
 def script(folder, attempt=1):
-    return SimpleNamespace(input=[], output=[], log=[str(folder / "job.log")], resources={"attempt": attempt})
+    return SimpleNamespace(
+        input=[], output=[], log=[str(folder / "job.log")], resources={"attempt": attempt}, params={}
+    )
 
 
 def ended(folder, body, attempt=1) -> str:

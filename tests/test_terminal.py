@@ -281,7 +281,10 @@ def test_what_has_no_line_of_its_own_is_said_as_snakemake_does(run):
 
 def test_the_cause_of_a_failure_is_known_when_the_next_attempt_has_emptied_the_log(tmp_path):
     log = tmp_path / "job.log"
-    with pytest.raises(SystemExit), log_job(SimpleNamespace(input=[], output=[], log=[str(log)], resources={})):
+    with (
+        pytest.raises(SystemExit),
+        log_job(SimpleNamespace(input=[], output=[], log=[str(log)], resources={}, params={})),
+    ):
         raise InputError("a.fasta:2", "no residues", "J")
     told = error_lines([log])
     log.write_text("")

@@ -1,4 +1,4 @@
-"""What every rule's script does around its one call: a log, fixed threads, and errors that people can read."""
+"""What every rule's script does around its one call: a log, fixed threads, GPUs, and errors that people can read."""
 
 import contextlib
 import errno
@@ -8,13 +8,15 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from loratory.data.files import lost_files, note_files
+from loratory.devices import lease_devices
 from loratory.errors import InputError, hide_secrets, short_value
 
-TRANSIENT = ("network", "checksum")  # reasons of errors that another attempt may not meet again
+TRANSIENT = ("network", "checksum", "device", "killed")  # reasons of errors that another attempt may not meet again
 STORAGE = {  # what an operating system says of a disk that does not do as it should: what helps
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or ask for a larger quota",
@@ -34,7 +36,8 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
     log, and the attempts behind the first end with it at once.
 
     Args:
-        snakemake: the script's own; `resources.attempt` counts its attempts from 1.
+        snakemake: the script's own; `resources.attempt` counts its attempts from 1. With `params.device: cuda` it
+            leases `resources.gpu` GPUs of its host.
         threads: for numerical libraries. Sums depend on it in the last digits, so it comes from the config and not
             from how many cores happen to be free.
     """
@@ -50,7 +53,8 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
                 refuse_again(refusal, snakemake.resources.get("attempt", 1))
                 for folder in filter(os.path.isdir, snakemake.input):
                     require_files(folder)
-                yield
+                with lease_devices(snakemake.resources.get("gpu", 0)) if uses_gpu(snakemake) else nullcontext():
+                    yield
                 for folder in filter(os.path.isdir, snakemake.output):
                     note_files(folder)
             except InputError as error:
@@ -70,6 +74,10 @@ def log_job(snakemake: Any, threads: int = 1) -> Iterator[None]:
     except OSError as error:  # the log itself cannot be written
         print(f"error: {storage_problem(error) or error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def uses_gpu(snakemake: Any) -> bool:
+    return snakemake.params.get("device") == "cuda"
 
 
 class Log(io.TextIOWrapper):

@@ -458,9 +458,8 @@ def test_a_step_follows_the_balance_of_one_batch_of_all_domains(step, checkpoint
         mixture.checkpoint_gradients()
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     sgd = torch.optim.SGD(parameters.values(), lr=1.0)
-    fit.update(
-        parameters, given.batches(0), given.loss, sgd, given.recipe, 0, Accelerator(cpu=True), fit.TrainingHooks()
-    )
+    hooks = fit.TrainingHooks()
+    fit.update(parameters, given.batches(0), given.loss, sgd, given.recipe, 0, Accelerator(cpu=True), hooks, 0)
     routers = [name for name in parameters if name.startswith("gate")]
     assert len(routers) == 2 and all(expected[name].any() for name in routers)
     for name, parameter in parameters.items():
@@ -476,7 +475,7 @@ def test_parts_of_a_batch_give_the_gate_the_gradient_of_the_whole(step, mixer):
         parameters = given.mixture.trainable_parameters()
         loss = fit.update(
             *(parameters, batches, given.loss, torch.optim.SGD(parameters.values(), lr=0.0), given.recipe, 0),
-            *(Accelerator(cpu=True), hooks := GradientNote(parameters)),
+            *(Accelerator(cpu=True), hooks := GradientNote(parameters), 0),
         )
         found.append((len(batches), loss, hooks.gradient))
         given.mixture.remove_experts()

@@ -6,9 +6,9 @@ from families import FAMILIES
 from torch import nn
 
 from loratory.adapters import core
+from loratory.bases.blocks import transformer_blocks
 from loratory.config import adapter_entry
 from loratory.errors import InputError
-from loratory.mixers.recompute import transformer_blocks
 from loratory.training import sweep
 from loratory.training.job import Job
 from loratory.training.recompute import recompute_activations

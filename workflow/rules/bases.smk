@@ -64,12 +64,12 @@ rule continue_base:
         base=names_pattern(CONTINUED),
     conda:
         "../../envs/train.yaml"
-    threads: lambda wc: STUDY.adapters[CONTINUED[wc.base].adapter].training.threads
+    threads: training_threads
     resources:
-        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        mem_mb=training_memory,
         runtime=per_attempt(STUDY.resources.runtime),
         attempt=per_attempt(1),
-        gpu=STUDY.resources.gpu,
+        gpu=training_gpus,
     params:
         entry=lambda wc: plain(STUDY.bases[wc.base], without=["parameters"]),
         adapter=lambda wc: plain(STUDY.adapters[CONTINUED[wc.base].adapter]),

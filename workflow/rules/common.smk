@@ -132,6 +132,26 @@ def note_signatures(rules):
             function.__signature__ = signature(function)
 
 
+def training_of(wildcards):
+    """How an adapter is trained: a job's own, or the one that its base learns on by."""
+    name = wildcards.get("adapter") or CONTINUED[wildcards.base].adapter
+    return STUDY.adapters[name].training
+
+
+def training_threads(wildcards):
+    return training_of(wildcards).processes * training_of(wildcards).threads
+
+
+def training_memory(wildcards, attempt):
+    return training_of(wildcards).processes * STUDY.resources.mem_mb * attempt
+
+
+def training_gpus(wildcards):
+    """One for each of the processes that share a training."""
+    processes = training_of(wildcards).processes
+    return processes if processes > 1 and STUDY.resources.device == "cuda" else STUDY.resources.gpu
+
+
 def corpora_of(domain):
     """Where a domain's systems are scored: on it and, for what adaptation cost, on its general population."""
     return [corpus for corpus, given in CORPORA.items() if domain in given]

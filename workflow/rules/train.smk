@@ -23,12 +23,12 @@ rule train_sweep:
     priority: 1  # mixtures wait for it
     conda:
         "../../envs/train.yaml"
-    threads: lambda wc: STUDY.adapters[wc.adapter].training.threads
+    threads: training_threads
     resources:
-        mem_mb=per_attempt(STUDY.resources.mem_mb),
+        mem_mb=training_memory,
         runtime=per_attempt(STUDY.resources.runtime),
         attempt=per_attempt(1),
-        gpu=STUDY.resources.gpu,
+        gpu=training_gpus,
     params:
         adapter=lambda wc: plain(STUDY.adapters[wc.adapter]),
         task=lambda wc: plain(DOMAINS[wc.domain].task),

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from loratory.adapters.contract import Method, Tensors
@@ -150,10 +151,14 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 def weight_of(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Tensor:
-    """The weight as `[out, in]`, whichever way the layer stores it; a convolution's as `[out, in · kernel]`."""
+    """The weight as `[out, in]`, whichever way the layer stores it; a convolution's as `[out, in · kernel]`.
+
+    One that processes hold in parts is gathered, outside of passes, where they all have to ask for it.
+    """
     if is_packed(layer):
         return unpacked_weight(cast(nn.Linear, layer))
-    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight.flatten(1)
+    weight = layer.weight.full_tensor() if isinstance(layer.weight, DTensor) else layer.weight
+    return weight.T if isinstance(layer, Conv1D) else weight.flatten(1)
 
 
 def weight_shape(layer: Linear | nn.Conv1d | WindowedConv) -> torch.Size:

@@ -273,6 +273,10 @@ class Base(ABC):
         """Logits at each target of `loss`, in its order: `[targets, tokens]`, or those of an alphabet's letters."""
         raise self.unsupported_error("target_logits")
 
+    def row_losses(self, model: Module, batch: Batch) -> torch.Tensor:
+        """What `loss` sums, of each row by itself `[rows]`."""
+        raise self.unsupported_error("row_losses")
+
     def count_targets(self, batch: Batch) -> int:
         """Over how many targets `loss` sums: labels of a classifier, or of positions behind the first, which nothing
         foretells."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from loratory import registry
+from loratory.adapters.contract import BaseWeightsMethod
 from loratory.bases.options import PACKED, BaseEntry
 from loratory.config.sections import (
     AdapterEntry,
@@ -61,6 +62,8 @@ def check_names(config: Study, where: str) -> None:
                 require_known(f"{at}.{base}", "adapter", adapter, config.adapters)
                 check_plain_weights(f"{at}.{base}", config.adapters[adapter], base, bases[base])
                 check_augmentation(f"{at}.{base}", config.adapters[adapter], adapter, domain)
+    for name, adapter_entry in config.adapters.items():
+        check_sharding(f"{where}: adapters.{name}.training.sharding", adapter_entry)
     for name, mixture in config.mixtures.items():
         check_mixture(f"{where}: mixtures.{name}", mixture, config)
     for name, stage in config.lifecycle.items():
@@ -193,6 +196,9 @@ def check_continued(at: str, name: str, config: Study) -> None:
     require_known(f"{at}.corpus", "corpus of `general`", continued.corpus, entries_by_name(config.general))
     require_known(f"{at}.adapter", "adapter", continued.adapter, config.adapters)
     check_fit(f"{at}.corpus", continued.corpus, base)
+    if (sharding := config.adapters[continued.adapter].training.sharding) != "none":
+        what = "the adapter is added to a base that is whole"
+        raise InputError(f"{at}.adapter", what, f"sharding: {sharding}", "an adapter with `sharding: none`")
     start, passed = config.bases[continued.base], {name}
     if start.family != base.family:
         raise InputError(f"{at}.base", "a base of another family", start.family, f"one of family {base.family}")
@@ -220,10 +226,20 @@ def check_fit(at: str, domain: str, base: BaseEntry) -> None:
 
 
 def check_plain_weights(at: str, adapter: AdapterEntry, name: str, base: BaseEntry) -> None:
-    """Weights that are packed can be read, and neither moved nor differentiated."""
+    """Weights that are packed can be read, and neither moved, differentiated nor cut into parts."""
+    if base.precision in PACKED and adapter.training.sharding != "none":
+        what = f"processes hold plain weights in parts, and {name} holds them packed"
+        raise InputError(at, what, base.precision, "a base with `precision: bf16` or `fp32`", "leave `sharding` out")
     if base.precision in PACKED and adapter.needs_plain_weights:
         what = f"{adapter.method} needs the base's weights as they are, and {name} holds them packed"
         raise InputError(at, what, base.precision, "a base with `precision: bf16` or `fp32`")
+
+
+def check_sharding(at: str, adapter: AdapterEntry) -> None:
+    """A base that processes hold in parts is frozen."""
+    if adapter.training.sharding != "none" and isinstance(adapter, BaseWeightsMethod):
+        what, fix = f"{adapter.method} trains the base's own weights, of which no process holds all", "leave it out"
+        raise InputError(at, what, adapter.training.sharding, "none", fix)
 
 
 def check_augmentation(at: str, adapter: AdapterEntry, name: str, domain: str) -> None:
@@ -295,6 +311,9 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
         raise InputError(f"{at}.adapter", f"{stage.adapter} is no LoRA", adapter.method, "an adapter of method lora")
     for name, families in stage.further_bases.items():
         check_further_base(at, name, families or (base.family,), stage, config)
+    if adapter.training.processes > 1:
+        what, expected = "the trainings of a stage run in one process", "an adapter with `processes: 1`"
+        raise InputError(f"{at}.adapter", what, f"processes: {adapter.training.processes}", expected)
     if len(adapter.training.learning_rates) > 1:
         what, rates = "a stage has no grid of learning rates", [*adapter.training.learning_rates]
         raise InputError(f"{at}.adapter", what, rates, "an adapter with one rate", "take the one that was best")

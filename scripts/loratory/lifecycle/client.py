@@ -171,6 +171,7 @@ class AdapterClient(Client):
             step,
             self.accelerator,
             self.session,
+            self.seed,
         )
         return loss
 

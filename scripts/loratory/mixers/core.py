@@ -13,12 +13,13 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from loratory.adapters.core import linear_layers
 from loratory.adapters.deltas import Adapter
+from loratory.bases.blocks import transformer_blocks
 from loratory.bases.decoding import empty_cache, reorder_cache
 from loratory.errors import InputError
 from loratory.mixers.checks import check_experts
 from loratory.mixers.contract import GateInput, GateShape, Mixer
 from loratory.mixers.layers import GateContext, LayerWeights, Linear, MixedLinear
-from loratory.mixers.recompute import checkpoint_blocks, transformer_blocks
+from loratory.mixers.recompute import checkpoint_blocks
 from loratory.mixers.streams import FRAMES, TOKENS, EncodedAudio, bare_states, mean_pool, module_streams
 
 

@@ -10,11 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from loratory.bases.blocks import transformer_blocks
 from loratory.mixers.layers import GateContext, LayerWeights
-
-
-def transformer_blocks(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def checkpoint_blocks(model: nn.Module, context: GateContext) -> None:

@@ -19,6 +19,7 @@ from loratory.data.files import atomic_write, file_sha256, write_json
 from loratory.errors import InputError
 from loratory.training.grid import best_trial
 from loratory.training.job import Job
+from loratory.training.processes import is_main_process
 from loratory.training.progress import announce_trainings
 from loratory.training.sweep import encode_split, train_one, training_split
 
@@ -67,6 +68,8 @@ def continue_base(
     rates = adapter.training.learning_rates
     announce_trainings(len(rates))
     best, _ = best_trial(rates, lambda rate: train_one(base, sets, adapter, seed, rate, job.at_rate(rate)))
+    if not is_main_process():
+        return
     merge_adapter(base.model, best["adapter"], f"adapters.{entry.continued.adapter}")
     with atomic_write(out) as aside:
         aside.mkdir(parents=True)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loratory.training.encoding import padded_positions
 from loratory.training.session import AdapterSession
+from loratory.training.sharding import held_bytes
 
 
 def total_flops(session: AdapterSession, positions: int) -> float | None:
@@ -58,7 +59,7 @@ class PeakMemory:
 
     def __init__(self, model: torch.nn.Module):
         self.device = next(model.parameters()).device
-        self.base = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.base = sum(map(held_bytes, model.parameters()))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.held = torch.cuda.memory_allocated(self.device)

@@ -18,16 +18,17 @@ from loratory.data.files import read_json, write_json
 from loratory.errors import InputError
 from loratory.training.checkpoint import facts_digest
 from loratory.training.encoding import KEPT, DrawnExamples, EncodedExamples, Examples
-from loratory.training.fit import MicroBatch
 from loratory.training.job import Job
+from loratory.training.processes import is_main_process
 from loratory.training.schedule import Schedule
 
 Read = TypeVar("Read")
+Made = TypeVar("Made")
 GRACE = 30  # seconds
 
 
-class Feed(Generic[Read]):
-    """step -> its micro-batches. Steps are best asked for in order; the first may be any.
+class Feed(Generic[Read, Made]):
+    """step -> its batches. Steps are best asked for in order; the first may be any.
 
     Args:
         read: step -> what its batches are made of; in the process of its own it sees the world as it was at the first
@@ -37,7 +38,7 @@ class Feed(Generic[Read]):
     """
 
     def __init__(
-        self, read: Callable[[int], Read], collate: Callable[[Read], list[MicroBatch]], steps: int, ahead: int
+        self, read: Callable[[int], Read], collate: Callable[[Read], list[Made]], steps: int, ahead: int
     ) -> None:
         self.read, self.collate, self.steps, self.ahead = read, collate, steps, ahead
         self.source: Any = None
@@ -47,7 +48,7 @@ class Feed(Generic[Read]):
     def __enter__(self) -> Self:
         return self
 
-    def __call__(self, step: int) -> list[MicroBatch]:
+    def __call__(self, step: int) -> list[Made]:
         if step != self.due:
             self.start(step)
         batches = self.made.result()
@@ -74,9 +75,9 @@ class Feed(Generic[Read]):
         assert self.thread is not None and self.due is not None
         self.due += 1
         if self.due < self.steps:
-            self.made: Future[list[MicroBatch]] = self.thread.submit(self.make_batches)
+            self.made: Future[list[Made]] = self.thread.submit(self.make_batches)
 
-    def make_batches(self) -> list[MicroBatch]:
+    def make_batches(self) -> list[Made]:
         found = next(self.source)
         if isinstance(found, InputError):
             raise found
@@ -152,4 +153,5 @@ class RoundSizes(dict[int, int]):
 
     def __setitem__(self, number: int, size: int) -> None:
         super().__setitem__(number, size)
-        write_json(self.path, self)
+        if is_main_process():
+            write_json(self.path, self)

@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 
 from loratory.errors import InputError
-from loratory.training import checkpoint
+from loratory.training import checkpoint, processes
 from loratory.training.progress import Progress
 from loratory.training.schedule import Training
-from loratory.training.validation import Validations
+from loratory.training.validation import Validations, changing_tensors
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -76,6 +76,10 @@ class TrainingHooks:
     def step_penalty(self) -> torch.Tensor | None:
         """Added once to a step's loss; the curve shows the loss without it."""
 
+    def summed_tensors(self) -> list[torch.Tensor]:
+        """What micro-batches add up besides gradients, 0 when a step begins."""
+        return []
+
     def after_step(self, step: int) -> None:
         """After the optimizer moved, while the gradients are still there."""
 
@@ -102,8 +106,10 @@ def train_model(
 ) -> list[dict]:
     """Trains `parameters` in place; resumes from `folder` if it holds a checkpoint.
 
+    Where several processes call it (`launch.run_processes`), they make each step together.
+
     Args:
-        micro_batches: step -> the step's micro-batches; a pure function.
+        micro_batches: step -> the micro-batches of the step that this process passes; a pure function.
         validate: the loss on `valid` of what is trained, which it leaves as it was; called after the last step, and
             before as `training.validation` says. Where it is called before, the best step is what remains.
         hooks: what the training does besides; the default does nothing.
@@ -122,15 +128,12 @@ def train_model(
     autocast = "no" if recipe.precision == "fp32" else recipe.precision
     accelerator = Accelerator(mixed_precision=autocast, cpu=next(iter(parameters.values())).device.type == "cpu")
     optimizer = hooks.create_optimizer(parameters, recipe)
-
-    def changing_tensors() -> dict[str, torch.Tensor]:
-        memory = {f"memory/{name}": tensor for name, tensor in hooks.state_tensors().items()}
-        return memory | {f"parameter/{name}": parameter for name, parameter in parameters.items()}
-
-    validations = Validations(validate, recipe, changing_tensors, title)
-    done, curve = checkpoint.load_checkpoint(
-        folder, parameters, optimizer, hooks.state_tensors(), made_with, validations.best
-    )
+    validations = Validations(validate, recipe, lambda: changing_tensors(parameters, hooks.state_tensors()), title)
+    processes.copy_from_main([*parameters.values(), *hooks.state_tensors().values()])
+    with processes.main_process_first():  # which puts aside what nothing may go on from
+        done, curve = checkpoint.load_checkpoint(
+            folder, parameters, optimizer, hooks.state_tensors(), made_with, validations.best
+        )
     hooks.after_restore()
     progress = Progress(title, done, recipe.steps)
     with TerminationSignal() as terminated:
@@ -147,21 +150,24 @@ def train_model(
             batches = micro_batches(step)
             waited = perf_counter() - waiting
             hooks.see_batches(batches)
-            value, targets = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks)
+            done_here = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks, seed)
+            own = *done_here, sum(micro.positions for micro in batches), terminated.received
+            value, targets, positions, stopping = processes.sum_numbers(own)
             if not math.isfinite(value):
-                raise InputError(
-                    title, f"the loss is {value} at step {step}", fix="lower the learning rate", reason="diverged"
-                )
+                raise divergence_error(title, f"the loss is {value} at step {step}")
             seconds = perf_counter() - started
             point = {"step": step, "loss": value, "scheduled_rate": recipe.learning_rate_at(step)}
-            point |= {"targets": targets, "positions": sum(micro.positions for micro in batches)}
+            point |= {"targets": int(targets), "positions": int(positions)}
             curve.append(point | {"seconds": seconds, "waited": waited})
             progress(step, value)
             due = recipe.save_every and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps)
-            if due or terminated:  # before this step is validated: a training that goes on validates it anew
+            if due or stopping:
+                processes.check_agreement(parameters.values())
+            if (due or stopping) and processes.is_main_process():  # before the step is validated, as it then is anew
                 memory, best = hooks.state_tensors(), validations.best
                 checkpoint.save_checkpoint(folder, step + 1, curve, parameters, optimizer, memory, made_with, best)
-            if terminated:
+            if stopping:
+                processes.wait_for_all()  # for the checkpoint: the first that ends has the others end too
                 raise TrainingStopped(143)
     if done < recipe.steps:
         seconds, waited = (sum(point[key] for point in curve) for key in ("seconds", "waited"))
@@ -171,9 +177,18 @@ def train_model(
     return curve
 
 
+def divergence_error(title: str, what: str) -> InputError:
+    return InputError(title, what, fix="lower the learning rate", reason="diverged")
+
+
 def step_seed(seed: int, step: int) -> int:
     """What a step draws with; no two seeds meet within a million steps."""
     return seed * 1_000_003 + step
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """What a batch behind the first of a step draws with, in whichever process; no step's is the same."""
+    return step_seed(seed, number) + (1 << 48)
 
 
 def update(
@@ -185,13 +200,21 @@ def update(
     step: int,
     accelerator: Accelerator,
     hooks: TrainingHooks,
+    seed: int,
 ) -> tuple[float, int]:
-    """One optimizer step over micro-batches; the mean over tasks of each task's loss per target."""
+    """One optimizer step over micro-batches; the mean over tasks of each task's loss per target.
+
+    Of several processes each returns its part of the sum and its own targets.
+    """
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
     results = []
     counts = pooled_targets(batches)
+    drawing = recipe.batch_numbers(step).start
     for micro in batches:
+        if micro.number > drawing:
+            drawing = micro.number
+            torch.manual_seed(batch_seed(seed, drawing))
         with accelerator.autocast():
             total, n, extra = loss(micro)
         if micro.task in counts and n != micro.targets:
@@ -199,6 +222,8 @@ def update(
         parts = max(1, counts.get(micro.task, n)) * len({micro.task for micro in batches})
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
+    processes.sum_tensors([p.grad for p in parameters.values() if p.grad is not None])
+    processes.sum_tensors(hooks.summed_tensors())
     penalty = hooks.step_penalty()
     if penalty is not None:
         accelerator.backward(penalty)
@@ -210,11 +235,13 @@ def update(
 
 
 def pooled_targets(batches: list[MicroBatch]) -> dict[str, int]:
-    """The targets of each task that has several micro-batches."""
+    """The targets of each task that has several micro-batches, in all processes."""
     targets: dict[str, list[int]] = {}
     for micro in batches:
         targets.setdefault(micro.task, []).append(micro.targets)
-    return {task: sum(counts) for task, counts in targets.items() if len(counts) > 1}
+    several = processes.process_count() > 1
+    sums = {task: sum(counts) for task, counts in targets.items() if several or len(counts) > 1}
+    return {task: int(total) for task, total in zip(sums, processes.sum_numbers([*sums.values()]))}
 
 
 class TerminationSignal:

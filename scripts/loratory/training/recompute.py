@@ -7,8 +7,8 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from loratory.bases.blocks import transformer_blocks
 from loratory.errors import InputError
-from loratory.mixers.recompute import transformer_blocks
 
 
 @contextmanager

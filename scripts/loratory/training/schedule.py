@@ -103,3 +103,28 @@ class AdapterSweep(Sweep):
 
     augmentation: Augmentation | None = Field(None, description="how sound is changed before it is learnt from")
     gradient_checkpointing: bool = Field(False, description=RECOMPUTING)
+    processes: int = Field(
+        1,
+        ge=1,
+        description="processes of one host that share a step's batches, with a GPU each (data parallel)",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="what each process holds of the base: all (`none`), or of every layer a part (`fsdp`)"
+    )
+    together: int = Field(
+        1,
+        ge=1,
+        description="trainings of a low-rank method that a GPU runs in one pass (rates of the grid, then seeds)",
+    )
+
+    @model_validator(mode="after")
+    def check_processes(self) -> Self:
+        if self.gradient_accumulation_steps % self.processes:
+            what = f"{self.gradient_accumulation_steps} batches a step cannot be shared by {self.processes} processes"
+            raise ValueError(f"{what}, expected `gradient_accumulation_steps` to be a multiple of `processes`")
+        if self.sharding == "fsdp" and self.processes == 1:
+            raise ValueError("one process has nobody to share a base with, expected `processes` with `sharding: fsdp`")
+        if self.sharding == "fsdp" and self.micro_batch_tokens is not None:
+            what = "processes that share a base pass equally often, and batches have unequally many parts"
+            raise ValueError(f"{what}, expected no `micro_batch_tokens` with `sharding: fsdp`")
+        return self

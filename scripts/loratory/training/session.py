@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from loratory.adapters.contract import Method
 from loratory.adapters.core import AdaptedLinear, Conv1D
@@ -14,6 +15,7 @@ from loratory.adapters.masters import round_masters
 from loratory.bases.core import Base, Encoded
 from loratory.data import batching
 from loratory.data.clips import as_clip
+from loratory.errors import InputError
 from loratory.training.augmentation import Augmentation
 from loratory.training.encoding import (
     Examples,
@@ -24,6 +26,7 @@ from loratory.training.encoding import (
     split_items,
 )
 from loratory.training.fit import MicroBatch, TrainingHooks, step_seed
+from loratory.training.processes import own_share
 from loratory.training.schedule import Training
 
 
@@ -94,16 +97,16 @@ class AdapterSession(TrainingHooks):
         return self.base.training_batch(items, step_seed(self.seed, number))
 
     def read_step(self, step: int) -> list[tuple[int, list[Encoded]]]:
-        """(number of a batch, examples) of each micro-batch of a step."""
-        batches = [(number, self.batch_examples(number)) for number in self.recipe.batch_numbers(step)]
+        """(number of a batch, examples) of each micro-batch of a step that this process passes."""
+        batches = [(number, self.batch_examples(number)) for number in own_share(self.recipe.batch_numbers(step))]
         return [(number, part) for number, items in batches for part in split_items(items, self.recipe)]
 
     def collate_step(self, parts: Sequence[tuple[int, list[Encoded]]]) -> list[MicroBatch]:
         """The micro-batches of what `read_step` gave."""
-        batches = [(items, self.make_batch(items, number)) for number, items in parts]
+        batches = [(number, items, self.make_batch(items, number)) for number, items in parts]
         return [
-            MicroBatch("train", batch, self.base.count_targets(batch), padded_positions(items))
-            for items, batch in batches
+            MicroBatch("train", batch, self.base.count_targets(batch), padded_positions(items), number)
+            for number, items, batch in batches
         ]
 
     def augment_items(self, items: list[Encoded], number: int) -> list[Encoded]:
@@ -178,7 +181,13 @@ class AdapterSession(TrainingHooks):
         """{layer: mean ∂loss/∂W `[out, in]`} over the first batches of the training, on the CPU in float32.
 
         Only one layer's gradient is held on the device at a time; nothing is moved.
+
+        Raises:
+            InputError: processes hold the weights in parts.
         """
+        if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
+            what, fix = "the method starts from gradients of whole weights", "leave `training.sharding` out"
+            raise InputError(type(self.model).__name__, what, "fsdp", "sharding: none", fix)
         sums = {name: torch.zeros(layer.weight.shape) for name, layer in self.layers.items()}
         with self.collect_gradients(sums):
             for number in range(batches):
@@ -243,6 +252,9 @@ class AdapterSession(TrainingHooks):
 
     def step_penalty(self) -> torch.Tensor | None:
         return self.method.step_penalty(self)
+
+    def summed_tensors(self) -> list[torch.Tensor]:
+        return [layer.tensors[key] for layer in self.layers.values() for key in sorted(layer.method.summed)]
 
     def after_step(self, step: int) -> None:
         self.method.after_step(self, step)

@@ -1,8 +1,8 @@
 """All runs of one adapter on one loaded base: a learning-rate grid on the first seed, then the other seeds."""
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,23 +13,28 @@ import torch
 
 from loratory.adapters import core, deltas
 from loratory.adapters.contract import DenseMethod, Method
+from loratory.adapters.stack import are_alike, place_layers, stack_refusal
 from loratory.bases.core import Base, Encoded, load_base
 from loratory.data import batching
 from loratory.data.files import file_sha256
 from loratory.domains.contract import TaskOptions
 from loratory.domains.dataset import open_split
+from loratory.errors import InputError
 from loratory.provenance import adapter_code, package_versions
 from loratory.registry import outside_packages
 from loratory.training import costs, encoding
 from loratory.training.encoding import DrawnExamples, EncodedExamples, Examples, example_lengths, round_examples
 from loratory.training.feeding import Feed, known_sizes, steps_ahead
-from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.fit import Loss, MicroBatch, divergence_error, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.memory import require_training_room
+from loratory.training.processes import is_main_process
 from loratory.training.progress import announce_trainings
 from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
+from loratory.training.sharding import load_shared_base
+from loratory.training.together import Run, train_together
 from loratory.training.validation import kept_point
 
 
@@ -52,11 +57,9 @@ def train_sweep(
         max_valid: valid records that choose between learning rates. A rate at which training diverges is not chosen.
 
     Raises:
-        InputError: as `require_training_room`, `load_base` and `encode_split`.
+        InputError: as `open_base` and `encode_split`.
     """
-    recipe = adapter.training.at_rate(adapter.training.learning_rates[0])
-    require_training_room(base_folder, adapter, recipe, device, adapter.training.gradient_checkpointing)
-    base, out = load_base(base_folder, device), Path(out)
+    base, out = open_base(base_folder, adapter, device), Path(out)
     sets = {
         "train": training_split(base, domain, data, task, "train", adapter.training.max_examples),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
@@ -71,22 +74,77 @@ def train_sweep(
     runs: list[dict] = []
     rates = adapter.training.learning_rates
 
-    def train_trial(seed: int, rate: float) -> dict:
+    def job_of(seed: int, rate: float) -> Job:
         title = f"{domain} {base.manifest['name']} {adapter.method} seed {seed} lr {rate}"
         entry = adapter.model_dump(mode="json")
-        job = Job(device, checkpoints, title, out, adapter=entry, rate=rate, seed=seed, **facts)
-        return train_one(base, sets, adapter, seed, rate, job) | {"job": job}
+        return Job(device, checkpoints, title, out, adapter=entry, rate=rate, seed=seed, **facts)
+
+    ready: dict[tuple[int, float], dict[str, Any] | InputError] = {}
+
+    def train_trial(seed: int, rate: float) -> dict:
+        found = ready.get((seed, rate)) or train_one(base, sets, adapter, seed, rate, job_of(seed, rate))
+        if isinstance(found, InputError):
+            raise found
+        return found | {"job": job_of(seed, rate)}
+
+    def train_ahead(pairs: Sequence[tuple[int, float]]) -> None:
+        for start in range(0, len(pairs), together):
+            jobs = {pair: job_of(*pair) for pair in pairs[start : start + together]}
+            ready.update(train_alongside(base, sets, adapter, jobs) if len(jobs) > 1 else {})
 
     announce_trainings(len(rates) + len(seeds) - 1)
+    together = runs_together(base, adapter, sets["train"])
+    train_ahead([(seeds[0], rate) for rate in rates])
     for seed in seeds:
         best, trials = best_trial(rates, partial(train_trial, seed))
-        rates = (best["rate"],)
+        if seed == seeds[0]:
+            rates = (best["rate"],)
+            train_ahead([(each, best["rate"]) for each in seeds[1:]])
+        runs += curve_rows(seed, trials)
+        if not is_main_process():
+            continue
         run = describe_run(base, domain, adapter, seed, best, facts["data"])
         stored = replace(best["adapter"], run=run)
         deltas.save_adapter(out / f"seed{seed}", stored, causal=base.family == "causal", transposed=best["transposed"])
-        runs += curve_rows(seed, trials)
-    write_curves(out / "runs.parquet", runs)
-    best["job"].remove_checkpoints()
+    if is_main_process():
+        write_curves(out / "runs.parquet", runs)
+        best["job"].remove_checkpoints()
+
+
+def open_base(folder: Path | str, adapter: Any, device: str) -> Base:
+    """The base of a training, or this process's part of it.
+
+    Raises:
+        InputError: as `load_base` and, of a base that a process holds alone, `require_training_room`.
+    """
+    training = adapter.training
+    if training.sharding == "fsdp":
+        return load_shared_base(folder, device)
+    recipe = training.at_rate(training.learning_rates[0])
+    require_training_room(folder, adapter, recipe, device, training.gradient_checkpointing)
+    return load_base(folder, device)
+
+
+def runs_together(base: Base, adapter: Any, examples: Examples) -> int:
+    """How many trainings of an adapter share their passes: as the config says, or 1 where that cannot be."""
+    wanted = adapter.training.together
+    reason = together_refusal(base, adapter, examples) if wanted > 1 else ""
+    if reason:
+        print(f"note: trained one after the other: {reason}", flush=True)
+    return 1 if reason else wanted
+
+
+def together_refusal(base: Base, adapter: Any, examples: Examples) -> str:
+    """Why trainings cannot share their passes; "" if they can."""
+    if base.device.type == "cpu":
+        return "a CPU gains nothing by it"
+    if adapter.training.processes > 1:
+        return "processes share each of them already"
+    if adapter.training.micro_batch_tokens is not None:
+        return "their batches are learnt from in parts"
+    if isinstance(examples, DrawnExamples):
+        return "seeds draw other rounds of a split this large"
+    return stack_refusal(base, adapter)
 
 
 def base_facts(base: Base) -> list:
@@ -126,8 +184,92 @@ def train_one(
     Args:
         sets: {split: what it learns from, or chooses by}.
     """
-    started, memory = perf_counter(), costs.PeakMemory(base.model)
-    linear = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
+    memory = costs.PeakMemory(base.model)
+
+    def loss(micro: MicroBatch) -> Loss:
+        return Loss(*base.loss(base.model, micro.batch))
+
+    try:
+        with recompute_activations(base.model, adapter.training.gradient_checkpointing):
+            opened = open_training(base, sets, adapter, seed, rate, job)
+            session, recipe = opened.session, opened.session.recipe
+            ahead = steps_ahead([sets["train"]], recipe)
+            with Feed(session.read_step, session.collate_step, recipe.steps, ahead) as feed:
+                curve = train_model(
+                    opened.parameters,
+                    feed,
+                    loss,
+                    recipe,
+                    seed,
+                    *job.folder_and_title,
+                    opened.validate,
+                    session,
+                    job.made_with,
+                )
+            peak = memory.peak_bytes()
+            print_peak(job.title, peak)
+            return describe_outcome(base, sets, adapter, opened, curve, peak)
+    finally:
+        close_training(base)
+
+
+def train_alongside(
+    base: Base, sets: Mapping[str, Examples], adapter: Any, jobs: Mapping[tuple[int, float], Job]
+) -> dict[tuple[int, float], dict[str, Any] | InputError]:
+    """As `train_one` for each (seed, rate), in one pass for all; what has diverged is its error.
+
+    Peak memory is that of all runs together. Nothing is returned where their adapters have not the same shapes.
+    """
+    memory, opened = costs.PeakMemory(base.model), {}
+    try:
+        with recompute_activations(base.model, adapter.training.gradient_checkpointing):
+            for pair, job in jobs.items():
+                opened[pair] = open_training(base, sets, adapter, *pair, job)
+                core.detach(base.model)
+            if not are_alike([own.session.layers for own in opened.values()]):
+                print("note: trained one after the other: adapters of unequal shapes", flush=True)
+                return {}
+            base.model.train()
+            runs = {pair: Run(own.session, own.parameters, own.validate, jobs[pair]) for pair, own in opened.items()}
+            title = f"{len(runs)} trainings of {next(iter(jobs.values())).title}"
+            train_together(base, [*runs.values()], title, sets["train"])
+            peak, found = memory.peak_bytes(), dict[tuple[int, float], dict[str, Any] | InputError]()
+            print_peak(title, peak)
+            for pair, run in runs.items():
+                with place_layers(base.model, run.layers):
+                    found[pair] = (
+                        divergence_error(jobs[pair].title, run.failure)
+                        if run.failure
+                        else describe_outcome(base, sets, adapter, opened[pair], run.curve, peak)
+                    )
+            return found
+    finally:
+        close_training(base)
+
+
+@dataclass(frozen=True)
+class OpenTraining:
+    """An adapter that is about to be trained.
+
+    Attributes:
+        validate: its loss on `valid`, while its layers are on the model.
+        transposed: of each linear layer of the base, whether it stores its weight so.
+        seconds: what its preparation took.
+    """
+
+    session: AdapterSession
+    parameters: dict[str, torch.nn.Parameter]
+    validate: Callable[[], float]
+    transposed: dict[str, bool]
+    seconds: float
+
+
+def open_training(
+    base: Base, sets: Mapping[str, Examples], adapter: Any, seed: int, rate: float, job: Job
+) -> OpenTraining:
+    """Puts a new adapter on the base and prepares it."""
+    started = perf_counter()
+    transposed = {name: isinstance(layer, core.Conv1D) for name, layer in core.linear_layers(base.model).items()}
     layers = core.attach(base.model, adapter, seed, base.heads)
     recipe = adapter.training.at_rate(rate)
     train, valid = sets["train"], round_examples(sets["valid"], seed, 0)
@@ -135,41 +277,39 @@ def train_one(
         base, adapter, layers, train, recipe, seed, adapter.training.augmentation, known_sizes(train, job)
     )
 
-    def loss(micro: MicroBatch) -> Loss:
-        return Loss(*base.loss(base.model, micro.batch))
-
-    def validate_adapter() -> float:
+    def validate() -> float:
         return mean_loss(base, base.model, valid, recipe.pass_tokens)
 
     base.model.train()
-    try:
-        with recompute_activations(base.model, adapter.training.gradient_checkpointing):
-            torch.manual_seed(seed)
-            adapter.prepare_training(session)
-            parameters = core.trainable_parameters(base.model)
-            prepared = perf_counter() - started
-            with Feed(session.read_step, session.collate_step, recipe.steps, steps_ahead([train], recipe)) as feed:
-                curve = train_model(
-                    parameters,
-                    feed,
-                    loss,
-                    recipe,
-                    seed,
-                    *job.folder_and_title,
-                    validate_adapter,
-                    session,
-                    job.made_with,
-                )
-            base.model.eval()
-            peak, positions = memory.peak_bytes(), sum(point["positions"] for point in curve)
-            found, lost = export_adapter(base, adapter, linear)
-            operations = costs.total_flops(session, positions)
-    finally:
-        base.model.eval()
-        core.detach(base.model)
-        base.model.requires_grad_(False)
+    torch.manual_seed(seed)
+    adapter.prepare_training(session)
+    parameters = core.trainable_parameters(base.model)
+    return OpenTraining(session, parameters, validate, transposed, perf_counter() - started)
+
+
+def close_training(base: Base) -> None:
+    base.model.eval()
+    core.detach(base.model)
+    base.model.requires_grad_(False)
+
+
+def print_peak(title: str, peak: int | None) -> None:
     if peak is not None:
-        print(f"{job.title}: at most {peak / 1e6:,.0f} MB on the GPU", flush=True)
+        print(f"{title}: at most {peak / 1e6:,.0f} MB on the GPU", flush=True)
+
+
+def describe_outcome(
+    base: Base,
+    sets: Mapping[str, Examples],
+    adapter: Any,
+    opened: OpenTraining,
+    curve: list[dict],
+    peak: int | None,
+) -> dict[str, Any]:
+    """What has come of the training whose adapter is on the model, with what it cost."""
+    session, positions = opened.session, sum(point["positions"] for point in curve)
+    base.model.eval()
+    found, lost = export_adapter(base, adapter, opened.transposed)
     return {
         "adapter": found,
         "curve": curve,
@@ -177,13 +317,13 @@ def train_one(
         "best_step": kept_point(curve)["step"],
         "steps": len(curve),
         "validation_time": sum(point.get("validation_seconds", 0.0) for point in curve),
-        "transposed": any(linear.values()),
+        "transposed": any(opened.transposed.values()),
         "lost": lost,
-        "prepare_time": prepared,
+        "prepare_time": opened.seconds,
         "train_time": sum(point["seconds"] for point in curve),
         "data_wait_time": sum(point["waited"] for point in curve),
         "accelerator_memory_max": peak,
-        "num_trainable_params": sum(p.numel() for p in parameters.values()),
+        "num_trainable_params": sum(p.numel() for p in opened.parameters.values()),
         "num_stored_params": found.parameters,
         "optimizer_state": sum(
             t.numel() for state in session.optimizing.state.values() for t in optimizer_moments(state)
@@ -192,7 +332,7 @@ def train_one(
         "adapted_modules": len(session.layers),
         "positions": positions,
         "other_positions": session.positions,
-        "flops": operations,
+        "flops": costs.total_flops(session, positions),
     }
 
 

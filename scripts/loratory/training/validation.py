@@ -1,15 +1,22 @@
 """Looking at `valid` while something is trained: the best step is kept, and a training that gains no more may end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, isfinite, nan
 from time import perf_counter
 from typing import Any
 
 import torch
 
+from loratory.training import processes
 from loratory.training.schedule import Training, Trial
 
 Tensors = dict[str, torch.Tensor]
+
+
+def changing_tensors(parameters: Mapping[str, torch.Tensor], memory: Tensors) -> Tensors:
+    """All that a training changes, by names of one kind."""
+    found = {f"memory/{name}": tensor for name, tensor in memory.items()}
+    return found | {f"parameter/{name}": parameter for name, parameter in parameters.items()}
 
 
 class Validations:
@@ -41,7 +48,7 @@ class Validations:
     def validate(self, curve: Sequence[dict]) -> None:
         assert self.loss is not None
         started, before = perf_counter(), lowest_loss(curve)
-        loss = self.loss()
+        loss = processes.number_of_main(self.loss())
         if loss < before and self.every:
             self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors().items()}
         curve[-1].update(valid_loss=loss, validation_seconds=perf_counter() - started)

@@ -43,6 +43,7 @@ class Method(contract.Method):
 
     learns_ranks: ClassVar[bool] = True
     fixed: ClassVar[frozenset[str]] = frozenset({"grown", "reserve", "importance", "sensitivity", "uncertainty"})
+    summed: ClassVar[frozenset[str]] = frozenset({"importance"})
 
     target_rank: int = Field(8, ge=1, description="mean rank of the layers in the end, rounded down to whole blocks")
     increment: int = Field(4, ge=1, description="ranks that a layer gains at a time; half the target is usual")

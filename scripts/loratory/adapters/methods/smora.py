@@ -35,6 +35,7 @@ class Method(contract.Method):
     """y = W x + alpha / k · B (g(x) ∘ A x) with A `[rank, in]`, B `[out, rank]` = 0, router R `[groups, in]`."""
 
     fixed: ClassVar[frozenset[str]] = frozenset({"bias", "counts"})
+    summed: ClassVar[frozenset[str]] = frozenset({"counts"})
 
     rank: int = Field(64, ge=1, description="ranks in all")
     active: int = Field(8, ge=1, description="ranks that are active for a token, k")

@@ -246,6 +246,9 @@ class Family(Base):
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         return self.token_nll(model, batch).sum(), int((batch["labels"][:, 1:] != IGNORED).sum())
 
+    def row_losses(self, model: Module, batch: Batch) -> torch.Tensor:
+        return self.token_nll(model, batch).sum(1)
+
     def nll(self, model: Module, items: Sequence[Encoded]) -> list[tuple[float, int]]:
         """Summed nats and number of scored tokens of each item."""
         batch = self.collate(items)

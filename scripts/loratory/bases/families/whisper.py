@@ -173,10 +173,17 @@ class Family(Base):
         return logits[batch["labels"][:, 1:] != IGNORED].float()
 
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
-        logits = model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits
         labels = batch["labels"][:, 1:]
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return nll, int((labels != IGNORED).sum())
+        return self.target_nll(model, batch, "sum"), int((labels != IGNORED).sum())
+
+    def row_losses(self, model: Module, batch: Batch) -> torch.Tensor:
+        return self.target_nll(model, batch, "none").view(len(batch["labels"]), -1).sum(1)
+
+    def target_nll(self, model: Module, batch: Batch, reduction: str) -> torch.Tensor:
+        """Nats of the targets, summed up or of each position of all rows."""
+        logits = model(**self.inputs(batch), **self.routing_inputs(model, batch)).logits
+        labels = batch["labels"][:, 1:].flatten()
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORED, reduction=reduction)
 
     def text_columns(
         self,
