@@ -15,5 +15,4 @@ with log_job(snakemake):
         out=out,
         pretraining=[Path(file).parent for file in snakemake.input.pretraining],
         transfer={name: Path(file).parent for name, file in snakemake.params.transfer.items()},
-        floor=snakemake.params.floor,
     )

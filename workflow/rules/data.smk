@@ -81,7 +81,6 @@ rule audit_split:
     params:
         dataset=lambda wc: plain(CORPORA[wc.corpus][wc.domain].dataset),
         transfer=lambda wc, input: by_name(transfer_of(wc), input.transfer),
-        floor=FLOOR,
         code=lambda wc: code_digest("domains/dataset.py", *domain_modules("build", [wc.domain])),
     script:
         "../../scripts/audit_split.py"

@@ -229,7 +229,6 @@ def audit_split(
     out: Path | str,
     pretraining: Sequence[Path | str] = (),
     transfer: Mapping[str, Path | str] | None = None,
-    floor: Sequence[int] = (splits.FEWEST_RECORDS, splits.FEWEST_GROUPS),
 ) -> None:
     """Proves from the written files alone that nothing of the held-out splits is in a less protected one, and counts
     what the dataset's policy allows test to share with the other splits and with what systems have learnt from.
@@ -238,7 +237,6 @@ def audit_split(
         pretraining: as for `build_dataset`.
         transfer: {name: dataset folder} of other entries whose systems are tested on this one. They are told apart by
             their source, not by a split, so what test shares with them is counted and nothing is dropped.
-        floor: fewest records and groups of the test split that tables print numbers of.
 
     Raises:
         InputError: as `read_split`, or a count that must be 0 is not.
@@ -264,7 +262,7 @@ def audit_split(
     for name, places in learnt_from.items():
         records = join_records([open_split(place, "train") for place in places])
         shared[name] = build.count_overlaps(parts["test"], records, dataset)
-    if note := shortage_note(parts["test"], "label" in record_schema(build).names, *floor):
+    if note := shortage_note(parts["test"], "label" in record_schema(build).names):
         print(f"note: {note}", flush=True)
     files = {split: file_sha256(Path(folder) / f"{split}.parquet") for split in splits.SPLITS}
     write_json(
@@ -272,9 +270,10 @@ def audit_split(
     )
 
 
-def shortage_note(test: Records, labelled: bool, records: int, groups: int) -> str:
-    """What a test split has too few of for numbers, which want so many records and groups; "" if of nothing."""
+def shortage_note(test: Records, labelled: bool) -> str:
+    """What a test split has too few of for numbers; "" if of nothing."""
     classes = test.column("label").value_counts().field("counts").to_pylist() if labelled else []
+    records, groups = splits.FEWEST_RECORDS, splits.FEWEST_GROUPS
     sizes = [("records", len(test), "min_records", records)]
     sizes += [("groups of records", len(splits.distinct_hashes(test, "group")), "min_groups", groups)]
     sizes += [("records of its rarest class", min(classes), "min_records", records)] if len(classes) > 1 else []

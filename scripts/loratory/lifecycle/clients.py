@@ -32,7 +32,8 @@ def client_examples(
     Raises:
         InputError: no such column, or too few values or records for so many clients.
     """
-    where, splits = f"lifecycle.{room.name}", [room.examples(domain, "train") for domain in domains]
+    where = f"lifecycle.{room.name}"
+    splits = [cast(EncodedExamples, room.examples(domain, "train")) for domain in domains]
     values: list[str] = []  # of each record that has examples
     places: list[list[int]] = []  # of those
     for examples, start in zip(splits, accumulate(map(len, splits), initial=0)):

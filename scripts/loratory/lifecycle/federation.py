@@ -131,7 +131,7 @@ class CheckedFedAvg(FedAvg):
                 said = proxy.get_properties(GetPropertiesIns({}), timeout=STARTED, group_id=None).properties
             except Exception:  # it has died, as the first round will tell
                 continue
-            if said.get("fixed") == fixed:
+            if said.get("key") == self.key and said.get("fixed") == fixed:
                 self.numbers[cid] = int(said["client"])
             else:
                 print(f"{self.training.name}: a client with another key or another fixed A is refused", flush=True)
