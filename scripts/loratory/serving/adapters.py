@@ -85,9 +85,12 @@ class AdapterSet:
 
         Rows of one adapter are best next to each other. An encoder's rows may be repeated, each as often.
         """
-        places = [len(self.names) if name is None else self.places[name] for name in names]
-        with self.context.use_owners(RowOwners(places, self.model.device)):
+        with self.context.use_owners(RowOwners([self.place(name) for name in names], self.model.device)):
             yield
+
+    def place(self, name: str | None) -> int:
+        """Of an adapter in the set; nobody's is the last."""
+        return len(self.names) if name is None else self.places[name]
 
     def remove(self) -> None:
         """Puts the bare layers back."""

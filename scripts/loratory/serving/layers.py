@@ -7,6 +7,7 @@ sum. Where a batch has few long segments of one adapter each (prompts, sorted), 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,31 +19,12 @@ from loratory.adapters.deltas import LowRank
 from loratory.serving.rows import RowContext
 
 
-class RowwiseLinear(nn.Module):
-    """A frozen linear layer and the changes of several adapters, of which each row has its own.
+class RowwiseLayer(nn.Module, ABC):
+    """A frozen linear layer whose rows have changes of their own, wherever these are kept."""
 
-    Args:
-        deltas: of each adapter, None where it leaves this layer alone.
-    """
-
-    A: torch.Tensor
-    B: torch.Tensor
-
-    def __init__(self, base: Linear | WindowedConv, context: RowContext, deltas: Sequence[LowRank | None]):
+    def __init__(self, base: Linear | WindowedConv, context: RowContext):
         super().__init__()
         self.base, self.context = base, context
-        self.present = [delta is not None for delta in deltas]
-        weight = base.weight
-        rank = max(delta.rank for delta in deltas if delta is not None)
-        inner, out = next((delta.A.shape[1], delta.B.shape[0]) for delta in deltas if delta is not None)
-        a = weight.new_zeros(len(deltas), rank, inner)
-        b = weight.new_zeros(len(deltas), out, rank)
-        for place, delta in enumerate(deltas):
-            if delta is not None:
-                a[place, : delta.rank] = delta.A
-                b[place, :, : delta.rank] = delta.B.to(weight.device, torch.float32) * delta.scale
-        self.register_buffer("A", a)  # [adapters, rank, in]
-        self.register_buffer("B", b)  # [adapters, out, rank], scaled
 
     @property
     def weight(self) -> torch.Tensor:
@@ -52,18 +34,63 @@ class RowwiseLinear(nn.Module):
     def bias(self) -> torch.Tensor | None:
         return self.base.bias
 
+    @abstractmethod
+    def has_change(self, place: int) -> bool:
+        """Whether the adapter at this place changes the layer."""
+
+    @abstractmethod
+    def factors(self, places: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `[…, rank, in]` and s Bᵀ `[…, rank, out]` of the adapters at these places."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, …, in]` → `[rows, …, out]`."""
         owners, y = self.context.owners_of(len(x)), self.base(x)
         if owners.has_few_segments:
             for segment in owners.segments:
-                if self.present[segment.place]:
-                    rows, a, b = slice(segment.first, segment.last), self.A[segment.place], self.B[segment.place]
-                    y[rows] += linear(linear(x[rows], a), b)
+                if self.has_change(segment.place):
+                    rows, (a, b) = slice(segment.first, segment.last), self.factors(segment.place)
+                    y[rows] += linear(x[rows], a) @ b
             return y
-        a, b = (each.index_select(0, owners.groups).transpose(1, 2) for each in (self.A, self.B))
-        inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a)
+        a, b = self.factors(owners.groups)
+        inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
         return torch.baddbmm(y.reshape(len(b), -1, y.shape[-1]), inner, b).view(y.shape)
+
+
+class RowwiseLinear(RowwiseLayer):
+    """Changes of several adapters in one tensor, each beside the others.
+
+    Args:
+        deltas: of each adapter, None where it leaves this layer alone.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+
+    def __init__(self, base: Linear | WindowedConv, context: RowContext, deltas: Sequence[LowRank | None]):
+        super().__init__(base, context)
+        self.present = [delta is not None for delta in deltas]
+        weight = base.weight
+        rank = max(delta.rank for delta in deltas if delta is not None)
+        inner, out = next((delta.A.shape[1], delta.B.shape[0]) for delta in deltas if delta is not None)
+        a = weight.new_zeros(len(deltas), rank, inner)
+        b = weight.new_zeros(len(deltas), rank, out)
+        for place, delta in enumerate(deltas):
+            if delta is not None:
+                a[place, : delta.rank], b[place, : delta.rank] = scaled_factors(delta, weight)
+        self.register_buffer("A", a)
+        self.register_buffer("B", b)
+
+    def has_change(self, place: int) -> bool:
+        return self.present[place]
+
+    def factors(self, places: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.A[places], self.B[places]
+
+
+def scaled_factors(delta: LowRank, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `[rank, in]` and s Bᵀ `[rank, out]`, of the type of a weight and where it is."""
+    b = delta.B.float() * delta.scale
+    return delta.A.to(like), b.T.to(like)
 
 
 class RowwiseConv(RowwiseLinear):
