@@ -196,7 +196,8 @@ USE = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
 
 
 def test_the_python_of_the_guide_imports_what_there_is():
-    (code,) = re.findall(r"```python\n(.*?)```", USE, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", USE, re.DOTALL)
+    code = "\n".join(blocks)
     compile(code, "use.md", "exec")
     for module, names in re.findall(r"^from (\S+) import (.*)$", code, re.MULTILINE):
         for name in names.split(", "):

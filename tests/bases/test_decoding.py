@@ -137,7 +137,7 @@ def probabilities(sampling, logits) -> torch.Tensor:
 )
 def test_tokens_are_drawn_with_the_probabilities_of_the_definitions(sampling):
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, 1.7])
-    drawn = draw_tokens(logits.expand(20000, -1), sampling.logits_warpers(), sampling.random_generator("cpu"))
+    drawn = draw_tokens(logits.expand(20000, -1), sampling.logits_warpers(), sampling.random_generators("cpu"))
     share = drawn.bincount(minlength=7) / 20000
     expected = probabilities(sampling, logits).float()
     assert ((share > 0) == (expected > 0)).all()

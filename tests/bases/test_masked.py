@@ -25,7 +25,7 @@ from loratory.domains.contract import Example
 from loratory.domains.protein import task
 from loratory.domains.protein.sources import Task
 from loratory.errors import InputError
-from loratory.evaluation.predict import run_output
+from loratory.evaluation.answers import run_output
 from loratory.mixers.core import Mixture
 from loratory.training.pretrain import word_tokenizer
 

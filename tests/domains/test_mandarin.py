@@ -19,7 +19,7 @@ from loratory.domains.speech import metrics
 from loratory.domains.speech.sources import Dataset, Files, Task
 from loratory.domains.speech.task import examples
 from loratory.errors import InputError
-from loratory.evaluation.predict import predict_examples
+from loratory.evaluation.answers import predict_examples
 from loratory.training import sweep
 from loratory.training.pretrain import byte_pair_tokenizer
 

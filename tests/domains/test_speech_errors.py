@@ -71,10 +71,10 @@ def test_tables_hold_all_systems_that_answer_for_themselves(tmp_path):
 
 def test_the_real_time_factor_is_seconds_of_work_over_seconds_of_sound(tmp_path):
     for seed, seconds in enumerate((2.0, 4.0)):
-        cost = f'{{"audio": 30.0, "writing": {seconds}, "written": 60}}'
+        cost = f'{{"audio": 30.0, "writing": {seconds}, "written": 60, "systems": {seed + 1}}}'
         unheard = '{"audio": 0.0, "writing": 1.0, "written": 9}'
         (tmp_path / f"{seed}.json").write_text(f'{{"base": {cost}, "other": {unheard}}}')
     write_speed_table([tmp_path / "0.json", tmp_path / "1.json"], tmp_path / "speed.tsv")
     header, *lines = (tmp_path / "speed.tsv").read_text().splitlines()
     assert header.split("\t")[3] == "real_time_factor"
-    assert [line.split("\t") for line in lines] == [["base", "60.000", "6.000", "0.1000", "20.0"]]
+    assert [line.split("\t") for line in lines] == [["base", "60.000", "6.000", "0.1000", "20.0", "2"]]

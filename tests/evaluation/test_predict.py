@@ -23,7 +23,7 @@ from loratory.domains.contract import Example, TaskOptions
 from loratory.domains.examples import domain_prompts
 from loratory.domains.protein.sources import Task as Protein
 from loratory.errors import InputError
-from loratory.evaluation import predict
+from loratory.evaluation import answers, predict
 from loratory.evaluation.controls import MeanUserMixer, ShuffledMixer, can_shuffle, exchange_users
 from loratory.evaluation.score import count_too_long
 from loratory.mixers.contract import GateInput, GateShape
@@ -75,7 +75,7 @@ def made(study, *mixtures) -> predict.TrainedModels:
 
 
 def asked(study, model):
-    return predict.predict_examples(study.base, model, questions(), ("nll", "choice"), TASK, Evaluation(), 0)[0]
+    return answers.predict_examples(study.base, model, questions(), ("nll", "choice"), TASK, Evaluation(), 0)[0]
 
 
 def systems(study, domain, *mixtures):
@@ -131,6 +131,7 @@ def test_the_bare_base_answers_once_for_all_seeds_and_everything_else_for_each(s
         return told(base, domain, system, split, questions, task, evaluation, seed)
 
     monkeypatch.setattr(predict, "run_system", listened)
+    monkeypatch.setattr(predict, "answer_together", lambda *_: {})
     monkeypatch.setattr(predict, "examples_by_split", lambda *_: {"test": questions(), "valid": questions(4)})
     alone = predict.TrainedModels({"lora@recsys": study.folders["recsys"]}, {})
     folder = study.base.folder
@@ -167,7 +168,7 @@ def test_p_is_the_probability_of_the_second_choice_and_of_no_other(study, tmp_pa
     base = study.base if family == "causal" else encoder_base(tmp_path / "base")
     ask = [Example(f"r{i}", "g", text, CHOICES[0], CHOICES) for i, text in enumerate(("acg tta", "yes no yes"))]
     found = [
-        row["p"] for row in predict.predict_examples(base, base.model, ask, ("choice",), TASK, Evaluation(), 0)[0]
+        row["p"] for row in answers.predict_examples(base, base.model, ask, ("choice",), TASK, Evaluation(), 0)[0]
     ]
     for p, question in zip(found, ask):
         if family == "causal":
@@ -194,7 +195,7 @@ def test_a_domain_without_an_expert_has_no_oracle(study):
 
 def test_windows_of_a_record_are_one_row_with_the_mean_log_odds():
     rows = [{"id": "a"}, {"id": "b"}, {"id": "a"}]
-    merged = predict.merge_windows(rows, [0.0, -1e9, 2.0])
+    merged = answers.merge_windows(rows, [0.0, -1e9, 2.0])
     assert [row["id"] for row in merged] == ["a", "b"]
     assert merged[0]["p"] == pytest.approx(1 / (1 + torch.tensor(-1.0).exp().item()))
     assert merged[1]["p"] == pytest.approx(0.0, abs=1e-300)
@@ -231,7 +232,7 @@ def test_predictions_and_routing_are_the_same_bytes_whenever_and_however_fast_th
     monkeypatch.setattr(predict, "examples_by_split", lambda *_: {"test": questions()})
     clock = {"one": iter(range(10**6)), "two": iter(range(0, 10**9, 977))}
     for folder, ticks in clock.items():
-        monkeypatch.setattr(predict, "perf_counter", lambda ticks=ticks: float(next(ticks)))
+        monkeypatch.setattr(answers, "perf_counter", lambda ticks=ticks: float(next(ticks)))
         trained = {0: made(study, "xlora")}
         predict.predict_domain(
             "recsys", None, TASK, study.base.folder, trained, (), Evaluation(), "cpu", tmp_path / folder
@@ -261,12 +262,12 @@ def test_what_is_read_and_written_is_counted_without_padding(study):
     tokens = {"nll": sum(len(item.ids) for item in items)}
     tokens["choice"] = sum(label == -100 for item in items for label in item.labels)
     for output, expected in tokens.items():
-        _, cost = predict.predict_examples(study.base, study.base.model, ask, (output,), TASK, Evaluation(), 0)
+        _, cost = answers.predict_examples(study.base, study.base.model, ask, (output,), TASK, Evaluation(), 0)
         assert (cost.read, cost.written) == (expected, 0) and cost.reading > 0 == cost.writing
-    rows, cost = predict.predict_examples(study.base, study.base.model, ask, ("text",), TASK, Evaluation(), 0)
+    rows, cost = answers.predict_examples(study.base, study.base.model, ask, ("text",), TASK, Evaluation(), 0)
     written = sum(len(study.base.tokens(row["text"])) for row in rows)
     assert (cost.read, cost.written) == (0, written) and cost.writing > 0 == cost.reading
-    assert cost + cost == predict.Cost(0, 0.0, 2 * written, 2 * cost.writing)
+    assert cost + cost == answers.Cost(0, 0.0, 2 * written, 2 * cost.writing)
 
 
 def test_letters_that_are_written_are_counted_one_by_one_and_samples_are_a_users_turn_where_the_task_is_a_chat(study):
@@ -274,7 +275,7 @@ def test_letters_that_are_written_are_counted_one_by_one_and_samples_are_a_users
     ask = domain_prompts("protein", [], 3, task, "causal")
     assert all(question.chat and question.alphabet for question in ask)
     ask = [replace(question, chat=False) for question in ask]  # this base has no template
-    rows, cost = predict.predict_examples(study.base, study.base.model, ask, ("sample",), task, Evaluation(), 0)
+    rows, cost = answers.predict_examples(study.base, study.base.model, ask, ("sample",), task, Evaluation(), 0)
     assert cost.written == sum(len(row["text"]) for row in rows) > 0
 
 
@@ -311,7 +312,7 @@ def test_references_that_are_mostly_longer_than_can_be_written_are_refused(clips
     scored = predict.list_too_long(base, "speech", "test", ask, TaskOptions(max_new_tokens=40), Decoding())
     assert scored == {"r3"}
     with pytest.raises(InputError, match=r"r3: the example does not fit"):
-        predict.predict_examples(base, base.model, ask, ("nll",), TASK, Evaluation(), 0)
+        answers.predict_examples(base, base.model, ask, ("nll",), TASK, Evaluation(), 0)
 
 
 def test_steps_in_place_are_for_causal_models_on_a_gpu_whose_attention_is_full():
@@ -319,7 +320,7 @@ def test_steps_in_place_are_for_causal_models_on_a_gpu_whose_attention_is_full()
     sliding = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False, model_type="x", sliding_window=8))
 
     def steps(family, device, model):
-        return predict.steps_in_place(SimpleNamespace(family=family, device=torch.device(device)), model)
+        return answers.steps_in_place(SimpleNamespace(family=family, device=torch.device(device)), model)
 
     assert isinstance(steps("causal", "cuda", llama), StepsByShape)
     others = (("causal", "cpu", llama), ("whisper", "cuda", llama), ("causal", "cuda", sliding))

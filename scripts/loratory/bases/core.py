@@ -178,6 +178,11 @@ class Base(ABC):
         """As `encode`, of an example that is asked and not learnt; `decoding` may allow what no model learns from."""
         return self.encode(example)
 
+    def keeps_rows(self, decoding: Decoding) -> bool:
+        """Whether each item is one row of every batch that it is put into, in the order of the items, so that each may
+        be another adapter's."""
+        return False
+
     def windows(self, item: Encoded) -> list[Encoded]:
         """What is read of an encoded question, one after another; all at once by most families."""
         return [item]

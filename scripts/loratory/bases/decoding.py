@@ -1,6 +1,6 @@
 """Writing token after token: one loop for every model that reads a cache, and caches whose tensors stay in place."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -30,6 +30,7 @@ class Sampling:
     Attributes:
         temperature: logits are divided by it. top_k: only so many of the likeliest tokens are drawn from; None: all.
         top_p: the smallest set of tokens with this mass stays (Holtzman et al. 2020, arXiv:1904.09751).
+        others: seeds of further parts of the batch, of as many rows as the first: each part is drawn as if alone.
 
     Raises:
         InputError: an option is out of its range.
@@ -39,6 +40,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
+    others: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -48,8 +50,9 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise InputError("sampling", "top_k keeps no token", self.top_k, "at least 1")
 
-    def random_generator(self, device: torch.device | str) -> torch.Generator:
-        return torch.Generator(device).manual_seed(self.seed)
+    def random_generators(self, device: torch.device | str) -> list[torch.Generator]:
+        """Of each part of the batch."""
+        return [torch.Generator(device).manual_seed(seed) for seed in (self.seed, *self.others)]
 
     def logits_warpers(self) -> LogitsProcessorList:
         found = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
@@ -153,15 +156,15 @@ def decode_steps(
     ends = {end} if isinstance(end, int) else set(end)
     mask, positions = inputs["attention_mask"], inputs["position_ids"][:, -1:]
     padded = not bool(mask.all())
-    generator, warpers = (
-        (sampling.random_generator(mask.device), sampling.logits_warpers()) if sampling else (None, None)
+    generators, warpers = (
+        (sampling.random_generators(mask.device), sampling.logits_warpers()) if sampling else ([], None)
     )
     written: list[torch.Tensor] = []
     open_rows = set(range(len(mask)))
     for step in range(limit):
         logits = forward(inputs, cache).logits[:, -1].float()
         logits = logits if allowed is None else logits[:, allowed]
-        token = logits.argmax(-1) if warpers is None else draw_tokens(logits, warpers, generator)
+        token = logits.argmax(-1) if warpers is None else draw_tokens(logits, warpers, generators)
         token = token if allowed is None else allowed[token]
         ids = token.tolist()
         open_rows -= {row for row in open_rows if ids[row] in ends}
@@ -179,11 +182,14 @@ def decode_steps(
             inputs["attention_mask"] = mask
 
 
-def draw_tokens(logits: torch.Tensor, warpers: LogitsProcessorList, generator: torch.Generator | None) -> torch.Tensor:
-    """One token a row `[batch]`."""
+def draw_tokens(
+    logits: torch.Tensor, warpers: LogitsProcessorList, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """One token a row `[batch]`; each generator draws those of a part of the batch, all of one size."""
     ids = cast(torch.LongTensor, None)  # temperature, top_k and top_p look at logits alone
     shares = warpers(ids, cast(torch.FloatTensor, logits)).softmax(-1)
-    return torch.multinomial(shares, 1, generator=generator)[:, 0]
+    parts = shares.view(len(generators), -1, shares.shape[-1])
+    return torch.cat([torch.multinomial(part, 1, generator=own)[:, 0] for part, own in zip(parts, generators)])
 
 
 def branch_cache(cache: Cache, rows: int) -> Cache:

@@ -4,94 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import PreTrainedModel
 
 from loratory import registry
 from loratory.adapters import core
-from loratory.adapters.ranks import cut_adapter
-from loratory.bases.core import IGNORED, Encoded, load_base
-from loratory.bases.decoding import Sampling
-from loratory.data.audio import RATE, clip_samples
+from loratory.bases.core import IGNORED, load_base
 from loratory.data.batching import batches_by_length, pad_contexts
 from loratory.data.files import write_json
-from loratory.domains.contract import ROW
 from loratory.domains.examples import domain_examples, domain_prompts, read_records
 from loratory.errors import InputError
+from loratory.evaluation.answers import Answers, Cost, encode_questions, predict_examples
 from loratory.evaluation.controls import MeanUserMixer, ShuffledMixer, can_shuffle, exchange_users
 from loratory.evaluation.ranking import rank_row, read_candidates
 from loratory.evaluation.rows import write_rows
+from loratory.evaluation.systems import (
+    System,
+    TrainedModels,
+    answer_key,
+    is_evaluated,
+    ranks_candidates,
+    split_outputs,
+)
+from loratory.evaluation.together import answer_together, open_adapter
 from loratory.mixers.core import Mixture
-from loratory.mixers.generation import StepsByShape
 from loratory.mixers.store import open_experts, open_mixture, read_manifest
 from loratory.mixers.streams import TOKENS, module_streams
 from loratory.training.encoding import LEFT_OUT
 
 if TYPE_CHECKING:
-    from loratory.bases.core import Base
+    from loratory.bases.core import Base, Encoded
     from loratory.bases.options import Decoding
     from loratory.domains.contract import Example, RankingTaskModule, TaskOptions
     from loratory.mixers.contract import Mixer
-
-
-@dataclass(frozen=True)
-class System:
-    """Something that predicts.
-
-    Attributes:
-        names: what it is called; a control has several names, one for each mixture that it is a control of.
-        kind: "base", "adapter", "cut" (an adapter at a lower rank), "control" or "mixture". model: what is called.
-        others_past: it is asked about each record with the past of another user.
-    """
-
-    names: tuple[str, ...]
-    kind: str
-    model: torch.nn.Module
-    others_past: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-
-@dataclass
-class Cost:
-    """What a system's predictions took.
-
-    Attributes:
-        read, reading: positions that were put through it where it scores or chooses, without padding; seconds for it.
-        written, writing: tokens of the texts it wrote, as the tokenizer cuts them; seconds for it, prompts included.
-        audio: seconds of sound that these are transcripts of; `writing` over them is the real-time factor.
-        memory: bytes on the GPU at the peak, all that is held included; None on a CPU.
-    """
-
-    read: int = 0
-    reading: float = 0.0
-    written: int = 0
-    writing: float = 0.0
-    audio: float = 0.0
-    memory: int | None = None
-
-    def __add__(self, other: Cost) -> Cost:
-        memory = max(filter(None, (self.memory, other.memory)), default=None)
-        reading, writing = self.reading + other.reading, self.writing + other.writing
-        audio = self.audio + other.audio
-        return Cost(self.read + other.read, reading, self.written + other.written, writing, audio, memory)
-
-
-@dataclass(frozen=True)
-class TrainedModels:
-    """What one seed's trainings made: {system name, such as "lora@protein": adapter folder}, {mixture: folder}, and
-    {system name: (one of the adapters, rank that it is cut to)}."""
-
-    adapters: dict[str, Path]
-    mixtures: dict[str, Path]
-    cuts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def predict_domain(
@@ -118,24 +67,28 @@ def predict_domain(
     sets = examples_by_split(domain, data, task, base, asked, evaluation)
     too_long = {split: list_too_long(base, domain, split, sets[split], task, evaluation.decoding) for split in sets}
     candidates = candidate_lists(domain, data, base, asked, evaluation)
-    found: dict[tuple, tuple[list[dict[str, Any]], Cost]] = {}
     cache_audio(base, [question for questions in sets.values() for question in questions], evaluation)
+    found = answer_together(base, domain, trained, sets, candidates, task, evaluation)
     for seed, made in trained.items():
         rows: list[dict[str, Any]] = []
         costs: dict[str, dict[str, Any]] = {}
         routing: dict[str, dict[str, Any]] = {}
-        for system in iterate_systems(base, domain, made, sets.get("valid", sets["test"])):
+        answered = {key.system for key in found if key.seed == seed}
+        for system in iterate_systems(base, domain, made, sets.get("valid", sets["test"]), answered):
             cost = Cost()
             for split in (split for split in sets if is_evaluated(split, system, domain)):
-                key = (system.name, split, seed if system.kind != "base" or split == "sample" else None)
-                if key not in found:  # the bare base predicts the same whatever the seed, unless it samples
+                key = answer_key(system, split, seed)
+                if key not in found:
                     found[key] = run_system(base, domain, system, split, sets[split], task, evaluation, seed)
                 answers, spent = found[key]
                 cost += spent
                 marked = [row | {"too_long": row["id"] in too_long[split]} for row in answers]
                 rows += [row | {"system": name} for name in system.names for row in marked]
-            if candidates and system.kind != "cut" and not system.others_past:
-                ranked, spent = rank_candidates(base, domain, system, candidates, task, evaluation, seed)
+            if candidates and ranks_candidates(system):
+                key = answer_key(system, "rank", seed)
+                if key not in found:
+                    found[key] = rank_candidates(base, domain, system, candidates, task, evaluation, seed)
+                ranked, spent = found[key]
                 cost += spent
                 rows += [row | {"system": name} for name in system.names for row in ranked]
             costs |= dict.fromkeys(system.names, asdict(cost))
@@ -183,7 +136,7 @@ def rank_candidates(
     task: TaskOptions,
     evaluation: Any,
     seed: int,
-) -> tuple[list[dict[str, Any]], Cost]:
+) -> Answers:
     """The rows of one system on the split "rank", and their `Cost`; each candidate is a question."""
     label, found, cost = {"split": "rank", "system": system.name, "kind": system.kind}, [], Cost()
     for records in candidates:
@@ -195,15 +148,6 @@ def rank_candidates(
     return found, cost
 
 
-def is_evaluated(split: str, system: System, domain: str) -> bool:
-    """Choices on `valid` are between single experts; samples are of a domain's own adapters and of mixtures alone."""
-    if system.kind == "cut":
-        return split == "test"
-    if split == "valid":
-        return system.kind in ("base", "adapter")
-    return split != "sample" or system.kind != "adapter" or system.name.endswith(f"@{domain}")
-
-
 def run_system(
     base: Base,
     domain: str,
@@ -213,10 +157,9 @@ def run_system(
     task: TaskOptions,
     evaluation: Any,
     seed: int,
-) -> tuple[list[dict[str, Any]], Cost]:
+) -> Answers:
     """The rows of one system on one split, and their `Cost`."""
-    outputs = task.choose_outputs(registry.family_outputs(domain, base.family))
-    wanted = ("sample",) if split == "sample" else tuple(o for o in outputs if o not in ("sample", "rank"))
+    wanted = split_outputs(base, domain, task, split)
     questions = exchange_users(questions) if system.others_past else questions
     started = perf_counter()
     found, cost = predict_examples(base, system.model, questions, wanted, task, evaluation, seed)
@@ -227,23 +170,24 @@ def run_system(
 
 
 def iterate_systems(
-    base: Base, domain: str, made: TrainedModels, questions: Sequence[Example] = ()
+    base: Base,
+    domain: str,
+    made: TrainedModels,
+    questions: Sequence[Example] = (),
+    answered: Collection[str] = (),
 ) -> Iterator[System]:
     """One system after the other on the one loaded model; each is taken off before the next comes.
 
     Args:
         questions: those whose users are the mean user of mixers that weigh by user.
+        answered: adapters and cuts that have answered already, and need not be put on.
     """
     if not base.heads:  # predictions of a head that is not trained mean nothing
         yield System(("base",), "base", base.model)
-    for name, folder in made.adapters.items():
-        core.apply(base.model, open_experts({name: folder}, base.fingerprint)[name], folder)
-        yield System((name,), "adapter", base.model.eval())
-        core.detach(base.model)
-    for name, (whole, rank) in made.cuts.items():
-        folder = made.adapters[whole]
-        core.apply(base.model, cut_adapter(open_experts({whole: folder}, base.fingerprint)[whole], rank), folder)
-        yield System((name,), "cut", base.model.eval())
+    for name in (*made.adapters, *made.cuts):
+        if name not in answered:
+            core.apply(base.model, open_adapter(base, made, name), made.folder(name))
+        yield System((name,), "cut" if name in made.cuts else "adapter", base.model.eval())
         core.detach(base.model)
     for experts, names in group_by_experts(made.mixtures).items():
         yield from mixture_controls(
@@ -315,63 +259,6 @@ def mixture_facts(mixture: Mixture) -> dict:
     return facts | {"first_pass": mixer.reads == "hidden", "stored": stored}
 
 
-@torch.no_grad()
-def predict_examples(
-    base: Base,
-    model: torch.nn.Module,
-    questions: Sequence[Example],
-    wanted: Sequence[str],
-    task: TaskOptions,
-    evaluation: Any,
-    seed: int,
-) -> tuple[list[dict], Cost]:
-    """One row for each record, in the order of first appearance; windows of one record are averaged in log odds."""
-    items = encode_questions(base, questions, evaluation.decoding, written={*wanted} == {"text"})
-    rows: list[dict[str, Any]] = [
-        dict.fromkeys(ROW) | {"id": q.id, "group": q.group, "reference": q.asked or q.target} for q in questions
-    ]
-    cost, in_place = Cost(), steps_in_place(base, model)
-    on_gpu = base.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(base.device)
-    for batch in batches_by_length([item.length for item in items], evaluation.batch_tokens):
-        part = [items[i] for i in batch]
-        sampling = Sampling(seed * 1_000_003 + batch[0], evaluation.temperature, evaluation.top_p)
-        for output in wanted:
-            started = perf_counter()
-            choices, limit = questions[batch[0]].choices, task.max_new_tokens
-            filled = run_output(base, model, output, part, choices, limit, sampling, in_place, evaluation.decoding)
-            cost += measure_cost(base, output, part, filled, perf_counter() - started)
-            for i, columns in zip(batch, filled):
-                rows[i] |= columns
-    if on_gpu:
-        cost.memory = torch.cuda.max_memory_allocated(base.device)
-    odds = [row.pop("odds", None) for row in rows]
-    return merge_windows(rows, cast(list[float], odds)) if "choice" in wanted else rows, cost
-
-
-def encode_questions(
-    base: Base, questions: Sequence[Example], decoding: Decoding, written: bool = False
-) -> list[Encoded]:
-    """The questions as the base reads them.
-
-    Args:
-        written: answers are written and no target is scored, so that a target without room is left out.
-
-    Raises:
-        InputError: as `Base.encode_question`.
-    """
-    found = []
-    for question in questions:
-        try:
-            found.append(base.encode_question(question, decoding))
-        except InputError as error:
-            if error.reason != "too_long" or not written:
-                raise
-            found.append(base.encode_question(replace(question, target=""), decoding))
-    return found
-
-
 def list_too_long(
     base: Base, domain: str, split: str, questions: Sequence[Example], task: TaskOptions, decoding: Decoding
 ) -> set[str]:
@@ -409,48 +296,6 @@ def check_room(base: Base, question: Example, item: Encoded, limit: int) -> None
         raise InputError(f"{base.folder}:{question.id}", what, f"{tokens} tokens", f"at most {limit}", fix, "too_long")
 
 
-def steps_in_place(base: Base, model: torch.nn.Module) -> StepsByShape | None:
-    """Steps that a GPU replays while a causal model writes; None elsewhere, and where its attention forbids them."""
-    if base.family != "causal" or base.device.type != "cuda":
-        return None
-    try:
-        return StepsByShape(cast(PreTrainedModel | Mixture, model))
-    except InputError:
-        return None
-
-
-def run_output(
-    base: Base,
-    model: torch.nn.Module,
-    output: str,
-    items: list[Encoded],
-    choices: tuple[str, ...],
-    limit: int,
-    sampling: Sampling,
-    in_place: StepsByShape | None = None,
-    decoding: Decoding | None = None,
-) -> list[dict]:
-    """One output for each item: the columns that it fills, or `odds` of the second choice in nats."""
-    if output == "nll":
-        return [{"nll": nll, "tokens": tokens} for nll, tokens in base.nll(model, items)]
-    if output == "choice":
-        logs = base.choice(model, items, choices).double()
-        return [{"odds": odds} for odds in (logs[:, 1] - logs[:, 0]).tolist()]
-    return base.text_columns(model, items, limit, sampling if output == "sample" else None, in_place, decoding)
-
-
-def measure_cost(base: Base, output: str, items: list[Encoded], filled: list[dict], seconds: float) -> Cost:
-    if output in ("text", "sample"):
-        texts = [columns["text"] for columns in filled]
-        if items[0].alphabet:  # each letter is a token
-            return Cost(written=sum(map(len, texts)), writing=seconds)
-        written = sum(len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-        audio = sum(clip_samples(item.audio) for item in items if item.audio) / RATE
-        return Cost(written=written, writing=seconds, audio=audio)
-    lengths = map(prompt_length if output == "choice" else base.scoring_positions, items)
-    return Cost(read=sum(lengths), reading=seconds)
-
-
 def cache_audio(base: Base, questions: Sequence[Example], evaluation: Any) -> None:
     """Encodes all clips, which the base keeps: else the first system's costs would hold what all systems share."""
     for question in questions:
@@ -458,22 +303,6 @@ def cache_audio(base: Base, questions: Sequence[Example], evaluation: Any) -> No
             for item in encode_questions(base, [question], evaluation.decoding, written=True):
                 for window in base.windows(item):
                     base.collate([window])
-
-
-def prompt_length(item: Encoded) -> int:
-    return item.length - sum(label != IGNORED for label in item.labels)
-
-
-def merge_windows(rows: list[dict], odds: list[float]) -> list[dict]:
-    """Windows of one record as one row with the probability of their mean log odds."""
-    of: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        of.setdefault(row["id"], []).append(i)
-    result = []
-    for indices in of.values():
-        odd = sum(odds[i] for i in indices) / len(indices)
-        result.append(rows[indices[0]] | {"p": 1 / (1 + math.exp(-max(-700.0, min(700.0, odd))))})
-    return result
 
 
 @torch.no_grad()

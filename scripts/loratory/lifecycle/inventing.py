@@ -223,7 +223,7 @@ def fill_seeds(base: Base, seeds: Sequence[Example], seed: int, options: Any) ->
         logits = masked.target_logits(base.model, masked.assemble_batch(rows, alphabet))
         logits = logits if alphabet else logits[:, allowed]
         sampling = sampling_of(seed, batch, options)
-        drawn = draw_tokens(logits, sampling.logits_warpers(), sampling.random_generator(logits.device))
+        drawn = draw_tokens(logits, sampling.logits_warpers(), sampling.random_generators(logits.device))
         known = torch.tensor(masked.letter_ids(alphabet), device=base.device) if alphabet else allowed
         filling = iter(known[drawn].tolist())
         found: list[str | None] = []

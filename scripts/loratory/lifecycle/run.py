@@ -16,8 +16,10 @@ from loratory.bases.core import Base, Batch, load_base
 from loratory.data.batching import batches_by_length
 from loratory.data.files import atomic_write, write_json
 from loratory.domains.contract import Example, TaskOptions
-from loratory.evaluation.predict import System, encode_questions, examples_by_split, run_system
+from loratory.evaluation.answers import encode_questions
+from loratory.evaluation.predict import examples_by_split, run_system
 from loratory.evaluation.rows import write_rows
+from loratory.evaluation.systems import System
 from loratory.lifecycle.contract import Arm
 from loratory.lifecycle.cutting import merge_base, save_base
 from loratory.lifecycle.room import open_room

@@ -35,6 +35,10 @@ from loratory.reporting.tables import (
 )
 
 DOMAIN_MARK = "†"
+SHARED = (
+    "read and written of the base and of adapters: in batches that up to {systems} systems shared, of whose seconds "
+    "each has an equal part; mixtures and their controls answered alone."
+)
 NOTES = (
     "Recovery: (system − base) / (oracle − base) on test, the oracle being each domain's own adapter; its interval is "
     f"of that ratio, draw by draw. {ABSENT} where the interval of the oracle's gain is not above 0; the mean is over "
@@ -127,6 +131,8 @@ def mixer_layout(
     foot += [draws_note(report), marks_note(report["against"], [{"rows": shown}]), best_single_note(report)]
     foot += [*recovery_notes(report["rows"]), *([BY_LOSS] if losses else [])]
     foot += [*control_notes(controls, learnt), *NOTES, *version_notes(report.get("metrics_versions", {}))]
+    most = max((cost.get("systems", 1) for each in answered for cost in each.values()), default=1)
+    foot += [SHARED.format(systems=most)] if most > 1 else []
     foot += [f"Base: {about}"] if about else []
     records = [{"base": report["base"], **row} for row in (*shown, *others)]
     return Layout(f"Mixers on {report['base']}", banner, header, lines, foot, records)

@@ -14,7 +14,7 @@ NOTES = [
     "said: how often the word stands in the references, all seeds together; heard as: what was written for it most "
     "often. *** stands where the other line has a word. Both lines are normalised.",
 ]
-SPEED = ("system", "audio_seconds", "writing_seconds", "real_time_factor", "tokens_per_second")
+SPEED = ("system", "audio_seconds", "writing_seconds", "real_time_factor", "tokens_per_second", "systems")
 
 
 def write_error_table(rows: Sequence[Mapping], out: Path | str, title: str, banner: str = "") -> None:
@@ -26,7 +26,8 @@ def write_error_table(rows: Sequence[Mapping], out: Path | str, title: str, bann
 
 
 def write_speed_table(costs: Sequence[Path | str], out: Path | str) -> None:
-    """Writes a tab-separated file of the seconds that each system took for a second of sound, all seeds together.
+    """Writes a tab-separated file of the seconds that each system took for a second of sound, all seeds together, and
+    how many systems at most shared its batches, each of which has an equal part of their seconds.
 
     Args:
         costs: files `seed{n}.costs.json` of `evaluation.predict`.
@@ -34,9 +35,10 @@ def write_speed_table(costs: Sequence[Path | str], out: Path | str) -> None:
     totals: dict[str, dict[str, float]] = {}
     for path in costs:
         for system, cost in read_json(path).items():
-            own = totals.setdefault(system, {"audio": 0.0, "writing": 0.0, "written": 0.0})
-            for name in own:
+            own = totals.setdefault(system, {"audio": 0.0, "writing": 0.0, "written": 0.0, "systems": 1})
+            for name in ("audio", "writing", "written"):
                 own[name] += cost[name]
+            own["systems"] = max(own["systems"], cost.get("systems", 1))
     with atomic_write(out) as aside, open(aside, "w", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(SPEED)
@@ -44,4 +46,4 @@ def write_speed_table(costs: Sequence[Path | str], out: Path | str) -> None:
             if own["audio"] and own["writing"]:
                 factor, speed = own["writing"] / own["audio"], own["written"] / own["writing"]
                 seconds = [f"{own[name]:.3f}" for name in ("audio", "writing")]
-                writer.writerow([system, *seconds, f"{factor:.4f}", f"{speed:.1f}"])
+                writer.writerow([system, *seconds, f"{factor:.4f}", f"{speed:.1f}", int(own["systems"])])

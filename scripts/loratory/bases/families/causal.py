@@ -160,6 +160,9 @@ class Family(Base):
         room = self.context - len(item.ids) + item.audio_tokens
         return min(self.audio.frames * HOP, room * self.audio.stack * SAMPLES_PER_POSITION) / RATE
 
+    def keeps_rows(self, decoding: Decoding) -> bool:
+        return True
+
     def collate(self, items: Sequence[Encoded]) -> Batch:
         return self.assemble_batch(items, [item.ids for item in items], [item.labels for item in items])
 

@@ -26,6 +26,7 @@ from loratory.bases.core import (
     position_limit,
     too_long_error,
 )
+from loratory.bases.options import Decoding
 from loratory.domains.contract import Example
 from loratory.errors import InputError
 
@@ -96,6 +97,9 @@ class Family(Base):
             raise too_long_error(self.folder, example.id, len(ids), self.context)
         label = example.choices.index(example.target) if example.target else -1
         return Encoded(ids, [], len(ids), label=label)
+
+    def keeps_rows(self, decoding: Decoding) -> bool:
+        return True
 
     def collate(self, items: Sequence[Encoded]) -> Batch:
         return {

@@ -118,6 +118,10 @@ class Family(Base):
         length = ceil(samples / (self.frames * HOP)) * (self.frames // 2 + len(prompt) + 1)
         return Encoded([*prompt, end], [IGNORED] * len(prompt) + [end], length, example.audio)
 
+    def keeps_rows(self, decoding: Decoding) -> bool:
+        """Not where one transcript is asked for anew, or one recording has several windows."""
+        return not decoding.temperatures and decoding.long_form == "refuse"
+
     def windows(self, item: Encoded) -> list[Encoded]:
         """Windows that end where the sound is quietest, so that few words are cut in two."""
         clip, window = item.audio, self.frames * HOP

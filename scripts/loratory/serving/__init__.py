@@ -1,0 +1,6 @@
+"""Many adapters on one base: rows of one batch belong to different adapters.
+
+`rows` says whose each row is; `layers` computes them; `adapters` puts a set of adapters on a base, and says which
+cannot be in one. `pool` is memory in pages; `paging` keeps adapters in it while they are used; `scheduling` says which
+requests run; `engine` answers requests that come and go.
+"""
