@@ -109,7 +109,7 @@ def run_ours(folder: Path, out: Path, steps: int, seeds: list[int], together: bo
     training = {"steps": steps, "batch_tokens": ROWS * LENGTH, "precision": "bf16", "learning_rates": [RATE]}
     entry = adapter_entry({"method": "lora", "rank": RANK, "alpha": 16, "training": training})
     sets = dict(zip(("train", "valid"), encoded))
-    jobs = {(seed, RATE): Job("cuda", folder / "checkpoints", f"seed {seed}") for seed in seeds}
+    jobs = {(seed, RATE): Job(str(base.device), folder / "checkpoints" / out.stem, f"seed {seed}") for seed in seeds}
     if together:
         found = sweep.train_alongside(base, sets, entry, jobs)
     else:
