@@ -395,8 +395,9 @@ def study(request, tmp_path, monkeypatch):
         deltas.save_adapter(f"{folders[field]}/seed0", adapter, causal=False)
         data[field].mkdir()
         write(data[field], seed)
-    encoded = training.encode_split
-    monkeypatch.setattr(training, "encode_split", lambda base, field, *rest: encoded(base, domain, *rest))
+    for name in ("encode_split", "training_split"):
+        read = getattr(training, name)
+        monkeypatch.setattr(training, name, lambda base, field, *rest, read=read: read(base, domain, *rest))
     monkeypatch.setattr(training, "mixture_code", lambda _: "as it is")
 
     def train(out, precision="fp32", rates=(0.02,), **options):
