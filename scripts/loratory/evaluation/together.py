@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from loratory.domains.contract import Example, TaskOptions
 
 TOGETHER = 64  # systems on a base at once: 64 adapters of rank 8 on a base of 135 M weights take 0.6 GB
+REPLAYED = 5  # times as fast as a shared step is one of a system alone that a GPU replays (benchmarks/RESULTS.md)
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def answer_together(
     found: dict[AnswerKey, Answers] = {}
     if not base.keeps_rows(evaluation.decoding):
         return found
-    sharers = iterate_sharers(base, domain, trained)
-    while len(some := list(islice(sharers, TOGETHER))) > 1:
+    sharers, too_few = iterate_sharers(base, domain, trained), 1 if base.device.type == "cpu" else REPLAYED
+    while len(some := list(islice(sharers, TOGETHER))) > too_few:
         with put_adapters_on(base, some) as adapters:
             shared = SharedBase(base, adapters, domain, task, evaluation)
             for split, questions in sets.items():
