@@ -80,7 +80,9 @@ LESS = changed(  # without what takes most of the time: protein clusters of seve
 SECONDS = 300  # that a job may take: one that hangs is noticed
 WRITES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}  # events of `sys.audit`
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-TIMES = re.compile(rb'"(created_at|reading|seconds|total_time|train_time|writing)": [^\n]*')
+TIMES = re.compile(
+    rb'"(created_at|reading|writing|waited|(validation_)?seconds|(total|train|data_wait|validation)_time)": [^\n]*'
+)
 KILL, CUT, STOP, FULL, SMALL = "killed", "killed at a write", "stopped", "disk full", "files too large"
 FAULTS = (KILL, CUT, STOP, FULL, SMALL)
 
