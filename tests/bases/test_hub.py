@@ -301,6 +301,15 @@ def test_an_unknown_repository_and_an_unknown_commit_are_told(server, tmp_path):
     assert line.startswith("someone/tiny-lm@00000000: no such commit") and "check `revision`" in line
 
 
+@pytest.mark.parametrize("kind", [AttributeError, RuntimeError])
+def test_a_client_that_another_thread_has_closed_is_a_lost_connection(kind, server, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise kind("the client has been closed")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    assert "could not be fetched from http" in refusal(tmp_path)
+
+
 def test_without_a_network_the_other_way_is_told(server, tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

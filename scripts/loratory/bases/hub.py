@@ -43,8 +43,8 @@ def download_files(repository: str, revision: str, patterns: list[str]) -> Path:
         name = PurePosixPath(error.response.url.path).name
         what, fix = "a file that the hub lists is missing there", "try again later"
         raise InputError(f"{where}:{name}", what, fix=fix, reason="missing") from None
-    except (OSError, ValueError, AttributeError, errors.EntryNotFoundError, errors.HTTPError) as error:
-        # An AttributeError is of a thread whose client another one has closed after a failure (huggingface_hub 2.4).
+    except (OSError, ValueError, AttributeError, RuntimeError, errors.EntryNotFoundError, errors.HTTPError) as error:
+        # Attribute and runtime errors are of threads whose client another one closed when it failed (hub 2.4).
         missing = missing_files(repository, revision, patterns) or []
         others = max(0, len(missing) - 1)
         what = f"it {f'and {others} more ' * bool(others)}could not be fetched from {constants.ENDPOINT}"
