@@ -32,7 +32,7 @@ from loratory.bases.decoding import Sampling
 from loratory.bases.families.causal import Family as CausalBase
 from loratory.errors import InputError, short_value
 from loratory.mixers.generation import generate
-from loratory.mixers.store import open_experts
+from loratory.mixers.store import open_expert
 from loratory.problems import first_problem
 from loratory.registry import unknown_name_error
 
@@ -120,7 +120,7 @@ class ModelServer:
         """Raises:
         InputError: the folder is damaged, or of another base.
         """
-        return open_experts({name: self.adapters[name]}, self.base.fingerprint)[name]
+        return open_expert(self.adapters[name], self.base.fingerprint)
 
     def put_adapter(self, name: str) -> None:
         """Leaves the model of this name on the base."""

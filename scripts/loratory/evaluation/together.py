@@ -26,7 +26,7 @@ from loratory.evaluation.systems import (
     ranks_candidates,
     split_outputs,
 )
-from loratory.mixers.store import open_experts
+from loratory.mixers.store import open_expert
 from loratory.serving.adapters import AdapterSet, refusal_reason
 
 if TYPE_CHECKING:
@@ -167,6 +167,5 @@ def open_adapter(base: Base, made: TrainedModels, name: str) -> Adapter:
     Raises:
         InputError: it was trained on another base, or its folder is damaged.
     """
-    folder = made.folder(name)
-    adapter = open_experts({name: folder}, base.fingerprint)[name]
+    adapter = open_expert(made.folder(name), base.fingerprint)
     return cut_adapter(adapter, made.cuts[name][1]) if name in made.cuts else adapter

@@ -46,15 +46,23 @@ def open_experts(folders: Mapping[str, Path | str], fingerprint: str) -> dict[st
     """Loads adapters of one base.
 
     Raises:
-        InputError: an adapter was trained on another base.
+        InputError: as `open_expert`.
     """
-    experts = {name: load_adapter(folder) for name, folder in folders.items()}
-    for name, adapter in experts.items():
-        trained_on = str(adapter.run.get("base_sha256", fingerprint))
-        if trained_on != fingerprint:
-            what = "the expert was trained on another base"
-            raise InputError(folders[name], what, trained_on[:12], f"base {fingerprint[:12]}", "train it on this base")
-    return experts
+    return {name: open_expert(folder, fingerprint) for name, folder in folders.items()}
+
+
+def open_expert(folder: Path | str, fingerprint: str) -> Adapter:
+    """Loads an adapter of a base.
+
+    Raises:
+        InputError: the folder is damaged, or the adapter was trained on another base.
+    """
+    adapter = load_adapter(folder)
+    trained_on = str(adapter.run.get("base_sha256", fingerprint))
+    if trained_on != fingerprint:
+        what = "the expert was trained on another base"
+        raise InputError(folder, what, trained_on[:12], f"base {fingerprint[:12]}", "train it on this base")
+    return adapter
 
 
 def save_mixture(
