@@ -10,8 +10,9 @@ from models import causal_base, encoder_base, trained_adapter
 
 from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
-from loratory.bases.decoding import decode_batch, empty_cache
+from loratory.bases.decoding import Sampling, decode_batch, empty_cache
 from loratory.errors import InputError
+from loratory.mixers.generation import generate
 from loratory.serving.engine import Engine
 from loratory.serving.paging import PagedAdapters
 from loratory.serving.pool import PagePool
@@ -97,13 +98,27 @@ def test_every_request_is_answered_as_if_it_were_alone_and_leaves_nothing_behind
 
 def alone_on(engine, alone, name, ids, limit):
     """What is written without the engine, whose layers are taken off for it and put on again."""
-    on = {name: engine.base.model.get_submodule(name) for name in engine.adapters.bare}
-    for layer, module in engine.adapters.bare.items():
-        engine.base.model.set_submodule(layer, module)
-    found = alone(name, ids, limit)
-    for layer, module in on.items():
-        engine.base.model.set_submodule(layer, module)
-    return found
+    with engine.adapters.set_aside():
+        return alone(name, ids, limit)
+
+
+def test_what_is_drawn_beside_others_is_what_is_drawn_alone(served):
+    """Each row by a generator of its own, whoever joins and leaves; the base's own model is the witness."""
+    base, folders, _ = served
+    sampling = Sampling(5, temperature=0.8, top_p=0.9)
+    with torch.no_grad():
+        ids = torch.tensor([prompt(3)])
+        wanted = generate(base.model, ids, max_new_tokens=LIMIT, sampling=sampling, eos=base.end_id)[0]
+    engine = Engine(base, folders, pages=2000)
+    try:
+        first = engine.submit(prompt(1), "a", 2, Sampling(7))
+        engine.step()
+        found = engine.submit(prompt(3), None, LIMIT, sampling)
+        engine.submit(prompt(2), None, LIMIT)
+        engine.run()
+        assert found.written == wanted and len(first.written) <= 2
+    finally:
+        engine.close()
 
 
 def test_the_least_recently_used_adapter_leaves_and_one_in_use_stays(served):

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, DynamicLayer
 
+from loratory.bases.decoding import Sampling
 from loratory.bases.families.causal import Family
 from loratory.errors import InputError
 from loratory.mixers.generation import check_attention
-from loratory.mixers.store import open_experts
+from loratory.mixers.store import open_as_adapter
 from loratory.registry import unknown_name_error
 from loratory.serving.paging import PagedAdapters
 from loratory.serving.pool import PagePool
@@ -52,7 +53,8 @@ class Engine:
     """A causal base that serves many adapters.
 
     Args:
-        folders: {name: folder of an adapter}. pages: of the pool, each as large as a token's keys in one layer.
+        folders: {name: folder of an adapter, or of a mixture that is one}.
+        pages: of the pool, each as large as a token's keys in one layer.
         most_adapters: that run at once.
 
     Raises:
@@ -65,13 +67,16 @@ class Engine:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.pool = PagePool(pages, heads * size, next(base.model.parameters()))
-        self.adapters = PagedAdapters(base.model, open_experts(folders, base.fingerprint), folders, self.pool)
+        adapters = {name: open_as_adapter(folder, base.fingerprint) for name, folder in folders.items()}
+        self.adapters = PagedAdapters(base.model, adapters, folders, self.pool)
         self.token_pages = 2 * config.num_hidden_layers
         self.scheduler = Scheduler(pages, self.token_pages, self.adapters.pages_needed, most_adapters)
         self.places: dict[Request, torch.Tensor] = {}
 
-    def submit(self, ids: Sequence[int], adapter: str | None, limit: int) -> Request:
-        """Raises:
+    def submit(self, ids: Sequence[int], adapter: str | None, limit: int, sampling: Sampling | None = None) -> Request:
+        """A request that waits for its turn; it is greedy without `sampling`.
+
+        Raises:
         InputError: no such adapter, nothing to continue, more than the base has positions for, or no room even for
             this request alone.
         """
@@ -81,7 +86,8 @@ class Engine:
             raise InputError("request", "nothing to continue", f"{len(ids)} tokens, {limit} to write")
         if len(ids) + limit > self.base.context:
             raise InputError("request", "too long", f"{len(ids)} + {limit} tokens", f"at most {self.base.context}")
-        request = Request([*ids], adapter, limit)
+        draw = sampling.token_draw(self.base.device) if sampling else None
+        request = Request([*ids], adapter, limit, draw)
         self.scheduler.submit(request)
         return request
 
@@ -140,7 +146,7 @@ class Engine:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        for row, token in zip(rows, logits.float().argmax(-1).tolist()):
+        for row, token in zip(rows, choose_tokens(rows, logits.float())):
             if token == self.base.end_id:
                 row.ended = True
             else:
@@ -149,6 +155,15 @@ class Engine:
     def close(self) -> None:
         """Takes all adapters off the base."""
         self.adapters.remove()
+
+
+def choose_tokens(rows: Sequence[Request], logits: torch.Tensor) -> list[int]:
+    """The next token of each row, by logits `[rows, vocabulary]`: as if the row were alone."""
+    tokens = logits.argmax(-1)
+    for place, row in enumerate(rows):
+        if row.draw:
+            tokens[place : place + 1] = row.draw(logits[place : place + 1])
+    return tokens.tolist()
 
 
 def pad_left(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 PATIENCE = 8  # requests that may overtake one that waits for an adapter's place
 
@@ -16,6 +20,7 @@ class Request:
 
     Attributes:
         ids: of the prompt. adapter: its name, None for the bare base. limit: the most tokens that are written.
+        draw: chooses a token by logits `[1, vocabulary]`; None: the likeliest one.
         written: ids so far. ended: the base's end came after them. overtaken: how many requests that came later have
             begun before it.
     """
@@ -23,6 +28,7 @@ class Request:
     ids: list[int]
     adapter: str | None
     limit: int
+    draw: Callable[[torch.Tensor], torch.Tensor] | None = None
     written: list[int] = field(default_factory=list)
     ended: bool = False
     overtaken: int = 0
