@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, DynamicLayer
+from transformers import DynamicCache, DynamicLayer, PretrainedConfig
 
 from loratory.bases.decoding import Sampling
 from loratory.bases.families.causal import Family
@@ -64,9 +64,7 @@ class Engine:
     def __init__(self, base: Family, folders: Mapping[str, Path | str], pages: int, most_adapters: int = 32):
         config, self.base = base.model.config, base
         check_attention(config)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.pool = PagePool(pages, heads * size, next(base.model.parameters()))
+        self.pool = PagePool(pages, page_width(config), next(base.model.parameters()))
         adapters = {name: open_as_adapter(folder, base.fingerprint) for name, folder in folders.items()}
         self.adapters = PagedAdapters(base.model, adapters, folders, self.pool)
         self.token_pages = 2 * config.num_hidden_layers
@@ -155,6 +153,12 @@ class Engine:
     def close(self) -> None:
         """Takes all adapters off the base."""
         self.adapters.remove()
+
+
+def page_width(config: PretrainedConfig) -> int:
+    """Numbers of a page: a token's keys in one layer."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def choose_tokens(rows: Sequence[Request], logits: torch.Tensor) -> list[int]:
