@@ -97,6 +97,9 @@ class Engine:
         going_on = self.by_adapter(self.scheduler.running)
         passes = [(going_on, self.write_tokens(going_on))] if going_on else []
         begun = self.scheduler.admit()
+        for one in begun:
+            if one.adapter is not None:
+                self.adapters.claim(one.adapter)
         passes += [(part, self.read_prompts(part)) for part in cut_prompts(begun, PASS_TOKENS)]
         self.adapters.fetch_ahead((one.adapter for one in self.scheduler.waiting if one.adapter is not None), AHEAD)
         for rows, tokens in passes:
@@ -134,7 +137,7 @@ class Engine:
         owned = []
         for one in requests:
             if one.adapter is not None:
-                self.adapters.take(one.adapter)
+                self.adapters.bring(one.adapter)
             self.seats[one] = self.free_seats.pop()
             owned.append(torch.from_numpy(self.new_pages(one, len(one.ids))))
             self.steps.put_prompt(self.seats[one], owned[-1].int())

@@ -129,12 +129,25 @@ class PagedAdapters(AdapterSet):
         Raises:
             InputError: it has no room beside what is in use.
         """
+        self.claim(name)
+        self.bring(name)
+
+    def claim(self, name: str) -> None:
+        """A request will use the adapter: if it is in the pool it stays."""
+        self.uses[name] += 1
+        if name in self.resident:
+            self.resident[name] = self.resident.pop(name)  # to the end: the latest
+
+    def bring(self, name: str) -> None:
+        """An adapter that is claimed is in the pool.
+
+        Raises:
+            InputError: it has no room beside what is in use.
+        """
         if name not in self.resident:
             self.make_room(self.pages[name])
             self.copy_adapter(name)
         self.await_copy(name)
-        self.uses[name] += 1
-        self.resident[name] = self.resident.pop(name)  # to the end: the latest
 
     def give_back(self, name: str) -> None:
         self.uses[name] -= 1
