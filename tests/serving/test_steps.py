@@ -1,4 +1,4 @@
-"""Steps in place: replayed ones, by the kernels or without them, write what each request writes alone. On a GPU too."""
+"""Steps in place, replayed or not, by kernels or without, write what each request writes alone; on a GPU too."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Requests for many adapters of a causal base, answered as they come: rows join and leave between two steps.
 
-Keys, values and adapters share one pool. Prompts are read in passes of their own; all that runs then writes token after
-token in steps that a GPU replays (`steps`), while adapters of requests that wait are copied beside them (`paging`).
+Keys, values and adapters share one pool. Prompts are read in passes of their own; all that runs then writes token
+after token in steps that a GPU replays (`steps`), while adapters of requests that wait are copied (`paging`).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from loratory.serving.rows import RowContext
 
 Deltas = Mapping[str, LowRank]
 
+
 class PagedLinear(RowwiseLayer):
     """Changes of several adapters in a pool; of one that is not there, all pages are page 0, which is zero.
 

@@ -20,8 +20,8 @@ class Pages:
     """Where vectors lie that belong to places in a set of adapters.
 
     Attributes:
-        vectors: `[pages, width]`, of which the first is zero. table: `[places, rank, pages per vector]` int32: the page
-            of each part of a vector; those of one place are next to each other. size: of a vector.
+        vectors: `[pages, width]`, of which the first is zero. table: `[places, rank, pages per vector]` int32: the
+            page of each part of a vector; those of one place are next to each other. size: of a vector.
     """
 
     vectors: torch.Tensor

@@ -30,7 +30,7 @@ class Tiles:
     """Parts of a batch, each of one adapter, that a kernel computes at once.
 
     Attributes:
-        bounds: `[tiles, 3]` int32: the adapter's place, the first row and that after the last; none where both are one.
+        bounds: `[tiles, 3]` int32: the adapter's place, the first row and that after the last; both 0: no tile.
         rows: the most that a tile has.
     """
 

@@ -94,7 +94,8 @@ class Steps:
     rounded up (`round_up`); rows that are nobody's read and write page 0.
 
     Args:
-        seats: requests at once. length: the most tokens of one. capture: replay graphs; on GPUs alone, the default there.
+        seats: requests at once. length: the most tokens of one. capture: replay graphs; the default on a GPU, and only
+            possible there.
 
     Attributes:
         table: `[seats + 1, 2 · layers, length]` int32: the pages of each seat's tokens; the last seat is nobody's.
@@ -124,7 +125,7 @@ class Steps:
         self.table[seat, :, : pages.shape[1]] = upload(pages, self.device)
 
     def run(self, rows: Sequence[Row]) -> torch.Tensor:
-        """The next token of each row `[rows]`, overwritten by the next step; rows of one adapter are next to each other."""
+        """The next token of each row `[rows]`, overwritten by the next step; rows of one adapter come together."""
         count = round_up(len(rows), 1)
         length = min(self.length, round_up(max(row.position for row in rows) + 1, LEAST_LENGTH))
         self.inputs[:count] = upload(self.fill_inputs(rows, count), self.device)
@@ -132,7 +133,7 @@ class Steps:
         return self.tokens[: len(rows)]
 
     def fill_inputs(self, rows: Sequence[Row], count: int) -> np.ndarray:
-        """`[count, 7 + pages]`: token, position, seat, adapter, a tile (adapter, first row, row after the last), pages."""
+        """`[count, 7 + pages]`: token, position, seat, adapter's place, the three bounds of a tile, pages."""
         found = np.zeros((count, 7 + self.parts), np.int32)
         found[:, 2] = self.seats
         found[: len(rows), :4] = [(row.token, row.position, row.seat, row.place) for row in rows]
