@@ -141,9 +141,12 @@ def test_each_model_writes_what_it_would_alone_whichever_was_asked_before(client
 def test_requests_at_the_same_time_share_batches_and_do_not_mix(client, server, monkeypatch):
     """Those of low rank in one pass, drawn or greedy; the others between two steps."""
     passes, write = [], server.engine.write_tokens
-    monkeypatch.setattr(
-        server.engine, "write_tokens", lambda rows: (passes.append({r.adapter for r in rows}), write(rows))
-    )
+
+    def note_adapters(rows):
+        passes.append({row.adapter for row in rows})
+        return write(rows)
+
+    monkeypatch.setattr(server.engine, "write_tokens", note_adapters)
     heats = {name: 0.7 * (place % 2) for place, name in enumerate(NAMES)}
     write_texts = lambda name: texts(client, model=name, temperature=heats[name], prompt=PROMPTS)  # noqa: E731
     wanted = {name: write_texts(name) for name in NAMES}
@@ -246,8 +249,8 @@ def test_a_step_that_fails_is_an_error_of_its_requests_alone(client, server, mon
         raise MemoryError("none left")
 
     with monkeypatch.context() as broken:
-        broken.setattr(server.engine, "write_tokens", fail)
-        assert "MemoryError: none left" in ask(client, 500)["error"]["message"]
+        broken.setattr(server.engine, "read_prompts", fail)
+        assert "MemoryError: none left" in ask(client, 500, model="lora@text")["error"]["message"]
     assert "MemoryError" in capfd.readouterr().err
     assert texts(client) and settles(lambda: is_empty(server))
 

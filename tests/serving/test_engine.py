@@ -16,6 +16,7 @@ from loratory.mixers.generation import generate
 from loratory.serving.engine import Engine
 from loratory.serving.paging import PagedAdapters
 from loratory.serving.pool import PagePool
+from loratory.serving.throughput import Arrival, measure_throughput
 
 ADAPTERS = {"a": (1, None), "b": (3, ("q_proj", "down_proj")), "c": (4, ("v_proj",)), "d": (2, None)}
 NAMES = [*ADAPTERS, None]
@@ -167,3 +168,16 @@ def test_what_cannot_be_served_is_refused(served, tmp_path):
     adapter = trained_adapter(bert.model, Method(rank=1), 0, bert.heads)
     with pytest.raises(InputError, match="trained whole has no place in a pool"):
         PagedAdapters(bert.model, {"x": adapter}, {"x": "x"}, PagePool(9, 8, torch.zeros(0)))
+
+
+def test_what_is_measured_is_answered_and_each_request_waits_from_when_it_came(served):
+    base, folders, alone = served
+    engine = Engine(base, folders, pages=250)
+    arrivals = [Arrival(prompt(number), name, 4, number * 0.01) for number, name in enumerate([*NAMES, "a"])]
+    found = measure_throughput(engine, [*reversed(arrivals)])
+    assert found.written == [alone_on(engine, alone, one.adapter, one.ids, 4) for one in reversed(arrivals)]
+    assert 0 < min(found.first_token) <= found.median_first_token <= found.p95_first_token < found.seconds
+    assert found.requests_per_second * found.seconds == pytest.approx(len(arrivals))
+    engine.adapters.make_room(engine.pool.pages)
+    assert 0 < found.pool_bytes <= 250 * engine.pool.width * 4 and found.device_bytes is None
+    engine.close()

@@ -63,12 +63,19 @@ class Scheduler:
 
     Args:
         pages: of the pool. token_pages: of a token's keys and values. adapter_pages: of an adapter, by its name.
-        most_adapters: that run at once.
+        most_adapters, most_rows: adapters and requests that run at once.
     """
 
-    def __init__(self, pages: int, token_pages: int, adapter_pages: Callable[[str | None], int], most_adapters: int):
+    def __init__(
+        self,
+        pages: int,
+        token_pages: int,
+        adapter_pages: Callable[[str | None], int],
+        most_adapters: int,
+        most_rows: int,
+    ):
         self.pages, self.token_pages, self.adapter_pages = pages, token_pages, adapter_pages
-        self.most_adapters = most_adapters
+        self.most_adapters, self.most_rows = most_adapters, most_rows
         self.waiting: list[Request] = []
         self.running: list[Request] = []
 
@@ -91,7 +98,7 @@ class Scheduler:
         admitted: list[Request] = []
         passed: list[Request] = []  # that wait for an adapter's place
         for request in list(self.waiting):
-            if self.pages_needed([*self.running, request]) > self.pages:
+            if len(self.running) == self.most_rows or self.pages_needed([*self.running, request]) > self.pages:
                 break
             adapters = {one.adapter for one in (*self.running, request)} - {None}
             if len(adapters) > self.most_adapters:

@@ -32,7 +32,7 @@ from loratory.serving.engine import Engine, page_width
 from loratory.serving.scheduling import Request
 
 ADAPTERS_AT_ONCE = 32  # in the engine's batches; as many that answer alone stay in memory
-MOST_ROWS = 256  # of the longest texts: more room than theirs is not taken
+ROWS_AT_ONCE = 64
 
 Event = tuple[int, int | None] | InputError  # a row and its next token, None behind its last; or what went wrong
 
@@ -73,7 +73,8 @@ class ModelServer:
             raise InputError(base.folder, "what is served must write text", base.family, "a causal base")
         self.base, self.catalog = base, sort_models(base, folders)
         shared = {name: folder for name, folder in self.catalog.shared.items() if folder is not None}
-        self.engine = Engine(base, shared, pool_pages(base, memory), ADAPTERS_AT_ONCE) if self.catalog.shared else None
+        limits = pool_pages(base, memory), ADAPTERS_AT_ONCE, ROWS_AT_ONCE
+        self.engine = Engine(base, shared, *limits) if self.catalog.shared else None
         self.names = [name for name in (base.manifest["name"], *folders) if name not in self.catalog.refused]
         self.open_adapter = lru_cache(ADAPTERS_AT_ONCE)(self.read_adapter)
         self.orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -231,6 +232,6 @@ class ModelServer:
 
 
 def pool_pages(base: CausalBase, memory: float) -> int:
-    """Pages in so many GB, or as many as are ever needed."""
+    """Pages in so many GB, or as many as the longest texts need."""
     size = page_width(base.model.config) * next(base.model.parameters()).element_size()
-    return min(int(memory * 1e9 / size), MOST_ROWS * base.context * 2 * base.model.config.num_hidden_layers)
+    return min(int(memory * 1e9 / size), ROWS_AT_ONCE * base.context * 2 * base.model.config.num_hidden_layers)
