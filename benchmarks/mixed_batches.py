@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import peft  # noqa: E402
 import torch  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from random_models import random_adapter, random_base  # noqa: E402
 
 from loratory.adapters import core, deltas  # noqa: E402
 from loratory.bases.decoding import decode_batch, empty_cache  # noqa: E402
@@ -34,22 +34,6 @@ from loratory.serving.adapters import AdapterSet  # noqa: E402
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1360, "num_hidden_layers": 8, "num_attention_heads": 8}
 VOCABULARY, RANKS, ROUNDS = 4096, (4, 8, 16), 3
-
-
-def random_base(device: str) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(**SIZES, vocab_size=VOCABULARY, max_position_embeddings=1024)
-    return LlamaForCausalLM(config).to(device).eval().requires_grad_(False)
-
-
-def random_adapter(model: LlamaForCausalLM, number: int) -> deltas.Adapter:
-    random, rank = torch.Generator().manual_seed(number), RANKS[number % len(RANKS)]
-    found = deltas.Adapter()
-    for name, layer in core.linear_layers(model).items():
-        a = torch.randn(rank, layer.in_features, generator=random) / layer.in_features**0.5
-        b = torch.randn(layer.out_features, rank, generator=random) * 0.05
-        found.deltas[name] = deltas.LowRank(a, b, 2.0)
-    return found
 
 
 def write_texts(model: torch.nn.Module, cache: Callable, ids: torch.Tensor, tokens: int, **options) -> list[list[int]]:
@@ -75,8 +59,8 @@ def measure(run: Callable[[], list], device: str) -> tuple[float, list]:
 
 def compare_arms(options: Namespace, number: int) -> None:
     """Prints a line for each arm, with so many adapters."""
-    base, wrapped = random_base(options.device), random_base(options.device)
-    adapters = {f"a{i}": random_adapter(base, i) for i in range(number)}
+    base, wrapped = (random_base(SIZES, VOCABULARY, options.device) for _ in range(2))
+    adapters = {f"a{i}": random_adapter(base, RANKS[i % len(RANKS)], i) for i in range(number)}
     names = [f"a{row * number // options.requests}" for row in range(options.requests)]
     shape, random = (options.requests, options.prompt), torch.Generator().manual_seed(1)
     ids = torch.randint(VOCABULARY, shape, generator=random).to(options.device)

@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import peft  # noqa: E402
 import torch  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from random_models import random_adapter, random_base  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
 
 from loratory.adapters import core, deltas  # noqa: E402
 from loratory.mixers.core import Mixture  # noqa: E402
@@ -80,22 +81,9 @@ SETUPS = {
 
 
 def base(setup: Setup) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(**setup.sizes, vocab_size=setup.vocabulary, max_position_embeddings=1024, use_cache=False)
-    config.eos_token_id = None
-    config.dtype = setup.dtype
-    with torch.device(setup.device):
-        return LlamaForCausalLM(config).to(setup.dtype).eval().requires_grad_(False)
-
-
-def expert(model, rank: int, seed: int) -> deltas.Adapter:
-    random = torch.Generator().manual_seed(seed)
-    found = deltas.Adapter()
-    for name, layer in core.linear_layers(model).items():
-        a = torch.randn(rank, layer.in_features, generator=random) / layer.in_features**0.5
-        b = torch.randn(layer.out_features, rank, generator=random) * 0.05
-        found.deltas[name] = deltas.LowRank(a, b, 2.0)
-    return found
+    made = random_base(setup.sizes, setup.vocabulary, setup.device, setup.dtype)
+    made.config.use_cache = False
+    return made
 
 
 @dataclass
@@ -110,7 +98,7 @@ class Models:
 def models(setup: Setup) -> Models:
     """All of the same base, experts and gate."""
     plain = base(setup)
-    experts = {str(i): expert(plain, setup.rank, i) for i in range(EXPERTS)}
+    experts = {str(i): random_adapter(plain, setup.rank, i) for i in range(EXPERTS)}
     one = base(setup)
     core.apply(one, experts["0"], "0")
     mixture = Mixture(base(setup), experts, Mixer(depth=1, layerwise=True)).eval()

@@ -66,11 +66,13 @@ def command_parser() -> ArgumentParser:
         "--merged", dest="form", action="store_const", const="merged", help="the whole model, with the change in it"
     )
     export.set_defaults(command=export_folder)
-    serve = commands.add_parser("serve", help="answer as a base and its adapters, one request at a time")
+    serve = commands.add_parser("serve", help="answer as a base and what was trained on it")
     serve.add_argument("base", help="…/bases/BASE among the results")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
     serve.add_argument("--port", default=8000, type=int, help="(default: %(default)s)")
     serve.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    gigabytes = "GB for texts and adapters in use (default: %(default)s)"
+    serve.add_argument("--memory", default=2.0, type=float, help=gigabytes)
     serve.set_defaults(command=serve_models)
     for name, command, text in (
         ("check", check_config, "is the config right, and is everything there that it names"),
@@ -104,7 +106,7 @@ def serve_models(given: Namespace, options: Sequence[str]) -> None:
         from loratory.endpoint import serve_base
     except ModuleNotFoundError as error:
         raise InputError("serve", "a package is missing", error.name, fix="pip install 'loratory[serve]'") from None
-    serve_base(given.base, given.host, given.port, given.device)
+    serve_base(given.base, given.host, given.port, given.device, given.memory)
 
 
 def check_config(given: Namespace, options: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """A small endpoint in the layout of OpenAI's completions, for tests and laptops: a base and what was trained on it.
 
-It answers one request after another. Many users are an engine's work (`loratory export`); what no engine loads is
-answered here too, as changes that have no low rank or depend on the input.
+Requests for different adapters share batches where their changes have a low rank. What no engine loads is answered
+too, one request after another: changes that have no low rank or depend on the input, and mixtures that weigh by it.
 """
 
 from __future__ import annotations
@@ -10,42 +10,41 @@ import asyncio
 import json
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import torch
 import uvicorn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from loratory.adapters import core
-from loratory.adapters.deltas import RUN, Adapter
-from loratory.bases.core import Base, load_base, pad_rows
+from loratory.bases.core import load_base
 from loratory.bases.decoding import Sampling
 from loratory.bases.families.causal import Family as CausalBase
 from loratory.errors import InputError, short_value
-from loratory.mixers.generation import generate
-from loratory.mixers.store import open_expert
 from loratory.problems import first_problem
 from loratory.registry import unknown_name_error
+from loratory.serving.catalog import find_models
+from loratory.serving.server import Event, Job, ModelServer
+from loratory.serving.texts import RowText
+
+T = TypeVar("T")
 
 REQUEST = "request"  # how errors call what was asked
 LOOPBACK = ("127.0.0.1", "localhost")
 LARGEST_BODY = 1 << 20  # bytes
-MOST_PROMPTS = 64  # of a request, which are a batch
-MOST_WAITING = 64  # requests
-ADAPTERS_IN_MEMORY = 32
-
+MOST_PROMPTS = 64  # of a request
+MOST_REQUESTS = 256  # that are answered or wait
 
 NEUTRAL: dict[str, Any] = {  # options of OpenAI's that clients send, and what they send where they ask for nothing
-    **{"n": 1, "best_of": 1, "stream": False, "echo": False, "logprobs": None, "suffix": None},
+    **{"n": 1, "best_of": 1, "echo": False, "logprobs": None, "suffix": None},
     **{"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}},
 }
 
@@ -73,6 +72,7 @@ class Completion(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
     stop: Texts = Field([], max_length=4)
+    stream: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -95,100 +95,92 @@ class UnknownModel(InputError):
     """A request for a model that is not served."""
 
 
-class ModelServer:
-    """A causal base, on which one adapter at a time is put, for requests one after another.
-
-    Args:
-        adapters: {name of a model: folder of the adapter}.
+class Answer:
+    """What a server says to a request, as it comes; made in the event loop that waits for it.
 
     Raises:
-        InputError: the base is no causal language model.
+        UnknownModel: no such model. InputError: the model is refused, or prompt and answer do not fit into the base's
+            context.
     """
 
-    def __init__(self, base: Base, adapters: dict[str, Path]):
-        if not isinstance(base, CausalBase):
-            raise InputError(base.folder, "what is served must write text", base.family, "a causal base")
-        self.base, self.adapters, self.current = base, adapters, base.manifest["name"]
-        self.model: torch.nn.Module = base.model
-        self.open_adapter = lru_cache(ADAPTERS_IN_MEMORY)(self.read_adapter)
+    def __init__(self, server: ModelServer, asked: Completion):
+        self.server, self.asked = server, asked
+        check_model(server, asked.model)
+        prompts = [prompt_ids(server.base, prompt) for prompt in asked.prompt]
+        longest = max(map(len, prompts))
+        if longest + asked.max_tokens > server.base.context:
+            what, given = "prompt and `max_tokens` do not fit into the context", f"{longest} + {asked.max_tokens}"
+            raise InputError(f"{REQUEST}: max_tokens", what, given, f"at most {server.base.context} tokens")
+        live, limit = asked.stream, asked.max_tokens
+        self.rows = [RowText(server.base.tokenizer, asked.stop, limit, live) for _ in prompts]
+        self.loop, self.events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        self.job = Job(asked.model, prompts, limit, asked.sampling, self.put_event)
+        self.head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
+        server.submit(self.job)
 
-    @property
-    def names(self) -> list[str]:
-        return [self.base.manifest["name"], *self.adapters]
+    def put_event(self, event: Event) -> None:
+        """On the server's thread."""
+        with suppress(RuntimeError):  # the loop ends with its client
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
-    def read_adapter(self, name: str) -> Adapter:
-        """Raises:
-        InputError: the folder is damaged, or of another base.
-        """
-        return open_expert(self.adapters[name], self.base.fingerprint)
-
-    def put_adapter(self, name: str) -> None:
-        """Leaves the model of this name on the base."""
-        if name == self.current:
-            return
-        adapter = self.open_adapter(name) if name in self.adapters else None
-        core.detach(self.base.model)
-        self.current = self.base.manifest["name"]
-        if adapter is not None:
-            core.apply(self.base.model, adapter, self.adapters[name])
-            self.model.to(self.base.device)
-            self.current = name
-
-    def complete(self, asked: Completion) -> dict[str, Any]:
-        """The answer to a request, as the endpoint gives it.
+    async def text_parts(self) -> AsyncIterator[tuple[int, str]]:
+        """Rows and what their texts have gained, until all rows have ended.
 
         Raises:
-            UnknownModel: no such model. InputError: prompt and answer do not fit into the base's context.
+            InputError: the server cannot answer.
         """
-        if asked.model not in self.names:
-            error = unknown_name_error(f"{REQUEST}: model", "model", asked.model, self.names)
-            raise UnknownModel(error.where, error.detail)
-        prompts = [self.prompt_ids(prompt) for prompt in asked.prompt]
-        longest = max(map(len, prompts))
-        if longest + asked.max_tokens > self.base.context:
-            what, given = "prompt and `max_tokens` do not fit into the context", f"{longest} + {asked.max_tokens}"
-            raise InputError(f"{REQUEST}: max_tokens", what, given, f"at most {self.base.context} tokens")
-        self.put_adapter(asked.model)
-        rows = self.write_tokens(prompts, asked)
-        choices = [{"index": place, **self.choice(row, asked)} for place, row in enumerate(rows)]
-        read, written = sum(map(len, prompts)), sum(map(len, rows))
-        return {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": asked.model,
-            "choices": choices,
-            "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
-        }
+        while any(row.reason is None for row in self.rows):
+            event = await self.events.get()
+            if isinstance(event, InputError):
+                raise event
+            place, token = event
+            if self.rows[place].reason is None:
+                part = self.rows[place].add_token(token)
+                if self.rows[place].reason and token is not None:
+                    self.server.drop(self.job, place)
+                if part or self.rows[place].reason:
+                    yield place, part
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """As in training: what the tokenizer puts before a text, and the text."""
-        ids = [*self.base.begin_ids, *self.base.tokens(prompt)]
-        return ids or [self.base.end_id]
+    async def whole_body(self) -> dict[str, Any]:
+        async for _ in self.text_parts():
+            pass
+        choices = [self.choice(place, row.text) for place, row in enumerate(self.rows)]
+        read, written = sum(map(len, self.job.prompts)), sum(len(row.ids) for row in self.rows)
+        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return {**self.head, "model": self.asked.model, "choices": choices, "usage": usage}
 
-    def write_tokens(self, prompts: list[list[int]], asked: Completion) -> list[list[int]]:
-        ids = pad_rows(prompts, self.base.pad_id, self.base.device, left=True)
-        mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0, self.base.device, left=True)
-        options = {"max_new_tokens": asked.max_tokens, "sampling": asked.sampling, "eos": self.base.end_id}
-        return generate(self.base.model, ids, mask, stop=asked.stop, tokenizer=self.base.tokenizer, **options)
+    def choice(self, place: int, text: str) -> dict[str, Any]:
+        return {"index": place, "text": text, "finish_reason": self.rows[place].reason, "logprobs": None}
 
-    def choice(self, row: list[int], asked: Completion) -> dict[str, Any]:
-        """The text of a row up to a string that it was to stop at, and why it ends."""
-        text = self.base.tokenizer.decode(row, clean_up_tokenization_spaces=False)
-        ends = [text.index(stop) for stop in asked.stop if stop in text]
-        stopped = bool(ends) or len(row) < asked.max_tokens
-        reason = "stop" if stopped else "length"
-        return {"text": text[: min(ends, default=len(text))], "finish_reason": reason, "logprobs": None}
+    async def event_lines(self, first: tuple[int, str], parts: AsyncIterator[tuple[int, str]]) -> AsyncIterator[str]:
+        """Server-sent events: a part of a row's text each."""
+        try:
+            yield self.event_line(*first)
+            async for place, part in parts:
+                yield self.event_line(place, part)
+        except InputError as error:  # the status has gone out
+            yield f"data: {json.dumps(error_body(error))}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def event_line(self, place: int, part: str) -> str:
+        body = {**self.head, "model": self.asked.model, "choices": [self.choice(place, part)]}
+        return f"data: {json.dumps(body)}\n\n"
 
 
-def find_adapters(base_folder: Path) -> dict[str, Path]:
-    """{name as in tables, `:seed{n}` behind it for all seeds but the first: folder} of a base among results."""
-    found: dict[str, Path] = {}
-    for run in sorted(base_folder.parents[1].glob(f"adapters/*/{base_folder.name}/*/seed*/{RUN}")):
-        folder = run.parent
-        name = f"{folder.parent.name}@{folder.parents[2].name}"
-        found[f"{name}:{folder.name}" if name in found else name] = folder
-    return found
+def check_model(server: ModelServer, name: str) -> None:
+    """Raises:
+    UnknownModel: no such model. InputError: it answers nothing.
+    """
+    if name in server.catalog.refused:
+        raise server.catalog.refused[name]
+    if name not in server.names:
+        error = unknown_name_error(f"{REQUEST}: model", "model", name, server.names)
+        raise UnknownModel(error.where, error.detail)
+
+
+def prompt_ids(base: CausalBase, prompt: str) -> list[int]:
+    """As in training: what the tokenizer puts before a text, and the text."""
+    return [*base.begin_ids, *base.tokens(prompt)] or [base.end_id]
 
 
 def create_app(server: ModelServer, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
@@ -198,34 +190,76 @@ def create_app(server: ModelServer, hosts: tuple[str, ...] = LOOPBACK) -> Starle
         hosts: names that a request may call the machine by; pages of others that point a name of theirs at it are
             refused.
     """
-    worker = ThreadPoolExecutor(1)  # models change the base in place: its one thread is the queue
-    waiting = 0
+    answering: set[Answer] = set()
 
     async def list_models(request: Request) -> JSONResponse:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "loratory"} for name in server.names]
         return JSONResponse({"object": "list", "data": models})
 
-    async def create_completion(request: Request) -> JSONResponse:
-        nonlocal waiting
+    async def create_completion(request: Request) -> Response:
         if origin := request.headers.get("origin"):  # browsers send it; a page could make the machine work unseen
             return error_response(403, InputError(REQUEST, "a web page asks", origin, "a program"))
         try:
             asked = read_request(await read_body(request))
         except InputError as error:
             return error_response(400, error)
-        if waiting >= MOST_WAITING:
-            return error_response(503, InputError(REQUEST, "too many requests wait", waiting, fix="ask again later"))
-        waiting += 1
+        if len(answering) >= MOST_REQUESTS:
+            what, fix = "too many requests are being answered", "ask again later"
+            return error_response(503, InputError(REQUEST, what, len(answering), fix=fix))
         try:
-            return JSONResponse(await asyncio.get_running_loop().run_in_executor(worker, server.complete, asked))
+            answer = Answer(server, asked)
         except InputError as error:
-            own = not error.where.startswith(REQUEST)  # a damaged adapter is no fault of who asks
-            return error_response(500 if own else 404 if isinstance(error, UnknownModel) else 400, error)
-        finally:
-            waiting -= 1
+            return error_response(error_status(error), error)
+        answering.add(answer)
+
+        async def end_answer() -> None:
+            answering.discard(answer)
+            server.drop(answer.job)
+
+        try:
+            response = await respond(request, answer)
+        except BaseException:
+            await end_answer()
+            raise
+        response.background = BackgroundTask(end_answer)  # runs too where a client leaves in the middle
+        return response
 
     routes = [Route("/v1/models", list_models), Route("/v1/completions", create_completion, methods=["POST"])]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))])
+
+
+async def respond(request: Request, answer: Answer) -> Response:
+    """The whole answer or, of one that streams, its beginning and what follows."""
+    try:
+        if not answer.asked.stream:
+            return JSONResponse(await unless_gone(request, answer.whole_body()))
+        parts = answer.text_parts()
+        first = await unless_gone(request, anext(parts))
+        return StreamingResponse(answer.event_lines(first, parts), media_type="text/event-stream")
+    except InputError as error:
+        return error_response(error_status(error), error)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Raises:
+    ClientDisconnect: the client has left, and the work has been cancelled.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_until_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def read_body(request: Request) -> bytes:
@@ -256,20 +290,40 @@ def read_request(body: bytes) -> Completion:
         raise first_problem(error, given, REQUEST, Completion.model_json_schema()) from None
 
 
+def error_status(error: InputError) -> int:
+    """A damaged adapter is no fault of who asks."""
+    own = not error.where.startswith(REQUEST)
+    return 500 if own else 404 if isinstance(error, UnknownModel) else 400
+
+
 def error_response(status: int, error: InputError) -> JSONResponse:
+    return JSONResponse(error_body(error), status)
+
+
+def error_body(error: InputError) -> dict[str, Any]:
     code = "model_not_found" if isinstance(error, UnknownModel) else error.reason
     told = {"message": str(error), "type": "invalid_request_error", "param": None, "code": code}
-    return JSONResponse({"error": told}, status)
+    return {"error": told}
 
 
-def serve_base(folder: Path | str, host: str, port: int, device: str) -> None:
-    """Serves a prepared base among results, and its adapters, until it is interrupted.
+def serve_base(folder: Path | str, host: str, port: int, device: str, memory: float) -> None:
+    """Serves a prepared base among results, and what was trained on it, until it is interrupted.
+
+    Args:
+        memory: see `ModelServer`.
 
     Raises:
         InputError: no prepared base is there, or none that writes text.
     """
     folder = Path(folder).resolve()
-    server = ModelServer(load_base(folder, device), find_adapters(folder))
+    server = ModelServer(load_base(folder, device), find_models(folder), memory)
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
+    for name, reason in server.catalog.reasons.items():
+        print(f"{name} answers alone: {reason}")
+    for error in server.catalog.refused.values():
+        print(f"not served: {error}")
     print(f"http://{host}:{port}/v1 answers as {', '.join(server.names)}; Ctrl-C ends it", flush=True)
-    uvicorn.run(create_app(server, hosts), host=host, port=port, log_level="warning")
+    try:
+        uvicorn.run(create_app(server, hosts), host=host, port=port, log_level="warning")
+    finally:
+        server.close()

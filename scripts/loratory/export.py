@@ -16,7 +16,7 @@ import torch
 
 from loratory import registry
 from loratory.adapters.core import Conv1D, linear_layers
-from loratory.adapters.deltas import CONFIG, RUN, Adapter, copy_adapter, load_adapter, save_adapter
+from loratory.adapters.deltas import CONFIG, RUN, Adapter, copy_adapter, save_adapter
 from loratory.adapters.factors import factor_adapter
 from loratory.bases.checks import INDEX, read_object
 from loratory.bases.core import CURVE, Base, load_base
@@ -26,10 +26,8 @@ from loratory.bases.prepare import COPIED_FILES
 from loratory.data.files import atomic_write, check_writable, write_json
 from loratory.engines import ENGINES, check_base, fit_to_engine
 from loratory.errors import InputError
-from loratory.mixers.merging import MERGED_NAME, Merger
-from loratory.mixers.methods.weighted_merge import Mixer as WeightedMerge
 from loratory.mixers.published import save_published
-from loratory.mixers.store import EXPERTS, MANIFEST, Manifest, open_experts, open_mixture, read_manifest
+from loratory.mixers.store import EXPERTS, MANIFEST, has_constant_weights, open_as_adapter, open_mixture
 from loratory.model_card import write_card
 from loratory.registry import is_spoken
 from loratory.training.continued import merge_adapter
@@ -37,7 +35,6 @@ from loratory.training.continued import merge_adapter
 MERGED = "merged"  # the form of a whole model
 FORMS = ("peft", *ENGINES, MERGED)
 NOT_COPIED = {BASE, CURVE, INDEX, "README.md"}  # of the base: what is of its making, or of how its weights are stored
-CONSTANT = ("uniform", "pooled")  # mixers that weigh every token alike, besides those that merge
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def export_trained(source: Path | str, target: Path | str, form: str) -> None:
     check_target(target, trained.results)
     with atomic_write(target) as aside:
         aside.mkdir(parents=True)
-        gated = trained.is_mixture and not has_constant_weights(trained.facts)
+        gated = trained.is_mixture and not has_constant_weights(str(trained.facts.get("mixer")))
         write = export_mixture if gated else export_adapter
         write(trained, aside, form)
         if form != MERGED:
@@ -124,21 +121,16 @@ def find_trained(folder: Path) -> Trained:
     return Trained(folder, results, system, adapters, facts, base)
 
 
-def has_constant_weights(facts: dict) -> bool:
-    """Whether a mixture, by its `mixture.json`, gives its experts the same weight at every token."""
-    kind = facts.get("mixer")
-    if kind not in registry.registered_names("mixer"):
-        return False
-    return kind in CONSTANT or issubclass(registry.load_module("mixer", kind).Mixer, Merger)
-
-
 def export_adapter(trained: Trained, folder: Path, form: str) -> None:
     """Raises:
     InputError: the method's change has no low rank, or the engine cannot load it.
     """
     if form in ENGINES:
         check_base(trained, form)
-    adapter = constant_adapter(trained) if trained.is_mixture else load_adapter(trained.folder)
+    adapter = open_as_adapter(trained.folder, trained.facts["base_sha256"])
+    if trained.is_mixture:
+        run = {key: trained.facts[key] for key in ("base", "base_sha256", "seed", "mixer", "adapters")}
+        adapter = replace(adapter, run=run)
     if adapter.own:
         what = f"`{method_name(trained)}` decides by its input what it changes, so no weights hold the change"
         raise InputError(trained.folder, what, next(iter(adapter.own)), fix="run it here: no engine does")
@@ -160,21 +152,6 @@ def open_plain_base(trained: Trained) -> Base:
     """The base in numbers that can be read: what was packed for training is in bf16."""
     packed = trained.base.get("precision") in PACKED
     return load_base(trained.base_folder, precision="bf16" if packed else None)
-
-
-def constant_adapter(trained: Trained) -> Adapter:
-    """A mixture of constant weights as one adapter: the stored experts' mean, of which there is one if they were
-    merged.
-
-    Raises:
-        InputError: an expert is not of low rank, or of another base.
-    """
-    manifest: Manifest = read_manifest(trained.folder)
-    folders = {name: trained.folder / EXPERTS / name for name in manifest.experts}
-    experts = open_experts(folders, trained.facts["base_sha256"])
-    run = {key: trained.facts[key] for key in ("base", "base_sha256", "seed", "mixer", "adapters")}
-    mean = WeightedMerge().prepare_experts(experts, 0)[MERGED_NAME]
-    return replace(mean, run=run)
 
 
 def write_merged(trained: Trained, adapter: Adapter, folder: Path) -> None:

@@ -11,7 +11,6 @@ from loratory.bases.decoding import (
     branch_cache,
     decode_batch,
     decode_steps,
-    draw_tokens,
     empty_cache,
     new_cache,
 )
@@ -137,7 +136,7 @@ def probabilities(sampling, logits) -> torch.Tensor:
 )
 def test_tokens_are_drawn_with_the_probabilities_of_the_definitions(sampling):
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, 1.7])
-    drawn = draw_tokens(logits.expand(20000, -1), sampling.logits_warpers(), sampling.random_generators("cpu"))
+    drawn = sampling.token_draw("cpu")(logits.expand(20000, -1))
     share = drawn.bincount(minlength=7) / 20000
     expected = probabilities(sampling, logits).float()
     assert ((share > 0) == (expected > 0)).all()

@@ -10,11 +10,13 @@ from models import causal_base, encoder_base, trained_adapter
 
 from loratory.adapters import core, deltas
 from loratory.adapters.methods.lora import Method
-from loratory.bases.decoding import decode_batch, empty_cache
+from loratory.bases.decoding import Sampling, decode_batch, empty_cache
 from loratory.errors import InputError
+from loratory.mixers.generation import generate
 from loratory.serving.engine import Engine
 from loratory.serving.paging import PagedAdapters
 from loratory.serving.pool import PagePool
+from loratory.serving.throughput import Arrival, measure_throughput
 
 ADAPTERS = {"a": (1, None), "b": (3, ("q_proj", "down_proj")), "c": (4, ("v_proj",)), "d": (2, None)}
 NAMES = [*ADAPTERS, None]
@@ -97,13 +99,27 @@ def test_every_request_is_answered_as_if_it_were_alone_and_leaves_nothing_behind
 
 def alone_on(engine, alone, name, ids, limit):
     """What is written without the engine, whose layers are taken off for it and put on again."""
-    on = {name: engine.base.model.get_submodule(name) for name in engine.adapters.bare}
-    for layer, module in engine.adapters.bare.items():
-        engine.base.model.set_submodule(layer, module)
-    found = alone(name, ids, limit)
-    for layer, module in on.items():
-        engine.base.model.set_submodule(layer, module)
-    return found
+    with engine.adapters.set_aside():
+        return alone(name, ids, limit)
+
+
+def test_what_is_drawn_beside_others_is_what_is_drawn_alone(served):
+    """Each row by a generator of its own, whoever joins and leaves; the base's own model is the witness."""
+    base, folders, _ = served
+    sampling = Sampling(5, temperature=0.8, top_p=0.9)
+    with torch.no_grad():
+        ids = torch.tensor([prompt(3)])
+        wanted = generate(base.model, ids, max_new_tokens=LIMIT, sampling=sampling, eos=base.end_id)[0]
+    engine = Engine(base, folders, pages=2000)
+    try:
+        first = engine.submit(prompt(1), "a", 2, Sampling(7))
+        engine.step()
+        found = engine.submit(prompt(3), None, LIMIT, sampling)
+        engine.submit(prompt(2), None, LIMIT)
+        engine.run()
+        assert found.written == wanted and len(first.written) <= 2
+    finally:
+        engine.close()
 
 
 def test_the_least_recently_used_adapter_leaves_and_one_in_use_stays(served):
@@ -152,3 +168,16 @@ def test_what_cannot_be_served_is_refused(served, tmp_path):
     adapter = trained_adapter(bert.model, Method(rank=1), 0, bert.heads)
     with pytest.raises(InputError, match="trained whole has no place in a pool"):
         PagedAdapters(bert.model, {"x": adapter}, {"x": "x"}, PagePool(9, 8, torch.zeros(0)))
+
+
+def test_what_is_measured_is_answered_and_each_request_waits_from_when_it_came(served):
+    base, folders, alone = served
+    engine = Engine(base, folders, pages=250)
+    arrivals = [Arrival(prompt(number), name, 4, number * 0.01) for number, name in enumerate([*NAMES, "a"])]
+    found = measure_throughput(engine, [*reversed(arrivals)])
+    assert found.written == [alone_on(engine, alone, one.adapter, one.ids, 4) for one in reversed(arrivals)]
+    assert 0 < min(found.first_token) <= found.median_first_token <= found.p95_first_token < found.seconds
+    assert found.requests_per_second * found.seconds == pytest.approx(len(arrivals))
+    engine.adapters.make_room(engine.pool.pages)
+    assert 0 < found.pool_bytes <= 250 * engine.pool.width * 4 and found.device_bytes is None
+    engine.close()

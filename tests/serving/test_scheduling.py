@@ -15,8 +15,8 @@ def as_request(prompt: int, adapter: str | None, limit: int) -> Request:
     return Request([0] * prompt, adapter, limit)
 
 
-def scheduler_of(most_adapters: int = 9) -> Scheduler:
-    return Scheduler(PAGES, TOKEN_PAGES, lambda name: ADAPTER_PAGES * (name is not None), most_adapters)
+def scheduler_of(most_adapters: int = 9, most_rows: int = 99) -> Scheduler:
+    return Scheduler(PAGES, TOKEN_PAGES, lambda name: ADAPTER_PAGES * (name is not None), most_adapters, most_rows)
 
 
 def step(scheduler: Scheduler) -> list[Request]:

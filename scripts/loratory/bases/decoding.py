@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -50,9 +51,11 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise InputError("sampling", "top_k keeps no token", self.top_k, "at least 1")
 
-    def random_generators(self, device: torch.device | str) -> list[torch.Generator]:
-        """Of each part of the batch."""
-        return [torch.Generator(device).manual_seed(seed) for seed in (self.seed, *self.others)]
+    def token_draw(self, device: torch.device | str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Chooses tokens `[batch]` by logits `[batch, vocabulary]`; each part of the batch has a generator of its own,
+        which goes on from call to call."""
+        generators = [torch.Generator(device).manual_seed(seed) for seed in (self.seed, *self.others)]
+        return partial(draw_tokens, warpers=self.logits_warpers(), generators=generators)
 
     def logits_warpers(self) -> LogitsProcessorList:
         found = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
@@ -156,15 +159,13 @@ def decode_steps(
     ends = {end} if isinstance(end, int) else set(end)
     mask, positions = inputs["attention_mask"], inputs["position_ids"][:, -1:]
     padded = not bool(mask.all())
-    generators, warpers = (
-        (sampling.random_generators(mask.device), sampling.logits_warpers()) if sampling else ([], None)
-    )
+    draw = sampling.token_draw(mask.device) if sampling else None
     written: list[torch.Tensor] = []
     open_rows = set(range(len(mask)))
     for step in range(limit):
         logits = forward(inputs, cache).logits[:, -1].float()
         logits = logits if allowed is None else logits[:, allowed]
-        token = logits.argmax(-1) if warpers is None else draw_tokens(logits, warpers, generators)
+        token = draw(logits) if draw else logits.argmax(-1)
         token = token if allowed is None else allowed[token]
         ids = token.tolist()
         open_rows -= {row for row in open_rows if ids[row] in ends}

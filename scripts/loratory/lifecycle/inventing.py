@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from loratory.adapters import core
 from loratory.bases.core import IGNORED, Base, Encoded
-from loratory.bases.decoding import Sampling, branch_cache, decode_batch, draw_tokens, new_cache
+from loratory.bases.decoding import Sampling, branch_cache, decode_batch, new_cache
 from loratory.bases.families.masked import target_places
 from loratory.data.batching import batches_by_length
 from loratory.data.clips import as_clip
@@ -223,7 +223,7 @@ def fill_seeds(base: Base, seeds: Sequence[Example], seed: int, options: Any) ->
         logits = masked.target_logits(base.model, masked.assemble_batch(rows, alphabet))
         logits = logits if alphabet else logits[:, allowed]
         sampling = sampling_of(seed, batch, options)
-        drawn = draw_tokens(logits, sampling.logits_warpers(), sampling.random_generators(logits.device))
+        drawn = sampling.token_draw(logits.device)(logits)
         known = torch.tensor(masked.letter_ids(alphabet), device=base.device) if alphabet else allowed
         filling = iter(known[drawn].tolist())
         found: list[str | None] = []

@@ -21,12 +21,15 @@ from loratory.data.files import atomic_write, write_json
 from loratory.errors import InputError
 from loratory.mixers import contract
 from loratory.mixers.core import Mixture
+from loratory.mixers.merging import MERGED_NAME, Merger
+from loratory.mixers.methods.weighted_merge import Mixer as WeightedMerge
 from loratory.problems import read_fields
 
 if TYPE_CHECKING:
     from loratory.bases.core import Base
 
 MANIFEST, GATE, EXPERTS = "mixture.json", "gate.safetensors", "experts"
+CONSTANT = ("uniform", "pooled")  # mixers that weigh every token alike, besides those that merge
 
 
 class Manifest(BaseModel):
@@ -63,6 +66,30 @@ def open_expert(folder: Path | str, fingerprint: str) -> Adapter:
         what = "the expert was trained on another base"
         raise InputError(folder, what, trained_on[:12], f"base {fingerprint[:12]}", "train it on this base")
     return adapter
+
+
+def open_as_adapter(folder: Path | str, fingerprint: str) -> Adapter:
+    """Loads an adapter of a base, or a mixture on it whose experts always have the same weights: their mean, of which
+    there is one if they were merged.
+
+    Raises:
+        InputError: as `open_expert`; or the mixture weighs by its input, or an expert is not of low rank.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        return open_expert(folder, fingerprint)
+    manifest = read_manifest(folder)
+    if not has_constant_weights(manifest.mixer):
+        raise InputError(folder, "the mixture weighs its experts by its input", manifest.mixer, "an adapter")
+    experts = open_experts({name: folder / EXPERTS / name for name in manifest.experts}, fingerprint)
+    return WeightedMerge().prepare_experts(experts, 0)[MERGED_NAME]
+
+
+def has_constant_weights(kind: str) -> bool:
+    """Whether a registered mixer gives its experts the same weight at every token."""
+    if kind not in registry.registered_names("mixer"):
+        return False
+    return kind in CONSTANT or issubclass(registry.load_module("mixer", kind).Mixer, Merger)
 
 
 def save_mixture(

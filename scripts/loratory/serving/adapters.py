@@ -92,6 +92,18 @@ class AdapterSet:
         """Of an adapter in the set; nobody's is the last."""
         return len(self.names) if name is None else self.places[name]
 
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, the base is bare; the set is on it again afterwards."""
+        on = {name: self.model.get_submodule(name) for name in self.bare}
+        for name, layer in self.bare.items():
+            self.model.set_submodule(name, layer)
+        try:
+            yield
+        finally:
+            for name, layer in on.items():
+                self.model.set_submodule(name, layer)
+
     def remove(self) -> None:
         """Puts the bare layers back."""
         for name, layer in self.bare.items():

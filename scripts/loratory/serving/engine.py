@@ -1,7 +1,7 @@
 """Requests for many adapters of a causal base, answered as they come: rows join and leave between two steps.
 
-Keys, values and adapters share one pool. Everything is read from its pages by plain PyTorch, which is exact and the
-measure for kernels to come; it copies what it reads.
+Keys, values and adapters share one pool. Prompts are read in passes of their own; all that runs then writes token
+after token in steps that a GPU replays (`steps`), while adapters of requests that wait are copied (`paging`).
 """
 
 from __future__ import annotations
@@ -9,69 +9,62 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import DynamicCache, DynamicLayer
+from transformers import DynamicCache, PretrainedConfig
 
+from loratory.bases.decoding import Sampling
 from loratory.bases.families.causal import Family
 from loratory.errors import InputError
 from loratory.mixers.generation import check_attention
-from loratory.mixers.store import open_experts
+from loratory.mixers.store import open_as_adapter
 from loratory.registry import unknown_name_error
 from loratory.serving.paging import PagedAdapters
-from loratory.serving.pool import PagePool
+from loratory.serving.pool import PagePool, upload
 from loratory.serving.scheduling import Request, Scheduler
+from loratory.serving.steps import PromptLayer, Row, Steps
 
-
-class PagedLayer(DynamicLayer):
-    """Keys and values of a layer for one pass, in pages.
-
-    Args:
-        places: pages of keys and of values `[2, rows, length]`, those of new tokens last; 0 where nothing is, on the
-            left.
-    """
-
-    def __init__(self, pool: PagePool, places: torch.Tensor):
-        super().__init__()
-        self.pool, self.places, self.is_initialized = pool, places, True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes the new ones `[rows, heads, new, size]`, and returns all `[rows, heads, length, size]`."""
-        found = []
-        for places, states in zip(self.places, (key_states, value_states)):
-            new = places[:, -states.shape[2] :]
-            real = new > 0
-            self.pool.write(new[real][:, None], states.transpose(1, 2).flatten(2)[real])
-            read = self.pool.read(places[..., None], states.shape[1] * states.shape[3])
-            found.append(read.unflatten(-1, (states.shape[1], -1)).transpose(1, 2))
-        return found[0], found[1]
+PASS_TOKENS = 16384  # of prompts that are read at once
+AHEAD = 4  # adapters that begin to be copied in a step: as many as a GPU's step has time for
 
 
 class Engine:
     """A causal base that serves many adapters.
 
     Args:
-        folders: {name: folder of an adapter}. pages: of the pool, each as large as a token's keys in one layer.
-        most_adapters: that run at once.
+        folders: {name: folder of an adapter, or of a mixture that is one}.
+        pages: of the pool, each as large as a token's keys in one layer.
+        most_adapters, most_rows: that run at once. capture: see `Steps`.
 
     Raises:
         InputError: the base's attention is not full, or an adapter is of another base or cannot be served.
     """
 
-    def __init__(self, base: Family, folders: Mapping[str, Path | str], pages: int, most_adapters: int = 32):
+    def __init__(
+        self,
+        base: Family,
+        folders: Mapping[str, Path | str],
+        pages: int,
+        most_adapters: int = 32,
+        most_rows: int = 64,
+        capture: bool | None = None,
+    ):
         config, self.base = base.model.config, base
         check_attention(config)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.pool = PagePool(pages, heads * size, next(base.model.parameters()))
-        self.adapters = PagedAdapters(base.model, open_experts(folders, base.fingerprint), folders, self.pool)
-        self.token_pages = 2 * config.num_hidden_layers
-        self.scheduler = Scheduler(pages, self.token_pages, self.adapters.pages_needed, most_adapters)
-        self.places: dict[Request, torch.Tensor] = {}
+        self.pool = PagePool(pages, page_width(config), next(base.model.parameters()))
+        opened = {folder: open_as_adapter(folder, base.fingerprint) for folder in {*map(str, folders.values())}}
+        adapters = {name: opened[str(folder)] for name, folder in folders.items()}
+        self.adapters = PagedAdapters(base.model, adapters, folders, self.pool)
+        self.steps = Steps(base.model, self.pool, self.adapters.context, most_rows, base.context, capture)
+        needed = self.adapters.pages_needed
+        self.scheduler = Scheduler(pages, self.steps.parts, needed, most_adapters, most_rows)
+        self.free_seats = list(range(most_rows))
+        self.seats: dict[Request, int] = {}
 
-    def submit(self, ids: Sequence[int], adapter: str | None, limit: int) -> Request:
-        """Raises:
+    def submit(self, ids: Sequence[int], adapter: str | None, limit: int, sampling: Sampling | None = None) -> Request:
+        """A request that waits for its turn; it is greedy without `sampling`.
+
+        Raises:
         InputError: no such adapter, nothing to continue, more than the base has positions for, or no room even for
             this request alone.
         """
@@ -81,14 +74,16 @@ class Engine:
             raise InputError("request", "nothing to continue", f"{len(ids)} tokens, {limit} to write")
         if len(ids) + limit > self.base.context:
             raise InputError("request", "too long", f"{len(ids)} + {limit} tokens", f"at most {self.base.context}")
-        request = Request([*ids], adapter, limit)
+        draw = sampling.token_draw(self.base.device) if sampling else None
+        request = Request([*ids], adapter, limit, draw)
         self.scheduler.submit(request)
         return request
 
     def kill(self, request: Request) -> None:
         """Ends a request, wherever it is; its pages are free."""
         self.scheduler.end(request)
-        if self.places.pop(request, None) is not None:
+        if request in self.seats:
+            self.free_seats.append(self.seats.pop(request))
             self.pool.release(request)
             if request.adapter is not None:
                 self.adapters.give_back(request.adapter)
@@ -100,55 +95,96 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Request]:
-        """One token for every request that runs, and for those that begin; returns those that end."""
-        going_on = list(self.scheduler.running)
+        """One token for every request that runs, and for those that begin; returns those that end.
+
+        A GPU is asked for all passes, and adapters of requests that wait are on their way, before one token is read.
+        """
+        going_on = self.by_adapter(self.scheduler.running)
+        passes = [(going_on, *self.write_tokens(going_on))] if going_on else []
         begun = self.scheduler.admit()
-        for request in begun:
-            if request.adapter is not None:
-                self.adapters.take(request.adapter)
-            self.places[request] = self.pool.allocate(request, 0).view(self.token_pages // 2, 2, 0)
-        for rows in filter(None, (going_on, begun)):
-            self.write_tokens(sorted(rows, key=lambda row: self.adapters.place(row.adapter)))
+        for one in begun:
+            if one.adapter is not None:
+                self.adapters.claim(one.adapter)
+            self.seats[one] = self.free_seats.pop()
+        passes += [(part, *self.read_prompts(part)) for part in cut_prompts(begun, PASS_TOKENS)]
+        self.adapters.fetch_ahead((one.adapter for one in self.scheduler.waiting if one.adapter is not None), AHEAD)
+        for rows, tokens, logits in passes:
+            draw_instead(rows, tokens, logits)
+            for row, token in zip(rows, tokens.tolist()):
+                if token == self.base.end_id:
+                    row.ended = True
+                else:
+                    row.written.append(token)
         ended = [one for one in self.scheduler.running if not one.left]
         for request in ended:
             self.kill(request)
         return ended
 
-    def new_places(self, request: Request, tokens: int) -> torch.Tensor:
-        """Pages `[layers, 2, tokens]` of a request's next tokens."""
-        self.adapters.make_room(tokens * self.token_pages)
-        return self.pool.allocate(request, tokens * self.token_pages).view(-1, 2, tokens)
+    def by_adapter(self, rows: Sequence[Request]) -> list[Request]:
+        return sorted(rows, key=lambda row: self.adapters.place(row.adapter))
 
-    def write_tokens(self, rows: Sequence[Request]) -> None:
-        """A pass for rows that all read their prompts, or all their latest tokens."""
-        new = [row.written[-1:] or row.ids for row in rows]
-        for row, own in zip(rows, new):
-            self.places[row] = torch.cat([self.places[row], self.new_places(row, len(own))], -1)
-        places = pad_left([self.places[row] for row in rows])  # [rows, layers, 2, length]
-        ids = pad_left([torch.tensor(own, device=places.device) for own in new])
+    def new_pages(self, request: Request, tokens: int) -> np.ndarray:
+        """Pages `[2 · layers, tokens]` of a request's next tokens."""
+        count = tokens * self.steps.parts
+        self.adapters.make_room(count)
+        return self.pool.allocate(request, count).view(-1, tokens).numpy()
+
+    def write_tokens(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest next token of each request, sorted by adapter, that has one which was not read yet, and its
+        logits."""
+        self.adapters.check_resident([request.adapter for request in requests])
+        rows = []
+        for one in requests:
+            place, pages = self.adapters.place(one.adapter), self.new_pages(one, 1)[:, 0]
+            rows.append(Row(one.written[-1], one.tokens - 1, self.seats[one], place, one.adapter is None, pages))
+        return self.steps.run(rows)
+
+    def read_prompts(self, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest first token of each request, and its logits; the list is sorted by adapter."""
+        requests.sort(key=lambda row: self.adapters.place(row.adapter))
+        owned = []
+        for one in requests:
+            if one.adapter is not None:
+                self.adapters.bring(one.adapter)
+            owned.append(torch.from_numpy(self.new_pages(one, len(one.ids))))
+            self.steps.put_prompt(self.seats[one], owned[-1].int())
+        device, ids = self.pool.vectors.device, pad_left([torch.tensor(one.ids) for one in requests])
+        pages = upload(pad_left(owned).permute(1, 0, 2).reshape(-1, 2, ids.numel()), device)
         cache = DynamicCache()
-        cache.layers = [PagedLayer(self.pool, each) for each in places.permute(1, 2, 0, 3)]
-        real = places[:, 0, 0] > 0
-        positions = (real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        mask = causal_mask(real, ids.shape[1], self.base.model.dtype)
-        with self.adapters.use_rows([row.adapter for row in rows]):
-            logits = self.base.model(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-        for row, token in zip(rows, logits.float().argmax(-1).tolist()):
-            if token == self.base.end_id:
-                row.ended = True
-            else:
-                row.written.append(token)
+        cache.layers = [PromptLayer(self.pool, each) for each in pages]
+        real = upload(pad_left([torch.ones(len(one.ids), dtype=torch.bool) for one in requests]), device)
+        with self.adapters.use_rows([one.adapter for one in requests]):
+            logits = (
+                self.base.model(
+                    input_ids=upload(ids, device),
+                    position_ids=(real.cumsum(-1) - 1).clamp(min=0),
+                    attention_mask=causal_mask(real, self.base.model.dtype),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                .logits[:, -1]
+                .float()
+            )
+        return logits.argmax(-1), logits
 
     def close(self) -> None:
         """Takes all adapters off the base."""
         self.adapters.remove()
+
+
+def page_width(config: PretrainedConfig) -> int:
+    """Numbers of a page: a token's keys in one layer."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def draw_instead(rows: Sequence[Request], tokens: torch.Tensor, logits: torch.Tensor) -> None:
+    """Puts what rows draw by their logits `[rows, vocabulary]`, each as if it were alone, in place of their likeliest
+    tokens `[rows]`."""
+    for place, row in enumerate(rows):
+        if row.draw:
+            tokens[place : place + 1] = row.draw(logits[place : place + 1])
 
 
 def pad_left(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -157,10 +193,20 @@ def pad_left(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([torch.nn.functional.pad(part, (longest - part.shape[-1], 0)) for part in parts])
 
 
-def causal_mask(real: torch.Tensor, new: int, dtype: torch.dtype) -> torch.Tensor:
-    """`[rows, 1, new, length]` to be added to attention: each of the last `new` positions sees itself and what is real
-    before it; a position that is not real sees itself alone, so that nothing is divided by nothing."""
+def causal_mask(real: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`[rows, 1, length, length]` to be added to attention: each position sees itself and what is real before it; one
+    that is not real sees itself alone, so that nothing is divided by nothing."""
     length = real.shape[1]
-    before = torch.ones(new, length, dtype=torch.bool, device=real.device).tril(length - new)
-    seen = before & real[:, None] | torch.eye(length, dtype=torch.bool, device=real.device)[-new:]
+    before = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    seen = before & real[:, None] | torch.eye(length, dtype=torch.bool, device=real.device)
     return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def cut_prompts(requests: Sequence[Request], most: int) -> list[list[Request]]:
+    """Requests for one pass each: the shortest first, at most so many padded tokens together, or one request."""
+    found: list[list[Request]] = []
+    for request in sorted(requests, key=lambda one: len(one.ids)):
+        if not found or (len(found[-1]) + 1) * len(request.ids) > most:
+            found.append([])
+        found[-1].append(request)
+    return found

@@ -1,14 +1,17 @@
 """Adapters whose factors lie in pages of a pool while they are used, and in host memory always.
 
-An adapter's file stays mapped into the host's memory, so thousands take no more of it than those that are read. The
+An adapter's file stays mapped into the host's memory, so thousands take no more of it than those that are read. On a
+GPU an adapter comes as one copy from pinned memory on a stream of its own, while the stream of the steps goes on. The
 least recently used leaves the pool when its pages are needed; one that a request uses stays.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -19,9 +22,11 @@ from loratory.adapters.core import Linear
 from loratory.adapters.deltas import Adapter, LowRank
 from loratory.errors import InputError
 from loratory.serving.adapters import AdapterSet
-from loratory.serving.layers import RowwiseLayer, scaled_factors
-from loratory.serving.pool import PagePool
+from loratory.serving.layers import RowwiseLayer
+from loratory.serving.pool import PagePool, Pages, upload
 from loratory.serving.rows import RowContext
+
+Deltas = Mapping[str, LowRank]
 
 
 class PagedLinear(RowwiseLayer):
@@ -32,43 +37,45 @@ class PagedLinear(RowwiseLayer):
     """
 
     def __init__(self, base: Linear, context: RowContext, deltas: Sequence[LowRank | None], pool: PagePool):
-        super().__init__(base, context)
+        super().__init__(base, context, deltas)
         self.pool = pool
-        rank = max(delta.rank for delta in deltas if delta is not None)
-        self.inner, self.out = next((delta.A.shape[1], delta.B.shape[0]) for delta in deltas if delta is not None)
-        widths = [pool.pages_per_vector(size) for size in (self.inner, self.out)]
-        shapes = [(len(deltas), rank, width) for width in widths]
-        self.A_places, self.B_places = (base.weight.new_zeros(shape, dtype=torch.long) for shape in shapes)
-        self.ranks = [0] * len(deltas)
+        self.parts = tuple(pool.pages_per_vector(size) for size in self.sizes)
 
     def pages_needed(self, delta: LowRank) -> int:
-        return delta.rank * (self.A_places.shape[-1] + self.B_places.shape[-1])
+        return delta.rank * sum(self.parts)
 
-    def put_change(self, place: int, delta: LowRank, pages: torch.Tensor) -> None:
-        """Writes an adapter's change to so many pages as it needs."""
-        a, b = scaled_factors(delta, self.weight)
-        cut = delta.rank * self.A_places.shape[-1]
-        for places, part, vectors in ((self.A_places, pages[:cut], a), (self.B_places, pages[cut:], b)):
-            places[place, : delta.rank] = part.view(delta.rank, -1)
-            self.pool.write(places[place, : delta.rank], vectors)
-        self.ranks[place] = delta.rank
+    def use_columns(self, table: torch.Tensor, first: int) -> int:
+        """Finds its pages in a table `[places, columns]` of all layers, from a column on; returns the next layer's."""
+        a, b = (self.rank * part for part in self.parts)
+        self.columns = torch.arange(first, first + a), torch.arange(first + a, first + a + b)
+        views = (table[:, own[0] : own[-1] + 1].unflatten(1, (self.rank, -1)) for own in self.columns)
+        self.a, self.b = (Pages(self.pool.vectors, view, size) for view, size in zip(views, self.sizes))
+        return first + a + b
 
-    def drop_change(self, place: int) -> None:
-        self.A_places[place] = self.B_places[place] = self.ranks[place] = 0
 
-    def has_change(self, place: int) -> bool:
-        return self.ranks[place] > 0
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that an adapter changes at one rank and of one shape, so that their factors are copied as one tensor."""
 
-    def factors(self, places: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.pool.read(self.A_places[places], self.inner), self.pool.read(self.B_places[places], self.out)
+    rank: int
+    inner: int
+    out: int
+    names: list[str]
+
+
+def group_layers(deltas: Deltas) -> list[LayerGroup]:
+    names = defaultdict(list)
+    for name, delta in deltas.items():
+        names[delta.rank, delta.A.shape[1], delta.B.shape[0]].append(name)
+    return [LayerGroup(*shape, found) for shape, found in names.items()]
 
 
 class PagedAdapters(AdapterSet):
-    """As an `AdapterSet`, of adapters that come into a pool when they are used.
+    """As an `AdapterSet`, of adapters that come into a pool when they are used, or ahead of it.
 
     Attributes:
-        adapters: {name: adapter} in host memory. uses: how many requests use each. resident: names of those in the
-            pool, the least recently used first.
+        adapters: {name: adapter} in host memory. uses: how many requests use each. resident: {name of one in the pool:
+            the event after which its pages hold it, None if they do}, the least recently used first.
     """
 
     def __init__(
@@ -81,8 +88,11 @@ class PagedAdapters(AdapterSet):
         self.adapters, self.pool, self.where = adapters, pool, where
         self.layers: dict[str, PagedLinear] = {}
         self.uses: Counter[str] = Counter()
-        self.resident: dict[str, None] = {}
+        self.resident: dict[str, torch.cuda.Event | None] = {}
+        self.device = pool.vectors.device
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         super().__init__(model, adapters, where)
+        self.pages = {name: self.count_pages(adapter) for name, adapter in adapters.items()}
 
     def put_heads(self, adapters: Sequence[Adapter]) -> None:
         """Raises:
@@ -101,11 +111,18 @@ class PagedAdapters(AdapterSet):
             deltas = [adapter.deltas.get(name) for adapter in adapters]
             self.layers[name] = PagedLinear(layer, self.context, deltas, self.pool)
             self.replace_layer(name, self.layers[name])
+        columns = sum(layer.rank * sum(layer.parts) for layer in self.layers.values())
+        self.table = torch.zeros(len(adapters), columns, dtype=torch.int32, device=self.device)
+        first = 0
+        for each in self.layers.values():
+            first = each.use_columns(self.table, first)
+
+    def count_pages(self, adapter: Adapter) -> int:
+        return sum(self.layers[layer].pages_needed(delta) for layer, delta in adapter.deltas.items())
 
     def pages_needed(self, name: str | None) -> int:
         """Of an adapter in the pool; none of the bare base."""
-        deltas = self.adapters[name].deltas if name is not None else {}
-        return sum(self.layers[layer].pages_needed(delta) for layer, delta in deltas.items())
+        return self.pages[name] if name is not None else 0
 
     def take(self, name: str) -> None:
         """A request uses the adapter, which stays in the pool until `give_back`.
@@ -113,39 +130,123 @@ class PagedAdapters(AdapterSet):
         Raises:
             InputError: it has no room beside what is in use.
         """
-        if name not in self.resident:
-            needed = self.pages_needed(name)
-            self.make_room(needed)
-            pages, place = self.pool.allocate(name, needed), self.places[name]
-            for layer, delta in self.adapters[name].deltas.items():
-                count = self.layers[layer].pages_needed(delta)
-                self.layers[layer].put_change(place, delta, pages[:count])
-                pages = pages[count:]
+        self.claim(name)
+        self.bring(name)
+
+    def claim(self, name: str) -> None:
+        """A request will use the adapter: if it is in the pool it stays."""
         self.uses[name] += 1
-        self.resident[name] = self.resident.pop(name, None)  # to the end: the latest
+        if name in self.resident:
+            self.resident[name] = self.resident.pop(name)  # to the end: the latest
+
+    def bring(self, name: str) -> None:
+        """An adapter that is claimed is in the pool.
+
+        Raises:
+            InputError: it has no room beside what is in use.
+        """
+        if name not in self.resident:
+            self.make_room(self.pages[name])
+            self.copy_adapter(name)
+        self.await_copy(name)
 
     def give_back(self, name: str) -> None:
         self.uses[name] -= 1
 
-    def make_room(self, pages: int) -> None:
-        """Frees pages of adapters that nobody uses, the least recently used first, until so many are free."""
-        for name in [name for name in self.resident if not self.uses[name]]:
+    def fetch_ahead(self, names: Iterable[str], most: int) -> None:
+        """Begins to copy the first adapters of these that are not in the pool, in place of others that nobody uses."""
+        wanted = list(dict.fromkeys(names))
+        for name in [name for name in wanted if name not in self.resident][:most]:
+            self.make_room(self.pages[name], wanted)
+            if len(self.pool.free) < self.pages[name]:
+                return
+            self.copy_adapter(name)
+
+    def make_room(self, pages: int, wanted: Collection[str] = ()) -> None:
+        """Frees pages of adapters that nobody uses, the least recently used first, until so many are free.
+
+        Args:
+            wanted: adapters that stay.
+        """
+        if len(self.pool.free) >= pages:
+            return
+        for name in [name for name in self.resident if not self.uses[name] and name not in wanted]:
+            self.evict(name)
             if len(self.pool.free) >= pages:
                 return
-            self.evict(name)
 
     def evict(self, name: str) -> None:
+        self.await_copy(name)  # whose pages are written to next
         del self.resident[name]
-        for layer in self.adapters[name].deltas:
-            self.layers[layer].drop_change(self.places[name])
+        self.table[self.places[name]] = 0
         self.pool.release(name)
 
-    @contextmanager
-    def use_rows(self, names: Sequence[str | None]) -> Iterator[None]:
+    def await_copy(self, name: str) -> None:
+        """What is asked of the device from here on comes after the adapter's copy."""
+        event = self.resident[name]
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
+            self.resident[name] = None
+
+    def copy_adapter(self, name: str) -> None:
+        """Begins to copy an adapter from its file to pages of its own; so many are free."""
+        deltas, pages = self.adapters[name].deltas, self.pool.allocate(name, self.pages[name])
+        groups, row = group_layers(deltas), torch.zeros(self.table.shape[1], dtype=torch.int32)
+        row[torch.cat([self.columns_of(group) for group in groups])] = pages.int()
+        factors = join_factors(groups, deltas, pinned=self.stream is not None)
+        with self.beside_steps():
+            vectors = self.page_vectors(groups, deltas, upload(factors, self.device))
+            self.pool.vectors.index_copy_(0, upload(pages, self.device), vectors)
+            self.table[self.places[name]] = upload(row, self.device)
+            self.resident[name] = self.stream.record_event() if self.stream is not None else None
+
+    def beside_steps(self) -> AbstractContextManager:
+        """Inside, work is for the second stream, and begins after all that the first one has been asked."""
+        if self.stream is None:
+            return nullcontext()
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(self.stream)
+
+    def columns_of(self, group: LayerGroup) -> torch.Tensor:
+        """Of the table, for the pages of A of all layers, then of B, as `page_vectors` orders them."""
+        layers = [self.layers[name] for name in group.names]
+        return torch.cat([layer.columns[i][: group.rank * layer.parts[i]] for i in (0, 1) for layer in layers])
+
+    def page_vectors(self, groups: Sequence[LayerGroup], deltas: Deltas, factors: torch.Tensor) -> torch.Tensor:
+        """What an adapter's pages hold `[pages, width]`, of its joined factors."""
+        found, first = [], 0
+        for group in groups:
+            count, middle = len(group.names), first + len(group.names) * group.rank * group.inner
+            last = middle + count * group.rank * group.out
+            a = factors[first:middle].view(-1, group.inner)
+            b = factors[middle:last].view(count, group.out, group.rank)
+            scales = torch.tensor([deltas[name].scale for name in group.names])
+            scaled = b.float() * upload(scales, self.device)[:, None, None]
+            found += [self.pool.cut_vectors(a), self.pool.cut_vectors(scaled.transpose(1, 2))]
+            first = last
+        return torch.cat(found)
+
+    def check_resident(self, names: Sequence[str | None]) -> None:
         """Raises:
         RuntimeError: an adapter is not in the pool; its rows would be those of the bare base.
         """
         if absent := {name for name in names if name is not None} - self.resident.keys():
             raise RuntimeError(f"adapters that are not in the pool: {sorted(absent)}")
+
+    @contextmanager
+    def use_rows(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Raises:
+        RuntimeError: as `check_resident`.
+        """
+        self.check_resident(names)
         with super().use_rows(names):
             yield
+
+
+def join_factors(groups: Sequence[LayerGroup], deltas: Deltas, *, pinned: bool) -> torch.Tensor:
+    """A of a group's layers, then their B, then those of the next group, as one vector on the host."""
+    pairs = [([deltas[name].A for name in group.names], [deltas[name].B for name in group.names]) for group in groups]
+    parts = [factor.reshape(-1) for pair in pairs for side in pair for factor in side]
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    joined = torch.empty(sum(map(len, parts)), dtype=dtype, pin_memory=pinned)
+    return torch.cat(parts, out=joined)

@@ -7,23 +7,52 @@ as wide as a token's keys in a layer; a wider vector takes several.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from loratory.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where vectors lie that belong to places in a set of adapters.
+
+    Attributes:
+        vectors: `[pages, width]`, of which the first is zero. table: `[places, rank, pages per vector]` int32: the
+            page of each part of a vector; those of one place are next to each other. size: of a vector.
+    """
+
+    vectors: torch.Tensor
+    table: torch.Tensor
+    size: int
+
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[1]
+
+    def read(self, places: int | torch.Tensor) -> torch.Tensor:
+        """Vectors `[…, rank, size]` of places `[…]`."""
+        return self.vectors[self.table[places]].flatten(-2)[..., : self.size]
 
 
 class PagePool:
     """Vectors `[pages, width]`, each of one owner at a time; page 0 is nobody's and stays zero.
 
     Attributes:
-        owned: {owner: its pages}. free: pages that nobody owns.
+        owned: {owner: its pages}.
     """
 
     def __init__(self, pages: int, width: int, like: torch.Tensor):
         self.vectors = like.new_zeros(pages + 1, width)
-        self.free = list(range(pages, 0, -1))
+        self.stack, self.left = np.arange(pages, 0, -1, dtype=np.int32), pages
         self.owned: dict[Hashable, list[int]] = {}
+
+    @property
+    def free(self) -> np.ndarray:
+        """Pages that nobody owns."""
+        return self.stack[: self.left]
 
     @property
     def width(self) -> int:
@@ -32,35 +61,46 @@ class PagePool:
     @property
     def pages(self) -> int:
         """Of all owners and of none."""
-        return len(self.vectors) - 1
+        return len(self.stack)
 
     def pages_per_vector(self, size: int) -> int:
         return -(-size // self.width)
 
     def allocate(self, owner: Hashable, count: int) -> torch.Tensor:
-        """`[count]` pages, which are the owner's from here on, besides those that it has.
+        """`[count]` pages, on the host, which are the owner's from here on, besides those that it has.
 
         Raises:
             InputError: so many are not free.
         """
-        if count > len(self.free):
+        if count > self.left:
             what, fix = "the pool is full", "serve fewer requests at once, or give it more pages"
-            raise InputError(f"pool: {owner}", what, f"{count} pages", f"at most {len(self.free)}", fix, "pool_full")
-        first = len(self.free) - count
-        found, self.free = self.free[first:], self.free[:first]
-        self.owned.setdefault(owner, []).extend(found)
-        return torch.tensor(found, dtype=torch.long, device=self.vectors.device)
+            raise InputError(f"pool: {owner}", what, f"{count} pages", f"at most {self.left}", fix, "pool_full")
+        self.left -= count
+        found = torch.from_numpy(self.stack[self.left : self.left + count].astype(np.int64))
+        self.owned.setdefault(owner, []).extend(found.tolist())
+        return found
 
     def release(self, owner: Hashable) -> None:
         """All of an owner's pages are free again; nothing happens if it has none."""
-        self.free += self.owned.pop(owner, [])
+        pages = self.owned.pop(owner, [])
+        self.stack[self.left : self.left + len(pages)] = pages
+        self.left += len(pages)
 
     def write(self, places: torch.Tensor, vectors: torch.Tensor) -> None:
         """Vectors `[n, size]` at `[n, pages per vector]`; what is left of a vector's last page becomes zero."""
-        room = places.shape[-1] * self.width - vectors.shape[-1]
-        padded = torch.nn.functional.pad(vectors, (0, room))
-        self.vectors[places] = padded.unflatten(-1, (places.shape[-1], self.width)).to(self.vectors.dtype)
+        self.vectors[places.flatten()] = self.cut_vectors(vectors)
 
     def read(self, places: torch.Tensor, size: int) -> torch.Tensor:
         """Vectors `[…, size]` of places `[…, pages per vector]`."""
         return self.vectors[places].flatten(-2)[..., :size]
+
+    def cut_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors `[…, size]` as their pages `[pages, width]`."""
+        room = -vectors.shape[-1] % self.width
+        return torch.nn.functional.pad(vectors, (0, room)).reshape(-1, self.width).to(self.vectors.dtype)
+
+
+def upload(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The values on the device, without waiting for it."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -11,6 +11,10 @@ from math import gcd
 
 import torch
 
+from loratory.serving.pool import upload
+
+SHORT_TILE, LONG_TILE = 16, 64  # rows; a GPU multiplies 16 at least
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -19,6 +23,19 @@ class Segment:
     place: int
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Parts of a batch, each of one adapter, that a kernel computes at once.
+
+    Attributes:
+        bounds: `[tiles, 3]` int32: the adapter's place, the first row and that after the last; both 0: no tile.
+        rows: the most that a tile has.
+    """
+
+    bounds: torch.Tensor
+    rows: int
 
 
 class RowOwners:
@@ -32,7 +49,8 @@ class RowOwners:
     """
 
     def __init__(self, places: Sequence[int], device: torch.device | str = "cpu"):
-        self.places, self.device = tuple(places), device
+        self.places, self.device = tuple(places), torch.device(device)
+        self.cut: dict[int, Tiles] = {}
         self.segments: list[Segment] = []
         for place, run in groupby(self.places):
             first = self.segments[-1].last if self.segments else 0
@@ -45,16 +63,46 @@ class RowOwners:
     @cached_property
     def groups(self) -> torch.Tensor:
         """`[rows / size]`"""
-        return torch.tensor(self.places[:: self.size], device=self.device)
+        return upload(torch.tensor(self.places[:: self.size]), self.device)
 
     @property
     def has_few_segments(self) -> bool:
         """Whether a product for each segment is less work than to gather an adapter for each group."""
         return 2 * len(self.segments) <= len(self) // self.size
 
+    def tiles(self, times: int) -> Tiles:
+        """Of a batch whose rows have so many vectors each."""
+        if times not in self.cut:
+            longest = times * max(segment.last - segment.first for segment in self.segments)
+            rows = LONG_TILE if longest > SHORT_TILE else SHORT_TILE
+            parts = [(s.place, s.first * times, s.last * times) for s in self.segments]
+            bounds = [(p, at, min(at + rows, last)) for p, first, last in parts for at in range(first, last, rows)]
+            self.cut[times] = Tiles(upload(torch.tensor(bounds, dtype=torch.int32), self.device), rows)
+        return self.cut[times]
+
     def repeat(self, times: int) -> RowOwners:
         """Of a batch that has each row so many times, one after another (beams, or a row's tokens)."""
         return RowOwners([place for place in self.places for _ in range(times)], self.device)
+
+
+class OwnersInPlace(RowOwners):
+    """Owners whose tensors stay in place: a step that a GPU replays reads what was last written there.
+
+    Args:
+        groups: `[rows]` the place of each row's adapter. bounds: see `Tiles`, as many as there are rows.
+    """
+
+    has_few_segments = False
+
+    def __init__(self, groups: torch.Tensor, bounds: torch.Tensor):
+        self.groups, self.of_rows, self.size = groups, Tiles(bounds, SHORT_TILE), 1
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def tiles(self, times: int) -> Tiles:
+        """A row has one vector."""
+        return self.of_rows
 
 
 class RowContext:

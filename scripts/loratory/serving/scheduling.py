@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loratory.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 PATIENCE = 8  # requests that may overtake one that waits for an adapter's place
 
@@ -16,6 +20,7 @@ class Request:
 
     Attributes:
         ids: of the prompt. adapter: its name, None for the bare base. limit: the most tokens that are written.
+        draw: chooses a token by logits `[1, vocabulary]`; None: the likeliest one.
         written: ids so far. ended: the base's end came after them. overtaken: how many requests that came later have
             begun before it.
     """
@@ -23,6 +28,7 @@ class Request:
     ids: list[int]
     adapter: str | None
     limit: int
+    draw: Callable[[torch.Tensor], torch.Tensor] | None = None
     written: list[int] = field(default_factory=list)
     ended: bool = False
     overtaken: int = 0
@@ -57,12 +63,19 @@ class Scheduler:
 
     Args:
         pages: of the pool. token_pages: of a token's keys and values. adapter_pages: of an adapter, by its name.
-        most_adapters: that run at once.
+        most_adapters, most_rows: adapters and requests that run at once.
     """
 
-    def __init__(self, pages: int, token_pages: int, adapter_pages: Callable[[str | None], int], most_adapters: int):
+    def __init__(
+        self,
+        pages: int,
+        token_pages: int,
+        adapter_pages: Callable[[str | None], int],
+        most_adapters: int,
+        most_rows: int,
+    ):
         self.pages, self.token_pages, self.adapter_pages = pages, token_pages, adapter_pages
-        self.most_adapters = most_adapters
+        self.most_adapters, self.most_rows = most_adapters, most_rows
         self.waiting: list[Request] = []
         self.running: list[Request] = []
 
@@ -85,7 +98,7 @@ class Scheduler:
         admitted: list[Request] = []
         passed: list[Request] = []  # that wait for an adapter's place
         for request in list(self.waiting):
-            if self.pages_needed([*self.running, request]) > self.pages:
+            if len(self.running) == self.most_rows or self.pages_needed([*self.running, request]) > self.pages:
                 break
             adapters = {one.adapter for one in (*self.running, request)} - {None}
             if len(adapters) > self.most_adapters:

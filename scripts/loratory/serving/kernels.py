@@ -1,0 +1,142 @@
+"""The changes of rows of many adapters on a GPU, in two Triton kernels: h = x Aᵀ and y += h B.
+
+What Punica and S-LoRA call BGMV and SGMV is here one pair: a program computes a tile of rows of one adapter, be it a
+row that decodes or a part of a prompt. A and s Bᵀ are read from the pages where they lie; page 0 is zero and not read,
+so an adapter costs its own rank, not the highest. Sums are in fp32, of fp32 factors without TF32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from loratory.serving.pool import Pages
+from loratory.serving.rows import Tiles
+
+PROGRAMS = 512  # that a GPU has work for: with fewer tiles, several programs share the inputs of one
+MOST_RANKS = 64  # of a program
+
+
+@triton.jit
+def shrink_rows(
+    x,
+    bounds,
+    table,
+    vectors,
+    inner,
+    rows,
+    size,
+    rank,
+    width,
+    pages,
+    page_blocks,
+    bounds_stride,
+    table_stride,
+    splits,
+    TILE: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """inner[split] = the part of x Aᵀ that every so manyth block of inputs gives."""
+    tile, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = tl.load(bounds + tile * bounds_stride + 1)
+    last = tl.load(bounds + tile * bounds_stride + 2)
+    if first >= last:
+        return
+    place = tl.load(bounds + tile * bounds_stride).to(tl.int64)
+    row = (first + tl.arange(0, TILE)).to(tl.int64)
+    ranks = part * RANKS + tl.arange(0, RANKS)
+    lines = table + place * table_stride + ranks * pages
+    total = tl.zeros((TILE, RANKS), dtype=tl.float32)
+    for block in range(split, pages * page_blocks, splits):
+        page_of, start = block // page_blocks, (block % page_blocks) * BLOCK
+        page = tl.load(lines + page_of, mask=ranks < rank, other=0).to(tl.int64)
+        inside = start + tl.arange(0, BLOCK)
+        column = page_of * width + inside
+        real = (inside < width) & (column < size)
+        of_x = (row[:, None] < last) & real[None, :]
+        of_a = (page[:, None] > 0) & real[None, :]
+        values = tl.load(x + row[:, None] * size + column[None, :], mask=of_x, other=0.0)
+        a = tl.load(vectors + page[:, None] * width + inside[None, :], mask=of_a, other=0.0)
+        total += tl.dot(values, tl.trans(a.to(values.dtype)), input_precision="ieee")
+    across = tl.num_programs(2) * RANKS
+    to = inner + split * rows * across + row[:, None] * across + ranks[None, :]
+    tl.store(to, total, mask=(row[:, None] < last) & (ranks[None, :] < across))
+
+
+@triton.jit
+def expand_rows(
+    inner,
+    bounds,
+    table,
+    vectors,
+    y,
+    rows,
+    size,
+    rank,
+    width,
+    pages,
+    page_blocks,
+    bounds_stride,
+    table_stride,
+    splits,
+    parts,
+    TILE: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y += (the sum of all splits of inner) B, of a block of outputs."""
+    tile, block = tl.program_id(0), tl.program_id(1)
+    first = tl.load(bounds + tile * bounds_stride + 1)
+    last = tl.load(bounds + tile * bounds_stride + 2)
+    if first >= last:
+        return
+    place = tl.load(bounds + tile * bounds_stride).to(tl.int64)
+    row = (first + tl.arange(0, TILE)).to(tl.int64)
+    page_of, start = block // page_blocks, (block % page_blocks) * BLOCK
+    inside = start + tl.arange(0, BLOCK)
+    column = page_of * width + inside
+    real = (inside < width) & (column < size)
+    across = parts * RANKS
+    change = tl.zeros((TILE, BLOCK), dtype=tl.float32)
+    for part in range(parts):
+        ranks = part * RANKS + tl.arange(0, RANKS)
+        h = tl.zeros((TILE, RANKS), dtype=tl.float32)
+        for split in range(splits):
+            at = inner + split * rows * across + row[:, None] * across + ranks[None, :]
+            h += tl.load(at, mask=row[:, None] < last, other=0.0)
+        lines = table + place * table_stride + ranks * pages
+        page = tl.load(lines + page_of, mask=ranks < rank, other=0).to(tl.int64)
+        of_b = (page[:, None] > 0) & real[None, :]
+        b = tl.load(vectors + page[:, None] * width + inside[None, :], mask=of_b, other=0.0)
+        change += tl.dot(h.to(b.dtype), b, input_precision="ieee")
+    to = y + row[:, None] * size + column[None, :]
+    of_y = (row[:, None] < last) & real[None, :]
+    before = tl.load(to, mask=of_y, other=0.0)
+    tl.store(to, (before.to(tl.float32) + change).to(before.dtype), mask=of_y)
+
+
+def add_changes(y: torch.Tensor, x: torch.Tensor, tiles: Tiles, a: Pages, b: Pages) -> torch.Tensor:
+    """y `[rows, out]`, in place, and s (x Aᵀ) Bᵀ of x `[rows, in]`; rows of no tile stay."""
+    rows, count, rank = len(x), len(tiles.bounds), a.table.shape[1]
+    ranks = min(MOST_RANKS, max(16, triton.next_power_of_2(rank)))
+    parts = triton.cdiv(rank, ranks)
+    widest = 64 if x.dtype == torch.float32 else 128
+    blocks = [min(widest, max(16, triton.next_power_of_2(pages.width))) for pages in (a, b)]
+    (a_blocks, b_blocks) = [triton.cdiv(pages.width, block) for pages, block in zip((a, b), blocks)]
+    work = a.table.shape[2] * a_blocks
+    splits = max(1, min(PROGRAMS // count, work // 2))
+    inner = torch.empty(splits, rows, parts * ranks, dtype=torch.float32, device=x.device)
+    shapes = {"TILE": tiles.rows, "RANKS": ranks}
+    strides = tiles.bounds.stride(0), a.table.stride(0)
+    sizes = rows, a.size, rank, a.width, a.table.shape[2], a_blocks
+    shrink_rows[count, splits, parts](
+        x, tiles.bounds, a.table, a.vectors, inner, *sizes, *strides, splits, **shapes, BLOCK=blocks[0]
+    )
+    sizes = rows, b.size, rank, b.width, b.table.shape[2], b_blocks
+    strides = tiles.bounds.stride(0), b.table.stride(0)
+    expand_rows[count, b.table.shape[2] * b_blocks](
+        inner, tiles.bounds, b.table, b.vectors, y, *sizes, *strides, splits, parts, **shapes, BLOCK=blocks[1]
+    )
+    return y

@@ -1,0 +1,202 @@
+"""Passes of an engine: prompts as they come, and steps of one token on tensors in place, which a GPU replays.
+
+Which pages, adapters and texts a step is of stands in tensors that are filled before it, so a graph that was captured
+for some rows and some length answers any such rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, DynamicLayer, PreTrainedModel
+
+from loratory.serving.pool import PagePool, upload
+from loratory.serving.rows import SHORT_TILE, OwnersInPlace, RowContext
+
+LEAST_LENGTH = 64  # tokens of the shortest step
+
+
+class PromptLayer(DynamicLayer):
+    """Keys and values of prompts in a layer: written to pages, and read from the pass itself.
+
+    Args:
+        pages: of keys and of values `[2, rows · length]`; 0 where nothing is.
+    """
+
+    def __init__(self, pool: PagePool, pages: torch.Tensor):
+        super().__init__()
+        self.pool, self.pages, self.is_initialized = pool, pages, True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what it gets, `[rows, heads, length, size]`."""
+        for pages, states in zip(self.pages, (key_states, value_states)):
+            write_states(self.pool, pages, states)
+        return key_states, value_states
+
+
+class StepLayer(PromptLayer):
+    """Keys and values of one more token for each row in a layer: written to pages, and all read from there.
+
+    Args:
+        pages: of the new ones `[2, rows]`. places: of all `[2, rows, length]`.
+    """
+
+    def __init__(self, pool: PagePool, pages: torch.Tensor, places: torch.Tensor):
+        super().__init__(pool, pages)
+        self.places = places
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the new ones `[rows, heads, 1, size]`, and returns all `[rows, heads, length, size]`."""
+        super().update(key_states, value_states)
+        keys, values = (self.read_states(places, key_states.shape[1]) for places in self.places)
+        return keys, values
+
+    def read_states(self, places: torch.Tensor, heads: int) -> torch.Tensor:
+        states = self.pool.vectors.index_select(0, places.flatten())
+        return states.view(*places.shape, heads, -1).transpose(1, 2)
+
+
+def write_states(pool: PagePool, pages: torch.Tensor, states: torch.Tensor) -> None:
+    """States `[rows, heads, length, size]` to pages `[rows · length]`; none to page 0, which stays zero."""
+    vectors = states.transpose(1, 2).flatten(2).flatten(0, 1).to(pool.vectors.dtype)
+    pool.vectors.index_copy_(0, pages, vectors.masked_fill(pages[:, None] == 0, 0))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a step.
+
+    Attributes:
+        token, position: what it reads. seat: of its pages in the table. adapter: its place, and whether it has one.
+        pages: of the token's keys and values `[2 · layers]`.
+    """
+
+    token: int
+    position: int
+    seat: int
+    place: int
+    bare: bool
+    pages: np.ndarray
+
+
+class Steps:
+    """Steps of one token for rows of a causal base whose keys, values and adapters are in pages.
+
+    The first step of a shape runs as it is and warms up, the second is captured, all others replay it. Shapes are
+    rounded up (`round_up`); rows that are nobody's read and write page 0.
+
+    Args:
+        seats: requests at once. length: the most tokens of one. capture: replay graphs; the default on a GPU, and only
+            possible there.
+
+    Attributes:
+        table: `[seats + 1, 2 · layers, length]` int32: the pages of each seat's tokens; the last seat is nobody's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pool: PagePool,
+        context: RowContext,
+        seats: int,
+        length: int,
+        capture: bool | None = None,
+    ):
+        self.model, self.pool, self.context, self.seats, self.length = model, pool, context, seats, length
+        self.device = pool.vectors.device
+        self.parts = 2 * model.config.num_hidden_layers
+        self.table = torch.zeros(seats + 1, self.parts, length, dtype=torch.int32, device=self.device)
+        most = round_up(seats, 1)
+        self.inputs = torch.zeros(most, 7 + self.parts, dtype=torch.int32, device=self.device)
+        self.tokens = torch.zeros(most, dtype=torch.long, device=self.device)
+        self.logits = torch.zeros(most, model.config.vocab_size, device=self.device)
+        self.capture = self.device.type == "cuda" if capture is None else capture
+        self.graphs: dict[tuple[int, int], Any] = {}
+
+    def put_prompt(self, seat: int, pages: torch.Tensor) -> None:
+        """Pages `[2 · layers, tokens]` of a request that takes the seat."""
+        self.table[seat, :, : pages.shape[1]] = upload(pages, self.device)
+
+    def run(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step;
+        rows of one adapter come together."""
+        count = round_up(len(rows), 1)
+        length = min(self.length, round_up(max(row.position for row in rows) + 1, LEAST_LENGTH))
+        self.inputs[:count] = upload(self.fill_inputs(rows, count), self.device)
+        self.run_shape(count, length)
+        return self.tokens[: len(rows)], self.logits[: len(rows)]
+
+    def fill_inputs(self, rows: Sequence[Row], count: int) -> np.ndarray:
+        """`[count, 7 + pages]`: token, position, seat, adapter's place, the three bounds of a tile, pages."""
+        found = np.zeros((count, 7 + self.parts), np.int32)
+        found[:, 2] = self.seats
+        found[: len(rows), :4] = [(row.token, row.position, row.seat, row.place) for row in rows]
+        found[: len(rows), 7:] = [row.pages for row in rows]
+        tiles: list[list[int]] = []
+        for number, row in enumerate(rows):
+            if tiles and tiles[-1][0] == row.place and number - tiles[-1][1] < SHORT_TILE:
+                tiles[-1][2] = number + 1
+            elif not row.bare:
+                tiles.append([row.place, number, number + 1])
+        if tiles:
+            found[: len(tiles), 4:7] = tiles
+        return found
+
+    def run_shape(self, count: int, length: int) -> None:
+        shape = count, length
+        if not self.capture or shape not in self.graphs:
+            self.graphs.setdefault(shape, None)
+            return self.run_step(count, length)
+        if self.graphs[shape] is None:
+            try:
+                self.graphs[shape] = self.capture_step(count, length)
+            except RuntimeError as error:
+                print(f"steps are not replayed: {str(error).splitlines()[0]}", flush=True)
+                self.capture = False
+                return self.run_step(count, length)
+        return self.graphs[shape].replay()
+
+    def capture_step(self, count: int, length: int) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        memory = next((other.pool() for other in self.graphs.values() if other is not None), None)
+        with torch.cuda.graph(graph, pool=memory):  # one memory for all: no two run at once
+            self.run_step(count, length)
+        return graph
+
+    @torch.no_grad()
+    def run_step(self, count: int, length: int) -> None:
+        inputs = self.inputs[:count]
+        token, position, seat = inputs[:, :3].long().unbind(1)
+        pages, owners = inputs[:, 7:], OwnersInPlace(inputs[:, 3], inputs[:, 4:7])
+        self.table[seat, :, position] = pages
+        hidden = torch.arange(length, device=self.device) > position[:, None]
+        places = self.table[:, :, :length].index_select(0, seat).masked_fill(hidden[:, None], 0)
+        cache = DynamicCache()
+        new, old = pages.long().T.unflatten(0, (-1, 2)), places.transpose(0, 1).unflatten(0, (-1, 2))
+        cache.layers = [StepLayer(self.pool, *each) for each in zip(new, old)]
+        mask = torch.zeros_like(hidden, dtype=self.model.dtype)
+        mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)[:, None, None]
+        with self.context.use_owners(owners):
+            logits = self.model(
+                input_ids=token[:, None],
+                position_ids=position[:, None],
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        self.logits[:count] = logits[:, -1]
+        self.tokens[:count] = self.logits[:count].argmax(-1)
+
+
+def round_up(number: int, least: int) -> int:
+    """The next of few sizes: powers of two, and three between each two of 64 or more."""
+    size = max(least, 1 << (number - 1).bit_length())
+    return size if size <= 64 else -(-number // (size // 8)) * (size // 8)
