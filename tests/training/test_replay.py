@@ -241,13 +241,13 @@ def test_a_capture_that_fails_leaves_nothing_behind(base, device, tmp_path, repl
 
 def test_a_batch_in_one_of_few_shapes_has_the_same_loss(base):
     letters = tuple("MKTAYI")
-    for rows, alphabet in ((3, ()), (5, letters)):
+    for rows, alphabet in ((5, ()), (7, letters)):
         target = "MKTAYIAKMKTAYIAKMKT" if alphabet else "the user will"
         prompts = {n: "speech to text" * (n + 2) for n in range(rows)}
         examples = [Example(f"{n}", "", prompts[n], target[n:], alphabet=alphabet) for n in prompts]
         batch = base.collate([base.encode(example) for example in examples])
         fixed = base.fixed_batch(batch, 300)
-        assert fixed["ids"].shape[0] > rows and fixed["ids"].shape[1] > batch["ids"].shape[1]
+        assert fixed["ids"].shape != batch["ids"].shape == fixed["labels"][:rows, : batch["ids"].shape[1]].shape
         total, targets = base.loss(base.model, batch)
         torch.testing.assert_close(base.summed_nll(base.model, fixed), total, rtol=1e-5, atol=1e-5)
         assert base.count_targets(fixed) == targets

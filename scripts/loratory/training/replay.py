@@ -6,8 +6,8 @@ again, its forward and backward pass are captured, and from then on replayed. Wh
 place: its batch, the parameters, the sums of their gradients. What is done around passes (clipping, the optimizer, a
 method's hooks, other trainings) is as ever.
 
-A pass runs the same kernels on the same numbers whether it is replayed or not, so a training that goes on after a kill,
-and captures anew, ends as one that was never killed.
+A pass runs the same kernels on the same numbers whether it is replayed or not, so a training that goes on after a
+kill, and captures anew, ends as one that was never killed.
 """
 
 from __future__ import annotations
