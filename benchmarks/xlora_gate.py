@@ -113,7 +113,7 @@ def theirs(experts: dict, order: list[int], folder: Path, cast: bool):
 
 def ours(experts: dict, folder: Path, features: bool, checkpointing: bool):
     """Our base and mixture, and batches of ids as they learn from them."""
-    base = Causal("", {"weights_sha256": ""}, model(), None)
+    base = Causal("", {"weights_sha256": ""}, model(), SimpleNamespace(pad_token_id=0))
     mixture = Mixture(base.model, experts, Mixer())
     if checkpointing:
         mixture.checkpoint_gradients()
