@@ -206,25 +206,28 @@ def update(
     accelerator: Accelerator,
     hooks: TrainingHooks,
     seed: int,
-    replays: Replays,
+    replays: Replays | None = None,
 ) -> tuple[float, int]:
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target.
 
     Of several processes each returns its part of the sum and its own targets.
+
+    Args:
+        replays: passes the micro-batches of a step in which any is fixed.
     """
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
     results = []
     counts, tasks = pooled_targets(batches), len({micro.task for micro in batches})
-    replayed = any(micro.is_fixed for micro in batches)
-    if replayed:
+    replays = replays if any(micro.is_fixed for micro in batches) else None
+    if replays is not None:
         replays.begin_step()
     drawing = recipe.batch_numbers(step).start
     for micro in batches:
         if micro.number > drawing:
             drawing = micro.number
             torch.manual_seed(batch_seed(seed, drawing))
-        if replayed:
+        if replays is not None:
             parts = max(1, counts.get(micro.task, micro.targets)) * tasks
             results.append((replays.add_pass(micro, parts), micro.targets))
             continue
@@ -235,7 +238,7 @@ def update(
         parts = max(1, counts.get(micro.task, n)) * tasks
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
-    if replayed:
+    if replays is not None:
         replays.give_gradients()
     processes.sum_tensors([p.grad for p in parameters.values() if p.grad is not None])
     processes.sum_tensors(hooks.summed_tensors())

@@ -118,7 +118,8 @@ class Replays:
         self.captures = True
         self.met: dict[tuple, Pass | None] = {}  # by shape; None: once
         self.learnt: set[int] = set()  # of the step
-        self.stream = self.pool = None
+        self.stream: torch.cuda.Stream | None = None
+        self.pool: Any = None
 
     def __enter__(self) -> Self:
         return self

@@ -212,7 +212,8 @@ class Family(Base):
         fill = {"ids": self.pad_id, "mask": 0, "labels": IGNORED, "prompt": False, "context": 0, "hidden": 0.0}
         if not batch.keys() <= fill.keys() | {"alphabet"}:
             return None
-        rows, length = fixed_shape(*batch["ids"].shape, budget, self.context)
+        rows, length = batch["ids"].shape
+        rows, length = fixed_shape(rows, length, budget, self.context)
         sizes = {"context": round_up(batch["context"].shape[1], 1)} if "context" in batch else {}
         padded = {
             name: pad_tensor(tensor, rows, sizes.get(name, length), fill[name]) if name in fill else tensor
