@@ -156,21 +156,16 @@ def options_of(method: str) -> dict:
 
 
 @pytest.mark.parametrize("method", REPLAYABLE)
-def test_a_replayed_training_is_the_one_that_is_not(
-    method, base, device, tmp_path, replays, refuse_captures, replay_nothing
-):
+def test_a_replayed_training_is_the_one_that_is_not(method, base, tmp_path, replays, replay_nothing):
     options = options_of(method)
     found = train_adapter(base, tmp_path / "replayed", method, **options)
     check_replayed(replays)
-    refuse_captures()
-    apart = train_adapter(base, tmp_path / "apart", method, **options)
-    check_same(found, apart, device)
-    assert found["optimizer_state"] == apart["optimizer_state"]
     replay_nothing()
     plain = train_adapter(base, tmp_path / "plain", method, **options)
     torch.testing.assert_close(learnt(found), learnt(plain), **CLOSE)
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
-    assert plain["positions"] < found["positions"], "batches in few shapes are padded more"
+    assert found["optimizer_state"] == plain["optimizer_state"]
+    assert found["positions"] > plain["positions"], "batches in few shapes are padded more"
 
 
 GATES = {
