@@ -11,8 +11,8 @@ from loratory.bases import memory as sizes
 from loratory.bases.core import load_base
 from loratory.config import adapter_entry
 from loratory.errors import InputError
-from loratory.training import memory
-from loratory.training.memory import estimate_training
+from loratory.training import memory, sweep
+from loratory.training.memory import Sharing, estimate_training
 from loratory.training.schedule import Training
 from loratory.training.sweep import train_sweep
 
@@ -91,10 +91,35 @@ def test_weights_count_by_the_precision_that_holds_them(wide, tmp_path):
 def test_parts_of_a_batch_and_activations_computed_anew_take_less(wide, tmp_path):
     models.causal_base(tmp_path / "base", ears=False)
     whole, part = (Training(batch_tokens=2048, micro_batch_tokens=most) for most in (None, 512))
-    found = [estimate_training(tmp_path / "base", lora.Method(), recipe, "cpu", False) for recipe in (whole, part)]
+    found = [estimate_training(tmp_path / "base", lora.Method(), recipe, "cpu") for recipe in (whole, part)]
     assert part.pass_tokens == found[1].positions == 512 and found[1].passing < 0.5 * found[0].passing
-    anew = estimate_training(tmp_path / "base", lora.Method(), whole, "cpu", True)
+    anew = estimate_training(tmp_path / "base", lora.Method(), whole, "cpu", Sharing(recompute=True))
     assert anew.passing < 0.8 * found[0].passing and anew.learnt == found[0].learnt
+
+
+def test_processes_hold_layers_in_parts_and_runs_that_share_a_pass_hold_all_but_the_weights_each(wide, tmp_path):
+    models.causal_base(tmp_path / "base", ears=False)
+    sizes = [Sharing(), Sharing(processes=8), Sharing(runs=3)]
+    alone, parted, together = (
+        estimate_training(tmp_path / "base", lora.Method(), Training(batch_tokens=256), "cpu", how) for how in sizes
+    )
+    layer = 4 * (4 * 128 * 128 + 3 * 128 * 384 + 2 * 128)
+    assert alone.weights - parted.weights == 4 * layer * 7 // 8 - 2 * layer
+    assert (parted.learnt, parted.passing) == (alone.learnt, alone.passing)
+    assert together.weights == alone.weights and together.total - alone.total == 2 * (alone.learnt + alone.passing)
+    assert together.positions == 3 * alone.positions
+
+
+def test_a_sweep_is_estimated_as_it_is_trained(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(sweep, "require_training_room", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr(sweep, "load_base", lambda *_: None)
+    monkeypatch.setattr(sweep, "load_shared_base", lambda *_: None)
+    shared = {"sharding": "fsdp", "processes": 2, "gradient_accumulation_steps": 2}
+    for device, options in (("cuda", {}), ("cpu", {}), ("cuda", shared), ("cuda", {"micro_batch_tokens": 8})):
+        entry = adapter_entry({"method": "lora", "training": {"together": 8, "learning_rates": [1, 2], **options}})
+        sweep.open_base(tmp_path, entry, device, seeds=4)
+    assert asked == [Sharing(runs=3), Sharing(), Sharing(processes=2), Sharing()]
 
 
 def test_a_method_whose_start_reads_numbers_counts_as_a_lora(tmp_path):

@@ -311,6 +311,11 @@ def check_stage(at: str, stage: StageEntry, config: Study) -> None:
         raise InputError(f"{at}.adapter", f"{stage.adapter} is no LoRA", adapter.method, "an adapter of method lora")
     for name, families in stage.further_bases.items():
         check_further_base(at, name, families or (base.family,), stage, config)
+    for domain in stage.domains:
+        check_augmentation(f"{at}.domains", adapter, stage.adapter, domain)
+    if adapter.training.validate_every:
+        what, every = "a stage takes every adapter as its last step left it", adapter.training.validate_every
+        raise InputError(f"{at}.adapter", what, f"validate_every: {every}", "an adapter with `validate_every: 0`")
     if adapter.training.processes > 1:
         what, expected = "the trainings of a stage run in one process", "an adapter with `processes: 1`"
         raise InputError(f"{at}.adapter", what, f"processes: {adapter.training.processes}", expected)

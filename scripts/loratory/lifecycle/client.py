@@ -123,7 +123,8 @@ class AdapterClient(Client):
         self.title, self.number, self.items, self.privacy, self.key = title, number, items, privacy, key
         self.base, self.seed, self.recipe, self.trained = room.base, room.seed, room.recipe, trained
         self.fixed = fixed_digest(layers)
-        self.session = SESSIONS[optimizer](room.base, method, layers, items, room.recipe, room.seed)
+        augmentation = room.adapter.training.augmentation
+        self.session = SESSIONS[optimizer](room.base, method, layers, items, room.recipe, room.seed, augmentation)
         on_cpu = next(iter(trained.values())).device.type == "cpu"
         autocast = "no" if self.recipe.precision == "fp32" else self.recipe.precision
         self.accelerator = Accelerator(mixed_precision=autocast, cpu=on_cpu)
@@ -160,11 +161,9 @@ class AdapterClient(Client):
         return losses
 
     def take_plain_step(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        batches = map(self.session.batch, self.recipe.batch_numbers(step))
-        micro = [fit.MicroBatch("client", batch, self.base.count_targets(batch)) for batch in batches]
         loss, _ = fit.update(
             self.trained,
-            micro,
+            self.session.collate_step(self.session.read_step(step)),
             lambda one: fit.Loss(*self.base.loss(self.base.model, one.batch)),
             optimizer,
             self.recipe,
@@ -187,7 +186,7 @@ class AdapterClient(Client):
 
         def gradients() -> Iterator[Sequence[torch.Tensor]]:
             for place in chosen:
-                batch = self.base.training_batch([self.items[place]], fit.step_seed(self.seed, step))
+                batch = self.session.make_batch(self.session.augment_items([self.items[place]], step), step)
                 with self.accelerator.autocast():
                     total, targets = self.base.loss(self.base.model, batch)
                 losses.append(float(total.detach()) / targets)

@@ -51,6 +51,7 @@ from loratory.lifecycle.sequence import Parameters as Trained
 from loratory.training import checkpoint
 from loratory.training.fit import TerminationSignal, TrainingStopped
 from loratory.training.progress import Progress
+from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
 
 LOOPBACK = "127.0.0.1"
@@ -236,7 +237,8 @@ class FederatedTraining:
         try:
             if self.privacy is not None:
                 refuse_coupled_layers(self.model, f"lifecycle.{self.room.name}: {self.name}")
-            yield layers
+            with recompute_activations(self.model, self.room.adapter.training.gradient_checkpointing):
+                yield layers
         finally:
             core.detach(self.model)
             self.model.requires_grad_(False)

@@ -30,8 +30,9 @@ from loratory.domains.contract import Example
 from loratory.errors import InputError
 from loratory.lifecycle.room import Room
 from loratory.training.checkpoint import facts_digest
-from loratory.training.encoding import EncodedExamples
+from loratory.training.encoding import EncodedExamples, split_places
 from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
 
 if TYPE_CHECKING:
@@ -413,7 +414,7 @@ class Discriminator:
 
         def micro_batches(step: int) -> list[MicroBatch]:
             found = []
-            for chosen in map(plan, recipe.batch_numbers(step)):
+            for chosen in (part for n in recipe.batch_numbers(step) for part in split_places(plan(n), items, recipe)):
                 asked = torch.tensor([kinds[i] for i in chosen], device=base.device)
                 batch = base.collate([items[i] for i in chosen]) | {"kinds": asked}
                 found.append(MicroBatch("inputs", batch, len(chosen)))
@@ -428,16 +429,17 @@ class Discriminator:
         try:
             parameters = {**core.trainable_parameters(base.model), **head}
             torch.manual_seed(room.seed)
-            train_model(
-                parameters,
-                micro_batches,
-                loss,
-                recipe,
-                room.seed,
-                *job.folder_and_title,
-                hooks=session,
-                made_with=job.made_with,
-            )
+            with recompute_activations(base.model, room.adapter.training.gradient_checkpointing):
+                train_model(
+                    parameters,
+                    micro_batches,
+                    loss,
+                    recipe,
+                    room.seed,
+                    *job.folder_and_title,
+                    hooks=session,
+                    made_with=job.made_with,
+                )
             return core.export(base.model, base.heads, {})
         finally:
             base.model.eval()

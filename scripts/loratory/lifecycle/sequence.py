@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from loratory.bases.core import Batch, Encoded
 from loratory.lifecycle.contract import Arm
 from loratory.lifecycle.room import Room
 from loratory.training.fit import Loss, MicroBatch, train_model
+from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
 
 MEMORY = "memory"
@@ -64,16 +66,17 @@ class SequentialTraining:
         job = self.room.job(f"{self.name} {domain}")
         self.base.model.train()
         torch.manual_seed(self.room.seed)
-        train_model(
-            self.parameters,
-            lambda step: self.micro_batches(hooks, domain, step),
-            self.loss,
-            self.room.recipe,
-            self.room.seed,
-            *job.folder_and_title,
-            hooks=hooks,
-            made_with=job.made_with | {"before": self.domains[: self.domains.index(domain)]},
-        )
+        with recompute_activations(self.base.model, self.room.adapter.training.gradient_checkpointing):
+            train_model(
+                self.parameters,
+                lambda step: self.micro_batches(hooks, domain, step),
+                self.loss,
+                self.room.recipe,
+                self.room.seed,
+                *job.folder_and_title,
+                hooks=hooks,
+                made_with=job.made_with | {"before": self.domains[: self.domains.index(domain)]},
+            )
         self.end_domain(domain, hooks)
 
     def make_hooks(self, domain: str, layers: dict[str, core.AdaptedLinear]) -> AdapterSession:
@@ -82,17 +85,22 @@ class SequentialTraining:
     def open_session(
         self, kind: type[Session], layers: dict[str, core.AdaptedLinear], items: Sequence[Encoded]
     ) -> Session:
-        return kind(self.base, self.room.method, layers, items, self.room.recipe, self.room.seed)
+        room = self.room
+        return kind(self.base, room.method, layers, items, room.recipe, room.seed, room.adapter.training.augmentation)
 
     def micro_batches(self, session: AdapterSession, domain: str, step: int) -> list[MicroBatch]:
-        batches = map(session.batch, self.room.recipe.batch_numbers(step))
-        return [MicroBatch("domain", batch, self.base.count_targets(batch)) for batch in batches]
+        return task_batches(domain, session, step)
 
     def loss(self, micro: MicroBatch) -> Loss:
         return Loss(*self.base.loss(self.base.model, micro.batch))
 
     def end_domain(self, domain: str, session: AdapterSession) -> None:
         """What is kept of a domain that has been learnt."""
+
+
+def task_batches(task: str, session: AdapterSession, step: int) -> list[MicroBatch]:
+    """The micro-batches that a session has for a step, as those of a task."""
+    return [replace(micro, task=task) for micro in session.collate_step(session.read_step(step))]
 
 
 class JointTraining(SequentialTraining):
@@ -109,9 +117,7 @@ class JointTraining(SequentialTraining):
         return self.sessions[domain]
 
     def micro_batches(self, session: AdapterSession, domain: str, step: int) -> list[MicroBatch]:
-        numbers = self.room.recipe.batch_numbers(step)
-        found = [(each, self.sessions[each].batch(number)) for each in self.every for number in numbers]
-        return [MicroBatch(each, batch, self.base.count_targets(batch)) for each, batch in found]
+        return [micro for each in self.every for micro in task_batches(each, self.sessions[each], step)]
 
 
 class Reservoir:
@@ -139,16 +145,13 @@ class ReplayTraining(SequentialTraining):
 
     def make_hooks(self, domain: str, layers: dict[str, core.AdaptedLinear]) -> AdapterSession:
         self.replay = (
-            self.open_session(AdapterSession, layers, [*self.reservoir.kept]).batch if self.reservoir.kept else None
+            self.open_session(AdapterSession, layers, [*self.reservoir.kept]) if self.reservoir.kept else None
         )
         return super().make_hooks(domain, layers)
 
     def micro_batches(self, session: AdapterSession, domain: str, step: int) -> list[MicroBatch]:
         found = super().micro_batches(session, domain, step)
-        if self.replay is None:
-            return found
-        batches = map(self.replay, self.room.recipe.batch_numbers(step))
-        return found + [MicroBatch(MEMORY, batch, self.base.count_targets(batch)) for batch in batches]
+        return found if self.replay is None else found + task_batches(MEMORY, self.replay, step)
 
     def end_domain(self, domain: str, session: AdapterSession) -> None:
         self.reservoir.offer_items(self.room.examples(domain, "train"))

@@ -22,6 +22,7 @@ from loratory.lifecycle.inventing import Invention, RealInputs
 from loratory.lifecycle.likeness import nearest_likeness
 from loratory.lifecycle.room import Room
 from loratory.lifecycle.sequence import JointTraining
+from loratory.training.encoding import split_places
 from loratory.training.fit import Loss, MicroBatch, step_seed
 from loratory.training.session import AdapterSession
 
@@ -272,14 +273,19 @@ class SoftTraining(JointTraining):
 
     def micro_batches(self, session: AdapterSession, domain: str, step: int) -> list[MicroBatch]:
         numbers = self.room.recipe.batch_numbers(step)
-        return [self.shares_batch(each, number) for each in self.every for number in numbers]
+        return [
+            self.shares_batch(each, number, part)
+            for each in self.every
+            for number in numbers
+            for part in split_places(self.plans[each](number), self.lessons[each].target, self.room.recipe)
+        ]
 
-    def shares_batch(self, domain: str, number: int) -> MicroBatch:
-        lesson, chosen, draw = self.lessons[domain], self.plans[domain](number), step_seed(self.room.seed, number)
+    def shares_batch(self, domain: str, number: int, chosen: Sequence[int]) -> MicroBatch:
+        lesson, draw = self.lessons[domain], step_seed(self.room.seed, number)
         with torch.no_grad():
             shares = log_shares(self.source, [lesson.source[i] for i in chosen], lesson.choices, draw).exp()
-        asked = {"items": [lesson.target[i] for i in chosen], "draw": draw, "shares": shares}
-        return MicroBatch(domain, asked, len(shares))
+        items = self.sessions[domain].augment_items([lesson.target[i] for i in chosen], number)
+        return MicroBatch(domain, {"items": items, "draw": draw, "shares": shares}, len(shares), number=number)
 
     def loss(self, micro: MicroBatch) -> Loss:
         choices = self.lessons[micro.task].choices

@@ -187,5 +187,10 @@ def padded_positions(items: Sequence[Encoded]) -> int:
 
 def split_items(items: Sequence[Encoded], recipe: Schedule) -> list[list[Encoded]]:
     """A batch in the parts that are put through a model one after another."""
-    parts = split_batch(example_lengths(items), recipe.micro_batch_tokens)
-    return [[items[i] for i in part] for part in parts]
+    return [[items[i] for i in part] for part in split_places(range(len(items)), items, recipe)]
+
+
+def split_places(chosen: Sequence[int], items: Sequence[Encoded], recipe: Schedule) -> list[list[int]]:
+    """As `split_items`, of a batch that is known by the places of its examples."""
+    parts = split_batch(example_lengths([items[i] for i in chosen]), recipe.micro_batch_tokens)
+    return [[chosen[i] for i in part] for part in parts]

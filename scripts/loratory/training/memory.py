@@ -24,6 +24,7 @@ from transformers import AutoConfig
 from loratory.adapters import core
 from loratory.adapters.contract import Method
 from loratory.adapters.methods import lora
+from loratory.adapters.methods.lisa import transformer_layers
 from loratory.bases.core import MANIFEST, family_class, open_tokenizer, read_object
 from loratory.bases.memory import SMALL, free_bytes, in_gb, packed_bytes, stored_parameters
 from loratory.bases.options import PACKED
@@ -38,14 +39,28 @@ UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException)  # shapes 
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """What of a training is shared, and with whom.
+
+    Attributes:
+        recompute: whether activations are computed anew in the backward pass.
+        processes: that hold the base's layers in parts. runs: trainings that share each pass.
+    """
+
+    recompute: bool = False
+    processes: int = 1
+    runs: int = 1
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Of one training, in bytes.
+    """Of what a process trains at once, in bytes.
 
     Attributes:
         weights: of the base. learnt: adapter, or what is trained of the base with its originals and masters; and the
             gradients and moments of all that.
         passing: what a step holds besides at its peak: activations, logits, and temporary tensors.
-        positions: of the pass.
+        positions: of the pass. All but the weights are of all trainings that share it.
     """
 
     weights: int
@@ -64,13 +79,8 @@ class Estimate:
         )
 
 
-def require_training_room(
-    folder: Path | str, method: Method, recipe: Training, device: str, recompute: bool = False
-) -> None:
+def require_training_room(folder: Path | str, method: Method, recipe: Training, device: str, how: Sharing) -> None:
     """Prints the estimate for a base that is not small.
-
-    Args:
-        recompute: whether activations are computed anew in the backward pass.
 
     Raises:
         InputError: the device has less free memory.
@@ -79,18 +89,19 @@ def require_training_room(
     if manifest["family"] not in REHEARSED or stored_parameters(folder) < SMALL:
         return
     try:
-        needed, free = estimate_training(folder, method, recipe, device, recompute), free_bytes(device)
+        needed, free = estimate_training(folder, method, recipe, device, how), free_bytes(device)
     except Exception as error:  # of an architecture that cannot be rehearsed: no reason not to train it
         print(f"memory: not estimated, {type(error).__name__}: {short_value(str(error))}", flush=True)
         return
     print(f"memory: {needed}; free on {device}: {in_gb(free)}", flush=True)
     if needed.total > free:
         fix = "set `micro_batch_tokens` or `gradient_checkpointing`, or hold the base in `bf16` or `nf4`"
+        fix = "lower `together`" if how.runs > 1 else fix
         raise InputError(folder, f"training on it takes {needed}", f"{in_gb(free)} free on {device}", fix=fix)
 
 
 def estimate_training(
-    folder: Path | str, method: Method, recipe: Training, device: str, recompute: bool = False
+    folder: Path | str, method: Method, recipe: Training, device: str, how: Sharing = Sharing()
 ) -> Estimate:
     """Of a prepared folder's base, opened in its precision."""
     folder, manifest = Path(folder), read_object(Path(folder) / MANIFEST)
@@ -100,8 +111,18 @@ def estimate_training(
     with FakeTensorMode(), LiveBytes() as live:
         model = family.model_class.from_config(config, dtype=DTYPES[held])
         base = family(folder, manifest, model.requires_grad_(False), tokenizer)
-        with recompute_activations(model, recompute):
-            return rehearse(base, method, recipe, live, held, torch.device(device).type == "cuda")
+        shared = shared_bytes(model, how.processes)
+        with recompute_activations(model, how.recompute):
+            alone = rehearse(base, method, recipe, live, held, torch.device(device).type == "cuda")
+    learnt, passing, positions = (how.runs * size for size in (alone.learnt, alone.passing, alone.positions))
+    return Estimate(alone.weights - shared, learnt, passing, positions)
+
+
+def shared_bytes(model: torch.nn.Module, processes: int) -> int:
+    """What a process holds less of the weights, as other ones do: of each layer its part, and two layers gathered, the
+    one that computes and the next."""
+    layers = [sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in transformer_layers(model)]
+    return max(0, sum(layers) - sum(layers) // processes - 2 * max(layers, default=0))
 
 
 def rehearse(base: Any, method: Method, recipe: Training, live: LiveBytes, held: str, foreach: bool) -> Estimate:

@@ -45,7 +45,7 @@ from loratory.training.progress import announce_trainings
 from loratory.training.replay import fix_shape, may_replay
 from loratory.training.schedule import Training
 from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss, training_split
-from loratory.training.validation import kept_point
+from loratory.training.validation import describe_validation, kept_point
 
 
 def train_mixture(
@@ -137,9 +137,7 @@ def train_mixture(
             "learning_rate": best["rate"],
             "learning_rates": entry.training.learning_rates if entry.trained else [],
             "grid": [{key: t[key] for key in ("rate", "valid_loss")} for t in trials if isfinite(t["valid_loss"])],
-            "steps": len(best["curve"]),
-            "best_step": kept_point(best["curve"])["step"] if best["curve"] else None,
-            "validation_time": round(sum(point.get("validation_seconds", 0.0) for point in best["curve"]), 3),
+            **describe_validation(best["curve"]),
             "trainable_parameters": best["trainable_parameters"],
             "accelerator_memory_max": best["accelerator_memory_max"],
             "seconds": round(perf_counter() - started, 3),

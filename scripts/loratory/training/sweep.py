@@ -28,14 +28,14 @@ from loratory.training.feeding import Feed, known_sizes, steps_ahead
 from loratory.training.fit import Loss, MicroBatch, divergence_error, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
-from loratory.training.memory import require_training_room
+from loratory.training.memory import Sharing, require_training_room
 from loratory.training.processes import is_main_process
 from loratory.training.progress import announce_trainings
 from loratory.training.recompute import recompute_activations
 from loratory.training.session import AdapterSession
 from loratory.training.sharding import load_shared_base
 from loratory.training.together import Run, train_together
-from loratory.training.validation import kept_point
+from loratory.training.validation import describe_validation, kept_point
 
 
 def train_sweep(
@@ -59,7 +59,7 @@ def train_sweep(
     Raises:
         InputError: as `open_base` and `encode_split`.
     """
-    base, out = open_base(base_folder, adapter, device), Path(out)
+    base, out = open_base(base_folder, adapter, device, len(seeds)), Path(out)
     sets = {
         "train": training_split(base, domain, data, task, "train", adapter.training.max_examples),
         "valid": encode_split(base, domain, data, task, "valid", max_valid),
@@ -111,18 +111,22 @@ def train_sweep(
         best["job"].remove_checkpoints()
 
 
-def open_base(folder: Path | str, adapter: Any, device: str) -> Base:
-    """The base of a training, or this process's part of it.
+def open_base(folder: Path | str, adapter: Any, device: str, seeds: int) -> Base:
+    """The base of a sweep over so many seeds, or this process's part of it.
 
     Raises:
-        InputError: as `load_base` and, of a base that a process holds alone, `require_training_room`.
+        InputError: as `load_base` and `require_training_room`.
     """
     training = adapter.training
-    if training.sharding == "fsdp":
-        return load_shared_base(folder, device)
-    recipe = training.at_rate(training.learning_rates[0])
-    require_training_room(folder, adapter, recipe, device, training.gradient_checkpointing)
-    return load_base(folder, device)
+    is_shared = training.sharding == "fsdp"
+    in_turn = torch.device(device).type == "cpu" or training.processes > 1 or training.micro_batch_tokens is not None
+    how = Sharing(
+        recompute=training.gradient_checkpointing,
+        processes=training.processes if is_shared else 1,
+        runs=1 if in_turn else min(training.together, max(len(training.learning_rates), seeds - 1)),
+    )
+    require_training_room(folder, adapter, training.at_rate(training.learning_rates[0]), device, how)
+    return load_shared_base(folder, device) if is_shared else load_base(folder, device)
 
 
 def runs_together(base: Base, adapter: Any, examples: Examples) -> int:
@@ -316,9 +320,7 @@ def describe_outcome(
         "adapter": found,
         "curve": curve,
         "valid_loss": kept_point(curve)["valid_loss"],
-        "best_step": kept_point(curve)["step"],
-        "steps": len(curve),
-        "validation_time": sum(point.get("validation_seconds", 0.0) for point in curve),
+        **describe_validation(curve),
         "transposed": any(opened.transposed.values()),
         "lost": lost,
         "prepare_time": opened.seconds,
@@ -376,6 +378,7 @@ COSTS = (
     "valid_loss",
     "best_step",
     "steps",
+    "validation_time",
     "lost",
 )
 
@@ -406,7 +409,6 @@ def describe_run(base: Base, domain: str, adapter: Any, seed: int, trial: dict, 
             "status": "success",
             "train_time": round(trial["train_time"], 3),
             "data_wait_time": round(trial["data_wait_time"], 3),
-            "validation_time": round(trial["validation_time"], 3),
             "num_total_params": base.model.num_parameters(),  # of packed layers too
             "targets": sum(point["targets"] for point in points),
             "metrics": shown,

@@ -81,3 +81,10 @@ def kept_point(curve: Sequence[dict]) -> dict[str, Any]:
     """The point of the step that is kept: of the validated ones the first of the lowest loss, or the last."""
     lowest = lowest_loss(curve)
     return next((point for point in curve if point.get("valid_loss") == lowest), curve[-1])
+
+
+def describe_validation(curve: Sequence[dict]) -> dict[str, Any]:
+    """What is stored of a training: its steps, which of them is kept if any, and the seconds of looking."""
+    seconds = sum(point.get("validation_seconds", 0.0) for point in curve)
+    best = kept_point(curve)["step"] if curve else None
+    return {"steps": len(curve), "best_step": best, "validation_time": round(seconds, 3)}
