@@ -4,7 +4,8 @@
 
 A step is one batch of full rows, cross-entropy on all tokens, and AdamW on a gate of depth 1; base and experts (all
 seven linear layers of a Llama shape with random weights) stay as they are. Ours as it is, with the base's hidden
-states read from disk (`features: true`), with activations computed anew (`gradient_checkpointing: true`), and both.
+states read from disk (`features: true`), with activations computed anew (`gradient_checkpointing: true`), and both; on
+a GPU also as steps are made there, replayed as CUDA graphs, while the other arms pass one by one.
 
 On a CPU: 29 M weights, fp32, CPU seconds of the process on one thread, arms in turn. On a GPU: 1.1 G weights, bf16,
 seconds between synchronisations and the allocator's peak, arms one after another; PEFT as it comes (its experts are
@@ -19,12 +20,14 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
+from types import SimpleNamespace
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import peft  # noqa: E402
 import torch  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
@@ -34,7 +37,10 @@ from loratory.adapters.core import linear_layers  # noqa: E402
 from loratory.bases.families.causal import Family as Causal  # noqa: E402
 from loratory.mixers.core import Mixture  # noqa: E402
 from loratory.mixers.methods.xlora import Mixer  # noqa: E402
+from loratory.training import replay  # noqa: E402
 from loratory.training.features import HIDDEN, StoredStates, pad_states, shard_name  # noqa: E402
+from loratory.training.fit import Loss, MicroBatch  # noqa: E402
+from loratory.training.schedule import Training  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,8 @@ def theirs(experts: dict, order: list[int], folder: Path, cast: bool):
 
 
 def ours(experts: dict, folder: Path, features: bool, checkpointing: bool):
-    """Our step, and its gate's parameters."""
-    base = Causal("", {"weights_sha256": ""}, model(), None)
+    """Our base and mixture, and batches of ids as they learn from them."""
+    base = Causal("", {"weights_sha256": ""}, model(), SimpleNamespace(pad_token_id=0))
     mixture = Mixture(base.model, experts, Mixer())
     if checkpointing:
         mixture.checkpoint_gradients()
@@ -123,14 +129,21 @@ def ours(experts: dict, folder: Path, features: bool, checkpointing: bool):
         mapped = safe_open(folder / shard_name(0), framework="pt").get_slice(HIDDEN)
         return [StoredStates(mapped, row * SHAPE.length, (row + 1) * SHAPE.length) for row in range(SHAPE.rows)]
 
+    def batch(ids):
+        found = {"ids": ids, "labels": ids, "prompt": torch.ones_like(ids, dtype=torch.bool)}
+        return found | ({"hidden": pad_states(known(ids), DEVICE)} if features else {})
+
+    return base, mixture, gate, batch
+
+
+def passed(*given):
+    base, mixture, gate, batch = ours(*given)
+
     def loss(ids):
-        batch = {"ids": ids, "labels": ids, "prompt": torch.ones_like(ids, dtype=torch.bool)}
-        if features:
-            batch["hidden"] = pad_states(known(ids), DEVICE)
-        total, targets = base.loss(mixture, batch)
+        total, targets = base.loss(mixture, batch(ids))
         return total / targets
 
-    return loss, gate
+    return Arm(loss, gate)
 
 
 class Arm:
@@ -150,6 +163,27 @@ class Arm:
         self.losses.append(float(loss.detach()))
 
 
+class ReplayedArm(Arm):
+    """The gate's steps as the training loop makes them on a GPU."""
+
+    def __init__(self, base, mixture, gate, batch):
+        super().__init__(lambda micro: Loss(base.summed_nll(mixture, micro.batch), micro.targets), gate)
+        self.base, self.batch, self.recipe = base, batch, Training(batch_tokens=SHAPE.rows * SHAPE.length)
+        self.replays = replay.Replays(gate, self.loss, Accelerator(), "replayed")
+
+    def step(self, ids) -> None:
+        before = now()
+        batch = self.batch(ids)
+        micro = replay.fix_shape(self.base, MicroBatch("gate", batch, self.base.count_targets(batch)), self.recipe)
+        self.replays.begin_step()
+        loss = self.replays.add_pass(micro, micro.targets)
+        self.replays.give_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seconds.append(now() - before)
+        self.losses.append(float(loss))
+
+
 def now() -> float:
     if DEVICE == "cpu":
         return process_time()
@@ -164,9 +198,11 @@ def builders(number: int, folder: Path) -> dict:
     made = {"peft": lambda: Arm(*theirs(experts, order, folder, cast=False))}
     if SHAPE.dtype != torch.float32:
         made["peft, cast"] = lambda: Arm(*theirs(experts, order, folder, cast=True))
-    return made | {
-        name: lambda name=name, given=given: Arm(*ours(experts, folder / name, *given)) for name, given in ARMS.items()
-    }
+    for name, given in ARMS.items():
+        made[name] = lambda name=name, given=given: passed(experts, folder / name, *given)
+    for name, features in {"replayed": False, "replayed, features": True}.items() if DEVICE == "cuda" else ():
+        made[name] = lambda name=name, given=features: ReplayedArm(*ours(experts, folder / name, given, False))
+    return made
 
 
 def in_turn(makers: dict, ids) -> tuple[dict, dict]:
@@ -185,8 +221,9 @@ def one_after_another(makers: dict, ids) -> tuple[dict, dict]:
             if step == 2:  # what is set up once is set up
                 torch.cuda.reset_peak_memory_stats()
             arms[name].step(ids)
-        peaks[name] = torch.cuda.max_memory_allocated()
-        del arms[name].loss, arms[name].optimizer
+        torch.cuda.empty_cache()  # what stays besides tensors is the memory of graphs
+        peaks[name] = max(torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
+        arms[name] = SimpleNamespace(losses=arms[name].losses, seconds=arms[name].seconds)
         gc.collect()
         torch.cuda.empty_cache()
     return arms, peaks

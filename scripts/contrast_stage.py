@@ -19,4 +19,5 @@ with log_job(snakemake):
         seed=0,
         floor=Floor(*params.floor),
         out=snakemake.output[0],
+        baselines=params.baselines,
     )

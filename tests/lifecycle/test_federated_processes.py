@@ -16,6 +16,7 @@ from loratory.config import Evaluation, adapter_entry, load_config, stage_entry
 from loratory.data.files import read_json
 from loratory.domains.dataset import build_dataset
 from loratory.domains.fetch import fetch_source, open_source
+from loratory.evaluation.baselines import predict_baselines
 from loratory.evaluation.score import Floor
 from loratory.lifecycle import federation, run
 from loratory.lifecycle.contrast import contrast_stage
@@ -122,9 +123,11 @@ def test_a_stage_has_all_arms_with_the_mean_of_local_ones_and_keeps_adapters_of_
     kept = {arm: load_adapter(out / "kept" / "seed0" / arm).deltas for arm in ("ffa_lora", "ffa_lora_dp")}
     assert all((kept["ffa_lora"][name].A == delta.A).all() for name, delta in kept["ffa_lora_dp"].items())
     assert any((kept["ffa_lora"][name].B != delta.B).any() for name, delta in kept["ffa_lora_dp"].items())
+    controls = tmp_path / "baselines.parquet"
+    predict_baselines("protein", made.folder / "data", made.task, 4, 4, 0, controls)
     contrast_stage(
         "many", entry, out, {"protein": made.folder / "data"}, {"protein": made.task}, (0,), 50, 0,
-        Floor(1, 1), tmp_path / "many.json",
+        Floor(1, 1), tmp_path / "many.json", {"protein": controls},
     )  # fmt: skip
     report = read_json(tmp_path / "many.json")
     values = {row["system"]: row for row in report["rows"]}
@@ -138,4 +141,9 @@ def test_a_stage_has_all_arms_with_the_mean_of_local_ones_and_keeps_adapters_of_
     assert half["ffa_lora"] < 0.6 * half["fedavg_lora"]
     write_stage_table(tmp_path / "many.json", tmp_path / "many")
     shown = (tmp_path / "many.md").read_text()
+    best = report["controls"]["protein"]["system"]
+    assert f"protein: {best}" in shown and values[best]["value"] != values["base"]["value"]
+    assert shown.splitlines()[[line.startswith("| base ") for line in shown.splitlines()].index(True) + 1].startswith(
+        "| best control without a language model "
+    )
     assert "| local " in shown and "client_0" not in shown and "client_0" in (tmp_path / "many.tsv").read_text()

@@ -180,6 +180,11 @@ def baselines_of(domain, base):
     return [] if masked else [f"<results>/predictions/data/{domain}/baselines.parquet"]
 
 
+def stage_baselines(stage):
+    entry = STUDY.lifecycle[stage]
+    return [file for domain in entry.domains for file in baselines_of(domain, entry.base)]
+
+
 def systems_on(corpus, domain, base):
     """{system: (domain trained on, adapter)}: a domain's own adapters, then those of other entries and experts."""
     homes = [domain, *(DOMAINS[domain].transfer if corpus == "data" else [])]

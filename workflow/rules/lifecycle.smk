@@ -66,6 +66,7 @@ rule contrast_stage:
         data=lambda wc: collect(
             "<results>/data/{domain}/{split}.parquet", domain=STUDY.lifecycle[wc.stage].domains, split=SPLITS
         ),
+        baselines=lambda wc: stage_baselines(wc.stage),
     output:
         "<results>/contrasts/{stage}.stage.json",
     log:
@@ -81,6 +82,7 @@ rule contrast_stage:
     params:
         entry=lambda wc: plain(STUDY.lifecycle[wc.stage]),
         data=lambda wc, input: first_by_name(STUDY.lifecycle[wc.stage].domains, input.data),
+        baselines=lambda wc, input: first_by_name(STUDY.lifecycle[wc.stage].domains, input.baselines),
         tasks=lambda wc: {domain: plain(DOMAINS[domain].task) for domain in STUDY.lifecycle[wc.stage].domains},
         seeds=SEEDS,
         resamples=STUDY.evaluation.resamples,

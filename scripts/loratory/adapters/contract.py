@@ -39,12 +39,16 @@ class Method(Options):
         learns_ranks: layers end with ranks of their own, which a figure shows.
         fixed: names of tensors that no optimizer moves (projections, masks, scores). A checkpoint has them too.
         needs_plain_weights: it moves, differentiates or quantises the base's weights: none packed in int8 or nf4.
+        replayable: its forward pass reads nothing that changes but tensors, which stay in place once training is
+            prepared, and makes no host wait for their numbers: a step may be replayed as a CUDA graph. Hooks of a step
+            run as ever.
         summed: those of them that a step's micro-batches add to, and that are 0 when it begins; of processes that
             share a training each has added its part.
     """
 
     learns_ranks: ClassVar[bool] = False
     needs_plain_weights: ClassVar[bool] = False
+    replayable: ClassVar[bool] = False
     fixed: ClassVar[frozenset[str]] = frozenset()
     summed: ClassVar[frozenset[str]] = frozenset()
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class OffsetMethod(contract.Method):
     """y = W x + s (B A − B₀ A₀) x with A, A₀ `[rank, in]`, B, B₀ `[out, rank]` and s = alpha / rank."""
 
+    replayable: ClassVar[bool] = True
     fixed: ClassVar[frozenset[str]] = frozenset({"A0", "B0"})
 
     rank: int = Field(8, ge=1, description="rank of the update in training; it is stored with twice this rank")

@@ -199,6 +199,17 @@ class Base(ABC):
         """As `collate`, to learn from; `draw` (of a seed and a step) decides where a family draws what is asked."""
         return self.collate(items)
 
+    def fixed_batch(self, batch: Batch, budget: int) -> Batch | None:
+        """A training batch padded to one of few shapes, for steps that are replayed; None where the family has none.
+
+        `summed_nll` of it is that of the batch, and is computed without a look at its numbers: an accelerator is
+        asked for nothing on the way.
+
+        Args:
+            budget: most positions of any batch of the training.
+        """
+        return None
+
     def trial_batch(self) -> Batch:
         """A short example of what the family reads, to see whether the base works at all."""
         choices = (" no", " yes")
@@ -273,6 +284,10 @@ class Base(ABC):
     @abstractmethod
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
         """Summed negative log-likelihood in nats `[]`, and over how many targets."""
+
+    def summed_nll(self, model: Module, batch: Batch) -> torch.Tensor:
+        """The sum of `loss` alone, of any batch and of a `fixed_batch`."""
+        raise self.unsupported_error("summed_nll")
 
     def target_logits(self, model: Module, batch: Batch) -> torch.Tensor:
         """Logits at each target of `loss`, in its order: `[targets, tokens]`, or those of an alphabet's letters."""

@@ -89,6 +89,35 @@ def split_batch(lengths: Lengths, budget: int | None) -> list[list[int]]:
     return [[*range(len(lengths))]] if budget is None else cut_batches(range(len(lengths)), lengths, budget)
 
 
+def fixed_shape(rows: int, length: int, budget: int, longest: int) -> tuple[int, int]:
+    """The rows and length that a batch of `[rows, length]` is padded to, so that the batches of a training have few
+    shapes: lengths in eighths of an octave, with each the most rows that a batch of such lengths has under the
+    budget, or a half, a quarter, … of them.
+
+    Full batches of one length have one shape, at most an eighth above the budget (or so, of a few short rows).
+
+    Args:
+        longest: length of a row.
+    """
+    padded = round_up(length, 8)
+    shortest = padded - octave_part(padded, 8) + 1
+    most = max(rows, budget // shortest)
+    while -(-most // 2) >= rows and most > 1:
+        most = -(-most // 2)
+    return most, min(padded, longest)
+
+
+def round_up(number: int, parts: int) -> int:
+    """The next of `parts` numbers an octave, a power of two of them: 8, 9 … 16, 18, 20 … 32, 36 … for 8."""
+    step = octave_part(number, parts)
+    return -(-number // step) * step
+
+
+def octave_part(number: int, parts: int) -> int:
+    """How far apart the numbers of `round_up` are, just below `number`."""
+    return max(1, (1 << max(0, number - 1).bit_length() - 1) // parts) if number > 1 else 1
+
+
 def pad_contexts(contexts: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
     """`[len(contexts), longest, 2]` of `domains.contract.Context`, zeros behind each one's end, at least one row."""
     longest = max(1, max(map(len, contexts), default=1))

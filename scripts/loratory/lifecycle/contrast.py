@@ -32,10 +32,12 @@ def contrast_stage(
     seed: int,
     floor: Floor,
     out: Path | str,
+    baselines: Mapping[str, Path | str] = {},
 ) -> None:
     """Writes the arms of a stage to the JSON file `out`.
 
-    `rows` are those of `evaluation.score` for each domain and arm, by the primary metric; `summary` has, of what the
+    `rows` are those of `evaluation.score` for each domain and arm, by the primary metric, and of the best control that
+    knows no language model, which `controls` names as `score.choose_control` does; `summary` has, of what the
     procedure sums up over the domains, {what: {arm: [value, low, high]}}, larger numbers being better; `measures`
     {what: {arm: mean over seeds}}. A mean of arms is an arm here. Draws take whole groups of test records and training
     seeds, the same for all arms; domains are drawn apart.
@@ -44,6 +46,7 @@ def contrast_stage(
         entry: the config's entry. folder: what `lifecycle.run` wrote.
         data: {domain: dataset folder}. tasks: {domain: its `Task` options}.
         resamples, seed: how many bootstrap draws, and their seed. floor: as of `score.score_domain`.
+        baselines: {domain: parquet file of controls}, of those that have any.
 
     Raises:
         InputError: as `evaluation.score`.
@@ -53,12 +56,14 @@ def contrast_stage(
     measured += identity_measures(read_json(folder / "invented.json"), data, tasks)
     arms = list(dict.fromkeys(each["arm"] for each in measured))
     files = {d: {run: folder / "predictions" / d / f"seed{run}.parquet" for run in seeds} for d in data}
-    compared = {
-        domain: compare_systems(
-            domain, files[domain], data[domain], tasks[domain], SPLIT, lambda arm: True, resamples, [seed, at], floor
-        )[0]
-        for at, domain in enumerate(data)
-    }
+
+    def compare(domain: str, at: int) -> PairedComparison:
+        of, controls = (data[domain], tasks[domain]), baselines.get(domain)
+        runs, draws = files[domain], [seed, at]
+        return compare_systems(domain, runs, *of, SPLIT, arms.__contains__, resamples, draws, floor, controls)[0]
+
+    compared = {domain: compare(domain, at) for at, domain in enumerate(data)}
+    controls = {domain: of.control for domain, of in compared.items()}
     means = entry.mean_arms(arms)
     for row, of in means.items():
         arms.insert(arms.index(of[0]), row)
@@ -69,13 +74,18 @@ def contrast_stage(
         "entry": entry.model_dump(mode="json"),
         "arms": arms,
         "metrics_versions": {domain: of.version for domain, of in compared.items()},
-        "rows": [{"domain": domain} | of.score_row(arm) for domain, of in compared.items() for arm in arms],
+        "controls": controls,
+        "rows": [
+            {"domain": domain} | of.score_row(system)
+            for domain, of in compared.items()
+            for system in [*arms, *([of.control["system"]] if of.control else [])]
+        ],
         "summary": summary_rows(entry, arms, compared),
         "measures": mean_measures(measured, means),
         "seeds": list(seeds),
         "resamples": resamples,
         "seed": seed,
-        "inputs": {domain: file_digests(own) for domain, own in files.items()},
+        "inputs": {domain: file_digests(own, baselines.get(domain)) for domain, own in files.items()},
     }
     write_json(out, report)
 

@@ -82,6 +82,8 @@ class Mixer(Options):
         needs_whole_batch: a token's weights depend on all tokens of the batch, later ones too: no cache can be right.
         learns_labels: training tells it the domains, so that their own experts get the tokens. Of any other mixer, the
             share of tokens that go to their domain's own expert is no measure: another mixture may answer as well.
+        replayable: weighing reads nothing that changes but tensors and makes no host wait for their numbers, and there
+            is no `routing_penalty`: a step may be replayed as a CUDA graph.
         balances: `routing_penalty` is of the tokens of all domains of a step together, and not domain by domain.
     """
 
@@ -124,6 +126,10 @@ class Mixer(Options):
 
     @property
     def balances(self) -> bool:
+        return False
+
+    @property
+    def replayable(self) -> bool:
         return False
 
     def prepare_experts(self, given: dict[str, Adapter], seed: int) -> dict[str, Adapter]:

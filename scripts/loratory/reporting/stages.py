@@ -8,9 +8,12 @@ from loratory.reporting import formats
 from loratory.reporting.formats import Layout
 from loratory.reporting.tables import (
     ABSENT,
+    CONTROL,
     MARKS,
     column_heading,
     column_notes,
+    control_notes,
+    control_systems,
     number_text,
     seeds_note,
     value_cell,
@@ -39,18 +42,23 @@ def stage_layout(report: Mapping, about: str = "", banner: str = "") -> Layout:
     first = {domain: cells[arms[0], domain] for domain in domains}
     unit = first[domains[0]]["unit"]
     summary, measures = report["summary"], report["measures"]
+    controls = report["controls"]
+    shown = [arms[0], *([CONTROL] if any(controls.values()) else []), *arms[1:]]
+    systems = {line: control_systems(controls) if line == CONTROL else dict.fromkeys(domains, line) for line in shown}
     lines = [
         [
-            arm,
-            *(value_cell(cells[arm, domain]) for domain in domains),
-            *(summary_text(of.get(arm), unit) for of in summary.values()),
-            *(measure_text(of.get(arm)) for of in measures.values()),
+            line,
+            *(value_cell(cells.get((systems[line][domain], domain))) for domain in domains),
+            *(summary_text(of.get(line), unit) for of in summary.values()),
+            *(measure_text(of.get(line)) for of in measures.values()),
         ]
-        for arm in arms
+        for line in shown
     ]
     header = ["arm", *(f"{domain}: {column_heading(row)}" for domain, row in first.items()), *summary, *measures]
-    shown = {d: (first[d], [cells[arm, d] for arm in arms]) for d in domains}
-    foot = [f"Procedure: {entry['procedure']}, with the adapter {entry['adapter']}.", *column_notes(shown)]
+    own = {domain: [cells[arm, domain] for arm in arms] for domain in domains}
+    noted = {domain: (first[domain], rows) for domain, rows in own.items()}
+    foot = [f"Procedure: {entry['procedure']}, with the adapter {entry['adapter']}.", *column_notes(noted)]
+    foot += control_notes(controls, {domain: rows[1:] for domain, rows in own.items()})
     foot += [SUMMED.format(", ".join(summary))] if summary else []
     foot += [seeds_note(report), MARKS, *version_notes(report["metrics_versions"])]
     foot += [f"Base: {about}"] if about else []

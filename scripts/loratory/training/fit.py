@@ -1,8 +1,8 @@
 """The training loop, one for bases, adapters and gates.
 
 Features: AdamW; warm-up and cosine decay as functions of the step; micro-batches normalised by the real targets of the
-whole step; gradient clipping; bf16 autocast through accelerate; exact resume; SIGTERM or Ctrl-C finishes the step and
-saves.
+whole step; passes replayed as CUDA graphs; gradient clipping; bf16 autocast through accelerate; exact resume; SIGTERM
+or Ctrl-C finishes the step and saves.
 """
 
 import math
@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from loratory.errors import InputError
 from loratory.training import checkpoint, processes
 from loratory.training.progress import Progress
+from loratory.training.replay import Replays
 from loratory.training.schedule import Training
 from loratory.training.validation import Validations, changing_tensors
 
@@ -36,6 +37,8 @@ class MicroBatch:
             before the first backward pass.
         positions: that it puts through the model, padding included.
         number: of the batch that it is, or is a part of.
+        is_fixed: its batch is a `Base.fixed_batch`, all targets are announced, and its loss asks the device for
+            nothing: its pass may be replayed.
     """
 
     task: str
@@ -43,6 +46,7 @@ class MicroBatch:
     targets: int = 0
     positions: int = 0
     number: int = 0
+    is_fixed: bool = False
 
 
 class Loss(NamedTuple):
@@ -136,7 +140,8 @@ def train_model(
         )
     hooks.after_restore()
     progress = Progress(title, done, recipe.steps)
-    with TerminationSignal() as terminated:
+    replays = Replays([*parameters.values()], loss, accelerator, title)
+    with TerminationSignal() as terminated, replays:
         while True:
             if validations.is_due(curve):
                 validations.validate(curve)
@@ -150,7 +155,7 @@ def train_model(
             batches = micro_batches(step)
             waited = perf_counter() - waiting
             hooks.see_batches(batches)
-            done_here = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks, seed)
+            done_here = update(parameters, batches, loss, optimizer, recipe, step, accelerator, hooks, seed, replays)
             own = *done_here, sum(micro.positions for micro in batches), terminated.received
             value, targets, positions, stopping = processes.sum_numbers(own)
             if not math.isfinite(value):
@@ -201,6 +206,7 @@ def update(
     accelerator: Accelerator,
     hooks: TrainingHooks,
     seed: int,
+    replays: Replays,
 ) -> tuple[float, int]:
     """One optimizer step over micro-batches; the mean over tasks of each task's loss per target.
 
@@ -209,19 +215,28 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(step) * group.get("ratio", 1)
     results = []
-    counts = pooled_targets(batches)
+    counts, tasks = pooled_targets(batches), len({micro.task for micro in batches})
+    replayed = any(micro.is_fixed for micro in batches)
+    if replayed:
+        replays.begin_step()
     drawing = recipe.batch_numbers(step).start
     for micro in batches:
         if micro.number > drawing:
             drawing = micro.number
             torch.manual_seed(batch_seed(seed, drawing))
+        if replayed:
+            parts = max(1, counts.get(micro.task, micro.targets)) * tasks
+            results.append((replays.add_pass(micro, parts), micro.targets))
+            continue
         with accelerator.autocast():
             total, n, extra = loss(micro)
         if micro.task in counts and n != micro.targets:
             raise ValueError(f"a micro-batch of {micro.task} has {n} targets, and {micro.targets} were announced")
-        parts = max(1, counts.get(micro.task, n)) * len({micro.task for micro in batches})
+        parts = max(1, counts.get(micro.task, n)) * tasks
         accelerator.backward((total + extra) / parts)
         results.append((total.detach() / parts, n))
+    if replayed:
+        replays.give_gradients()
     processes.sum_tensors([p.grad for p in parameters.values() if p.grad is not None])
     processes.sum_tensors(hooks.summed_tensors())
     penalty = hooks.step_penalty()

@@ -42,6 +42,7 @@ from loratory.training.fit import Loss, MicroBatch, TrainingHooks, train_model
 from loratory.training.grid import best_trial, curve_rows, write_curves
 from loratory.training.job import Job
 from loratory.training.progress import announce_trainings
+from loratory.training.replay import fix_shape, may_replay
 from loratory.training.schedule import Training
 from loratory.training.sweep import base_facts, data_digests, encode_split, mean_loss, training_split
 from loratory.training.validation import kept_point
@@ -217,6 +218,8 @@ def optimise_mixture(
     ahead = steps_ahead([given.examples for given in sets.values()], training)
     hooks = MixtureHooks(base, mixture, {domain: place for place, domain in enumerate(sets)}, training.precision)
 
+    replayed = may_replay(mixture.model, mixture.mixer.replayable, training)
+
     def read_step(step: int) -> list[Part]:
         batches = product(plans, training.batch_numbers(step))
         return [part for domain, number in batches for part in read_batch(domain, number)]
@@ -230,13 +233,16 @@ def optimise_mixture(
 
     def collate_step(parts: list[Part]) -> list[MicroBatch]:
         batches = [sets[domain].collate_batch(base, chosen, items) for domain, _, chosen, items in parts]
-        return [
+        found = [
             MicroBatch(domain, batch, base.count_targets(batch), padded_positions(items), number)
             for (domain, number, _, items), batch in zip(parts, batches)
         ]
+        return [fix_shape(base, micro, training) for micro in found] if replayed else found
 
     def loss(micro: MicroBatch) -> Loss:
         mixture.domain = hooks.places[micro.task]
+        if micro.is_fixed:  # of a mixer without a penalty
+            return Loss(base.summed_nll(mixture, micro.batch), micro.targets)
         total, targets = base.loss(mixture, micro.batch)
         penalty = mixer_penalty(mixture, micro.batch["mask"].bool(), mixture.domain, hooks.step_routing(micro))
         return Loss(total, targets, targets * penalty)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from loratory.training.encoding import (
 )
 from loratory.training.fit import MicroBatch, TrainingHooks, step_seed
 from loratory.training.processes import own_share
+from loratory.training.replay import fix_shape, may_replay
 from loratory.training.schedule import Training
 
 
@@ -104,10 +106,16 @@ class AdapterSession(TrainingHooks):
     def collate_step(self, parts: Sequence[tuple[int, list[Encoded]]]) -> list[MicroBatch]:
         """The micro-batches of what `read_step` gave."""
         batches = [(number, items, self.make_batch(items, number)) for number, items in parts]
-        return [
+        found = [
             MicroBatch("train", batch, self.base.count_targets(batch), padded_positions(items), number)
             for number, items, batch in batches
         ]
+        return [fix_shape(self.base, micro, self.recipe) for micro in found] if self.is_replayed else found
+
+    @cached_property
+    def is_replayed(self) -> bool:
+        """Whether the training's own steps are replayed where they can be."""
+        return may_replay(self.model, self.method.replayable, self.recipe)
 
     def augment_items(self, items: list[Encoded], number: int) -> list[Encoded]:
         """The examples of a batch as they are learnt from."""

@@ -8,7 +8,7 @@ c counts as a constant; the gradient that reaches x stays the true one.
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Method(contract.Method):
     """y = W x + B A x with A `[rank, in]` ~ U(±1/√in) and B `[out, rank]` = 0, and with gradients of A and B in which
     each output row i weighs c_i = 1 / √(‖(B A)_i‖ + 1/η²)."""
+
+    replayable: ClassVar[bool] = True
 
     rank: int = Field(16, ge=1, description="rank of the update")
     eta: float = Field(2.0, gt=0, description="η, the weight of a row whose update is zero, and the largest one")

@@ -6,7 +6,7 @@ With `lr_ratio` it is LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns fast
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 class Method(contract.Method):
     """y = W x + s · B A x with A `[rank, in]` ~ U(±1/√in), B `[out, rank]` = 0 and s = alpha / rank."""
+
+    replayable: ClassVar[bool] = True
 
     rank: int = Field(8, ge=1, description="rank of the update")
     alpha: float = Field(16.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")

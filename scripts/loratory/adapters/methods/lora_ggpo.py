@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 class Method(lora.Method):
     """LoRA, and in training noise that grows with each row's weights and gradients."""
 
+    replayable: ClassVar[bool] = False  # noise is drawn from a seed that the host must know
     fixed: ClassVar[frozenset[str]] = frozenset({"weight_squares", "gradient_squares", "noise_seed"})
 
     sigma: float = Field(0.03, ge=0, description="length of a row's noise over that of its weights")

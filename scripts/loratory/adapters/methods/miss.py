@@ -6,7 +6,7 @@ shards; so ΔW[:, j] = D[j mod rank]. Version 4 calls it Bone; version 1's Bone 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class Method(contract.Method):
     """y = W x + Dᵀ S(x). There is no alpha: the learning rate is the one knob."""
+
+    replayable: ClassVar[bool] = True
 
     rank: int = Field(64, ge=1, description="features in a shard of the input, and rank of the update")
     mini: int | None = Field(

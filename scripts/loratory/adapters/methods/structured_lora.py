@@ -7,7 +7,7 @@ normal distribution). Methods that derive from it differ in where the factors co
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Method(contract.Method):
     """y = W x + s · B N A x with A `[rank, in]` ~ U(±1/√in), N `[rank, rank]` ~ U(±1/√rank), B `[out, rank]` = 0 and
     s = alpha / rank."""
+
+    replayable: ClassVar[bool] = True
 
     rank: int = Field(128, ge=1, description="rank of the update")
     alpha: float = Field(128.0, gt=0, description="scale numerator; the update is multiplied by alpha / rank")

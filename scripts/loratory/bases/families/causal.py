@@ -32,7 +32,7 @@ from loratory.bases.core import (
 from loratory.bases.decoding import Sampling, decode_batch, new_cache
 from loratory.bases.options import Decoding
 from loratory.data.audio import HOP, RATE, SAMPLES_PER_POSITION, clip_samples
-from loratory.data.batching import pad_contexts
+from loratory.data.batching import fixed_shape, pad_contexts, round_up
 from loratory.data.clips import Clip
 from loratory.domains.contract import Example
 from loratory.errors import InputError, one_error
@@ -206,6 +206,22 @@ class Family(Base):
             batch["audio_states"] = torch.cat([self.audio.clip_states(item.audio) for item in with_audio])
         return batch
 
+    def fixed_batch(self, batch: Batch, budget: int) -> Batch | None:
+        """More rows and positions that are padding, and `scored`: where any row is scored, the last position, which
+        none is, again and again behind. None of a batch with audio, whose clips have lengths of their own."""
+        fill = {"ids": self.pad_id, "mask": 0, "labels": IGNORED, "prompt": False, "context": 0, "hidden": 0.0}
+        if not batch.keys() <= fill.keys() | {"alphabet"}:
+            return None
+        rows, length = fixed_shape(*batch["ids"].shape, budget, self.context)
+        sizes = {"context": round_up(batch["context"].shape[1], 1)} if "context" in batch else {}
+        padded = {
+            name: pad_tensor(tensor, rows, sizes.get(name, length), fill[name]) if name in fill else tensor
+            for name, tensor in batch.items()
+        }
+        scored = scored_positions(F.pad(padded["labels"][:, 1:], (0, 1), value=IGNORED))
+        count = min(round_up(len(scored), 4), length)
+        return padded | {"scored": F.pad(scored, (0, count - len(scored)), value=length - 1)}
+
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Model inputs; embeddings in place of ids where a batch has audio.
 
@@ -233,8 +249,8 @@ class Family(Base):
 
     def scored_logits(self, model: Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[batch, positions, tokens]` and labels `[batch, positions]` of positions that a row is scored at."""
-        labels = batch["labels"][:, 1:]
-        scored = (labels != IGNORED).any(0).nonzero()[:, 0]
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # of what follows each position
+        scored = batch["scored"] if "scored" in batch else scored_positions(labels)
         labels = labels[:, scored]
         if "alphabet" in batch:
             labels = letter_indices(labels, batch["alphabet"])
@@ -247,7 +263,10 @@ class Family(Base):
         return model(**inputs, use_cache=False, logits_to_keep=positions).logits.float()
 
     def loss(self, model: Module, batch: Batch) -> tuple[torch.Tensor, int]:
-        return self.token_nll(model, batch).sum(), int((batch["labels"][:, 1:] != IGNORED).sum())
+        return self.summed_nll(model, batch), self.count_targets(batch)
+
+    def summed_nll(self, model: Module, batch: Batch) -> torch.Tensor:
+        return self.token_nll(model, batch).sum()
 
     def row_losses(self, model: Module, batch: Batch) -> torch.Tensor:
         return self.token_nll(model, batch).sum(1)
@@ -331,6 +350,17 @@ def narrow_head(model: PreTrainedModel, ids: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         del head.forward
+
+
+def scored_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Where any row of labels `[batch, length]` is scored."""
+    return (labels != IGNORED).any(0).nonzero()[:, 0]
+
+
+def pad_tensor(tensor: torch.Tensor, rows: int, length: int, value: float) -> torch.Tensor:
+    """`[rows, length, …]` of `[fewer, shorter, …]`."""
+    room = [*([0] * (2 * (tensor.dim() - 2))), 0, length - tensor.shape[1], 0, rows - tensor.shape[0]]
+    return F.pad(tensor, room, value=value)
 
 
 def prompt_ids(item: Encoded) -> list[int]:

@@ -29,6 +29,7 @@ class Mixer(contract.Mixer):
 
     reads: ClassVar[Reads] = "input"
     by_rank: ClassVar[bool] = True
+    replayable: ClassVar[bool] = True
 
     active: int = Field(8, ge=1, description="ranks that are active for a token and layer, k; all if there are fewer")
 

@@ -46,6 +46,10 @@ class Mixer(contract.Mixer):
     def learns_labels(self) -> bool:
         return self.domain_loss > 0
 
+    @property
+    def replayable(self) -> bool:
+        return not self.domain_loss
+
     def build_gate(self, sizes: GateShape) -> torch.nn.Module:
         from torch import nn
 
