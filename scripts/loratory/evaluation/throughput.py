@@ -6,6 +6,7 @@ All arms answer the same requests, which come at once, greedily.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def measure_arms(
     Raises:
         InputError: none of the adapters can share batches, or the base has no room for these texts.
     """
-    base = open_base(base_folder, device)
+    base = open_base(base_folder, "cpu")
     catalog = sort_models(base, folders)
     for name, reason in catalog.reasons.items():
         print(f"{name} is left out: {reason}", flush=True)
@@ -65,9 +66,12 @@ def measure_arms(
         raise InputError(base_folder, "no adapter on this base can share batches", ", ".join(folders), "a low rank")
     named = {f"a{place}": paths[place % len(paths)] for place in range(count)}
     arrivals = draw_arrivals(base, [*named], requests, prompt_tokens, tokens)
-    arms = [measure_engine(base, named, arrivals), measure_turns(open_base(base_folder, device), named, arrivals)]
-    if count <= most_peft and all((path / CONFIG).is_file() for path in paths):
-        arms.append(measure_peft(open_base(base_folder, device), named, arrivals))
+    has_peft = count <= most_peft and all((path / CONFIG).is_file() for path in paths)
+    arms = []
+    for measure in (measure_engine, measure_turns, *([measure_peft] if has_peft else [])):
+        arms.append(measure(open_base(base_folder, device), named, arrivals))
+        gc.collect()  # a base that adapters were on is in a circle
+        torch.cuda.empty_cache()
     first = arms[0]["written"]
     for arm in arms:
         arm["equal"] = sum(one == other for one, other in zip(arm.pop("written"), first))
@@ -140,7 +144,9 @@ def measure_turns(base: CausalBase, named: Mapping[str, Path], arrivals: Sequenc
                 clock.write_batch(base, base.model, given, batch)
             core.detach(base.model)
 
-    return measure_arm("one at a time", base, answer_all, arrivals, max(map(stored_bytes, known.values())))
+    return measure_arm(
+        "one at a time", base, answer_all, arrivals, max(adapter_bytes(one, base) for one in known.values())
+    )
 
 
 def measure_peft(base: CausalBase, named: Mapping[str, Path], arrivals: Sequence[Arrival]) -> Arm:
@@ -159,12 +165,13 @@ def measure_peft(base: CausalBase, named: Mapping[str, Path], arrivals: Sequence
             names = [given[place].adapter for place in batch]
             clock.write_batch(base, wrapped, given, batch, adapter_names=names)
 
-    known = {path: stored_bytes(load_adapter(path)) for path in {*named.values()}}
+    known = {path: adapter_bytes(load_adapter(path), base) for path in {*named.values()}}
     return measure_arm("PEFT", base, answer_all, arrivals, sum(known[path] for path in named.values()))
 
 
-def stored_bytes(adapter: Adapter) -> int:
-    return 4 * adapter.parameters  # float32 on a CPU
+def adapter_bytes(adapter: Adapter, base: CausalBase) -> int:
+    """In numbers of the base's."""
+    return next(base.model.parameters()).element_size() * adapter.parameters
 
 
 def cut_batches(places: Sequence[int]) -> list[Sequence[int]]:
@@ -205,9 +212,9 @@ def measure_arm(
     base: CausalBase,
     answer_all: Callable[[Sequence[Arrival], Clock], None],
     arrivals: Sequence[Arrival],
-    adapter_bytes: int,
+    held: int,
 ) -> Arm:
-    """Of an arm that answers requests batch by batch."""
+    """Of an arm that answers requests batch by batch, and holds so many bytes of adapters at once."""
     answer_all([replace(one, limit=2) for one in arrivals[:ROWS]], Clock(len(arrivals)))  # warms up
     on_gpu = base.device.type == "cuda"
     if on_gpu:
@@ -221,7 +228,7 @@ def measure_arm(
         "tokens_per_second": sum(map(len, clock.written)) / seconds,
         "first_token": median(clock.first_token),
         "first_token_p95": sorted(clock.first_token)[-(-95 * len(arrivals) // 100) - 1],
-        "adapter_bytes": adapter_bytes,
+        "adapter_bytes": held,
         "device_bytes": torch.cuda.max_memory_allocated(base.device) if on_gpu else None,
         "written": clock.written,
     }
