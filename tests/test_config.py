@@ -407,6 +407,10 @@ MISFITS |= {  # what does not go together, or is out of bounds
     "mixtures.xlora.experts.protein: protein trains lora on mini_lm (lora); expected an adapter of base mini_wh": {
         "mixtures.xlora.base": "mini_whisper"
     },
+    "serve_throughput.base: what is served must write text (encoder); expected a causal base": {
+        "serve_throughput": {"base": "mini_bert"}
+    },
+    "serve_throughput.adapters: wrong value": {"serve_throughput": {"base": "mini_lm", "adapters": []}},
     "compare_splits.entries: wrong value (['protein']); expected at least 2 entries": {
         "compare_splits": {"base": "mini_lm", "entries": ["protein"]}
     },

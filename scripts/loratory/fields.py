@@ -63,5 +63,6 @@ DomainNames = Annotated[tuple[DomainName, ...], AfterValidator(require_distinct)
 Modules = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), AfterValidator(require_distinct)
 ]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(require_distinct)]
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(require_distinct)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(require_distinct)]

@@ -379,6 +379,16 @@ def test_one_adapter_is_tabulated_under_several_ways_to_split(demo, plan):
     }
 
 
+def test_throughput_is_measured_only_if_it_is_asked_for_and_count_by_count(demo, tmp_path):
+    config = changed(DEMO, {"serve_throughput": {"base": "mini_lm", "adapters": [1, 10]}})
+    assert Plan(config, tmp_path).counts == demo.counts
+    asked = Plan(config, tmp_path, targets=["serve_throughput"])
+    assert asked.counts["measure_throughput"] == 2 and asked.counts["tabulate_throughput"] == 1
+    needed = {rule for rule, other in asked.edges if other == "measure_throughput"}
+    assert needed == {"tabulate_throughput"} and "predict" not in asked.counts
+    assert {other for rule, other in asked.edges if rule == "measure_throughput"} == {"prepare_base", "train_sweep"}
+
+
 def test_systems_and_baselines_of_another_entry_of_the_domain_are_tested_on_one_that_trains_none(demo, plan):
     cow = {"source": {"kind": "simulate", "genes": 60}, "adapters": {"mini_bert": []}, "transfer": ["lncrna"]}
     planned = plan({"domains.lncrna-cow": cow})

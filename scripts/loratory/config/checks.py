@@ -74,6 +74,8 @@ def check_names(config: Study, where: str) -> None:
         check_mixers(f"{where}: compare_mixers", config.compare_mixers, config)
     if config.compare_splits is not None:
         check_splits(f"{where}: compare_splits", config.compare_splits, config)
+    if config.serve_throughput is not None:
+        check_served(f"{where}: serve_throughput.base", config.serve_throughput.base, config)
     if config.folding is not None:
         require_known(f"{where}: folding", "base", config.folding, bases)
         if bases[config.folding].family != "folding":
@@ -396,6 +398,15 @@ def check_splits(at: str, compare: CompareSplits, config: Study) -> None:
         if compare.adapter not in domains[name].adapters.get(compare.base, ()):
             fix = f"name it under domains.{name}.adapters.{compare.base}"
             raise InputError(f"{at}.adapter", f"{name} does not train it on {compare.base}", compare.adapter, fix=fix)
+
+
+def check_served(at: str, base: str, config: Study) -> None:
+    """The base writes texts and has adapters."""
+    require_known(at, "base", base, config.bases)
+    if config.bases[base].family != "causal":
+        raise InputError(at, "what is served must write text", config.bases[base].family, "a causal base")
+    if not any(given.adapters.get(base) for given in entries_by_name(config.domains).values()):
+        raise InputError(at, "no adapter is trained on this base", base, "a base with adapters")
 
 
 def check_prompt(at: str, domains: tuple[str, ...], experts: Mapping[str, str], base: BaseEntry) -> None:

@@ -11,7 +11,7 @@ from loratory.adapters.contract import Method
 from loratory.bases.options import BaseEntry, Decoding
 from loratory.data.splits import FEWEST_GROUPS, FEWEST_RECORDS
 from loratory.domains.contract import DatasetOptions, Options, TaskOptions
-from loratory.fields import DomainNames, Folder, Name, Names, Seeds, require_folder
+from loratory.fields import Counts, DomainNames, Folder, Name, Names, Seeds, require_folder
 from loratory.lifecycle.contract import Procedure
 from loratory.mixers.contract import Mixer
 from loratory.training.schedule import AdapterSweep, Sweep
@@ -126,6 +126,19 @@ class CompareSplits(Options):
     entries: DomainNames = Field(min_length=2, description="entries of one domain, the strictest splits last")
 
 
+class ServeThroughput(Options):
+    """How fast a base answers for many of its adapters, measured by `serve_throughput` on this machine."""
+
+    base: Name = Field(description="the base whose adapters of low rank are asked")
+    adapters: Counts = Field(
+        (1, 10, 100), min_length=1, description="numbers of adapters; the study's stand under as many names"
+    )
+    requests: int = Field(64, ge=1, description="requests, which come at once, for the adapters in turn")
+    prompt_tokens: int = Field(64, ge=1, description="tokens that each reads")
+    tokens: int = Field(16, ge=1, description="tokens that each writes at most")
+    most_peft: int = Field(100, ge=0, description="the most adapters that PEFT is asked for, beside the engine")
+
+
 class Resources(Options):
     """What jobs ask for; a profile may set more per rule."""
 
@@ -188,6 +201,7 @@ class Study(Options):
     compare: Compare | None = Field(None, description="what `compare_methods` tells of")
     compare_mixers: CompareMixers | None = Field(None, description="what `compare_mixers` tells of")
     compare_splits: CompareSplits | None = Field(None, description="what `compare_splits` tells of")
+    serve_throughput: ServeThroughput | None = Field(None, description="what `serve_throughput` measures")
     evaluation: Evaluation = Field(Evaluation(), description="what is scored and how")
     resources: Resources = Field(Resources(), description="what jobs ask for")
 
