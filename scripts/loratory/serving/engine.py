@@ -60,6 +60,7 @@ class Engine:
         self.scheduler = Scheduler(pages, self.steps.parts, needed, most_adapters, most_rows)
         self.free_seats = list(range(most_rows))
         self.seats: dict[Request, int] = {}
+        self.next_pages: dict[Request, np.ndarray] = {}
 
     def submit(self, ids: Sequence[int], adapter: str | None, limit: int, sampling: Sampling | None = None) -> Request:
         """A request that waits for its turn; it is greedy without `sampling`.
@@ -84,6 +85,7 @@ class Engine:
         self.scheduler.end(request)
         if request in self.seats:
             self.free_seats.append(self.seats.pop(request))
+            self.next_pages.pop(request, None)
             self.pool.release(request)
             if request.adapter is not None:
                 self.adapters.give_back(request.adapter)
@@ -97,7 +99,8 @@ class Engine:
     def step(self) -> list[Request]:
         """One token for every request that runs, and for those that begin; returns those that end.
 
-        A GPU is asked for all passes, and adapters of requests that wait are on their way, before one token is read.
+        A GPU is asked for all passes before one token is read; while it computes, the next step is prepared, and
+        adapters of requests that wait are sent on their way.
         """
         going_on = self.by_adapter(self.scheduler.running)
         passes = [(going_on, *self.write_tokens(going_on))] if going_on else []
@@ -107,6 +110,7 @@ class Engine:
                 self.adapters.claim(one.adapter)
             self.seats[one] = self.free_seats.pop()
         passes += [(part, *self.read_prompts(part)) for part in cut_prompts(begun, PASS_TOKENS)]
+        self.next_pages = {row: self.new_pages(row, 1)[:, 0] for rows, *_ in passes for row in rows if row.left > 1}
         self.adapters.fetch_ahead((one.adapter for one in self.scheduler.waiting if one.adapter is not None), AHEAD)
         for rows, tokens, logits in passes:
             draw_instead(rows, tokens, logits)
@@ -135,8 +139,8 @@ class Engine:
         self.adapters.check_resident([request.adapter for request in requests])
         rows = []
         for one in requests:
-            place, pages = self.adapters.place(one.adapter), self.new_pages(one, 1)[:, 0]
-            rows.append(Row(one.written[-1], one.tokens - 1, self.seats[one], place, one.adapter is None, pages))
+            place, bare = self.adapters.place(one.adapter), one.adapter is None
+            rows.append(Row(one.written[-1], one.tokens - 1, self.seats[one], place, bare, self.next_pages[one]))
         return self.steps.run(rows)
 
     def read_prompts(self, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:

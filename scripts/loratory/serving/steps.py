@@ -17,7 +17,7 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 from loratory.serving.pool import PagePool, upload
 from loratory.serving.rows import SHORT_TILE, OwnersInPlace, RowContext
 
-LEAST_LENGTH = 64  # tokens of the shortest step
+BUCKET = 256  # tokens: lengths are rounded up to multiples of it, so that few shapes are captured
 
 
 class PromptLayer(DynamicLayer):
@@ -90,8 +90,8 @@ class Row:
 class Steps:
     """Steps of one token for rows of a causal base whose keys, values and adapters are in pages.
 
-    The first step of a shape runs as it is and warms up, the second is captured, all others replay it. Shapes are
-    rounded up (`round_up`); rows that are nobody's read and write page 0.
+    The first step of a shape runs as it is and warms up, the second is captured, all others replay it. Rows are rounded
+    up to a power of two; those that are nobody's read and write page 0.
 
     Args:
         seats: requests at once. length: the most tokens of one. capture: replay graphs; the default on a GPU, and only
@@ -110,11 +110,12 @@ class Steps:
         length: int,
         capture: bool | None = None,
     ):
-        self.model, self.pool, self.context, self.seats, self.length = model, pool, context, seats, length
+        self.model, self.pool, self.context, self.seats = model, pool, context, seats
+        self.length = -(-length // 8) * 8  # attention kernels want multiples of 8
         self.device = pool.vectors.device
         self.parts = 2 * model.config.num_hidden_layers
-        self.table = torch.zeros(seats + 1, self.parts, length, dtype=torch.int32, device=self.device)
-        most = round_up(seats, 1)
+        self.table = torch.zeros(seats + 1, self.parts, self.length, dtype=torch.int32, device=self.device)
+        most = power_of_two(seats)
         self.inputs = torch.zeros(most, 7 + self.parts, dtype=torch.int32, device=self.device)
         self.tokens = torch.zeros(most, dtype=torch.long, device=self.device)
         self.logits = torch.zeros(most, model.config.vocab_size, device=self.device)
@@ -128,8 +129,8 @@ class Steps:
     def run(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step;
         rows of one adapter come together."""
-        count = round_up(len(rows), 1)
-        length = min(self.length, round_up(max(row.position for row in rows) + 1, LEAST_LENGTH))
+        count, longest = power_of_two(len(rows)), max(row.position for row in rows) + 1
+        length = min(self.length, -(-longest // BUCKET) * BUCKET)
         self.inputs[:count] = upload(self.fill_inputs(rows, count), self.device)
         self.run_shape(count, length)
         return self.tokens[: len(rows)], self.logits[: len(rows)]
@@ -196,7 +197,6 @@ class Steps:
         self.tokens[:count] = self.logits[:count].argmax(-1)
 
 
-def round_up(number: int, least: int) -> int:
-    """The next of few sizes: powers of two, and three between each two of 64 or more."""
-    size = max(least, 1 << (number - 1).bit_length())
-    return size if size <= 64 else -(-number // (size // 8)) * (size // 8)
+def power_of_two(number: int) -> int:
+    """The next one."""
+    return 1 << (number - 1).bit_length()
