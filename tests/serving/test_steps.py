@@ -23,12 +23,12 @@ def served(tmp_path_factory):
     """A base on the device, folders of adapters, and what each request writes alone."""
     root = tmp_path_factory.mktemp("served")
     base = causal_base(root / "base", ears=False)
-    base.model.to(DEVICE)
     folders = {name: root / name for name in RANKS}
     for seed, (name, rank) in enumerate(RANKS.items()):
         targets = ("q_proj", "down_proj") if name == "c" else None
         adapter = trained_adapter(base.model, Method(rank=rank, target_modules=targets), seed)
         deltas.save_adapter(folders[name], adapter, causal=True)
+    base.model.to(DEVICE)
     alone = []
     for length, name in REQUESTS:
         if name is not None:
