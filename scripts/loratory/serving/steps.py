@@ -90,8 +90,8 @@ class Row:
 class Steps:
     """Steps of one token for rows of a causal base whose keys, values and adapters are in pages.
 
-    The first step of a shape runs as it is and warms up, the second is captured, all others replay it. Rows are rounded
-    up to a power of two; those that are nobody's read and write page 0.
+    The first step of a shape runs as it is and warms up, the second is captured, all others replay it. Rows are
+    rounded up to a power of two; those that are nobody's read and write page 0.
 
     Args:
         seats: requests at once. length: the most tokens of one. capture: replay graphs; the default on a GPU, and only
