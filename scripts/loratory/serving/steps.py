@@ -7,6 +7,7 @@ for some rows and some length answers any such rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
+from loratory.serving import layers
+from loratory.serving.attention import PagedTexts, attend_to_pages
 from loratory.serving.pool import PagePool, upload
 from loratory.serving.rows import SHORT_TILE, OwnersInPlace, RowContext
 
-BUCKET = 256  # tokens: lengths are rounded up to multiples of it, so that few shapes are captured
+BUCKET = 256  # tokens: lengths are rounded up to multiples of it, so that few shapes are captured; a kernel needs none
 
 
 class PromptLayer(DynamicLayer):
@@ -122,6 +125,11 @@ class Steps:
         self.capture = self.device.type == "cuda" if capture is None else capture
         self.graphs: dict[tuple[int, int], Any] = {}
 
+    @property
+    def has_kernel(self) -> bool:
+        """Whether attention reads pages itself; else they are copied for the model's own."""
+        return layers.has_kernel(self.pool.vectors) and self.model._supports_attention_backend
+
     def put_prompt(self, seat: int, pages: torch.Tensor) -> None:
         """Pages `[2 · layers, tokens]` of a request that takes the seat."""
         self.table[seat, :, : pages.shape[1]] = upload(pages, self.device)
@@ -130,7 +138,7 @@ class Steps:
         """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step;
         rows of one adapter come together."""
         count, longest = power_of_two(len(rows)), max(row.position for row in rows) + 1
-        length = min(self.length, -(-longest // BUCKET) * BUCKET)
+        length = self.length if self.has_kernel else min(self.length, -(-longest // BUCKET) * BUCKET)
         self.inputs[:count] = upload(self.fill_inputs(rows, count), self.device)
         self.run_shape(count, length)
         return self.tokens[: len(rows)], self.logits[: len(rows)]
@@ -178,14 +186,21 @@ class Steps:
         token, position, seat = inputs[:, :3].long().unbind(1)
         pages, owners = inputs[:, 7:], OwnersInPlace(inputs[:, 3], inputs[:, 4:7])
         self.table[seat, :, position] = pages
-        hidden = torch.arange(length, device=self.device) > position[:, None]
-        places = self.table[:, :, :length].index_select(0, seat).masked_fill(hidden[:, None], 0)
-        cache = DynamicCache()
-        new, old = pages.long().T.unflatten(0, (-1, 2)), places.transpose(0, 1).unflatten(0, (-1, 2))
-        cache.layers = [StepLayer(self.pool, *each) for each in zip(new, old)]
-        mask = torch.zeros_like(hidden, dtype=self.model.dtype)
-        mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)[:, None, None]
-        with self.context.use_owners(owners):
+        cache, new = DynamicCache(), pages.long().T.unflatten(0, (-1, 2))
+        attention: AbstractContextManager = nullcontext()
+        if self.has_kernel:
+            cache.layers = [PromptLayer(self.pool, each) for each in new]
+            mask = torch.zeros(count, 1, 1, 1, dtype=self.model.dtype, device=self.device)  # the kernel reads none
+            texts = PagedTexts(self.pool.vectors, self.table, inputs[:, 2], inputs[:, 1])
+            attention = attend_to_pages(self.model.config, texts)
+        else:
+            hidden = torch.arange(length, device=self.device) > position[:, None]
+            places = self.table[:, :, :length].index_select(0, seat).masked_fill(hidden[:, None], 0)
+            old = places.transpose(0, 1).unflatten(0, (-1, 2))
+            cache.layers = [StepLayer(self.pool, *each) for each in zip(new, old)]
+            mask = torch.zeros_like(hidden, dtype=self.model.dtype)
+            mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)[:, None, None]
+        with self.context.use_owners(owners), attention:
             logits = self.model(
                 input_ids=token[:, None],
                 position_ids=position[:, None],
