@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
@@ -56,7 +57,7 @@ def attend_step(
     from loratory.serving.kernels import attend_rows
 
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found = attend_rows(query[:, :, 0], CURRENT.get(), int(module.layer_idx), key.shape[1], scale)
+    found = attend_rows(query[:, :, 0], CURRENT.get(), cast(int, module.layer_idx), key.shape[1], scale)
     return found[:, None], None
 
 

@@ -20,7 +20,7 @@ from loratory.mixers.generation import check_attention
 from loratory.mixers.store import open_as_adapter
 from loratory.registry import unknown_name_error
 from loratory.serving.paging import PagedAdapters
-from loratory.serving.pool import PagePool, upload
+from loratory.serving.pool import PagePool, upload_numbers
 from loratory.serving.scheduling import Request, Scheduler
 from loratory.serving.steps import PromptLayer, Row, Steps
 
@@ -151,16 +151,18 @@ class Engine:
             if one.adapter is not None:
                 self.adapters.bring(one.adapter)
             owned.append(torch.from_numpy(self.new_pages(one, len(one.ids))))
-            self.steps.put_prompt(self.seats[one], owned[-1].int())
-        device, ids = self.pool.vectors.device, pad_left([torch.tensor(one.ids) for one in requests])
-        pages = upload(pad_left(owned).permute(1, 0, 2).reshape(-1, 2, ids.numel()), device)
+        numbers = pad_left([torch.tensor(one.ids) for one in requests]), pad_left(owned)
+        seats = torch.tensor([self.seats[one] for one in requests])
+        ids, pages, seats = upload_numbers([*numbers, seats], self.pool.vectors.device)
+        real = pages[:, 0] > 0
+        self.steps.put_prompts(seats, pages, real)
         cache = DynamicCache()
-        cache.layers = [PromptLayer(self.pool, each) for each in pages]
-        real = upload(pad_left([torch.ones(len(one.ids), dtype=torch.bool) for one in requests]), device)
+        by_layer = pages.long().transpose(0, 1).reshape(-1, 2, ids.numel())
+        cache.layers = [PromptLayer(self.pool, each) for each in by_layer]
         with self.adapters.use_rows([one.adapter for one in requests]):
             logits = (
                 self.base.model(
-                    input_ids=upload(ids, device),
+                    input_ids=ids,
                     position_ids=(real.cumsum(-1) - 1).clamp(min=0),
                     attention_mask=causal_mask(real, self.base.model.dtype),
                     past_key_values=cache,

@@ -2,9 +2,9 @@
 
 What Punica and S-LoRA call BGMV and SGMV is here one pair: a program computes a tile of rows of one adapter, be it a
 row that decodes or a part of a prompt. A and s Bᵀ are read from the pages where they lie; page 0 is zero and not read,
-so an adapter costs its own rank, not the highest. Attention is computed for each row and head of keys, block after block
-of tokens (the online softmax of FlashAttention, Dao et al. 2022, arXiv:2205.14135), over as many as the row has.
-Sums are in fp32, of fp32 factors without TF32.
+so an adapter costs its own rank, not the highest. Attention is computed for each row and head of keys, by blocks of
+tokens (the online softmax of FlashAttention, Dao et al. 2022, arXiv:2205.14135), over as many as the row has. Sums are
+in fp32, of fp32 factors without TF32.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from loratory.serving.rows import Tiles
 
 PROGRAMS = 512  # that a GPU has work for: with fewer tiles, several programs share the inputs of one
 MOST_RANKS = 64  # of a program
+VARYING = ["rows", "splits", "bounds_stride"]  # between batches; each kind of value would be compiled anew
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def shrink_rows(
     x: tl.tensor,
     bounds: tl.tensor,
@@ -68,7 +69,7 @@ def shrink_rows(
     tl.store(to, total, mask=(row[:, None] < last) & (ranks[None, :] < across))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def expand_rows(
     inner: tl.tensor,
     bounds: tl.tensor,

@@ -17,7 +17,7 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from loratory.serving import layers
 from loratory.serving.attention import PagedTexts, attend_to_pages
-from loratory.serving.pool import PagePool, upload
+from loratory.serving.pool import PagePool
 from loratory.serving.rows import SHORT_TILE, OwnersInPlace, RowContext
 
 BUCKET = 256  # tokens: lengths are rounded up to multiples of it, so that few shapes are captured; a kernel needs none
@@ -119,10 +119,12 @@ class Steps:
         self.parts = 2 * model.config.num_hidden_layers
         self.table = torch.zeros(seats + 1, self.parts, self.length, dtype=torch.int32, device=self.device)
         most = power_of_two(seats)
-        self.inputs = torch.zeros(most, 7 + self.parts, dtype=torch.int32, device=self.device)
+        on_gpu = self.device.type == "cuda"
+        self.host_inputs = torch.zeros(most, 7 + self.parts, dtype=torch.int32, pin_memory=on_gpu)
+        self.inputs = torch.zeros_like(self.host_inputs, device=self.device)
         self.tokens = torch.zeros(most, dtype=torch.long, device=self.device)
         self.logits = torch.zeros(most, model.config.vocab_size, device=self.device)
-        self.capture = self.device.type == "cuda" if capture is None else capture
+        self.capture = on_gpu if capture is None else capture
         self.graphs: dict[tuple[int, int], Any] = {}
 
     @property
@@ -130,16 +132,18 @@ class Steps:
         """Whether attention reads pages itself; else they are copied for the model's own."""
         return layers.has_kernel(self.pool.vectors) and self.model._supports_attention_backend
 
-    def put_prompt(self, seat: int, pages: torch.Tensor) -> None:
-        """Pages `[2 · layers, tokens]` of a request that takes the seat."""
-        self.table[seat, :, : pages.shape[1]] = upload(pages, self.device)
+    def put_prompts(self, seats: torch.Tensor, pages: torch.Tensor, real: torch.Tensor) -> None:
+        """Pages `[rows, 2 · layers, length]` of requests that take seats `[rows]`, where `real` `[rows, length]`."""
+        positions = (real.cumsum(-1) - 1).masked_fill(~real, 0)
+        places = torch.where(real, seats[:, None], self.seats)  # what is not real is nobody's, page 0
+        self.table[places, :, positions] = pages.transpose(1, 2)
 
     def run(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step;
-        rows of one adapter come together."""
+        """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step,
+        before which they are to be read; rows of one adapter come together."""
         count, longest = power_of_two(len(rows)), max(row.position for row in rows) + 1
         length = self.length if self.has_kernel else min(self.length, -(-longest // BUCKET) * BUCKET)
-        self.inputs[:count] = upload(self.fill_inputs(rows, count), self.device)
+        self.host_inputs[:count] = torch.from_numpy(self.fill_inputs(rows, count))
         self.run_shape(count, length)
         return self.tokens[: len(rows)], self.logits[: len(rows)]
 
@@ -182,7 +186,7 @@ class Steps:
 
     @torch.no_grad()
     def run_step(self, count: int, length: int) -> None:
-        inputs = self.inputs[:count]
+        inputs = self.inputs[:count].copy_(self.host_inputs[:count], non_blocking=True)
         token, position, seat = inputs[:, :3].long().unbind(1)
         pages, owners = inputs[:, 7:], OwnersInPlace(inputs[:, 3], inputs[:, 4:7])
         self.table[seat, :, position] = pages
