@@ -135,14 +135,16 @@ def add_changes(y: torch.Tensor, x: torch.Tensor, tiles: Tiles, a: Pages, b: Pag
     shapes = {"TILE": tiles.rows, "RANKS": ranks}
     strides = tiles.bounds.stride(0), a.table.stride(0)
     sizes = rows, a.size, rank, a.width, a.table.shape[2], a_blocks
-    shrink_rows[count, splits, parts](
-        x, tiles.bounds, a.table, a.vectors, inner, *sizes, *strides, splits, **shapes, BLOCK=blocks[0]
-    )
+    with torch.cuda.device_of(x):
+        shrink_rows[count, splits, parts](
+            x, tiles.bounds, a.table, a.vectors, inner, *sizes, *strides, splits, **shapes, BLOCK=blocks[0]
+        )
     sizes = rows, b.size, rank, b.width, b.table.shape[2], b_blocks
     strides = tiles.bounds.stride(0), b.table.stride(0)
-    expand_rows[count, b.table.shape[2] * b_blocks](
-        inner, tiles.bounds, b.table, b.vectors, y, *sizes, *strides, splits, parts, **shapes, BLOCK=blocks[1]
-    )
+    with torch.cuda.device_of(x):
+        expand_rows[count, b.table.shape[2] * b_blocks](
+            inner, tiles.bounds, b.table, b.vectors, y, *sizes, *strides, splits, parts, **shapes, BLOCK=blocks[1]
+        )
     return y
 
 
@@ -208,23 +210,24 @@ def attend_rows(query: torch.Tensor, texts: PagedTexts, layer: int, heads: int, 
     rows, queries, size = query.shape
     out, group = torch.empty_like(query), queries // heads
     places = texts.seats.stride(0), texts.table.stride(0)
-    attend_head[rows, heads](
-        query,
-        texts.vectors,
-        texts.table,
-        texts.seats,
-        texts.positions,
-        out,
-        scale,
-        group,
-        size,
-        texts.vectors.shape[1],
-        texts.table.shape[2],
-        2 * layer,
-        places[1],
-        places[0],
-        GROUP=max(16, triton.next_power_of_2(group)),
-        SIZE=max(16, triton.next_power_of_2(size)),
-        BLOCK=32 if query.dtype == torch.float32 else 64,
-    )
+    with torch.cuda.device_of(query):
+        attend_head[rows, heads](
+            query,
+            texts.vectors,
+            texts.table,
+            texts.seats,
+            texts.positions,
+            out,
+            scale,
+            group,
+            size,
+            texts.vectors.shape[1],
+            texts.table.shape[2],
+            2 * layer,
+            places[1],
+            places[0],
+            GROUP=max(16, triton.next_power_of_2(group)),
+            SIZE=max(16, triton.next_power_of_2(size)),
+            BLOCK=32 if query.dtype == torch.float32 else 64,
+        )
     return out
