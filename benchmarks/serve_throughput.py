@@ -9,11 +9,12 @@ bf16, prompts of 64 to 256 tokens; `cpu`: 29 M weights, fp32, prompts of 8 to 32
 1. All arms answer the same requests for 10 adapters in fp32, and the program ends if a token differs.
 2. Each number of adapters: the engine answers all requests, which come at once (requests a second); then again, coming
    at random at half of that rate (first tokens). No adapter is on the device when either begins.
-3. Up to `--peers` adapters: fewer requests and tokens, the same for all arms: the engine; PEFT's mixed batch
-   (`adapter_names`), and PEFT with one adapter after another merged, asked for its rows and unmerged.
+3. Up to `--peers` adapters: fewer requests and tokens, the same for both arms: the engine beside PEFT's mixed batch
+   (`adapter_names`), and beside PEFT with one adapter after another merged, asked for its rows and unmerged.
 
-Each arm runs once before it counts. A few adapters are written and each has many names: every arm holds each name's
-weights by themselves. vLLM is not measured here.
+Each arm runs once before it counts (a peer for one token; one that takes longer for that than `--seconds` is not asked
+again). A few adapters are written and each has many names: every arm holds each name's weights by themselves. vLLM is
+not measured here.
 """
 
 import gc
@@ -163,7 +164,6 @@ PEERS = {"PEFT adapter_names": answer_mixed, "PEFT merge and unmerge": answer_me
 
 def measure_peer(answer: Callable, model: peft.PeftModel, arrivals: list[Arrival]) -> tuple[float, list[list[int]]]:
     """Seconds, and what was written."""
-    answer(model, [replace(one, limit=2) for one in arrivals])
     started = perf_counter()
     written = answer(model, arrivals)  # lists of numbers: the device is done
     return perf_counter() - started, written
@@ -211,35 +211,46 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def run_engine(setup: Setup, options: Namespace, adapters: int, folders: dict[str, Path]) -> tuple[float, list]:
-    """Prints the engine's figures; returns requests a second of what peers are asked too, and what was written."""
+def run_engine(setup: Setup, options: Namespace, adapters: int, folders: dict[str, Path]) -> Engine:
+    """Prints the engine's figures."""
     started = perf_counter()
     engine = open_engine(setup, folders)
     opened = perf_counter() - started
     arrivals = draw_arrivals(setup, adapters, options.draw, setup.requests, setup.tokens)
     print_engine(adapters, opened, *measure_engine(setup, engine, arrivals))
-    if adapters > options.peers:
-        return 0.0, []
-    few = draw_arrivals(setup, adapters, options.draw, setup.peer_requests, setup.peer_tokens)
-    answer_cold(engine, few)
-    found = answer_cold(engine, few)
-    engine.close()
-    return found.requests_per_second, found.written
+    return engine
 
 
-def run_peers(setup: Setup, options: Namespace, folders: dict[str, Path], ours: float, written: list) -> None:
-    """Prints what each peer answers in a second, and of how many requests all tokens are ours."""
-    few = draw_arrivals(setup, len(folders), options.draw, setup.peer_requests, setup.peer_tokens)
-    what = (
-        f"{len({one.adapter for one in few}):5} of {len(folders)} adapters, {len(few)} requests, {few[0].limit} tokens"
-    )
-    print(f"{what}: engine {ours:.2f} requests/s", flush=True)
+def run_peers(setup: Setup, options: Namespace, folders: dict[str, Path], engine: Engine) -> None:
+    """Prints what each peer answers in a second beside the engine, and how many of all tokens are the engine's.
+
+    Each arm first writes one token and so warms up; a slow peer, and the engine beside it, are asked for fewer.
+    """
     model = open_peer(setup, folders)
     for name, answer in PEERS.items():
-        seconds, theirs = measure_peer(answer, model, few)
-        same = sum(one == other for one, other in zip(written, theirs))
-        speed = len(few) / seconds
-        print(f"        {name}: {speed:.2f} requests/s, engine {ours / speed:.1f} x, {same} texts equal", flush=True)
+        few = draw_arrivals(setup, len(folders), options.draw, setup.peer_requests, 1)
+        once, first = measure_peer(answer, model, few)
+        tokens = max(1, min(setup.peer_tokens, int(options.seconds / once)))
+        few = [replace(one, limit=tokens) for one in few]
+        answer_cold(engine, few)
+        ours = answer_cold(engine, few)
+        seconds, theirs = (once, first) if once > options.seconds else measure_peer(answer, model, few)
+        pairs = [(a, b) for one, other in zip(ours.written, theirs) for a, b in zip(one, other)]
+        same, distinct = sum(a == b for a, b in pairs) / len(pairs), len({one.adapter for one in few})
+        print(
+            f"      {distinct} of {len(folders)} adapters, {len(few)} requests, {tokens} tokens:"
+            f" engine {ours.seconds:.3f} s, {name} {seconds:.3f} s (one token {once:.3f} s),"
+            f" {seconds / ours.seconds:.1f} x, equal tokens {same:.2f}",
+            flush=True,
+        )
+
+
+def time_copies(device: str) -> None:
+    """What a small copy that is waited for costs here: PEFT's mixed batches make three for each adapter and layer."""
+    started = perf_counter()
+    for _ in range(50):
+        torch.tensor([1, 2, 3], device=device)
+    print(f"a small copy to the device takes {(perf_counter() - started) * 20:.3f} ms", flush=True)
 
 
 @torch.no_grad()
@@ -249,6 +260,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 10, 100, 1000, 2000])
     parser.add_argument("--peers", type=int, default=100, help="the most adapters that peers are asked for")
     parser.add_argument("--draw", choices=["uniform", "power"], default="uniform")
+    parser.add_argument("--seconds", type=float, default=30, help="about as long as a peer may take")
     parser.add_argument("--requests", type=int, help="of the engine")
     options = parser.parse_args()
     setup = SETUPS[options.device]
@@ -256,16 +268,18 @@ def main() -> None:
     if setup.device == "cpu":
         torch.set_num_threads(1)
     compare_tokens(setup, options.draw)
+    time_copies(setup.device)
     free_memory()
     with TemporaryDirectory() as folder:
         paths = write_adapters(setup, Path(folder))
         for adapters in options.adapters:
             folders = name_adapters(paths, adapters)
-            ours, written = run_engine(setup, options, adapters, folders)
+            engine = run_engine(setup, options, adapters, folders)
+            if adapters <= options.peers:
+                run_peers(setup, options, folders, engine)
+            engine.close()
+            del engine
             free_memory()
-            if written:
-                run_peers(setup, options, folders, ours, written)
-                free_memory()
 
 
 if __name__ == "__main__":

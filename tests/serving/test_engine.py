@@ -60,6 +60,9 @@ def check_pool(engine: Engine) -> None:
     owned = [page for pages in pool.owned.values() for page in pages]
     assert sorted([*owned, *pool.free]) == list(range(1, pool.pages + 1)) and not pool.vectors[0].any()
     assert {*pool.owned} == {*engine.scheduler.running, *engine.adapters.resident}
+    for name, place in engine.adapters.places.items():
+        row = engine.adapters.table[place]
+        assert sorted(row[row > 0].tolist()) == sorted(pool.owned.get(name, [])), "layers read an adapter's own pages"
     used = {request.adapter for request in engine.scheduler.running} - {None}
     assert used == {name for name, uses in engine.adapters.uses.items() if uses} and used <= {
         *engine.adapters.resident

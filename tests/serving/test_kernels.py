@@ -5,7 +5,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA")
 
-from loratory.serving.kernels import add_changes
+from loratory.serving.attention import PagedTexts
+from loratory.serving.kernels import add_changes, attend_rows
 from loratory.serving.pool import Pages
 from loratory.serving.rows import OwnersInPlace, RowOwners
 
@@ -68,3 +69,24 @@ def test_rows_of_no_tile_stay_and_a_table_may_be_a_part_of_a_wider_one():
     expected = before[2:5] + x[2:5] @ a.read(1).T @ b.read(1)
     torch.testing.assert_close(y[2:5], expected, rtol=0, atol=1e-5)
     assert torch.equal(y[[0, 1, 5]], before[[0, 1, 5]])
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize(("queries", "heads", "size"), [(6, 2, 24), (3, 3, 16)])
+def test_a_row_attends_to_all_of_its_text_and_to_no_other(queries, heads, size, dtype):
+    if dtype == torch.bfloat16 and DEVICE == "cpu":
+        pytest.skip("Triton's interpreter multiplies bfloat16 as integers")
+    random, length, layer = torch.Generator().manual_seed(0), 72, 1
+    lengths, seats = [1, 70, 33], [2, 0, 1]
+    table = (torch.randperm(3 * 4 * length, generator=random) + 1).view(3, 4, length).int()
+    vectors = torch.randn(1 + table.numel(), heads * size, generator=random).to(dtype)
+    query = torch.randn(3, queries, size, generator=random).to(dtype)
+    inputs = torch.tensor([[9, last - 1, seat] for last, seat in zip(lengths, seats)], dtype=torch.int32).to(DEVICE)
+    texts = PagedTexts(vectors.to(DEVICE), table.to(DEVICE), inputs[:, 2], inputs[:, 1])
+    found = attend_rows(query.to(DEVICE), texts, layer, heads, size**-0.5)
+    for row, (last, seat) in enumerate(zip(lengths, seats)):
+        keys, values = (vectors[table[seat, 2 * layer + i, :last]].float().view(last, heads, size) for i in (0, 1))
+        grouped = query[row].float().view(heads, -1, size)
+        shares = (torch.einsum("hgd,thd->hgt", grouped, keys) * size**-0.5).softmax(-1)
+        expected = torch.einsum("hgt,thd->hgd", shares, values).flatten(0, 1)
+        torch.testing.assert_close(found[row].float().cpu(), expected, rtol=0, atol=CLOSE[dtype])

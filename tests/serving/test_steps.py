@@ -10,7 +10,7 @@ from loratory.bases.decoding import decode_batch, empty_cache
 from loratory.serving import layers
 from loratory.serving.engine import Engine, cut_prompts
 from loratory.serving.scheduling import Request
-from loratory.serving.steps import Steps, round_up
+from loratory.serving.steps import Steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RANKS = {"a": 1, "b": 3, "c": 4, "d": 2}
@@ -23,12 +23,12 @@ def served(tmp_path_factory):
     """A base on the device, folders of adapters, and what each request writes alone."""
     root = tmp_path_factory.mktemp("served")
     base = causal_base(root / "base", ears=False)
-    base.model.to(DEVICE)
     folders = {name: root / name for name in RANKS}
     for seed, (name, rank) in enumerate(RANKS.items()):
         targets = ("q_proj", "down_proj") if name == "c" else None
         adapter = trained_adapter(base.model, Method(rank=rank, target_modules=targets), seed)
         deltas.save_adapter(folders[name], adapter, causal=True)
+    base.model.to(DEVICE)
     alone = []
     for length, name in REQUESTS:
         if name is not None:
@@ -118,11 +118,7 @@ def test_adapters_of_requests_that_wait_come_ahead_and_those_that_are_wanted_sta
     engine.close()
 
 
-def test_a_seat_limits_the_rows_and_prompts_are_read_with_others_of_their_length():
+def test_prompts_are_read_with_others_of_their_length():
     lengths = [5, 1, 9, 2, 1, 30]
     parts = cut_prompts([Request([0] * length, None, 1) for length in lengths], 10)
     assert [[len(one.ids) for one in part] for part in parts] == [[1, 1, 2], [5], [9], [30]]
-    for number in range(1, 300):
-        size = round_up(number, 1)
-        assert number <= size < 2 * number and (number <= 64 or size <= 1.25 * number)
-    assert len({round_up(number, 64) for number in range(1, 1025)}) == 17

@@ -49,7 +49,7 @@ class AdapterSet:
     def __init__(self, model: PreTrainedModel, adapters: Mapping[str, Adapter], where: Mapping[str, Path | str]):
         self.model, self.names, self.context = model, list(adapters), RowContext()
         self.bare: dict[str, nn.Module] = {}
-        for name, adapter in adapters.items():
+        for adapter, name in {id(adapter): (adapter, name) for name, adapter in adapters.items()}.values():
             check_fit(model, adapter, where[name])
             if reason := refusal_reason(model, adapter):
                 fix = "let it answer alone"

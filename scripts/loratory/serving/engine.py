@@ -20,7 +20,7 @@ from loratory.mixers.generation import check_attention
 from loratory.mixers.store import open_as_adapter
 from loratory.registry import unknown_name_error
 from loratory.serving.paging import PagedAdapters
-from loratory.serving.pool import PagePool, upload
+from loratory.serving.pool import PagePool, upload_numbers
 from loratory.serving.scheduling import Request, Scheduler
 from loratory.serving.steps import PromptLayer, Row, Steps
 
@@ -60,6 +60,7 @@ class Engine:
         self.scheduler = Scheduler(pages, self.steps.parts, needed, most_adapters, most_rows)
         self.free_seats = list(range(most_rows))
         self.seats: dict[Request, int] = {}
+        self.next_pages: dict[Request, np.ndarray] = {}
 
     def submit(self, ids: Sequence[int], adapter: str | None, limit: int, sampling: Sampling | None = None) -> Request:
         """A request that waits for its turn; it is greedy without `sampling`.
@@ -84,6 +85,7 @@ class Engine:
         self.scheduler.end(request)
         if request in self.seats:
             self.free_seats.append(self.seats.pop(request))
+            self.next_pages.pop(request, None)
             self.pool.release(request)
             if request.adapter is not None:
                 self.adapters.give_back(request.adapter)
@@ -97,7 +99,8 @@ class Engine:
     def step(self) -> list[Request]:
         """One token for every request that runs, and for those that begin; returns those that end.
 
-        A GPU is asked for all passes, and adapters of requests that wait are on their way, before one token is read.
+        A GPU is asked for all passes before one token is read; while it computes, the next step is prepared, and
+        adapters of requests that wait are sent on their way.
         """
         going_on = self.by_adapter(self.scheduler.running)
         passes = [(going_on, *self.write_tokens(going_on))] if going_on else []
@@ -107,6 +110,7 @@ class Engine:
                 self.adapters.claim(one.adapter)
             self.seats[one] = self.free_seats.pop()
         passes += [(part, *self.read_prompts(part)) for part in cut_prompts(begun, PASS_TOKENS)]
+        self.next_pages = {row: self.new_pages(row, 1)[:, 0] for rows, *_ in passes for row in rows if row.left > 1}
         self.adapters.fetch_ahead((one.adapter for one in self.scheduler.waiting if one.adapter is not None), AHEAD)
         for rows, tokens, logits in passes:
             draw_instead(rows, tokens, logits)
@@ -135,8 +139,8 @@ class Engine:
         self.adapters.check_resident([request.adapter for request in requests])
         rows = []
         for one in requests:
-            place, pages = self.adapters.place(one.adapter), self.new_pages(one, 1)[:, 0]
-            rows.append(Row(one.written[-1], one.tokens - 1, self.seats[one], place, one.adapter is None, pages))
+            place, bare = self.adapters.place(one.adapter), one.adapter is None
+            rows.append(Row(one.written[-1], one.tokens - 1, self.seats[one], place, bare, self.next_pages[one]))
         return self.steps.run(rows)
 
     def read_prompts(self, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,16 +151,18 @@ class Engine:
             if one.adapter is not None:
                 self.adapters.bring(one.adapter)
             owned.append(torch.from_numpy(self.new_pages(one, len(one.ids))))
-            self.steps.put_prompt(self.seats[one], owned[-1].int())
-        device, ids = self.pool.vectors.device, pad_left([torch.tensor(one.ids) for one in requests])
-        pages = upload(pad_left(owned).permute(1, 0, 2).reshape(-1, 2, ids.numel()), device)
+        numbers = pad_left([torch.tensor(one.ids) for one in requests]), pad_left(owned)
+        seats = torch.tensor([self.seats[one] for one in requests])
+        ids, pages, seats = upload_numbers([*numbers, seats], self.pool.vectors.device)
+        real = pages[:, 0] > 0
+        self.steps.put_prompts(seats, pages, real)
         cache = DynamicCache()
-        cache.layers = [PromptLayer(self.pool, each) for each in pages]
-        real = upload(pad_left([torch.ones(len(one.ids), dtype=torch.bool) for one in requests]), device)
+        by_layer = pages.long().transpose(0, 1).reshape(-1, 2, ids.numel())
+        cache.layers = [PromptLayer(self.pool, each) for each in by_layer]
         with self.adapters.use_rows([one.adapter for one in requests]):
             logits = (
                 self.base.model(
-                    input_ids=upload(ids, device),
+                    input_ids=ids,
                     position_ids=(real.cumsum(-1) - 1).clamp(min=0),
                     attention_mask=causal_mask(real, self.base.model.dtype),
                     past_key_values=cache,

@@ -1,8 +1,10 @@
-"""The changes of rows of many adapters on a GPU, in two Triton kernels: h = x Aᵀ and y += h B.
+"""Triton kernels that read pages: changes of rows of many adapters, h = x Aᵀ and y += h B, and attention of steps.
 
 What Punica and S-LoRA call BGMV and SGMV is here one pair: a program computes a tile of rows of one adapter, be it a
 row that decodes or a part of a prompt. A and s Bᵀ are read from the pages where they lie; page 0 is zero and not read,
-so an adapter costs its own rank, not the highest. Sums are in fp32, of fp32 factors without TF32.
+so an adapter costs its own rank, not the highest. Attention is computed for each row and head of keys, by blocks of
+tokens (the online softmax of FlashAttention, Dao et al. 2022, arXiv:2205.14135), over as many as the row has. Sums are
+in fp32, of fp32 factors without TF32.
 """
 
 from __future__ import annotations
@@ -11,29 +13,31 @@ import torch
 import triton
 import triton.language as tl
 
+from loratory.serving.attention import PagedTexts
 from loratory.serving.pool import Pages
 from loratory.serving.rows import Tiles
 
 PROGRAMS = 512  # that a GPU has work for: with fewer tiles, several programs share the inputs of one
 MOST_RANKS = 64  # of a program
+VARYING = ["rows", "splits", "bounds_stride"]  # between batches; each kind of value would be compiled anew
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def shrink_rows(
-    x,
-    bounds,
-    table,
-    vectors,
-    inner,
-    rows,
-    size,
-    rank,
-    width,
-    pages,
-    page_blocks,
-    bounds_stride,
-    table_stride,
-    splits,
+    x: tl.tensor,
+    bounds: tl.tensor,
+    table: tl.tensor,
+    vectors: tl.tensor,
+    inner: tl.tensor,
+    rows: int,
+    size: int,
+    rank: int,
+    width: int,
+    pages: int,
+    page_blocks: int,
+    bounds_stride: int,
+    table_stride: int,
+    splits: int,
     TILE: tl.constexpr,
     RANKS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -65,23 +69,23 @@ def shrink_rows(
     tl.store(to, total, mask=(row[:, None] < last) & (ranks[None, :] < across))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def expand_rows(
-    inner,
-    bounds,
-    table,
-    vectors,
-    y,
-    rows,
-    size,
-    rank,
-    width,
-    pages,
-    page_blocks,
-    bounds_stride,
-    table_stride,
-    splits,
-    parts,
+    inner: tl.tensor,
+    bounds: tl.tensor,
+    table: tl.tensor,
+    vectors: tl.tensor,
+    y: tl.tensor,
+    rows: int,
+    size: int,
+    rank: int,
+    width: int,
+    pages: int,
+    page_blocks: int,
+    bounds_stride: int,
+    table_stride: int,
+    splits: int,
+    parts: int,
     TILE: tl.constexpr,
     RANKS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -131,12 +135,99 @@ def add_changes(y: torch.Tensor, x: torch.Tensor, tiles: Tiles, a: Pages, b: Pag
     shapes = {"TILE": tiles.rows, "RANKS": ranks}
     strides = tiles.bounds.stride(0), a.table.stride(0)
     sizes = rows, a.size, rank, a.width, a.table.shape[2], a_blocks
-    shrink_rows[count, splits, parts](
-        x, tiles.bounds, a.table, a.vectors, inner, *sizes, *strides, splits, **shapes, BLOCK=blocks[0]
-    )
+    with torch.cuda.device_of(x):
+        shrink_rows[count, splits, parts](
+            x, tiles.bounds, a.table, a.vectors, inner, *sizes, *strides, splits, **shapes, BLOCK=blocks[0]
+        )
     sizes = rows, b.size, rank, b.width, b.table.shape[2], b_blocks
     strides = tiles.bounds.stride(0), b.table.stride(0)
-    expand_rows[count, b.table.shape[2] * b_blocks](
-        inner, tiles.bounds, b.table, b.vectors, y, *sizes, *strides, splits, parts, **shapes, BLOCK=blocks[1]
-    )
+    with torch.cuda.device_of(x):
+        expand_rows[count, b.table.shape[2] * b_blocks](
+            inner, tiles.bounds, b.table, b.vectors, y, *sizes, *strides, splits, parts, **shapes, BLOCK=blocks[1]
+        )
     return y
+
+
+@triton.jit
+def attend_head(
+    query: tl.tensor,
+    vectors: tl.tensor,
+    table: tl.tensor,
+    seats: tl.tensor,
+    positions: tl.tensor,
+    out: tl.tensor,
+    scale: float,
+    group: int,
+    size: int,
+    width: int,
+    length: int,
+    line: int,
+    seat_stride: int,
+    row_stride: int,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out = softmax(scale q Kᵀ) V of a row's queries that share a head of keys."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    seat = tl.load(seats + row * row_stride).to(tl.int64)
+    last = tl.load(positions + row * row_stride) + 1
+    lines = table + seat * seat_stride + line * length
+    member, column = tl.arange(0, GROUP), tl.arange(0, SIZE)
+    at = ((row * tl.num_programs(1) + head) * group + member)[:, None] * size + column[None, :]
+    real = (column < size)[None, :]
+    of_query = (member < group)[:, None] & real
+    q = tl.load(query + at, mask=of_query, other=0.0)
+    most = tl.full((GROUP,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((GROUP,), dtype=tl.float32)
+    found = tl.zeros((GROUP, SIZE), dtype=tl.float32)
+    for start in range(0, last, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        there = token < last
+        of_token = there[:, None] & real
+        inside = head * size + column[None, :]
+        page = tl.load(lines + token, mask=there, other=0).to(tl.int64)
+        k = tl.load(vectors + page[:, None] * width + inside, mask=of_token, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(there[None, :], scores, float("-inf"))
+        higher = tl.maximum(most, tl.max(scores, 1))
+        share, kept = tl.exp(scores - higher[:, None]), tl.exp(most - higher)
+        page = tl.load(lines + length + token, mask=there, other=0).to(tl.int64)
+        v = tl.load(vectors + page[:, None] * width + inside, mask=of_token, other=0.0)
+        found = found * kept[:, None] + tl.dot(share.to(v.dtype), v, input_precision="ieee")
+        total = total * kept + tl.sum(share, 1)
+        most = higher
+    tl.store(out + at, (found / total[:, None]).to(q.dtype), mask=of_query)
+
+
+def attend_rows(query: torch.Tensor, texts: PagedTexts, layer: int, heads: int, scale: float) -> torch.Tensor:
+    """Attention `[rows, heads of queries, size]` of each row's query to all tokens of its text in a layer.
+
+    Args:
+        heads: of keys and values.
+    """
+    query = query.contiguous()
+    rows, queries, size = query.shape
+    out, group = torch.empty_like(query), queries // heads
+    places = texts.seats.stride(0), texts.table.stride(0)
+    with torch.cuda.device_of(query):
+        attend_head[rows, heads](
+            query,
+            texts.vectors,
+            texts.table,
+            texts.seats,
+            texts.positions,
+            out,
+            scale,
+            group,
+            size,
+            texts.vectors.shape[1],
+            texts.table.shape[2],
+            2 * layer,
+            places[1],
+            places[0],
+            GROUP=max(16, triton.next_power_of_2(group)),
+            SIZE=max(16, triton.next_power_of_2(size)),
+            BLOCK=32 if query.dtype == torch.float32 else 64,
+        )
+    return out

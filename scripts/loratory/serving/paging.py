@@ -23,10 +23,12 @@ from loratory.adapters.deltas import Adapter, LowRank
 from loratory.errors import InputError
 from loratory.serving.adapters import AdapterSet
 from loratory.serving.layers import RowwiseLayer
-from loratory.serving.pool import PagePool, Pages, upload
+from loratory.serving.pool import PagePool, Pages
 from loratory.serving.rows import RowContext
 
 Deltas = Mapping[str, LowRank]
+BUFFERS = 4  # of adapters on their way
+ALIGNED = 16  # bytes
 
 
 class PagedLinear(RowwiseLayer):
@@ -91,6 +93,7 @@ class PagedAdapters(AdapterSet):
         self.resident: dict[str, torch.cuda.Event | None] = {}
         self.device = pool.vectors.device
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.staging = Staging(self.device)
         super().__init__(model, adapters, where)
         self.pages = {name: self.count_pages(adapter) for name, adapter in adapters.items()}
 
@@ -193,11 +196,14 @@ class PagedAdapters(AdapterSet):
         deltas, pages = self.adapters[name].deltas, self.pool.allocate(name, self.pages[name])
         groups, row = group_layers(deltas), torch.zeros(self.table.shape[1], dtype=torch.int32)
         row[torch.cat([self.columns_of(group) for group in groups])] = pages.int()
-        factors = join_factors(groups, deltas, pinned=self.stream is not None)
+        scales = torch.tensor([deltas[layer].scale for group in groups for layer in group.names])
+        numbers = torch.cat([row, pages.int(), scales.view(torch.int32)])
         with self.beside_steps():
-            vectors = self.page_vectors(groups, deltas, upload(factors, self.device))
-            self.pool.vectors.index_copy_(0, upload(pages, self.device), vectors)
-            self.table[self.places[name]] = upload(row, self.device)
+            numbers, factors = self.staging.upload(numbers, join_factors(groups, deltas))
+            row, pages, scales = numbers.split([len(row), len(pages), len(scales)])
+            vectors = self.page_vectors(groups, scales.view(torch.float32), factors)
+            self.pool.vectors.index_copy_(0, pages.long(), vectors)
+            self.table[self.places[name]] = row
             self.resident[name] = self.stream.record_event() if self.stream is not None else None
 
     def beside_steps(self) -> AbstractContextManager:
@@ -212,16 +218,15 @@ class PagedAdapters(AdapterSet):
         layers = [self.layers[name] for name in group.names]
         return torch.cat([layer.columns[i][: group.rank * layer.parts[i]] for i in (0, 1) for layer in layers])
 
-    def page_vectors(self, groups: Sequence[LayerGroup], deltas: Deltas, factors: torch.Tensor) -> torch.Tensor:
-        """What an adapter's pages hold `[pages, width]`, of its joined factors."""
+    def page_vectors(self, groups: Sequence[LayerGroup], scales: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """What an adapter's pages hold `[pages, width]`, of its joined factors and the scales of all layers."""
         found, first = [], 0
-        for group in groups:
+        for group, scale in zip(groups, scales.split([len(group.names) for group in groups])):
             count, middle = len(group.names), first + len(group.names) * group.rank * group.inner
             last = middle + count * group.rank * group.out
             a = factors[first:middle].view(-1, group.inner)
             b = factors[middle:last].view(count, group.out, group.rank)
-            scales = torch.tensor([deltas[name].scale for name in group.names])
-            scaled = b.float() * upload(scales, self.device)[:, None, None]
+            scaled = b.float() * scale[:, None, None]
             found += [self.pool.cut_vectors(a), self.pool.cut_vectors(scaled.transpose(1, 2))]
             first = last
         return torch.cat(found)
@@ -243,10 +248,44 @@ class PagedAdapters(AdapterSet):
             yield
 
 
-def join_factors(groups: Sequence[LayerGroup], deltas: Deltas, *, pinned: bool) -> torch.Tensor:
-    """A of a group's layers, then their B, then those of the next group, as one vector on the host."""
+def join_factors(groups: Sequence[LayerGroup], deltas: Deltas) -> list[torch.Tensor]:
+    """A of a group's layers, then their B, then those of the next group, each as a vector."""
     pairs = [([deltas[name].A for name in group.names], [deltas[name].B for name in group.names]) for group in groups]
-    parts = [factor.reshape(-1) for pair in pairs for side in pair for factor in side]
-    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
-    joined = torch.empty(sum(map(len, parts)), dtype=dtype, pin_memory=pinned)
-    return torch.cat(parts, out=joined)
+    return [factor.reshape(-1) for pair in pairs for side in pair for factor in side]
+
+
+class Staging:
+    """Memory of the host through which adapters go to the device, pinned if that is a GPU.
+
+    A few buffers take turns and stay: to pin new memory takes longer than to copy an adapter.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.is_pinned = device, device.type == "cuda"
+        self.buffers = [torch.empty(0, dtype=torch.uint8)] * (BUFFERS if self.is_pinned else 1)
+        self.events: list[torch.cuda.Event | None] = [None] * len(self.buffers)
+        self.turn = 0
+
+    def upload(self, numbers: torch.Tensor, parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers `[n]` int32, and the parts as one vector, on the device in one copy; on a CPU the next call
+        overwrites both."""
+        dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+        first = -(-numbers.nbytes // ALIGNED) * ALIGNED
+        last = first + sum(map(len, parts)) * dtype.itemsize
+        buffer = self.next_buffer(last)
+        buffer[: numbers.nbytes].view(torch.int32).copy_(numbers)
+        torch.cat(parts, out=buffer[first:last].view(dtype))
+        there = buffer[:last].to(self.device, non_blocking=True)
+        if self.is_pinned:
+            self.events[self.turn] = torch.cuda.current_stream(self.device).record_event()
+        return there[: numbers.nbytes].view(torch.int32), there[first:].view(dtype)
+
+    def next_buffer(self, size: int) -> torch.Tensor:
+        """One of at least so many bytes, which no copy reads any more."""
+        self.turn = (self.turn + 1) % len(self.buffers)
+        event = self.events[self.turn]
+        if event is not None:
+            event.synchronize()
+        if len(self.buffers[self.turn]) < size:
+            self.buffers[self.turn] = torch.empty(size, dtype=torch.uint8, pin_memory=self.is_pinned)
+        return self.buffers[self.turn]

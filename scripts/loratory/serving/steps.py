@@ -7,6 +7,7 @@ for some rows and some length answers any such rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
-from loratory.serving.pool import PagePool, upload
+from loratory.serving import layers
+from loratory.serving.attention import PagedTexts, attend_to_pages
+from loratory.serving.pool import PagePool
 from loratory.serving.rows import SHORT_TILE, OwnersInPlace, RowContext
 
-LEAST_LENGTH = 64  # tokens of the shortest step
+BUCKET = 256  # tokens: lengths are rounded up to multiples of it, so that few shapes are captured; a kernel needs none
 
 
 class PromptLayer(DynamicLayer):
@@ -90,8 +93,8 @@ class Row:
 class Steps:
     """Steps of one token for rows of a causal base whose keys, values and adapters are in pages.
 
-    The first step of a shape runs as it is and warms up, the second is captured, all others replay it. Shapes are
-    rounded up (`round_up`); rows that are nobody's read and write page 0.
+    The first step of a shape runs as it is and warms up, the second is captured, all others replay it. Rows are
+    rounded up to a power of two; those that are nobody's read and write page 0.
 
     Args:
         seats: requests at once. length: the most tokens of one. capture: replay graphs; the default on a GPU, and only
@@ -110,27 +113,37 @@ class Steps:
         length: int,
         capture: bool | None = None,
     ):
-        self.model, self.pool, self.context, self.seats, self.length = model, pool, context, seats, length
+        self.model, self.pool, self.context, self.seats = model, pool, context, seats
+        self.length = -(-length // 8) * 8  # attention kernels want multiples of 8
         self.device = pool.vectors.device
         self.parts = 2 * model.config.num_hidden_layers
-        self.table = torch.zeros(seats + 1, self.parts, length, dtype=torch.int32, device=self.device)
-        most = round_up(seats, 1)
-        self.inputs = torch.zeros(most, 7 + self.parts, dtype=torch.int32, device=self.device)
+        self.table = torch.zeros(seats + 1, self.parts, self.length, dtype=torch.int32, device=self.device)
+        most = power_of_two(seats)
+        on_gpu = self.device.type == "cuda"
+        self.host_inputs = torch.zeros(most, 7 + self.parts, dtype=torch.int32, pin_memory=on_gpu)
+        self.inputs = torch.zeros_like(self.host_inputs, device=self.device)
         self.tokens = torch.zeros(most, dtype=torch.long, device=self.device)
         self.logits = torch.zeros(most, model.config.vocab_size, device=self.device)
-        self.capture = self.device.type == "cuda" if capture is None else capture
+        self.capture = on_gpu if capture is None else capture
         self.graphs: dict[tuple[int, int], Any] = {}
 
-    def put_prompt(self, seat: int, pages: torch.Tensor) -> None:
-        """Pages `[2 · layers, tokens]` of a request that takes the seat."""
-        self.table[seat, :, : pages.shape[1]] = upload(pages, self.device)
+    @property
+    def has_kernel(self) -> bool:
+        """Whether attention reads pages itself; else they are copied for the model's own."""
+        return layers.has_kernel(self.pool.vectors) and self.model._supports_attention_backend
+
+    def put_prompts(self, seats: torch.Tensor, pages: torch.Tensor, real: torch.Tensor) -> None:
+        """Pages `[rows, 2 · layers, length]` of requests that take seats `[rows]`, where `real` `[rows, length]`."""
+        positions = (real.cumsum(-1) - 1).masked_fill(~real, 0)
+        places = torch.where(real, seats[:, None], self.seats)  # what is not real is nobody's, page 0
+        self.table[places, :, positions] = pages.transpose(1, 2)
 
     def run(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step;
-        rows of one adapter come together."""
-        count = round_up(len(rows), 1)
-        length = min(self.length, round_up(max(row.position for row in rows) + 1, LEAST_LENGTH))
-        self.inputs[:count] = upload(self.fill_inputs(rows, count), self.device)
+        """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step,
+        before which they are to be read; rows of one adapter come together."""
+        count, longest = power_of_two(len(rows)), max(row.position for row in rows) + 1
+        length = self.length if self.has_kernel else min(self.length, -(-longest // BUCKET) * BUCKET)
+        self.host_inputs[:count] = torch.from_numpy(self.fill_inputs(rows, count))
         self.run_shape(count, length)
         return self.tokens[: len(rows)], self.logits[: len(rows)]
 
@@ -173,18 +186,25 @@ class Steps:
 
     @torch.no_grad()
     def run_step(self, count: int, length: int) -> None:
-        inputs = self.inputs[:count]
+        inputs = self.inputs[:count].copy_(self.host_inputs[:count], non_blocking=True)
         token, position, seat = inputs[:, :3].long().unbind(1)
         pages, owners = inputs[:, 7:], OwnersInPlace(inputs[:, 3], inputs[:, 4:7])
         self.table[seat, :, position] = pages
-        hidden = torch.arange(length, device=self.device) > position[:, None]
-        places = self.table[:, :, :length].index_select(0, seat).masked_fill(hidden[:, None], 0)
-        cache = DynamicCache()
-        new, old = pages.long().T.unflatten(0, (-1, 2)), places.transpose(0, 1).unflatten(0, (-1, 2))
-        cache.layers = [StepLayer(self.pool, *each) for each in zip(new, old)]
-        mask = torch.zeros_like(hidden, dtype=self.model.dtype)
-        mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)[:, None, None]
-        with self.context.use_owners(owners):
+        cache, new = DynamicCache(), pages.long().T.unflatten(0, (-1, 2))
+        attention: AbstractContextManager = nullcontext()
+        if self.has_kernel:
+            cache.layers = [PromptLayer(self.pool, each) for each in new]
+            mask = torch.zeros(count, 1, 1, 1, dtype=self.model.dtype, device=self.device)  # the kernel reads none
+            texts = PagedTexts(self.pool.vectors, self.table, inputs[:, 2], inputs[:, 1])
+            attention = attend_to_pages(self.model.config, texts)
+        else:
+            hidden = torch.arange(length, device=self.device) > position[:, None]
+            places = self.table[:, :, :length].index_select(0, seat).masked_fill(hidden[:, None], 0)
+            old = places.transpose(0, 1).unflatten(0, (-1, 2))
+            cache.layers = [StepLayer(self.pool, *each) for each in zip(new, old)]
+            mask = torch.zeros_like(hidden, dtype=self.model.dtype)
+            mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)[:, None, None]
+        with self.context.use_owners(owners), attention:
             logits = self.model(
                 input_ids=token[:, None],
                 position_ids=position[:, None],
@@ -196,7 +216,6 @@ class Steps:
         self.tokens[:count] = self.logits[:count].argmax(-1)
 
 
-def round_up(number: int, least: int) -> int:
-    """The next of few sizes: powers of two, and three between each two of 64 or more."""
-    size = max(least, 1 << (number - 1).bit_length())
-    return size if size <= 64 else -(-number // (size // 8)) * (size // 8)
+def power_of_two(number: int) -> int:
+    """The next one."""
+    return 1 << (number - 1).bit_length()
