@@ -9,6 +9,7 @@ import torch
 from models import causal_base, whisper_base
 from pydantic import ValidationError
 
+from loratory.adapters.methods.lora import Method
 from loratory.bases.families import whisper as whisper_family
 from loratory.config import adapter_entry
 from loratory.data.audio import RATE
@@ -122,7 +123,7 @@ def test_an_augmentation_that_is_none_is_refused_with_the_config(given):
 def test_batches_are_made_of_changed_clips_and_keep_to_the_budget(family, bases, clips):
     base, budget = bases[family], 2 * max(item.length for item in encoded(bases[family], clips[:3]))
     recipe = Training(steps=6, batch_tokens=budget)
-    session = AdapterSession(base, None, {}, encoded(base, clips[:3]), recipe, 0, Augmentation(speed=(0.8, 1.25)))
+    session = AdapterSession(base, Method(), {}, encoded(base, clips[:3]), recipe, 0, Augmentation(speed=(0.8, 1.25)))
     still = AdapterSession(base, None, {}, session.items, recipe, 0)
     sound = "features" if family == "whisper" else "audio_states"
     assert not torch.equal(session.batch(0)[sound], still.batch(0)[sound])
