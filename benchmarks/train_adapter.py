@@ -111,7 +111,7 @@ def ours(items: list[Encoded], given: argparse.Namespace, folder: Path, replayed
 
     parameters = core.trainable_parameters(base.model.train())
     before = now(given.device)
-    with Feed(session.read_step, session.collate_step, recipe.steps, 0) as feed:
+    with Feed(session.read_step, session.collate_replayed, recipe.steps, 0) as feed:
         curve = train_model(parameters, feed, loss, recipe, SEED, folder, "loratory", hooks=session)
     seconds = [point["seconds"] for point in curve]
     return now(given.device) - before, median(seconds[len(seconds) // 2 :]), base, base.model

@@ -106,10 +106,14 @@ class AdapterSession(TrainingHooks):
     def collate_step(self, parts: Sequence[tuple[int, list[Encoded]]]) -> list[MicroBatch]:
         """The micro-batches of what `read_step` gave."""
         batches = [(number, items, self.make_batch(items, number)) for number, items in parts]
-        found = [
+        return [
             MicroBatch("train", batch, self.base.count_targets(batch), padded_positions(items), number)
             for number, items, batch in batches
         ]
+
+    def collate_replayed(self, parts: Sequence[tuple[int, list[Encoded]]]) -> list[MicroBatch]:
+        """As `collate_step`, in few shapes where steps are replayed; for a loss that knows `MicroBatch.is_fixed`."""
+        found = self.collate_step(parts)
         return [fix_shape(self.base, micro, self.recipe) for micro in found] if self.is_replayed else found
 
     @cached_property

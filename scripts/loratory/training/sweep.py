@@ -200,7 +200,7 @@ def train_one(
             opened = open_training(base, sets, adapter, seed, rate, job)
             session, recipe = opened.session, opened.session.recipe
             ahead = steps_ahead([sets["train"]], recipe)
-            with Feed(session.read_step, session.collate_step, recipe.steps, ahead) as feed:
+            with Feed(session.read_step, session.collate_replayed, recipe.steps, ahead) as feed:
                 curve = train_model(
                     opened.parameters,
                     feed,
