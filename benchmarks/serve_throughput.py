@@ -97,13 +97,13 @@ def spread_arrivals(arrivals: list[Arrival], rate: float) -> list[Arrival]:
 
 
 def open_engine(setup: Setup, folders: dict[str, Path]) -> Engine:
-    """A pool for as many rows as run at once, and half as many adapters again."""
+    """A pool for as many rows as run at once, and the adapters of as many that wait."""
     model = random_base(setup.sizes, setup.vocabulary, setup.device, setup.dtype)
     base = SimpleNamespace(model=model, fingerprint="", context=setup.prompt[1] + setup.tokens, end_id=-1)
     one = Engine(base, {name: folders[name] for name in [*folders][:1]}, pages=1)
     adapter_pages, parts = one.adapters.pages["a0"], one.steps.parts
     one.close()
-    pages = setup.rows * (base.context * parts + adapter_pages * 3 // 2)
+    pages = setup.rows * (base.context * parts + 2 * adapter_pages)
     return Engine(base, folders, pages, most_adapters=setup.rows, most_rows=setup.rows)
 
 

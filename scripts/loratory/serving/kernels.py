@@ -188,7 +188,7 @@ def attend_head(
         inside = head * size + column[None, :]
         page = tl.load(lines + token, mask=there, other=0).to(tl.int64)
         k = tl.load(vectors + page[:, None] * width + inside, mask=of_token, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
         scores = tl.where(there[None, :], scores, float("-inf"))
         higher = tl.maximum(most, tl.max(scores, 1))
         share, kept = tl.exp(scores - higher[:, None]), tl.exp(most - higher)

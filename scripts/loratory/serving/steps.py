@@ -144,6 +144,7 @@ class Steps:
         count, longest = power_of_two(len(rows)), max(row.position for row in rows) + 1
         length = self.length if self.has_kernel else min(self.length, -(-longest // BUCKET) * BUCKET)
         self.host_inputs[:count] = torch.from_numpy(self.fill_inputs(rows, count))
+        self.inputs[:count].copy_(self.host_inputs[:count], non_blocking=True)
         self.run_shape(count, length)
         return self.tokens[: len(rows)], self.logits[: len(rows)]
 
@@ -186,7 +187,7 @@ class Steps:
 
     @torch.no_grad()
     def run_step(self, count: int, length: int) -> None:
-        inputs = self.inputs[:count].copy_(self.host_inputs[:count], non_blocking=True)
+        inputs = self.inputs[:count]
         token, position, seat = inputs[:, :3].long().unbind(1)
         pages, owners = inputs[:, 7:], OwnersInPlace(inputs[:, 3], inputs[:, 4:7])
         self.table[seat, :, position] = pages
