@@ -102,6 +102,7 @@ class Engine:
         A GPU is asked for all passes before one token is read; while it computes, the next step is prepared, and
         adapters of requests that wait are sent on their way.
         """
+        self.adapters.await_steps()
         going_on = self.by_adapter(self.scheduler.running)
         passes = [(going_on, *self.write_tokens(going_on))] if going_on else []
         begun = self.scheduler.admit()

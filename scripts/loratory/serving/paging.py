@@ -96,6 +96,7 @@ class PagedAdapters(AdapterSet):
         self.staging = Staging(self.device)
         super().__init__(model, adapters, where)
         self.pages = {name: self.count_pages(adapter) for name, adapter in adapters.items()}
+        self.await_steps()
 
     def put_heads(self, adapters: Sequence[Adapter]) -> None:
         """Raises:
@@ -181,7 +182,8 @@ class PagedAdapters(AdapterSet):
     def evict(self, name: str) -> None:
         self.await_copy(name)  # whose pages are written to next
         del self.resident[name]
-        self.table[self.places[name]] = 0
+        with self.beside_steps():  # in order with a copy that may come again
+            self.table[self.places[name]] = 0
         self.pool.release(name)
 
     def await_copy(self, name: str) -> None:
@@ -207,11 +209,16 @@ class PagedAdapters(AdapterSet):
             self.resident[name] = self.stream.record_event() if self.stream is not None else None
 
     def beside_steps(self) -> AbstractContextManager:
-        """Inside, work is for the second stream, and begins after all that the first one has been asked."""
-        if self.stream is None:
-            return nullcontext()
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        return torch.cuda.stream(self.stream)
+        """Inside, work is for the second stream; see `await_steps`."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def await_steps(self) -> None:
+        """What the second stream is asked from here on comes after all that the first one has been asked.
+
+        Once before a step is enough: what becomes free within one is of adapters that nobody uses.
+        """
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def columns_of(self, group: LayerGroup) -> torch.Tensor:
         """Of the table, for the pages of A of all layers, then of B, as `page_vectors` orders them."""
