@@ -35,8 +35,9 @@ import torch  # noqa: E402
 from random_models import random_adapter, random_base  # noqa: E402
 
 from loratory.adapters import deltas  # noqa: E402
+from loratory.bases.core import pad_rows  # noqa: E402
 from loratory.bases.decoding import decode_batch, empty_cache  # noqa: E402
-from loratory.serving.engine import Engine, pad_left  # noqa: E402
+from loratory.serving.engine import Engine  # noqa: E402
 from loratory.serving.throughput import Arrival, Throughput, measure_throughput  # noqa: E402
 
 RANK, TARGETS, DISTINCT = 16, ("q_proj", "k_proj", "v_proj", "o_proj"), 16
@@ -134,8 +135,8 @@ def open_peer(setup: Setup, folders: dict[str, Path]) -> peft.PeftModel:
 def write_batch(model: torch.nn.Module, arrivals: list[Arrival], **options: object) -> list[list[int]]:
     """What requests write in one batch, padded on the left."""
     device = next(model.parameters()).device
-    ids = pad_left([torch.tensor(one.ids) for one in arrivals]).to(device)
-    mask = pad_left([torch.ones(len(one.ids), dtype=torch.long) for one in arrivals]).to(device)
+    ids = pad_rows([one.ids for one in arrivals], 0, device, left=True)
+    mask = pad_rows([[1] * len(one.ids) for one in arrivals], 0, device, left=True)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
     def forward(inputs: dict, cache: object) -> object:

@@ -1,5 +1,6 @@
 """Steps in place, replayed or not, by kernels or without, write what each request writes alone; on a GPU too."""
 
+import numpy as np
 import pytest
 import torch
 from models import causal_base, trained_adapter
@@ -10,7 +11,7 @@ from loratory.bases.decoding import decode_batch, empty_cache
 from loratory.serving import layers
 from loratory.serving.engine import Engine, cut_prompts
 from loratory.serving.scheduling import Request
-from loratory.serving.steps import Steps
+from loratory.serving.steps import Rows, Steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RANKS = {"a": 1, "b": 3, "c": 4, "d": 2}
@@ -122,3 +123,14 @@ def test_prompts_are_read_with_others_of_their_length():
     lengths = [5, 1, 9, 2, 1, 30]
     parts = cut_prompts([Request([0] * length, None, 1) for length in lengths], 10)
     assert [[len(one.ids) for one in part] for part in parts] == [[1, 1, 2], [5], [9], [30]]
+
+
+def test_rows_of_one_adapter_are_a_tile_or_more(served):
+    base, folders, _ = served
+    engine = Engine(base, folders, pages=1500, most_rows=24)
+    places = [*[0] * 3, *[2] * 20, 4]
+    numbers = np.array([(1, 2, row, place) for row, place in enumerate(places)], np.int32)
+    found = engine.steps.fill_inputs(Rows(numbers, np.ones((24, engine.steps.parts), np.int32)), 32)
+    assert found[:5, 4:7].tolist() == [[0, 0, 3], [2, 3, 19], [2, 19, 23], [4, 23, 24], [0, 0, 0]]
+    assert (found[:24, :4] == numbers).all() and (found[24:, 2] == 24).all() and not found[24:, 7:].any()
+    engine.close()

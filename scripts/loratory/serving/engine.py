@@ -22,7 +22,7 @@ from loratory.registry import unknown_name_error
 from loratory.serving.paging import PagedAdapters
 from loratory.serving.pool import PagePool, upload_numbers
 from loratory.serving.scheduling import Request, Scheduler
-from loratory.serving.steps import PromptLayer, Row, Steps
+from loratory.serving.steps import PromptLayer, Rows, Steps
 
 PASS_TOKENS = 16384  # of prompts that are read at once
 AHEAD = 4  # adapters that begin to be copied in a step: as many as a GPU's step has time for
@@ -111,7 +111,8 @@ class Engine:
                 self.adapters.claim(one.adapter)
             self.seats[one] = self.free_seats.pop()
         passes += [(part, *self.read_prompts(part)) for part in cut_prompts(begun, PASS_TOKENS)]
-        self.next_pages = {row: self.new_pages(row, 1)[:, 0] for rows, *_ in passes for row in rows if row.left > 1}
+        going_on = [row for rows, *_ in passes for row in rows if row.left > 1]
+        self.next_pages = dict(zip(going_on, self.new_pages(going_on, 1)[..., 0])) if going_on else {}
         self.adapters.fetch_ahead((one.adapter for one in self.scheduler.waiting if one.adapter is not None), AHEAD)
         for rows, tokens, logits in passes:
             draw_instead(rows, tokens, logits)
@@ -128,21 +129,20 @@ class Engine:
     def by_adapter(self, rows: Sequence[Request]) -> list[Request]:
         return sorted(rows, key=lambda row: self.adapters.place(row.adapter))
 
-    def new_pages(self, request: Request, tokens: int) -> np.ndarray:
-        """Pages `[2 · layers, tokens]` of a request's next tokens."""
+    def new_pages(self, requests: Sequence[Request], tokens: int) -> np.ndarray:
+        """Pages `[requests, 2 · layers, tokens]` of so many next tokens of each."""
         count = tokens * self.steps.parts
-        self.adapters.make_room(count)
-        return self.pool.allocate(request, count).view(-1, tokens).numpy()
+        self.adapters.make_room(len(requests) * count)
+        return self.pool.allocate_each(requests, count).reshape(len(requests), -1, tokens)
 
     def write_tokens(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
         """The likeliest next token of each request, sorted by adapter, that has one which was not read yet, and its
         logits."""
         self.adapters.check_resident([request.adapter for request in requests])
-        rows = []
-        for one in requests:
-            place, bare = self.adapters.place(one.adapter), one.adapter is None
-            rows.append(Row(one.written[-1], one.tokens - 1, self.seats[one], place, bare, self.next_pages[one]))
-        return self.steps.run(rows)
+        place = self.adapters.place
+        numbers = [(one.written[-1], one.tokens - 1, self.seats[one], place(one.adapter)) for one in requests]
+        pages = np.stack([self.next_pages[one] for one in requests])
+        return self.steps.run(Rows(np.array(numbers, np.int32), pages))
 
     def read_prompts(self, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
         """The likeliest first token of each request, and its logits; the list is sorted by adapter."""
@@ -151,10 +151,10 @@ class Engine:
         for one in requests:
             if one.adapter is not None:
                 self.adapters.bring(one.adapter)
-            owned.append(torch.from_numpy(self.new_pages(one, len(one.ids))))
-        numbers = pad_left([torch.tensor(one.ids) for one in requests]), pad_left(owned)
-        seats = torch.tensor([self.seats[one] for one in requests])
-        ids, pages, seats = upload_numbers([*numbers, seats], self.pool.vectors.device)
+            owned.append(self.new_pages([one], len(one.ids))[0])
+        numbers = pad_left([np.array(one.ids, np.int32) for one in requests]), pad_left(owned)
+        taken = np.array([self.seats[one] for one in requests], np.int32)
+        ids, pages, seats = upload_numbers([*numbers, taken], self.pool.vectors.device)
         real = pages[:, 0] > 0
         self.steps.put_prompts(seats, pages, real)
         cache = DynamicCache()
@@ -194,10 +194,12 @@ def draw_instead(rows: Sequence[Request], tokens: torch.Tensor, logits: torch.Te
             tokens[place : place + 1] = row.draw(logits[place : place + 1])
 
 
-def pad_left(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors `[…, length]` as one `[parts, …, longest]`, zeros on the left."""
-    longest = max(part.shape[-1] for part in parts)
-    return torch.stack([torch.nn.functional.pad(part, (longest - part.shape[-1], 0)) for part in parts])
+def pad_left(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays `[…, length]` as one `[parts, …, longest]`, zeros on the left."""
+    found = np.zeros((len(parts), *parts[0].shape[:-1], max(part.shape[-1] for part in parts)), parts[0].dtype)
+    for one, part in zip(found, parts):
+        one[..., found.shape[-1] - part.shape[-1] :] = part
+    return found
 
 
 def causal_mask(real: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

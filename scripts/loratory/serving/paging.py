@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ class PagedLinear(RowwiseLayer):
     def use_columns(self, table: torch.Tensor, first: int) -> int:
         """Finds its pages in a table `[places, columns]` of all layers, from a column on; returns the next layer's."""
         a, b = (self.rank * part for part in self.parts)
-        self.columns = torch.arange(first, first + a), torch.arange(first + a, first + a + b)
+        self.columns = np.arange(first, first + a), np.arange(first + a, first + a + b)
         views = (table[:, own[0] : own[-1] + 1].unflatten(1, (self.rank, -1)) for own in self.columns)
         self.a, self.b = (Pages(self.pool.vectors, view, size) for view, size in zip(views, self.sizes))
         return first + a + b
@@ -195,14 +196,14 @@ class PagedAdapters(AdapterSet):
 
     def copy_adapter(self, name: str) -> None:
         """Begins to copy an adapter from its file to pages of its own; so many are free."""
-        deltas, pages = self.adapters[name].deltas, self.pool.allocate(name, self.pages[name])
-        groups, row = group_layers(deltas), torch.zeros(self.table.shape[1], dtype=torch.int32)
-        row[torch.cat([self.columns_of(group) for group in groups])] = pages.int()
-        scales = torch.tensor([deltas[layer].scale for group in groups for layer in group.names])
-        numbers = torch.cat([row, pages.int(), scales.view(torch.int32)])
+        deltas, own = self.adapters[name].deltas, self.pool.allocate_each([name], self.pages[name])[0]
+        groups, line = group_layers(deltas), np.zeros(self.table.shape[1], np.int32)
+        line[np.concatenate([self.columns_of(group) for group in groups])] = own
+        multipliers = np.array([deltas[layer].scale for group in groups for layer in group.names], np.float32)
+        numbers = torch.from_numpy(np.concatenate([line, own, multipliers.view(np.int32)]))
         with self.beside_steps():
             numbers, factors = self.staging.upload(numbers, join_factors(groups, deltas))
-            row, pages, scales = numbers.split([len(row), len(pages), len(scales)])
+            row, pages, scales = numbers.split([len(line), len(own), len(multipliers)])
             vectors = self.page_vectors(groups, scales.view(torch.float32), factors)
             self.pool.vectors.index_copy_(0, pages.long(), vectors)
             self.table[self.places[name]] = row
@@ -220,10 +221,10 @@ class PagedAdapters(AdapterSet):
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
-    def columns_of(self, group: LayerGroup) -> torch.Tensor:
+    def columns_of(self, group: LayerGroup) -> np.ndarray:
         """Of the table, for the pages of A of all layers, then of B, as `page_vectors` orders them."""
         layers = [self.layers[name] for name in group.names]
-        return torch.cat([layer.columns[i][: group.rank * layer.parts[i]] for i in (0, 1) for layer in layers])
+        return np.concatenate([layer.columns[i][: group.rank * layer.parts[i]] for i in (0, 1) for layer in layers])
 
     def page_vectors(self, groups: Sequence[LayerGroup], scales: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """What an adapter's pages hold `[pages, width]`, of its joined factors and the scales of all layers."""

@@ -70,14 +70,24 @@ class PagePool:
         """`[count]` pages, on the host, which are the owner's from here on, besides those that it has.
 
         Raises:
+            InputError: as `allocate_each`.
+        """
+        return torch.from_numpy(self.allocate_each([owner], count)[0].astype(np.int64))
+
+    def allocate_each(self, owners: Sequence[Hashable], count: int) -> np.ndarray:
+        """`[owners, count]` pages, of each owner its own.
+
+        Raises:
             InputError: so many are not free.
         """
-        if count > self.left:
+        total = len(owners) * count
+        if total > self.left:
             what, fix = "the pool is full", "serve fewer requests at once, or give it more pages"
-            raise InputError(f"pool: {owner}", what, f"{count} pages", f"at most {self.left}", fix, "pool_full")
-        self.left -= count
-        found = torch.from_numpy(self.stack[self.left : self.left + count].astype(np.int64))
-        self.owned.setdefault(owner, []).extend(found.tolist())
+            raise InputError(f"pool: {owners[0]}", what, f"{total} pages", f"at most {self.left}", fix, "pool_full")
+        self.left -= total
+        found = self.stack[self.left : self.left + total].reshape(len(owners), count).copy()
+        for owner, pages in zip(owners, found.tolist()):
+            self.owned.setdefault(owner, []).extend(pages)
         return found
 
     def release(self, owner: Hashable) -> None:
@@ -105,9 +115,11 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def upload_numbers(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Whole numbers of several tensors on the device, int32, in one copy: each copy costs as much as a thousand of
-    them."""
-    joined = upload(torch.cat([tensor.flatten().int() for tensor in tensors]), device)
-    parts = joined.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors)]
+def upload_numbers(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Several int32 arrays on the device, in one copy.
+
+    Small arrays are NumPy's until here: PyTorch wakes its threads for some of them, which takes milliseconds.
+    """
+    joined = upload(torch.from_numpy(np.concatenate([array.ravel() for array in arrays])), device)
+    parts = joined.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays)]

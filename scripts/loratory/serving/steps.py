@@ -6,7 +6,6 @@ for some rows and some length answers any such rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -74,19 +73,15 @@ def write_states(pool: PagePool, pages: torch.Tensor, states: torch.Tensor) -> N
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a step.
+class Rows:
+    """What a step reads; rows of one adapter come together.
 
     Attributes:
-        token, position: what it reads. seat: of its pages in the table. adapter: its place, and whether it has one.
-        pages: of the token's keys and values `[2 · layers]`.
+        numbers: `[rows, 4]` int32: token, its position, the seat of its text in the table, the place of its adapter.
+        pages: `[rows, 2 · layers]` int32: of the token's keys and values.
     """
 
-    token: int
-    position: int
-    seat: int
-    place: int
-    bare: bool
+    numbers: np.ndarray
     pages: np.ndarray
 
 
@@ -138,30 +133,27 @@ class Steps:
         places = torch.where(real, seats[:, None], self.seats)  # what is not real is nobody's, page 0
         self.table[places, :, positions] = pages.transpose(1, 2)
 
-    def run(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """The likeliest token of each row `[rows]` and its logits `[rows, vocabulary]`, overwritten by the next step,
-        before which they are to be read; rows of one adapter come together."""
-        count, longest = power_of_two(len(rows)), max(row.position for row in rows) + 1
+        before which they are to be read."""
+        used, longest = len(rows.numbers), int(rows.numbers[:, 1].max()) + 1
+        count = power_of_two(used)
         length = self.length if self.has_kernel else min(self.length, -(-longest // BUCKET) * BUCKET)
-        self.host_inputs[:count] = torch.from_numpy(self.fill_inputs(rows, count))
+        self.host_inputs.numpy()[:count] = self.fill_inputs(rows, count)
         self.inputs[:count].copy_(self.host_inputs[:count], non_blocking=True)
         self.run_shape(count, length)
-        return self.tokens[: len(rows)], self.logits[: len(rows)]
+        return self.tokens[:used], self.logits[:used]
 
-    def fill_inputs(self, rows: Sequence[Row], count: int) -> np.ndarray:
+    def fill_inputs(self, rows: Rows, count: int) -> np.ndarray:
         """`[count, 7 + pages]`: token, position, seat, adapter's place, the three bounds of a tile, pages."""
+        used, places = len(rows.numbers), rows.numbers[:, 3]
         found = np.zeros((count, 7 + self.parts), np.int32)
         found[:, 2] = self.seats
-        found[: len(rows), :4] = [(row.token, row.position, row.seat, row.place) for row in rows]
-        found[: len(rows), 7:] = [row.pages for row in rows]
-        tiles: list[list[int]] = []
-        for number, row in enumerate(rows):
-            if tiles and tiles[-1][0] == row.place and number - tiles[-1][1] < SHORT_TILE:
-                tiles[-1][2] = number + 1
-            elif not row.bare:
-                tiles.append([row.place, number, number + 1])
-        if tiles:
-            found[: len(tiles), 4:7] = tiles
+        found[:used, :4], found[:used, 7:] = rows.numbers, rows.pages
+        row = np.arange(used)
+        begins = np.maximum.accumulate(np.where(np.diff(places, prepend=-1) != 0, row, 0))  # of each row's adapter
+        firsts = row[(row - begins) % SHORT_TILE == 0]
+        found[: len(firsts), 4:7] = np.stack([places[firsts], firsts, np.append(firsts[1:], used)], 1)
         return found
 
     def run_shape(self, count: int, length: int) -> None:
