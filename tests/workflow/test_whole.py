@@ -60,9 +60,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory, warm_python) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    run(folder)
+    run(folder, python=warm_python)
     return folder
 
 
