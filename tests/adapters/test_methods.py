@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_run_even_when_it_was_killed_in_between(nam
 def test_the_method_learns(name, tmp_path):
     toy = FAMILIES[row(name).families[0]]()
     before = toy.mean_loss()
-    train(toy, made(name), tmp_path, steps=40, rate=row(name).rate, decay=0.0)
+    train(toy, made(name), tmp_path, steps=25, rate=row(name).rate, decay=0.0)
     assert toy.mean_loss() < before - 0.02
 
 
@@ -175,7 +175,7 @@ def test_a_base_in_bf16_is_trained_on_and_stays_in_bf16(name, tmp_path):
     toy = FAMILIES[row(name).families[0]]()
     toy.model.to(torch.bfloat16)
     before, bare = toy.mean_loss(), state(toy.model)
-    train(toy, made(name), tmp_path, steps=20, rate=row(name).rate, decay=0.0)
+    train(toy, made(name), tmp_path, steps=12, rate=row(name).rate, decay=0.0)
     assert toy.output().dtype == torch.bfloat16 and toy.mean_loss() < before
     assert {p.dtype for p in core.trainable_parameters(toy.model).values()} == {torch.float32}
     trained, adapter = toy.output(), core.export(toy.model, toy.heads, {})
