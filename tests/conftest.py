@@ -1,5 +1,7 @@
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,18 @@ if not Path("/proc/driver/nvidia").exists():
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 WEIGHTS = Path(os.environ.get("LORATORY_WEIGHTS", ROOT.parent / "weights"))  # folders such as whisper_tiny_en
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory) -> Iterator[Path]:
+    """A `python` whose processes have imported torch and the like already; not for tests of what is imported, nor for
+    runs that are killed."""
+    folder, here = tmp_path_factory.mktemp("warm"), os.environ | {"OMP_NUM_THREADS": "1"}
+    asked = [sys.executable, Path(__file__).with_name("warm_python.py"), folder]
+    with subprocess.Popen(asked, env=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout.readline() == "ready\n"
+        yield folder / "python"
+        server.stdin.close()
 
 
 @pytest.fixture(scope="session")

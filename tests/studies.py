@@ -61,10 +61,10 @@ def written(config: dict, folder: Path) -> Path:
     return path
 
 
-def command(folder: Path, config: dict, *arguments: str) -> list[str]:
+def command(folder: Path, config: dict, *arguments: str, python: Path | str = sys.executable) -> list[str]:
     """Snakemake as users call it, working in `folder`."""
     file = written(config, folder)
-    return [sys.executable, "-m", "snakemake", "--configfile", str(file), "-d", str(folder), *arguments]
+    return [str(python), "-m", "snakemake", "--configfile", str(file), "-d", str(folder), *arguments]
 
 
 def succeeded(folder: Path, config: dict, *arguments: str, **options) -> str:
@@ -74,9 +74,11 @@ def succeeded(folder: Path, config: dict, *arguments: str, **options) -> str:
     return run.stdout
 
 
-def snakemake(folder: Path, config: dict, *arguments: str, **options) -> subprocess.CompletedProcess:
+def snakemake(
+    folder: Path, config: dict, *arguments: str, python: Path | str = sys.executable, **options
+) -> subprocess.CompletedProcess:
     """Runs the workflow in `folder`; `stdout` of the result is all that was said."""
-    asked = command(folder, config, *arguments)
+    asked = command(folder, config, *arguments, python=python)
     return subprocess.run(asked, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 

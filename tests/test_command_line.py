@@ -70,6 +70,8 @@ def test_a_published_base_stands_in_the_config(called, tmp_path):
         ),
         (["init", "protein", "fasta=my.fasta"], "config.yaml: the file exists"),
         (["check", "protein"], "no config file is named"),
+        (["check", "config.yaml", "--cores", "2"], "unknown option (--cores)"),
+        (["export", "seed0", "new.yaml", "--forr", "vllm"], "unknown option (--forr)"),
         (["check", "config.yaml", "--config", "data_rot=x"], "did you mean `data_root`?"),
     ],
 )

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -160,7 +159,7 @@ def test_a_folder_of_another_family_is_refused_with_the_right_one(seq2seq, tmp_p
 
 
 @pytest.mark.whole
-def test_the_page_s_files_put_where_it_says_are_checked_and_run(tmp_path):
+def test_the_page_s_files_put_where_it_says_are_checked_and_run(tmp_path, warm_python):
     """In a copy of the project, by the commands of users; the page's configs stand beside the demo's."""
     for name in ("config", "envs", "profiles", "scripts", "workflow"):
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -175,7 +174,7 @@ def test_the_page_s_files_put_where_it_says_are_checked_and_run(tmp_path):
         update_config(study, yaml.safe_load(text))
 
     def succeeds(command: str, config: dict, *options: str) -> str:
-        asked = [sys.executable, "-m", "loratory", command, str(written(config, tmp_path)), *options]
+        asked = [warm_python, "-m", "loratory", command, str(written(config, tmp_path)), *options]
         environment = os.environ | {"PYTHONPATH": str(tmp_path / "scripts")}
         done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -349,11 +349,27 @@ def test_more_requests_than_may_wait_are_told_to_come_back(base_folder, monkeypa
 
 
 def test_the_command_listens_at_this_machine_alone_unless_told(base_folder, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(endpoint.uvicorn, "run", lambda app, **options: calls.append(options))
+    listening = []
+    monkeypatch.setattr(endpoint.uvicorn.Server, "run", lambda self, at: listening.extend(s.getsockname() for s in at))
     assert command_line.main(["serve", str(base_folder), "--port", "8123"]) == 0
-    assert calls == [{"host": "127.0.0.1", "port": 8123, "log_level": "warning"}]
+    assert listening == [("127.0.0.1", 8123)]
     assert "http://127.0.0.1:8123/v1 answers as toy, dora@text" in capsys.readouterr().out
+
+
+def test_what_cannot_be_served_so_is_refused_in_one_line_before_the_base_is_loaded(base_folder, monkeypatch, capsys):
+    monkeypatch.setattr(endpoint, "load_base", lambda *_: pytest.fail("it was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wrong = {
+            "--port": [str(taken.getsockname()[1]), "99999", "-1"],
+            "--host": ["nowhere.invalid"],
+            "--memory": ["nan", "-1", "0", "inf"],
+            "--device": ["gpu", "cuda:99"],
+            "--devise": ["cpu"],
+        }
+        for option, value in ((option, value) for option, values in wrong.items() for value in values):
+            assert command_line.main(["serve", str(base_folder), f"{option}={value}"]) == 1
+            [line] = capsys.readouterr().err.splitlines()
+            assert line.startswith("error: ") and len(line) < 300, line
 
 
 def test_a_base_that_writes_no_text_is_refused(tmp_path):

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,13 @@ pytestmark = pytest.mark.whole
 
 
 @pytest.fixture
-def environment(tmp_path_factory) -> dict[str, str]:
+def environment(warm_python, tmp_path_factory) -> dict[str, str]:
     """Where `python` and `loratory` are this checkout's, installed or not."""
-    commands = tmp_path_factory.mktemp("commands")
-    for name, asked in (("python", ""), ("loratory", " -m loratory")):
-        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{asked} "$@"\n')
-        (commands / name).chmod(0o755)
-    return os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "scripts")}
+    command = tmp_path_factory.mktemp("commands") / "loratory"
+    command.write_text(f'#!/bin/sh\nexec "{warm_python}" -m loratory "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join([str(command.parent), str(warm_python.parent), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "scripts")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status, 0, or 1 after an error of one line; does not return from Snakemake."""
     given, options = command_parser().parse_known_args(arguments)
     try:
+        if options and given.command not in (plan_study, run_study, make_report):
+            raise InputError("command line", "unknown option", options[0], fix="see `loratory COMMAND --help`")
         return int(given.command(given, options) or 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

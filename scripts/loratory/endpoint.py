@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import suppress
+from contextlib import closing, suppress
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 import uvicorn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
@@ -28,7 +31,7 @@ from starlette.routing import Route
 from loratory.bases.core import load_base
 from loratory.bases.decoding import Sampling
 from loratory.bases.families.causal import Family as CausalBase
-from loratory.errors import InputError, short_value
+from loratory.errors import InputError, one_error, short_value
 from loratory.problems import first_problem
 from loratory.registry import unknown_name_error
 from loratory.serving.catalog import find_models
@@ -313,9 +316,35 @@ def serve_base(folder: Path | str, host: str, port: int, device: str, memory: fl
         memory: see `ModelServer`.
 
     Raises:
-        InputError: no prepared base is there, or none that writes text.
+        InputError: no prepared base is there, or none that writes text; no such device; nothing can listen there.
     """
-    folder = Path(folder).resolve()
+    if not 0 < memory < inf:
+        raise InputError("serve: --memory", "no size", memory, "GB, above 0")
+    require_device(device)
+    with closing(listening_socket(host, port)) as listening:
+        run_endpoint(Path(folder).resolve(), listening, host, port, device, memory)
+
+
+def require_device(device: str) -> None:
+    """Raises:
+    InputError: torch knows no such device here.
+    """
+    with one_error("serve: --device", "no such device here", "cpu, or cuda where there is a GPU"):
+        torch.empty(1, device=device).tolist()
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Opened before the base is: whoever cannot listen need not load it.
+
+    Raises:
+        InputError: another program listens there, or it is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with one_error("serve", f"cannot listen at {host}:{port}", fix="take another `--port`, or `--host`"):
+        return socket.create_server((host, port), family=family)
+
+
+def run_endpoint(folder: Path, listening: socket.socket, host: str, port: int, device: str, memory: float) -> None:
     server = ModelServer(load_base(folder, device), find_models(folder), memory)
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
     for name, reason in server.catalog.reasons.items():
@@ -324,6 +353,7 @@ def serve_base(folder: Path | str, host: str, port: int, device: str, memory: fl
         print(f"not served: {error}")
     print(f"http://{host}:{port}/v1 answers as {', '.join(server.names)}; Ctrl-C ends it", flush=True)
     try:
-        uvicorn.run(create_app(server, hosts), host=host, port=port, log_level="warning")
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(create_app(server, hosts), log_level="warning")).run([listening])
     finally:
         server.close()

@@ -1,5 +1,6 @@
 """Tiny bases of each family that can be trained on without files: their model, examples and loss."""
 
+from shutil import copytree
 from types import SimpleNamespace
 
 import torch
@@ -106,13 +107,18 @@ def five_steps(model, loss, **options) -> None:
             optimizer.zero_grad()
 
 
-def train(toy: Toy, method, folder, kill_at: int | None = None, parts: int = 1, **options) -> AdapterSession:
-    """A whole training; `kill_at` ends it without warning at that step, `parts` are micro-batches of a step."""
+def train(
+    toy: Toy, method, folder, kill_at: int | None = None, copy_at: int | None = None, parts: int = 1, **options
+) -> AdapterSession:
+    """A whole training; `kill_at` ends it without warning at that step, `copy_at` copies what such an end would leave
+    to `{folder}.killed`, `parts` are micro-batches of a step."""
     session = begin(toy, method, **options)
 
     def micro_batches(step):
         if step == kill_at:
             raise KeyboardInterrupt
+        if step == copy_at:
+            copytree(folder, f"{folder}.killed")
         batch = session.batch(step)
         split = {key: tensor.chunk(parts) for key, tensor in batch.items()}
         batches = [dict(zip(split, part)) for part in zip(*split.values())]

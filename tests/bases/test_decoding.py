@@ -143,6 +143,11 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_definitions(sampling):
     torch.testing.assert_close(share, expected, rtol=0, atol=0.015)
 
 
+def test_however_cold_it_is_the_likeliest_token_is_drawn():
+    logits = torch.tensor([[2.0, 60.0, 59.0, -300.0]])
+    assert Sampling(0, temperature=5e-324).token_draw("cpu")(logits).tolist() == [1]
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": 0}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(InputError, match="sampling: "):

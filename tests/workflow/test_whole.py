@@ -60,9 +60,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory, warm_python) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    run(folder)
+    run(folder, python=warm_python)
     return folder
 
 
@@ -171,13 +171,14 @@ def test_deleting_all_output_leaves_what_was_said_and_measured_of_jobs_alone(fin
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path, number):
+def test_a_killed_run_goes_on_to_the_same_results(finished, tmp_path, warm_python, number):
     targets = [f"results/tables/lncrna.mini_bert.{suffix}" for suffix in ("md", "tsv")]
     said = end_while_adapters_learn(tmp_path, number, *targets)
     assert ("stopped: train sweep: lncrna, mini_bert" in said) == (number == signal.SIGTERM)
     assert "Traceback" not in said and "failed: " not in said
     unfinished = digests(tmp_path)
-    assert ("its lock is removed" in run(tmp_path, *targets)) == (number == signal.SIGKILL)
+    again = run(tmp_path, *targets, python=warm_python)
+    assert ("its lock is removed" in again) == (number == signal.SIGKILL)
     found, expected = digests(tmp_path), digests(finished)
     assert unfinished.keys() < found.keys() and {*targets} <= found.keys()
     assert found == {path: expected[path] for path in found}

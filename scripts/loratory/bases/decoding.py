@@ -23,6 +23,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from loratory.errors import InputError
 
+COLDEST = 1e-6  # a lower temperature draws the likeliest token too, until logits over it are no numbers any more
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -58,7 +60,7 @@ class Sampling:
         return partial(draw_tokens, warpers=self.logits_warpers(), generators=generators)
 
     def logits_warpers(self) -> LogitsProcessorList:
-        found = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        found = LogitsProcessorList([TemperatureLogitsWarper(max(float(self.temperature), COLDEST))])
         if self.top_k is not None:
             found.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
