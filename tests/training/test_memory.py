@@ -86,6 +86,8 @@ def test_weights_count_by_the_precision_that_holds_them(wide, tmp_path):
     assert found["bf16"].weights - found["int8"].weights == pytest.approx(linear, rel=0.3)
     assert found["bf16"].weights - found["nf4"].weights == pytest.approx(1.48 * linear, rel=0.3)
     assert len({estimate.learnt for estimate in found.values()}) == 1
+    copied = 64 * 3 * 4 * (6 * 128 + 384)  # of each position the inputs of seven linear layers of four blocks
+    assert found["int8"].passing - found["bf16"].passing == copied and found["nf4"].passing == found["bf16"].passing
 
 
 def test_parts_of_a_batch_and_activations_computed_anew_take_less(wide, tmp_path):
