@@ -207,6 +207,9 @@ MISFITS = {  # how the line begins: the change that causes it
     "bases.mini_bert: only a base of family causal is held in nf4; expected fp32 or bf16": {
         "bases.mini_bert.precision": "nf4"
     },
+    "bases.mini_lm.precision: needs a GPU with CUDA, and models run on the CPU (int8)": {
+        "bases.mini_lm.precision": "int8"
+    },
     "bases.mini_bert: only a causal base takes `audio`": {"bases.mini_bert.audio": {"encoder": "mini_whisper"}},
     "bases.mini_bert: only a base of family whisper takes `whisper`": {"bases.mini_bert.whisper": {}},
     "bases.gpt: no `.pt` file is read as a base of family causal": {"bases.gpt": LOCAL | {"path": "tiny.pt"}},
@@ -648,6 +651,7 @@ def test_a_base_in_half_precision_takes_every_method(name):
     changes = {"bases.mini_lm.precision": "bf16", "adapters.own": {"method": name, **needed}}
     changes |= {"domains.protein.adapters.mini_lm": ["lora", "own"]}
     loratory_config.read_config(changed(DEMO, changes), FILE)
+    changes |= {"resources.device": "cuda"}
     if not registry.load_module("method", name).Method.needs_plain_weights:
         loratory_config.read_config(changed(DEMO, changes | {"bases.mini_lm.precision": "nf4"}), FILE)
         return

@@ -168,6 +168,11 @@ def check_path(at: str, path: str) -> None:
 
 
 def check_base(at: str, base: BaseEntry, config: Study) -> None:
+    if base.precision in PACKED and config.resources.device == "cpu":
+        fix = "`resources.device: cuda`, or `precision: bf16`"
+        raise InputError(
+            f"{at}.precision", "needs a GPU with CUDA, and models run on the CPU", base.precision, fix=fix
+        )
     if base.path:
         check_path(f"{at}.path", base.path)
     if base.audio:
