@@ -24,6 +24,7 @@ WILDCARDS = {
     "mixers": {"base": "mini-lm"},
     "splits": {"base": "mini-lm"},
     "stage": {"stage": "in_turn"},
+    "throughput": {"base": "mini-lm"},
     "layers": {"mixture": "xlora_all"},
     "tokens": {"mixture": "xlora_all"},
 }
