@@ -10,7 +10,6 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, cast
 
@@ -26,7 +25,7 @@ from loratory.errors import InputError
 from loratory.serving.catalog import sort_models
 from loratory.serving.engine import Engine, page_width
 from loratory.serving.pool import PagePool
-from loratory.serving.throughput import Arrival, measure_throughput
+from loratory.serving.throughput import Arrival, Throughput, measure_throughput
 
 ROWS = 64  # requests of a batch
 FIRST_ID = 3  # below it most tokenizers have what is no text
@@ -113,8 +112,12 @@ def measure_engine(base: CausalBase, named: Mapping[str, Path], arrivals: Sequen
         engine.adapters.make_room(engine.pool.pages)
         found = measure_throughput(engine, arrivals)
     engine.close()
+    return describe_arm("shared batches", found)
+
+
+def describe_arm(name: str, found: Throughput) -> Arm:
     return {
-        "arm": "shared batches",
+        "arm": name,
         "requests_per_second": found.requests_per_second,
         "tokens_per_second": found.tokens_per_second,
         "first_token": found.median_first_token,
@@ -222,13 +225,5 @@ def measure_arm(
     clock = Clock(len(arrivals))
     answer_all(arrivals, clock)
     seconds = perf_counter() - clock.started
-    return {
-        "arm": name,
-        "requests_per_second": len(arrivals) / seconds,
-        "tokens_per_second": sum(map(len, clock.written)) / seconds,
-        "first_token": median(clock.first_token),
-        "first_token_p95": sorted(clock.first_token)[-(-95 * len(arrivals) // 100) - 1],
-        "adapter_bytes": held,
-        "device_bytes": torch.cuda.max_memory_allocated(base.device) if on_gpu else None,
-        "written": clock.written,
-    }
+    peak = torch.cuda.max_memory_allocated(base.device) if on_gpu else None
+    return describe_arm(name, Throughput(seconds, clock.first_token, clock.written, held, peak))
